@@ -1,0 +1,98 @@
+# `make` alone lists the targets. Everything is installed into .venv, once, and again only when the requirements change.
+
+# Interpreters to try, best first: the tested versions in constraints.txt were chosen on 3.11.
+PYTHON ?= python3.11 python3.12 python3.13 python3
+VENV ?= .venv
+# Exact tested versions. `make CONSTRAINTS= test` takes the newest that setup.cfg admits.
+CONSTRAINTS ?= constraints.txt
+# More extras for any target, separated by spaces: `make train EXTRAS=cuda`.
+EXTRAS ?=
+# More flags for the script that a target runs: `make train ARGS=--config.training.steps=100`.
+ARGS ?=
+# More flags for pytest: `make test PYTEST_ARGS="-k attention"`.
+PYTEST_ARGS ?=
+
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip --disable-pip-version-check --quiet
+REQUIREMENTS := setup.cfg pyproject.toml $(CONSTRAINTS)
+# One stamp for each extra that is installed, and `core` for none.
+installed = $(patsubst %,$(VENV)/.installed-%,core $(1) $(EXTRAS))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+# Two installations into one environment must not meet.
+.NOTPARALLEL:
+.PHONY: help setup train speeches test lint format benchmark parity clean
+
+help: ## list the targets
+	@echo "usage: make TARGET [ARGS=...] [EXTRAS=cuda|tpu] [PYTHON=...]"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(call installed,) ## make .venv and install the lab
+
+train: $(call installed,) ## train the default recipe, handwritten digits, into runs/digits
+	@$(RUN) train.py --config=configs/digits.py --workdir=runs/digits $(ARGS)
+
+speeches: $(call installed,) ## train the character model of speeches into runs/speeches
+	@$(RUN) train.py --config=configs/speeches.py --workdir=runs/speeches $(ARGS)
+
+test: lint ## lint, then run all tests
+	@$(RUN) -m pytest $(PYTEST_ARGS)
+
+lint: $(call installed,test) ## check style and format
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+
+format: $(call installed,test) ## mend style and format where that can be done by itself
+	@$(RUN) -m ruff check --fix .
+	@$(RUN) -m ruff format .
+
+benchmark: $(call installed,parity) ## time the train step beside PyTorch's (installs PyTorch)
+	@$(RUN) benchmarks/train_step.py $(ARGS)
+
+parity: $(call installed,parity) ## make the parity tests' golden files again (installs PyTorch)
+	@$(RUN) tools/make_parity_goldens.py $(ARGS)
+
+clean: ## remove caches and build products; .venv and runs stay
+	@rm -rf build dist .pytest_cache .ruff_cache .hypothesis *.egg-info
+	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.installed-core: $(REQUIREMENTS) | $(RUN)
+	@echo "Installing the lab into $(VENV) (a few minutes, once)"
+	@$(PIP) --version >/dev/null 2>&1 || $(RUN) -m ensurepip >/dev/null # some tools make environments without pip
+	@$(PIP) install $(addprefix --constraint ,$(CONSTRAINTS)) --editable .
+	@touch $@
+
+$(VENV)/.installed-%: $(REQUIREMENTS) | $(VENV)/.installed-core
+	@echo "Installing the extra '$*' into $(VENV)"
+	@$(PIP) install $(addprefix --constraint ,$(CONSTRAINTS)) --editable '.[$*]'
+	@touch $@
+
+# The first interpreter that is new enough and can make an environment; without one, the first that is new enough.
+# Debian and its descendants keep what makes environments in a package of its own.
+$(RUN):
+	@python=; \
+	for candidate in $(PYTHON); do \
+	    "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+	    python=$${python:-$$candidate}; \
+	    "$$candidate" -c 'import ensurepip, venv' 2>/dev/null && python=$$candidate && break; \
+	done; \
+	if [ -z "$$python" ]; then \
+	    echo "No Python 3.11 or newer among: $(PYTHON). Install one, or name it: make PYTHON=/path/to/python3" >&2; \
+	    exit 1; \
+	fi; \
+	if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
+	    package=$$("$$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])'); \
+	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	        echo "Installing $$package, which makes environments"; \
+	        { apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$$package"; } >/dev/null; \
+	    fi; \
+	    if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
+	        echo "$$python cannot make environments, for it has no ensurepip. On Debian and Ubuntu:" >&2; \
+	        echo "    sudo apt-get install $$package" >&2; \
+	        echo "Elsewhere, name another Python: make PYTHON=/path/to/python3" >&2; \
+	        exit 1; \
+	    fi; \
+	fi; \
+	echo "Making $(VENV) with $$("$$python" --version)"; \
+	"$$python" -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }

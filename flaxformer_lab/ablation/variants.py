@@ -1,0 +1,111 @@
+"""Named variants: small tables of overrides on a config. A value may be a function of the config it is laid upon."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flaxformer_lab.config import Config, as_dict, flatten, nearest, override, parse_config
+from flaxformer_lab.errors import ConfigError
+
+Value = Any | Callable[[Config], Any]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A named change to the model, and what it is meant to show."""
+
+    purpose: str
+    overrides: Mapping[str, Value]
+
+
+def _added_position(config: Config) -> str:
+    """Rotary positions turn pairs of features into one another; where features must not meet, a table replaces them."""
+    return "learned" if config.model.position == "rotary" else config.model.position
+
+
+VARIANTS: dict[str, Variant] = {
+    "single_head": Variant(
+        "one head as wide as the model: one relation a layer",
+        {"model.attention.num_heads": 1, "model.attention.head_dim": None},
+    ),
+    "multi_head": Variant(
+        "eight heads that share the width: up to eight relations a layer",
+        {"model.attention.num_heads": 8, "model.attention.head_dim": None},
+    ),
+    "ffn_off": Variant("no feed-forward part: attention alone", {"model.ffn.kind": "off"}),
+    "linear_ffn": Variant(
+        "an FFN without its nonlinearity: features mix, but only linearly",
+        {"model.ffn.kind": "mlp", "model.ffn.activation": "identity"},
+    ),
+    "linear_only": Variant(
+        "the whole network is one linear map of its input: f(aX + bY) = a f(X) + b f(Y)",
+        {
+            "model.attention.kind": "static",
+            "model.ffn.kind": "mlp",
+            "model.ffn.activation": "identity",
+            "model.norm.kind": "off",
+            "model.bias": False,
+            "model.position": "off",
+            "model.dropout": 0.0,
+            "task.pooling": lambda config: "mean",
+        },
+    ),
+    "attention_off": Variant("no token mixing at all", {"model.attention.kind": "off"}),
+    "mean_attention": Variant("every token receives the mean of the tokens", {"model.attention.kind": "mean"}),
+    "static_attention": Variant(
+        "learned token weights that do not see the input", {"model.attention.kind": "static"}
+    ),
+    "diagonal_projection": Variant(
+        "query, key and value weigh each feature alone: no mixing before the scores",
+        {"model.attention.projection": "diagonal", "model.attention.head_dim": None},
+    ),
+    "per_dimension": Variant(
+        "a feature of Q meets only the same feature of K: one head a feature, diagonal projections and output",
+        {
+            "model.attention.projection": "diagonal",
+            "model.attention.output": "diagonal",
+            "model.attention.num_heads": lambda config: config.model.width,
+            "model.attention.head_dim": 1,
+            "model.position": _added_position,
+        },
+    ),
+    "diagonal_ffn": Variant("an FFN of its own for each feature: no mixing in it", {"model.ffn.kind": "diagonal"}),
+    "norm_off": Variant("no normalisation", {"model.norm.kind": "off"}),
+    "skip_off": Variant("no residual connections", {"model.skip.attention": False, "model.skip.ffn": False}),
+    "channel_attention": Variant(
+        "attention between features instead of tokens (XCiT)", {"model.attention.kind": "channel"}
+    ),
+}
+
+
+def apply_variants(tree: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
+    """Returns the mapping of a config with the named variants laid upon it.
+
+    Raises:
+        ConfigError: an unknown variant, or two that set one key to different values.
+    """
+    config = parse_config(tree)
+    set_by: dict[str, tuple[str, Any]] = {}
+    for name in names:
+        if name not in VARIANTS:
+            raise ConfigError(
+                f"--ablation={name} is not a variant: {nearest(name, VARIANTS)}choose from {', '.join(VARIANTS)}"
+            )
+        for key, value in VARIANTS[name].overrides.items():
+            value = value(config) if callable(value) else value
+            other, theirs = set_by.setdefault(key, (name, value))
+            if theirs != value:
+                raise ConfigError(
+                    f"--ablation={name} sets {key}={value}, but {other} sets it to {theirs}; name only one of the two"
+                )
+    known = flatten(as_dict(config))
+    for key, (_, value) in set_by.items():
+        if key in known:
+            tree = override(tree, key, value)
+    return dict(tree)
+
+
+def changed_keys(config: Config, names: list[str]) -> dict[str, str]:
+    """The keys that the named variants set, each with the variant that sets it."""
+    known = flatten(as_dict(config))
+    return {key: name for name in names for key in VARIANTS[name].overrides if key in known}

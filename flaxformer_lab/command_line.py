@@ -1,0 +1,112 @@
+"""What the commands share: a recipe with its overrides becomes a config, and an error becomes one clear line."""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from flaxformer_lab.ablation.variants import apply_variants
+from flaxformer_lab.cache import cache_folder
+from flaxformer_lab.config import Config, flatten, override, parse_config
+from flaxformer_lab.errors import ConfigError, LabError
+
+OVERRIDE = "--config."
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Runs a command: parses absl flags, hands `main` the `--config.KEY=VALUE` arguments, turns errors into exit codes."""
+    arguments, overrides = _split_overrides(sys.argv[1:])
+    try:
+        left = flags.FLAGS([sys.argv[0], *arguments])
+        if left[1:]:
+            raise ConfigError(f"{left[1]} is not understood; every argument is a flag: --name=value (see --help)")
+        _use_compilation_cache()
+        main(overrides)
+    except flags.Error as error:
+        _fail(str(error).strip(), ConfigError.exit_code)
+    except LabError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command resumes from the last checkpoint", 130)
+
+
+def load_config(recipe: str, overrides: list[str], ablation: list[str] = ()) -> Config:
+    """The config of a recipe file, with named variants laid upon it and single keys overridden.
+
+    Raises:
+        ConfigError: anything in it that cannot be what the user meant.
+    """
+    tree = _read_recipe(recipe)
+    flat = dict(_key_and_value(argument) for argument in overrides)
+    plain = tree
+    for key, value in flat.items():
+        plain = override(plain, key, value)
+    tree = apply_variants(plain, list(ablation))
+    _refuse_contradictions(flat, tree, ablation)
+    return parse_config(tree)
+
+
+def _refuse_contradictions(flat: Mapping[str, str], tree: Mapping[str, Any], ablation: list[str]) -> None:
+    """An explicit override wins over nothing: a variant that says otherwise contradicts it."""
+    final = flatten(tree)
+    for key, value in flat.items():
+        if key in final and str(final[key]).lower() != str(value).lower():
+            raise ConfigError(
+                f"{OVERRIDE}{key}={value} contradicts --ablation={','.join(ablation)}, which sets it to {final[key]}; "
+                "drop one of the two"
+            )
+
+
+def _split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Parts `--config.key=value` (or `--config.key value`) from the other arguments."""
+    others, overrides = [], []
+    remaining = iter(arguments)
+    for argument in remaining:
+        if not argument.startswith(OVERRIDE):
+            others.append(argument)
+        elif "=" in argument:
+            overrides.append(argument)
+        else:
+            overrides.append(f"{argument}={next(remaining, '')}")
+    return others, overrides
+
+
+def _key_and_value(argument: str) -> tuple[str, str]:
+    key, _, value = argument.removeprefix(OVERRIDE).partition("=")
+    return key, value
+
+
+def _read_recipe(recipe: str) -> dict[str, Any]:
+    """The mapping that a recipe's `get_config()` returns."""
+    path = Path(recipe)
+    if not path.is_file():
+        there = ", ".join(sorted(str(found) for found in Path("configs").glob("*.py"))) or "none in configs/"
+        raise ConfigError(f"--config={recipe} is not a file; recipes here: {there}")
+    spec = importlib.util.spec_from_file_location("recipe", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"--config={recipe} is not a Python file with a get_config()")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except Exception as error:
+        raise ConfigError(f"--config={recipe} cannot be read: {type(error).__name__}: {error}") from error
+    return config.to_dict() if hasattr(config, "to_dict") else dict(config)
+
+
+def _use_compilation_cache() -> None:
+    """Keeps compiled programs between runs; JAX_COMPILATION_CACHE_DIR, where it is set, says where."""
+    import jax
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _fail(message: str, exit_code: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(exit_code)

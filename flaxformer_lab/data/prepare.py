@@ -1,0 +1,225 @@
+"""Builds a TFDS data set on first use: without TensorFlow, once however many processes ask, and whole or not at all."""
+
+import contextlib
+import difflib
+import errno
+import fcntl
+import functools
+import hashlib
+import io
+import logging
+import os
+import re
+import shutil
+import sys
+import urllib.error
+from collections.abc import Iterator
+from pathlib import Path
+
+import requests
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download import downloader
+from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+
+from flaxformer_lab.cache import cache_folder
+from flaxformer_lab.data.builders import CHECKSUMS, LAB_DATASETS, format_checksums, parse_checksums
+from flaxformer_lab.data.tensorflow_stand_in import tensorflow_stand_in
+from flaxformer_lab.errors import DataError
+
+_NAME = re.compile(r"(?P<name>[a-z0-9_]+)(/[\w.-]+)?(:[\d.*]+)?")
+_ARRAY_RECORD = tfds.core.FileFormat.ARRAY_RECORD
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+_NO_NETWORK = (requests.RequestException, urllib.error.URLError, tfds.download.DownloadError, ConnectionError)
+_SHIPPED = " and ".join(LAB_DATASETS)
+
+
+def prepare(dataset: str) -> tfds.core.DatasetBuilder:
+    """Returns the builder of a data set that is ready to be read, and builds the data set first if need be.
+
+    The sets that ship with the lab are kept in its cache, all others where TFDS keeps them (`TFDS_DATA_DIR`, or
+    `~/tensorflow_datasets`), so that what was prepared there before is used. A copy there that is not array_record
+    (tfrecord, as a rule) cannot be read without TensorFlow: then a second one is built, in the lab's cache.
+
+    Args:
+      dataset: a TFDS name, with a config and a version if wanted: `name`, `name/config`, `name/config:1.2.3`.
+
+    Raises:
+      DataError: the name is unknown, or the data set cannot be fetched, written or trusted.
+    """
+    parsed = _NAME.fullmatch(dataset)
+    if parsed is None:
+        raise DataError(f"task.dataset={dataset!r} is no TFDS name; write name, name/config or name/config:1.2.3")
+    name = parsed["name"]
+    root = _root(dataset, name)
+    with _explained(dataset, root), quiet(), tensorflow_stand_in():
+        _check_digests(root / name)
+        builder = tfds.builder(dataset, data_dir=root)
+        if not _is_whole(builder):
+            with _locked(root / f".{name}.lock"):
+                builder = tfds.builder(dataset, data_dir=root)
+                if not _is_whole(builder):  # No other process has built it meanwhile.
+                    _build(builder)
+        return builder
+
+
+def tfds_folder() -> Path:
+    """Returns the folder in which TFDS keeps data sets."""
+    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def _root(dataset: str, name: str) -> Path:
+    """Returns the folder of data sets in which this one is, or is to be."""
+    if name in LAB_DATASETS:
+        return cache_folder("datasets")
+    with _explained(dataset, tfds_folder()), quiet(), tensorflow_stand_in():
+        builder = tfds.builder(dataset, data_dir=tfds_folder())
+        unreadable = builder.is_prepared() and _ARRAY_RECORD not in builder.info.available_file_formats()
+    return cache_folder("datasets") if unreadable else tfds_folder()
+
+
+def damaged(dataset: str, folder: Path, detail: object) -> DataError:
+    """Returns the error for prepared data that can no longer be trusted."""
+    return DataError(
+        f"{dataset} in {folder} is damaged ({detail}); delete that folder, and the next run builds it again"
+    )
+
+
+def _is_whole(builder: tfds.core.DatasetBuilder) -> bool:
+    folder = Path(builder.data_dir)
+    if builder.name in LAB_DATASETS:
+        return (folder / CHECKSUMS).exists()  # It is written last.
+    if folder.exists() and not builder.is_prepared():
+        raise damaged(builder.name, folder, "dataset_info.json or features.json is missing")
+    return builder.is_prepared()
+
+
+def _build(builder: tfds.core.DatasetBuilder) -> None:
+    folder, ships = Path(builder.data_dir), builder.name in LAB_DATASETS
+    print(f"preparing {builder.info.full_name} in {folder} ...", file=sys.stderr)
+    if ships:
+        for unfinished in [folder, *folder.parent.glob(f"incomplete.*_{folder.name}")]:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    tfds.display_progress_bar(sys.stderr.isatty() and not ships)
+    with _limited_waiting():
+        builder.download_and_prepare(
+            file_format=_ARRAY_RECORD,
+            download_dir=None if ships else tfds_folder() / "downloads",
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+        )
+    if ships:
+        unfinished = folder / f".{CHECKSUMS}"
+        unfinished.write_text(format_checksums(_digests(folder)))
+        unfinished.rename(folder / CHECKSUMS)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Returns the sha256 of each file of a prepared data set."""
+    files = (path for path in folder.iterdir() if path.name != CHECKSUMS and not path.name.startswith("."))
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _check_digests(folder: Path) -> None:
+    """Compares the files of each version with the digests of the day they were written, where there are any."""
+    for path in folder.glob(f"*/{CHECKSUMS}"):
+        try:
+            differing = parse_checksums(path.read_text()).items() ^ _digests(path.parent).items()
+        except ValueError as error:
+            raise damaged(folder.name, path.parent, f"{CHECKSUMS} cannot be read") from error
+        if differing:
+            names = ", ".join(sorted({name for name, _ in differing}))
+            raise damaged(folder.name, path.parent, f"changed since it was written: {names}")
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Lets one process in at a time. The system frees the lock of a process that dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps TFDS from printing to stdout, and from logging warnings that are none of the user's business."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+@contextlib.contextmanager
+def _limited_waiting() -> Iterator[None]:
+    """Lets a download fail within a minute: TFDS alone sets no time limit and tries ten times, ever more slowly."""
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # Else it logs each retry.
+    before = downloader.MAX_RETRIES, downloader._open_url
+    downloader.MAX_RETRIES, downloader._open_url = 2, functools.partial(downloader._open_url, timeout=20)
+    try:
+        yield
+    finally:
+        downloader.MAX_RETRIES, downloader._open_url = before
+
+
+@contextlib.contextmanager
+def _explained(dataset: str, root: Path) -> Iterator[None]:
+    """Turns what TFDS and the system raise while a data set is opened or built into one DataError."""
+    try:
+        yield
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:
+        raise DataError(_explain(dataset, root, error)) from error
+
+
+def _explain(dataset: str, root: Path, error: Exception) -> str:
+    causes = list(_causes(error))
+    variable = "TFDS_DATA_DIR" if root == tfds_folder() else "FLAXFORMER_LAB_CACHE"
+    if isinstance(error, tfds.core.DatasetNotFoundError):
+        near = difflib.get_close_matches(dataset, tfds.list_builders(with_community_datasets=False), n=3)
+        return f"task.dataset={dataset!r} is no data set of TFDS; " + (
+            f"nearest: {', '.join(near)}" if near else f"{_SHIPPED} ship with the lab"
+        )
+    if cause := next((cause for cause in causes if _is_system_error(cause, _NO_SPACE)), None):
+        return (
+            f"no space to prepare {dataset} in {root} ({_text(cause)}); free some, or set {variable} to another folder"
+        )
+    if any(isinstance(cause, _NO_NETWORK) for cause in causes):
+        return (
+            f"{dataset} cannot be downloaded ({_text(causes[-1])}); {_SHIPPED} need no network; "
+            f"or prepare {dataset} on another machine, with file_format=array_record, and copy it to {root}"
+        )
+    if cause := next((cause for cause in causes if _is_system_error(cause, _NO_ACCESS)), None):
+        return f"{dataset} has no access to {root} ({_text(cause)}); set {variable} to a folder that can be written"
+    if any(isinstance(cause, NonMatchingChecksumError) for cause in causes):
+        return f"the download of {dataset} is not what TFDS expects ({_text(error)}); try again later"
+    if cause := next((cause for cause in causes if isinstance(cause, ImportError) and cause.name), None):
+        return (
+            f"{dataset} cannot be prepared without the package {cause.name} ({_text(cause)}); install it, "
+            f"or prepare {dataset} where it is, with file_format=array_record, and copy it to {root}"
+        )
+    folder = root / dataset.partition("/")[0].partition(":")[0]
+    way_out = f"; if it is damaged, delete {folder}" if any(folder.rglob("dataset_info.json")) else ""
+    return f"task.dataset={dataset!r} cannot be prepared in {root} ({_text(error)}){way_out}"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yields an exception and those that led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_system_error(error: BaseException, codes: tuple[int, ...]) -> bool:
+    """Looks into the message as well: array_record and TFDS pass the system's errors on as text."""
+    texts = [os.strerror(code) for code in codes] + ["Not enough disk space"] * (errno.ENOSPC in codes)
+    return getattr(error, "errno", None) in codes or any(text in str(error) for text in texts)
+
+
+def _text(error: BaseException) -> str:
+    """Returns an error's message as one line of bearable length, without what TFDS puts before it."""
+    line = " ".join(str(error).split()).rpartition('}": ')[2]
+    return line if len(line) <= 300 else line[:300] + " ..."

@@ -1,0 +1,119 @@
+"""Token mixing and channel mixing as formulas on heads. Layout: [batch, tokens, heads, head_dim].
+
+`valid` marks the tokens that are not padding; padded tokens are never attended to.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+Heads = Float[Array, "batch tokens heads head_dim"]
+Valid = Bool[Array, "batch tokens"]
+
+
+def softmax_attention(
+    query: Heads,
+    key: Heads,
+    value: Float[Array, "batch tokens heads value_dim"],
+    *,
+    causal: bool = False,
+    valid: Valid | None = None,
+) -> Float[Array, "batch tokens heads value_dim"]:
+    """softmax(Q K^T / sqrt(head_dim)) V (Vaswani et al. 2017, eq. 1)."""
+    if query.shape[-1] != value.shape[-1]:
+        return apply_weights(softmax_weights(query, key, causal=causal, valid=valid), value)
+    mask = None if valid is None else valid[:, None, None, :]
+    return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal)
+
+
+def softmax_weights(
+    query: Heads, key: Heads, *, causal: bool = False, valid: Valid | None = None
+) -> Float[Array, "batch heads tokens tokens"]:
+    """softmax(Q K^T / sqrt(head_dim)), the weights that `softmax_attention` applies; float32."""
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+    return _masked_softmax(scores * query.shape[-1] ** -0.5, causal, valid)
+
+
+def static_weights(
+    scores: Float[Array, "heads max_tokens max_tokens"],
+    tokens: int,
+    *,
+    causal: bool = False,
+    valid: Valid | None = None,
+) -> Float[Array, "batch heads {tokens} {tokens}"]:
+    """Learned weights that do not see the input (random Synthesizer, Tay et al. 2021, eq. 6); batch is 1 without valid.
+
+    The weights are those of the first `tokens` of the `max_tokens` positions.
+    """
+    batch = 1 if valid is None else valid.shape[0]
+    scores = scores[:, :tokens, :tokens].astype(jnp.float32)
+    return _masked_softmax(jnp.broadcast_to(scores, (batch, *scores.shape)), causal, valid)
+
+
+def mean_weights(
+    batch: int, tokens: int, *, causal: bool = False, valid: Valid | None = None
+) -> Float[Array, "{batch} 1 {tokens} {tokens}"]:
+    """Equal weight on every token that may be seen."""
+    return _masked_softmax(jnp.zeros((batch, 1, tokens, tokens)), causal, valid)
+
+
+def mean_attention(
+    value: Float[Array, "batch tokens heads value_dim"], *, causal: bool = False, valid: Valid | None = None
+) -> Float[Array, "batch tokens heads value_dim"]:
+    """The mean of the tokens that may be seen, in time linear in tokens; the same as applying `mean_weights`."""
+    batch, tokens = value.shape[:2]
+    seen = jnp.ones((batch, tokens)) if valid is None else valid.astype(jnp.float32)
+    seen = seen[:, :, None, None]
+    total, count = value.astype(jnp.float32) * seen, seen
+    if causal:
+        total, count = jnp.cumsum(total, axis=1), jnp.cumsum(count, axis=1)
+    else:
+        total, count = jnp.sum(total, axis=1, keepdims=True), jnp.sum(count, axis=1, keepdims=True)
+    return jnp.broadcast_to(total / jnp.maximum(count, 1), value.shape).astype(value.dtype)
+
+
+def apply_weights(
+    weights: Float[Array, "#batch heads tokens tokens"], value: Float[Array, "batch tokens heads value_dim"]
+) -> Float[Array, "batch tokens heads value_dim"]:
+    """Each token becomes the weighted sum of the tokens that it attends to."""
+    if weights.shape[0] == 1:
+        return jnp.einsum("hqk,bkhd->bqhd", weights[0].astype(value.dtype), value)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
+
+
+def channel_weights(
+    query: Heads, key: Heads, temperature: Float[Array, " heads"], *, valid: Valid | None = None
+) -> Float[Array, "batch heads head_dim head_dim"]:
+    """softmax(tau * K^T Q) over a head's features, Q and K L2-normalised along tokens (El-Nouby et al. 2021, eq. 3).
+
+    Row e holds the weights with which output feature e sums the value's features; float32.
+    """
+    if valid is not None:
+        query, key = (jnp.where(valid[:, :, None, None], x, 0) for x in (query, key))
+    query, key = (_unit_along_tokens(x.astype(jnp.float32)) for x in (query, key))
+    scores = jnp.einsum("bthe,bthd->bhed", query, key) * temperature[None, :, None, None]
+    return jax.nn.softmax(scores, axis=-1)
+
+
+def channel_attention(
+    query: Heads, key: Heads, value: Heads, temperature: Float[Array, " heads"], *, valid: Valid | None = None
+) -> Heads:
+    """Attention over features instead of tokens: linear in tokens, quadratic in head_dim (El-Nouby et al. 2021)."""
+    weights = channel_weights(query, key, temperature, valid=valid)
+    return jnp.einsum("bhed,bthd->bthe", weights.astype(value.dtype), value)
+
+
+def _unit_along_tokens(x: Heads) -> Heads:
+    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=1, keepdims=True) + 1e-12)
+
+
+def _masked_softmax(
+    scores: Float[Array, "batch heads tokens tokens"], causal: bool, valid: Valid | None
+) -> Float[Array, "batch heads tokens tokens"]:
+    tokens = scores.shape[-1]
+    allowed = jnp.tril(jnp.ones((tokens, tokens), bool)) if causal else jnp.ones((tokens, tokens), bool)
+    allowed = allowed[None, None]
+    if valid is not None:
+        allowed = allowed & valid[:, None, None, :]
+    # A finite floor, so that a row without any visible token gives equal weights and not NaN.
+    return jax.nn.softmax(jnp.where(allowed, scores, jnp.finfo(scores.dtype).min), axis=-1)

@@ -1,0 +1,30 @@
+"""Where a token stands in its sequence."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def sinusoidal(tokens: int, width: int) -> Float[Array, "{tokens} {width}"]:
+    """Fixed table of sines (first half of the features) and cosines (second half) of wavelengths 2 pi to 2 pi 10^4.
+
+    Vaswani et al. 2017, section 3.5; width must be even.
+    """
+    angle = _angles(tokens, width)
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+def rotary(x: Float[Array, "batch tokens heads head_dim"]) -> Float[Array, "batch tokens heads head_dim"]:
+    """Turns feature pair (i, i + head_dim/2) of token t by t / 10^4^(2i/head_dim) (Su et al. 2021, eq. 34).
+
+    Scores between turned queries and keys depend on the distance of their tokens alone; head_dim must be even.
+    """
+    angle = _angles(x.shape[1], x.shape[-1])[None, :, None, :]
+    sine, cosine = jnp.sin(angle).astype(x.dtype), jnp.cos(angle).astype(x.dtype)
+    a, b = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([a * cosine - b * sine, b * cosine + a * sine], axis=-1)
+
+
+def _angles(tokens: int, features: int) -> Float[Array, "{tokens} half"]:
+    """t / 10^4^(2i/features) for token t and pair i."""
+    frequency = 1e4 ** (-jnp.arange(0, features, 2) / features)
+    return jnp.arange(tokens)[:, None] * frequency[None, :]

@@ -1,0 +1,1 @@
+"""Whole networks, built from modules and chosen by the config."""

@@ -1,0 +1,1 @@
+"""Flax NNX modules: they own the parameters and call `functional` for the mathematics."""

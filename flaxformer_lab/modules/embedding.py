@@ -1,0 +1,54 @@
+"""From raw inputs to token vectors."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from flaxformer_lab.modules.projection import Dense, normal
+
+
+class TokenEmbedding(nnx.Module):
+    """A learned vector for each symbol of a vocabulary."""
+
+    def __init__(self, vocabulary: int, width: int, *, dtype: str, rngs: nnx.Rngs):
+        self._dtype = jnp.dtype(dtype)
+        self.table = normal(rngs, (vocabulary, width), 1)
+
+    def __call__(self, symbols: Int[Array, "batch tokens"]) -> Float[Array, "batch tokens width"]:
+        return jnp.take(self.table[...].astype(self._dtype), symbols, axis=0)
+
+
+class PatchEmbedding(nnx.Module):
+    """Square patches of an image, each flattened and mapped to a token (Dosovitskiy et al. 2021, eq. 1)."""
+
+    def __init__(
+        self,
+        patch_size: int,
+        channels: int,
+        width: int,
+        *,
+        bias: bool,
+        class_token: bool,
+        dtype: str,
+        rngs: nnx.Rngs,
+    ):
+        self._patch_size, self._dtype = patch_size, jnp.dtype(dtype)
+        self.projection = Dense(patch_size * patch_size * channels, width, bias=bias, rngs=rngs)
+        self.class_token = normal(rngs, (width,), 1) if class_token else None
+
+    def __call__(self, images: Float[Array, "batch rows columns channels"]) -> Float[Array, "batch tokens width"]:
+        tokens = self.projection(patches(images.astype(self._dtype), self._patch_size))
+        if self.class_token is None:
+            return tokens
+        first = jnp.broadcast_to(self.class_token[...].astype(tokens.dtype), (tokens.shape[0], 1, tokens.shape[2]))
+        return jnp.concatenate([first, tokens], axis=1)
+
+
+def patches(
+    images: Float[Array, "batch rows columns channels"], size: int
+) -> Float[Array, "batch tokens features"]:
+    """Cuts images into size x size patches, row by row; a patch's features run row, column, channel."""
+    batch, rows, columns, channels = images.shape
+    grid = images.reshape(batch, rows // size, size, columns // size, size, channels)
+    return jax.lax.transpose(grid, (0, 1, 3, 2, 4, 5)).reshape(batch, -1, size * size * channels)

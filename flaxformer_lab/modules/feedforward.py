@@ -1,0 +1,69 @@
+"""Feature mixing inside each token, with parameters."""
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from flaxformer_lab.config import ModelConfig
+from flaxformer_lab.functional import feedforward as formulas
+from flaxformer_lab.modules.projection import Dense, normal, read, zeros
+
+Stream = Float[Array, "batch tokens width"]
+
+
+class MLP(nnx.Module):
+    """W2 activation(W1 x + b1) + b2 (Vaswani et al. 2017, eq. 2)."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        hidden = max(1, round(config.width * config.ffn.expansion))
+        self._activation = formulas.ACTIVATIONS[config.ffn.activation]
+        self.up = Dense(config.width, hidden, bias=config.bias, rngs=rngs)
+        self.down = Dense(hidden, config.width, bias=config.bias, rngs=rngs)
+
+    def __call__(self, x: Stream) -> Stream:
+        return self.down(self._activation(self.up(x)))
+
+
+class GatedMLP(nnx.Module):
+    """W2 (activation(Wa x) * Wb x) (Shazeer 2020, eq. 6); Wa and Wb are one fused kernel."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, activation: str | None = None):
+        hidden = max(1, round(config.width * config.ffn.expansion))
+        self._activation = formulas.ACTIVATIONS[activation or config.ffn.activation]
+        self.up = Dense(config.width, 2 * hidden, bias=config.bias, rngs=rngs)
+        self.down = Dense(hidden, config.width, bias=config.bias, rngs=rngs)
+
+    def __call__(self, x: Stream) -> Stream:
+        return self.down(formulas.gate(self.up(x), self._activation))
+
+
+class BilinearMLP(GatedMLP):
+    """W2 (Wa x * Wb x): products of features and nothing else (Shazeer 2020, "Bilinear")."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        super().__init__(config, rngs, activation="identity")
+
+
+class DiagonalMLP(nnx.Module):
+    """A small MLP of its own for each feature, with round(expansion) hidden units: no feature meets another."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        hidden = max(1, round(config.ffn.expansion))
+        self._activation = formulas.ACTIVATIONS[config.ffn.activation]
+        self.up = normal(rngs, (config.width, hidden), 1)
+        self.up_bias = zeros((config.width, hidden)) if config.bias else None
+        self.down = normal(rngs, (config.width, hidden), hidden)
+        self.down_bias = zeros((config.width,)) if config.bias else None
+
+    def __call__(self, x: Stream) -> Stream:
+        return formulas.per_feature_mlp(
+            x, self.up[...], read(self.up_bias), self.down[...], read(self.down_bias), self._activation
+        )
+
+
+FEED_FORWARDS = {"mlp": MLP, "gated": GatedMLP, "bilinear": BilinearMLP, "diagonal": DiagonalMLP}
+
+
+def make_feed_forward(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module | None:
+    """The feed-forward part that `config.ffn.kind` names; None where it is off."""
+    kind = config.ffn.kind
+    return FEED_FORWARDS[kind](config, rngs) if kind in FEED_FORWARDS else None

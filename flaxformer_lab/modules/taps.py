@@ -1,0 +1,38 @@
+"""Intermediate values on request: a module offers them, and only a caller who asked has them computed."""
+
+from collections.abc import Callable
+
+from jaxtyping import Array
+
+
+class Taps:
+    """Collects named arrays while a model runs: `{"blocks.0.attention.weights": ..., ...}`."""
+
+    def __init__(self, values: dict[str, Array] | None = None, prefix: str = ""):
+        self.values = {} if values is None else values
+        self._prefix = prefix
+
+    def within(self, name: str) -> "Taps":
+        """Returns taps that put `name.` before every name and collect into the same dictionary."""
+        return type(self)(self.values, f"{self._prefix}{name}.")
+
+    def fresh(self) -> "Taps":
+        """Returns taps of the same prefix that collect into a dictionary of their own."""
+        return type(self)({}, self._prefix)
+
+    def add(self, name: str, compute: Callable[[], Array]) -> None:
+        """Offers a value; `compute` runs only when somebody collects."""
+        self.values[self._prefix + name] = compute()
+
+
+class _Closed(Taps):
+    """Collects nothing."""
+
+    def within(self, name: str) -> Taps:
+        return self
+
+    def add(self, name: str, compute: Callable[[], Array]) -> None:
+        pass
+
+
+CLOSED = _Closed()

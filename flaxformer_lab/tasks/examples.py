@@ -1,0 +1,81 @@
+"""Numbered examples of a split: how a row number becomes an example, in host memory, on the device, or from disk."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from flaxformer_lab.data.order import positions, start_offset
+from flaxformer_lab.data.source import Source
+
+Arrays = dict[str, Any]  # NumPy arrays on the host, JAX arrays on the device
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A split's examples.
+
+    number: how many there are in one epoch. num_bytes: what `load()` holds.
+    load(): the arrays behind all examples. take(arrays, rows): the examples at `rows`, the same for NumPy and JAX.
+    read(rows): the examples at `rows` without `load()`, for data that does not fit.
+    stride: rows from one example to the next. Training shifts all of an epoch's rows by less than one stride.
+    """
+
+    number: int
+    num_bytes: int
+    load: Callable[[], Arrays]
+    take: Callable[[Arrays, Any], Arrays]
+    read: Callable[[Int[np.ndarray, " batch"]], Arrays]
+    stride: int = 1
+
+    def training_rows(self, seed: int, step: int, batch_size: int) -> Int[np.ndarray, " batch"]:
+        """Rows of the batch of update number `step`: a function of seed and step alone."""
+        epochs, indices = positions(seed, step, batch_size, self.number)
+        shift = {int(epoch): start_offset(seed, int(epoch), self.stride) for epoch in np.unique(epochs)}
+        return self.evaluation_rows(indices) + np.array([shift[int(epoch)] for epoch in epochs], np.int32)
+
+    def evaluation_rows(self, indices: Int[np.ndarray, " batch"]) -> Int[np.ndarray, " batch"]:
+        """Rows of examples in the order of the data."""
+        return (indices * self.stride).astype(np.int32)
+
+
+def records(source: Source) -> Examples:
+    """Every record of a data set is an example."""
+
+    def take(arrays: Arrays, rows: Any) -> Arrays:
+        return jax.tree.map(lambda array: array[rows], arrays)
+
+    return Examples(
+        number=len(source),
+        num_bytes=source.num_bytes(),
+        load=source.load,
+        take=take,
+        read=source.read,
+    )
+
+
+def windows(symbols: Int[np.ndarray, " length"], size: int, *, lookahead: int) -> Examples:
+    """Windows of `size` symbols, side by side; a row is the position of a window's first symbol.
+
+    An example has `symbols` [size + lookahead] and `weights` [size]: 0 where the stream has ended. Each epoch starts
+    the first window at another offset, so that no boundary is always at the same place.
+    """
+    stream = {"symbols": np.concatenate([symbols, np.zeros(size + lookahead, symbols.dtype)])}
+    usable = len(symbols) - lookahead
+
+    def take(arrays: Arrays, rows: Any) -> Arrays:
+        positions = rows[..., None] + np.arange(size + lookahead, dtype=np.int32)
+        weights = (positions[..., :size] < usable).astype(np.float32)
+        return {"symbols": arrays["symbols"][positions], "weights": weights}
+
+    return Examples(
+        number=-(-usable // size),
+        num_bytes=stream["symbols"].nbytes,
+        load=lambda: stream,
+        take=take,
+        read=lambda rows: take(stream, rows),
+        stride=size,
+    )

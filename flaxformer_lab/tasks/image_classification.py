@@ -1,0 +1,96 @@
+"""Image classification by patches (Dosovitskiy et al. 2021), on any TFDS data set with `image` and `label`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from flaxformer_lab.config import ImageClassificationConfig, ModelConfig
+from flaxformer_lab.data.source import open_split
+from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.functional.losses import WeightedSum, accuracy, cross_entropy
+from flaxformer_lab.models.network import Network, PureNetwork, purify
+from flaxformer_lab.modules.embedding import PatchEmbedding
+from flaxformer_lab.tasks.examples import Examples, records
+from flaxformer_lab.tasks.task import Batch, Task
+
+class ImageClassification(Task):
+    """One label an image. Pixels 0..255 are scaled to -1..1."""
+
+    units = ("images", 1)
+
+    def __init__(self, config: ImageClassificationConfig, facts: Mapping[str, Any] | None = None):
+        self._config = config
+        self.facts = facts or self._learn_facts()
+        rows, columns, _ = self.facts["image_shape"]
+        if rows % config.patch_size or columns % config.patch_size:
+            fitting = [size for size in range(1, min(rows, columns) + 1) if rows % size == columns % size == 0]
+            raise ConfigError(
+                f"task.patch_size={config.patch_size} does not divide the {rows} x {columns} images of "
+                f"{config.dataset}; choose one of {', '.join(map(str, fitting))}"
+            )
+
+    def _learn_facts(self) -> dict[str, Any]:
+        source = open_split(self._config.dataset, "train")
+        missing = {"image", "label"} - set(source.features)
+        if missing:
+            raise ConfigError(
+                f"task.dataset={self._config.dataset} has no {' and no '.join(sorted(missing))} of fixed shape, which "
+                f"image_classification needs; it has {', '.join(source.features) or 'none'}"
+            )
+        shape, _ = source.features["image"]
+        return {"image_shape": list(shape), "num_classes": source.num_classes("label")}
+
+    def examples(self, split: str) -> Examples:
+        return records(open_split(self._config.dataset, split))
+
+    def network(self, config: ModelConfig) -> PureNetwork:
+        rows, columns, channels = self.facts["image_shape"]
+        class_token = self._config.pooling == "class_token"
+        patch_size = self._config.patch_size
+
+        def build(rngs: nnx.Rngs) -> Network:
+            embedding = PatchEmbedding(
+                patch_size,
+                channels,
+                config.width,
+                bias=config.bias,
+                class_token=class_token,
+                dtype=config.dtype,
+                rngs=rngs,
+            )
+            return Network(
+                config,
+                embedding=embedding,
+                tokens=(rows // patch_size) * (columns // patch_size) + class_token,
+                outputs=self.facts["num_classes"],
+                pooling=self._config.pooling,
+                rngs=rngs,
+            )
+
+        return purify(build)
+
+    def prepare(self, examples: Batch, keys: Key[Array, " batch"], *, training: bool) -> Batch:
+        images = examples["image"].astype(jnp.float32) / 127.5 - 1
+        if training and self._config.shift:
+            images = jax.vmap(_shifted, in_axes=(0, 0, None))(images, keys, self._config.shift)
+        return {"inputs": images, "targets": examples["label"].astype(jnp.int32), "weights": examples["weight"]}
+
+    def measure(self, logits: Float[Array, "batch classes"], batch: Batch) -> dict[str, WeightedSum]:
+        arguments = (logits, batch["targets"], batch["weights"])
+        return {"loss": cross_entropy(*arguments), "accuracy": accuracy(*arguments)}
+
+    def dummy(self, batch_size: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch_size, *self.facts["image_shape"]), jnp.float32)
+
+
+def _shifted(
+    image: Float[Array, "rows columns channels"], key: Key[Array, ""], largest: int
+) -> Float[Array, "rows columns channels"]:
+    """The image moved by up to `largest` pixels each way; its edge pixels fill the gap."""
+    padded = jnp.pad(image, ((largest, largest), (largest, largest), (0, 0)), mode="edge")
+    row, column = jax.random.randint(key, (2,), 0, 2 * largest + 1)
+    return jax.lax.dynamic_slice(padded, (row, column, 0), image.shape)

@@ -1,0 +1,111 @@
+"""Language modelling by characters or bytes: predict the next token, or the masked ones (Devlin et al. 2019)."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from flaxformer_lab.config import LanguageModellingConfig, ModelConfig
+from flaxformer_lab.data.source import open_split
+from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.functional.losses import WeightedSum, accuracy, cross_entropy
+from flaxformer_lab.models.network import Network, PureNetwork, purify
+from flaxformer_lab.modules.embedding import TokenEmbedding
+from flaxformer_lab.tasks.examples import Examples, windows
+from flaxformer_lab.tasks.task import Batch, Task
+
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # stands for every character that the training text does not have
+
+
+class LanguageModelling(Task):
+    """Text as one stream of symbols, cut into windows; the loss is in nats a symbol."""
+
+    def __init__(self, config: LanguageModellingConfig, facts: Mapping[str, Any] | None = None):
+        self._config = config
+        self.facts = facts or self._learn_facts()
+        self.units = ("tokens", config.sequence_length)
+
+    def _learn_facts(self) -> dict[str, Any]:
+        if self._config.tokenizer == "bytes":
+            return {"num_symbols": 256}
+        characters = "".join(sorted(set(self._text("train")) - {UNKNOWN}))
+        return {"num_symbols": len(characters) + 1, "symbols": UNKNOWN + characters}
+
+    def examples(self, split: str) -> Examples:
+        symbols = self.encode(self._text(split))
+        lookahead = 1 if self._config.objective == "next_token" else 0
+        if len(symbols) < self._config.sequence_length + lookahead:
+            raise ConfigError(
+                f"task.sequence_length={self._config.sequence_length} is more than the {len(symbols)} symbols in "
+                f"{split} of {self._config.dataset}; choose a smaller one"
+            )
+        return windows(symbols, self._config.sequence_length, lookahead=lookahead)
+
+    def network(self, config: ModelConfig) -> PureNetwork:
+        symbols = self.facts["num_symbols"]
+        masks = 1 if self._config.objective == "masked" else 0  # the mask is read but never predicted
+
+        def build(rngs: nnx.Rngs) -> Network:
+            return Network(
+                config,
+                embedding=TokenEmbedding(symbols + masks, config.width, dtype=config.dtype, rngs=rngs),
+                tokens=self._config.sequence_length,
+                outputs=symbols,
+                rngs=rngs,
+            )
+
+        return purify(build)
+
+    def prepare(self, examples: Batch, keys: Key[Array, " batch"], *, training: bool) -> Batch:
+        symbols = examples["symbols"].astype(jnp.int32)
+        weights = examples["weights"] * examples["weight"][:, None]
+        if self._config.objective == "next_token":
+            return {"inputs": symbols[:, :-1], "targets": symbols[:, 1:], "weights": weights}
+        inputs, chosen = jax.vmap(self._masked)(symbols, keys)
+        return {"inputs": inputs, "targets": symbols, "weights": weights * chosen}
+
+    def _masked(
+        self, symbols: Int[Array, " tokens"], key: Key[Array, ""]
+    ) -> tuple[Int[Array, " tokens"], Float[Array, " tokens"]]:
+        """Chooses tokens; 80% of them become the mask, 10% a random symbol, 10% stay (Devlin et al. 2019, 3.1)."""
+        number = self.facts["num_symbols"]
+        choose, kind, draw = jax.random.split(key, 3)
+        chosen = jax.random.bernoulli(choose, self._config.mask_rate, symbols.shape)
+        kind = jax.random.uniform(kind, symbols.shape)
+        random = jax.random.randint(draw, symbols.shape, 0, number)
+        changed = jnp.where(kind < 0.8, number, jnp.where(kind < 0.9, random, symbols))
+        return jnp.where(chosen, changed, symbols), chosen.astype(jnp.float32)
+
+    def measure(self, logits: Float[Array, "batch tokens symbols"], batch: Batch) -> dict[str, WeightedSum]:
+        arguments = (logits, batch["targets"], batch["weights"])
+        return {"loss": cross_entropy(*arguments), "accuracy": accuracy(*arguments)}
+
+    def dummy(self, batch_size: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch_size, self._config.sequence_length), jnp.int32)
+
+    def encode(self, text: str) -> Int[np.ndarray, " length"]:
+        """Symbol numbers of a text: uint8 where they fit, else uint16."""
+        if self._config.tokenizer == "bytes":
+            return np.frombuffer(text.encode("utf-8"), np.uint8)
+        symbols = self.facts["symbols"]
+        codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+        table = np.zeros(max(map(ord, symbols)) + 1, np.uint8 if len(symbols) <= 256 else np.uint16)
+        table[[ord(symbol) for symbol in symbols]] = np.arange(len(symbols))
+        table[ord(UNKNOWN)] = 0
+        return table[np.where(codes < len(table), codes, ord(UNKNOWN))]
+
+    def decode(self, symbols: Int[np.ndarray, " length"]) -> str:
+        """The text of symbol numbers."""
+        if self._config.tokenizer == "bytes":
+            return bytes(int(symbol) for symbol in symbols).decode("utf-8", errors="replace")
+        return "".join(self.facts["symbols"][int(symbol)] for symbol in symbols)
+
+    @functools.lru_cache(maxsize=3)  # noqa: B019 a task lives as long as its run
+    def _text(self, split: str) -> str:
+        source = open_split(self._config.dataset, split)
+        return "\n".join(record["text"] for record in source.records())

@@ -1,0 +1,1 @@
+"""State, step, loop, optimizer, parallelism, checkpoints and logging."""

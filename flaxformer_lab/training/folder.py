@@ -1,0 +1,80 @@
+"""A run's folder, which describes itself: config.json, task.json, metrics.jsonl, checkpoints/, tensorboard/."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from flaxformer_lab.config import Config, as_dict, flatten, parse_config
+from flaxformer_lab.errors import ConfigError, RunError
+
+
+class RunFolder:
+    """The files of one run. Reading never executes and never unpickles what it finds."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).expanduser().absolute()
+        self.checkpoints = self.path / "checkpoints"
+        self.metrics = self.path / "metrics.jsonl"
+        self.tensorboard = self.path / "tensorboard"
+        self._config, self._facts = self.path / "config.json", self.path / "task.json"
+
+    def claim(self, config: Config, facts: dict[str, Any]) -> None:
+        """Makes the folder this config's own, or finds that it already is.
+
+        Raises:
+            ConfigError: it belongs to another config; the message shows the difference.
+            RunError: it holds something else, or cannot be written.
+        """
+        if self._config.exists():
+            self._refuse_another(config)
+            return
+        try:
+            if self.path.exists() and any(self.path.iterdir()):
+                raise RunError(f"{self.path} holds files but no config.json, so it is no run; choose another --workdir")
+            self.path.mkdir(parents=True, exist_ok=True)
+            _write_json(self._facts, facts)
+            _write_json(self._config, as_dict(config))
+        except OSError as error:
+            raise RunError(f"{self.path} cannot be written: {error.strerror}; choose another --workdir") from error
+
+    def read(self) -> tuple[Config, dict[str, Any]]:
+        """The config and the task's facts.
+
+        Raises:
+            RunError: the folder is missing, or its files are damaged.
+        """
+        if not self.path.is_dir():
+            raise RunError(f"{self.path} does not exist; give --workdir the folder of a training run")
+        if not self._config.exists():
+            raise RunError(f"{self.path} has no config.json, so it is no run; give --workdir a training run's folder")
+        try:
+            config = parse_config(_read_json(self._config))
+        except ConfigError as error:
+            raise RunError(f"{self._config} is damaged or of another version: {error}") from error
+        return config, _read_json(self._facts)
+
+    def _refuse_another(self, config: Config) -> None:
+        ours, theirs = flatten(as_dict(config)), flatten(as_dict(self.read()[0]))
+        differing = [key for key in ours | theirs if ours.get(key, "-") != theirs.get(key, "-")]
+        if differing:
+            shown = "\n".join(f"  {key}: {theirs.get(key, '-')} there, {ours.get(key, '-')} now" for key in differing)
+            raise ConfigError(
+                f"{self.path} belongs to a run of another config; choose another --workdir, or the same config:\n{shown}"
+            )
+
+
+def _write_json(path: Path, value: Any) -> None:
+    """Writes the whole file or nothing."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n")
+    partial.replace(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} is missing or damaged: {error}") from error
+    if not isinstance(value, dict):
+        raise RunError(f"{path} is damaged: it holds {type(value).__name__}, not an object")
+    return value

@@ -1,0 +1,111 @@
+"""What a run tells: metrics.jsonl and TensorBoard for machines, a progress line for people."""
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from tensorboardX import SummaryWriter
+
+
+class MetricsLog:
+    """Appends to metrics.jsonl (one object a line: step, split, name, value) and to TensorBoard.
+
+    A run that resumes from step N drops what was written after N, so every figure stands once.
+    """
+
+    def __init__(self, metrics: Path, tensorboard: Path, *, resumed_step: int):
+        _drop_after(metrics, resumed_step)
+        self._file = metrics.open("a")
+        self._tensorboard = SummaryWriter(str(tensorboard), purge_step=resumed_step + 1 if resumed_step else None)
+
+    def write(self, step: int, split: str, values: dict[str, float]) -> None:
+        """Writes one line a value."""
+        for name, value in values.items():
+            self._file.write(json.dumps({"step": step, "split": split, "name": name, "value": value}) + "\n")
+            self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+        self._tensorboard.close()
+
+
+def _drop_after(metrics: Path, step: int) -> None:
+    """Keeps the whole lines of metrics.jsonl up to `step`."""
+    if not metrics.exists():
+        return
+    kept = []
+    for line in metrics.read_text().splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # a line cut short by a crash is dropped
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+    partial = metrics.with_suffix(".partial")
+    partial.write_text("".join(kept))
+    partial.replace(metrics)
+
+
+class Display:
+    """Progress for people: a live bar on a terminal, a plain line now and then elsewhere."""
+
+    def __init__(self, *, steps: int, units: tuple[str, int], batch_size: int, quiet: bool = False):
+        self.console = Console(stderr=False, quiet=quiet, highlight=False, soft_wrap=True)
+        self._units, self._per_step = units[0], units[1] * batch_size
+        self._steps = steps
+        self._bar = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.fields[shown]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._clock: tuple[float, int] | None = None  # when the first compiled call had ended, and its step
+        self._last_line = 0.0
+
+    @contextlib.contextmanager
+    def training(self, start: int) -> Iterator[None]:
+        """Shows progress from step `start` while the context lasts."""
+        self._task = self._bar.add_task("train", total=self._steps, completed=start, shown="compiling")
+        with self._bar:
+            yield
+
+    def step(self, step: int, values: dict[str, float]) -> None:
+        """Shows that `step` updates have been applied."""
+        now = time.monotonic()
+        if self._clock is None:
+            self._clock = (now, step)
+        seconds, steps = now - self._clock[0], step - self._clock[1]
+        rate = f" | {steps / seconds:.1f} steps/s, {steps * self._per_step / seconds:,.0f} {self._units}/s" if steps else ""
+        shown = " ".join(f"{name} {value:.4f}" for name, value in values.items()) + rate
+        self._bar.update(self._task, completed=step, shown=shown)
+        if not self.console.is_terminal and (now - self._last_line > 5 or step == self._steps):
+            left = f", {_duration((self._steps - step) * seconds / steps)} left" if steps and step < self._steps else ""
+            self.console.print(f"step {step}/{self._steps} | {shown}{left}", markup=False)
+            self._last_line = now
+
+    def say(self, text: str) -> None:
+        """Prints a line above the bar."""
+        self.console.print(text, markup=False)
+
+    def table(self, title: str, columns: list[str], rows: list[list[Any]]) -> None:
+        """Prints a table; all columns but the first are numbers."""
+        table = Table(title=title, title_justify="left")
+        for number, column in enumerate(columns):
+            table.add_column(column, justify="right" if number else "left")
+        for row in rows:
+            table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
+        self.console.print(table)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes}:{seconds:02d}"
+
+

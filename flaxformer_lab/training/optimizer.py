@@ -1,0 +1,82 @@
+"""Update rules and learning-rate schedules, from optax, selected by name."""
+
+from typing import Any
+
+import jax
+import optax
+from optax.contrib import MuonDimensionNumbers, muon
+
+from flaxformer_lab.config import OptimizerConfig
+
+Tree = Any  # a pytree of arrays
+
+
+def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """The learning rate at each step: a linear warm-up to its peak, then constant, or down to 0 at `steps`."""
+    peak, remaining = config.learning_rate, max(1, steps - config.warmup_steps)
+    decay = {
+        "constant": optax.constant_schedule(peak),
+        "cosine": optax.cosine_decay_schedule(peak, remaining),
+        "linear": optax.linear_schedule(peak, 0.0, remaining),
+    }[config.schedule]
+    if not config.warmup_steps:
+        return decay
+    # The first update already moves: it has 1 / warmup_steps of the peak.
+    warmup = optax.linear_schedule(peak / config.warmup_steps, peak, max(1, config.warmup_steps - 1))
+    return optax.join_schedules([warmup, decay], [config.warmup_steps])
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """The update rule that `config.name` names, behind clipping by the global norm where that is asked for."""
+    schedule = make_schedule(config, steps)
+    rule = {"adamw": _adamw, "muon": _muon, "sgd": _sgd}[config.name](config, schedule)
+    return rule if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
+
+
+def _adamw(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+    return optax.adamw(
+        schedule, b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay, mask=decayed
+    )
+
+
+def _muon(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Orthogonalised momentum for the matrices of the blocks (Jordan et al. 2024), AdamW for the rest.
+
+    Updates have the root mean square of Adam's (Liu et al. 2025), so one learning rate serves both.
+    """
+    return muon(
+        schedule,
+        beta=0.95,
+        weight_decay=config.weight_decay,
+        weight_decay_mask=decayed,
+        adam_b1=config.beta1,
+        adam_b2=config.beta2,
+        adam_weight_decay=config.weight_decay,
+        muon_weight_dimension_numbers=_block_matrices,
+        consistent_rms=0.2,
+    )
+
+
+def _sgd(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Gradient descent with momentum beta1 and decoupled weight decay."""
+    return optax.chain(
+        optax.trace(config.beta1),
+        optax.add_decayed_weights(config.weight_decay, mask=decayed),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def decayed(params: Tree) -> Tree:
+    """True where weight decay acts: kernels and embedding tables; not biases, norm scales, positions, diagonals."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", "table"), params)
+
+
+def _block_matrices(params: Tree) -> Tree:
+    """Muon's shape for the kernels inside blocks, None for everything else."""
+
+    def dimensions(path: tuple, _: Any) -> MuonDimensionNumbers | None:
+        names = [key.key for key in path]
+        return MuonDimensionNumbers() if "blocks" in names and names[-1] == "kernel" else None
+
+    return jax.tree_util.tree_map_with_path(dimensions, params)

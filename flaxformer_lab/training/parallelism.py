@@ -1,0 +1,105 @@
+"""Ways to run one compiled step: on one device, or replicated over all local devices with `jax.pmap`.
+
+Both offer the same four verbs, so the loop does not know which one it has: `compile` a function of trees, `place` what
+every device holds in full, `split` what the devices share out along the batch, and `fetch` a value that all agree on.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from flaxformer_lab.config import Config
+from flaxformer_lab.errors import ConfigError
+
+Tree = Any  # a pytree of arrays
+
+
+class Single:
+    """`jax.jit` on the first device."""
+
+    name = "single"
+    axis_name = None
+    num_devices = 1
+
+    def compile(self, function: Callable[..., Tree], *, donate: tuple[int, ...] = ()) -> Callable[..., Tree]:
+        return jax.jit(function, donate_argnums=donate)
+
+    def place(self, tree: Tree) -> Tree:
+        return jax.device_put(tree, jax.local_devices()[0])
+
+    def split(self, tree: Tree, batch_axis: int) -> Tree:
+        del batch_axis
+        return self.place(tree)
+
+    def unreplicated(self, tree: Tree) -> Tree:
+        return tree
+
+    def fetch(self, tree: Tree) -> Tree:
+        return jax.device_get(tree)
+
+
+class Pmap:
+    """`jax.pmap` over the local devices: parameters replicated, the batch split, gradients summed across devices."""
+
+    name = "pmap"
+    axis_name = "devices"
+
+    def __init__(self) -> None:
+        devices = np.array(jax.local_devices())
+        mesh = jax.sharding.Mesh(devices, (self.axis_name,))
+        self.num_devices = len(devices)
+        self._sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(self.axis_name))
+
+    def compile(self, function: Callable[..., Tree], *, donate: tuple[int, ...] = ()) -> Callable[..., Tree]:
+        return jax.pmap(function, axis_name=self.axis_name, donate_argnums=donate)
+
+    def place(self, tree: Tree) -> Tree:
+        return jax.tree.map(self._replicated, tree)
+
+    def _replicated(self, leaf: Any) -> jax.Array:
+        host = np.asarray(jax.device_get(leaf))
+        return jax.device_put(np.broadcast_to(host, (self.num_devices, *host.shape)), self._sharding)
+
+    def split(self, tree: Tree, batch_axis: int) -> Tree:
+        def shards(leaf: np.ndarray) -> jax.Array:
+            shape = leaf.shape
+            parts = leaf.reshape(*shape[:batch_axis], self.num_devices, -1, *shape[batch_axis + 1 :])
+            return jax.device_put(np.moveaxis(parts, batch_axis, 0), self._sharding)
+
+        return jax.tree.map(shards, tree)
+
+    def unreplicated(self, tree: Tree) -> Tree:
+        # The first device's shard as it stands: indexing the whole array instead would move data between devices.
+        return jax.tree.map(lambda leaf: leaf.addressable_shards[0].data.reshape(leaf.shape[1:]), tree)
+
+    def fetch(self, tree: Tree) -> Tree:
+        return jax.device_get(self.unreplicated(tree))
+
+
+Strategy = Single | Pmap
+
+
+def make_strategy(config: Config) -> Strategy:
+    """The strategy that `config.parallelism` names; auto takes pmap when there are several devices.
+
+    Raises:
+        ConfigError: a batch that the devices cannot share equally.
+    """
+    name, devices = config.parallelism.strategy, jax.local_device_count()
+    strategy = Pmap() if name == "pmap" or (name == "auto" and devices > 1) else Single()
+    shares = strategy.num_devices * config.training.accumulate
+    if config.training.batch_size % shares:
+        raise ConfigError(
+            f"training.batch_size={config.training.batch_size} cannot be shared equally by {strategy.num_devices} "
+            f"devices x training.accumulate={config.training.accumulate}; choose a multiple of {shares}, "
+            "or parallelism.strategy=single"
+        )
+    if config.training.evaluate_batch_size % strategy.num_devices:
+        raise ConfigError(
+            f"training.evaluate_batch_size={config.training.evaluate_batch_size} cannot be shared equally by "
+            f"{strategy.num_devices} devices; choose a multiple of {strategy.num_devices}, "
+            "or parallelism.strategy=single"
+        )
+    return strategy

@@ -1,0 +1,52 @@
+"""The state of a run, and what a step is.
+
+step: the number of optimizer updates applied so far. A fresh state has step 0; a run of N steps applies exactly N
+updates; the checkpoint named N holds the state after update N. The update that takes the state from step n to n + 1
+uses the data and the random draws of n.
+
+Randomness is derived from (seed, stream, step) and never stored, so a state and a config are all that a restart needs.
+"""
+
+import enum
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int, Key
+
+from flaxformer_lab.models.network import PureNetwork
+
+Tree = Any  # a pytree of arrays
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class State:
+    """Everything that training changes."""
+
+    step: Int[Array, ""]
+    params: Tree
+    model_state: Tree
+    opt_state: Tree
+
+
+class Stream(enum.IntEnum):
+    """Independent uses of randomness; a number, once given, keeps its meaning."""
+
+    INIT = 0
+    PREPARE = 1
+    DROPOUT = 2
+    EVALUATE = 3
+
+
+def stream_key(seed: int, stream: Stream, step: Int[Array, ""] | int = 0) -> Key[Array, ""]:
+    """The key of one use of randomness at one step."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
+
+
+def initial_state(network: PureNetwork, optimizer: optax.GradientTransformation, seed: int) -> State:
+    """The state at step 0. Pure: call it under `jax.jit`, or `jax.eval_shape` for shapes alone."""
+    params, model_state = network.init(stream_key(seed, Stream.INIT))
+    return State(jnp.zeros((), jnp.int32), params, model_state, optimizer.init(params))

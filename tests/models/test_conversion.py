@@ -1,0 +1,338 @@
+"""The same weights give the same logits as transformers; what cannot be the same is refused."""
+
+import functools
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.models.conversion import PLANS, Converted, from_huggingface
+from flaxformer_lab.models.network import leaf_paths
+
+GOLDENS = Path(__file__).parent.parent / "goldens"
+NAMES = ("gpt2", "bert_tokens", "bert_masked", "vit")
+
+
+class Golden(NamedTuple):
+    weights: dict[str, np.ndarray]
+    settings: dict
+    inputs: jax.Array
+    valid: jax.Array | None
+    logits: np.ndarray
+
+    def given(self, **settings) -> "Golden":
+        return self._replace(settings={**self.settings, **settings})
+
+    def holding(self, **weights) -> "Golden":
+        return self._replace(weights={**self.weights, **weights})
+
+    def lacking(self, pattern: str) -> "Golden":
+        return self._replace(weights={name: w for name, w in self.weights.items() if not re.search(pattern, name)})
+
+    def renamed(self, pattern: str, new: str) -> "Golden":
+        return self._replace(weights={re.sub(pattern, new, name): w for name, w in self.weights.items()})
+
+    def convert(self, **options) -> Converted:
+        return from_huggingface(self.weights, self.settings, **options)
+
+
+def from_arrays(weights, settings, inputs, valid, logits) -> Golden:
+    return Golden(weights, settings, jnp.asarray(inputs), None if valid is None else jnp.asarray(valid), logits)
+
+
+@functools.cache
+def golden(name: str) -> Golden:
+    with safe_open(GOLDENS / f"parity_{name}.safetensors", "numpy") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+        settings = json.loads(file.metadata()["config"])
+    weights = {key.removeprefix("weights/"): w for key, w in tensors.items() if key.startswith("weights/")}
+    return from_arrays(weights, settings, tensors["inputs"], tensors.get("valid"), tensors["logits"])
+
+
+@functools.cache
+def converted(name: str) -> Converted:
+    return golden(name).convert()
+
+
+def logits_of(reference: Golden, model: Converted) -> np.ndarray:
+    return np.asarray(jax.jit(model.network.apply)(model.params, {}, reference.inputs, valid=reference.valid))
+
+
+def assert_parity(reference: Golden, model: Converted) -> None:
+    np.testing.assert_allclose(logits_of(reference, model), reference.logits, rtol=1e-4, atol=1e-4)
+
+
+def assert_same_params(model: Converted, expected: Converted) -> None:
+    assert jax.tree.all(jax.tree.map(np.array_equal, model.params, expected.params))
+
+
+# ---------------------------------------------------------------------------------------------- parity
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_equal_those_of_transformers(name):
+    assert_parity(golden(name), converted(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_equal_those_of_fresh_transformers_models(name):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from tools import make_parity_goldens as tool
+
+    live = from_arrays(*tool.make(tool.MODELS[name], seed=100))
+    assert_parity(live, live.convert())
+    with pytest.raises(AssertionError):
+        assert_parity(live, converted(name))
+
+
+def test_logits_equal_those_of_transformers_with_unusual_settings():
+    pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from tools import make_parity_goldens as tool
+
+    models = (
+        transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(
+                **tool.GPT2, n_inner=40, activation_function="silu", tie_word_embeddings=False, bos_token_id=0
+            )
+        ),
+        transformers.ViTForImageClassification(
+            transformers.ViTConfig(**tool.VIT | {"patch_size": 8, "num_channels": 1}, qkv_bias=False, num_labels=3)
+        ),
+    )
+    for model in models:
+        live = from_arrays(*tool.make(model, seed=200))
+        assert_parity(live, live.convert())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_leaf_matters(name):
+    reference, model = golden(name), converted(name)
+    leaves, structure = jax.tree.flatten(model.params)
+    before, rng = logits_of(reference, model), np.random.default_rng(0)
+    for number, path in enumerate(leaf_paths(model.params)):
+        noise = 0.1 * rng.standard_normal(leaves[number].shape, np.float32)
+        for changed in (leaves[number] + noise, 0 * leaves[number]):
+            if not np.array_equal(changed, leaves[number]):  # GPT-2 has no bias in its head: ours is zero already
+                params = jax.tree.unflatten(structure, [*leaves[:number], changed, *leaves[number + 1 :]])
+                after = logits_of(reference, model._replace(params=params))
+                assert np.max(np.abs(after - before)) > 1e-2, path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_leaf_has_a_source_and_every_source_a_leaf(name):
+    reference = golden(name)
+    plan = PLANS[reference.settings["model_type"]](reference.settings, reference.weights)
+    assert set(plan.table) == set(leaf_paths(converted(name).params))
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("gpt2", {"n_head": 8}),
+        ("gpt2", {"activation_function": "relu"}),
+        ("gpt2", {"layer_norm_epsilon": 1e-5}),
+        ("bert_masked", {"hidden_act": "gelu"}),
+        ("bert_tokens", {"layer_norm_eps": 1e-12}),
+        ("vit", {"layer_norm_eps": 1e-12}),
+    ],
+)
+def test_every_setting_matters(name, setting):
+    reference = golden(name).given(**setting)
+    assert np.max(np.abs(logits_of(reference, reference.convert()) - reference.logits)) > 1e-2
+
+
+@pytest.mark.parametrize(("name", "causal"), [("gpt2", True), ("bert_tokens", False)])
+def test_gpt2_is_causal_and_bert_is_not(name, causal):
+    reference, place = golden(name), 7
+    inputs = reference.inputs.at[:, place].set((reference.inputs[:, place] + 1) % 60)
+    changed = logits_of(reference._replace(inputs=inputs), converted(name))
+    moved = np.max(np.abs(changed - logits_of(reference, converted(name))), axis=(0, 2))
+    assert np.all(moved[place:] > 1e-3)
+    assert np.all(moved[:place] == 0) if causal else np.all(moved[:place] > 1e-3)
+
+
+# ------------------------------------------------------------------------------------- forms of a file
+
+
+def test_a_file_gives_what_its_tensors_give(tmp_path):
+    reference = golden("gpt2")
+    save_file(reference.weights, tmp_path / "model.safetensors")
+    for path in (tmp_path / "model.safetensors", str(tmp_path / "model.safetensors")):
+        assert_same_params(from_huggingface(path, reference.settings), converted("gpt2"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_may_lack_the_prefix(name):
+    assert_same_params(golden(name).renamed(r"^(transformer|bert|vit)\.", "").convert(), converted(name))
+
+
+def test_early_names_of_norms():
+    early = golden("bert_masked").renamed("LayerNorm.weight", "LayerNorm.gamma")
+    assert_same_params(early.renamed("LayerNorm.bias", "LayerNorm.beta").convert(), converted("bert_masked"))
+
+
+def test_known_buffers_are_no_weights():
+    mask = np.tri(16, dtype=bool)[None, None]
+    gpt2 = golden("gpt2").holding(**{"transformer.h.0.attn.bias": mask, "transformer.h.1.attn.masked_bias": mask[0, 0]})
+    assert_same_params(gpt2.convert(), converted("gpt2"))
+    bert = golden("bert_tokens").holding(**{"bert.embeddings.position_ids": np.arange(16)[None]})
+    assert_same_params(bert.convert(), converted("bert_tokens"))
+
+
+def test_half_precision_weights_become_float32():
+    reference = golden("vit")
+    half = reference._replace(weights={name: w.astype(np.float16) for name, w in reference.weights.items()}).convert()
+    assert {leaf.dtype for leaf in jax.tree.leaves(half.params)} == {np.dtype(np.float32)}
+    np.testing.assert_allclose(logits_of(reference, half), reference.logits, atol=0.03)
+
+
+def test_what_is_dropped_does_not_matter():
+    pooler = {"bert.pooler.dense.weight": np.ones((32, 32), np.float32), "bert.pooler.dense.bias": np.ones(32)}
+    model = golden("bert_masked").holding(**pooler).convert(drop=("bert.pooler.",))
+    assert_same_params(model, converted("bert_masked"))
+
+
+def test_a_tied_head_may_be_in_the_file():
+    embedding = golden("gpt2").weights["transformer.wte.weight"]
+    assert_same_params(golden("gpt2").holding(**{"lm_head.weight": embedding}).convert(), converted("gpt2"))
+
+
+def test_an_untied_head_is_read():
+    embedding = golden("gpt2").weights["transformer.wte.weight"]
+    model = golden("gpt2").given(tie_word_embeddings=False).holding(**{"lm_head.weight": 2 * embedding}).convert()
+    np.testing.assert_allclose(logits_of(golden("gpt2"), model), 2 * golden("gpt2").logits, rtol=1e-4, atol=1e-4)
+
+
+def test_vit_without_projection_biases():
+    biases = r"attention\.attention\.\w+\.bias"
+    model = golden("vit").given(qkv_bias=False).lacking(biases).convert()
+    zeroed = {name: 0 * w for name, w in golden("vit").weights.items() if re.search(biases, name)}
+    assert len(zeroed) == 6
+    assert_same_params(model, golden("vit").holding(**zeroed).convert())
+
+
+# ---------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        (
+            "gpt2",
+            {"model_type": "gpt3"},
+            r"model_type='gpt3' cannot be converted: did you mean gpt2\? choose gpt2, bert",
+        ),
+        ("gpt2", {"model_type": None}, "model_type=None cannot be converted: choose gpt2, bert, vit"),
+        ("gpt2", {"n_embd": None}, "n_embd=None must be a whole number of at least 1; take the config.json"),
+        ("gpt2", {"n_layer": 2.5}, "n_layer=2.5 must be a whole number"),
+        ("gpt2", {"n_head": 5}, "num_heads=5 does not divide model.width=32"),
+        ("gpt2", {"activation_function": "mish"}, "activation_function='mish' is not .*; we have gelu, gelu_new"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True of gpt2 cannot"),
+        ("gpt2", {"scale_attn_weights": False}, "choose a model with scale_attn_weights=True"),
+        ("gpt2", {"add_cross_attention": True}, "add_cross_attention=True"),
+        ("bert_tokens", {"is_decoder": True}, "is_decoder=True of bert cannot be expressed"),
+        ("bert_tokens", {"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
+        ("vit", {"image_size": [16, 16]}, r"image_size=\[16, 16\] must be a whole number"),
+        ("vit", {"image_size": 18}, "patch_size=4 does not divide image_size=18"),
+    ],
+)
+def test_settings_that_cannot_be_expressed(name, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        golden(name).given(**settings).convert()
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "message"),
+    [
+        ("gpt2", "wte", "lack lm_head.weight, transformer.wte.weight; convert the file that GPT2LMHeadModel saves"),
+        ("gpt2", r"h\.1\.", r"lack transformer\.h\.1\.attn\.c_attn\.bias, .* and 4 more; convert"),
+        ("bert_tokens", "^classifier", "lack classifier.bias, classifier.weight; convert the file that BertForToken"),
+        ("bert_masked", "predictions.bias", "lack cls.predictions.decoder.bias"),
+        ("vit", "cls_token", "lack vit.embeddings.cls_token"),
+    ],
+)
+def test_missing_tensors(name, pattern, message):
+    with pytest.raises(ConfigError, match=message):
+        golden(name).lacking(pattern).convert()
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        ("gpt2", "score.weight"),
+        ("gpt2", "wte.weight"),
+        ("gpt2", "transformer.h.2.ln_1.weight"),
+        ("bert_tokens", "bert.pooler.dense.weight"),
+        ("bert_tokens", "bert.embeddings.LayerNorm.gamma"),
+        ("bert_masked", "classifier.weight"),
+        ("vit", "vit.embeddings.mask_token"),
+    ],
+)
+def test_a_tensor_without_a_place_is_refused(name, extra):
+    with pytest.raises(ConfigError, match=f"no place for {extra}; .*, or name in `drop` what is to be left out"):
+        golden(name).holding(**{extra: np.ones(32, np.float32)}).convert()
+
+
+def test_missing_and_extra_tensors_are_told_together():
+    with pytest.raises(
+        ConfigError, match=r"lack transformer\.wpe\.weight and .* no place for transformer\.wqe\.weight;"
+    ):
+        golden("gpt2").renamed("wpe", "wqe").convert()
+
+
+def test_two_values_for_one_tied_tensor():
+    other = {"lm_head.weight": np.ones((60, 32), np.float32)}
+    with pytest.raises(
+        ConfigError, match=r"lm_head.weight differs from transformer.wte.weight, but tie_word_embeddings"
+    ):
+        golden("gpt2").holding(**other).convert()
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "shape"),
+    [
+        ("gpt2", "transformer.wpe.weight", (15, 32)),
+        ("gpt2", "transformer.h.0.attn.c_attn.weight", (96, 32)),
+        ("bert_tokens", "bert.embeddings.token_type_embeddings.weight", (2, 1)),
+        ("bert_tokens", "bert.encoder.layer.1.attention.self.key.weight", (32, 31)),
+        ("bert_tokens", "classifier.weight", (6, 32)),
+        ("vit", "vit.embeddings.cls_token", (2, 1, 32)),
+        ("vit", "vit.embeddings.patch_embeddings.projection.weight", (32, 4, 4, 3)),
+        ("vit", "vit.layernorm.weight", ()),
+    ],
+)
+def test_wrong_shapes(name, tensor, shape):
+    message = f"{re.escape(f'{tensor} {shape}')}.* cannot make .*, whose shape is .* by the settings; take the config"
+    with pytest.raises(ConfigError, match=message):
+        golden(name).holding(**{tensor: np.ones(shape, np.float32)}).convert()
+
+
+def test_quantised_weights_are_refused():
+    with pytest.raises(ConfigError, match=r"transformer.wte.weight is of type int8, .*; save the model unquantised"):
+        golden("gpt2").holding(**{"transformer.wte.weight": np.ones((60, 32), np.int8)}).convert()
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model"])
+def test_pickles_are_never_opened(name, tmp_path):
+    (tmp_path / name).write_bytes(b"cos\nabort\n(tR.")
+    with pytest.raises(ConfigError, match=r"must be a .safetensors file; .* save them again with save_pretrained"):
+        from_huggingface(tmp_path / name, golden("gpt2").settings)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a tensor in sight"])
+def test_unreadable_files(content, tmp_path):
+    path = tmp_path / "model.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"model.safetensors cannot be read \(.*\); fetch the file again"):
+        from_huggingface(path, golden("gpt2").settings)

