@@ -11,7 +11,9 @@ from flaxformer_lab.command_line import load_config, run
 CONFIG = flags.DEFINE_string("config", "configs/digits.py", "Recipe file; it returns the config from get_config().")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/RECIPE[-ABLATION].")
 ABLATION = flags.DEFINE_list("ablation", [], "Named variants, separated by commas: ffn_off,single_head.")
-STOP_AT = flags.DEFINE_integer("stop_at", None, "End after this step with a checkpoint; a later run goes on.", lower_bound=1)
+STOP_AT = flags.DEFINE_integer(
+    "stop_at", None, "End after this step with a checkpoint; a later run goes on.", lower_bound=1
+)
 
 
 def main(overrides: list[str]) -> None:

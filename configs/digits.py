@@ -1,6 +1,6 @@
 """Handwritten digits, 8 x 8 pixels, classified by a small vision Transformer.
 
-    python train.py --config=configs/digits.py
+python train.py --config=configs/digits.py
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
                 "name": "adamw",
                 "learning_rate": 2e-3,
                 "schedule": "cosine",
-                "warmup_steps": 50,
+                "warmup_steps": 20,
                 "weight_decay": 0.05,
                 "clip_norm": 1.0,
             },

@@ -18,7 +18,7 @@ OVERRIDE = "--config."
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Runs a command: parses absl flags, hands `main` the `--config.KEY=VALUE` arguments, turns errors into exit codes."""
+    """Runs a command: parses flags, hands `main` the `--config.KEY=VALUE` arguments, turns errors into exit codes."""
     arguments, overrides = _split_overrides(sys.argv[1:])
     try:
         left = flags.FLAGS([sys.argv[0], *arguments])

@@ -52,9 +52,7 @@ VARIANTS: dict[str, Variant] = {
     ),
     "attention_off": Variant("no token mixing at all", {"model.attention.kind": "off"}),
     "mean_attention": Variant("every token receives the mean of the tokens", {"model.attention.kind": "mean"}),
-    "static_attention": Variant(
-        "learned token weights that do not see the input", {"model.attention.kind": "static"}
-    ),
+    "static_attention": Variant("learned token weights that do not see the input", {"model.attention.kind": "static"}),
     "diagonal_projection": Variant(
         "query, key and value weigh each feature alone: no mixing before the scores",
         {"model.attention.projection": "diagonal", "model.attention.head_dim": None},

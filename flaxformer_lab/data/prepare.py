@@ -55,12 +55,13 @@ def prepare(dataset: str) -> tfds.core.DatasetBuilder:
     with _explained(dataset, root), quiet(), tensorflow_stand_in():
         _check_digests(root / name)
         builder = tfds.builder(dataset, data_dir=root)
-        if not _is_whole(builder):
-            with _locked(root / f".{name}.lock"):
-                builder = tfds.builder(dataset, data_dir=root)
-                if not _is_whole(builder):  # No other process has built it meanwhile.
-                    _build(builder)
-        return builder
+        if _is_whole(builder):
+            return builder
+        with _locked(root / f".{name}.lock"):
+            if not _is_whole(builder):  # No other process has built it meanwhile.
+                _clear(builder)
+                _build(tfds.builder(dataset, data_dir=root))
+        return tfds.builder(dataset, data_dir=root)
 
 
 def tfds_folder() -> Path:
@@ -80,9 +81,7 @@ def _root(dataset: str, name: str) -> Path:
 
 def damaged(dataset: str, folder: Path, detail: object) -> DataError:
     """Returns the error for prepared data that can no longer be trusted."""
-    return DataError(
-        f"{dataset} in {folder} is damaged ({detail}); delete that folder, and the next run builds it again"
-    )
+    return DataError(f"{dataset} in {folder} is damaged ({_text(detail)}); delete that folder to have it built again")
 
 
 def _is_whole(builder: tfds.core.DatasetBuilder) -> bool:
@@ -90,16 +89,21 @@ def _is_whole(builder: tfds.core.DatasetBuilder) -> bool:
     if builder.name in LAB_DATASETS:
         return (folder / CHECKSUMS).exists()  # It is written last.
     if folder.exists() and not builder.is_prepared():
-        raise damaged(builder.name, folder, "dataset_info.json or features.json is missing")
+        raise damaged(builder.name, folder, "dataset_info.json is missing")
     return builder.is_prepared()
+
+
+def _clear(builder: tfds.core.DatasetBuilder) -> None:
+    """Removes what an earlier build that did not come to its end has left in the lab's cache."""
+    if builder.name in LAB_DATASETS:
+        folder = Path(builder.data_dir)
+        for unfinished in [folder, *folder.parent.glob(f"incomplete.*_{folder.name}")]:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _build(builder: tfds.core.DatasetBuilder) -> None:
     folder, ships = Path(builder.data_dir), builder.name in LAB_DATASETS
     print(f"preparing {builder.info.full_name} in {folder} ...", file=sys.stderr)
-    if ships:
-        for unfinished in [folder, *folder.parent.glob(f"incomplete.*_{folder.name}")]:
-            shutil.rmtree(unfinished, ignore_errors=True)
     tfds.display_progress_bar(sys.stderr.isatty() and not ships)
     with _limited_waiting():
         builder.download_and_prepare(
@@ -176,10 +180,10 @@ def _explained(dataset: str, root: Path) -> Iterator[None]:
 
 
 def _explain(dataset: str, root: Path, error: Exception) -> str:
-    causes = list(_causes(error))
+    name, causes = _NAME.fullmatch(dataset)["name"], list(_causes(error))
     variable = "TFDS_DATA_DIR" if root == tfds_folder() else "FLAXFORMER_LAB_CACHE"
     if isinstance(error, tfds.core.DatasetNotFoundError):
-        near = difflib.get_close_matches(dataset, tfds.list_builders(with_community_datasets=False), n=3)
+        near = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False), n=3)
         return f"task.dataset={dataset!r} is no data set of TFDS; " + (
             f"nearest: {', '.join(near)}" if near else f"{_SHIPPED} ship with the lab"
         )
@@ -201,8 +205,7 @@ def _explain(dataset: str, root: Path, error: Exception) -> str:
             f"{dataset} cannot be prepared without the package {cause.name} ({_text(cause)}); install it, "
             f"or prepare {dataset} where it is, with file_format=array_record, and copy it to {root}"
         )
-    folder = root / dataset.partition("/")[0].partition(":")[0]
-    way_out = f"; if it is damaged, delete {folder}" if any(folder.rglob("dataset_info.json")) else ""
+    way_out = f"; if it is damaged, delete {root / name}" if any((root / name).rglob("dataset_info.json")) else ""
     return f"task.dataset={dataset!r} cannot be prepared in {root} ({_text(error)}){way_out}"
 
 
@@ -219,7 +222,7 @@ def _is_system_error(error: BaseException, codes: tuple[int, ...]) -> bool:
     return getattr(error, "errno", None) in codes or any(text in str(error) for text in texts)
 
 
-def _text(error: BaseException) -> str:
+def _text(error: object) -> str:
     """Returns an error's message as one line of bearable length, without what TFDS puts before it."""
     line = " ".join(str(error).split()).rpartition('}": ')[2]
     return line if len(line) <= 300 else line[:300] + " ..."

@@ -50,9 +50,7 @@ class Source:
         """Returns how many classes a label has. Raises DataError where that feature is no label."""
         label = dict(self.info.features.items()).get(feature)
         if not isinstance(label, tfds.features.ClassLabel) or label.num_classes is None:
-            raise DataError(
-                f"{self.name} has no class label {feature!r}; its features: {', '.join(self.info.features)}"
-            )
+            raise DataError(f"{self.name} has no class label {feature!r}; it has {', '.join(self.info.features)}")
         return label.num_classes
 
     def num_bytes(self) -> int:
@@ -115,7 +113,7 @@ def open_split(dataset: str, split: str) -> Source:
     name = f"{builder.info.full_name} {part}"
     with _reading(name, builder.info), quiet():
         examples = builder.as_data_source(part, file_format="array_record")
-        _check_sizes(builder.info.splits[part])
+        _check_sizes(builder.info.splits[part].file_instructions)
         examples[0]  # What cannot be decoded at all shows here.
     return Source(name, builder.info, examples)
 
@@ -132,12 +130,12 @@ def _part(split: str, stored: list[str]) -> str:
     return f"train[{start}%:{start + 10}%]"
 
 
-def _check_sizes(split: tfds.core.SplitInfo) -> None:
+def _check_sizes(shards: Sequence) -> None:
     """Raises ValueError if a file has not as many records as dataset_info.json says."""
-    for part in split.file_instructions:
-        found = ArrayRecordFileAdapter.num_examples(part.filename)
-        if found != part.examples_in_shard:
-            raise ValueError(f"{part.filename} has {found} examples, not {part.examples_in_shard}")
+    for shard in shards:
+        found = ArrayRecordFileAdapter.num_examples(shard.filename)
+        if found != shard.examples_in_shard:
+            raise ValueError(f"{shard.filename} has {found} examples, not {shard.examples_in_shard}")
 
 
 @contextlib.contextmanager

@@ -39,7 +39,7 @@ def per_feature_mlp(
     down_bias: Float[Array, " features"] | None,
     activation: Activation,
 ) -> Float[Array, "*batch features"]:
-    """y_c = sum_h down_ch activation(up_ch x_c + b_ch) + b_c: an MLP of its own for each feature; none meets another."""
+    """y_c = sum_h down_ch activation(up_ch x_c + b_ch) + b_c: a small MLP for each feature; none meets another."""
 
     def per_token(parameter: Array) -> Array:
         return parameter.astype(x.dtype).reshape((1,) * (x.ndim - 1) + parameter.shape)

@@ -334,7 +334,9 @@ def _size(settings: Settings, key: str) -> int:
 def _activation(settings: Settings, key: str, default: str) -> str:
     name = settings.get(key, default)
     if name not in ACTIVATION_NAMES:
-        raise ConfigError(f"{key}={name!r} is not an activation of ours; we have {', '.join(ACTIVATION_NAMES)}")
+        raise ConfigError(
+            f"{key}={name!r} cannot be expressed by our knobs; choose a model with one of {', '.join(ACTIVATION_NAMES)}"
+        )
     return ACTIVATION_NAMES[name]
 
 

@@ -1,16 +1,16 @@
 """Token mixing with parameters: projections around one of the formulas of `functional/attention.py`."""
 
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from flaxformer_lab.config import ModelConfig
 from flaxformer_lab.functional import attention as formulas
+from flaxformer_lab.functional.attention import Heads, Valid
 from flaxformer_lab.functional.position import rotary
 from flaxformer_lab.modules.projection import PROJECTIONS, ones, zeros
 from flaxformer_lab.modules.taps import CLOSED, Taps
 
 Stream = Float[Array, "batch tokens width"]
-Valid = Bool[Array, "batch tokens"]
 
 
 class Attention(nnx.Module):
@@ -38,7 +38,7 @@ class Attention(nnx.Module):
         mixed = self.mix(*(heads[:, :, part] for part in range(self.parts)), valid=valid, taps=taps)
         return self.output(mixed.reshape(*x.shape[:2], -1))
 
-    def positioned(self, query: formulas.Heads, key: formulas.Heads) -> tuple[formulas.Heads, formulas.Heads]:
+    def positioned(self, query: Heads, key: Heads) -> tuple[Heads, Heads]:
         """Query and key turned by their positions where `model.position` is rotary."""
         return (rotary(query), rotary(key)) if self._rotary else (query, key)
 
@@ -46,7 +46,7 @@ class Attention(nnx.Module):
 class SoftmaxAttention(Attention):
     """Scaled dot-product attention."""
 
-    def mix(self, query: formulas.Heads, key: formulas.Heads, value: formulas.Heads, *, valid: Valid | None, taps: Taps):
+    def mix(self, query: Heads, key: Heads, value: Heads, *, valid: Valid | None, taps: Taps):
         query, key = self.positioned(query, key)
         options = {"causal": self._causal, "valid": valid}
         taps.add("weights", lambda: formulas.softmax_weights(query, key, **options))
@@ -60,7 +60,7 @@ class ChannelAttention(Attention):
         super().__init__(config, tokens=tokens, rngs=rngs)
         self.temperature = ones((self._heads,))
 
-    def mix(self, query: formulas.Heads, key: formulas.Heads, value: formulas.Heads, *, valid: Valid | None, taps: Taps):
+    def mix(self, query: Heads, key: Heads, value: Heads, *, valid: Valid | None, taps: Taps):
         query, key = self.positioned(query, key)
         temperature = self.temperature[...]
         taps.add("channel_weights", lambda: formulas.channel_weights(query, key, temperature, valid=valid))
@@ -72,7 +72,7 @@ class MeanAttention(Attention):
 
     parts = 1
 
-    def mix(self, value: formulas.Heads, *, valid: Valid | None, taps: Taps):
+    def mix(self, value: Heads, *, valid: Valid | None, taps: Taps) -> Heads:
         options = {"causal": self._causal, "valid": valid}
         taps.add("weights", lambda: formulas.mean_weights(*value.shape[:2], **options))
         return formulas.mean_attention(value, **options)
@@ -87,7 +87,7 @@ class StaticAttention(Attention):
         super().__init__(config, tokens=tokens, rngs=rngs)
         self.scores = zeros((self._heads, tokens, tokens))
 
-    def mix(self, value: formulas.Heads, *, valid: Valid | None, taps: Taps):
+    def mix(self, value: Heads, *, valid: Valid | None, taps: Taps) -> Heads:
         weights = formulas.static_weights(self.scores[...], value.shape[1], causal=self._causal, valid=valid)
         taps.add("weights", lambda: weights)
         return formulas.apply_weights(weights, value)

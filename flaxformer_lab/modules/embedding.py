@@ -45,9 +45,7 @@ class PatchEmbedding(nnx.Module):
         return jnp.concatenate([first, tokens], axis=1)
 
 
-def patches(
-    images: Float[Array, "batch rows columns channels"], size: int
-) -> Float[Array, "batch tokens features"]:
+def patches(images: Float[Array, "batch rows columns channels"], size: int) -> Float[Array, "batch tokens features"]:
     """Cuts images into size x size patches, row by row; a patch's features run row, column, channel."""
     batch, rows, columns, channels = images.shape
     grid = images.reshape(batch, rows // size, size, columns // size, size, channels)

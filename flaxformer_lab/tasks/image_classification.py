@@ -17,6 +17,7 @@ from flaxformer_lab.modules.embedding import PatchEmbedding
 from flaxformer_lab.tasks.examples import Examples, records
 from flaxformer_lab.tasks.task import Batch, Task
 
+
 class ImageClassification(Task):
     """One label an image. Pixels 0..255 are scaled to -1..1."""
 

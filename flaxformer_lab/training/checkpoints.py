@@ -72,7 +72,8 @@ class Checkpoints:
             RunError: there is no such checkpoint, it is damaged, or it belongs to another model.
         """
         step = self._existing(step)
-        target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), vars(abstract))
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), vars(abstract))
         try:
             tree = self._orbax.load(step, target)
             digest = self._orbax.metadata(step).custom_metadata["digest"]

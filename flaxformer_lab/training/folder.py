@@ -59,7 +59,7 @@ class RunFolder:
         if differing:
             shown = "\n".join(f"  {key}: {theirs.get(key, '-')} there, {ours.get(key, '-')} now" for key in differing)
             raise ConfigError(
-                f"{self.path} belongs to a run of another config; choose another --workdir, or the same config:\n{shown}"
+                f"{self.path} belongs to a run of another config; choose another --workdir, or say the same:\n{shown}"
             )
 
 

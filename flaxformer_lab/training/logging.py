@@ -82,8 +82,10 @@ class Display:
         if self._clock is None:
             self._clock = (now, step)
         seconds, steps = now - self._clock[0], step - self._clock[1]
-        rate = f" | {steps / seconds:.1f} steps/s, {steps * self._per_step / seconds:,.0f} {self._units}/s" if steps else ""
-        shown = " ".join(f"{name} {value:.4f}" for name, value in values.items()) + rate
+        shown = " ".join(f"{name} {value:.4f}" for name, value in values.items())
+        if steps:
+            rate = steps / seconds
+            shown += f" | {rate:.1f} steps/s, {rate * self._per_step:,.0f} {self._units}/s"
         self._bar.update(self._task, completed=step, shown=shown)
         if not self.console.is_terminal and (now - self._last_line > 5 or step == self._steps):
             left = f", {_duration((self._steps - step) * seconds / steps)} left" if steps and step < self._steps else ""
@@ -107,5 +109,3 @@ class Display:
 def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes}:{seconds:02d}"
-
-

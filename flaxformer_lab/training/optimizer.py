@@ -35,9 +35,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
 def _adamw(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
-    return optax.adamw(
-        schedule, b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay, mask=decayed
-    )
+    return optax.adamw(schedule, b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay, mask=decayed)
 
 
 def _muon(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:

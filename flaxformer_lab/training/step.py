@@ -73,17 +73,13 @@ def make_evaluation_step(
     return evaluation_step
 
 
-def row_keys(
-    seed: int, stream: Stream, step: Int[Array, ""] | int, rows: Int[Array, " batch"]
-) -> Key[Array, " batch"]:
+def row_keys(seed: int, stream: Stream, step: Int[Array, ""] | int, rows: Int[Array, " batch"]) -> Key[Array, " batch"]:
     """One key an example."""
     key = stream_key(seed, stream, step)
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
 
 
-def _summed(
-    gradients: Callable[[Batch], tuple[Tree, Metrics]], batch: Batch, accumulate: int
-) -> tuple[Tree, Metrics]:
+def _summed(gradients: Callable[[Batch], tuple[Tree, Metrics]], batch: Batch, accumulate: int) -> tuple[Tree, Metrics]:
     """The sum of `gradients` over `accumulate` micro-batches, one at a time."""
     micro_batches = jax.tree.map(lambda leaf: leaf.reshape(accumulate, -1, *leaf.shape[1:]), batch)
     zeros = jax.tree.map(

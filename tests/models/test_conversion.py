@@ -101,9 +101,7 @@ def test_logits_equal_those_of_transformers_with_unusual_settings():
 
     models = (
         transformers.GPT2LMHeadModel(
-            transformers.GPT2Config(
-                **tool.GPT2, n_inner=40, activation_function="silu", tie_word_embeddings=False, bos_token_id=0
-            )
+            transformers.GPT2Config(**tool.GPT2, n_inner=40, activation_function="silu", tie_word_embeddings=False)
         ),
         transformers.ViTForImageClassification(
             transformers.ViTConfig(**tool.VIT | {"patch_size": 8, "num_channels": 1}, qkv_bias=False, num_labels=3)
@@ -135,19 +133,8 @@ def test_every_leaf_has_a_source_and_every_source_a_leaf(name):
     assert set(plan.table) == set(leaf_paths(converted(name).params))
 
 
-@pytest.mark.parametrize(
-    ("name", "setting"),
-    [
-        ("gpt2", {"n_head": 8}),
-        ("gpt2", {"activation_function": "relu"}),
-        ("gpt2", {"layer_norm_epsilon": 1e-5}),
-        ("bert_masked", {"hidden_act": "gelu"}),
-        ("bert_tokens", {"layer_norm_eps": 1e-12}),
-        ("vit", {"layer_norm_eps": 1e-12}),
-    ],
-)
-def test_every_setting_matters(name, setting):
-    reference = golden(name).given(**setting)
+def test_the_golden_file_tells_epsilons_apart():
+    reference = golden("gpt2").given(layer_norm_epsilon=1e-5)
     assert np.max(np.abs(logits_of(reference, reference.convert()) - reference.logits)) > 1e-2
 
 
@@ -192,8 +179,9 @@ def test_known_buffers_are_no_weights():
 def test_half_precision_weights_become_float32():
     reference = golden("vit")
     half = reference._replace(weights={name: w.astype(np.float16) for name, w in reference.weights.items()}).convert()
-    assert {leaf.dtype for leaf in jax.tree.leaves(half.params)} == {np.dtype(np.float32)}
-    np.testing.assert_allclose(logits_of(reference, half), reference.logits, atol=0.03)
+    for leaf, expected in zip(jax.tree.leaves(half.params), jax.tree.leaves(converted("vit").params), strict=True):
+        assert leaf.dtype == np.float32
+        np.testing.assert_allclose(leaf, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_what_is_dropped_does_not_matter():
@@ -210,7 +198,8 @@ def test_a_tied_head_may_be_in_the_file():
 def test_an_untied_head_is_read():
     embedding = golden("gpt2").weights["transformer.wte.weight"]
     model = golden("gpt2").given(tie_word_embeddings=False).holding(**{"lm_head.weight": 2 * embedding}).convert()
-    np.testing.assert_allclose(logits_of(golden("gpt2"), model), 2 * golden("gpt2").logits, rtol=1e-4, atol=1e-4)
+    assert np.array_equal(model.params["head"]["kernel"], 2 * embedding.T)
+    assert np.array_equal(model.params["embedding"]["table"], embedding)
 
 
 def test_vit_without_projection_biases():
@@ -236,7 +225,11 @@ def test_vit_without_projection_biases():
         ("gpt2", {"n_embd": None}, "n_embd=None must be a whole number of at least 1; take the config.json"),
         ("gpt2", {"n_layer": 2.5}, "n_layer=2.5 must be a whole number"),
         ("gpt2", {"n_head": 5}, "num_heads=5 does not divide model.width=32"),
-        ("gpt2", {"activation_function": "mish"}, "activation_function='mish' is not .*; we have gelu, gelu_new"),
+        (
+            "gpt2",
+            {"activation_function": "mish"},
+            "activation_function='mish' cannot .*; choose a model with one of gelu, gelu_new",
+        ),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True of gpt2 cannot"),
         ("gpt2", {"scale_attn_weights": False}, "choose a model with scale_attn_weights=True"),
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention=True"),

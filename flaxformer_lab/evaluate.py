@@ -1,0 +1,123 @@
+"""Evaluates a checkpoint: `python -m flaxformer_lab.evaluate --workdir=runs/digits [--step=N] [--split=test]`.
+
+Prints a table and, as its last line, one JSON object. From Python, `flaxformer_lab.load_run(workdir)` gives the
+model itself. Both need the run's folder alone (and the data, for the figures); nothing in it is executed or unpickled.
+"""
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from jaxtyping import Array, Float
+
+from flaxformer_lab.command_line import run
+from flaxformer_lab.config import Config
+from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.models.network import PureNetwork
+from flaxformer_lab.tasks import SPLITS, Task
+from flaxformer_lab.training.checkpoints import Checkpoints
+from flaxformer_lab.training.folder import RunFolder
+from flaxformer_lab.training.logging import Display
+from flaxformer_lab.training.programs import Experiment, make_evaluate, make_experiment
+from flaxformer_lab.training.state import State
+
+Tree = Any  # a pytree of arrays
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model and where it comes from."""
+
+    experiment: Experiment
+    state: State
+
+    @property
+    def config(self) -> Config:
+        return self.experiment.config
+
+    @property
+    def task(self) -> Task:
+        return self.experiment.task
+
+    @property
+    def model(self) -> PureNetwork:
+        """The network as pure functions: `model.apply(params, model_state, inputs)`, `model.intermediates(...)`."""
+        return self.experiment.network
+
+    @property
+    def params(self) -> Tree:
+        return self.state.params
+
+    @property
+    def step(self) -> int:
+        return int(self.state.step)
+
+    def predict(self, inputs: Array | np.ndarray) -> Float[Array, "batch *tokens outputs"]:
+        """Logits for inputs as the model takes them: images [batch, rows, columns, channels], symbols [batch, tokens].
+
+        Raises:
+            ConfigError: inputs of another shape than the model was trained on.
+        """
+        wanted = self.task.dummy(1).shape[1:]
+        if tuple(inputs.shape[1:]) != wanted:
+            raise ConfigError(
+                f"predict: inputs of shape {tuple(inputs.shape)} do not fit this model, which takes "
+                f"(batch, {', '.join(map(str, wanted))})"
+            )
+        return self._apply(self.state.params, self.state.model_state, inputs)
+
+    @functools.cached_property
+    def _apply(self):
+        return jax.jit(self.model.apply)
+
+    def evaluate(self, split: str = "test") -> dict[str, float]:
+        """The metrics of a split, with the program that training used."""
+        placed = self.experiment.strategy.place((self.state.params, self.state.model_state))
+        return make_evaluate(self.experiment)(*placed, self.task.examples(split))
+
+
+def load_run(workdir: str | Path, step: int | str | None = None) -> Run:
+    """The run in `workdir` at checkpoint `step` (default: the last one; "best": the lowest validation loss).
+
+    Raises:
+        RunError: the folder is missing, empty or damaged, or has no such checkpoint.
+    """
+    folder = RunFolder(workdir)
+    config, facts = folder.read()
+    experiment = make_experiment(config, facts)
+    keep = {"keep_last": config.training.keep_last, "keep_best": config.training.keep_best}
+    with Checkpoints(folder.checkpoints, **keep) as checkpoints:
+        chosen = checkpoints.best() if step == "best" else step
+        return Run(experiment, checkpoints.restore(experiment.abstract_state, chosen))
+
+
+def main(overrides: list[str]) -> None:
+    """Evaluates what the flags describe."""
+    if overrides:
+        raise ConfigError(f"{overrides[0]}: a checkpoint keeps the config that it was trained with; drop this flag")
+    loaded = load_run(WORKDIR.value, _step(STEP.value))
+    values = loaded.evaluate(SPLIT.value)
+    display = Display(steps=1, units=loaded.task.units, batch_size=1)
+    rows = [[name, f"{value:.6f}"] for name, value in values.items()]
+    display.table(f"{WORKDIR.value}, step {loaded.step}, {SPLIT.value}", ["metric", "value"], rows)
+    print(json.dumps({"step": loaded.step, "split": SPLIT.value, **values}))
+
+
+def _step(text: str | None) -> int | str | None:
+    if text is None or text == "best":
+        return text
+    if not text.isdigit():
+        raise ConfigError(f"--step={text} must be a whole number or best")
+    return int(text)
+
+
+if __name__ == "__main__":
+    WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+    STEP = flags.DEFINE_string("step", None, "Step of the checkpoint, or best; default: the last one.")
+    SPLIT = flags.DEFINE_enum("split", "test", SPLITS, "Which part of the data.")
+    run(main)

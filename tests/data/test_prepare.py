@@ -1,0 +1,259 @@
+import errno
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from flaxformer_lab.data import prepare as prepare_module
+from flaxformer_lab.data.builders import CHECKSUMS
+from flaxformer_lab.data.prepare import prepare
+from flaxformer_lab.data.source import SPLITS, open_split
+from flaxformer_lab.errors import DataError
+
+PREPARE = "from flaxformer_lab.data.prepare import prepare; "
+PREPARE_AND_TELL = """
+import resource, signal, sys
+from flaxformer_lab.data.prepare import prepare
+from flaxformer_lab.errors import DataError
+{before}
+try:
+    prepare("lab_digits")
+except DataError as error:
+    print(error)
+"""
+
+
+def digits():
+    return [open_split("lab_digits", split).load() for split in SPLITS]
+
+
+def assert_same(left, right):
+    for a, b in zip(left, right, strict=True):
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_the_first_use_builds_and_says_so_in_one_line(empty_cache, capfd):
+    builder = prepare("lab_digits")
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err == f"preparing lab_digits/1.0.0 in {empty_cache}/datasets/lab_digits/1.0.0 ...\n"
+    assert Path(builder.data_dir).parents[2] == empty_cache
+    assert prepare("lab_digits:1.0.0").data_dir == builder.data_dir
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_is_built_twice_is_the_same(empty_cache, prepared):
+    folder = Path(prepare("lab_digits").data_dir)
+    first = prepared / "datasets" / "lab_digits" / "1.0.0"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in first.iterdir())
+    for path in folder.iterdir():
+        assert path.read_bytes() == (first / path.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        ("nonesuch", "task.dataset='nonesuch' is no data set of TFDS; lab_digits and lab_speeches ship"),
+        ("lab_digit", "nearest: lab_digits"),
+        ("minst/3d:1.0.0", "nearest: .*mnist"),
+        ("lab_speeches:7.0.0", "cannot be loaded at version 7.0.0, only: 1.0.0"),
+        ("mnist/handwritten", "BuilderConfig handwritten not found"),
+        ("", "is no TFDS name; write name, name/config"),
+        ("../../etc", "is no TFDS name"),
+        ("/etc/passwd", "is no TFDS name"),
+        ("mnist/data_dir=/tmp", "is no TFDS name"),
+        ("huggingface:mnist", "is no TFDS name"),
+        ("lab digits", "is no TFDS name"),
+        ("LabDigits", "is no TFDS name"),
+        ("imagenet2012", "Manual directory .* does not exist"),
+        ("coco/2017", "without the package tensorflow .*file_format=array_record, and copy it"),
+    ],
+)
+def test_a_name_that_cannot_be_opened_is_one_clear_error(empty_cache, no_network, dataset, message):
+    with pytest.raises(DataError, match=message) as caught:
+        prepare(dataset)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "cifar10", "imdb_reviews"])
+def test_without_a_network_the_error_names_the_sets_that_need_none(empty_cache, no_network, dataset, capfd):
+    with pytest.raises(
+        DataError, match=f"{dataset} cannot be downloaded .*lab_digits and lab_speeches need no network"
+    ):
+        prepare(dataset)
+    out, err = capfd.readouterr()
+    assert out == "" and re.fullmatch(rf"preparing {dataset}/\S+ in \S+ ...\n", err)
+
+
+def test_a_download_that_is_not_the_expected_one_is_told(empty_cache, no_network):
+    manual = empty_cache.parent / "tfds" / "downloads" / "manual"
+    manual.mkdir(parents=True)
+    for info in tfds.builder_cls("mnist").url_infos.values():
+        (manual / info.filename).write_bytes(b"<html>Please log in</html>")
+    with pytest.raises(DataError, match=r"the download of mnist is not what TFDS expects .*wrong checksum"):
+        prepare("mnist")
+
+
+def test_two_processes_at_once_build_once(empty_cache, start, prepared):
+    script = PREPARE + "import sys; print(prepare('lab_digits').data_dir, 'tensorflow' in sys.modules)"
+    processes = [start(script), start(script)]
+    results = [(*process.communicate(timeout=120), process.returncode) for process in processes]
+    folder = empty_cache / "datasets" / "lab_digits" / "1.0.0"
+    assert [out for out, _, _ in results] == [f"{folder} False\n"] * 2
+    assert [code for _, _, code in results] == [0, 0]
+    assert sorted(err.count("preparing") for _, err, _ in results) == [0, 1]
+    assert [path.name for path in folder.parent.iterdir()] == ["1.0.0"]
+
+
+def in_tmpfs(folder):
+    """A command that runs another with a disk of 200 kB at `folder`, where the system lets us mount one."""
+    prefix = ["unshare", "-rm", "sh", "-c", f'mount -t tmpfs -o size=200k none {folder} && exec "$@"', "sh"]
+    if not shutil.which("unshare") or subprocess.run([*prefix, "true"], capture_output=True).returncode:
+        pytest.skip("a file system cannot be mounted here")
+    return prefix
+
+
+@pytest.mark.parametrize("how", ["disk", "file size"])
+def test_a_full_disk_is_told_and_leaves_nothing_that_looks_whole(empty_cache, start, how):
+    empty_cache.mkdir()
+    if how == "disk":
+        prefix, before, reason = in_tmpfs(empty_cache), "", "No space left on device"
+    else:
+        prefix, reason = [], "File too large"
+        before = (
+            "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (10**5,) * 2)"
+        )
+    process = start(PREPARE_AND_TELL.format(before=before), *prefix)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert re.fullmatch(rf"no space to prepare lab_digits in {empty_cache}\S* \(.*{reason}.*\); free some.*\n", out)
+    if how == "file size":
+        assert not any((empty_cache / "datasets" / "lab_digits").iterdir())
+    assert [len(split["label"]) for split in digits()] == [1197, 300, 300]
+
+
+def test_a_build_that_is_killed_is_begun_again(empty_cache, start):
+    before = "import os; from tensorflow_datasets.core.dataset_info import DatasetInfo\n"
+    before += "DatasetInfo.write_to_directory = lambda *_: os._exit(9)"
+    process = start(PREPARE_AND_TELL.format(before=before))
+    process.communicate(timeout=120)
+    assert process.returncode == 9
+    folder = empty_cache / "datasets" / "lab_digits"
+    (left,) = folder.iterdir()
+    assert left.name.startswith("incomplete.") and any(left.iterdir())
+    assert [len(split["label"]) for split in digits()] == [1197, 300, 300]
+    assert [path.name for path in folder.iterdir()] == ["1.0.0"]
+
+
+def test_a_build_that_ended_before_its_digests_is_begun_again(empty_cache, capfd):
+    folder = Path(prepare("lab_digits").data_dir)
+    (folder / CHECKSUMS).unlink()
+    (path,) = folder.glob("*-test.array_record*")
+    path.write_bytes(b"")
+    assert [len(split["label"]) for split in digits()] == [1197, 300, 300]
+    assert capfd.readouterr().err.count("preparing") == 2
+
+
+def flip(place):
+    def change(path):
+        content = bytearray(path.read_bytes())
+        content[int(place * (len(content) - 1))] ^= 1
+        path.write_bytes(content)
+
+    return change
+
+
+DAMAGES = {
+    "emptied": lambda path: path.write_bytes(b""),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "zeroed": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "deleted": Path.unlink,
+    "flipped at the start": flip(0),
+    "flipped inside": flip(0.37),
+    "flipped at the end": flip(1),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_to_any_file_is_told_or_mended(prepared, tmp_path, monkeypatch, damage):
+    monkeypatch.setenv("FLAXFORMER_LAB_CACHE", str(prepared))
+    original = digits()
+    names = [path.name for path in (prepared / "datasets" / "lab_digits" / "1.0.0").iterdir()]
+    assert len(names) == 7
+    for number, name in enumerate(names):
+        cache = tmp_path / str(number)
+        shutil.copytree(prepared / "datasets" / "lab_digits", cache / "datasets" / "lab_digits")
+        monkeypatch.setenv("FLAXFORMER_LAB_CACHE", str(cache))
+        folder = cache / "datasets" / "lab_digits" / "1.0.0"
+        DAMAGES[damage](folder / name)
+        try:
+            assert_same(digits(), original)
+        except DataError as error:
+            assert re.match(rf"lab_digits in {folder} is damaged .*delete that folder", str(error))
+        else:  # Without digests the set is built again; after the last of them, a line may end in another way.
+            assert (damage, name) in {("deleted", CHECKSUMS), ("flipped at the end", CHECKSUMS)}
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+@pytest.mark.parametrize("damage", ["emptied", "deleted", "cut"])
+def test_damage_to_what_tfds_says_of_other_sets_is_told(empty_cache, name, damage):
+    folder = Path(prepare("tiny_shapes/train").data_dir)
+    DAMAGES[damage](folder / name)
+    try:
+        assert len(open_split("tiny_shapes/train", "test")) == 4
+    except DataError as error:
+        assert re.search(r"damaged.*delete", str(error)) and str(folder.parents[1]) in str(error)
+    else:
+        assert name == "features.json"  # The builder knows its features without it.
+
+
+def test_a_cache_that_is_no_folder_is_told(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FLAXFORMER_LAB_CACHE", str(tmp_path / "file"))
+    with pytest.raises(DataError, match=r"has no access to .*Not a directory.*set FLAXFORMER_LAB_CACHE to a folder"):
+        prepare("lab_digits")
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_a_cache_that_cannot_be_written_is_told(empty_cache, monkeypatch, code):
+    def refuse(*arguments, **keywords):
+        raise OSError(code, "refused")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(DataError, match=r"has no access to .*set FLAXFORMER_LAB_CACHE to a folder that can be written"):
+        prepare("lab_digits")
+    with pytest.raises(DataError, match=r"has no access to .*set TFDS_DATA_DIR to a folder that can be written"):
+        prepare("tiny_shapes")
+
+
+def test_a_copy_that_only_tensorflow_can_read_is_built_again_beside_it(empty_cache):
+    theirs = Path(prepare("tiny_shapes").data_dir)
+    for path in theirs.glob("*array_record*"):
+        path.rename(path.with_name(path.name.replace("array_record", "tfrecord")))
+    info = theirs / "dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    kept = {path: path.read_bytes() for path in theirs.iterdir()}
+    ours = Path(prepare("tiny_shapes").data_dir)
+    assert ours.is_relative_to(empty_cache) and not theirs.is_relative_to(empty_cache)
+    assert len(open_split("tiny_shapes", "train")) == 40
+    assert {path: path.read_bytes() for path in theirs.iterdir()} == kept
+
+
+def test_downloads_do_not_wait_forever(empty_cache, monkeypatch):
+    seen = {}
+
+    def open_url(url, **keywords):
+        seen.update(keywords, retries=prepare_module.downloader.MAX_RETRIES)
+        raise ConnectionError("no network")
+
+    before = prepare_module.downloader.MAX_RETRIES
+    monkeypatch.setattr(prepare_module.downloader, "_open_url", open_url)
+    with pytest.raises(DataError, match="cannot be downloaded"):
+        prepare("mnist")
+    assert seen["timeout"] <= 30 and seen["retries"] <= 3
+    assert prepare_module.downloader.MAX_RETRIES == before and prepare_module.downloader._open_url is open_url
