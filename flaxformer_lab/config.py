@@ -9,7 +9,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -287,7 +287,7 @@ def override(tree: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
     return {**tree, head: override(inner or {}, rest, value) if rest else value}
 
 
-def nearest(word: str, words: typing.Iterable[str]) -> str:
+def nearest(word: str, words: Iterable[str]) -> str:
     """Returns "did you mean a, b? " for the words that resemble `word`, or an empty string."""
     close = difflib.get_close_matches(word, list(words), n=3, cutoff=0.5)
     return f"did you mean {' or '.join(close)}? " if close else ""

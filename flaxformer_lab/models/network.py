@@ -64,10 +64,12 @@ class PureNetwork:
     """A network as functions of plain pytrees; the static part was captured once.
 
     init(key) -> (params, model_state). params are what the optimizer moves; model_state is the rest (often empty).
+    shapes: the same pair as shapes and types.
     apply(params, model_state, inputs, *, valid, keys, taps) -> logits.
     """
 
     init: Callable[[Key[Array, ""]], tuple[Tree, Tree]]
+    shapes: tuple[Tree, Tree]
     apply: Callable[..., Array]
 
     def intermediates(self, params: Tree, model_state: Tree, inputs: Array, **options: Any) -> dict[str, Array]:
@@ -80,7 +82,7 @@ class PureNetwork:
 def purify(build: Callable[[nnx.Rngs], nnx.Module]) -> PureNetwork:
     """Returns the pure form of the network that `build` makes."""
     abstract = nnx.eval_shape(lambda: build(nnx.Rngs(params=0)))
-    graph, _, _ = nnx.split(abstract, nnx.Param, ...)
+    graph, *shapes = nnx.split(abstract, nnx.Param, ...)
 
     def init(key: Key[Array, ""]) -> tuple[Tree, Tree]:
         _, params, model_state = nnx.split(build(nnx.Rngs(params=key)), nnx.Param, ...)
@@ -89,10 +91,10 @@ def purify(build: Callable[[nnx.Rngs], nnx.Module]) -> PureNetwork:
     def apply(params: Tree, model_state: Tree, inputs: Array, **options: Any) -> Array:
         return nnx.merge(graph, params, model_state)(inputs, **options)
 
-    return PureNetwork(jax.jit(init), apply)
+    return PureNetwork(jax.jit(init), tuple(map(nnx.to_pure_dict, shapes)), apply)
 
 
 def leaf_paths(tree: Tree) -> dict[str, Any]:
-    """Returns `{"transformer.blocks.0.ffn.part.up.kernel": leaf, ...}` of a pytree of nested dictionaries."""
+    """Returns `{"transformer.blocks.0.ffn.up.kernel": leaf, ...}` of a pytree of nested dictionaries."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {".".join(str(getattr(key, "key", key)) for key in path): leaf for path, leaf in leaves}

@@ -1,0 +1,276 @@
+"""Training speed beside a Hugging Face GPT-2 on PyTorch: the same shapes, the same batch, one run.
+
+    python benchmarks/train_step.py                # 3 sizes on the CPU, about 6 minutes on 2 cores
+    python benchmarks/train_step.py --device=gpu   # GPT-2 124M in bfloat16 beside torch.compile
+
+Each contestant lives in a process of its own and works only when it is told to, so the two alternate on an otherwise
+idle machine. A round is a block of updates by each; the figure is the median over rounds, the ratio is taken round by
+round. An update is the whole of it: forward, backward, clipping by the global norm, AdamW. The share of peak is the
+arithmetic of the matrix products over the fastest large product that the machine showed in the same run.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Size:
+    """A GPT-2 and its batch; steps is how many updates one round has."""
+
+    name: str
+    width: int
+    depth: int
+    heads: int
+    vocabulary: int
+    tokens: int
+    batch: int
+    steps: int
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch * self.tokens
+
+    @property
+    def flops_per_step(self) -> int:
+        """Of the matrix products, forward and backward; attention scores counted in full, as GPT-2 papers do."""
+        kernels = self.depth * 12 * self.width**2 + self.vocabulary * self.width
+        return 6 * self.tokens_per_step * (kernels + 2 * self.depth * self.tokens * self.width)
+
+
+CPU_SIZES = (
+    Size("0.1M", width=64, depth=2, heads=4, vocabulary=128, tokens=128, batch=16, steps=20),
+    Size("3M", width=256, depth=4, heads=4, vocabulary=128, tokens=128, batch=16, steps=4),
+    Size("30M", width=512, depth=9, heads=8, vocabulary=512, tokens=256, batch=4, steps=1),
+)
+GPU_SIZES = (Size("124M", width=768, depth=12, heads=12, vocabulary=50304, tokens=1024, batch=16, steps=10),)
+
+
+def ours(size: Size, device: str) -> Callable[[], None]:
+    """One block of updates by the lab's own program, the one that `train.py` runs."""
+    import jax
+    import numpy as np
+
+    from flaxformer_lab.config import parse_config
+    from flaxformer_lab.tasks.examples import windows
+    from flaxformer_lab.training.programs import make_experiment, make_feeds, make_run_steps
+    from flaxformer_lab.training.state import initial_state
+
+    tree = {
+        "task": {"name": "language_modelling", "tokenizer": "bytes", "sequence_length": size.tokens},
+        "model": {
+            "width": size.width,
+            "depth": size.depth,
+            "attention": {"num_heads": size.heads},
+            "ffn": {"activation": "gelu_tanh"},
+            "norm": {"epsilon": 1e-5},
+            "causal": True,
+            "dtype": "float32" if device == "cpu" else "bfloat16",
+        },
+        "optimizer": {"learning_rate": 3e-4, "schedule": "constant", "clip_norm": 1.0},
+        "training": {"steps": size.steps, "batch_size": size.batch, "steps_per_call": size.steps},
+        "parallelism": {"strategy": "single"},
+    }
+    experiment = make_experiment(parse_config(tree), facts={"num_symbols": size.vocabulary})
+    symbols = np.random.default_rng(0).integers(0, 256, 100_000).astype(np.uint8)
+    examples = windows(symbols, size.tokens, lookahead=1)
+    run_steps, data = make_run_steps(experiment, examples)
+    state = jax.jit(lambda: initial_state(experiment.network, experiment.optimizer, 0))()
+    data = experiment.strategy.place(data)
+    feed = next(make_feeds(experiment, examples, [(0, size.steps)]))
+    count = experiment.strategy.place(np.int32(size.steps))
+
+    def block() -> None:
+        nonlocal state
+        state, metrics = run_steps(state, data, feed, count)
+        jax.block_until_ready((state, metrics))
+
+    return block
+
+
+def peer(size: Size, device: str) -> Callable[[], None]:
+    """One block of updates by GPT2LMHeadModel with fused AdamW; compiled by torch.compile on a GPU."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    torch.manual_seed(0)
+    where = "cuda" if device == "gpu" else "cpu"
+    if where == "cpu":
+        torch.set_num_threads(os.cpu_count())
+    config = GPT2Config(
+        vocab_size=size.vocabulary,
+        n_positions=size.tokens,
+        n_embd=size.width,
+        n_layer=size.depth,
+        n_head=size.heads,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        tie_word_embeddings=False,
+        use_cache=False,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    model = GPT2LMHeadModel(config).to(where).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, weight_decay=0.0, fused=True)
+    symbols = torch.randint(0, min(256, size.vocabulary), (size.steps, size.batch, size.tokens), device=where)
+    forward = torch.compile(model) if device == "gpu" else model
+
+    def block() -> None:
+        for inputs in symbols:
+            with torch.autocast(where, torch.bfloat16, enabled=device == "gpu"):
+                loss = forward(inputs, labels=inputs).loss
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+        if device == "gpu":
+            torch.cuda.synchronize()
+
+    return block
+
+
+def matmul_peak(device: str, library: str) -> float:
+    """FLOP/s of a large product, the best of several, in the type that training uses."""
+    n = 2048 if device == "cpu" else 8192
+    if library == "jax":
+        import jax
+        import jax.numpy as jnp
+
+        dtype = jnp.float32 if device == "cpu" else jnp.bfloat16
+        a = jax.random.normal(jax.random.key(0), (n, n), dtype)
+        multiply = jax.jit(jnp.matmul)
+
+        def product() -> None:
+            multiply(a, a).block_until_ready()
+    else:
+        import torch
+
+        a = torch.randn(n, n) if device == "cpu" else torch.randn(n, n, device="cuda", dtype=torch.bfloat16)
+
+        def product() -> None:
+            a @ a
+            if device == "gpu":
+                torch.cuda.synchronize()
+
+    product()
+    return 2 * n**3 / min(timed(product) for _ in range(10))
+
+
+def timed(work: Callable[[], None]) -> float:
+    """Seconds that `work` takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def serve(connection, library: str, size: Size, device: str) -> None:
+    """A contestant's process: builds and warms up, then answers each request with the seconds of one block."""
+    if library == "jax" and device == "gpu":
+        os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = "0.45"
+    block = {"jax": ours, "torch": peer}[library](size, device)
+    for _ in range(2):
+        block()
+    connection.send(matmul_peak(device, library))
+    while connection.recv():
+        connection.send(timed(block))
+
+
+def compare(size: Size, device: str, rounds: int) -> dict:
+    """Alternates the two contestants; returns speeds, their ratio, and shares of the matmul peak."""
+    context = multiprocessing.get_context("spawn")
+    ends, processes, peaks = {}, {}, {}
+    for library in ("jax", "torch"):  # one after the other, so that neither disturbs the other's compilation
+        ends[library], theirs = context.Pipe()
+        processes[library] = context.Process(target=serve, args=(theirs, library, size, device), daemon=True)
+        processes[library].start()
+        theirs.close()
+        peaks[library] = ends[library].recv()
+    seconds: dict[str, list[float]] = {"jax": [], "torch": []}
+    for _ in range(rounds):
+        for library, end in ends.items():
+            end.send(True)
+            seconds[library].append(end.recv())
+    for library, end in ends.items():
+        end.send(False)
+        processes[library].join()
+    peak = max(peaks.values())
+    flops = size.flops_per_step * size.steps
+    ratios = sorted(torch / jax for jax, torch in zip(seconds["jax"], seconds["torch"], strict=True))
+    speeds = {library: size.steps * size.tokens_per_step / statistics.median(t) for library, t in seconds.items()}
+    return {
+        **asdict(size),
+        "rounds": rounds,
+        "jax_tokens_per_second": round(speeds["jax"]),
+        "torch_tokens_per_second": round(speeds["torch"]),
+        "ratio": round(statistics.median(ratios), 2),
+        "ratio_range": [round(ratios[0], 2), round(ratios[-1], 2)],
+        "matmul_peak_gflops": round(peak / 1e9),
+        "jax_share_of_peak": round(flops / statistics.median(seconds["jax"]) / peak, 3),
+        "torch_share_of_peak": round(flops / statistics.median(seconds["torch"]) / peak, 3),
+    }
+
+
+def machine(device: str) -> str:
+    """The machine in plain words."""
+    if device == "gpu":
+        import torch
+
+        return torch.cuda.get_device_name()
+    names = [line.partition(":")[2].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
+    return f"{os.cpu_count()} cores of {names[0] if names else platform.processor()}, Linux, float32"
+
+
+def main() -> None:
+    """Runs the comparison, prints a table and writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--sizes", nargs="*", help="names of sizes; default: all")
+    arguments = parser.parse_args()
+    if arguments.device == "cpu":
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    sizes = CPU_SIZES if arguments.device == "cpu" else GPU_SIZES
+    rows = []
+    print("| size | flaxformer_lab tokens/s | transformers tokens/s | ratio (range) | share of matmul peak |")
+    print("|---|---|---|---|---|")
+    for size in sizes:
+        if arguments.sizes and size.name not in arguments.sizes:
+            continue
+        row = compare(size, arguments.device, arguments.rounds)
+        rows.append(row)
+        low, high = row["ratio_range"]
+        print(
+            f"| {size.name} | {row['jax_tokens_per_second']:,} | {row['torch_tokens_per_second']:,} "
+            f"| {row['ratio']:.2f} ({low:.2f} to {high:.2f}) "
+            f"| {row['jax_share_of_peak']:.0%} beside {row['torch_share_of_peak']:.0%} |",
+            flush=True,
+        )
+    if not arguments.sizes:
+        RESULTS.mkdir(exist_ok=True)
+        result = {"machine": machine(arguments.device), "versions": versions(), "sizes": rows}
+        path = RESULTS / f"train_step_{arguments.device}.json"
+        path.write_text(json.dumps(result, indent=2) + "\n")
+        print(f"written to {path}")
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that were compared."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("jax", "flax", "optax", "torch", "transformers")}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""State of the Union speeches, character by character: a causal Transformer of about 1M parameters.
+
+python train.py --config=configs/speeches.py
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The language recipe."""
+    return ConfigDict(
+        {
+            "seed": 0,
+            "task": {
+                "name": "language_modelling",
+                "dataset": "lab_speeches",
+                "tokenizer": "characters",
+                "objective": "next_token",
+                "sequence_length": 128,
+            },
+            "model": {
+                "width": 128,
+                "depth": 5,
+                "attention": {"num_heads": 4},
+                "ffn": {"kind": "gated", "activation": "silu", "expansion": 8 / 3},
+                "norm": {"kind": "rmsnorm"},
+                "position": "rotary",
+                "bias": False,
+                "causal": True,
+            },
+            "optimizer": {
+                "name": "muon",
+                "learning_rate": 1e-2,
+                "schedule": "linear",
+                "warmup_steps": 50,
+                "weight_decay": 0.01,
+                "clip_norm": 1.0,
+            },
+            "training": {
+                "steps": 4000,
+                "batch_size": 16,
+                "evaluate_every": 1000,
+                "evaluate_batch_size": 64,
+                "checkpoint_every": 1000,
+                "steps_per_call": 10,
+            },
+        }
+    )
