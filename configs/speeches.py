@@ -37,11 +37,11 @@ def get_config() -> ConfigDict:
                 "clip_norm": 1.0,
             },
             "training": {
-                "steps": 4000,
+                "steps": 1500,
                 "batch_size": 16,
-                "evaluate_every": 1000,
+                "evaluate_every": 500,
                 "evaluate_batch_size": 64,
-                "checkpoint_every": 1000,
+                "checkpoint_every": 500,
                 "steps_per_call": 10,
             },
         }

@@ -11,7 +11,7 @@ from absl import flags
 
 from flaxformer_lab.ablation.variants import apply_variants
 from flaxformer_lab.cache import cache_folder
-from flaxformer_lab.config import Config, flatten, override, parse_config
+from flaxformer_lab.config import Config, as_dict, flatten, override, parse_config
 from flaxformer_lab.errors import ConfigError, LabError
 
 OVERRIDE = "--config."
@@ -41,42 +41,47 @@ def load_config(recipe: str, overrides: list[str], ablation: list[str] = ()) -> 
         ConfigError: anything in it that cannot be what the user meant.
     """
     tree = _read_recipe(recipe)
-    flat = dict(_key_and_value(argument) for argument in overrides)
-    plain = tree
-    for key, value in flat.items():
-        plain = override(plain, key, value)
-    tree = apply_variants(plain, list(ablation))
-    _refuse_contradictions(flat, tree, ablation)
-    return parse_config(tree)
+    keys = []
+    for argument in overrides:
+        key, value = _key_and_value(argument)
+        tree = override(tree, key, value)
+        keys.append(key)
+    asked = parse_config(tree)
+    config = apply_variants(asked, list(ablation))
+    _refuse_contradictions(keys, asked, config, ablation)
+    return config
 
 
-def _refuse_contradictions(flat: Mapping[str, str], tree: Mapping[str, Any], ablation: list[str]) -> None:
+def _refuse_contradictions(keys: list[str], asked: Config, config: Config, ablation: list[str]) -> None:
     """An explicit override wins over nothing: a variant that says otherwise contradicts it."""
-    final = flatten(tree)
-    for key, value in flat.items():
-        if key in final and str(final[key]).lower() != str(value).lower():
+    wanted, given = flatten(as_dict(asked)), flatten(as_dict(config))
+    for key in keys:
+        if wanted[key] != given[key]:
             raise ConfigError(
-                f"{OVERRIDE}{key}={value} contradicts --ablation={','.join(ablation)}, which sets it to {final[key]}; "
-                "drop one of the two"
+                f"{OVERRIDE}{key}={wanted[key]} contradicts --ablation={','.join(ablation)}, which sets it to "
+                f"{given[key]}; drop one of the two"
             )
 
 
 def _split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Parts `--config.key=value` (or `--config.key value`) from the other arguments."""
     others, overrides = [], []
-    remaining = iter(arguments)
-    for argument in remaining:
+    remaining = list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
         if not argument.startswith(OVERRIDE):
             others.append(argument)
-        elif "=" in argument:
-            overrides.append(argument)
-        else:
-            overrides.append(f"{argument}={next(remaining, '')}")
+            continue
+        if "=" not in argument and remaining and not remaining[0].startswith("--"):
+            argument += "=" + remaining.pop(0)
+        overrides.append(argument)
     return others, overrides
 
 
 def _key_and_value(argument: str) -> tuple[str, str]:
-    key, _, value = argument.removeprefix(OVERRIDE).partition("=")
+    key, equals, value = argument.removeprefix(OVERRIDE).partition("=")
+    if not equals or not all(key.split(".")):
+        raise ConfigError(f"{argument} must be {OVERRIDE}KEY=VALUE, like {OVERRIDE}model.width=32")
     return key, value
 
 
@@ -93,9 +98,15 @@ def _read_recipe(recipe: str) -> dict[str, Any]:
     try:
         spec.loader.exec_module(module)
         config = module.get_config()
-    except Exception as error:
+        tree = config.to_dict() if hasattr(config, "to_dict") else config
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"--config={recipe} cannot be read: {type(error).__name__}: {error}") from error
-    return config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    if not isinstance(tree, Mapping):
+        raise ConfigError(
+            f"--config={recipe}: get_config() returns {type(tree).__name__} {tree!r}; "
+            "it must return a mapping, such as ml_collections.ConfigDict"
+        )
+    return dict(tree)
 
 
 def _use_compilation_cache() -> None:

@@ -116,6 +116,11 @@ class ModelConfig:
                 "model.attention.kind=off and model.ffn.kind=off leave every block empty; keep one of them, "
                 "or say model.depth=0 for embedding and head alone"
             )
+        if self.position == "sinusoidal" and self.width % 2:
+            raise ConfigError(
+                f"model.position=sinusoidal pairs a sine with a cosine, so model.width={self.width} must be even; "
+                "choose an even width, or position learned, rotary or off"
+            )
         if attention.kind == "off":
             return
         merged = attention.num_heads * self.head_dim
@@ -135,10 +140,6 @@ class ModelConfig:
             raise ConfigError(
                 f"model.position=rotary turns pairs of features, so head_dim={self.head_dim} must be even; "
                 "choose another num_heads or head_dim, or position learned, sinusoidal or off"
-            )
-        if self.position == "sinusoidal" and self.width % 2:
-            raise ConfigError(
-                f"model.position=sinusoidal pairs a sine with a cosine, so model.width={self.width} must be even"
             )
 
 
@@ -238,6 +239,13 @@ class Config:
             raise ConfigError(
                 f"task.objective={task.objective} with model.causal={wrong} {reason}; set model.causal={right}"
             )
+        if isinstance(task, ImageClassificationConfig) and task.pooling == "class_token":
+            if self.model.causal or self.model.attention.kind == "off":
+                blind = "causal=true" if self.model.causal else "attention.kind=off"
+                raise ConfigError(
+                    f"task.pooling=class_token with model.{blind} hides the image from the class token, which comes "
+                    "first; set task.pooling=mean"
+                )
         if training.batch_size % training.accumulate:
             raise ConfigError(
                 f"training.accumulate={training.accumulate} does not divide "
@@ -246,7 +254,7 @@ class Config:
         if optimizer.warmup_steps > training.steps:
             raise ConfigError(
                 f"optimizer.warmup_steps={optimizer.warmup_steps} is more than training.steps={training.steps}; "
-                "the learning rate would never reach its peak"
+                "the learning rate would never reach its peak; choose fewer of the one or more of the other"
             )
 
 
@@ -278,13 +286,18 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def override(tree: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """Returns a copy of `tree` in which the dotted `key` has `value`; missing levels are made."""
+def override(tree: Mapping[str, Any], key: str, value: Any, path: str = "") -> dict[str, Any]:
+    """Returns a copy of `tree` in which the dotted `key` has `value`; missing levels are made. `path` is for errors."""
     head, _, rest = key.partition(".")
-    inner = tree.get(head)
-    if rest and inner is not None and not isinstance(inner, Mapping):
-        raise ConfigError(f"{key}: {head} holds a plain value, {inner!r}, so nothing can be set inside it")
-    return {**tree, head: override(inner or {}, rest, value) if rest else value}
+    if not rest:
+        return {**tree, head: value}
+    inner, path = tree.get(head), f"{path}{head}"
+    if inner is not None and not isinstance(inner, Mapping):
+        raise ConfigError(
+            f"{path}.{rest}={value}: {path} holds a plain value, {inner!r}, so nothing can be set inside it; "
+            f"set {path} itself"
+        )
+    return {**tree, head: override(inner or {}, rest, value, f"{path}.")}
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
@@ -350,9 +363,9 @@ def _task_kind(value: Any, path: str) -> type:
 
 
 def _parse_choice(choices: tuple[str, ...], value: Any, path: str) -> str:
-    if value in choices:
+    if isinstance(value, str) and value in choices:
         return value
-    raise ConfigError(f"{path}={value} is not one of the choices: {nearest(str(value), choices)}{', '.join(choices)}")
+    raise ConfigError(f"{path}={value} is not a choice: {nearest(str(value), choices)}choose from {', '.join(choices)}")
 
 
 def _parse_scalar(kind: type, value: Any, path: str) -> Any:
@@ -365,14 +378,12 @@ def _parse_scalar(kind: type, value: Any, path: str) -> Any:
         parsed = value if isinstance(value, bool) else words.get(str(value).lower())
     elif kind in (int, float) and not isinstance(value, bool) and isinstance(value, int | float | str):
         try:
-            parsed = kind(value) if isinstance(value, str) else value
-        except ValueError:
+            parsed = kind(value) if isinstance(value, str) or kind is float else value
+        except (ValueError, OverflowError):
             parsed = None
-        if kind is float and isinstance(parsed, int):
-            parsed = float(parsed)
         if isinstance(parsed, float) and (kind is int or not math.isfinite(parsed)):
             parsed = None
     if parsed is None:
         wanted = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a text"}[kind]
-        raise ConfigError(f"{path}={value!r} must be {wanted}, not {type(value).__name__} {value!r}")
+        raise ConfigError(f"{path}={value!r} must be {wanted}")
     return parsed

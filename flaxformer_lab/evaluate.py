@@ -90,8 +90,7 @@ def load_run(workdir: str | Path, step: int | str | None = None) -> Run:
     folder = RunFolder(workdir)
     config, facts = folder.read()
     experiment = make_experiment(config, facts)
-    keep = {"keep_last": config.training.keep_last, "keep_best": config.training.keep_best}
-    with Checkpoints(folder.checkpoints, **keep) as checkpoints:
+    with Checkpoints(folder.checkpoints, writable=False) as checkpoints:
         chosen = checkpoints.best() if step == "best" else step
         return Run(experiment, checkpoints.restore(experiment.abstract_state, chosen))
 

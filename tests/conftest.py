@@ -1,15 +1,106 @@
-"""What all tests share: four CPU devices, strict broadcasting, a cache of compiled programs, and small networks."""
+"""What all tests share: four CPU devices, strict broadcasting, a cache of compiled programs, and small Transformers."""
 
+import functools
+import json
 import os
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
 
 from flaxformer_lab.cache import cache_folder
+from flaxformer_lab.config import ModelConfig, override, parse_config
+from flaxformer_lab.models.network import PureNetwork, leaf_paths, purify
+from flaxformer_lab.models.transformer import Transformer
 
-COMPILED = str(cache_folder("test-compiled"))
-# For the commands that the tests start; JAX has read its environment already here.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", COMPILED)
+# In the environment too, for the commands that tests start; JAX has read it already here.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder("test-compiled")))
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+TOKENS, WIDTH = 4, 8
+
+
+@dataclass(frozen=True)
+class Small:
+    """A small Transformer of [batch, 4, 8] with parameters that are all drawn: no zero or one hides a part."""
+
+    config: ModelConfig
+    network: PureNetwork
+    params: Any
+
+    def __call__(self, x: jax.Array, **options: Any) -> jax.Array:
+        return self.network.apply(self.params, {}, x, **options)
+
+    def intermediates(self, x: jax.Array, **options: Any) -> dict[str, jax.Array]:
+        return self.network.intermediates(self.params, {}, x, **options)
+
+    def jacobian(self, x: jax.Array, **options: Any) -> np.ndarray:
+        """d output[t, c] / d input[s, d] of the first example: [t, c, s, d]."""
+        run = jax.jit(jax.jacrev(lambda one: self(one[None], **options)[0]))
+        return np.asarray(run(x[0]))
+
+
+def draw(abstract: Any, scale: float = 0.5) -> Any:
+    """Values for a tree of shapes; leaves of one path and shape are the same in every tree."""
+
+    def leaf(path: tuple, shape: jax.ShapeDtypeStruct) -> jax.Array:
+        generator = np.random.default_rng(zlib.crc32(jax.tree_util.keystr(path).encode()))
+        return jnp.asarray(scale * generator.normal(size=shape.shape), shape.dtype)
+
+    return jax.tree_util.tree_map_with_path(leaf, abstract)
+
+
+def draw_module(build: Callable[[], nnx.Module]) -> tuple[nnx.Module, dict[str, np.ndarray]]:
+    """The module that `build` makes with drawn parameters, and these by dotted name in float64."""
+    graph, abstract = nnx.split(nnx.eval_shape(build))
+    params = draw(nnx.to_pure_dict(abstract))
+    return nnx.merge(graph, params), {name: np.asarray(leaf, np.float64) for name, leaf in leaf_paths(params).items()}
+
+
+@functools.cache
+def _transformer(knobs: str) -> Small:
+    tree: dict[str, Any] = {"width": WIDTH, "depth": 1, "attention": {"num_heads": 2}, "ffn": {"expansion": 2.0}}
+    for key, value in json.loads(knobs).items():
+        tree = override(tree, key, value)
+    config = parse_config({"model": tree}).model
+    network = purify(lambda rngs: Transformer(config, tokens=TOKENS, rngs=rngs))
+    params, model_state = jax.eval_shape(network.init, jax.random.key(0))
+    assert not model_state
+    return Small(config, network, draw(params))
+
+
+@pytest.fixture(scope="session", name="draw")
+def draw_fixture() -> Callable[..., Any]:
+    """The function that draws values for a tree of shapes."""
+    return draw
+
+
+@pytest.fixture(scope="session", name="draw_module")
+def draw_module_fixture() -> Callable[..., tuple[nnx.Module, dict[str, np.ndarray]]]:
+    """The function that makes a module with drawn parameters."""
+    return draw_module
+
+
+@pytest.fixture(scope="session")
+def transformer() -> Callable[..., Small]:
+    """The function that makes a small Transformer from knobs: `transformer({"ffn.kind": "off"})`."""
+
+    def make(knobs: Mapping[str, Any] | None = None) -> Small:
+        return _transformer(json.dumps(knobs or {}))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def stream() -> jax.Array:
+    """Token vectors [2, 4, 8]."""
+    return jnp.asarray(np.random.default_rng(0).normal(size=(2, TOKENS, WIDTH)), jnp.float32)

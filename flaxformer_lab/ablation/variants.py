@@ -47,7 +47,7 @@ VARIANTS: dict[str, Variant] = {
             "model.bias": False,
             "model.position": "off",
             "model.dropout": 0.0,
-            "task.pooling": lambda config: "mean",
+            "task.pooling": "mean",
         },
     ),
     "attention_off": Variant("no token mixing at all", {"model.attention.kind": "off"}),
@@ -76,13 +76,12 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
-def apply_variants(tree: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
-    """Returns the mapping of a config with the named variants laid upon it.
+def apply_variants(config: Config, names: list[str]) -> Config:
+    """Returns the config with the named variants laid upon it.
 
     Raises:
-        ConfigError: an unknown variant, or two that set one key to different values.
+        ConfigError: an unknown variant, two that set one key to different values, or an outcome that cannot be.
     """
-    config = parse_config(tree)
     set_by: dict[str, tuple[str, Any]] = {}
     for name in names:
         if name not in VARIANTS:
@@ -96,11 +95,12 @@ def apply_variants(tree: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
                 raise ConfigError(
                     f"--ablation={name} sets {key}={value}, but {other} sets it to {theirs}; name only one of the two"
                 )
-    known = flatten(as_dict(config))
+    tree = as_dict(config)
+    known = flatten(tree)
     for key, (_, value) in set_by.items():
         if key in known:
             tree = override(tree, key, value)
-    return dict(tree)
+    return parse_config(tree)
 
 
 def changed_keys(config: Config, names: list[str]) -> dict[str, str]:

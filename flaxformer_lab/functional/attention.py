@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from flaxformer_lab.functional.row_blocks import row_blocked_attention
+
 Heads = Float[Array, "batch tokens heads head_dim"]
 Valid = Bool[Array, "batch tokens"]
 
@@ -19,9 +21,13 @@ def softmax_attention(
     causal: bool = False,
     valid: Valid | None = None,
 ) -> Float[Array, "batch tokens heads value_dim"]:
-    """softmax(Q K^T / sqrt(head_dim)) V (Vaswani et al. 2017, eq. 1)."""
-    if query.shape[-1] != value.shape[-1]:
-        return apply_weights(softmax_weights(query, key, causal=causal, valid=valid), value)
+    """softmax(Q K^T / sqrt(head_dim)) V (Vaswani et al. 2017, eq. 1).
+
+    On the CPU by blocks of rows (`functional/row_blocks.py`), which is faster there; elsewhere by
+    `jax.nn.dot_product_attention`, which has fused kernels for accelerators.
+    """
+    if jax.default_backend() == "cpu" or query.shape[-1] != value.shape[-1]:
+        return row_blocked_attention(query, key, value, valid, causal)
     mask = None if valid is None else valid[:, None, None, :]
     return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal)
 

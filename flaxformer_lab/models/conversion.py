@@ -80,7 +80,7 @@ def from_huggingface(
     tensors = _with_ties(tensors, plan.ties)
     _check_names(tensors, plan)
     network = purify(plan.build)
-    shapes, _ = jax.eval_shape(network.init, jax.random.key(0))
+    shapes, _ = network.shapes
     leaves = [_make_leaf(path, like.shape, plan.table[path], tensors) for path, like in leaf_paths(shapes).items()]
     return Converted(plan.config, network, jax.tree.unflatten(jax.tree.structure(shapes), leaves))
 

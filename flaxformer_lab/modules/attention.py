@@ -1,5 +1,6 @@
 """Token mixing with parameters: projections around one of the formulas of `functional/attention.py`."""
 
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -33,9 +34,10 @@ class Attention(nnx.Module):
         self.output = output(merged, config.width, bias=config.bias, rngs=rngs)
 
     def __call__(self, x: Stream, *, valid: Valid | None = None, taps: Taps = CLOSED) -> Stream:
-        projected = self.projection(x)
-        heads = projected.reshape(*x.shape[:2], self.parts, self._heads, self._head_dim)
-        mixed = self.mix(*(heads[:, :, part] for part in range(self.parts)), valid=valid, taps=taps)
+        # Split, not sliced: the gradient of a split is one concatenation, that of slices a sum of padded copies.
+        parts = jnp.split(self.projection(x), self.parts, axis=-1)
+        heads = (part.reshape(*x.shape[:2], self._heads, self._head_dim) for part in parts)
+        mixed = self.mix(*heads, valid=valid, taps=taps)
         return self.output(mixed.reshape(*x.shape[:2], -1))
 
     def positioned(self, query: Heads, key: Heads) -> tuple[Heads, Heads]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt
 
 from flaxformer_lab.data.order import positions, start_offset
 from flaxformer_lab.data.source import Source
@@ -57,18 +57,19 @@ def records(source: Source) -> Examples:
     )
 
 
-def windows(symbols: Int[np.ndarray, " length"], size: int, *, lookahead: int) -> Examples:
+def windows(symbols: UInt[np.ndarray, " length"], size: int, *, lookahead: int) -> Examples:
     """Windows of `size` symbols, side by side; a row is the position of a window's first symbol.
 
     An example has `symbols` [size + lookahead] and `weights` [size]: 0 where the stream has ended. Each epoch starts
     the first window at another offset, so that no boundary is always at the same place.
     """
-    stream = {"symbols": np.concatenate([symbols, np.zeros(size + lookahead, symbols.dtype)])}
+    # The last window can begin up to one short of `size` symbols late, so two windows' room lies behind the end.
+    stream = {"symbols": np.concatenate([symbols, np.zeros(2 * size + lookahead, symbols.dtype)])}
     usable = len(symbols) - lookahead
 
     def take(arrays: Arrays, rows: Any) -> Arrays:
-        positions = rows[..., None] + np.arange(size + lookahead, dtype=np.int32)
-        weights = (positions[..., :size] < usable).astype(np.float32)
+        positions = rows[:, None] + np.arange(size + lookahead, dtype=np.int32)[None]
+        weights = (positions[:, :size] < usable).astype(np.float32)
         return {"symbols": arrays["symbols"][positions], "weights": weights}
 
     return Examples(

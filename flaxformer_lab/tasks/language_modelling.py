@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Integer, Key, UInt
 
 from flaxformer_lab.config import LanguageModellingConfig, ModelConfig
 from flaxformer_lab.data.source import open_split
@@ -88,7 +88,7 @@ class LanguageModelling(Task):
     def dummy(self, batch_size: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch_size, self._config.sequence_length), jnp.int32)
 
-    def encode(self, text: str) -> Int[np.ndarray, " length"]:
+    def encode(self, text: str) -> UInt[np.ndarray, " length"]:
         """Symbol numbers of a text: uint8 where they fit, else uint16."""
         if self._config.tokenizer == "bytes":
             return np.frombuffer(text.encode("utf-8"), np.uint8)
@@ -99,7 +99,7 @@ class LanguageModelling(Task):
         table[ord(UNKNOWN)] = 0
         return table[np.where(codes < len(table), codes, ord(UNKNOWN))]
 
-    def decode(self, symbols: Int[np.ndarray, " length"]) -> str:
+    def decode(self, symbols: Integer[np.ndarray, " length"]) -> str:
         """The text of symbol numbers."""
         if self._config.tokenizer == "bytes":
             return bytes(int(symbol) for symbol in symbols).decode("utf-8", errors="replace")
@@ -108,4 +108,9 @@ class LanguageModelling(Task):
     @functools.lru_cache(maxsize=3)  # noqa: B019 a task lives as long as its run
     def _text(self, split: str) -> str:
         source = open_split(self._config.dataset, split)
+        if "text" not in source.info.features:
+            raise ConfigError(
+                f"task.dataset={self._config.dataset} has no text, which language_modelling needs; "
+                f"it has {', '.join(source.info.features)}"
+            )
         return "\n".join(record["text"] for record in source.records())

@@ -16,26 +16,39 @@ _policies = ocp.training.preservation_policies
 
 
 class Checkpoints:
-    """The checkpoints of one run, each named by its step. Use it as a context: leaving it finishes every save."""
+    """The checkpoints of one run, each named by its step. Use it as a context: leaving it finishes every save.
 
-    def __init__(self, folder: Path, *, keep_last: int = 2, keep_best: int = 1):
+    writable=False is for a look beside a run that may still be training: nothing is made, and nothing is cleared away.
+    """
+
+    def __init__(self, folder: Path, *, keep_last: int = 2, keep_best: int = 1, writable: bool = True):
         self._folder = folder
+        if folder.exists() and not folder.is_dir():
+            raise RunError(f"{folder} is a file, not a folder of checkpoints; move it away or choose another --workdir")
+        if not writable and not folder.exists():
+            raise self._empty()
         best = _policies.BestN(get_metric_fn=lambda metrics: metrics["loss"], reverse=True, n=keep_best)
         keep = [_policies.LatestN(keep_last)] + ([best] if keep_best else [])
         try:
             self._orbax = ocp.training.Checkpointer(
                 folder,
                 preservation_policy=_policies.AnyPreservationPolicy(keep),
-                cleanup_tmp_directories=True,
+                cleanup_tmp_directories=writable,
             )
         except Exception as error:
-            raise RunError(f"the checkpoints in {folder} cannot be read: {_first_line(error)}") from error
+            raise RunError(
+                f"the checkpoints in {folder} cannot be read: {_first_line(error)}; move the damaged one away"
+            ) from error
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self._orbax.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        try:
+            self._orbax.close()
+        except Exception as error:
+            if kind is None:  # else what went wrong first is told
+                raise self._unsaved("in progress", error) from error
 
     @property
     def steps(self) -> list[int]:
@@ -44,7 +57,7 @@ class Checkpoints:
 
     def best(self) -> int:
         """The step with the lowest validation loss."""
-        scored = [(c.metrics["loss"], c.step) for c in self._orbax.checkpoints if c.metrics]
+        scored = [(c.metrics["loss"], c.step) for c in self._orbax.checkpoints if "loss" in (c.metrics or {})]
         if not scored:
             raise RunError(f"{self._folder} holds no checkpoint with a validation loss, so none is the best")
         return min(scored)[1]
@@ -87,12 +100,15 @@ class Checkpoints:
 
     def _existing(self, step: int | None) -> int:
         if not self.steps:
-            raise RunError(f"{self._folder} holds no checkpoint; train first, with the same --workdir")
+            raise self._empty()
         if step is not None and step not in self.steps:
             raise RunError(
                 f"{self._folder} holds no checkpoint of step {step}; choose one of {', '.join(map(str, self.steps))}"
             )
         return self.steps[-1] if step is None else step
+
+    def _empty(self) -> RunError:
+        return RunError(f"{self._folder} holds no checkpoint; train first, with the same --workdir")
 
     def _damaged(self, step: int, why: str) -> RunError:
         others = [str(other) for other in self.steps if other != step]

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import optax
-from optax.contrib import MuonDimensionNumbers, muon
+from optax.contrib import muon
 
 from flaxformer_lab.config import OptimizerConfig
 
@@ -33,27 +33,25 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     return rule if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
 
 
-def _adamw(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+def _adamw(
+    config: OptimizerConfig, schedule: optax.Schedule, *, nesterov: bool = False
+) -> optax.GradientTransformation:
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
-    return optax.adamw(schedule, b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay, mask=decayed)
+    options = {"b1": config.beta1, "b2": config.beta2, "nesterov": nesterov}
+    return optax.adamw(schedule, **options, weight_decay=config.weight_decay, mask=decayed)
 
 
 def _muon(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Orthogonalised momentum for the matrices of the blocks (Jordan et al. 2024), AdamW for the rest.
 
-    Updates have the root mean square of Adam's (Liu et al. 2025), so one learning rate serves both.
+    Both look ahead as Nesterov does. Updates have the root mean square of Adam's (Liu et al. 2025), so one learning
+    rate serves both.
     """
-    return muon(
-        schedule,
-        beta=0.95,
-        weight_decay=config.weight_decay,
-        weight_decay_mask=decayed,
-        adam_b1=config.beta1,
-        adam_b2=config.beta2,
-        adam_weight_decay=config.weight_decay,
-        muon_weight_dimension_numbers=_block_matrices,
-        consistent_rms=0.2,
-    )
+    rules = {
+        "muon": muon(schedule, beta=0.95, weight_decay=config.weight_decay, consistent_rms=0.2),
+        "adamw": _adamw(config, schedule, nesterov=True),  # muon's own would decay biases and scales as well
+    }
+    return optax.partition(rules, _muon_or_adamw)
 
 
 def _sgd(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
@@ -70,11 +68,11 @@ def decayed(params: Tree) -> Tree:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", "table"), params)
 
 
-def _block_matrices(params: Tree) -> Tree:
-    """Muon's shape for the kernels inside blocks, None for everything else."""
+def _muon_or_adamw(params: Tree) -> Tree:
+    """The rule of each leaf: Muon for the kernels inside blocks."""
 
-    def dimensions(path: tuple, _: Any) -> MuonDimensionNumbers | None:
+    def rule(path: tuple, _: Any) -> str:
         names = [key.key for key in path]
-        return MuonDimensionNumbers() if "blocks" in names and names[-1] == "kernel" else None
+        return "muon" if "blocks" in names and names[-1] == "kernel" else "adamw"
 
-    return jax.tree_util.tree_map_with_path(dimensions, params)
+    return jax.tree_util.tree_map_with_path(rule, params)

@@ -24,9 +24,9 @@ Tree = Any  # a pytree of arrays
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class State:
-    """Everything that training changes."""
+    """Everything that training changes. Like every pytree it may also hold shapes, or one value a device."""
 
-    step: Int[Array, ""]
+    step: Tree  # Int[Array, ""]
     params: Tree
     model_state: Tree
     opt_state: Tree

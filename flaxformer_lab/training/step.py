@@ -53,7 +53,7 @@ def make_train_step(
         weight = metrics["loss"][1]
         gradient = jax.tree.map(lambda leaf: leaf / jnp.maximum(weight, 1e-30), gradient)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        metrics = metrics | {"gradient_norm": (optax.global_norm(gradient), jnp.ones(()))}
+        metrics = metrics | {"gradient_norm": (optax.tree.norm(gradient), jnp.ones(()))}
         params = optax.apply_updates(state.params, updates)
         return State(state.step + 1, params, state.model_state, opt_state), metrics
 

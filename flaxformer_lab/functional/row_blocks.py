@@ -1,0 +1,90 @@
+"""Softmax attention on the CPU: query rows in blocks, so that causal rows never touch the keys that come after them.
+
+Heads are brought to the front once, for the forward and for the backward pass alike; the backward pass is written out
+and makes each block's weights anew, so nothing quadratic in tokens outlives its block (Dao et al. 2022, section 3.1,
+without the blocks over keys).
+"""
+
+import functools
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+Valid = Bool[Array, "batch tokens"]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def row_blocked_attention(
+    query: Float[Array, "batch tokens heads head_dim"],
+    key: Float[Array, "batch tokens heads head_dim"],
+    value: Float[Array, "batch tokens heads value_dim"],
+    valid: Valid | None,
+    causal: bool,
+) -> Float[Array, "batch tokens heads value_dim"]:
+    """softmax(Q K^T / sqrt(head_dim)) V, exact; the softmax is computed in float32."""
+    return _forward(query, key, value, valid, causal)[0]
+
+
+def _forward(query, key, value, valid, causal):
+    query, key, value = map(_swap, (query, key, value))
+    outputs = []
+    for rows, seen in _blocks(query.shape[2], causal):
+        weights = _weights(query[:, :, rows], key[:, :, seen], valid, rows.start, causal)
+        outputs.append(weights.astype(value.dtype) @ value[:, :, seen])
+    output = jnp.concatenate(outputs, axis=2)
+    return _swap(output), (query, key, value, valid, output)
+
+
+def _backward(causal, residuals, gradient):
+    """With P the weights: dV = P^T dO, dS = P (dO V^T - rowsum(dO O)) / sqrt(head_dim), dQ = dS K, dK = dS^T Q."""
+    query, key, value, valid, output = residuals
+    gradient = _swap(gradient)
+    dot = jnp.sum((gradient * output).astype(jnp.float32), axis=-1, keepdims=True)
+    query_gradients, key_gradient, value_gradient = [], jnp.zeros_like(key), jnp.zeros_like(value)
+    for rows, seen in _blocks(query.shape[2], causal):
+        weights = _weights(query[:, :, rows], key[:, :, seen], valid, rows.start, causal)
+        arriving = gradient[:, :, rows]
+        through = jnp.einsum("bhqd,bhkd->bhqk", arriving, value[:, :, seen], preferred_element_type=jnp.float32)
+        scores = weights * (through - dot[:, :, rows]) * query.shape[-1] ** -0.5
+        weights, scores = weights.astype(value.dtype), scores.astype(query.dtype)
+        query_gradients.append(scores @ key[:, :, seen])
+        key_gradient = key_gradient.at[:, :, seen].add(jnp.einsum("bhqk,bhqd->bhkd", scores, query[:, :, rows]))
+        value_gradient = value_gradient.at[:, :, seen].add(jnp.einsum("bhqk,bhqd->bhkd", weights, arriving))
+    return *map(_swap, (jnp.concatenate(query_gradients, axis=2), key_gradient, value_gradient)), None
+
+
+row_blocked_attention.defvjp(_forward, _backward)
+
+
+def _blocks(tokens: int, causal: bool) -> Iterator[tuple[slice, slice]]:
+    """(query rows, keys that they may see); four or more blocks where rows see different keys, else one."""
+    size = min(max(tokens // 4, 32), 256) if causal else tokens
+    for start in range(0, tokens, size):
+        end = min(start + size, tokens)
+        yield slice(start, end), slice(0, end if causal else tokens)
+
+
+def _weights(
+    query: Float[Array, "batch heads rows head_dim"],
+    key: Float[Array, "batch heads keys head_dim"],
+    valid: Valid | None,
+    first_row: int,
+    causal: bool,
+) -> Float[Array, "batch heads rows keys"]:
+    scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
+    rows, keys = scores.shape[-2:]
+    allowed = jnp.ones((1, 1, rows, keys), bool)
+    if causal:
+        allowed = (first_row + jnp.arange(rows)[:, None] >= jnp.arange(keys)[None, :])[None, None]
+    if valid is not None:
+        allowed = allowed & valid[:, None, None, :keys]
+    if causal or valid is not None:
+        # A finite floor, so that a row without any visible token gives equal weights and not NaN.
+        scores = jnp.where(allowed, scores, jnp.finfo(scores.dtype).min)
+    return jax.nn.softmax(scores, axis=-1)
+
+
+def _swap(x: Float[Array, "batch a b features"]) -> Float[Array, "batch b a features"]:
+    return jnp.swapaxes(x, 1, 2)

@@ -1,0 +1,168 @@
+"""Attention against naive loops in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flaxformer_lab.functional import attention
+
+BATCH, TOKENS, HEADS, HEAD_DIM = 2, 5, 2, 4
+GENERATOR = np.random.default_rng(0)
+QUERY, KEY, VALUE = (GENERATOR.normal(size=(BATCH, TOKENS, HEADS, HEAD_DIM)) for _ in range(3))
+SCORES = GENERATOR.normal(size=(HEADS, TOKENS + 2, TOKENS + 2))
+# The second example's last two tokens are padding.
+PADDED = np.array([[True] * 5, [True] * 3 + [False] * 2])
+
+masks = pytest.mark.parametrize("valid", [None, PADDED], ids=["whole", "padded"])
+causality = pytest.mark.parametrize("causal", [False, True], ids=["all", "causal"])
+
+
+def arrays(*values):
+    return [None if value is None else jnp.asarray(value, jnp.float32) for value in values]
+
+
+def options(causal, valid):
+    return {"causal": causal, "valid": None if valid is None else jnp.asarray(valid)}
+
+
+def weigh(score, causal, valid):
+    """Weights [batch, heads, query, key] by loops: a softmax of score(b, h, i, j) over the tokens that may be seen."""
+    weights = np.zeros((BATCH, HEADS, TOKENS, TOKENS))
+    for b, h, i in np.ndindex(BATCH, HEADS, TOKENS):
+        seen = [j for j in range(TOKENS) if (not causal or j <= i) and (valid is None or valid[b, j])]
+        exponentials = {j: np.exp(score(b, h, i, j)) for j in seen}
+        for j in seen:
+            weights[b, h, i, j] = exponentials[j] / sum(exponentials.values())
+    return weights
+
+
+def mix(weights, value):
+    result = np.zeros(value.shape)
+    for b, i, h in np.ndindex(BATCH, TOKENS, HEADS):
+        for j in range(TOKENS):
+            result[b, i, h] += weights[b, h, i, j] * value[b, j, h]
+    return result
+
+
+def scaled_dot_product(b, h, i, j):
+    return sum(QUERY[b, i, h, c] * KEY[b, j, h, c] for c in range(HEAD_DIM)) / np.sqrt(HEAD_DIM)
+
+
+@causality
+@masks
+@pytest.mark.parametrize("value_dim", [HEAD_DIM, HEAD_DIM - 1])
+def test_softmax_attention(causal, valid, value_dim):
+    value = VALUE[..., :value_dim]
+    result = attention.softmax_attention(*arrays(QUERY, KEY, value), **options(causal, valid))
+    expected = mix(weigh(scaled_dot_product, causal, valid), value)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
+
+
+@causality
+@masks
+def test_softmax_weights(causal, valid):
+    result = attention.softmax_weights(*arrays(QUERY, KEY), **options(causal, valid))
+    np.testing.assert_allclose(result, weigh(scaled_dot_product, causal, valid), rtol=1e-5, atol=1e-6)
+
+
+@causality
+@masks
+def test_static_weights_and_their_application(causal, valid):
+    weights = attention.static_weights(*arrays(SCORES), TOKENS, **options(causal, valid))
+    assert weights.shape[0] == (1 if valid is None else BATCH)
+    expected = weigh(lambda b, h, i, j: SCORES[h, i, j], causal, valid)
+    np.testing.assert_allclose(np.broadcast_to(weights, expected.shape), expected, rtol=1e-5, atol=1e-6)
+    result = attention.apply_weights(weights, *arrays(VALUE))
+    np.testing.assert_allclose(result, mix(expected, VALUE), rtol=1e-5, atol=1e-6)
+
+
+@causality
+@masks
+def test_mean_attention_and_its_weights(causal, valid):
+    expected = weigh(lambda b, h, i, j: 0.0, causal, valid)
+    weights = attention.mean_weights(BATCH, TOKENS, **options(causal, valid))
+    np.testing.assert_allclose(np.broadcast_to(weights, expected.shape), expected, rtol=1e-6)
+    result = attention.mean_attention(*arrays(VALUE), **options(causal, valid))
+    np.testing.assert_allclose(result, mix(expected, VALUE), rtol=1e-5, atol=1e-6)
+
+
+@masks
+def test_channel_attention_and_its_weights(valid):
+    temperature = np.array([0.5, 3.0])
+    weights, expected = np.zeros((BATCH, HEADS, HEAD_DIM, HEAD_DIM)), np.zeros(VALUE.shape)
+    for b, h in np.ndindex(BATCH, HEADS):
+        seen = [t for t in range(TOKENS) if valid is None or valid[b, t]]
+        for e in range(HEAD_DIM):
+            q = QUERY[b, seen, h, e] / np.linalg.norm(QUERY[b, seen, h, e])
+            scores = [KEY[b, seen, h, d] / np.linalg.norm(KEY[b, seen, h, d]) @ q for d in range(HEAD_DIM)]
+            weights[b, h, e] = np.exp(temperature[h] * np.array(scores))
+            weights[b, h, e] /= weights[b, h, e].sum()
+            for t in range(TOKENS):
+                expected[b, t, h, e] = weights[b, h, e] @ VALUE[b, t, h]
+    mask = None if valid is None else jnp.asarray(valid)
+    result = attention.channel_weights(*arrays(QUERY, KEY, temperature), valid=mask)
+    np.testing.assert_allclose(result, weights, rtol=1e-5, atol=1e-6)
+    result = attention.channel_attention(*arrays(QUERY, KEY, VALUE, temperature), valid=mask)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
+
+
+@causality
+@masks
+@pytest.mark.parametrize("kind", ["softmax", "mean", "static"])
+def test_gradients_flow_from_the_tokens_that_may_be_seen_and_from_no_others(kind, causal, valid):
+    def output(query, key, value):
+        if kind == "softmax":
+            return attention.softmax_attention(query, key, value, **options(causal, valid))
+        if kind == "mean":
+            return attention.mean_attention(value, **options(causal, valid))
+        return attention.apply_weights(
+            attention.static_weights(*arrays(SCORES), TOKENS, **options(causal, valid)), value
+        )
+
+    query, key, value = arrays(QUERY, KEY, VALUE)
+    for i in range(TOKENS):
+        of_key, of_value = jax.grad(lambda k, v: jnp.sum(output(query, k, v)[:, i] ** 2), argnums=(0, 1))(key, value)  # noqa: B023
+        seen = np.ones((BATCH, TOKENS), bool) if valid is None else valid.copy()
+        seen &= np.arange(TOKENS) <= i if causal else True
+        assert np.array_equal(np.any(of_value != 0, axis=(2, 3)), seen)
+        if kind == "softmax":
+            # A single visible token has weight 1 whatever its key says.
+            assert not np.any(np.asarray(of_key)[~seen])
+            choice = seen & (seen.sum(axis=1, keepdims=True) > 1)
+            assert np.all(np.any(np.asarray(of_key) != 0, axis=(2, 3))[choice])
+
+
+def test_a_single_token_receives_itself():
+    query, key, value = arrays(QUERY[:, :1], KEY[:, :1], VALUE[:, :1])
+    np.testing.assert_allclose(attention.softmax_attention(query, key, value), value, rtol=1e-6)
+    np.testing.assert_allclose(attention.mean_attention(value), value, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e4, 1e18])
+def test_huge_scores_stay_finite(size):
+    weights = attention.softmax_weights(*arrays(QUERY * size, KEY))
+    assert np.all(np.isfinite(weights))
+    np.testing.assert_allclose(np.max(weights, axis=-1), 1, rtol=1e-6)
+
+
+def test_an_example_of_nothing_but_padding_stays_finite():
+    valid = jnp.array([[True] * TOKENS, [False] * TOKENS])
+    query, key, value = arrays(QUERY, KEY, VALUE)
+    for result in (
+        attention.softmax_attention(query, key, value, valid=valid),
+        attention.softmax_weights(query, key, valid=valid),
+        attention.mean_attention(value, valid=valid),
+        attention.channel_attention(query, key, value, jnp.ones(HEADS), valid=valid),
+    ):
+        assert np.all(np.isfinite(result))
+
+
+def test_half_precision_weights_are_computed_in_float32():
+    query, key, value = (jnp.asarray(x, jnp.bfloat16) for x in (QUERY, KEY, VALUE))
+    assert attention.softmax_weights(query, key).dtype == jnp.float32
+    assert attention.channel_weights(query, key, jnp.ones(HEADS)).dtype == jnp.float32
+    exact = mix(weigh(scaled_dot_product, False, None), VALUE)
+    result = attention.softmax_attention(query, key, value)
+    assert result.dtype == attention.mean_attention(value).dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(result, np.float32), exact, atol=3e-2)

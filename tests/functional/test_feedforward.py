@@ -1,0 +1,61 @@
+"""Feature mixing against SciPy's formulas and naive loops."""
+
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import expit, ndtr
+
+from flaxformer_lab.config import FeedForwardConfig
+from flaxformer_lab.functional.feedforward import ACTIVATIONS, gate, per_feature_mlp
+
+FORMULAS = {
+    "gelu": lambda x: x * ndtr(x),
+    "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+    "relu": lambda x: np.where(x > 0, x, 0),
+    "silu": lambda x: x * expit(x),
+    "tanh": lambda x: (np.exp(2 * x) - 1) / (np.exp(2 * x) + 1),
+    "identity": lambda x: x,
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activation_follows_its_formula(name):
+    x = np.linspace(-6, 6, 97)
+    result = ACTIVATIONS[name](jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(result, FORMULAS[name](x), rtol=1e-5, atol=1e-6)
+
+
+def test_every_activation_of_the_config_is_there():
+    assert set(typing.get_args(typing.get_type_hints(FeedForwardConfig)["activation"])) == set(ACTIVATIONS)
+
+
+@pytest.mark.parametrize("name", ["silu", "identity"])
+def test_gate_multiplies_the_activated_half_with_the_other(name):
+    x = np.random.default_rng(0).normal(size=(2, 3, 8))
+    result = gate(jnp.asarray(x, jnp.float32), ACTIVATIONS[name])
+    np.testing.assert_allclose(result, FORMULAS[name](x[..., :4]) * x[..., 4:], rtol=1e-5, atol=1e-6)
+
+
+def test_per_feature_mlp_follows_its_formula_and_keeps_features_apart():
+    generator = np.random.default_rng(0)
+    x, up, up_bias, down = (generator.normal(size=shape) for shape in ((2, 3), (3, 5), (3, 5), (3, 5)))
+    down_bias = generator.normal(size=3)
+    parameters = [jnp.asarray(array, jnp.float32) for array in (up, up_bias, down, down_bias)]
+    run = lambda x: per_feature_mlp(x, *parameters, ACTIVATIONS["tanh"])  # noqa: E731
+    expected = np.zeros_like(x)
+    for row, c in np.ndindex(x.shape):
+        hidden = [down[c, h] * np.tanh(up[c, h] * x[row, c] + up_bias[c, h]) for h in range(5)]
+        expected[row, c] = sum(hidden) + down_bias[c]
+    np.testing.assert_allclose(run(jnp.asarray(x, jnp.float32)), expected, rtol=1e-5, atol=1e-6)
+    jacobian = np.asarray(jax.jacrev(lambda one: run(one[None])[0])(jnp.asarray(x[0], jnp.float32)))
+    assert np.all(np.diag(jacobian) != 0)
+    assert np.all(jacobian[~np.eye(3, dtype=bool)] == 0)
+
+
+def test_per_feature_mlp_without_biases():
+    x, up, down = jnp.array([[2.0, -1.0]]), jnp.array([[1.0, 3.0], [0.5, -2.0]]), jnp.array([[1.0, 1.0], [4.0, 0.5]])
+    result = per_feature_mlp(x, up, None, down, None, ACTIVATIONS["relu"])
+    assert result.tolist() == [[2 * 1 + 6 * 1, 0 * 4 + 2 * 0.5]]

@@ -1,0 +1,61 @@
+"""Losses against scikit-learn."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import softmax
+from sklearn.metrics import accuracy_score, log_loss
+
+from flaxformer_lab.functional.losses import accuracy, cross_entropy
+
+GENERATOR = np.random.default_rng(0)
+LOGITS = GENERATOR.normal(scale=2, size=(20, 5))
+TARGETS = GENERATOR.integers(0, 5, 20)
+WEIGHTS = GENERATOR.integers(0, 3, 20) / 2.0
+ARGUMENTS = (jnp.asarray(LOGITS, jnp.float32), jnp.asarray(TARGETS), jnp.asarray(WEIGHTS, jnp.float32))
+
+
+def test_cross_entropy_agrees_with_log_loss():
+    total, weight = cross_entropy(*ARGUMENTS)
+    expected = log_loss(TARGETS, softmax(LOGITS, axis=-1), sample_weight=WEIGHTS, labels=range(5))
+    assert float(weight) == WEIGHTS.sum()
+    assert float(total / weight) == pytest.approx(expected, rel=1e-5)
+
+
+def test_accuracy_agrees_with_accuracy_score():
+    total, weight = accuracy(*ARGUMENTS)
+    expected = accuracy_score(TARGETS, LOGITS.argmax(axis=-1), sample_weight=WEIGHTS)
+    assert 0 < expected < 1
+    assert float(weight) == WEIGHTS.sum()
+    assert float(total / weight) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("measure", [cross_entropy, accuracy])
+def test_parts_of_a_batch_add_up_to_the_whole(measure):
+    whole = measure(*ARGUMENTS)
+    parts = [measure(*(array[rows] for array in ARGUMENTS)) for rows in (slice(0, 7), slice(7, 20))]
+    np.testing.assert_allclose(np.sum(parts, axis=0), whole, rtol=1e-6)
+
+
+@pytest.mark.parametrize("measure", [cross_entropy, accuracy])
+def test_tokens_of_an_example_count_one_by_one(measure):
+    in_sequences = (ARGUMENTS[0].reshape(4, 5, 5), ARGUMENTS[1].reshape(4, 5), ARGUMENTS[2].reshape(4, 5))
+    np.testing.assert_allclose(measure(*in_sequences), measure(*ARGUMENTS), rtol=1e-6)
+
+
+def test_gradient_of_cross_entropy_is_softmax_minus_target():
+    gradient = jax.grad(lambda logits: cross_entropy(logits, *ARGUMENTS[1:])[0])(ARGUMENTS[0])
+    expected = (softmax(LOGITS, axis=-1) - np.eye(5)[TARGETS]) * WEIGHTS[:, None]
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_huge_logits_stay_finite():
+    total, _ = cross_entropy(jnp.array([[1e4, -1e4]]), jnp.array([1]), jnp.ones(1))
+    assert float(total) == pytest.approx(2e4)
+
+
+def test_half_precision_logits_are_summed_in_float32():
+    total, _ = cross_entropy(jnp.zeros((512, 3), jnp.bfloat16), jnp.zeros(512, int), jnp.ones(512))
+    assert total.dtype == jnp.float32
+    assert float(total) == pytest.approx(512 * np.log(3), rel=1e-5)

@@ -1,0 +1,95 @@
+"""Normalisation and its written-out gradient against float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from flaxformer_lab.functional.normalization import layer_norm, rms_norm, standardised
+
+GENERATOR = np.random.default_rng(0)
+X, SCALE, BIAS = GENERATOR.normal(size=(2, 3, 6)) + 0.5, GENERATOR.normal(size=6), GENERATOR.normal(size=6)
+EPSILON = 1e-3
+
+centring = pytest.mark.parametrize("centred", [True, False], ids=["layer", "rms"])
+
+
+def plain(x, centred, numpy=np):
+    """The textbook formula."""
+    mean = numpy.mean(x, axis=-1, keepdims=True) if centred else 0 * x
+    return (x - mean) / numpy.sqrt(numpy.mean((x - mean) ** 2, axis=-1, keepdims=True) + EPSILON)
+
+
+def as_float32(*values):
+    return [jnp.asarray(value, jnp.float32) for value in values]
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_layer_norm(offset):
+    x, scale, bias = as_float32(X + offset, SCALE, BIAS)
+    expected = plain(np.asarray(x, np.float64), True) * SCALE + BIAS
+    np.testing.assert_allclose(layer_norm(x, scale, bias, EPSILON), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_layer_norm_without_bias():
+    x, scale = as_float32(X, SCALE)
+    np.testing.assert_allclose(layer_norm(x, scale, None, EPSILON), plain(X, True) * SCALE, rtol=1e-5, atol=1e-5)
+
+
+def test_rms_norm():
+    x, scale = as_float32(X, SCALE)
+    np.testing.assert_allclose(rms_norm(x, scale, EPSILON), plain(X, False) * SCALE, rtol=1e-5, atol=1e-5)
+
+
+def test_both_are_odd():
+    x, scale = as_float32(X, SCALE)
+    np.testing.assert_array_equal(rms_norm(-x, scale, EPSILON), -rms_norm(x, scale, EPSILON))
+    np.testing.assert_array_equal(layer_norm(-x, scale, None, EPSILON), -layer_norm(x, scale, None, EPSILON))
+
+
+def test_epsilon_keeps_a_constant_token_finite():
+    x, ones = jnp.full((1, 6), 3.0), jnp.ones(6)
+    assert layer_norm(x, ones, None, EPSILON).tolist() == [[0.0] * 6]
+    assert rms_norm(0 * x, ones, EPSILON).tolist() == [[0.0] * 6]
+
+
+def test_half_precision_is_normalised_in_float32():
+    x = jnp.asarray(X + 30, jnp.bfloat16)
+    result = layer_norm(x, jnp.ones(6), jnp.zeros(6), EPSILON)
+    assert result.dtype == jnp.bfloat16
+    expected = plain(np.asarray(x, np.float64), True)
+    np.testing.assert_allclose(np.asarray(result, np.float64), expected, rtol=1e-2, atol=1e-2)
+
+
+@centring
+def test_gradients_of_first_and_second_order_agree_with_finite_differences(centred):
+    with jax.enable_x64(True):
+        towards = jnp.asarray(BIAS)[None, None]
+        run = lambda x: standardised(jnp.asarray(x), EPSILON, centred) * towards  # noqa: E731
+        check_grads(run, (X,), order=2, modes=["rev"])
+
+
+@centring
+def test_gradient_agrees_with_autodiff_of_the_formula(centred):
+    towards = jnp.asarray(BIAS * SCALE)[None, None]
+    with jax.enable_x64(True):
+        expected = jax.grad(lambda x: jnp.sum(towards * plain(x, centred, jnp) ** 2))(jnp.asarray(X))
+    (x,) = as_float32(X)
+    gradient = jax.grad(lambda x: jnp.sum(towards.astype(jnp.float32) * standardised(x, EPSILON, centred) ** 2))(x)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5)
+
+
+@centring
+def test_forward_over_reverse_agrees_with_autodiff_of_the_formula(centred):
+    """The product with the Hessian of a nonlinear function, as second-order optimisers and sharpness measures ask."""
+    with jax.enable_x64(True):
+        x, tangent = jnp.asarray(X), jnp.asarray(GENERATOR.normal(size=X.shape))
+
+        def hessian_product(normalised):
+            return jax.jvp(jax.grad(lambda x: jnp.sum(jnp.sin(normalised(x)))), (x,), (tangent,))[1]
+
+        expected = hessian_product(lambda x: plain(x, centred, jnp))
+        assert np.max(np.abs(expected)) > 0.1
+        result = hessian_product(lambda x: standardised(x, EPSILON, centred))
+        np.testing.assert_allclose(result, expected, rtol=1e-9, atol=1e-12)

@@ -1,0 +1,46 @@
+"""Positions against their papers' formulas."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flaxformer_lab.functional.position import rotary, sinusoidal
+
+
+def test_sinusoidal_follows_its_formula():
+    tokens, width = 7, 6
+    table = sinusoidal(tokens, width)
+    expected = np.zeros((tokens, width))
+    for token in range(tokens):
+        for pair in range(width // 2):
+            angle = token / 10000 ** (2 * pair / width)
+            expected[token, pair], expected[token, width // 2 + pair] = np.sin(angle), np.cos(angle)
+    np.testing.assert_allclose(table, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_rotary_turns_pairs_of_features_as_complex_numbers():
+    batch, tokens, heads, head_dim = 2, 5, 3, 4
+    x = np.random.default_rng(0).normal(size=(batch, tokens, heads, head_dim))
+    result = rotary(jnp.asarray(x, jnp.float32))
+    for token in range(tokens):
+        for pair in range(head_dim // 2):
+            number = x[:, token, :, pair] + 1j * x[:, token, :, pair + head_dim // 2]
+            number = number * np.exp(1j * token / 10000 ** (2 * pair / head_dim))
+            np.testing.assert_allclose(result[:, token, :, pair], number.real, rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(result[:, token, :, pair + head_dim // 2], number.imag, rtol=1e-5, atol=1e-5)
+
+
+def test_rotary_scores_depend_on_distance_alone():
+    tokens, generator = 9, np.random.default_rng(1)
+    query, key = (np.broadcast_to(generator.normal(size=8), (1, tokens, 1, 8)) for _ in range(2))
+    query, key = (np.asarray(rotary(jnp.asarray(x, jnp.float32)))[0, :, 0] for x in (query, key))
+    scores = query @ key.T
+    for distance in range(-tokens + 1, tokens):
+        diagonal = np.diagonal(scores, distance)
+        np.testing.assert_allclose(diagonal, diagonal[0], rtol=1e-4, atol=1e-4)
+    assert np.ptp(scores[0]) > 0.1
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_rotary_keeps_the_dtype(dtype):
+    assert rotary(jnp.ones((1, 2, 1, 4), dtype)).dtype == dtype

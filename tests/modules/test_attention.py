@@ -1,0 +1,162 @@
+"""Attention modules against float64 NumPy, from the parameters that they own."""
+
+import typing
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from scipy.special import softmax
+
+from flaxformer_lab.config import AttentionConfig, ModelConfig, parse_config
+from flaxformer_lab.modules.attention import ATTENTIONS, make_attention
+from flaxformer_lab.modules.taps import Taps
+
+TOKENS, WIDTH = 4, 8
+X = np.random.default_rng(0).normal(size=(2, TOKENS, WIDTH))
+CAUSAL = np.tril(np.ones((TOKENS, TOKENS), bool))
+
+
+@pytest.fixture
+def make(draw_module):
+    """Makes a module with drawn parameters."""
+
+    def make(attention, **model):
+        tree = {"width": WIDTH, "attention": {"num_heads": 2} | attention} | model
+        config = parse_config({"model": tree}).model
+        return draw_module(lambda: make_attention(config, tokens=TOKENS, rngs=nnx.Rngs(0)))
+
+    return make
+
+
+def project(p, parts, heads):
+    """Query, key and value (or the value alone), each [batch, heads, tokens, head_dim]."""
+    projected = X @ p["projection.kernel"] + p["projection.bias"]
+    return [part.reshape(2, TOKENS, heads, -1).swapaxes(1, 2) for part in np.split(projected, parts, axis=-1)]
+
+
+def merge(p, mixed):
+    return mixed.swapaxes(1, 2).reshape(2, TOKENS, -1) @ p["output.kernel"] + p["output.bias"]
+
+
+def run(module, **options):
+    return module(jnp.asarray(X, jnp.float32), **options)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("num_heads", "head_dim"), [(2, None), (1, None), (3, 5)])
+def test_softmax(make, num_heads, head_dim, causal):
+    module, p = make({"num_heads": num_heads, "head_dim": head_dim}, causal=causal)
+    query, key, value = project(p, 3, num_heads)
+    assert query.shape[-1] == (head_dim or WIDTH // num_heads)
+    scores = query @ key.swapaxes(-1, -2) / np.sqrt(query.shape[-1])
+    scores = np.where(CAUSAL, scores, -np.inf) if causal else scores
+    expected = merge(p, softmax(scores, axis=-1) @ value)
+    np.testing.assert_allclose(run(module), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_query_and_key_act_through_one_merged_matrix(make):
+    """x_i W_q W_k^T x_j for each head, as if query and key had never been apart (Elhage et al. 2021, the QK circuit)."""
+    module, p = make({}, bias=False)
+    kernel = p["projection.kernel"].reshape(WIDTH, 3, 2, 4)
+    taps = Taps()
+    run(module, taps=taps)
+    for head in range(2):
+        merged = kernel[:, 0, head] @ kernel[:, 1, head].T
+        assert merged.shape == (WIDTH, WIDTH)
+        scores = np.einsum("bic,cd,bjd->bij", X, merged, X) / np.sqrt(4)
+        np.testing.assert_allclose(taps.values["weights"][:, head], softmax(scores, axis=-1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_mean(make, causal):
+    module, p = make({"kind": "mean"}, causal=causal)
+    assert p["projection.kernel"].shape == (WIDTH, WIDTH)
+    (value,) = project(p, 1, 2)
+    weights = CAUSAL / CAUSAL.sum(1, keepdims=True) if causal else np.full((TOKENS, TOKENS), 1 / TOKENS)
+    np.testing.assert_allclose(run(module), merge(p, weights @ value), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_static(make, causal):
+    module, p = make({"kind": "static"}, causal=causal)
+    assert p["scores"].shape == (2, TOKENS, TOKENS)
+    (value,) = project(p, 1, 2)
+    scores = np.where(CAUSAL, p["scores"], -np.inf) if causal else p["scores"]
+    expected = merge(p, softmax(scores, axis=-1)[None] @ value)
+    np.testing.assert_allclose(run(module), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_static_weights_start_as_the_mean():
+    config = ModelConfig(width=WIDTH, attention=AttentionConfig(kind="static", num_heads=2))
+    module = make_attention(config, tokens=TOKENS, rngs=nnx.Rngs(0))
+    taps = Taps()
+    run(module, taps=taps)
+    np.testing.assert_allclose(taps.values["weights"], np.full((1, 2, TOKENS, TOKENS), 1 / TOKENS), rtol=1e-6)
+
+
+def test_channel(make):
+    module, p = make({"kind": "channel"})
+    query, key, value = project(p, 3, 2)
+    query, key = (part / np.linalg.norm(part, axis=2, keepdims=True) for part in (query, key))
+    scores = p["temperature"][None, :, None, None] * (query.swapaxes(-1, -2) @ key)
+    mixed = np.einsum("bhed,bhtd->bhte", softmax(scores, axis=-1), value)
+    np.testing.assert_allclose(run(module), merge(p, mixed), rtol=1e-4, atol=1e-5)
+
+
+def test_diagonal_projection_and_output(make):
+    module, p = make({"projection": "diagonal", "output": "diagonal"})
+    query, key, value = (
+        (X * p["projection.scale"][part] + p["projection.bias"][part]).reshape(2, TOKENS, 2, 4).swapaxes(1, 2)
+        for part in (slice(0, 8), slice(8, 16), slice(16, 24))
+    )
+    mixed = softmax(query @ key.swapaxes(-1, -2) / 2, axis=-1) @ value
+    expected = mixed.swapaxes(1, 2).reshape(X.shape) * p["output.scale"] + p["output.bias"]
+    np.testing.assert_allclose(run(module), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("output", ["identity", "off"])
+def test_without_projections_only_attention_is_left(make, output):
+    module, p = make({"projection": "identity", "output": output})
+    assert not p
+    heads = X.reshape(2, TOKENS, 2, 4).swapaxes(1, 2)
+    mixed = softmax(heads @ heads.swapaxes(-1, -2) / 2, axis=-1) @ heads
+    np.testing.assert_allclose(run(module), mixed.swapaxes(1, 2).reshape(X.shape), rtol=1e-4, atol=1e-5)
+
+
+def test_rotary_turns_query_and_key_and_leaves_the_value(make):
+    module, p = make({"num_heads": 2}, position="rotary")
+    query, key, value = project(p, 3, 2)
+
+    def turned(x):
+        numbers = x[..., :2] + 1j * x[..., 2:]
+        numbers = numbers * np.exp(1j * np.arange(TOKENS)[:, None] / 10000 ** (np.arange(2) / 2))
+        return np.concatenate([numbers.real, numbers.imag], axis=-1)
+
+    scores = turned(query) @ turned(key).swapaxes(-1, -2) / 2
+    expected = merge(p, softmax(scores, axis=-1) @ value)
+    np.testing.assert_allclose(run(module), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ATTENTIONS)
+def test_tapped_weights_give_the_output_again(make, kind):
+    valid = np.array([[True] * TOKENS, [True] * (TOKENS - 1) + [False]])
+    module, p = make({"kind": kind})
+    taps = Taps()
+    output = run(module, taps=taps, valid=jnp.asarray(valid))
+    (weights,) = (np.asarray(value, np.float64) for value in taps.values.values())
+    np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-5)
+    value = project(p, module.parts, 2)[-1]
+    if kind == "channel":
+        mixed = np.einsum("bhed,bhtd->bhte", weights, value)
+    else:
+        assert not np.any(weights[1, ..., -1])
+        mixed = weights @ value
+    np.testing.assert_allclose(output, merge(p, mixed), rtol=1e-4, atol=1e-5)
+
+
+def test_every_kind_of_the_config_is_there_and_off_is_nothing():
+    choices = typing.get_args(typing.get_type_hints(AttentionConfig)["kind"])
+    assert set(choices) == {*ATTENTIONS, "off"}
+    config = ModelConfig(attention=AttentionConfig(kind="off"))
+    assert make_attention(config, tokens=TOKENS, rngs=nnx.Rngs(0)) is None

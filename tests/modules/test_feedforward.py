@@ -1,0 +1,83 @@
+"""Feed-forward modules against float64 NumPy, from the parameters that they own."""
+
+import typing
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from scipy.special import expit
+
+from flaxformer_lab.config import FeedForwardConfig, ModelConfig
+from flaxformer_lab.modules.feedforward import FEED_FORWARDS, make_feed_forward
+
+WIDTH = 8
+X = np.random.default_rng(0).normal(size=(2, 3, WIDTH))
+
+
+@pytest.fixture
+def make(draw_module):
+    """Makes a module with drawn parameters."""
+
+    def make(kind, *, activation="silu", expansion=1.5, bias=True):
+        ffn = FeedForwardConfig(kind=kind, activation=activation, expansion=expansion)
+        return draw_module(lambda: make_feed_forward(ModelConfig(width=WIDTH, ffn=ffn, bias=bias), nnx.Rngs(0)))
+
+    return make
+
+
+def silu(x):
+    return x * expit(x)
+
+
+def run(module):
+    return module(jnp.asarray(X, jnp.float32))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_mlp(make, bias):
+    module, p = make("mlp", bias=bias)
+    assert p["up.kernel"].shape == (8, 12)
+    expected = silu(X @ p["up.kernel"] + p.get("up.bias", 0)) @ p["down.kernel"] + p.get("down.bias", 0)
+    np.testing.assert_allclose(run(module), expected, rtol=1e-4, atol=1e-4)
+    assert ("up.bias" in p) == ("down.bias" in p) == bias
+
+
+@pytest.mark.parametrize("kind", ["gated", "bilinear"])
+def test_gated_and_bilinear(make, kind):
+    module, p = make(kind)
+    assert p["up.kernel"].shape == (8, 24)
+    a, b = np.split(X @ p["up.kernel"] + p["up.bias"], 2, axis=-1)
+    expected = ((silu(a) if kind == "gated" else a) * b) @ p["down.kernel"] + p["down.bias"]
+    np.testing.assert_allclose(run(module), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_diagonal(make, bias):
+    module, p = make("diagonal", expansion=3.0, bias=bias)
+    expected = np.zeros(X.shape)
+    for c in range(WIDTH):
+        hidden = silu(X[..., c, None] * p["up"][c] + (p["up_bias"][c] if bias else 0))
+        expected[..., c] = hidden @ p["down"][c] + (p["down_bias"][c] if bias else 0)
+    assert p["up"].shape == (8, 3)
+    np.testing.assert_allclose(run(module), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_identity_activation_leaves_one_linear_map(make):
+    module, p = make("mlp", activation="identity", bias=False)
+    np.testing.assert_allclose(run(module), X @ (p["up.kernel"] @ p["down.kernel"]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expansion", "hidden"), [("mlp", 8 / 3, 21), ("gated", 8 / 3, 42), ("mlp", 0.01, 1), ("diagonal", 0.1, 1)]
+)
+def test_hidden_units_are_rounded_and_never_none(make, kind, expansion, hidden):
+    _, p = make(kind, expansion=expansion)
+    assert p["up" if kind == "diagonal" else "up.kernel"].shape == (WIDTH, hidden)
+    assert p["down" if kind == "diagonal" else "down.kernel"].size == WIDTH * (hidden // 2 if kind == "gated" else hidden)
+
+
+def test_every_kind_of_the_config_is_there_and_off_is_nothing():
+    choices = typing.get_args(typing.get_type_hints(FeedForwardConfig)["kind"])
+    assert set(choices) == {*FEED_FORWARDS, "off"}
+    assert make_feed_forward(ModelConfig(ffn=FeedForwardConfig(kind="off")), nnx.Rngs(0)) is None

@@ -1,0 +1,121 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flaxformer_lab.data.source import open_split
+from flaxformer_lab.tasks.examples import records, windows
+
+STREAMS = [
+    (10, 5, 0),
+    (10, 5, 1),
+    (11, 5, 1),
+    (13, 4, 0),
+    (97, 8, 1),
+    (100, 32, 0),
+    (33, 32, 1),
+    (32, 32, 0),
+    (9, 1, 1),
+]
+
+
+def text(length):
+    """A stream in which no two symbols are the same."""
+    return np.arange(1, length + 1, dtype=np.uint16)
+
+
+@pytest.mark.parametrize(("length", "size", "lookahead"), STREAMS)
+def test_windows_predict_every_symbol_exactly_once_in_evaluation(length, size, lookahead):
+    examples = windows(text(length), size, lookahead=lookahead)
+    batch = examples.read(examples.evaluation_rows(np.arange(examples.number)))
+    assert batch["symbols"].shape == (examples.number, size + lookahead)
+    assert batch["weights"].shape == (examples.number, size) and batch["weights"].dtype == np.float32
+    predicted = batch["symbols"][:, lookahead:][batch["weights"] == 1]
+    np.testing.assert_array_equal(predicted, text(length)[lookahead:])
+    assert batch["weights"].sum() == length - lookahead
+
+
+@pytest.mark.parametrize(("length", "size", "lookahead"), STREAMS)
+def test_an_epoch_of_training_windows_has_every_symbol_after_its_offset_once(length, size, lookahead):
+    examples = windows(text(length), size, lookahead=lookahead)
+    for epoch in range(6):
+        # One batch of the whole data set is one epoch.
+        rows = examples.training_rows(5, epoch, examples.number)
+        (offset,) = np.unique(rows % size)
+        batch = examples.read(rows)
+        predicted = batch["symbols"][:, lookahead:][batch["weights"] == 1]
+        np.testing.assert_array_equal(np.sort(predicted), text(length)[offset + lookahead :])
+
+
+def test_training_windows_begin_elsewhere_in_each_epoch():
+    examples = windows(text(1000), 64, lookahead=1)
+    offsets = [int(examples.training_rows(0, epoch, examples.number)[0] % 64) for epoch in range(20)]
+    assert len(set(offsets)) > 10 and min(offsets) >= 0
+
+
+def test_a_batch_across_two_epochs_has_the_offset_of_each():
+    examples = windows(text(1000), 64, lookahead=1)
+    first, second = (examples.training_rows(3, epoch, examples.number) for epoch in range(2))
+    # 16 windows an epoch, so the second batch of 12 takes 4 from the first epoch and 8 from the second.
+    across = np.concatenate([examples.training_rows(3, step, 12) for step in range(2)])
+    np.testing.assert_array_equal(across[:16], first)
+    np.testing.assert_array_equal(across[16:], second[:8])
+    assert first[0] % 64 != second[0] % 64
+
+
+def test_training_rows_follow_from_seed_and_step_alone():
+    examples = windows(text(1000), 64, lookahead=1)
+    before = examples.training_rows(1, 7, 5)
+    for seed, step in ((1, 6), (1, 8), (2, 7)):
+        assert not np.array_equal(examples.training_rows(seed, step, 5), before)
+    np.testing.assert_array_equal(windows(text(1000), 64, lookahead=1).training_rows(1, 7, 5), before)
+
+
+@pytest.mark.parametrize(("length", "size", "lookahead"), STREAMS)
+def test_windows_taken_on_the_device_are_those_read_on_the_host(length, size, lookahead):
+    examples = windows(text(length), size, lookahead=lookahead)
+    # Every row that training can ask for: the last window, moved by the largest offset, included.
+    rows = np.arange(examples.number * size, dtype=np.int32)
+    taken = jax.jit(examples.take)(jax.tree.map(jnp.asarray, examples.load()), rows)
+    read = examples.read(rows)
+    assert sorted(taken) == sorted(read) == ["symbols", "weights"]
+    padded = np.concatenate([text(length), np.zeros(3 * size + 3, np.uint16)])
+    for position, symbols, weights in zip(rows, read["symbols"], read["weights"], strict=True):
+        np.testing.assert_array_equal(symbols, padded[position : position + size + lookahead])
+        np.testing.assert_array_equal(weights, np.arange(position, position + size) < length - lookahead)
+    for name in taken:
+        np.testing.assert_array_equal(taken[name], read[name])
+        assert taken[name].dtype == read[name].dtype
+
+
+def test_windows_keep_the_type_of_the_symbols_and_say_what_they_hold():
+    examples = windows(np.zeros(50, np.uint8), 7, lookahead=1)
+    assert examples.load()["symbols"].dtype == np.uint8
+    assert examples.num_bytes == sum(array.nbytes for array in examples.load().values())
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return records(open_split("lab_digits", "validation"))
+
+
+def test_records_taken_on_the_device_are_those_read_from_disk(digits):
+    rows = np.array([0, digits.number - 1, 3, 3, 50], np.int32)
+    read = digits.read(rows)
+    taken = jax.jit(digits.take)(jax.tree.map(jnp.asarray, digits.load()), rows)
+    assert sorted(taken) == sorted(read) == ["image", "label"]
+    for name in taken:
+        np.testing.assert_array_equal(taken[name], read[name])
+    assert len(np.unique(read["image"].reshape(5, -1), axis=0)) == 4
+
+
+def test_records_come_once_an_epoch(digits):
+    rows = digits.training_rows(0, 0, digits.number)
+    assert rows.dtype == np.int32 and not np.array_equal(rows, np.arange(digits.number))
+    np.testing.assert_array_equal(np.sort(rows), np.arange(digits.number))
+    np.testing.assert_array_equal(digits.evaluation_rows(np.arange(4)), np.arange(4))
+
+
+def test_records_say_what_they_hold(digits):
+    assert digits.num_bytes == sum(array.nbytes for array in digits.load().values())
+    assert digits.number == len(digits.load()["label"])

@@ -1,0 +1,144 @@
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flaxformer_lab.config import ImageClassificationConfig, ModelConfig
+from flaxformer_lab.data.source import open_split
+from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.models.network import leaf_paths
+from flaxformer_lab.tasks import SPLITS, image_classification, make_task
+
+FACTS = {"image_shape": [8, 8, 1], "num_classes": 10}
+
+
+def make(**changes):
+    return make_task(ImageClassificationConfig(**changes), FACTS)
+
+
+def shapes(task, **model):
+    params, _ = jax.eval_shape(task.network(ModelConfig(width=8, depth=1, **model)).init, jax.random.key(0))
+    return {path: leaf.shape for path, leaf in leaf_paths(params).items()}
+
+
+@pytest.fixture(scope="module")
+def stored():
+    """64 images of digits as they are stored."""
+    records = open_split("lab_digits", "train").read(np.arange(64))
+    return jax.tree.map(jnp.asarray, records | {"weight": np.ones(64, np.float32)})
+
+
+def test_the_facts_are_learnt_from_the_data():
+    facts = make_task(ImageClassificationConfig()).facts
+    assert facts == FACTS and json.loads(json.dumps(facts)) == facts
+
+
+def test_a_task_made_from_its_facts_alone_is_the_same(monkeypatch):
+    seen = make_task(ImageClassificationConfig())
+    monkeypatch.setattr(image_classification, "open_split", lambda *_: pytest.fail("the data was opened"))
+    unseen = make_task(ImageClassificationConfig(), json.loads(json.dumps(seen.facts)))
+    assert shapes(unseen) == shapes(seen)
+    assert unseen.dummy(3) == seen.dummy(3) == jax.ShapeDtypeStruct((3, 8, 8, 1), jnp.float32)
+
+
+def test_the_three_splits_are_different_data():
+    task = make()
+    first = {split: task.examples(split).read(np.arange(20))["image"].tobytes() for split in SPLITS}
+    assert len(set(first.values())) == 3
+
+
+def test_pixels_are_scaled_to_minus_one_to_one():
+    image = np.zeros((2, 8, 8, 1), np.uint8)
+    image[1] = 255
+    image[1, 0, 0, 0] = 51
+    examples = {"image": jnp.asarray(image), "label": jnp.array([3, 4]), "weight": jnp.ones(2)}
+    batch = make().prepare(examples, jax.random.split(jax.random.key(0), 2), training=True)
+    np.testing.assert_array_equal(batch["inputs"][0], np.full((8, 8, 1), -1))
+    np.testing.assert_allclose(batch["inputs"][1, 0, 0], 51 / 127.5 - 1, rtol=1e-6)
+    assert batch["inputs"].max() == 1
+    assert batch["targets"].tolist() == [3, 4]
+
+
+def moved(image, rows, columns):
+    """The image with its content moved down and right; the edge fills the gap. Pixel by pixel."""
+    result = np.empty_like(image)
+    height, width = image.shape[:2]
+    for row in range(height):
+        for column in range(width):
+            from_row, from_column = np.clip(row - rows, 0, height - 1), np.clip(column - columns, 0, width - 1)
+            result[row, column] = image[from_row, from_column]
+    return result
+
+
+@pytest.mark.parametrize("shift", [1, 2])
+def test_training_images_are_moved_by_at_most_shift_pixels(stored, shift):
+    task, keys = make(shift=shift), jax.random.split(jax.random.key(1), 64)
+    still = np.asarray(make().prepare(stored, keys, training=False)["inputs"])
+    now = np.asarray(task.prepare(stored, keys, training=True)["inputs"])
+    allowed = [(rows, columns) for rows in range(-shift, shift + 1) for columns in range(-shift, shift + 1)]
+    seen = set()
+    for before, after in zip(still, now, strict=True):
+        fitting = {move for move in allowed if np.array_equal(moved(before, *move), after)}
+        assert fitting, "an image is none of its allowed moves"
+        seen |= fitting if len(fitting) == 1 else set()
+    assert {0, shift, -shift} <= {rows for rows, _ in seen} and {shift, -shift} <= {columns for _, columns in seen}
+
+
+def test_images_stay_where_they_are_without_shift_and_in_evaluation(stored):
+    keys = jax.random.split(jax.random.key(1), 64)
+    expected = np.asarray(stored["image"], np.float32) / 127.5 - 1
+    for shift, training in ((0, True), (0, False), (2, False)):
+        inputs = make(shift=shift).prepare(stored, keys, training=training)["inputs"]
+        np.testing.assert_allclose(inputs, expected, atol=1e-6)
+
+
+def test_a_move_follows_from_the_key_of_the_image_alone(stored):
+    task, keys = make(shift=2), jax.random.split(jax.random.key(1), 64)
+    whole = np.asarray(task.prepare(stored, keys, training=True)["inputs"])
+    half = task.prepare(jax.tree.map(lambda leaf: leaf[40:], stored), keys[40:], training=True)["inputs"]
+    np.testing.assert_array_equal(half, whole[40:])
+    others = task.prepare(stored, jax.random.split(jax.random.key(2), 64), training=True)["inputs"]
+    assert not np.array_equal(others, whole)
+
+
+def test_uniform_logits_lose_the_log_of_the_number_of_classes():
+    batch = {"targets": jnp.arange(4), "weights": jnp.array([1.0, 1.0, 0.5, 0.0])}
+    measured = make().measure(jnp.full((4, 10), 3.0), batch)
+    total, weight = measured["loss"]
+    assert weight == 2.5
+    np.testing.assert_allclose(total / weight, math.log(10), rtol=1e-6)
+
+
+def test_accuracy_counts_the_right_answers_by_weight():
+    logits = jnp.eye(4, 10) * 5
+    batch = {"targets": jnp.array([0, 1, 9, 9]), "weights": jnp.array([1.0, 0.25, 2.0, 0.0])}
+    total, weight = make().measure(logits, batch)["accuracy"]
+    assert (float(total), float(weight)) == (1.25, 3.25)
+
+
+@pytest.mark.parametrize(("patch_size", "tokens", "features"), [(1, 64, 1), (2, 16, 4), (4, 4, 16), (8, 1, 64)])
+def test_patches_are_the_tokens(patch_size, tokens, features):
+    found = shapes(make(patch_size=patch_size))
+    assert found["transformer.position"] == (tokens, 8)
+    assert found["embedding.projection.kernel"] == (features, 8)
+    assert found["head.kernel"] == (8, 10)
+
+
+def test_a_class_token_is_one_more_token():
+    with_token, without = shapes(make(pooling="class_token")), shapes(make())
+    assert with_token["transformer.position"] == (17, 8) and without["transformer.position"] == (16, 8)
+    assert with_token["embedding.class_token"] == (8,) and "embedding.class_token" not in without
+
+
+@pytest.mark.parametrize("patch_size", [3, 5, 16])
+def test_a_patch_that_does_not_divide_the_image_is_refused(patch_size):
+    with pytest.raises(ConfigError, match=rf"patch_size={patch_size} does not divide the 8 x 8 .* 1, 2, 4, 8$"):
+        make(patch_size=patch_size)
+
+
+def test_a_data_set_without_images_is_refused():
+    with pytest.raises(ConfigError, match=r"task\.dataset=lab_speeches has no image and no label .*it has"):
+        make_task(ImageClassificationConfig(dataset="lab_speeches"))

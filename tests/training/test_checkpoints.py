@@ -1,0 +1,281 @@
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flaxformer_lab.config import OptimizerConfig
+from flaxformer_lab.errors import RunError
+from flaxformer_lab.training.checkpoints import Checkpoints
+from flaxformer_lab.training.optimizer import make_optimizer
+from flaxformer_lab.training.state import State
+
+
+def make_state(step=1, width=6, name="muon"):
+    """A state with all that states have: nested names, numbered blocks, an optimizer's tuples, empty parts."""
+    rng = np.random.default_rng(step)
+    params = {
+        "table": rng.normal(size=(300, width)),
+        "blocks": {0: {"kernel": rng.normal(size=(width, width)), "bias": rng.normal(size=width)}, 1: {}},
+        "temperature": rng.normal(size=()),
+    }
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+    params["blocks"][1] = {"kernel": params["blocks"][0]["kernel"] * np.nan}  # not a number is a value too
+    opt_state = make_optimizer(OptimizerConfig(name=name), 10).init(params)
+    opt_state = jax.tree.map(lambda leaf: leaf + jnp.asarray(step, leaf.dtype), opt_state)
+    return State(jnp.int32(step), params, {"mean": jnp.arange(3, dtype=jnp.bfloat16)}, opt_state)
+
+
+def shapes(state):
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
+
+
+def copied(state):
+    return jax.tree.map(lambda leaf: np.array(leaf, copy=True), state)
+
+
+def saved(folder, *steps, losses=None, **keep):
+    """Checkpoints of some steps in a folder, all on disk."""
+    with Checkpoints(folder, **keep) as checkpoints:
+        for number, step in enumerate(steps):
+            checkpoints.save(make_state(step), {"loss": losses[number] if losses else 1.0})
+        checkpoints.wait()
+        return checkpoints.steps
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A folder with checkpoints of steps 3 and 7; not to be written."""
+    folder = tmp_path_factory.mktemp("run") / "checkpoints"
+    saved(folder, 3, 7)
+    return folder
+
+
+# ----------------------------------------------------------------------------------------- round trip
+
+
+def test_what_is_restored_is_what_was_saved(two, assert_same):
+    with Checkpoints(two) as checkpoints:
+        assert checkpoints.steps == [3, 7]
+        assert_same(checkpoints.restore(shapes(make_state())), make_state(7))
+        assert_same(checkpoints.restore(shapes(make_state()), 3), make_state(3))
+
+
+def test_a_restored_state_lies_on_the_first_device(two):
+    with Checkpoints(two) as checkpoints:
+        restored = checkpoints.restore(shapes(make_state()))
+    devices = {device for leaf in jax.tree.leaves(restored) for device in leaf.devices()}
+    assert devices == {jax.local_devices()[0]}
+
+
+def test_training_may_go_on_while_a_checkpoint_is_written(tmp_path, assert_same):
+    # The buffers of a saved state are donated: the next updates write over them.
+    @jax.jit
+    def change(state):
+        return jax.tree.map(lambda leaf: leaf * 3 + 1, state)
+
+    donating = jax.jit(change, donate_argnums=0)
+    state = jax.device_put(make_state(1))
+    state = State(state.step, state.params | {"large": jnp.arange(200_000.0)}, state.model_state, state.opt_state)
+    expected = []
+    with Checkpoints(tmp_path, keep_last=5) as checkpoints:
+        for _ in range(4):
+            expected.append(copied(state))
+            checkpoints.save(state, {"loss": 1.0})
+            for _ in range(3):
+                state = donating(state)
+        jax.block_until_ready(state)
+        checkpoints.wait()
+        assert checkpoints.steps == [int(each.step) for each in expected]
+        for each in expected:
+            assert_same(checkpoints.restore(shapes(each), int(each.step)), each)
+
+
+def test_leaving_the_context_finishes_every_save(tmp_path, assert_same):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_state(2), {"loss": 1.0})
+    with Checkpoints(tmp_path) as checkpoints:
+        assert_same(checkpoints.restore(shapes(make_state())), make_state(2))
+
+
+# ------------------------------------------------------------------------------------------- policies
+
+
+def test_the_last_and_the_best_are_kept(tmp_path):
+    losses = [0.5, 0.1, 0.9, 0.3, 0.4, 0.6]
+    assert saved(tmp_path / "last", *range(1, 7), losses=losses, keep_last=2, keep_best=0) == [5, 6]
+    assert saved(tmp_path / "best", *range(1, 7), losses=losses, keep_last=1, keep_best=2) == [2, 4, 6]
+    on_disk = sorted(int(path.name) for path in (tmp_path / "best").iterdir())
+    assert on_disk == [2, 4, 6]
+
+
+def test_the_best_has_the_lowest_loss(tmp_path):
+    saved(tmp_path, 1, 2, 3, 4, losses=[0.5, 0.1, 0.9, 0.1], keep_last=9)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.best() == 2  # the earlier one of two that are equal
+        assert checkpoints.steps == [1, 2, 3, 4]  # and opening a folder throws nothing away
+
+
+def test_a_checkpoint_that_is_being_written_by_another_process_is_left_alone(two, tmp_path):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(two, folder)
+    (folder / "9.orbax-checkpoint-tmp").mkdir()
+    with Checkpoints(folder, writable=False) as checkpoints:
+        assert checkpoints.steps == [3, 7]
+    assert (folder / "9.orbax-checkpoint-tmp").exists()
+    with Checkpoints(folder) as checkpoints:  # the run itself clears what it left when it was stopped
+        assert checkpoints.steps == [3, 7]
+    assert not (folder / "9.orbax-checkpoint-tmp").exists()
+
+
+def test_reading_makes_no_folder(tmp_path):
+    with pytest.raises(RunError, match="holds no checkpoint; train first"):
+        with Checkpoints(tmp_path / "checkpoints", writable=False) as checkpoints:
+            checkpoints.restore(shapes(make_state()))
+    assert list(tmp_path.iterdir()) == []
+
+
+# --------------------------------------------------------------------------------------------- refusals
+
+
+def test_a_missing_step_is_refused_with_the_ones_there_are(two):
+    with Checkpoints(two) as checkpoints:
+        with pytest.raises(RunError, match=r"holds no checkpoint of step 5; choose one of 3, 7$"):
+            checkpoints.restore(shapes(make_state()), 5)
+
+
+def test_a_folder_without_checkpoints_is_refused(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps == []
+        with pytest.raises(RunError, match="holds no checkpoint; train first"):
+            checkpoints.restore(shapes(make_state()))
+        with pytest.raises(RunError, match="none is the best"):
+            checkpoints.best()
+
+
+@pytest.mark.parametrize("other", [make_state(width=5), make_state(name="adamw"), make_state(name="sgd")])
+def test_a_checkpoint_of_another_model_is_refused(two, other):
+    with Checkpoints(two) as checkpoints:
+        with pytest.raises(RunError, match=r"damaged or of another model: .*choose another: --step=3$"):
+            checkpoints.restore(shapes(other))
+
+
+def test_a_checkpoint_with_less_or_more_in_it_is_refused(two):
+    state = make_state()
+    more = State(state.step, state.params | {"extra": jnp.zeros(2)}, state.model_state, state.opt_state)
+    fewer = {name: leaf for name, leaf in state.params.items() if name != "table"}
+    less = State(state.step, fewer, state.model_state, state.opt_state)
+    with Checkpoints(two) as checkpoints:
+        for other in (more, less):
+            with pytest.raises(RunError, match="damaged or of another model"):
+                checkpoints.restore(shapes(other))
+
+
+def test_another_type_of_number_is_refused(two):
+    halved = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), make_state())
+    with Checkpoints(two) as checkpoints, pytest.raises(RunError, match="damaged or of another model"):
+        checkpoints.restore(halved)
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "checkpoints").write_text("not a folder")
+    with pytest.raises(RunError, match="is a file, not a folder"):
+        Checkpoints(tmp_path / "checkpoints")
+
+
+# ---------------------------------------------------------------------------------------------- damage
+
+
+def truncated(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def zeroed(content: bytes) -> bytes:
+    return bytes(len(content))
+
+
+def flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 0x10]) + content[middle + 1 :] if content else b""
+
+
+def emptied(content: bytes) -> bytes:
+    return b""
+
+
+@pytest.mark.parametrize("damage", [truncated, zeroed, flipped, emptied, None])
+def test_a_damaged_checkpoint_is_refused_or_gives_the_right_values(two, tmp_path, damage, assert_same):
+    files = sorted(path.relative_to(two) for path in (two / "7").rglob("*") if path.is_file())
+    assert len(files) >= 8
+    refused = []
+    for file in files:
+        folder = tmp_path / "checkpoints"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(two, folder)
+        target = folder / file
+        if damage is None:
+            target.unlink()
+        elif damage(target.read_bytes()) == target.read_bytes():
+            continue
+        else:
+            target.write_bytes(damage(target.read_bytes()))
+        try:
+            with Checkpoints(folder, writable=False) as checkpoints:
+                restored = checkpoints.restore(shapes(make_state()), 7)
+        except RunError as error:
+            assert "\n" not in str(error)
+            refused.append(str(file))
+        else:
+            assert_same(restored, make_state(7))
+        # What is wrong with one checkpoint does not stand in the way of another, or the user is told to move it away.
+        try:
+            with Checkpoints(folder, writable=False) as checkpoints:
+                assert_same(checkpoints.restore(shapes(make_state()), 3), make_state(3))
+        except RunError as error:
+            assert file.parts[1] == "metrics" and "move the damaged one away" in str(error)
+    # The files that hold the values, at least, cannot all be done without.
+    assert any("/d/" in file for file in refused), refused
+
+
+def test_values_that_are_not_the_saved_ones_are_refused(two, tmp_path, monkeypatch):
+    """Even where the storage itself notices nothing."""
+    with Checkpoints(two) as checkpoints:
+        load = checkpoints._orbax.load
+
+        def wrong(step, target):
+            tree = load(step, target)
+            table = np.array(tree["params"]["table"])
+            table[0, 0] += 1
+            return tree | {"params": tree["params"] | {"table": jnp.asarray(table)}}
+
+        monkeypatch.setattr(checkpoints._orbax, "load", wrong, raising=False)
+        with pytest.raises(RunError, match="its values are not the ones that were saved"):
+            checkpoints.restore(shapes(make_state()))
+
+
+def test_a_checkpoint_under_the_number_of_another_is_refused(two, tmp_path):
+    shutil.copytree(two, tmp_path / "checkpoints")
+    (tmp_path / "checkpoints" / "7").rename(tmp_path / "checkpoints" / "8")
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        with pytest.raises(RunError, match="it holds step 7"):
+            checkpoints.restore(shapes(make_state()), 8)
+
+
+def test_a_save_that_fails_says_so_and_leaves_the_earlier_ones(tmp_path, assert_same):
+    folder = tmp_path / "checkpoints"
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(make_state(1), {"loss": 1.0})
+        checkpoints.wait()
+        with pytest.raises(RunError, match=r"checkpoint of step 1 could not be saved .* earlier checkpoints"):
+            checkpoints.save(make_state(1), {"loss": 1.0})
+        assert_same(checkpoints.restore(shapes(make_state())), make_state(1))
+
+
+def test_a_folder_that_vanishes_is_one_clear_error(tmp_path):
+    folder = tmp_path / "checkpoints"
+    with pytest.raises(RunError, match="could not be saved"):
+        with Checkpoints(folder) as checkpoints:
+            shutil.rmtree(folder)
+            folder.write_text("in the way")
+            checkpoints.save(make_state(1), {"loss": 1.0})
