@@ -15,9 +15,10 @@ import pytest
 from flax import nnx
 
 from flaxformer_lab.cache import cache_folder
-from flaxformer_lab.config import ModelConfig, override, parse_config
-from flaxformer_lab.models.network import PureNetwork, leaf_paths, purify
+from flaxformer_lab.config import override, parse_config
+from flaxformer_lab.models.network import leaf_paths
 from flaxformer_lab.models.transformer import Transformer
+from flaxformer_lab.modules.taps import Taps
 
 # In the environment too, for the commands that tests start; JAX has read it already here.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder("test-compiled")))
@@ -30,23 +31,35 @@ TOKENS, WIDTH = 4, 8
 
 
 @dataclass(frozen=True)
-class Small:
-    """A small Transformer of [batch, 4, 8] with parameters that are all drawn: no zero or one hides a part."""
+class Drawn:
+    """A module as a pure function, with parameters that are all drawn: no zero or one hides a part."""
 
-    config: ModelConfig
-    network: PureNetwork
+    graph: nnx.GraphDef
     params: Any
 
     def __call__(self, x: jax.Array, **options: Any) -> jax.Array:
-        return self.network.apply(self.params, {}, x, **options)
+        return self.apply(self.params, x, **options)
 
-    def intermediates(self, x: jax.Array, **options: Any) -> dict[str, jax.Array]:
-        return self.network.intermediates(self.params, {}, x, **options)
+    def apply(self, params: Any, x: jax.Array, **options: Any) -> jax.Array:
+        return nnx.merge(self.graph, params)(x, **options)
+
+    @property
+    def module(self) -> nnx.Module:
+        return nnx.merge(self.graph, self.params)
+
+    @property
+    def exact(self) -> dict[str, np.ndarray]:
+        """The parameters by dotted name, in float64."""
+        return {name: np.asarray(leaf, np.float64) for name, leaf in leaf_paths(self.params).items()}
+
+    def intermediates(self, x: jax.Array) -> dict[str, jax.Array]:
+        taps = Taps()
+        self(x, taps=taps)
+        return taps.values
 
     def jacobian(self, x: jax.Array, **options: Any) -> np.ndarray:
         """d output[t, c] / d input[s, d] of the first example: [t, c, s, d]."""
-        run = jax.jit(jax.jacrev(lambda one: self(one[None], **options)[0]))
-        return np.asarray(run(x[0]))
+        return np.asarray(jax.jacrev(lambda one: self(one[None], **options)[0])(x[0]))
 
 
 def draw(abstract: Any, scale: float = 0.5) -> Any:
@@ -59,23 +72,19 @@ def draw(abstract: Any, scale: float = 0.5) -> Any:
     return jax.tree_util.tree_map_with_path(leaf, abstract)
 
 
-def draw_module(build: Callable[[], nnx.Module]) -> tuple[nnx.Module, dict[str, np.ndarray]]:
-    """The module that `build` makes with drawn parameters, and these by dotted name in float64."""
+def draw_module(build: Callable[[], nnx.Module]) -> Drawn:
+    """The module that `build` makes, with drawn parameters."""
     graph, abstract = nnx.split(nnx.eval_shape(build))
-    params = draw(nnx.to_pure_dict(abstract))
-    return nnx.merge(graph, params), {name: np.asarray(leaf, np.float64) for name, leaf in leaf_paths(params).items()}
+    return Drawn(graph, draw(nnx.to_pure_dict(abstract)))
 
 
 @functools.cache
-def _transformer(knobs: str) -> Small:
+def _transformer(knobs: str) -> Drawn:
     tree: dict[str, Any] = {"width": WIDTH, "depth": 1, "attention": {"num_heads": 2}, "ffn": {"expansion": 2.0}}
     for key, value in json.loads(knobs).items():
         tree = override(tree, key, value)
     config = parse_config({"model": tree}).model
-    network = purify(lambda rngs: Transformer(config, tokens=TOKENS, rngs=rngs))
-    params, model_state = jax.eval_shape(network.init, jax.random.key(0))
-    assert not model_state
-    return Small(config, network, draw(params))
+    return draw_module(lambda: Transformer(config, tokens=TOKENS, rngs=nnx.Rngs(0)))
 
 
 @pytest.fixture(scope="session", name="draw")
@@ -85,16 +94,16 @@ def draw_fixture() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session", name="draw_module")
-def draw_module_fixture() -> Callable[..., tuple[nnx.Module, dict[str, np.ndarray]]]:
+def draw_module_fixture() -> Callable[..., Drawn]:
     """The function that makes a module with drawn parameters."""
     return draw_module
 
 
 @pytest.fixture(scope="session")
-def transformer() -> Callable[..., Small]:
+def transformer() -> Callable[..., Drawn]:
     """The function that makes a small Transformer from knobs: `transformer({"ffn.kind": "off"})`."""
 
-    def make(knobs: Mapping[str, Any] | None = None) -> Small:
+    def make(knobs: Mapping[str, Any] | None = None) -> Drawn:
         return _transformer(json.dumps(knobs or {}))
 
     return make

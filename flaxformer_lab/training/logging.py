@@ -31,7 +31,14 @@ class MetricsLog:
             self._tensorboard.add_scalar(f"{split}/{name}", value, step)
         self._file.flush()
 
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
     def close(self) -> None:
+        """Finishes both files."""
         self._file.close()
         self._tensorboard.close()
 

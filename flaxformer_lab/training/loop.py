@@ -1,5 +1,6 @@
 """Training from a config to a checkpoint and its test figure."""
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,10 +47,12 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None, qu
     last = min(training.steps, stop_at or training.steps)
     display = Display(steps=training.steps, units=experiment.task.units, batch_size=training.batch_size, quiet=quiet)
     show_cost(experiment, display)
-    with Checkpoints(folder.checkpoints, keep_last=training.keep_last, keep_best=training.keep_best) as checkpoints:
+    keep = {"keep_last": training.keep_last, "keep_best": training.keep_best}
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(folder.checkpoints, **keep))
         state = first_state(experiment, checkpoints, display)
         start, state = int(state.step), experiment.strategy.place(state)
-        log = MetricsLog(folder.metrics, folder.tensorboard, resumed_step=start)
+        log = stack.enter_context(MetricsLog(folder.metrics, folder.tensorboard, resumed_step=start))
         evaluate = make_evaluate(experiment)
 
         def judge(step: int, state: State, split: str, examples: Examples) -> Values:
@@ -68,7 +71,6 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None, qu
                     checkpoints.save(experiment.strategy.unreplicated(state), values)
         if last == training.steps:
             values = judge(last, state, "test", experiment.task.examples("test"))
-        log.close()
         checkpoints.wait()
     display.say(f"the run is in {folder.path}")
     return values
@@ -131,13 +133,12 @@ def show_cost(experiment: Experiment, display: Display) -> None:
     abstract = experiment.abstract_state
     parts = parameters_by_part(abstract.params)
     one = forward_flops(experiment.network, abstract.params, abstract.model_state, experiment.task.dummy(1))
-    unit, per_example = experiment.task.units
+    batch_size, strategy = experiment.config.training.batch_size, experiment.strategy
     display.table("parameters", ["part", "number"], [*map(list, parts.items()), ["all", parameters(abstract.params)]])
-    step = 3 * one * experiment.config.training.batch_size
-    display.say(
-        f"forward pass: {one // per_example:,} FLOPs for one of {unit}; an update (about 3 forward passes a batch of "
-        f"{experiment.config.training.batch_size}): {step:,} FLOPs; {experiment.strategy.name} on "
-        f"{experiment.strategy.num_devices} {jax.default_backend()} device(s)"
+    # The backward pass takes twice the operations of the forward pass: one product for each of a product's two inputs.
+    rows = [["forward pass of one example", one], [f"update on a batch of {batch_size}", 3 * one * batch_size]]
+    display.table(
+        f"operations ({strategy.name}, {strategy.num_devices} x {jax.default_backend()})", ["", "FLOPs"], rows
     )
 
 

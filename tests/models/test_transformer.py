@@ -228,17 +228,18 @@ def test_two_blocks_are_one_after_the_other(transformer, stream):
     one = transformer({"depth": 1, "position": "off", "norm.kind": "off"})
     x = stream
     for block in small.params["blocks"].values():
-        x = one.network.apply({"blocks": {0: block}}, {}, x)
+        x = one.apply({"blocks": {0: block}}, x)
     np.testing.assert_allclose(small(stream), x, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("placement", ["pre", "post"])
 def test_depth_zero_is_position_and_norm(transformer, stream, placement):
     small = transformer({"depth": 0, "norm.placement": placement})
-    x = np.asarray(stream + small.params["position"][None], np.float64)
+    x = np.asarray(stream) + small.exact["position"]
     centred = x - x.mean(-1, keepdims=True)
-    expected = centred / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * small.params["norm"]["scale"]
-    np.testing.assert_allclose(small(stream), expected + small.params["norm"]["bias"], rtol=1e-4, atol=1e-5)
+    normalised = centred / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    expected = normalised * small.exact["norm.scale"] + small.exact["norm.bias"]
+    np.testing.assert_allclose(small(stream), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_learned_and_sinusoidal_positions_are_added(transformer, stream):
@@ -280,14 +281,14 @@ def test_taps_leave_the_output_as_it_is(transformer, stream):
 
 
 def test_rematerialised_blocks_give_the_same_values_gradients_and_taps(transformer, stream):
-    plain, again = transformer({"depth": 2, "dropout": 0.2}), transformer({"depth": 2, "dropout": 0.2, "remat": True})
+    plain, again = (transformer({"dropout": 0.2, "remat": remat}) for remat in (False, True))
     keys = jax.random.split(jax.random.key(0), 2)
 
     def values_and_gradients(small):
         def loss(params, x):
-            return jnp.sum(small.network.apply(params, {}, x, keys=keys) ** 2)
+            return jnp.sum(small.apply(params, x, keys=keys) ** 2)
 
-        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(small.params, stream)
+        return jax.value_and_grad(loss, argnums=(0, 1))(small.params, stream)
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
@@ -324,7 +325,7 @@ def test_blocks_drop_different_features(transformer, stream):
     params = jax.tree.map(jnp.zeros_like, small.params)
     for number, block in params["blocks"].items():
         block["ffn"]["down"]["bias"] = jnp.full(WIDTH, 10.0 ** (number + 2))
-    added = np.asarray(small.network.apply(params, {}, stream, keys=jax.random.split(jax.random.key(0), 2)) - stream)
+    added = np.asarray(small.apply(params, stream, keys=jax.random.split(jax.random.key(0), 2)) - stream)
     first, second = (added % 2000) > 100, added > 1900
     assert 0.2 < first.mean() < 0.8
     assert 0.2 < second.mean() < 0.8

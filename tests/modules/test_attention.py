@@ -19,12 +19,13 @@ CAUSAL = np.tril(np.ones((TOKENS, TOKENS), bool))
 
 @pytest.fixture
 def make(draw_module):
-    """Makes a module with drawn parameters."""
+    """Makes a module with drawn parameters, and these in float64."""
 
     def make(attention, **model):
         tree = {"width": WIDTH, "attention": {"num_heads": 2} | attention} | model
         config = parse_config({"model": tree}).model
-        return draw_module(lambda: make_attention(config, tokens=TOKENS, rngs=nnx.Rngs(0)))
+        drawn = draw_module(lambda: make_attention(config, tokens=TOKENS, rngs=nnx.Rngs(0)))
+        return drawn.module, drawn.exact
 
     return make
 

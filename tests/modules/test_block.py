@@ -21,7 +21,7 @@ def make(draw_module):
     def make(**model):
         tree = {"width": 8, "attention": {"num_heads": 2}, "ffn": {"expansion": 2.0}}
         config = parse_config({"model": tree | model}).model
-        return draw_module(lambda: Block(config, tokens=4, rngs=nnx.Rngs(0)))[0]
+        return draw_module(lambda: Block(config, tokens=4, rngs=nnx.Rngs(0))).module
 
     return make
 

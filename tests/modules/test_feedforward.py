@@ -17,11 +17,13 @@ X = np.random.default_rng(0).normal(size=(2, 3, WIDTH))
 
 @pytest.fixture
 def make(draw_module):
-    """Makes a module with drawn parameters."""
+    """Makes a module with drawn parameters, and these in float64."""
 
     def make(kind, *, activation="silu", expansion=1.5, bias=True):
         ffn = FeedForwardConfig(kind=kind, activation=activation, expansion=expansion)
-        return draw_module(lambda: make_feed_forward(ModelConfig(width=WIDTH, ffn=ffn, bias=bias), nnx.Rngs(0)))
+        config = ModelConfig(width=WIDTH, ffn=ffn, bias=bias)
+        drawn = draw_module(lambda: make_feed_forward(config, nnx.Rngs(0)))
+        return drawn.module, drawn.exact
 
     return make
 
