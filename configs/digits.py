@@ -12,20 +12,20 @@ def get_config() -> ConfigDict:
         {
             "seed": 0,
             "task": {"name": "image_classification", "dataset": "lab_digits", "patch_size": 2, "shift": 1},
-            "model": {"width": 64, "depth": 4, "attention": {"num_heads": 4}, "ffn": {"expansion": 4.0}},
+            "model": {"width": 64, "depth": 3, "attention": {"num_heads": 4}, "ffn": {"activation": "gelu_tanh"}},
             "optimizer": {
-                "name": "adamw",
-                "learning_rate": 2e-3,
-                "schedule": "cosine",
+                "name": "muon",
+                "learning_rate": 2e-2,
+                "schedule": "linear",
                 "warmup_steps": 20,
-                "weight_decay": 0.05,
+                "weight_decay": 0.1,
                 "clip_norm": 1.0,
             },
             "training": {
-                "steps": 1000,
+                "steps": 1400,
                 "batch_size": 64,
                 "evaluate_every": 200,
-                "checkpoint_every": 1000,
+                "checkpoint_every": 700,
                 "steps_per_call": 20,
             },
         }

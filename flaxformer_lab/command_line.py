@@ -3,7 +3,7 @@
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def run(main: Callable[[list[str]], None]) -> None:
         _fail("interrupted; the same command resumes from the last checkpoint", 130)
 
 
-def load_config(recipe: str, overrides: list[str], ablation: list[str] = ()) -> Config:
+def load_config(recipe: str, overrides: Sequence[str], ablation: Sequence[str] = ()) -> Config:
     """The config of a recipe file, with named variants laid upon it and single keys overridden.
 
     Raises:
@@ -47,12 +47,12 @@ def load_config(recipe: str, overrides: list[str], ablation: list[str] = ()) -> 
         tree = override(tree, key, value)
         keys.append(key)
     asked = parse_config(tree)
-    config = apply_variants(asked, list(ablation))
+    config = apply_variants(asked, ablation)
     _refuse_contradictions(keys, asked, config, ablation)
     return config
 
 
-def _refuse_contradictions(keys: list[str], asked: Config, config: Config, ablation: list[str]) -> None:
+def _refuse_contradictions(keys: Sequence[str], asked: Config, config: Config, ablation: Sequence[str]) -> None:
     """An explicit override wins over nothing: a variant that says otherwise contradicts it."""
     wanted, given = flatten(as_dict(asked)), flatten(as_dict(config))
     for key in keys:

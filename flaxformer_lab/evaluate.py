@@ -17,12 +17,13 @@ from jaxtyping import Array, Float
 
 from flaxformer_lab.command_line import run
 from flaxformer_lab.config import Config
-from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.errors import ConfigError, RunError
 from flaxformer_lab.models.network import PureNetwork
 from flaxformer_lab.tasks import SPLITS, Task
 from flaxformer_lab.training.checkpoints import Checkpoints
 from flaxformer_lab.training.folder import RunFolder
 from flaxformer_lab.training.logging import Display
+from flaxformer_lab.training.parallelism import Single, make_strategy
 from flaxformer_lab.training.programs import Experiment, make_evaluate, make_experiment
 from flaxformer_lab.training.state import State
 
@@ -89,7 +90,14 @@ def load_run(workdir: str | Path, step: int | str | None = None) -> Run:
     """
     folder = RunFolder(workdir)
     config, facts = folder.read()
-    experiment = make_experiment(config, facts)
+    try:
+        strategy = make_strategy(config)
+    except ConfigError:  # this machine has other devices than the run had; one alone gives the same figures
+        strategy = Single()
+    try:
+        experiment = make_experiment(config, facts, strategy)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{folder.path / 'task.json'} is damaged: {type(error).__name__}: {error}") from error
     with Checkpoints(folder.checkpoints, writable=False) as checkpoints:
         chosen = checkpoints.best() if step == "best" else step
         return Run(experiment, checkpoints.restore(experiment.abstract_state, chosen))
@@ -110,7 +118,7 @@ def main(overrides: list[str]) -> None:
 def _step(text: str | None) -> int | str | None:
     if text is None or text == "best":
         return text
-    if not text.isdigit():
+    if not text.isdecimal():
         raise ConfigError(f"--step={text} must be a whole number or best")
     return int(text)
 

@@ -1,6 +1,6 @@
 """Named variants: small tables of overrides on a config. A value may be a function of the config it is laid upon."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +76,7 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
-def apply_variants(config: Config, names: list[str]) -> Config:
+def apply_variants(config: Config, names: Sequence[str]) -> Config:
     """Returns the config with the named variants laid upon it.
 
     Raises:
@@ -103,7 +103,7 @@ def apply_variants(config: Config, names: list[str]) -> Config:
     return parse_config(tree)
 
 
-def changed_keys(config: Config, names: list[str]) -> dict[str, str]:
+def changed_keys(config: Config, names: Sequence[str]) -> dict[str, str]:
     """The keys that the named variants set, each with the variant that sets it."""
     known = flatten(as_dict(config))
     return {key: name for name in names for key in VARIANTS[name].overrides if key in known}

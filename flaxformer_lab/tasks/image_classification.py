@@ -25,7 +25,7 @@ class ImageClassification(Task):
 
     def __init__(self, config: ImageClassificationConfig, facts: Mapping[str, Any] | None = None):
         self._config = config
-        self.facts = facts or self._learn_facts()
+        self.facts = self._learn_facts() if facts is None else facts
         rows, columns, _ = self.facts["image_shape"]
         if rows % config.patch_size or columns % config.patch_size:
             fitting = [size for size in range(1, min(rows, columns) + 1) if rows % size == columns % size == 0]

@@ -27,7 +27,7 @@ class LanguageModelling(Task):
 
     def __init__(self, config: LanguageModellingConfig, facts: Mapping[str, Any] | None = None):
         self._config = config
-        self.facts = facts or self._learn_facts()
+        self.facts = self._learn_facts() if facts is None else facts
         self.units = ("tokens", config.sequence_length)
 
     def _learn_facts(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from tensorboardX import SummaryWriter
@@ -16,17 +17,19 @@ from tensorboardX import SummaryWriter
 class MetricsLog:
     """Appends to metrics.jsonl (one object a line: step, split, name, value) and to TensorBoard.
 
-    A run that resumes from step N drops what was written after N, so every figure stands once.
+    A run that resumes from step N drops what was written after N, and writes nothing a second time.
     """
 
     def __init__(self, metrics: Path, tensorboard: Path, *, resumed_step: int):
-        _drop_after(metrics, resumed_step)
+        self._there = _drop_after(metrics, resumed_step)
         self._file = metrics.open("a")
         self._tensorboard = SummaryWriter(str(tensorboard), purge_step=resumed_step + 1 if resumed_step else None)
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
         """Writes one line a value."""
         for name, value in values.items():
+            if (step, split, name) in self._there:
+                continue
             self._file.write(json.dumps({"step": step, "split": split, "name": name, "value": value}) + "\n")
             self._tensorboard.add_scalar(f"{split}/{name}", value, step)
         self._file.flush()
@@ -43,18 +46,20 @@ class MetricsLog:
         self._tensorboard.close()
 
 
-def _drop_after(metrics: Path, step: int) -> None:
-    """Keeps the whole lines of metrics.jsonl up to `step`."""
+def _drop_after(metrics: Path, step: int) -> set[tuple[int, str, str]]:
+    """Keeps the whole lines of metrics.jsonl up to `step`; returns their (step, split, name)."""
     if not metrics.exists():
-        return
-    kept = []
+        return set()
+    kept = {}
     for line in metrics.read_text().splitlines():
         with contextlib.suppress(ValueError, KeyError, TypeError):  # a line cut short by a crash is dropped
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
+            entry = json.loads(line)
+            if entry["step"] <= step:
+                kept[entry["step"], entry["split"], entry["name"]] = line + "\n"
     partial = metrics.with_suffix(".partial")
-    partial.write_text("".join(kept))
+    partial.write_text("".join(kept.values()))
     partial.replace(metrics)
+    return set(kept)
 
 
 class Display:
@@ -105,11 +110,11 @@ class Display:
 
     def table(self, title: str, columns: list[str], rows: list[list[Any]]) -> None:
         """Prints a table; all columns but the first are numbers."""
-        table = Table(title=title, title_justify="left")
+        table = Table(title=escape(title), title_justify="left")
         for number, column in enumerate(columns):
             table.add_column(column, justify="right" if number else "left")
         for row in rows:
-            table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
+            table.add_row(*(f"{cell:,}" if isinstance(cell, int) else escape(str(cell)) for cell in row))
         self.console.print(table)
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from flaxformer_lab.config import Config
 from flaxformer_lab.errors import NonFiniteError
 from flaxformer_lab.models.cost import forward_flops, parameters, parameters_by_part
+from flaxformer_lab.tasks import SPLITS
 from flaxformer_lab.tasks.examples import Examples
 from flaxformer_lab.training.checkpoints import Checkpoints
 from flaxformer_lab.training.folder import RunFolder
@@ -25,8 +27,7 @@ from flaxformer_lab.training.programs import (
     make_feeds,
     make_run_steps,
 )
-from flaxformer_lab.training.state import State, initial_state
-from flaxformer_lab.training.step import Metrics
+from flaxformer_lab.training.state import State, Tree, initial_state
 
 
 def train(config: Config, workdir: str | Path, *, stop_at: int | None = None, quiet: bool = False) -> Values:
@@ -40,7 +41,8 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None, qu
         NonFiniteError: the loss or the gradient stopped being finite; the last good checkpoint stays.
     """
     experiment = make_experiment(config)
-    train_examples, validation = (experiment.task.examples(split) for split in ("train", "validation"))
+    # All of them at the start, so that a test split which cannot be used does not show after hours of training.
+    train_examples, validation, test = map(experiment.task.examples, SPLITS)
     folder = RunFolder(workdir)
     folder.claim(config, dict(experiment.task.facts))
     training = config.training
@@ -57,6 +59,8 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None, qu
 
         def judge(step: int, state: State, split: str, examples: Examples) -> Values:
             values = evaluate(state.params, state.model_state, examples)
+            for name, value in values.items():
+                _require_finite(f"{split} {name}", value, step, folder)
             log.write(step, split, values)
             shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
             display.say(f"step {step} | {split} {shown}")
@@ -64,13 +68,16 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None, qu
 
         values: Values = {}
         with display.training(start):
-            for step, now in updates(experiment, train_examples, state, start, last, log, display, folder):
+            yields = updates(experiment, train_examples, state, start, last, log, display, folder)
+            for step, now in stack.enter_context(contextlib.closing(yields)):
                 state = now
                 values = judge(step, state, "validation", validation)
                 if _due(step, last, training.checkpoint_every):
                     checkpoints.save(experiment.strategy.unreplicated(state), values)
         if last == training.steps:
-            values = judge(last, state, "test", experiment.task.examples("test"))
+            values = judge(last, state, "test", test)
+        elif not values:  # nothing was left to do
+            values = judge(start, state, "validation", validation)
         checkpoints.wait()
     display.say(f"the run is in {folder.path}")
     return values
@@ -105,9 +112,10 @@ def updates(
     schedule = make_schedule(config.optimizer, training.steps)
     learning_rates = jax.device_get(jax.vmap(schedule)(jnp.arange(training.steps)))
 
-    def report(done: int, count: int, metrics: Metrics) -> None:
-        averages = _averages(strategy.fetch(metrics), count)
-        _require_finite(averages, done - count, folder)
+    def report(done: int, count: int, history: Tree) -> None:
+        averages = _averages(strategy.fetch(history), count)
+        for offset, name in itertools.product(range(count), ("loss", "gradient_norm")):
+            _require_finite(name, float(averages[name][offset]), done - count + offset + 1, folder)
         values = {name: float(np.mean(each)) for name, each in averages.items()}
         log.write(done, "train", values | {"learning_rate": float(learning_rates[done - 1])})
         display.step(done, {"loss": float(averages["loss"][-1])})
@@ -160,16 +168,16 @@ def _due(step: int, last: int, *intervals: int) -> bool:
     return step == last or any(step % every == 0 for every in intervals)
 
 
-def _averages(metrics: Metrics, count: int) -> dict[str, np.ndarray]:
+def _averages(
+    history: dict[str, tuple[Float[np.ndarray, " steps"], Float[np.ndarray, " steps"]]], count: int
+) -> dict[str, Float[np.ndarray, " count"]]:
     """Per-step averages of the first `count` steps of a call."""
-    return {name: (total / np.maximum(weight, 1e-30))[:count] for name, (total, weight) in metrics.items()}
+    return {name: (total / np.maximum(weight, 1e-30))[:count] for name, (total, weight) in history.items()}
 
 
-def _require_finite(averages: dict[str, np.ndarray], begin: int, folder: RunFolder) -> None:
-    for offset, name in itertools.product(range(len(averages["loss"])), ("loss", "gradient_norm")):
-        if not np.isfinite(averages[name][offset]):
-            raise NonFiniteError(
-                f"{name}={averages[name][offset]} in update {begin + offset + 1}; the run stops and saves nothing; "
-                f"checkpoints in {folder.checkpoints} are untouched. Try a smaller optimizer.learning_rate, more "
-                "optimizer.warmup_steps, or optimizer.clip_norm"
-            )
+def _require_finite(name: str, value: float, step: int, folder: RunFolder) -> None:
+    if not np.isfinite(value):
+        raise NonFiniteError(
+            f"{name}={value} in update {step}; the run stops and saves nothing; checkpoints in {folder.checkpoints} "
+            "are untouched. Try a smaller optimizer.learning_rate, more optimizer.warmup_steps, or optimizer.clip_norm"
+        )

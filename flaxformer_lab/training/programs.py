@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from flaxformer_lab.config import Config
 from flaxformer_lab.data.order import evaluation_batches
@@ -20,10 +20,11 @@ from flaxformer_lab.tasks.examples import Examples
 from flaxformer_lab.training.optimizer import make_optimizer
 from flaxformer_lab.training.parallelism import Strategy, make_strategy
 from flaxformer_lab.training.state import State, Tree, initial_state
-from flaxformer_lab.training.step import Metrics, make_evaluation_step, make_train_step
+from flaxformer_lab.training.step import make_evaluation_step, make_train_step
 
 DEVICE_BYTES = 2**30  # a training set up to this size lives on the device
 Values = dict[str, float]
+History = dict[str, tuple[Float[Array, " steps"], Float[Array, " steps"]]]  # the metrics of each update of a call
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,17 @@ class Experiment:
         return jax.eval_shape(lambda: initial_state(self.network, self.optimizer, self.config.seed))
 
 
-def make_experiment(config: Config, facts: dict[str, Any] | None = None) -> Experiment:
-    """Returns the experiment that a config describes; `facts` as in `Task.facts`."""
-    strategy = make_strategy(config)
+def make_experiment(
+    config: Config, facts: dict[str, Any] | None = None, strategy: Strategy | None = None
+) -> Experiment:
+    """Returns the experiment that a config describes; `facts` as in `Task.facts`; `strategy` if not the config's."""
+    strategy = strategy or make_strategy(config)
     task = make_task(config.task, facts)
     optimizer = make_optimizer(config.optimizer, config.training.steps)
     return Experiment(config, task, task.network(config.model), optimizer, strategy)
 
 
-def make_run_steps(experiment: Experiment, examples: Examples) -> tuple[Callable[..., tuple[State, Metrics]], Tree]:
+def make_run_steps(experiment: Experiment, examples: Examples) -> tuple[Callable[..., tuple[State, History]], Tree]:
     """Returns `run_steps(state, data, feed, count) -> (state, metrics)` and the data that it wants on the device.
 
     It applies `count` updates inside one compiled call. The number is an argument and not a part of the program, so
@@ -67,12 +70,12 @@ def make_run_steps(experiment: Experiment, examples: Examples) -> tuple[Callable
     )
     resident = _lives_on_device(config, examples)
 
-    def run_steps(state: State, data: Tree, feed: Tree, count: Int[Array, ""]) -> tuple[State, Metrics]:
-        def batch_of(number: Int[Array, ""]) -> Tree:
+    def run_steps(state: State, data: Tree, feed: Tree, count: Int[Array, ""]) -> tuple[State, History]:
+        def batch_of(number: Int[Array, ""] | int) -> Tree:
             batch = jax.tree.map(lambda leaf: leaf[number], feed)
             return examples.take(data, batch.pop("example")) | batch if resident else batch
 
-        def update(number: Int[Array, ""], carry: tuple[State, Metrics]) -> tuple[State, Metrics]:
+        def update(number: Int[Array, ""], carry: tuple[State, History]) -> tuple[State, History]:
             state, history = carry
             state, metrics = train_step(state, batch_of(number))
             return state, jax.tree.map(lambda all_steps, one: all_steps.at[number].set(one), history, metrics)

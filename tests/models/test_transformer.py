@@ -245,9 +245,7 @@ def test_depth_zero_is_position_and_norm(transformer, stream, placement):
 def test_learned_and_sinusoidal_positions_are_added(transformer, stream):
     bare = transformer({"position": "off"})
     learned, fixed = transformer({"position": "learned"}), transformer({"position": "sinusoidal"})
-    np.testing.assert_allclose(
-        learned(stream), bare(stream + learned.params["position"][None]), rtol=1e-5, atol=1e-5
-    )
+    np.testing.assert_allclose(learned(stream), bare(stream + learned.params["position"][None]), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(fixed(stream), bare(stream + sinusoidal(TOKENS, WIDTH)[None]), rtol=1e-5, atol=1e-5)
     assert "position" not in fixed.params
 

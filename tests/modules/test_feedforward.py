@@ -76,7 +76,9 @@ def test_identity_activation_leaves_one_linear_map(make):
 def test_hidden_units_are_rounded_and_never_none(make, kind, expansion, hidden):
     _, p = make(kind, expansion=expansion)
     assert p["up" if kind == "diagonal" else "up.kernel"].shape == (WIDTH, hidden)
-    assert p["down" if kind == "diagonal" else "down.kernel"].size == WIDTH * (hidden // 2 if kind == "gated" else hidden)
+    assert p["down" if kind == "diagonal" else "down.kernel"].size == WIDTH * (
+        hidden // 2 if kind == "gated" else hidden
+    )
 
 
 def test_every_kind_of_the_config_is_there_and_off_is_nothing():

@@ -1,0 +1,121 @@
+"""From raw inputs to logits, and the pure form that training sees."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from flaxformer_lab.config import parse_config
+from flaxformer_lab.models.network import Network, leaf_paths, purify
+from flaxformer_lab.modules.embedding import TokenEmbedding
+
+SYMBOLS = jnp.array([[0, 4, 2, 2], [1, 3, 3, 0]])
+VALID = jnp.array([[True, True, True, True], [True, True, False, False]])
+
+
+def builder(pooling="off", **model):
+    """A network of 5 symbols, 4 tokens, 3 outputs."""
+    tree = {"width": 8, "depth": 1, "attention": {"num_heads": 2}, "ffn": {"expansion": 2.0}}
+    config = parse_config({"model": tree | model}).model
+
+    def build(rngs):
+        embedding = TokenEmbedding(5, 8, dtype=config.dtype, rngs=rngs)
+        return Network(config, embedding=embedding, tokens=4, outputs=3, pooling=pooling, rngs=rngs)
+
+    return build
+
+
+@pytest.mark.parametrize("valid", [None, VALID], ids=["whole", "padded"])
+@pytest.mark.parametrize("pooling", ["off", "mean", "class_token"])
+def test_the_parts_follow_one_another(draw_module, pooling, valid):
+    drawn = draw_module(lambda: builder(pooling)(nnx.Rngs(0)))
+    module, exact = drawn.module, drawn.exact
+    tokens = np.asarray(module.transformer(module.embedding(SYMBOLS), valid=valid), np.float64)
+    if pooling == "mean":
+        weights = np.ones((2, 4)) if valid is None else np.asarray(valid, np.float64)
+        tokens = (tokens * weights[:, :, None]).sum(1) / weights.sum(1, keepdims=True)
+    elif pooling == "class_token":
+        tokens = tokens[:, 0]
+    expected = tokens @ exact["head.kernel"] + exact["head.bias"]
+    assert expected.shape == ((2, 4, 3) if pooling == "off" else (2, 3))
+    np.testing.assert_allclose(module(SYMBOLS, valid=valid), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_padding_does_not_reach_the_pooled_logits(draw_module):
+    drawn = draw_module(lambda: builder("mean")(nnx.Rngs(0)))
+    changed = SYMBOLS.at[1, 3].set(2)
+    np.testing.assert_array_equal(drawn(changed, valid=VALID), drawn(SYMBOLS, valid=VALID))
+    assert np.any(drawn(changed) != drawn(SYMBOLS))
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_half_precision_ends_in_float32_logits(draw_module, remat):
+    exact = np.asarray(draw_module(lambda: builder("mean")(nnx.Rngs(0)))(SYMBOLS))
+    half = draw_module(lambda: builder("mean", dtype="bfloat16", remat=remat)(nnx.Rngs(0)))
+    taps = half.intermediates(SYMBOLS)
+    assert taps["blocks.0.output"].dtype == taps["output"].dtype == jnp.bfloat16
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(half.params))
+    result = half(SYMBOLS)
+    assert result.dtype == jnp.float32
+    assert 0 < np.abs(result - exact).max() < 3e-2 * np.abs(exact).max()
+
+
+# ------------------------------------------------------------------------------------------- the pure form
+
+SHALLOW = {"depth": 0, "position": "off"}
+
+
+@pytest.fixture(scope="module")
+def pure():
+    return purify(builder("mean", **SHALLOW))
+
+
+def test_initial_parameters_are_a_function_of_the_key(pure):
+    params, model_state = pure.init(jax.random.key(3))
+    again, _ = pure.init(jax.random.key(3))
+    other, _ = pure.init(jax.random.key(4))
+    assert model_state == {}
+    paths = leaf_paths(params)
+    assert {path: leaf.shape for path, leaf in paths.items()} == {
+        "embedding.table": (5, 8),
+        "head.bias": (3,),
+        "head.kernel": (8, 3),
+        "transformer.norm.bias": (8,),
+        "transformer.norm.scale": (8,),
+    }
+    for path, leaf in leaf_paths(again).items():
+        np.testing.assert_array_equal(leaf, paths[path])
+    drawn = {"embedding.table", "head.kernel"}
+    assert {path for path, leaf in leaf_paths(other).items() if np.any(leaf != paths[path])} == drawn
+    assert np.all(paths["transformer.norm.scale"] == 1)
+    assert not np.any(paths["transformer.norm.bias"]) and not np.any(paths["head.bias"])
+
+
+def test_apply_is_the_module_with_these_parameters_also_when_compiled(pure):
+    module = builder("mean", **SHALLOW)(nnx.Rngs(params=jax.random.key(3)))
+    params, _ = pure.init(jax.random.key(3))
+    np.testing.assert_allclose(params["embedding"]["table"], module.embedding.table[...], rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(pure.apply)(params, {}, SYMBOLS), module(SYMBOLS), rtol=1e-5, atol=1e-6)
+
+
+def test_every_parameter_that_apply_is_given_matters(draw_module):
+    drawn = draw_module(lambda: builder("mean")(nnx.Rngs(0)))
+    network = purify(builder("mean"))
+
+    total, gradient = jax.value_and_grad(lambda params: jnp.sum(network.apply(params, {}, SYMBOLS) ** 2))(drawn.params)
+    assert float(total) == pytest.approx(float(jnp.sum(drawn(SYMBOLS) ** 2)), rel=1e-4)
+    assert jax.tree.structure(gradient) == jax.tree.structure(drawn.params)
+    assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(gradient))
+
+
+def test_intermediates_by_dotted_name(draw_module):
+    drawn = draw_module(lambda: builder("mean", depth=2)(nnx.Rngs(0)))
+    network = purify(builder("mean", depth=2))
+    values = network.intermediates(drawn.params, {}, SYMBOLS, valid=VALID)
+    names = {"input", "blocks.0.attention.weights", "blocks.0.output", "blocks.1.attention.weights", "blocks.1.output"}
+    assert set(values) == names | {"output"}
+    last = np.asarray(values["output"], np.float64)
+    pooled = np.stack([last[0].mean(0), last[1, :2].mean(0)])
+    expected = pooled @ drawn.exact["head.kernel"] + drawn.exact["head.bias"]
+    np.testing.assert_allclose(network.apply(drawn.params, {}, SYMBOLS, valid=VALID), expected, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,363 @@
+"""From flags to a config, and from an error to one clear line, exit code 2 and nothing written."""
+
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import jax
+import pytest
+from absl.testing import flagsaver
+
+from flaxformer_lab import command_line
+from flaxformer_lab.ablation.variants import VARIANTS
+from flaxformer_lab.cache import cache_folder
+from flaxformer_lab.command_line import load_config
+from flaxformer_lab.config import ModelConfig
+from flaxformer_lab.errors import ConfigError, DataError, NonFiniteError, RunError
+
+REPOSITORY = Path(__file__).parents[1]
+DIGITS, SPEECHES = (str(REPOSITORY / "configs" / f"{name}.py") for name in ("digits", "speeches"))
+
+
+@pytest.fixture
+def recipe(tmp_path_factory):
+    """Writes a recipe file and returns its path."""
+
+    def write(text, name="recipe.py"):
+        path = tmp_path_factory.mktemp("recipes") / name
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def train(monkeypatch, tmp_path):
+    """Runs train.py's command here, in an empty folder, up to where training would begin; returns what it would use."""
+    import train
+
+    calls = []
+    stand_in = types.ModuleType("flaxformer_lab.training.loop")
+    stand_in.train = lambda config, workdir, **options: calls.append((config, workdir, options))
+    monkeypatch.setitem(sys.modules, "flaxformer_lab.training.loop", stand_in)
+    monkeypatch.setattr(command_line, "_use_compilation_cache", lambda: None)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        with flagsaver.flagsaver():
+            command_line.run(train.main)
+        (call,) = calls
+        return call
+
+    return run
+
+
+# ------------------------------------------------------------------------------------------- what is accepted
+
+
+def test_a_recipe_as_it_is(train):
+    config, workdir, options = train(f"--config={DIGITS}", "--workdir=here")
+    assert config == load_config(DIGITS, [])
+    assert (config.task.dataset, config.model.width, workdir, options) == ("lab_digits", 64, "here", {"stop_at": None})
+
+
+def test_keys_are_overridden_in_both_ways_of_writing(train):
+    arguments = ("--config.model.width=32", "--config.seed", "5", "--config.model.attention.head_dim", "none")
+    config, _, options = train(*arguments, f"--config={DIGITS}", "--stop_at=7", "--config.model.bias=false")
+    model = config.model
+    assert (model.width, config.seed, model.attention.head_dim, model.bias) == (32, 5, None, False)
+    assert options == {"stop_at": 7}
+    assert config.optimizer == load_config(DIGITS, []).optimizer
+
+
+def test_of_one_key_given_twice_the_last_counts(train):
+    config, *_ = train(f"--config={DIGITS}", "--config.model.width=32", "--config.model.width=16")
+    assert config.model.width == 16
+
+
+def test_variants_are_laid_upon_the_recipe_and_its_overrides(train):
+    arguments = (f"--config={DIGITS}", "--config.model.width=32", "--ablation=per_dimension,ffn_off")
+    model = train(*arguments)[0].model
+    assert (model.attention.num_heads, model.attention.head_dim, model.ffn.kind) == (32, 1, "off")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "workdir"),
+    [
+        (["--config=configs/digits.py"], "runs/digits"),
+        (["--config=configs/digits.py", "--ablation=ffn_off,single_head"], "runs/digits-ffn_off-single_head"),
+        ([], "runs/digits"),
+    ],
+)
+def test_default_folder_names_recipe_and_variants(train, tmp_path, arguments, workdir):
+    (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
+    assert train(*arguments)[1] == workdir
+
+
+def test_an_override_that_agrees_with_a_variant_is_no_contradiction():
+    config = load_config(SPEECHES, ["--config.model.dropout=0", "--config.model.bias=False"], ["linear_only"])
+    assert (config.model.dropout, config.model.bias, config.model.attention.kind) == (0.0, False, "static")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("path", [DIGITS, SPEECHES], ids=["digits", "speeches"])
+def test_every_variant_fits_the_recipes_or_says_why_not(path, name):
+    if (path, name) == (SPEECHES, "channel_attention"):
+        with pytest.raises(ConfigError, match="cannot be causal"):
+            load_config(path, [], [name])
+    else:
+        assert load_config(path, [], [name]) != load_config(path, [])
+
+
+def test_every_recipe_in_the_repository_is_valid():
+    recipes = sorted((REPOSITORY / "configs").glob("*.py"))
+    assert len(recipes) >= 2
+    for path in recipes:
+        assert isinstance(load_config(str(path), []).model, ModelConfig)
+
+
+def test_a_recipe_may_return_a_plain_mapping(recipe):
+    assert load_config(recipe("def get_config():\n    return {'seed': 3}"), []).seed == 3
+
+
+# ------------------------------------------------------------------------------------------- what is refused
+
+BAD_FLAGS = {
+    "unknown key": (["--config.model.widht=3"], ["unknown key model.widht (value '3')", "did you mean width?"]),
+    "unknown part": (["--config.modell.width=3"], ["unknown key modell", "did you mean model?"]),
+    "wrong type": (["--config.model.width=wide"], ["model.width='wide' must be a whole number"]),
+    "heads that do not divide": (
+        ["--config.model.attention.num_heads=3"],
+        ["model.attention.num_heads=3 does not divide model.width=64", "choose one of 1, 2, 4, 8, 16, 32, 64"],
+    ),
+    "attention not offered": (
+        ["--config.model.attention.kind=linear"],
+        ["model.attention.kind=linear is not a choice", "choose from softmax, channel, mean, static, off"],
+    ),
+    "override into a plain value": (
+        ["--config.model.width.heads=3"],
+        ["model.width.heads=3: model.width holds a plain value, 64", "set model.width itself"],
+    ),
+    "override of a part": (["--config.model=3"], ["model='3' must be a group of keys: width, depth"]),
+    "no value at the end": (["--config.model.width"], ["--config.model.width must be --config.KEY=VALUE"]),
+    "no value before a flag": (
+        ["--config.model.width", "--config.model.depth=1"],
+        ["--config.model.width must be --config.KEY=VALUE, like --config.model.width=32"],
+    ),
+    "empty value": (["--config.model.width="], ["model.width='' must be a whole number"]),
+    "no key": (["--config.=3"], ["--config.=3 must be --config.KEY=VALUE"]),
+    "gap in the key": (["--config.model..width=3"], ["--config.model..width=3 must be --config.KEY=VALUE"]),
+    "key of another task": (
+        ["--config.task.name=language_modelling"],
+        ["unknown key task.patch_size (value 2)", "task has name, dataset, tokenizer"],
+    ),
+    "positional argument": (["configs/speeches.py"], ["configs/speeches.py is not understood", "--name=value"]),
+    "unknown flag": (["--ablate=ffn_off"], ["Unknown command line flag 'ablate'"]),
+    "impossible flag": (["--stop_at=0"], ["--stop_at=0", "positive integer"]),
+    "flag of another type": (["--stop_at=soon"], ["--stop_at=soon"]),
+    "unknown variant": (
+        ["--ablation=ffn_of"],
+        ["--ablation=ffn_of is not a variant: did you mean ffn_off", "choose from single_head, multi_head"],
+    ),
+    "variant not offered": (["--ablation=linear_attention"], ["--ablation=linear_attention is not a variant"]),
+    "empty variant": (["--ablation=ffn_off,"], ["--ablation= is not a variant", "choose from single_head"]),
+    "variants that contradict": (
+        ["--ablation=single_head,multi_head"],
+        ["--ablation=multi_head sets model.attention.num_heads=8, but single_head sets it to 1", "only one of the two"],
+    ),
+    "variants that leave nothing": (
+        ["--ablation=ffn_off,attention_off"],
+        ["model.attention.kind=off and model.ffn.kind=off leave every block empty"],
+    ),
+    "variant against a flag": (
+        ["--ablation=ffn_off", "--config.model.ffn.kind=gated"],
+        ["--config.model.ffn.kind=gated contradicts --ablation=ffn_off, which sets it to off", "drop one of the two"],
+    ),
+    "variant against a flag with a computed value": (
+        ["--ablation=per_dimension", "--config.model.attention.num_heads=8"],
+        ["--config.model.attention.num_heads=8 contradicts --ablation=per_dimension, which sets it to 64"],
+    ),
+    "variant that the recipe cannot carry": (
+        ["--ablation=multi_head", "--config.model.width=12"],
+        ["model.attention.num_heads=8 does not divide model.width=12", "choose one of 1, 2, 3, 4, 6, 12"],
+    ),
+}
+
+
+def refusal(capsys, folder, command, *arguments):
+    """The message of a command that ends with exit code 2, says one line, and writes nothing."""
+    with pytest.raises(SystemExit) as ended:
+        command(*arguments)
+    output = capsys.readouterr()
+    assert ended.value.code == 2
+    assert output.out == ""
+    assert list(folder.iterdir()) == []
+    return one_line(output.err)
+
+
+def one_line(error):
+    assert "Traceback" not in error
+    assert error.startswith("error: ")
+    assert error.strip().count("\n") == 0
+    return error
+
+
+@pytest.mark.parametrize(("arguments", "fragments"), BAD_FLAGS.values(), ids=BAD_FLAGS.keys())
+def test_bad_flags(train, capsys, tmp_path, arguments, fragments):
+    message = refusal(capsys, tmp_path, train, f"--config={DIGITS}", "--workdir=run", *arguments)
+    for fragment in fragments:
+        assert fragment in message
+
+
+BAD_RECIPES = {
+    "syntax": ("def get_config(:", ["cannot be read: SyntaxError"]),
+    "raises": ("def get_config():\n    return 1 / 0", ["cannot be read: ZeroDivisionError: division by zero"]),
+    "raises on import": ("import no_such_module_anywhere", ["ModuleNotFoundError", "no_such_module_anywhere"]),
+    "exits": ("raise SystemExit(0)", ["cannot be read: SystemExit"]),
+    "without get_config": ("seed = 0", ["cannot be read: AttributeError", "get_config"]),
+    "get_config wants arguments": ("def get_config(mode):\n    return {}", ["TypeError", "mode"]),
+    "returns nothing": ("def get_config():\n    pass", ["get_config() returns NoneType None", "must return a mapping"]),
+    "returns a list": ("def get_config():\n    return [('seed', 1)]", ["returns list", "must return a mapping"]),
+    "lacks a value": (
+        "from ml_collections import config_dict\n"
+        "def get_config():\n"
+        "    return config_dict.ConfigDict({'seed': config_dict.required_placeholder(int)})",
+        ["cannot be read: RequiredValueError"],
+    ),
+    "bad value": (
+        "def get_config():\n    return {'model': {'width': 6.5}}",
+        ["model.width=6.5 must be a whole number"],
+    ),
+    "key that is no text": (
+        "def get_config():\n    return {'model': {3: 4}}",
+        ["unknown key model.3 (value 4)", "model has width"],
+    ),
+    "not utf-8": ("# coding: ascii\n# ü", ["cannot be read: SyntaxError"]),
+}
+
+
+@pytest.mark.parametrize(("text", "fragments"), BAD_RECIPES.values(), ids=BAD_RECIPES.keys())
+def test_bad_recipes(train, recipe, capsys, tmp_path, text, fragments):
+    message = refusal(capsys, tmp_path, train, f"--config={recipe(text)}")
+    for fragment in fragments:
+        assert fragment in message
+
+
+def test_a_recipe_that_is_not_there(train, capsys, tmp_path):
+    assert "--config=nowhere.py is not a file; recipes here: none" in refusal(
+        capsys, tmp_path, train, "--config=nowhere.py"
+    )
+    assert "is not a file" in refusal(capsys, tmp_path, train, f"--config={tmp_path}")
+
+
+def test_a_recipe_that_is_not_there_beside_some_that_are(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    with pytest.raises(ConfigError, match=r"recipes here: .*configs/digits\.py, .*configs/speeches\.py"):
+        load_config("configs/digit.py", [])
+
+
+def test_a_recipe_that_is_no_python(train, recipe, capsys, tmp_path):
+    message = refusal(capsys, tmp_path, train, f"--config={recipe('{}', 'recipe.json')}")
+    assert "is not a Python file with a get_config()" in message
+
+
+# ------------------------------------------------------------------------------------------- how errors end
+
+
+@pytest.mark.parametrize("kind", [ConfigError, DataError, RunError, NonFiniteError])
+def test_an_error_of_the_lab_is_its_message_and_its_exit_code(monkeypatch, capsys, kind):
+    def main(overrides):
+        raise kind("what, which, why, how")
+
+    monkeypatch.setattr(sys, "argv", ["command"])
+    monkeypatch.setattr(command_line, "_use_compilation_cache", lambda: None)
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
+        command_line.run(main)
+    assert (ended.value.code, capsys.readouterr().err) == (kind.exit_code, "error: what, which, why, how\n")
+
+
+def test_exit_codes_tell_errors_apart():
+    assert [kind.exit_code for kind in (ConfigError, DataError, RunError, NonFiniteError)] == [2, 3, 4, 5]
+
+
+def test_an_interruption_says_how_to_go_on(monkeypatch, capsys):
+    def main(overrides):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["command"])
+    monkeypatch.setattr(command_line, "_use_compilation_cache", lambda: None)
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
+        command_line.run(main)
+    assert ended.value.code == 130
+    assert "the same command resumes" in capsys.readouterr().err
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch):
+    def main(overrides):
+        raise KeyError("ours")
+
+    monkeypatch.setattr(sys, "argv", ["command"])
+    monkeypatch.setattr(command_line, "_use_compilation_cache", lambda: None)
+    with flagsaver.flagsaver(), pytest.raises(KeyError):
+        command_line.run(main)
+
+
+@pytest.mark.parametrize("chosen", [None, "elsewhere"])
+def test_compiled_programs_are_kept_where_the_user_says_or_in_the_cache(monkeypatch, chosen):
+    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    if chosen is None:
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    else:
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", chosen)
+    try:
+        command_line._use_compilation_cache()
+        kept = jax.config.jax_compilation_cache_dir
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before[0])
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
+    # JAX itself reads the environment when it is imported.
+    assert kept == (before[0] if chosen else str(cache_folder("compiled")))
+
+
+# ------------------------------------------------------------------------------------------- the real commands
+
+COMMANDS = {
+    "unknown key": (
+        ["train.py", f"--config={DIGITS}", "--config.optimizer.lr=1"],
+        ["unknown key optimizer.lr (value '1')", "optimizer has name, learning_rate"],
+    ),
+    "unknown variant": (
+        ["train.py", f"--config={DIGITS}", "--ablation=no_ffn"],
+        ["--ablation=no_ffn is not a variant: did you mean", "ffn_off"],
+    ),
+    "recipe that is not there": (["train.py"], ["--config=configs/digits.py is not a file"]),
+    "patches that do not fit the images": (
+        ["train.py", f"--config={DIGITS}", "--config.task.patch_size=3"],
+        ["task.patch_size=3 does not divide the 8 x 8 images of lab_digits", "choose one of 1, 2, 4, 8"],
+    ),
+    "text that is not there": (
+        ["train.py", f"--config={SPEECHES}", "--config.task.dataset=lab_digits"],
+        ["task.dataset=lab_digits has no text, which language_modelling needs", "it has image, label"],
+    ),
+    "evaluation of a changed config": (
+        ["-m", "flaxformer_lab.evaluate", "--workdir=run", "--config.seed=1"],
+        ["--config.seed=1: a checkpoint keeps the config that it was trained with", "drop this flag"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "fragments"), COMMANDS.values(), ids=COMMANDS.keys())
+def test_real_commands(tmp_path, arguments, fragments):
+    if arguments[0] == "train.py":
+        arguments = [str(REPOSITORY / "train.py"), "--workdir=run", *arguments[1:]]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "timeout": 300}
+    ended = subprocess.run([sys.executable, *arguments], **options)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert list(tmp_path.iterdir()) == []
+    message = one_line(ended.stderr)
+    for fragment in fragments:
+        assert fragment in message

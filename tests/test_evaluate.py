@@ -1,0 +1,307 @@
+import json
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl import flags
+
+import flaxformer_lab
+from flaxformer_lab.config import override, parse_config
+from flaxformer_lab.data import source
+from flaxformer_lab.errors import ConfigError, DataError, RunError
+from flaxformer_lab.evaluate import load_run
+from flaxformer_lab.tasks import image_classification, language_modelling
+from flaxformer_lab.training.loop import train
+
+REPOSITORY = Path(__file__).parents[1]
+
+IMAGES = {
+    "task": {"name": "image_classification", "dataset": "lab_digits", "patch_size": 4},
+    "model": {"width": 8, "depth": 0},
+    "optimizer": {"name": "sgd", "learning_rate": 0.3, "schedule": "constant"},
+    "training": {
+        "steps": 12,
+        "batch_size": 16,
+        "evaluate_every": 4,
+        "evaluate_batch_size": 64,
+        "checkpoint_every": 4,
+        "steps_per_call": 4,
+        "keep_last": 3,
+    },
+    "parallelism": {"strategy": "single"},
+}
+TEXT = {
+    **IMAGES,
+    "task": {"name": "language_modelling", "dataset": "lab_speeches", "objective": "masked", "sequence_length": 32},
+    "training": {**IMAGES["training"], "steps": 2, "evaluate_batch_size": 512},
+}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """The folder of a finished run on images; not to be written."""
+    folder = tmp_path_factory.mktemp("images") / "run"
+    train(parse_config(IMAGES), folder, quiet=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """The folder of a finished run on text; not to be written."""
+    folder = tmp_path_factory.mktemp("text") / "run"
+    train(parse_config(TEXT), folder, quiet=True)
+    return folder
+
+
+def reported(folder, split, step):
+    """What training wrote for a split at a step."""
+    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {each["name"]: each["value"] for each in entries if (each["split"], each["step"]) == (split, step)}
+
+
+@pytest.fixture
+def no_data(monkeypatch):
+    """A machine without any data set."""
+
+    def missing(dataset, split):
+        raise DataError(f"{dataset} is not here")
+
+    for module in (source, image_classification, language_modelling):
+        monkeypatch.setattr(module, "open_split", missing)
+
+
+# -------------------------------------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def evaluate(monkeypatch, capsys):
+    """The function that runs the command in this process; returns exit code, output lines and error lines."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, arguments)])
+        monkeypatch.delitem(sys.modules, "flaxformer_lab.evaluate", raising=False)
+        before = set(flags.FLAGS)
+        code = 0
+        try:
+            runpy.run_module("flaxformer_lab.evaluate", run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+        finally:
+            for name in set(flags.FLAGS) - before:
+                delattr(flags.FLAGS, name)
+            flags.FLAGS.unparse_flags()
+        captured = capsys.readouterr()
+        return code, captured.out.splitlines(), captured.err.splitlines()
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("arguments", "split", "step"),
+    [
+        ([], "test", 12),
+        (["--split=validation"], "validation", 12),
+        (["--step=8", "--split=validation"], "validation", 8),
+        (["--step", "4", "--split", "validation"], "validation", 4),
+    ],
+)
+def test_the_figures_are_those_of_training(evaluate, images, arguments, split, step):
+    code, out, err = evaluate(f"--workdir={images}", *arguments)
+    assert (code, err) == (0, [])
+    expected = reported(images, split, step)
+    assert json.loads(out[-1]) == {"step": step, "split": split, **expected} and expected
+    table = "\n".join(out[:-1])
+    for name, value in expected.items():
+        assert re.search(rf"{name} +│ +{value:.6f}", table)
+
+
+def test_the_best_checkpoint_has_the_lowest_validation_loss(evaluate, images):
+    losses = {step: reported(images, "validation", step)["loss"] for step in (4, 8, 12)}
+    best = min(losses, key=losses.get)
+    _, out, _ = evaluate(f"--workdir={images}", "--step=best", "--split=validation")
+    assert json.loads(out[-1]) == {"step": best, "split": "validation", **reported(images, "validation", best)}
+
+
+def test_text_that_is_masked_gives_its_figures_again(evaluate, text):
+    for split in ("validation", "test"):
+        _, out, _ = evaluate(f"--workdir={text}", f"--split={split}")
+        assert json.loads(out[-1]) == {"step": 2, "split": split, **reported(text, split, 2)}
+
+
+def damaged(name, content):
+    def damage(folder):
+        (folder / name).write_text(content)
+
+    return damage
+
+
+def without(name):
+    def damage(folder):
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return damage
+
+
+def spoilt_values(folder):
+    for path in (folder / "checkpoints").rglob("d/*"):
+        path.write_bytes(bytes(path.stat().st_size))
+
+
+def untouched(folder):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("damage", "arguments", "code", "message"),
+    [
+        (shutil.rmtree, [], 4, r"run does not exist"),
+        (without("config.json"), [], 4, r"no config\.json"),
+        (without("task.json"), [], 4, r"task\.json is missing or damaged"),
+        (without("checkpoints"), [], 4, r"holds no checkpoint; train first"),
+        (damaged("config.json", '{"seed": 0,'), [], 4, r"config\.json is missing or damaged"),
+        (damaged("config.json", "[]"), [], 4, r"config\.json is damaged"),
+        (damaged("config.json", '{"sead": 0}'), [], 4, r"config\.json is damaged .*did you mean seed"),
+        (damaged("task.json", "{}"), [], 4, r"task\.json is damaged"),
+        (damaged("task.json", '{"image_shape": 3, "num_classes": "x"}'), [], 4, r"task\.json is damaged"),
+        (damaged("task.json", '{"image_shape": [8, 8, 1], "num_classes": 11}'), [], 4, r"damaged or of another model"),
+        (spoilt_values, [], 4, r"is damaged"),
+        (untouched, ["--step=5"], 4, r"no checkpoint of step 5; choose one of 4, 8, 12"),
+        (untouched, ["--step=last"], 2, r"--step=last must be a whole number or best"),
+        (untouched, ["--step=-1"], 2, r"--step=-1 must be a whole number"),
+        (untouched, ["--step=²"], 2, r"--step=² must be a whole number"),
+        (untouched, ["--split=training"], 2, r"split.*train.*validation.*test"),
+        (untouched, ["--config.seed=1"], 2, r"--config\.seed=1: a checkpoint keeps the config"),
+        (untouched, ["--wrokdir=x"], 2, r"wrokdir"),
+        (untouched, ["test"], 2, r"test is not understood"),
+    ],
+)
+def test_what_is_wrong_is_one_clear_error(evaluate, images, tmp_path, damage, arguments, code, message):
+    folder = tmp_path / "run"
+    shutil.copytree(images, folder)
+    damage(folder)
+    found, out, err = evaluate(f"--workdir={folder}", *arguments)
+    assert found == code and out == []
+    assert err[0].startswith("error: ") and re.search(message, err[0]), err
+    assert not any("Traceback" in line for line in err) and len(err) == 1
+
+
+def test_without_a_folder_the_command_asks_for_one(evaluate):
+    code, _, err = evaluate()
+    assert code == 2 and any("--workdir" in line for line in err)
+
+
+def test_a_data_set_that_is_missing_is_one_clear_error(images, no_data):
+    with pytest.raises(DataError, match="lab_digits is not here"):
+        load_run(images).evaluate("test")
+
+
+def test_looking_changes_nothing(evaluate, images):
+    before = {path: path.stat().st_mtime_ns for path in images.rglob("*")}
+    evaluate(f"--workdir={images}")
+    assert {path: path.stat().st_mtime_ns for path in images.rglob("*")} == before
+
+
+def test_the_real_command(images, tmp_path):
+    def call(*arguments):
+        command = [sys.executable, "-m", "flaxformer_lab.evaluate", *arguments]
+        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+
+    done = call(f"--workdir={images}", "--split=validation", "--step=8")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "step": 8,
+        "split": "validation",
+        **reported(images, "validation", 8),
+    }
+    failed = call(f"--workdir={tmp_path / 'nowhere'}")
+    assert failed.returncode == 4 and failed.stdout == ""
+    assert failed.stderr.splitlines()[-1] == (
+        f"error: {tmp_path / 'nowhere'} does not exist; give --workdir the folder of a training run"
+    )
+    assert "Traceback" not in failed.stderr
+
+
+# ------------------------------------------------------------------------------------------------- Python
+
+
+def test_a_run_has_its_config_model_parameters_and_step(images):
+    run = flaxformer_lab.load_run(images)
+    assert run.config == parse_config(IMAGES) and run.step == 12
+    assert run.params["head"]["kernel"].shape == (8, 10)
+    assert load_run(str(images), 4).step == 4
+    assert not np.array_equal(load_run(images, 4).params["head"]["kernel"], run.params["head"]["kernel"])
+    assert load_run(images, "best").step == load_run(images, step="best").step in (4, 8, 12)
+
+
+def test_predictions_are_those_of_the_model(images):
+    run = load_run(images)
+    inputs = np.random.default_rng(0).uniform(-1, 1, (5, 8, 8, 1)).astype(np.float32)
+    logits = run.predict(inputs)
+    assert logits.shape == (5, 10)
+    expected = run.model.apply(run.params, run.state.model_state, jnp.asarray(inputs))
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(run.predict(jnp.asarray(inputs[2:3])), expected[2:3], rtol=1e-5, atol=1e-6)
+
+
+def test_predictions_score_what_evaluation_says(images):
+    run = load_run(images)
+    data = run.task.examples("test").load()
+    logits = run.predict(data["image"].astype(np.float32) / 127.5 - 1)
+    accuracy = np.mean(np.argmax(logits, axis=1) == data["label"])
+    assert accuracy == pytest.approx(run.evaluate("test")["accuracy"]) == reported(images, "test", 12)["accuracy"]
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (5, 8, 8), (5, 64), (5, 8, 8, 3), (5, 4, 4, 1)])
+def test_inputs_of_another_shape_are_refused(images, shape):
+    with pytest.raises(ConfigError, match=r"do not fit this model, which takes \(batch, 8, 8, 1\)"):
+        load_run(images).predict(np.zeros(shape, np.float32))
+
+
+def test_text_is_predicted_symbol_by_symbol(text):
+    run = load_run(text)
+    symbols = run.task.encode("We the People of the United Stat")
+    logits = run.predict(symbols[None].astype(np.int32))
+    assert logits.shape == (1, 32, run.task.facts["num_symbols"])
+    with pytest.raises(ConfigError, match=r"which takes \(batch, 32\)"):
+        run.predict(symbols[None, :31].astype(np.int32))
+
+
+@pytest.mark.parametrize("folder", ["images", "text"])
+def test_a_model_can_be_used_where_its_data_is_not(folder, request, no_data):
+    run = load_run(request.getfixturevalue(folder))
+    dummy = run.task.dummy(2)
+    assert run.predict(jnp.zeros(dummy.shape, dummy.dtype)).shape[0] == 2
+
+
+def test_a_run_of_many_devices_is_evaluated_on_one(tmp_path, images, monkeypatch):
+    """Where the batch of training cannot be shared by the devices that are here."""
+    shutil.copytree(images, tmp_path / "run")
+    config = tmp_path / "run" / "config.json"
+    config.write_text(config.read_text().replace('"single"', '"auto"'))
+    assert load_run(tmp_path / "run").experiment.strategy.num_devices == jax.local_device_count() == 4
+    config.write_text(config.read_text().replace('"batch_size": 16', '"batch_size": 18'))
+    run = load_run(tmp_path / "run")
+    assert run.experiment.strategy.num_devices == 1
+    assert run.evaluate("test") == reported(images, "test", 12)
+
+
+@pytest.mark.parametrize("workdir", ["nowhere", "empty"])
+def test_a_folder_that_is_no_run_is_refused(tmp_path, workdir):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunError, match="give --workdir"):
+        load_run(tmp_path / workdir)
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"] and not any((tmp_path / "empty").iterdir())
+
+
+def test_overriding_is_not_the_way_to_change_a_run(images):
+    with pytest.raises(AttributeError):
+        load_run(images).config.seed = 3
+    assert parse_config(override(IMAGES, "seed", 3)) != load_run(images).config

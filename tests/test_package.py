@@ -1,0 +1,146 @@
+"""The package as a whole: cheap to import, and built in floors."""
+
+import ast
+import graphlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import flaxformer_lab
+
+PACKAGE = Path(flaxformer_lab.__file__).parent
+
+# A file imports only from its own floor or from below. Files beside these folders are entry points, on floor 6.
+FLOORS = {
+    "config": 0,
+    "errors": 0,
+    "cache": 0,
+    "functional": 0,
+    "modules": 1,
+    "models": 2,
+    "data": 3,
+    "tasks": 3,
+    "training": 4,
+    "analysis": 5,
+    "ablation": 5,
+}
+TOP = 6
+
+
+def dotted(path):
+    """The module's name inside the package: `models.network`, `tasks`, and an empty one for the package itself."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {dotted(path): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def floor(name):
+    return FLOORS.get(name.partition(".")[0], TOP)
+
+
+def imports(tree, *, lazy):
+    """The absolute names that a file imports; `lazy` counts those inside functions and for type checkers too."""
+    for node in ast.walk(tree) if lazy else tree.body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_imports(tree, *, lazy):
+    """The modules of the package that a file imports."""
+    for name in imports(tree, lazy=lazy):
+        head, _, rest = name.partition(".")
+        if head != "flaxformer_lab":
+            continue
+        while rest and rest not in FILES:
+            rest = rest.rpartition(".")[0]
+        yield rest
+
+
+def run(script):
+    environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
+    options = {"env": environment, "capture_output": True, "text": True, "timeout": 300, "check": True}
+    return json.loads(subprocess.run([sys.executable, "-c", script], **options).stdout)
+
+
+def test_folders_stand_on_a_floor():
+    folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    assert folders <= set(FLOORS)
+    assert {"functional", "modules", "models", "data", "tasks", "training", "ablation"} <= folders
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_imports_from_its_own_floor_or_below(name):
+    higher = {other for other in own_imports(FILES[name], lazy=True) if floor(other) > floor(name)}
+    assert not higher
+
+
+def test_nothing_is_imported_in_a_circle():
+    graph = {name: set(own_imports(tree, lazy=False)) for name, tree in FILES.items()}
+    order = list(graphlib.TopologicalSorter(graph).static_order())
+    assert set(order) == set(FILES)
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.partition(".")[0] == "functional"])
+def test_the_functional_core_knows_neither_config_nor_flax(name):
+    assert all(other.partition(".")[0] == "functional" for other in own_imports(FILES[name], lazy=True))
+    outside = {other.partition(".")[0] for other in imports(FILES[name], lazy=True)} - {"flaxformer_lab"}
+    assert outside <= {"jax", "jaxtyping", "collections", "functools", "math"}
+
+
+def test_flax_stays_where_networks_are_built():
+    users = {
+        name.partition(".")[0]
+        for name, tree in FILES.items()
+        if any(other.partition(".")[0] == "flax" for other in imports(tree, lazy=True))
+    }
+    assert users == {"modules", "models", "tasks"}
+
+
+def test_the_checks_above_can_see():
+    """The reading of imports itself, on files of which the answer is known."""
+    tree = ast.parse(
+        "import flax\nfrom flaxformer_lab.config import Config\ndef f():\n    from flaxformer_lab import tasks"
+    )
+    assert list(imports(tree, lazy=False)) == ["flax", "flaxformer_lab.config.Config"]
+    assert list(own_imports(tree, lazy=False)) == ["config"]
+    assert list(own_imports(tree, lazy=True)) == ["config", "tasks"]
+    assert floor("functional.linear") < floor("modules.block") < floor("models.network") < floor("tasks.task")
+    assert floor("tasks") < floor("training.loop") < floor("ablation.variants") < floor("evaluate") == floor("")
+
+
+def test_importing_the_package_is_light():
+    heavy = ("jax", "flax", "optax", "orbax", "tensorflow_datasets", "numpy")
+    script = "import flaxformer_lab, sys, json; print(json.dumps([name for name in %r if name in sys.modules]))"
+    assert run(script % (heavy,)) == []
+
+
+def test_reading_a_config_is_light():
+    script = (
+        "import json, sys; from flaxformer_lab.command_line import load_config; "
+        "load_config(%r, ['--config.seed=1'], ['ffn_off']); print(json.dumps('jax' in sys.modules))"
+    )
+    assert run(script % str(PACKAGE.parent / "configs" / "digits.py")) is False
+
+
+def test_load_run_is_offered_at_the_door():
+    from flaxformer_lab.evaluate import load_run
+
+    assert flaxformer_lab.load_run is load_run
+    assert "load_run" in dir(flaxformer_lab)
+    with pytest.raises(AttributeError, match="no attribute 'load_runs'"):
+        _ = flaxformer_lab.load_runs
+
+
+def test_no_file_imports_another_framework():
+    for name, tree in FILES.items():
+        outside = {other.partition(".")[0] for other in imports(tree, lazy=True)}
+        assert not outside & {"tensorflow", "torch", "transformers"}, name

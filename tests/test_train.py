@@ -1,0 +1,104 @@
+"""The real commands, each as a process of its own."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flaxformer_lab.evaluate import load_run
+
+REPOSITORY = Path(__file__).parents[1]
+
+SMALL = {
+    "task.patch_size": 4,
+    "model.width": 8,
+    "model.depth": 1,
+    "training.steps": 12,
+    "training.batch_size": 16,
+    "training.evaluate_every": 4,
+    "training.checkpoint_every": 4,
+    "training.steps_per_call": 2,
+    "optimizer.warmup_steps": 2,
+    "optimizer.name": "sgd",
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with the recipes, away from the repository."""
+    folder = tmp_path_factory.mktemp("place")
+    shutil.copytree(REPOSITORY / "configs", folder / "configs")
+    return folder
+
+
+def start(place, *arguments, script=(REPOSITORY / "train.py",)):
+    """Starts a command in `place`."""
+    command = [sys.executable, *map(str, script), *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=place, env=environment, **pipes)
+
+
+def call(place, *arguments, **options):
+    """Runs a command to its end; returns exit code, output lines, and error lines."""
+    process = start(place, *arguments, **options)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out.splitlines(), err.splitlines()
+
+
+def flags(**changes):
+    return [f"--config.{key}={value}" for key, value in (SMALL | changes).items()]
+
+
+def test_a_run_stops_resumes_refuses_and_is_evaluated(place):
+    recipe = ["--config=configs/digits.py", "--ablation=single_head", *flags()]
+    folder = place / "runs" / "digits-single_head"  # the default, named after recipe and ablation
+
+    code, out, err = call(place, *recipe, "--stop_at=8")
+    assert code == 0, err
+    assert any("step 8 | validation loss " in line for line in out) and not any("test" in line for line in out)
+    assert out[-1] == f"the run is in {folder}"
+    loaded = load_run(folder)
+    assert loaded.step == 8
+    assert (loaded.config.model.attention.num_heads, loaded.config.model.width, loaded.config.task.shift) == (1, 8, 1)
+
+    code, out, err = call(place, *recipe)
+    assert code == 0, err
+    assert "resumed from the checkpoint of step 8" in out
+    shown = [line for line in out if line.startswith("step 12 | test ")]
+    assert len(shown) == 1 and load_run(folder).step == 12
+
+    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    test = {entry["name"]: entry["value"] for entry in entries if entry["split"] == "test"}
+    assert shown[0] == f"step 12 | test accuracy {test['accuracy']:.4f}, loss {test['loss']:.4f}"
+    code, out, err = call(place, f"--workdir={folder}", script=("-m", "flaxformer_lab.evaluate"))
+    assert code == 0, err
+    assert json.loads(out[-1]) == {"step": 12, "split": "test", **test}
+
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    code, out, err = call(place, *recipe, "--config.seed=1")
+    assert code == 2 and out == []
+    assert (
+        err[0].startswith(f"error: {folder} belongs to a run of another config") and err[1] == "  seed: 0 there, 1 now"
+    )
+    assert len(err) == 2
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_an_interrupted_run_says_how_to_go_on(place, tmp_path):
+    arguments = [f"--workdir={tmp_path / 'run'}", *flags(**{"training.steps": 1_000_000})]
+    process = start(place, *arguments)
+    for line in process.stdout:
+        if line.startswith("step 8 | validation"):
+            process.send_signal(signal.SIGINT)
+            break
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "error: interrupted; the same command resumes from the last checkpoint"
+    assert "Traceback" not in err
+    assert load_run(tmp_path / "run").step % 4 == 0 and load_run(tmp_path / "run").step >= 4

@@ -1,0 +1,161 @@
+import io
+import json
+
+import pytest
+from rich.console import Console
+from tensorboardX.proto.event_pb2 import Event
+
+from flaxformer_lab.training.logging import Display, MetricsLog
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def files(tmp_path):
+    """The paths of metrics.jsonl and of the TensorBoard folder."""
+    return tmp_path / "metrics.jsonl", tmp_path / "tensorboard"
+
+
+def written(files, *entries, resumed_step=0):
+    log = MetricsLog(*files, resumed_step=resumed_step)
+    for step, split, values in entries:
+        log.write(step, split, values)
+    log.close()
+
+
+def scalars(folder):
+    """(step, name, value) of every scalar in the TensorBoard files, oldest file first."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        content, place = path.read_bytes(), 0
+        while place < len(content):
+            length = int.from_bytes(content[place : place + 8], "little")
+            event = Event.FromString(content[place + 12 : place + 12 + length])
+            found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+            place += 12 + length + 4
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ metrics
+
+
+def test_every_value_is_a_line(files):
+    written(files, (2, "train", {"loss": 1.5, "accuracy": 0.1}), (4, "test", {"loss": 0.1 + 0.2}))
+    assert lines(files[0]) == [
+        {"step": 2, "split": "train", "name": "loss", "value": 1.5},
+        {"step": 2, "split": "train", "name": "accuracy", "value": 0.1},
+        {"step": 4, "split": "test", "name": "loss", "value": 0.30000000000000004},
+    ]
+
+
+def test_a_line_is_on_disk_as_soon_as_it_is_written(files):
+    log = MetricsLog(*files, resumed_step=0)
+    log.write(1, "train", {"loss": 2.0})
+    assert lines(files[0]) == [{"step": 1, "split": "train", "name": "loss", "value": 2.0}]
+    log.close()
+
+
+def test_tensorboard_gets_the_same_values(files):
+    written(files, (2, "train", {"loss": 1.5}), (4, "test", {"loss": 0.25}))
+    assert scalars(files[1]) == [(2, "train/loss", 1.5), (4, "test/loss", 0.25)]
+
+
+def test_a_resumed_run_drops_what_came_after_its_checkpoint(files):
+    written(files, *((step, "train", {"loss": float(step)}) for step in (5, 10, 15, 20)))
+    written(files, (15, "train", {"loss": -1.0}), resumed_step=10)
+    assert [(line["step"], line["value"]) for line in lines(files[0])] == [(5, 5.0), (10, 10.0), (15, -1.0)]
+
+
+def test_what_is_there_already_is_not_written_again(files):
+    written(files, (5, "train", {"loss": 5.0}), (10, "test", {"loss": 0.5}))
+    before = files[0].read_bytes()
+    written(files, (10, "test", {"loss": 0.5}), resumed_step=10)
+    assert files[0].read_bytes() == before
+    written(files, (10, "test", {"loss": 0.5, "accuracy": 1.0}), (12, "train", {"loss": 1.0}), resumed_step=10)
+    assert [(line["step"], line["name"]) for line in lines(files[0])][2:] == [(10, "accuracy"), (12, "loss")]
+
+
+@pytest.mark.parametrize("cut", ['{"step": 5, "spl', "{", "nonsense", '{"split": "train"}', "[3]", "\0\0\0", "7"])
+def test_a_line_cut_short_is_dropped(files, cut):
+    written(files, (5, "train", {"loss": 5.0}))
+    with files[0].open("a") as file:
+        file.write(cut)
+    written(files, (15, "train", {"loss": 15.0}), resumed_step=10)
+    assert [line["step"] for line in lines(files[0])] == [5, 15]
+
+
+def test_a_fresh_run_begins_with_no_lines(files):
+    written(files, (5, "train", {"loss": 5.0}))
+    written(files, (1, "train", {"loss": 1.0}), resumed_step=0)
+    assert [line["step"] for line in lines(files[0])] == [1]
+
+
+# ------------------------------------------------------------------------------------------------ display
+
+
+def make(terminal, monkeypatch, **options):
+    """A display and the text that it writes to."""
+    text = io.StringIO()
+
+    def console(**given):
+        return Console(**given | {"file": text, "force_terminal": terminal, "width": 160})
+
+    monkeypatch.setattr("flaxformer_lab.training.logging.Console", console)
+    return Display(**{"steps": 20, "units": ("tokens", 32), "batch_size": 4} | options), text
+
+
+def test_plain_lines_where_there_is_no_terminal(monkeypatch):
+    display, text = make(False, monkeypatch)
+    with display.training(0):
+        display.step(10, {"loss": 1.25})
+        display.step(20, {"loss": 0.75})
+    display.say("step 20 | [test] loss 0.7")
+    printed = text.getvalue().splitlines()
+    assert "\x1b" not in text.getvalue()
+    assert printed[0] == "step 10/20 | loss 1.2500"
+    assert printed[1].startswith("step 20/20 | loss 0.7500 | ") and printed[1].endswith(" tokens/s")
+    assert " steps/s, " in printed[1] and "left" not in printed[1]
+    assert printed[2] == "step 20 | [test] loss 0.7"  # brackets are text, not markup
+
+
+def test_lines_come_now_and_then_and_at_the_end(monkeypatch):
+    clock = iter([100.0, 101.0, 102.0, 107.0, 107.5, 108.0])
+    display, text = make(False, monkeypatch, steps=12)
+    monkeypatch.setattr("flaxformer_lab.training.logging.time.monotonic", lambda: next(clock))
+    with display.training(0):
+        for step in (2, 4, 6, 8, 10, 12):
+            display.step(step, {"loss": 1.0})
+    printed = text.getvalue().splitlines()
+    assert [line.split(" ")[1] for line in printed] == ["2/12", "8/12", "12/12"]
+    # The first call compiles, so the clock starts at its end: 6 steps in 7 seconds, 4 examples of 32 tokens a step.
+    assert "0.9 steps/s, 110 tokens/s, 0:05 left" in printed[1]
+
+
+def test_a_live_bar_on_a_terminal(monkeypatch):
+    display, text = make(True, monkeypatch)
+    with display.training(5):
+        display.step(10, {"loss": 1.25})
+        display.say("step 10 | validation loss 1.3")
+        display.step(20, {"loss": 0.75})
+    printed = text.getvalue()
+    assert "\x1b[" in printed and "step 10 | validation loss 1.3" in printed
+    assert "20/20" in printed and "loss 0.7500" in printed and "tokens/s" in printed
+
+
+def test_a_quiet_display_says_nothing(monkeypatch, capsys):
+    display = Display(steps=20, units=("tokens", 32), batch_size=4, quiet=True)
+    with display.training(0):
+        display.step(20, {"loss": 1.0})
+    display.say("nothing")
+    display.table("nothing", ["a"], [["b"]])
+    assert capsys.readouterr().out == ""
+
+
+def test_a_table_has_every_cell(monkeypatch):
+    display, text = make(False, monkeypatch)
+    display.table("[bold] parameters", ["part", "number"], [["embedding", 1234567], ["all", 0.5], ["note", "[x]"]])
+    printed = text.getvalue()
+    for part in ("[bold] parameters", "part", "number", "embedding", "1,234,567", "0.5", "[x]"):
+        assert part in printed

@@ -1,0 +1,375 @@
+import contextlib
+import json
+import os
+import stat
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flaxformer_lab.errors import ConfigError, NonFiniteError, RunError
+from flaxformer_lab.evaluate import load_run
+from flaxformer_lab.tasks.examples import Examples
+from flaxformer_lab.training import optimizer
+from flaxformer_lab.training.checkpoints import Checkpoints
+from flaxformer_lab.training.loop import train
+
+
+def lines(folder, split=None):
+    """The entries of metrics.jsonl; strictly JSON, so no NaN."""
+    refuse = {"parse_constant": lambda text: pytest.fail(f"metrics.jsonl holds {text}")}
+    entries = [json.loads(line, **refuse) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [entry for entry in entries if split in (None, entry["split"])]
+
+
+def values(folder, split, step):
+    return {entry["name"]: entry["value"] for entry in lines(folder, split) if entry["step"] == step}
+
+
+def content(folder):
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def recorded(patch):
+    """The steps whose batches are asked for from now on."""
+    steps, original = [], Examples.training_rows
+
+    def training_rows(self, seed, step, batch_size):
+        steps.append(step)
+        return original(self, seed, step, batch_size)
+
+    patch.setattr(Examples, "training_rows", training_rows)
+    return steps
+
+
+@pytest.fixture(scope="module")
+def straight(rich, tmp_path_factory):
+    """A run of 40 steps with dropout, moved images, Muon, warm-up, clipping and accumulation; and what it returned."""
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    return folder, train(rich(), folder, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def finished(plain, tmp_path_factory):
+    """A run of 12 steps without blocks; and what it returned. Not to be written."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    return folder, train(plain(), folder, quiet=True)
+
+
+# ------------------------------------------------------------------------------------------------- the run
+
+
+def test_a_run_describes_itself(straight, rich):
+    folder, _ = straight
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json",
+        "task.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "tensorboard",
+    }
+    assert load_run(folder).config == rich()
+
+
+def test_checkpoints_and_evaluations_come_when_they_are_due(straight):
+    folder, _ = straight
+    with Checkpoints(folder / "checkpoints", writable=False) as checkpoints:
+        assert checkpoints.steps == [10, 20, 30, 40]
+    expected = {"train": set(range(5, 41, 5)), "validation": {10, 20, 30, 40}, "test": {40}}
+    found = {split: {entry["step"] for entry in lines(folder, split)} for split in expected}
+    assert found == expected and len(lines(folder)) == 8 * 4 + 4 * 2 + 2
+    for step in expected["train"]:
+        assert values(folder, "train", step).keys() == {"loss", "accuracy", "gradient_norm", "learning_rate"}
+
+
+def test_a_run_returns_the_test_metrics_of_its_last_step(straight):
+    folder, returned = straight
+    assert returned == values(folder, "test", 40) and returned.keys() == {"loss", "accuracy"}
+
+
+def test_the_learning_rate_is_the_one_of_the_last_update(straight):
+    folder, _ = straight
+    rates = {step: values(folder, "train", step)["learning_rate"] for step in (5, 10, 40)}
+    assert rates[5] == pytest.approx(0.01)  # warm-up ends with the 5th update
+    assert rates[10] == pytest.approx(0.01 * 0.5 * (1 + np.cos(np.pi * 4 / 35)), rel=1e-5)
+    assert 0 < rates[40] < 0.0001
+
+
+def test_training_learns(finished):
+    folder, _ = finished
+    losses = [values(folder, "train", step)["loss"] for step in (2, 12)]
+    assert losses[1] < 0.9 * losses[0]
+
+
+def test_the_train_loss_is_the_mean_over_the_updates_since_the_last_line(plain, finished, tmp_path):
+    single = plain({"training.steps_per_call": 1})
+    train(single, tmp_path, quiet=True)
+    folder, _ = finished
+    for step in (2, 4, 12):
+        pair = [values(tmp_path, "train", each)["loss"] for each in (step - 1, step)]
+        assert values(folder, "train", step)["loss"] == pytest.approx(np.mean(pair), rel=1e-6)
+    # And how many updates one call does is not seen in the result.
+    assert values(tmp_path, "test", 12) == values(folder, "test", 12)
+
+
+def test_the_same_config_gives_the_same_bytes_and_another_seed_does_not(plain, finished, tmp_path):
+    folder, returned = finished
+    assert train(plain(), tmp_path / "again", quiet=True) == returned
+    for name in ("config.json", "task.json", "metrics.jsonl"):
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes(), name
+    assert train(plain({"seed": 4}), tmp_path / "other", quiet=True) != returned
+    losses = [values(each, "train", 2)["loss"] for each in (folder, tmp_path / "other")]
+    assert losses[0] != losses[1]
+
+
+def test_no_hidden_copies_between_host_and_device(plain, tmp_path, monkeypatch):
+    """The guard is on inside the loop, and off again behind it."""
+    from flaxformer_lab.training import loop
+
+    seen, original = [], loop.Display.step
+
+    def step(self, *arguments):
+        seen.append(jax.config.jax_transfer_guard_host_to_device)
+        with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+            jnp.add(jnp.float32(1), np.ones(3, np.float32))
+        original(self, *arguments)
+
+    monkeypatch.setattr(loop.Display, "step", step)
+    train(plain({"training.steps": 4}), tmp_path, quiet=True)
+    assert set(seen) == {"disallow"}
+    jnp.add(jnp.ones(3), np.ones(3, np.float32))
+
+
+def test_every_strategy_is_a_run(plain, finished, tmp_path):
+    folder, returned = finished
+    train(plain({"parallelism.strategy": "pmap"}), tmp_path, quiet=True)
+    for split, step in (("train", 2), ("train", 12), ("validation", 8), ("test", 12)):
+        for name, value in values(tmp_path, split, step).items():
+            assert value == pytest.approx(values(folder, split, step)[name], abs=1e-5), (split, step, name)
+    assert load_run(tmp_path).step == 12
+
+
+# ----------------------------------------------------------------------------------------------- resuming
+
+
+@pytest.mark.parametrize("stop_at", [20, 13])
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(straight, rich, tmp_path, stop_at, assert_same):
+    folder, returned = straight
+    stopped = train(rich(), tmp_path, stop_at=stop_at, quiet=True)
+    assert stopped == values(tmp_path, "validation", stop_at) and load_run(tmp_path).step == stop_at
+    with pytest.MonkeyPatch.context() as patch:
+        steps = recorded(patch)
+        assert train(rich(), tmp_path, quiet=True) == returned
+    assert sorted(set(steps)) == list(range(stop_at, 40))  # the next batch is the one that was next
+    abstract = load_run(folder).experiment.abstract_state
+    with contextlib.ExitStack() as stack:
+        ours, theirs = (stack.enter_context(Checkpoints(each / "checkpoints")) for each in (tmp_path, folder))
+        for step in (30, 40):
+            assert_same(ours.restore(abstract, step), theirs.restore(abstract, step))
+    assert values(tmp_path, "test", 40) == values(folder, "test", 40)
+    assert [each for each in lines(tmp_path, "validation") if each["step"] != 13] == lines(folder, "validation")
+    if stop_at == 20:  # calls begin where they would have begun
+        assert lines(tmp_path) == lines(folder)
+
+
+def test_a_run_that_was_killed_between_checkpoints_goes_on_from_the_last_one(plain, finished, tmp_path, assert_same):
+    folder, returned = finished
+    train(plain(), tmp_path, stop_at=8, quiet=True)
+    # Two updates and half a line were written before the process died; the checkpoint was not.
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(
+            json.dumps({"step": 10, "split": "train", "name": "loss", "value": 99.0}) + "\n" + '{"step": 12, "sp'
+        )
+    (tmp_path / "checkpoints" / "12.orbax-checkpoint-tmp").mkdir()
+    assert train(plain(), tmp_path, quiet=True) == returned
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()
+    assert_same(load_run(tmp_path).state, load_run(folder).state)
+
+
+def test_a_finished_run_is_not_trained_again(plain, tmp_path, assert_same):
+    returned = train(plain(), tmp_path, quiet=True)
+    before = content(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        steps = recorded(patch)
+        assert train(plain(), tmp_path, quiet=True) == returned
+        assert train(plain(), tmp_path, stop_at=5, quiet=True) == values(tmp_path, "validation", 12)
+    assert steps == []
+    after = {name: data for name, data in content(tmp_path).items() if not name.startswith("tensorboard")}
+    assert after == {name: data for name, data in before.items() if not name.startswith("tensorboard")}
+
+
+def test_stopping_where_the_run_has_stopped_already_changes_nothing(plain, tmp_path):
+    first = train(plain(), tmp_path, stop_at=8, quiet=True)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    assert train(plain(), tmp_path, stop_at=8, quiet=True) == first
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_stop_at_beyond_the_end_is_the_end(plain, finished, tmp_path):
+    assert train(plain(), tmp_path, stop_at=1000, quiet=True) == finished[1]
+
+
+# ----------------------------------------------------------------------------------------------- refusals
+
+
+def test_another_config_is_refused_and_the_folder_is_untouched(finished, plain):
+    folder, _ = finished
+    before = content(folder)
+    with pytest.raises(ConfigError, match=r"optimizer\.learning_rate: 0\.1 there, 0\.2 now"):
+        train(plain({"optimizer.learning_rate": 0.2}), folder, quiet=True)
+    assert content(folder) == before
+
+
+def test_a_folder_of_something_else_is_refused_and_untouched(plain, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match="holds files but no config"):
+        train(plain(), tmp_path, quiet=True)
+    assert content(tmp_path) == {"notes.txt": b"mine"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"parallelism.strategy": "pmap", "training.batch_size": 6},
+        {"parallelism.strategy": "pmap", "training.evaluate_batch_size": 30},
+        {"task.patch_size": 3},
+        {"task.dataset": "lab_speeches"},
+        {
+            "task": {"name": "language_modelling", "dataset": "lab_speeches", "sequence_length": 10_000_000},
+            "model.causal": True,
+        },
+        # Long enough for train and validation, but not for test: told before the training and not after it.
+        {
+            "task": {"name": "language_modelling", "dataset": "lab_speeches", "sequence_length": 380_000},
+            "model.causal": True,
+        },
+    ],
+)
+def test_what_cannot_be_run_writes_nothing(plain, tmp_path, changes):
+    with pytest.raises(ConfigError):
+        train(plain(changes), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_error(plain, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be written"):
+        train(plain(), tmp_path / "file" / "run", quiet=True)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing stops root from writing")
+def test_a_folder_that_is_read_only_is_one_clear_error(plain, tmp_path):
+    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    with pytest.raises(RunError, match="cannot be written"):
+        train(plain(), tmp_path / "run", quiet=True)
+
+
+def test_a_damaged_checkpoint_is_not_trained_on(finished, plain, tmp_path):
+    train(plain({"training.steps": 4}), tmp_path, quiet=True)
+    for path in (tmp_path / "checkpoints" / "4" / "state").rglob("*"):
+        if path.is_file() and path.parent.name == "d":
+            path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(RunError, match="is damaged"):
+        train(plain({"training.steps": 4}), tmp_path, quiet=True)
+
+
+# ----------------------------------------------------------------------------------- numbers that are none
+
+
+def explode(monkeypatch, at, rate):
+    """From update number `at` on, the learning rate is absurd."""
+    original = optimizer.make_schedule
+
+    def make_schedule(config, steps):
+        schedule = original(config, steps)
+        return lambda step: jnp.where(step >= at - 1, rate, schedule(step))
+
+    monkeypatch.setattr(optimizer, "make_schedule", make_schedule)
+
+
+def check_last_good(folder, plain, returned):
+    """The checkpoint of step 4 is there, and the same command goes on from it once the cause is gone."""
+    assert load_run(folder).step == 4
+    with Checkpoints(folder / "checkpoints", writable=False) as checkpoints:
+        assert checkpoints.steps == [4]
+    assert all(np.isfinite(entry["value"]) for entry in lines(folder))
+    assert train(plain(), folder, quiet=True) == returned
+
+
+def test_a_loss_that_is_no_number_ends_the_run(plain, finished, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        explode(patch, 6, 1e30)
+        with pytest.raises(NonFiniteError, match=r"(loss|gradient_norm)=(nan|inf) in update [78]; .*learning_rate"):
+            train(plain(), tmp_path, quiet=True)
+    check_last_good(tmp_path, plain, finished[1])
+
+
+def test_a_gradient_that_is_no_number_ends_the_run(plain, finished, tmp_path, monkeypatch):
+    from flaxformer_lab.training import programs
+
+    original = programs.make_train_step
+
+    def make_train_step(*arguments, **options):
+        step = original(*arguments, **options)
+
+        def poisoned(state, batch):
+            after, metrics = step(state, batch)
+            norm, one = metrics["gradient_norm"]
+            return after, metrics | {"gradient_norm": (jnp.where(state.step == 6, jnp.inf, norm), one)}
+
+        return poisoned
+
+    with monkeypatch.context() as patch:
+        patch.setattr(programs, "make_train_step", make_train_step)
+        with pytest.raises(NonFiniteError, match="gradient_norm=inf in update 7;"):
+            train(plain(), tmp_path, quiet=True)
+    check_last_good(tmp_path, plain, finished[1])
+
+
+def test_parameters_that_are_spoilt_by_the_update_before_a_checkpoint_are_not_saved(
+    plain, finished, tmp_path, monkeypatch
+):
+    # All losses up to update 8 are finite; what the 8th makes of the parameters is not.
+    with monkeypatch.context() as patch:
+        explode(patch, 8, np.inf)
+        with pytest.raises(NonFiniteError, match=r"validation loss=(nan|inf) in update 8;"):
+            train(plain(), tmp_path, quiet=True)
+    jnp.add(jnp.ones(3), np.ones(3, np.float32))  # the guard against hidden copies is off again
+    check_last_good(tmp_path, plain, finished[1])
+
+
+def test_a_learning_rate_that_is_absurd_from_the_start_saves_nothing(plain, tmp_path):
+    with pytest.raises(NonFiniteError, match=r"in update [1-4];"):
+        train(plain({"optimizer.learning_rate": 1e30}), tmp_path, quiet=True)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.steps == []
+    lines(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------- display
+
+
+def test_what_is_printed(plain, tmp_path, capsys):
+    train(plain({"training.steps": 4}), tmp_path / "run")
+    printed = capsys.readouterr().out
+    # Kernel 16 x 8 + bias 8; position 4 x 8; last norm 2 x 8; head 8 x 10 + 10.
+    rows = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in printed.splitlines() if "│" in line}
+    assert {name: rows[name] for name in ("embedding", "position", "norm", "head", "all")} == {
+        "embedding": "136",
+        "position": "32",
+        "norm": "16",
+        "head": "90",
+        "all": "274",
+    }
+    assert "operations (single, 1 x cpu)" in printed and "update on a batch of 16" in printed
+    assert "step 4/4 | loss " in printed and "step 4 | validation loss " in printed and "step 4 | test loss " in printed
+    assert str(tmp_path / "run") in printed.splitlines()[-1]
+    train(plain({"training.steps": 4}), tmp_path / "run")
+    assert "resumed from the checkpoint of step 4" in capsys.readouterr().out
+
+
+def test_quiet_is_quiet(plain, tmp_path, capsys):
+    train(plain({"training.steps": 4}), tmp_path, quiet=True)
+    assert capsys.readouterr().out == ""
