@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from flaxformer_lab.functional.row_blocks import row_blocked_attention
+from flaxformer_lab.functional.softmax import masked_softmax
 
 Heads = Float[Array, "batch tokens heads head_dim"]
 Valid = Bool[Array, "batch tokens"]
@@ -37,7 +38,7 @@ def softmax_weights(
 ) -> Float[Array, "batch heads tokens tokens"]:
     """softmax(Q K^T / sqrt(head_dim)), the weights that `softmax_attention` applies; float32."""
     scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
-    return _masked_softmax(scores * query.shape[-1] ** -0.5, causal, valid)
+    return masked_softmax(scores * query.shape[-1] ** -0.5, causal=causal, valid=valid)
 
 
 def static_weights(
@@ -53,14 +54,14 @@ def static_weights(
     """
     batch = 1 if valid is None else valid.shape[0]
     scores = scores[:, :tokens, :tokens].astype(jnp.float32)
-    return _masked_softmax(jnp.broadcast_to(scores, (batch, *scores.shape)), causal, valid)
+    return masked_softmax(jnp.broadcast_to(scores, (batch, *scores.shape)), causal=causal, valid=valid)
 
 
 def mean_weights(
     batch: int, tokens: int, *, causal: bool = False, valid: Valid | None = None
 ) -> Float[Array, "{batch} 1 {tokens} {tokens}"]:
     """Equal weight on every token that may be seen."""
-    return _masked_softmax(jnp.zeros((batch, 1, tokens, tokens)), causal, valid)
+    return masked_softmax(jnp.zeros((batch, 1, tokens, tokens)), causal=causal, valid=valid)
 
 
 def mean_attention(
@@ -111,15 +112,3 @@ def channel_attention(
 
 def _unit_along_tokens(x: Heads) -> Heads:
     return x * jax.lax.rsqrt(jnp.sum(x * x, axis=1, keepdims=True) + 1e-12)
-
-
-def _masked_softmax(
-    scores: Float[Array, "batch heads tokens tokens"], causal: bool, valid: Valid | None
-) -> Float[Array, "batch heads tokens tokens"]:
-    tokens = scores.shape[-1]
-    allowed = jnp.tril(jnp.ones((tokens, tokens), bool)) if causal else jnp.ones((tokens, tokens), bool)
-    allowed = allowed[None, None]
-    if valid is not None:
-        allowed = allowed & valid[:, None, None, :]
-    # A finite floor, so that a row without any visible token gives equal weights and not NaN.
-    return jax.nn.softmax(jnp.where(allowed, scores, jnp.finfo(scores.dtype).min), axis=-1)

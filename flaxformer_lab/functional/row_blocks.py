@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from flaxformer_lab.functional.softmax import masked_softmax
+
 Valid = Bool[Array, "batch tokens"]
 
 
@@ -73,17 +75,8 @@ def _weights(
     first_row: int,
     causal: bool,
 ) -> Float[Array, "batch heads rows keys"]:
-    scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
-    rows, keys = scores.shape[-2:]
-    allowed = jnp.ones((1, 1, rows, keys), bool)
-    if causal:
-        allowed = (first_row + jnp.arange(rows)[:, None] >= jnp.arange(keys)[None, :])[None, None]
-    if valid is not None:
-        allowed = allowed & valid[:, None, None, :keys]
-    if causal or valid is not None:
-        # A finite floor, so that a row without any visible token gives equal weights and not NaN.
-        scores = jnp.where(allowed, scores, jnp.finfo(scores.dtype).min)
-    return jax.nn.softmax(scores, axis=-1)
+    scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
+    return masked_softmax(scores * query.shape[-1] ** -0.5, causal=causal, valid=valid, first_row=first_row)
 
 
 def _swap(x: Float[Array, "batch a b features"]) -> Float[Array, "batch b a features"]:

@@ -57,7 +57,7 @@ def test_softmax(make, num_heads, head_dim, causal):
 
 
 def test_query_and_key_act_through_one_merged_matrix(make):
-    """x_i W_q W_k^T x_j for each head, as if query and key had never been apart (Elhage et al. 2021, the QK circuit)."""
+    """x_i W_q W_k^T x_j, as if query and key had never been apart (the QK circuit of Elhage et al. 2021)."""
     module, p = make({}, bias=False)
     kernel = p["projection.kernel"].reshape(WIDTH, 3, 2, 4)
     taps = Taps()
