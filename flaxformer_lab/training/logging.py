@@ -72,7 +72,7 @@ class Display:
         self._bar = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
-            BarColumn(),
+            BarColumn(bar_width=10),
             TextColumn("{task.fields[shown]}"),
             TimeRemainingColumn(),
             console=self.console,
