@@ -9,8 +9,8 @@ CONSTRAINTS ?= constraints.txt
 EXTRAS ?=
 # More flags for the script that a target runs: `make train ARGS=--config.training.steps=100`.
 ARGS ?=
-# More flags for pytest: `make test PYTEST_ARGS="-k attention"`.
-PYTEST_ARGS ?=
+# Flags for pytest: `make test PYTEST_ARGS="-k attention"`. By default two processes, each with whole files.
+PYTEST_ARGS ?= --numprocesses=2 --dist=loadfile
 
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check --quiet

@@ -1,6 +1,11 @@
 """State of the Union speeches, character by character: a causal Transformer of about 1M parameters.
 
-python train.py --config=configs/speeches.py
+Trained on the years before 2000, validated on 2000 to 2010, tested on 2011 to 2021; 3.1M characters are seen.
+
+Command: python train.py --config=configs/speeches.py
+Hardware: 2 cores of an AMD EPYC, no accelerator.
+Time: 13.5 minutes, while other work ran beside it.
+Result: validation loss 1.3324 nats a character (accuracy 0.5976), test loss 1.4395 (0.5787), 1,007,104 parameters.
 """
 
 from ml_collections import ConfigDict

@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).parents[1]
 SMALL = {
     "task.patch_size": 4,
     "model.width": 8,
-    "model.depth": 1,
+    "model.depth": 0,
     "training.steps": 12,
     "training.batch_size": 16,
     "training.evaluate_every": 4,
@@ -55,7 +55,7 @@ def flags(**changes):
     return [f"--config.{key}={value}" for key, value in (SMALL | changes).items()]
 
 
-def test_a_run_stops_resumes_refuses_and_is_evaluated(place):
+def test_a_run_stops_resumes_and_is_evaluated(place):
     recipe = ["--config=configs/digits.py", "--ablation=single_head", *flags()]
     folder = place / "runs" / "digits-single_head"  # the default, named after recipe and ablation
 
@@ -79,15 +79,6 @@ def test_a_run_stops_resumes_refuses_and_is_evaluated(place):
     code, out, err = call(place, f"--workdir={folder}", script=("-m", "flaxformer_lab.evaluate"))
     assert code == 0, err
     assert json.loads(out[-1]) == {"step": 12, "split": "test", **test}
-
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    code, out, err = call(place, *recipe, "--config.seed=1")
-    assert code == 2 and out == []
-    assert (
-        err[0].startswith(f"error: {folder} belongs to a run of another config") and err[1] == "  seed: 0 there, 1 now"
-    )
-    assert len(err) == 2
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_an_interrupted_run_says_how_to_go_on(place, tmp_path):

@@ -33,8 +33,8 @@ def prepared(task, symbols, *, key=0, weights=None, weight=None, training=True):
         "weights": np.ones((len(symbols), task.units[1]), np.float32) if weights is None else weights,
         "weight": np.ones(len(symbols), np.float32) if weight is None else weight,
     }
-    examples = jax.tree.map(jnp.asarray, examples)
-    return task.prepare(examples, jax.random.split(jax.random.key(key), len(symbols)), training=training)
+    prepare = jax.jit(lambda examples, keys: task.prepare(examples, keys, training=training))
+    return prepare(examples, jax.random.split(jax.random.key(key), len(symbols)))
 
 
 def shapes(task):

@@ -101,8 +101,9 @@ def averages(metrics):
     return {name: total / weight for name, (total, weight) in metrics.items()}
 
 
-def test_four_devices_train_like_one(case, assert_close):
-    compare(case, 1, assert_close)
+@pytest.mark.parametrize("name", ["images", "next token", "masked with dropout"])
+def test_four_devices_train_like_one(make_case, name, assert_close):
+    compare(make_case(name), 1, assert_close)
 
 
 def test_four_devices_that_accumulate_train_like_one(make_case, assert_close):
@@ -143,7 +144,9 @@ def test_devices_that_average_their_own_means_would_be_found_out(make_case):
     assert np.abs(averaged - right).max() > 1e-3
 
 
-def test_four_devices_evaluate_like_one(case, assert_close):
+@pytest.mark.parametrize("name", ["images", "masked with dropout"])
+def test_four_devices_evaluate_like_one(make_case, name, assert_close):
+    case = make_case(name)
     batch = case.draw(np.random.default_rng(0), 16, UNEQUAL)
     found = []
     for strategy in (Single(), Pmap()):

@@ -29,8 +29,6 @@ def prepared(plain, rich):
         "images": lambda: plain({"task.shift": 1}),
         "text": lambda: plain(TEXT),
         "rich": lambda: rich(),
-        # Muon and Adam divide by the size of the gradient, so they would magnify the rounding that is compared.
-        "rich sgd": lambda: rich({"optimizer.name": "sgd", "optimizer.learning_rate": 0.05}),
     }
 
     def make(name):
@@ -95,11 +93,8 @@ def test_a_short_call_leaves_the_rest_of_its_metrics_empty(prepared):
 def test_streamed_data_and_data_on_the_device_have_the_same_bits(prepared, name, assert_same):
     experiment, examples, state = prepared(name)
     plan = [(0, 2), (2, 2), (4, 1)]
-    results = [
-        run(changed(experiment, input=where), examples, state, plan)[:2] for where in ("device", "stream", "auto")
-    ]
+    results = [run(changed(experiment, input=where), examples, state, plan)[:2] for where in ("device", "stream")]
     assert_same(results[0], results[1])
-    assert_same(results[0], results[2])
     assert results[0][0].step == 5 and results[0][1]["loss"][1].min() > 0
 
 
@@ -203,7 +198,7 @@ def test_evaluation_from_disk_has_the_same_bits(prepared, monkeypatch):
 
 
 def test_four_devices_run_the_whole_experiment_like_one(prepared, assert_close):
-    experiment, examples, state = prepared("rich sgd")
+    experiment, examples, state = prepared("rich")
     assert type(experiment.strategy) is Single
     several = dataclasses.replace(experiment, strategy=Pmap())
     plan = [(0, 5), (5, 3)]
