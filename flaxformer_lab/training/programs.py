@@ -1,5 +1,6 @@
 """The compiled programs of an experiment, and what feeds them: several updates in one call, one evaluation batch."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class Experiment:
     optimizer: optax.GradientTransformation
     strategy: Strategy
 
-    @property
+    @functools.cached_property
     def abstract_state(self) -> State:
         """Shapes and types of the state."""
         return jax.eval_shape(lambda: initial_state(self.network, self.optimizer, self.config.seed))
@@ -68,6 +69,7 @@ def make_run_steps(experiment: Experiment, examples: Examples) -> tuple[Callable
         accumulate=config.training.accumulate,
         axis_name=strategy.axis_name,
     )
+    train_step = jax.jit(train_step)  # traced once, for the shapes of its metrics and for the loop alike
     resident = _lives_on_device(config, examples)
 
     def run_steps(state: State, data: Tree, feed: Tree, count: Int[Array, ""]) -> tuple[State, History]:
