@@ -25,7 +25,8 @@ REPOSITORY = Path(__file__).parents[1]
 IMAGES = {
     "task": {"name": "image_classification", "dataset": "lab_digits", "patch_size": 4},
     "model": {"width": 8, "depth": 0},
-    "optimizer": {"name": "sgd", "learning_rate": 0.3, "schedule": "constant"},
+    # So large that the loss grows again, and the best checkpoint is not the last.
+    "optimizer": {"name": "sgd", "learning_rate": 1.0, "schedule": "constant"},
     "training": {
         "steps": 12,
         "batch_size": 16,
@@ -87,6 +88,10 @@ def evaluate(monkeypatch, capsys):
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, arguments)])
         monkeypatch.delitem(sys.modules, "flaxformer_lab.evaluate", raising=False)
+        # train.py, which other tests import, has a flag of the same name.
+        theirs = {name: flags.FLAGS[name] for name in ("workdir",) if name in flags.FLAGS}
+        for name in theirs:
+            delattr(flags.FLAGS, name)
         before = set(flags.FLAGS)
         code = 0
         try:
@@ -96,6 +101,8 @@ def evaluate(monkeypatch, capsys):
         finally:
             for name in set(flags.FLAGS) - before:
                 delattr(flags.FLAGS, name)
+            for name, flag in theirs.items():
+                flags.FLAGS[name] = flag
             flags.FLAGS.unparse_flags()
         captured = capsys.readouterr()
         return code, captured.out.splitlines(), captured.err.splitlines()
@@ -125,6 +132,7 @@ def test_the_figures_are_those_of_training(evaluate, images, arguments, split, s
 def test_the_best_checkpoint_has_the_lowest_validation_loss(evaluate, images):
     losses = {step: reported(images, "validation", step)["loss"] for step in (4, 8, 12)}
     best = min(losses, key=losses.get)
+    assert best != 12  # which is the one that is taken without --step
     _, out, _ = evaluate(f"--workdir={images}", "--step=best", "--split=validation")
     assert json.loads(out[-1]) == {"step": best, "split": "validation", **reported(images, "validation", best)}
 
@@ -227,7 +235,6 @@ def test_a_run_has_its_config_model_parameters_and_step(images):
     assert run.params["head"]["kernel"].shape == (8, 10)
     assert load_run(str(images), 4).step == 4
     assert not np.array_equal(load_run(images, 4).params["head"]["kernel"], run.params["head"]["kernel"])
-    assert load_run(images, "best").step == load_run(images, step="best").step in (4, 8, 12)
 
 
 def test_predictions_are_those_of_the_model(images):

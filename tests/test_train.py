@@ -88,7 +88,7 @@ def test_an_interrupted_run_says_how_to_go_on(place, tmp_path):
         if line.startswith("step 8 | validation"):
             process.send_signal(signal.SIGINT)
             break
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130
     assert err.splitlines()[-1] == "error: interrupted; the same command resumes from the last checkpoint"
     assert "Traceback" not in err

@@ -1,5 +1,7 @@
 """What the Transformer's knobs promise, proved by gradients, symmetries and algebra."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,18 +28,14 @@ def by_features(jacobian):
 # ------------------------------------------------------------------------------------------- what reaches what
 
 
-@pytest.mark.parametrize("position", ["learned", "rotary"])
-@pytest.mark.parametrize("kind", ["softmax", "mean", "static"])
+@pytest.mark.parametrize(
+    ("kind", "position"), [("softmax", "learned"), ("softmax", "rotary"), ("mean", "learned"), ("static", "learned")]
+)
 def test_causal_tokens_see_themselves_and_the_past_alone(transformer, stream, kind, position):
     knobs = {"attention.kind": kind, "position": position, "causal": True}
     reach = by_tokens(transformer(knobs).jacobian(stream))
     assert np.all(reach[LATER] == 0)
     assert np.all(reach[~LATER] > 1e-6)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_without_causality_all_tokens_see_one_another(transformer, stream, kind):
-    assert np.all(by_tokens(transformer({"attention.kind": kind}).jacobian(stream)) > 1e-6)
 
 
 def test_without_attention_tokens_stay_apart(transformer, stream):
@@ -83,16 +81,16 @@ def test_each_knob_of_per_dimension_is_needed(transformer, stream, knobs):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_padded_tokens_never_influence_the_others(transformer, stream, kind):
+def test_all_tokens_see_one_another_but_for_padded_ones(transformer, stream, kind):
     valid = jnp.array([[True, False, True, True]])
-    jacobian = transformer({"attention.kind": kind, "depth": 2}).jacobian(stream, valid=valid)
+    jacobian = transformer({"attention.kind": kind}).jacobian(stream, valid=valid)
     reach = by_tokens(jacobian)
     seen = np.asarray(valid[0])
     assert np.all(reach[np.ix_(seen, ~seen)] == 0)
     assert np.all(reach[np.ix_(seen, seen)] > 1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["softmax", "channel"])
 def test_a_sequence_without_its_padding_gives_the_same(transformer, stream, kind):
     small = transformer({"attention.kind": kind, "depth": 2})
     valid = jnp.array([[True, True, True, False]] * 2)
@@ -107,9 +105,9 @@ def test_examples_of_a_batch_do_not_meet(transformer, stream):
 def test_a_single_token_attends_to_itself(transformer, stream):
     x = stream[:, :1]
     small = transformer(ATTENTION_ALONE | {"position": "off"})
-    attention = small.params["blocks"][0]["attention"]
-    value = x @ attention["projection"]["kernel"][:, -WIDTH:] + attention["projection"]["bias"][None, None, -WIDTH:]
-    expected = x + value @ attention["output"]["kernel"] + attention["output"]["bias"][None, None]
+    attention = {name.removeprefix("blocks.0.attention."): leaf for name, leaf in small.exact.items()}
+    value = x @ attention["projection.kernel"][:, -WIDTH:] + attention["projection.bias"][-WIDTH:]
+    expected = x + value @ attention["output.kernel"] + attention["output.bias"]
     np.testing.assert_allclose(small(x), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -128,7 +126,7 @@ LINEAR = {
 @pytest.mark.parametrize("causal", [False, True])
 def test_the_linear_network_is_linear(transformer, stream, causal):
     small = transformer(LINEAR | {"causal": causal})
-    x, y = stream[:1], stream[1:]
+    x, y = stream, stream[::-1]
     expected = 2.5 * small(x) - 0.75 * small(y)
     np.testing.assert_allclose(small(2.5 * x - 0.75 * y), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
@@ -148,7 +146,7 @@ def test_the_linear_network_is_linear(transformer, stream, causal):
 )
 def test_each_knob_of_the_linear_network_is_needed(transformer, stream, knobs):
     small = transformer(LINEAR | knobs)
-    x, y = stream[:1], stream[1:]
+    x, y = stream, stream[::-1]
     expected = 2.5 * small(x) - 0.75 * small(y)
     assert np.abs(small(2.5 * x - 0.75 * y) - expected).max() > 1e-2 * np.abs(expected).max()
 
@@ -217,8 +215,8 @@ def test_without_positions_the_order_of_tokens_does_not_matter(transformer, stre
 )
 def test_every_knob_changes_the_output(transformer, stream, knobs):
     """Parameters of one name and shape are the same on both sides, so the difference is the knob's."""
-    x = stream.astype(knobs.get("dtype", "float32"))
-    difference = np.abs(np.asarray(transformer(knobs)(x), np.float32) - transformer()(stream))
+    x = stream.astype(jnp.dtype(knobs.get("dtype", "float32")))
+    difference = np.abs(transformer(knobs)(x).astype(np.float32) - transformer()(stream))
     assert np.all(difference.max(axis=(1, 2)) > 1e-6)
 
 
@@ -226,7 +224,7 @@ def test_two_blocks_are_one_after_the_other(transformer, stream):
     """A network of depth 2 is that of depth 1 with its block run twice, each time with parameters of its own."""
     small = transformer({"depth": 2, "position": "off", "norm.kind": "off"})
     one = transformer({"depth": 1, "position": "off", "norm.kind": "off"})
-    x = stream
+    x = jnp.asarray(stream)
     for block in small.params["blocks"].values():
         x = one.apply({"blocks": {0: block}}, x)
     np.testing.assert_allclose(small(stream), x, rtol=1e-5, atol=1e-5)
@@ -235,7 +233,7 @@ def test_two_blocks_are_one_after_the_other(transformer, stream):
 @pytest.mark.parametrize("placement", ["pre", "post"])
 def test_depth_zero_is_position_and_norm(transformer, stream, placement):
     small = transformer({"depth": 0, "norm.placement": placement})
-    x = np.asarray(stream) + small.exact["position"]
+    x = stream + small.exact["position"]
     centred = x - x.mean(-1, keepdims=True)
     normalised = centred / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
     expected = normalised * small.exact["norm.scale"] + small.exact["norm.bias"]
@@ -245,8 +243,12 @@ def test_depth_zero_is_position_and_norm(transformer, stream, placement):
 def test_learned_and_sinusoidal_positions_are_added(transformer, stream):
     bare = transformer({"position": "off"})
     learned, fixed = transformer({"position": "learned"}), transformer({"position": "sinusoidal"})
-    np.testing.assert_allclose(learned(stream), bare(stream + learned.params["position"][None]), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(fixed(stream), bare(stream + sinusoidal(TOKENS, WIDTH)[None]), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        learned(stream), bare(stream + np.asarray(learned.params["position"])), rtol=1e-5, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        fixed(stream), bare(stream + np.asarray(sinusoidal(TOKENS, WIDTH))), rtol=1e-5, atol=1e-5
+    )
     assert "position" not in fixed.params
 
 
@@ -279,20 +281,17 @@ def test_taps_leave_the_output_as_it_is(transformer, stream):
 
 
 def test_rematerialised_blocks_give_the_same_values_gradients_and_taps(transformer, stream):
-    plain, again = (transformer({"dropout": 0.2, "remat": remat}) for remat in (False, True))
-    keys = jax.random.split(jax.random.key(0), 2)
+    plain, again = (transformer({"remat": remat}) for remat in (False, True))
 
-    def values_and_gradients(small):
-        def loss(params, x):
-            return jnp.sum(small.apply(params, x, keys=keys) ** 2)
+    def values_and_gradients(small, params, x):
+        return jax.value_and_grad(lambda params, x: jnp.sum(small.apply(params, x) ** 2), argnums=(0, 1))(params, x)
 
-        return jax.value_and_grad(loss, argnums=(0, 1))(small.params, stream)
+    @jax.jit
+    def both(params, x):
+        return [values_and_gradients(small, params, x) for small in (again, plain)]
 
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
-        values_and_gradients(again),
-        values_and_gradients(plain),
-    )
+    result, expected = both(plain.params, jnp.asarray(stream))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), result, expected)
     taps, expected = again.intermediates(stream), plain.intermediates(stream)
     assert taps.keys() == expected.keys()
     for name, value in expected.items():
@@ -301,20 +300,21 @@ def test_rematerialised_blocks_give_the_same_values_gradients_and_taps(transform
 
 def test_rematerialisation_recomputes_in_the_backward_pass(transformer, stream):
     def checkpoints(small):
-        gradient = jax.make_jaxpr(jax.grad(lambda x: jnp.sum(small(x))))(stream)
+        gradient = jax.make_jaxpr(jax.grad(lambda x: jnp.sum(small.apply(small.params, x))))(stream)
         return str(gradient).count("checkpoint") + str(gradient).count("remat")
 
     assert checkpoints(transformer({"remat": True})) > 0 == checkpoints(transformer())
 
 
-@pytest.mark.parametrize("remat", [False, True])
-def test_dropout_follows_the_examples_keys_through_every_block(transformer, stream, remat):
-    small = transformer({"depth": 2, "dropout": 0.5, "remat": remat})
+def test_dropout_follows_the_examples_keys_through_every_block(transformer, stream):
+    small = transformer({"depth": 2, "dropout": 0.5})
     keys = jax.random.split(jax.random.key(0), 2)
-    whole = np.asarray(small(stream, keys=keys))
+    whole = small(stream, keys=keys)
     np.testing.assert_allclose(small(stream[1:], keys=keys[1:]), whole[1:], rtol=1e-5, atol=1e-5)
     assert np.any(whole != small(stream))
     assert np.any(whole != small(stream, keys=keys[::-1]))
+    again = transformer({"depth": 2, "dropout": 0.5, "remat": True})
+    np.testing.assert_allclose(again(stream, keys=keys), whole, rtol=1e-5, atol=1e-5)
 
 
 def test_blocks_drop_different_features(transformer, stream):
@@ -323,18 +323,19 @@ def test_blocks_drop_different_features(transformer, stream):
     params = jax.tree.map(jnp.zeros_like, small.params)
     for number, block in params["blocks"].items():
         block["ffn"]["down"]["bias"] = jnp.full(WIDTH, 10.0 ** (number + 2))
-    added = np.asarray(small.apply(params, stream, keys=jax.random.split(jax.random.key(0), 2)) - stream)
+    output = small.apply(params, jnp.asarray(stream), keys=jax.random.split(jax.random.key(0), 2))
+    added = np.asarray(output) - stream
     first, second = (added % 2000) > 100, added > 1900
     assert 0.2 < first.mean() < 0.8
     assert 0.2 < second.mean() < 0.8
     assert np.any(first != second)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["softmax", "channel"])
 def test_half_precision_is_close_to_float32(transformer, stream, kind):
-    exact = np.asarray(transformer({"attention.kind": kind, "depth": 2})(stream))
+    exact = transformer({"attention.kind": kind, "depth": 2})(stream)
     half = transformer({"attention.kind": kind, "depth": 2, "dtype": "bfloat16"})
-    result = half(stream.astype(jnp.bfloat16))
+    result = half(stream.astype(jnp.dtype("bfloat16")))
     assert result.dtype == jnp.bfloat16
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(half.params))
-    assert np.abs(np.asarray(result, np.float32) - exact).max() < 3e-2 * np.abs(exact).max()
+    assert np.abs(result.astype(np.float32) - exact).max() < 3e-2 * np.abs(exact).max()

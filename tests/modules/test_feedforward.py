@@ -12,7 +12,7 @@ from flaxformer_lab.config import FeedForwardConfig, ModelConfig
 from flaxformer_lab.modules.feedforward import FEED_FORWARDS, make_feed_forward
 
 WIDTH = 8
-X = np.random.default_rng(0).normal(size=(2, 3, WIDTH))
+X = np.random.default_rng(0).normal(size=(2, 4, WIDTH))
 
 
 @pytest.fixture

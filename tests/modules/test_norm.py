@@ -8,7 +8,7 @@ from flax import nnx
 from flaxformer_lab.config import ModelConfig, NormConfig
 from flaxformer_lab.modules.norm import make_norm
 
-X = np.random.default_rng(0).normal(size=(2, 3, 8))
+X = np.random.default_rng(0).normal(size=(2, 4, 8))
 
 
 def make(kind, *, bias=True, epsilon=1e-6):

@@ -11,7 +11,7 @@ from flax import nnx
 from flaxformer_lab.config import AttentionConfig
 from flaxformer_lab.modules.projection import PROJECTIONS, Dense, Diagonal, Identity, normal, ones, read, zeros
 
-X = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4)), jnp.float32)
+X = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 8)), jnp.float32)
 
 
 def shapes(module):
@@ -20,34 +20,34 @@ def shapes(module):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
-    ("kind", "expected"), [(Dense, {"kernel": (4, 12)}), (Diagonal, {"scale": (12,)}), (Identity, {})]
+    ("kind", "expected"), [(Dense, {"kernel": (8, 24)}), (Diagonal, {"scale": (24,)}), (Identity, {})]
 )
 def test_each_owns_what_it_says(kind, expected, bias):
-    module = kind(4, 12, bias=bias, rngs=nnx.Rngs(0))
+    module = kind(8, 24, bias=bias, rngs=nnx.Rngs(0))
     with_bias = bias and kind is not Identity
-    assert shapes(module) == expected | ({"bias": (12,)} if with_bias else {})
+    assert shapes(module) == expected | ({"bias": (24,)} if with_bias else {})
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(nnx.state(module)))
 
 
 def test_dense_mixes_all_features():
-    module = Dense(4, 6, bias=True, rngs=nnx.Rngs(0))
-    module.bias[...] = jnp.arange(6.0)
-    expected = np.asarray(X, np.float64) @ np.asarray(module.kernel[...], np.float64) + np.arange(6)
+    module = Dense(8, 8, bias=True, rngs=nnx.Rngs(0))
+    module.bias[...] = jnp.arange(8.0)
+    expected = np.asarray(X, np.float64) @ np.asarray(module.kernel[...], np.float64) + np.arange(8)
     np.testing.assert_allclose(module(X), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_diagonal_repeats_side_by_side_with_a_weight_of_its_own_each():
-    module = Diagonal(4, 8, bias=True, rngs=nnx.Rngs(0))
-    module.scale[...], module.bias[...] = jnp.arange(8.0), 10 * jnp.arange(8.0)
-    y = np.asarray(module(X))
-    for feature in range(8):
-        np.testing.assert_allclose(y[..., feature], X[..., feature % 4] * feature + 10 * feature, rtol=1e-6)
+    module = Diagonal(8, 24, bias=True, rngs=nnx.Rngs(0))
+    module.scale[...], module.bias[...] = jnp.arange(24.0), jnp.arange(24.0) * 10
+    y, x = np.asarray(module(X)), np.asarray(X)
+    for feature in range(24):
+        np.testing.assert_allclose(y[..., feature], x[..., feature % 8] * feature + 10 * feature, rtol=1e-6)
 
 
 def test_identity_repeats_side_by_side():
-    y = np.asarray(Identity(4, 8, bias=True, rngs=nnx.Rngs(0))(X))
-    np.testing.assert_array_equal(y[..., :4], X)
-    np.testing.assert_array_equal(y[..., 4:], X)
+    y = np.asarray(Identity(8, 16, bias=True, rngs=nnx.Rngs(0))(X))
+    np.testing.assert_array_equal(y[..., :8], X)
+    np.testing.assert_array_equal(y[..., 8:], X)
 
 
 def test_every_projection_of_the_config_is_there():
