@@ -329,10 +329,6 @@ COMMANDS = {
         ["train.py", f"--config={DIGITS}", "--config.optimizer.lr=1"],
         ["unknown key optimizer.lr (value '1')", "optimizer has name, learning_rate"],
     ),
-    "unknown variant": (
-        ["train.py", f"--config={DIGITS}", "--ablation=no_ffn"],
-        ["--ablation=no_ffn is not a variant: did you mean", "ffn_off"],
-    ),
     "recipe that is not there": (["train.py"], ["--config=configs/digits.py is not a file"]),
     "patches that do not fit the images": (
         ["train.py", f"--config={DIGITS}", "--config.task.patch_size=3"],
