@@ -1,8 +1,8 @@
 """Softmax attention on the CPU: query rows in blocks, so that causal rows never touch the keys that come after them.
 
 Heads are brought to the front once, for the forward and for the backward pass alike; the backward pass is written out
-and makes each block's weights anew, so nothing quadratic in tokens outlives its block (Dao et al. 2022, section 3.1,
-without the blocks over keys).
+and makes each block's weights anew from each row's largest score and sum, so nothing quadratic in tokens outlives its
+block (Dao et al. 2022, section 3.1, without the blocks over keys).
 """
 
 import functools
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from flaxformer_lab.functional.softmax import masked_softmax
+from flaxformer_lab.functional.softmax import masked_scores
 
 Valid = Bool[Array, "batch tokens"]
 
@@ -31,22 +31,30 @@ def row_blocked_attention(
 
 def _forward(query, key, value, valid, causal):
     query, key, value = map(_swap, (query, key, value))
-    outputs = []
+    outputs, largests, shares = [], [], []
     for rows, seen in _blocks(query.shape[2], causal):
-        weights = _weights(query[:, :, rows], key[:, :, seen], valid, rows.start, causal)
-        outputs.append(weights.astype(value.dtype) @ value[:, :, seen])
+        scores = _scores(query[:, :, rows], key[:, :, seen], valid, rows.start, causal)
+        largest = jnp.max(scores, axis=-1, keepdims=True)
+        weights = jnp.exp(scores - largest)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        # Divided after the product: [rows, value_dim] values instead of [rows, keys].
+        outputs.append((weights.astype(value.dtype) @ value[:, :, seen] / total).astype(value.dtype))
+        largests.append(largest)
+        shares.append(1 / total)
     output = jnp.concatenate(outputs, axis=2)
-    return _swap(output), (query, key, value, valid, output)
+    # Two numbers a row, not one logarithm: a row that sees nothing has scores too large for a logarithm to be added to.
+    return _swap(output), (query, key, value, valid, output, *(jnp.concatenate(x, axis=2) for x in (largests, shares)))
 
 
 def _backward(causal, residuals, gradient):
     """With P the weights: dV = P^T dO, dS = P (dO V^T - rowsum(dO O)) / sqrt(head_dim), dQ = dS K, dK = dS^T Q."""
-    query, key, value, valid, output = residuals
+    query, key, value, valid, output, largest, share = residuals
     gradient = _swap(gradient)
     dot = jnp.sum((gradient * output).astype(jnp.float32), axis=-1, keepdims=True)
     query_gradients, key_gradient, value_gradient = [], jnp.zeros_like(key), jnp.zeros_like(value)
     for rows, seen in _blocks(query.shape[2], causal):
-        weights = _weights(query[:, :, rows], key[:, :, seen], valid, rows.start, causal)
+        scores = _scores(query[:, :, rows], key[:, :, seen], valid, rows.start, causal)
+        weights = jnp.exp(scores - largest[:, :, rows]) * share[:, :, rows]
         arriving = gradient[:, :, rows]
         through = jnp.einsum("bhqd,bhkd->bhqk", arriving, value[:, :, seen], preferred_element_type=jnp.float32)
         scores = weights * (through - dot[:, :, rows]) * query.shape[-1] ** -0.5
@@ -68,7 +76,7 @@ def _blocks(tokens: int, causal: bool) -> Iterator[tuple[slice, slice]]:
         yield slice(start, end), slice(0, end if causal else tokens)
 
 
-def _weights(
+def _scores(
     query: Float[Array, "batch heads rows head_dim"],
     key: Float[Array, "batch heads keys head_dim"],
     valid: Valid | None,
@@ -76,7 +84,7 @@ def _weights(
     causal: bool,
 ) -> Float[Array, "batch heads rows keys"]:
     scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
-    return masked_softmax(scores * query.shape[-1] ** -0.5, causal=causal, valid=valid, first_row=first_row)
+    return masked_scores(scores * query.shape[-1] ** -0.5, causal=causal, valid=valid, first_row=first_row)
 
 
 def _swap(x: Float[Array, "batch a b features"]) -> Float[Array, "batch b a features"]:
