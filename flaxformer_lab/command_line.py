@@ -11,8 +11,9 @@ from absl import flags
 
 from flaxformer_lab.ablation.variants import apply_variants
 from flaxformer_lab.cache import cache_folder
-from flaxformer_lab.config import Config, as_dict, flatten, override, parse_config
+from flaxformer_lab.config import Config, as_dict, parse_config
 from flaxformer_lab.errors import ConfigError, LabError
+from flaxformer_lab.parsing import flatten, override
 
 OVERRIDE = "--config."
 
@@ -52,14 +53,23 @@ def load_config(recipe: str, overrides: Sequence[str], ablation: Sequence[str] =
     return config
 
 
+def parse_step(text: str | None) -> int | str | None:
+    """The step that a flag names: a number, "best", or None for the last one."""
+    if text is None or text == "best":
+        return text
+    if not text.isdecimal():
+        raise ConfigError(f"--step={text} must be a whole number or best")
+    return int(text)
+
+
 def _refuse_contradictions(keys: Sequence[str], asked: Config, config: Config, ablation: Sequence[str]) -> None:
     """An explicit override wins over nothing: a variant that says otherwise contradicts it."""
     wanted, given = flatten(as_dict(asked)), flatten(as_dict(config))
     for key in keys:
-        if wanted[key] != given[key]:
+        if wanted[key] != given.get(key):
             raise ConfigError(
-                f"{OVERRIDE}{key}={wanted[key]} contradicts --ablation={','.join(ablation)}, which sets it to "
-                f"{given[key]}; drop one of the two"
+                f"{OVERRIDE}{key}={wanted[key]} contradicts --ablation={','.join(ablation)}, which "
+                f"{f'sets it to {given[key]}' if key in given else 'takes another model'}; drop one of the two"
             )
 
 

@@ -32,3 +32,9 @@ class NonFiniteError(LabError):
     """Training met a loss or a gradient that is not a finite number."""
 
     exit_code = 5
+
+
+class MeasureError(LabError):
+    """A measure that cannot be taken of this model or of these inputs."""
+
+    exit_code = 6

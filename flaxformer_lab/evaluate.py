@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import Array, Float
 
-from flaxformer_lab.command_line import run
+from flaxformer_lab.command_line import parse_step, run
 from flaxformer_lab.config import Config
 from flaxformer_lab.errors import ConfigError, RunError
 from flaxformer_lab.models.network import PureNetwork
@@ -107,20 +107,12 @@ def main(overrides: list[str]) -> None:
     """Evaluates what the flags describe."""
     if overrides:
         raise ConfigError(f"{overrides[0]}: a checkpoint keeps the config that it was trained with; drop this flag")
-    loaded = load_run(WORKDIR.value, _step(STEP.value))
+    loaded = load_run(WORKDIR.value, parse_step(STEP.value))
     values = loaded.evaluate(SPLIT.value)
     display = Display(steps=1, units=loaded.task.units, batch_size=1)
     rows = [[name, f"{value:.6f}"] for name, value in values.items()]
     display.table(f"{WORKDIR.value}, step {loaded.step}, {SPLIT.value}", ["metric", "value"], rows)
     print(json.dumps({"step": loaded.step, "split": SPLIT.value, **values}))
-
-
-def _step(text: str | None) -> int | str | None:
-    if text is None or text == "best":
-        return text
-    if not text.isdecimal():
-        raise ConfigError(f"--step={text} must be a whole number or best")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ import numpy as np
 from absl import flags
 
 from flaxformer_lab.command_line import run
-from flaxformer_lab.config import LanguageModellingConfig
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.evaluate import Run, load_run
+from flaxformer_lab.task_config import LanguageModellingConfig
 
 
 def generate(loaded: Run, prompt: str, length: int, *, temperature: float = 1.0, seed: int = 0) -> Iterator[str]:

@@ -15,10 +15,11 @@ import pytest
 from flax import nnx
 
 from flaxformer_lab.cache import cache_folder
-from flaxformer_lab.config import override, parse_config
+from flaxformer_lab.config import parse_config
 from flaxformer_lab.models.network import leaf_paths
 from flaxformer_lab.models.transformer import Transformer
 from flaxformer_lab.modules.taps import Taps
+from flaxformer_lab.parsing import override
 
 # In the environment too, for the commands that tests start; JAX has read it already here.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder("test-compiled")))
@@ -85,7 +86,7 @@ def _transformer(knobs: str) -> Drawn:
     for key, value in json.loads(knobs).items():
         tree = override(tree, key, value)
     config = parse_config({"model": tree}).model
-    return draw_module(lambda: Transformer(config, tokens=TOKENS, rngs=nnx.Rngs(0)))
+    return draw_module(lambda: Transformer(config, grid=(TOKENS,), rngs=nnx.Rngs(0)))
 
 
 @pytest.fixture(scope="session", name="draw")

@@ -14,8 +14,8 @@ from flaxformer_lab import command_line
 from flaxformer_lab.ablation.variants import VARIANTS
 from flaxformer_lab.cache import cache_folder
 from flaxformer_lab.command_line import load_config
-from flaxformer_lab.config import ModelConfig
 from flaxformer_lab.errors import ConfigError, DataError, NonFiniteError, RunError
+from flaxformer_lab.model_config import TransformerConfig
 
 REPOSITORY = Path(__file__).parents[1]
 DIGITS, SPEECHES = (str(REPOSITORY / "configs" / f"{name}.py") for name in ("digits", "speeches"))
@@ -116,7 +116,7 @@ def test_every_recipe_in_the_repository_is_valid():
     recipes = sorted((REPOSITORY / "configs").glob("*.py"))
     assert len(recipes) >= 2
     for path in recipes:
-        assert isinstance(load_config(str(path), []).model, ModelConfig)
+        assert isinstance(load_config(str(path), []).model, TransformerConfig)
 
 
 def test_a_recipe_may_return_a_plain_mapping(recipe):

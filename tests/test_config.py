@@ -8,19 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flaxformer_lab.config import (
-    AttentionConfig,
-    Config,
-    ImageClassificationConfig,
-    LanguageModellingConfig,
-    ModelConfig,
-    as_dict,
-    flatten,
-    nearest,
-    override,
-    parse_config,
-)
+from flaxformer_lab.config import Config, as_dict, parse_config
 from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.model_config import AttentionConfig, TransformerConfig
+from flaxformer_lab.parsing import flatten, nearest, override
+from flaxformer_lab.task_config import ImageClassificationConfig, LanguageModellingConfig
 
 LANGUAGE = {"task": {"name": "language_modelling"}, "model": {"causal": True}}
 
@@ -418,5 +410,5 @@ def test_nearest_is_silent_where_nothing_resembles():
 
 
 def test_head_dim_follows_width_unless_it_is_set():
-    assert ModelConfig(width=12, attention=AttentionConfig(num_heads=3)).head_dim == 4
-    assert ModelConfig(width=12, attention=AttentionConfig(num_heads=3, head_dim=7)).head_dim == 7
+    assert TransformerConfig(width=12, attention=AttentionConfig(num_heads=3)).head_dim == 4
+    assert TransformerConfig(width=12, attention=AttentionConfig(num_heads=3, head_dim=7)).head_dim == 7

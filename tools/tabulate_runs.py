@@ -8,9 +8,10 @@ import json
 import sys
 from pathlib import Path
 
-from flaxformer_lab.config import as_dict, flatten
+from flaxformer_lab.config import as_dict
 from flaxformer_lab.errors import LabError
 from flaxformer_lab.models.cost import forward_flops, parameters
+from flaxformer_lab.parsing import flatten
 from flaxformer_lab.training.folder import RunFolder
 from flaxformer_lab.training.programs import make_experiment
 

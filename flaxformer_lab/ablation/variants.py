@@ -1,11 +1,15 @@
 """Named variants: small tables of overrides on a config. A value may be a function of the config it is laid upon."""
 
+import dataclasses
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flaxformer_lab.config import Config, as_dict, flatten, nearest, override, parse_config
+from flaxformer_lab.config import Config, as_dict, parse_config
 from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.model_config import ModelConfig
+from flaxformer_lab.parsing import flatten, nearest, override
 
 Value = Any | Callable[[Config], Any]
 
@@ -21,6 +25,18 @@ class Variant:
 def _added_position(config: Config) -> str:
     """Rotary positions turn pairs of features into one another; where features must not meet, a table replaces them."""
     return "learned" if config.model.position == "rotary" else config.model.position
+
+
+def _baseline(name: str) -> Callable[[Config], dict[str, Any]]:
+    """Another model of the same width, depth and so on; what it alone has takes its default."""
+
+    def model(config: Config) -> dict[str, Any]:
+        kinds = typing.get_args(ModelConfig)
+        kind = next(kind for kind in kinds if name in typing.get_args(typing.get_type_hints(kind)["name"]))
+        knobs = {knob.name for knob in dataclasses.fields(kind)} & {"width", "depth", "bias", "dtype", "causal"}
+        return {"name": name} | {knob: getattr(config.model, knob) for knob in knobs if hasattr(config.model, knob)}
+
+    return model
 
 
 VARIANTS: dict[str, Variant] = {
@@ -73,6 +89,15 @@ VARIANTS: dict[str, Variant] = {
     "channel_attention": Variant(
         "attention between features instead of tokens (XCiT)", {"model.attention.kind": "channel"}
     ),
+    "mlp": Variant("dense layers for each token alone", {"model": _baseline("mlp")}),
+    "factorization_machine": Variant(
+        "products of every two features, for each token alone", {"model": _baseline("factorization_machine")}
+    ),
+    "cnn_1d": Variant("convolutions along the tokens", {"model": _baseline("cnn_1d")}),
+    "cnn_2d": Variant("convolutions over an image's grid of patches", {"model": _baseline("cnn_2d")}),
+    "lstm": Variant("a recurrence with a gated memory", {"model": _baseline("lstm")}),
+    "gru": Variant("a recurrence with gates", {"model": _baseline("gru")}),
+    "mixer": Variant("learned maps over tokens, then over features", {"model": _baseline("mixer")}),
 }
 
 
@@ -96,14 +121,21 @@ def apply_variants(config: Config, names: Sequence[str]) -> Config:
                     f"--ablation={name} sets {key}={value}, but {other} sets it to {theirs}; name only one of the two"
                 )
     tree = as_dict(config)
-    known = flatten(tree)
-    for key, (_, value) in set_by.items():
+    if "model" in set_by:  # first, so that single knobs are laid upon the model that will be there
+        tree["model"] = set_by.pop("model")[1]
+    known = flatten(as_dict(parse_config(tree)))
+    for key, (name, value) in set_by.items():
         if key in known:
             tree = override(tree, key, value)
+        elif key.startswith("model."):
+            raise ConfigError(
+                f"--ablation={name} sets {key}, which model.name={tree['model']['name']} does not have; "
+                "drop the variant or choose another model"
+            )
     return parse_config(tree)
 
 
 def changed_keys(config: Config, names: Sequence[str]) -> dict[str, str]:
     """The keys that the named variants set, each with the variant that sets it."""
     known = flatten(as_dict(config))
-    return {key: name for name in names for key in VARIANTS[name].overrides if key in known}
+    return {key: name for name in names for key in VARIANTS[name].overrides if key in known or key == "model"}

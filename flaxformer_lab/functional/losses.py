@@ -19,6 +19,18 @@ def cross_entropy(
     return jnp.sum(losses * weights), jnp.sum(weights)
 
 
+def squared_error(
+    outputs: Float[Array, "*batch features"],
+    targets: Float[Array, "*batch features"],
+    weights: Float[Array, "*batch"],
+    *,
+    variance: float,
+) -> WeightedSum:
+    """The mean over features of (output - target)^2, in units of the target's variance: 1 for a guess of the mean."""
+    errors = jnp.mean(jnp.square(outputs.astype(jnp.float32) - targets), axis=-1) / variance
+    return jnp.sum(errors * weights), jnp.sum(weights)
+
+
 def accuracy(
     logits: Float[Array, "*batch classes"], targets: Int[Array, "*batch"], weights: Float[Array, "*batch"]
 ) -> WeightedSum:

@@ -24,9 +24,9 @@ from jaxtyping import Array, Float
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from flaxformer_lab.config import ModelConfig, nearest, parse_config
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.functional.feedforward import ACTIVATIONS
+from flaxformer_lab.model_config import TransformerConfig
 from flaxformer_lab.models.network import Network, PureNetwork, Tree, leaf_paths, purify
 from flaxformer_lab.modules.embedding import PatchEmbedding, TokenEmbedding
 from flaxformer_lab.modules.norm import LayerNorm
@@ -49,7 +49,7 @@ ACTIVATION_NAMES = {
 class Converted(NamedTuple):
     """The knobs, the network, and its parameters (float32)."""
 
-    config: ModelConfig
+    config: TransformerConfig
     network: PureNetwork
     params: Tree
 
@@ -88,7 +88,7 @@ def from_huggingface(
 class MaskedHead(nnx.Module):
     """W2 norm(activation(W1 x + b1)) + b2: BERT's head for masked tokens (Devlin et al. 2019)."""
 
-    def __init__(self, config: ModelConfig, outputs: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, outputs: int, *, rngs: nnx.Rngs):
         self._activation = ACTIVATIONS[config.ffn.activation]
         self.transform = Dense(config.width, config.width, bias=True, rngs=rngs)
         self.norm = LayerNorm(config)
@@ -119,7 +119,7 @@ class Plan:
     """
 
     architectures: str
-    config: ModelConfig
+    config: TransformerConfig
     build: Callable[[nnx.Rngs], nnx.Module]
     table: dict[str, Source]
     ties: dict[str, str]
@@ -142,18 +142,18 @@ def _gpt2(settings: Settings, tensors: Tensors) -> Plan:
 
     def build(rngs: nnx.Rngs) -> nnx.Module:
         embedding = TokenEmbedding(vocabulary, width, dtype=config.dtype, rngs=rngs)
-        return Network(config, embedding=embedding, tokens=tokens, outputs=vocabulary, rngs=rngs)
+        return Network(config, embedding=embedding, grid=(tokens,), outputs=vocabulary, rngs=rngs)
 
     body = _body("transformer.", tensors)
     table = {
         "embedding.table": Source(_same, (f"{body}wte.weight",)),
-        "transformer.position": Source(_same, (f"{body}wpe.weight",)),
-        **_norm("transformer.norm", f"{body}ln_f"),
+        "body.position": Source(_same, (f"{body}wpe.weight",)),
+        **_norm("body.norm", f"{body}ln_f"),
         "head.kernel": Source(_transposed, ("lm_head.weight",)),
         "head.bias": Source(_no_bias, ("lm_head.weight",)),
     }
     for n in range(config.depth):
-        ours, theirs = f"transformer.blocks.{n}", f"{body}h.{n}"
+        ours, theirs = f"body.blocks.{n}", f"{body}h.{n}"
         table |= _norm(f"{ours}.attention_norm", f"{theirs}.ln_1")
         table |= _conv1d(f"{ours}.attention.projection", f"{theirs}.attn.c_attn")
         table |= _conv1d(f"{ours}.attention.output", f"{theirs}.attn.c_proj")
@@ -176,7 +176,7 @@ def _bert(settings: Settings, tensors: Tensors) -> Plan:
 
     def build(rngs: nnx.Rngs) -> nnx.Module:
         embedding = TokenEmbedding(vocabulary, width, dtype=config.dtype, rngs=rngs)
-        network = Network(config, embedding=embedding, tokens=tokens, outputs=outputs, rngs=rngs)
+        network = Network(config, embedding=embedding, grid=(tokens,), outputs=outputs, rngs=rngs)
         if masked:
             network.head = MaskedHead(config, outputs, rngs=rngs)
         return network
@@ -185,11 +185,11 @@ def _bert(settings: Settings, tensors: Tensors) -> Plan:
     segments = f"{body}embeddings.token_type_embeddings.weight"
     table = {
         "embedding.table": Source(_same, (f"{body}embeddings.word_embeddings.weight",)),
-        "transformer.position": Source(_plus_first, (f"{body}embeddings.position_embeddings.weight", segments)),
-        **_norm("transformer.norm", f"{body}embeddings.LayerNorm"),
+        "body.position": Source(_plus_first, (f"{body}embeddings.position_embeddings.weight", segments)),
+        **_norm("body.norm", f"{body}embeddings.LayerNorm"),
     }
     for n in range(config.depth):
-        ours, theirs = f"transformer.blocks.{n}", f"{body}encoder.layer.{n}"
+        ours, theirs = f"body.blocks.{n}", f"{body}encoder.layer.{n}"
         parts = [f"{theirs}.attention.self.{part}" for part in ("query", "key", "value")]
         table |= _dense(f"{ours}.attention.projection", *parts)
         table |= _dense(f"{ours}.attention.output", f"{theirs}.attention.output.dense")
@@ -223,7 +223,7 @@ def _vit(settings: Settings, tensors: Tensors) -> Plan:
     def build(rngs: nnx.Rngs) -> nnx.Module:
         options = {"bias": True, "class_token": True, "dtype": config.dtype, "rngs": rngs}
         embedding = PatchEmbedding(patch, channels, width, **options)
-        return Network(config, embedding=embedding, tokens=tokens, outputs=outputs, pooling="class_token", rngs=rngs)
+        return Network(config, embedding=embedding, grid=(tokens,), outputs=outputs, pooling="class_token", rngs=rngs)
 
     body = _body("vit.", tensors)
     convolution = f"{body}embeddings.patch_embeddings.projection"
@@ -232,12 +232,12 @@ def _vit(settings: Settings, tensors: Tensors) -> Plan:
         "embedding.projection.kernel": Source(flattened, (f"{convolution}.weight",)),
         "embedding.projection.bias": Source(_same, (f"{convolution}.bias",)),
         "embedding.class_token": Source(partial(np.squeeze, axis=(0, 1)), (f"{body}embeddings.cls_token",)),
-        "transformer.position": Source(partial(np.squeeze, axis=0), (f"{body}embeddings.position_embeddings",)),
-        **_norm("transformer.norm", f"{body}layernorm"),
+        "body.position": Source(partial(np.squeeze, axis=0), (f"{body}embeddings.position_embeddings",)),
+        **_norm("body.norm", f"{body}layernorm"),
         **_dense("head", "classifier"),
     }
     for n in range(config.depth):
-        ours, theirs = f"transformer.blocks.{n}", f"{body}encoder.layer.{n}"
+        ours, theirs = f"body.blocks.{n}", f"{body}encoder.layer.{n}"
         parts = [f"{theirs}.attention.attention.{part}" for part in ("query", "key", "value")]
         table |= _norm(f"{ours}.attention_norm", f"{theirs}.layernorm_before")
         table |= _dense(f"{ours}.attention.projection", *parts, bias=settings.get("qkv_bias", True))
@@ -304,7 +304,7 @@ def _flattened(kernel: np.ndarray, *, window: tuple[int, int, int]) -> np.ndarra
 # ------------------------------------------------------------------------------------------- settings
 
 
-def _encoder_config(settings: Settings, *, placement: str) -> ModelConfig:
+def _encoder_config(settings: Settings, *, placement: str) -> TransformerConfig:
     """BERT and ViT name their settings alike."""
     return _model_config(
         width=_size(settings, "hidden_size"),
@@ -317,9 +317,9 @@ def _encoder_config(settings: Settings, *, placement: str) -> ModelConfig:
     )
 
 
-def _model_config(*, heads: int, hidden: int, activation: str, width: int, **knobs: Any) -> ModelConfig:
+def _model_config(*, heads: int, hidden: int, activation: str, width: int, **knobs: Any) -> TransformerConfig:
     attention, ffn = {"num_heads": heads}, {"activation": activation, "expansion": hidden / width}
-    return parse_config({"model": {"width": width, "attention": attention, "ffn": ffn, **knobs}}).model
+    return parse(TransformerConfig, {"width": width, "attention": attention, "ffn": ffn, **knobs}, "model")
 
 
 def _size(settings: Settings, key: str) -> int:

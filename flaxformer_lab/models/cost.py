@@ -30,3 +30,9 @@ def forward_flops(network: PureNetwork, params: Tree, model_state: Tree, inputs:
     """Operations of one forward pass over `inputs`, from XLA's own analysis of the program before optimisation."""
     lowered = jax.jit(network.apply).lower(params, model_state, inputs)
     return int(lowered.cost_analysis()["flops"])
+
+
+def compiled_bytes(network: PureNetwork, params: Tree, model_state: Tree, inputs: jax.ShapeDtypeStruct) -> int:
+    """Peak bytes of a forward pass over `inputs` by the compiler's report: arguments, outputs and what lies between."""
+    memory = jax.jit(network.apply).lower(params, model_state, inputs).compile().memory_analysis()
+    return int(memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes)

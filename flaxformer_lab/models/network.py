@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
-from flaxformer_lab.config import ModelConfig
-from flaxformer_lab.models.transformer import Transformer
+from flaxformer_lab.model_config import ModelConfig
+from flaxformer_lab.models.bodies import make_body
 from flaxformer_lab.modules.projection import Dense
 from flaxformer_lab.modules.taps import CLOSED, Taps
 
@@ -18,9 +18,10 @@ Tree = Any  # a pytree of arrays
 
 
 class Network(nnx.Module):
-    """Embedding, Transformer, pooling, head.
+    """Embedding, body, pooling, head. The body maps token vectors to token vectors: a Transformer or a baseline.
 
-    pooling: off (logits for every token), mean (over tokens), class_token (the first token).
+    grid: how the tokens are laid out, (tokens,) or (rows, columns). head: None makes a dense one.
+    pooling: off (logits for every token), mean (over tokens), class_token (the first token), last (the last one).
     """
 
     def __init__(
@@ -28,15 +29,16 @@ class Network(nnx.Module):
         config: ModelConfig,
         *,
         embedding: nnx.Module,
-        tokens: int,
+        grid: tuple[int, ...],
         outputs: int,
         pooling: str = "off",
+        head: nnx.Module | None = None,
         rngs: nnx.Rngs,
     ):
         self._pooling = pooling
         self.embedding = embedding
-        self.transformer = Transformer(config, tokens=tokens, rngs=rngs)
-        self.head = Dense(config.width, outputs, bias=config.bias, rngs=rngs)
+        self.body = make_body(config, grid=grid, rngs=rngs)
+        self.head = head or Dense(config.width, outputs, bias=config.bias, rngs=rngs)
 
     def __call__(
         self,
@@ -46,11 +48,13 @@ class Network(nnx.Module):
         keys: Key[Array, " batch"] | None = None,
         taps: Taps = CLOSED,
     ) -> Float[Array, "batch *tokens outputs"]:
-        x = self.transformer(self.embedding(inputs), valid=valid, keys=keys, taps=taps)
+        x = self.body(self.embedding(inputs), valid=valid, keys=keys, taps=taps)
         if self._pooling == "mean":
             x = jnp.mean(x, axis=1) if valid is None else _mean_of_valid(x, valid)
         elif self._pooling == "class_token":
             x = x[:, 0]
+        elif self._pooling == "last":
+            x = x[:, -1]
         return self.head(x).astype(jnp.float32)
 
 
@@ -66,11 +70,15 @@ class PureNetwork:
     init(key) -> (params, model_state). params are what the optimizer moves; model_state is the rest (often empty).
     shapes: the same pair as shapes and types.
     apply(params, model_state, inputs, *, valid, keys, taps) -> logits.
+    embed(params, model_state, inputs) -> token vectors; body(params, model_state, vectors, *, valid, taps) -> token
+    vectors: the parts of `apply` between which the measures of mixing look.
     """
 
     init: Callable[[Key[Array, ""]], tuple[Tree, Tree]]
     shapes: tuple[Tree, Tree]
     apply: Callable[..., Array]
+    embed: Callable[[Tree, Tree, Array], Array]
+    body: Callable[..., Array]
 
     def intermediates(self, params: Tree, model_state: Tree, inputs: Array, **options: Any) -> dict[str, Array]:
         """Every value that the network's modules offer, by dotted name: attention weights, each block's output."""
@@ -91,10 +99,16 @@ def purify(build: Callable[[nnx.Rngs], nnx.Module]) -> PureNetwork:
     def apply(params: Tree, model_state: Tree, inputs: Array, **options: Any) -> Array:
         return nnx.merge(graph, params, model_state)(inputs, **options)
 
-    return PureNetwork(jax.jit(init), tuple(map(nnx.to_pure_dict, shapes)), apply)
+    def embed(params: Tree, model_state: Tree, inputs: Array) -> Array:
+        return nnx.merge(graph, params, model_state).embedding(inputs)
+
+    def body(params: Tree, model_state: Tree, vectors: Array, **options: Any) -> Array:
+        return nnx.merge(graph, params, model_state).body(vectors, **options)
+
+    return PureNetwork(jax.jit(init), tuple(map(nnx.to_pure_dict, shapes)), apply, embed, body)
 
 
 def leaf_paths(tree: Tree) -> dict[str, Any]:
-    """Returns `{"transformer.blocks.0.ffn.up.kernel": leaf, ...}` of a pytree of nested dictionaries."""
+    """Returns `{"body.blocks.0.ffn.up.kernel": leaf, ...}` of a pytree of nested dictionaries."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {".".join(str(getattr(key, "key", key)) for key in path): leaf for path, leaf in leaves}

@@ -1,12 +1,14 @@
 """The Transformer: positions, blocks, and the norm that its placement asks for."""
 
+import math
+
 import jax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
-from flaxformer_lab.config import ModelConfig
 from flaxformer_lab.functional.dropout import fold_in
 from flaxformer_lab.functional.position import sinusoidal
+from flaxformer_lab.model_config import TransformerConfig
 from flaxformer_lab.modules.block import Block
 from flaxformer_lab.modules.norm import make_norm
 from flaxformer_lab.modules.projection import normal
@@ -22,8 +24,9 @@ class Transformer(nnx.Module):
     after each part (post) is normalised once at the start, as in BERT.
     """
 
-    def __init__(self, config: ModelConfig, *, tokens: int, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, *, grid: tuple[int, ...], rngs: nnx.Rngs):
         self._config = config
+        tokens = math.prod(grid)
         # Small at the start, so that a token's content is not drowned by its place.
         self.position = normal(rngs, (tokens, config.width), config.width) if config.position == "learned" else None
         self.blocks = nnx.List([Block(config, tokens=tokens, rngs=rngs) for _ in range(config.depth)])

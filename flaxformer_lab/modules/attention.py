@@ -4,10 +4,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from flaxformer_lab.config import ModelConfig
 from flaxformer_lab.functional import attention as formulas
 from flaxformer_lab.functional.attention import Heads, Valid
 from flaxformer_lab.functional.position import rotary
+from flaxformer_lab.model_config import TransformerConfig
 from flaxformer_lab.modules.projection import PROJECTIONS, ones, zeros
 from flaxformer_lab.modules.taps import CLOSED, Taps
 
@@ -22,7 +22,7 @@ class Attention(nnx.Module):
 
     parts = 3
 
-    def __init__(self, config: ModelConfig, *, tokens: int, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, *, tokens: int, rngs: nnx.Rngs):
         del tokens
         self._heads, self._head_dim = config.attention.num_heads, config.head_dim
         self._causal = config.causal
@@ -58,7 +58,7 @@ class SoftmaxAttention(Attention):
 class ChannelAttention(Attention):
     """Cross-covariance attention between the features of a head, with a learned temperature a head."""
 
-    def __init__(self, config: ModelConfig, *, tokens: int, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, *, tokens: int, rngs: nnx.Rngs):
         super().__init__(config, tokens=tokens, rngs=rngs)
         self.temperature = ones((self._heads,))
 
@@ -85,7 +85,7 @@ class StaticAttention(Attention):
 
     parts = 1
 
-    def __init__(self, config: ModelConfig, *, tokens: int, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, *, tokens: int, rngs: nnx.Rngs):
         super().__init__(config, tokens=tokens, rngs=rngs)
         self.scores = zeros((self._heads, tokens, tokens))
 
@@ -103,7 +103,7 @@ ATTENTIONS: dict[str, type[Attention]] = {
 }
 
 
-def make_attention(config: ModelConfig, *, tokens: int, rngs: nnx.Rngs) -> Attention | None:
+def make_attention(config: TransformerConfig, *, tokens: int, rngs: nnx.Rngs) -> Attention | None:
     """The attention that `config.attention.kind` names; None where it is off."""
     kind = config.attention.kind
     return ATTENTIONS[kind](config, tokens=tokens, rngs=rngs) if kind in ATTENTIONS else None

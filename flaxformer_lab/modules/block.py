@@ -5,8 +5,8 @@ from collections.abc import Callable
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
-from flaxformer_lab.config import ModelConfig
 from flaxformer_lab.functional.dropout import dropout, fold_in
+from flaxformer_lab.model_config import TransformerConfig
 from flaxformer_lab.modules.attention import make_attention
 from flaxformer_lab.modules.feedforward import make_feed_forward
 from flaxformer_lab.modules.norm import make_norm
@@ -18,7 +18,7 @@ Stream = Float[Array, "batch tokens width"]
 class Block(nnx.Module):
     """Token mixing, then feature mixing. A part that is off is not there, and neither is its norm."""
 
-    def __init__(self, config: ModelConfig, *, tokens: int, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, *, tokens: int, rngs: nnx.Rngs):
         self._config = config
         self.attention = make_attention(config, tokens=tokens, rngs=rngs)
         self.attention_norm = make_norm(config) if self.attention else None

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from flaxformer_lab.modules.projection import Dense, normal
+from flaxformer_lab.modules.projection import PROJECTIONS, Dense, normal
 
 
 class TokenEmbedding(nnx.Module):
@@ -17,6 +17,17 @@ class TokenEmbedding(nnx.Module):
 
     def __call__(self, symbols: Int[Array, "batch tokens"]) -> Float[Array, "batch tokens width"]:
         return jnp.take(self.table[...].astype(self._dtype), symbols, axis=0)
+
+
+class FeatureEmbedding(nnx.Module):
+    """Tokens that are vectors already, mapped to the model's width: `dense`, or left as they are by `identity`."""
+
+    def __init__(self, kind: str, features: int, width: int, *, bias: bool, dtype: str, rngs: nnx.Rngs):
+        self._dtype = jnp.dtype(dtype)
+        self.projection = PROJECTIONS[kind](features, width, bias=bias, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "batch tokens features"]) -> Float[Array, "batch tokens width"]:
+        return self.projection(x.astype(self._dtype))
 
 
 class PatchEmbedding(nnx.Module):

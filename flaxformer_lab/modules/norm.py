@@ -3,8 +3,8 @@
 from flax import nnx
 from jaxtyping import Array, Float
 
-from flaxformer_lab.config import ModelConfig
 from flaxformer_lab.functional import normalization
+from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.modules.projection import ones, read, zeros
 
 

@@ -3,14 +3,30 @@
 from collections.abc import Mapping
 from typing import Any
 
-from flaxformer_lab.config import TaskConfig
+from flaxformer_lab.task_config import TaskConfig
+from flaxformer_lab.tasks import probes, synthetic
 from flaxformer_lab.tasks.image_classification import ImageClassification
 from flaxformer_lab.tasks.language_modelling import LanguageModelling
-from flaxformer_lab.tasks.task import SPLITS, Task
+from flaxformer_lab.tasks.task import SPLITS, Bound, Task
 
 TASKS: dict[str, type[Task]] = {
     "image_classification": ImageClassification,
     "language_modelling": LanguageModelling,
+    "product": probes.Product,
+    "rotation": probes.Rotation,
+    "pointers": probes.Pointers,
+    "nearest": probes.Nearest,
+    "scaled_linear": probes.ScaledLinear,
+    "planted_interactions": probes.PlantedInteractions,
+    "delay": probes.Delay,
+    "marked_token": probes.MarkedToken,
+    "associative_recall": synthetic.AssociativeRecall,
+    "in_context_recall": synthetic.InContextRecall,
+    "fuzzy_recall": synthetic.FuzzyRecall,
+    "noisy_recall": synthetic.NoisyRecall,
+    "selective_copy": synthetic.SelectiveCopy,
+    "compression": synthetic.Compression,
+    "memorization": synthetic.Memorization,
 }
 
 
@@ -19,4 +35,4 @@ def make_task(config: TaskConfig, facts: Mapping[str, Any] | None = None) -> Tas
     return TASKS[config.name](config, facts)
 
 
-__all__ = ["SPLITS", "TASKS", "Task", "make_task"]
+__all__ = ["SPLITS", "TASKS", "Bound", "Task", "make_task"]

@@ -1,5 +1,6 @@
 """Numbered examples of a split: how a row number becomes an example, in host memory, on the device, or from disk."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ class Examples:
     load(): the arrays behind all examples. take(arrays, rows): the examples at `rows`, the same for NumPy and JAX.
     read(rows): the examples at `rows` without `load()`, for data that does not fit.
     stride: rows from one example to the next. Training shifts all of an epoch's rows by less than one stride.
+    endless: training goes on counting instead of visiting the same examples again.
     """
 
     number: int
@@ -30,9 +32,13 @@ class Examples:
     take: Callable[[Arrays, Any], Arrays]
     read: Callable[[Int[np.ndarray, " batch"]], Arrays]
     stride: int = 1
+    endless: bool = False
 
     def training_rows(self, seed: int, step: int, batch_size: int) -> Int[np.ndarray, " batch"]:
         """Rows of the batch of update number `step`: a function of seed and step alone."""
+        if self.endless:
+            # Numbers below 2**30, so that evaluation can have numbers of its own above.
+            return (np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64) % 2**30).astype(np.int32)
         epochs, indices = positions(seed, step, batch_size, self.number)
         shift = {int(epoch): start_offset(seed, int(epoch), self.stride) for epoch in np.unique(epochs)}
         return self.evaluation_rows(indices) + np.array([shift[int(epoch)] for epoch in epochs], np.int32)
@@ -80,3 +86,16 @@ def windows(symbols: UInt[np.ndarray, " length"], size: int, *, lookahead: int) 
         read=lambda rows: take(stream, rows),
         stride=size,
     )
+
+
+def drawn(number: int, *, first: int, endless: bool) -> Examples:
+    """Examples that exist as their numbers alone, from `first` on; whoever takes one draws it from its number.
+
+    Endless ones never come twice in training; `number` is then only how many an evaluation sees.
+    """
+
+    def take(arrays: Arrays, rows: Any) -> Arrays:
+        del arrays
+        return {"index": rows + np.int32(first)}
+
+    return Examples(number=number, num_bytes=0, load=dict, take=take, read=functools.partial(take, {}), endless=endless)

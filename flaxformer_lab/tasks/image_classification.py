@@ -1,5 +1,6 @@
 """Image classification by patches (Dosovitskiy et al. 2021), on any TFDS data set with `image` and `label`."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,12 +9,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from flaxformer_lab.config import ImageClassificationConfig, ModelConfig
 from flaxformer_lab.data.source import open_split
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.functional.losses import WeightedSum, accuracy, cross_entropy
+from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models.network import Network, PureNetwork, purify
 from flaxformer_lab.modules.embedding import PatchEmbedding
+from flaxformer_lab.task_config import ImageClassificationConfig
 from flaxformer_lab.tasks.examples import Examples, records
 from flaxformer_lab.tasks.task import Batch, Task
 
@@ -52,6 +54,7 @@ class ImageClassification(Task):
         rows, columns, channels = self.facts["image_shape"]
         class_token = self._config.pooling == "class_token"
         patch_size = self._config.patch_size
+        grid = (rows // patch_size, columns // patch_size)
 
         def build(rngs: nnx.Rngs) -> Network:
             embedding = PatchEmbedding(
@@ -66,7 +69,7 @@ class ImageClassification(Task):
             return Network(
                 config,
                 embedding=embedding,
-                tokens=(rows // patch_size) * (columns // patch_size) + class_token,
+                grid=(math.prod(grid) + 1,) if class_token else grid,
                 outputs=self.facts["num_classes"],
                 pooling=self._config.pooling,
                 rngs=rngs,

@@ -10,12 +10,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Integer, Key, UInt
 
-from flaxformer_lab.config import LanguageModellingConfig, ModelConfig
 from flaxformer_lab.data.source import open_split
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.functional.losses import WeightedSum, accuracy, cross_entropy
+from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models.network import Network, PureNetwork, purify
 from flaxformer_lab.modules.embedding import TokenEmbedding
+from flaxformer_lab.task_config import LanguageModellingConfig
 from flaxformer_lab.tasks.examples import Examples, windows
 from flaxformer_lab.tasks.task import Batch, Task
 
@@ -54,7 +55,7 @@ class LanguageModelling(Task):
             return Network(
                 config,
                 embedding=TokenEmbedding(symbols + masks, config.width, dtype=config.dtype, rngs=rngs),
-                tokens=self._config.sequence_length,
+                grid=(self._config.sequence_length,),
                 outputs=symbols,
                 rngs=rngs,
             )

@@ -2,18 +2,28 @@
 
 import abc
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 from jaxtyping import Array, Key
 
-from flaxformer_lab.config import ModelConfig
 from flaxformer_lab.functional.losses import WeightedSum
+from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models.network import PureNetwork
 from flaxformer_lab.tasks.examples import Examples
 
 Batch = dict[str, Array]
 SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A score that theory gives: what no training can exceed, and why. `metric` is one of the task's figures."""
+
+    metric: str
+    value: float
+    reason: str
 
 
 class Task(abc.ABC):
@@ -41,6 +51,11 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def measure(self, logits: Array, batch: Batch) -> dict[str, WeightedSum]:
         """`loss`, and other figures, as (weighted sum, weight) pairs."""
+
+    def bound(self, config: ModelConfig) -> Bound | None:
+        """What theory says that no model of this config can exceed; None where it says nothing."""
+        del config
+        return None
 
     @abc.abstractmethod
     def dummy(self, batch_size: int) -> jax.ShapeDtypeStruct:

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from flaxformer_lab.config import Config, as_dict, flatten, parse_config
+from flaxformer_lab.config import Config, as_dict, parse_config
 from flaxformer_lab.errors import ConfigError, RunError
+from flaxformer_lab.parsing import flatten
 
 
 class RunFolder:

@@ -17,11 +17,12 @@ import pytest
 from flax import nnx
 
 from flaxformer_lab.ablation.variants import VARIANTS, apply_variants, changed_keys
-from flaxformer_lab.config import as_dict, flatten, override, parse_config
+from flaxformer_lab.config import as_dict, parse_config
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.models.network import Network, leaf_paths
 from flaxformer_lab.models.transformer import Transformer
 from flaxformer_lab.modules.projection import Identity
+from flaxformer_lab.parsing import flatten, override
 from flaxformer_lab.tasks import make_task
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "parameters"
@@ -237,7 +238,7 @@ def test_linear_only_is_linear_from_token_vectors_to_logits(draw_module, stream)
         def network():
             rngs = nnx.Rngs(0)
             embedding = Identity(8, 8, bias=False, rngs=rngs)
-            return Network(model, embedding=embedding, tokens=4, outputs=5, rngs=rngs)
+            return Network(model, embedding=embedding, grid=(4,), outputs=5, rngs=rngs)
 
         return nonlinearity(draw_module(network), x, y)
 
@@ -250,7 +251,7 @@ def test_per_dimension_keeps_features_apart_where_nothing_else_mixes_them(draw_m
     def mixing(*names):
         """The largest |d output[t, c] / d input[s, d]| across features, and the smallest within them."""
         model = build("image", *names)[0].model
-        transformer = draw_module(lambda: Transformer(model, tokens=4, rngs=nnx.Rngs(0)))
+        transformer = draw_module(lambda: Transformer(model, grid=(4,), rngs=nnx.Rngs(0)))
         reach = np.abs(transformer.jacobian(stream)).max(axis=(0, 2))
         return reach[~np.eye(8, dtype=bool)].max(), np.diag(reach).min()
 

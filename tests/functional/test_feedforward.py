@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.special import expit, ndtr
 
-from flaxformer_lab.config import FeedForwardConfig
 from flaxformer_lab.functional.feedforward import ACTIVATIONS, gate, per_feature_mlp
+from flaxformer_lab.model_config import FeedForwardConfig
 
 FORMULAS = {
     "gelu": lambda x: x * ndtr(x),

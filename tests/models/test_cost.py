@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from flaxformer_lab.config import override, parse_config
+from flaxformer_lab.config import parse_config
 from flaxformer_lab.models.cost import forward_flops, parameters, parameters_by_part
 from flaxformer_lab.models.network import Network, purify
 from flaxformer_lab.modules.embedding import PatchEmbedding
+from flaxformer_lab.parsing import override
 
 # 32 x 32 x 3 images in 16 patches, 10 classes. ReLU, since the compiler counts some 60 operations for one GELU.
 WIDTH, DEPTH, HIDDEN, TOKENS, PATCH, CLASSES = 96, 2, 384, 16, 8 * 8 * 3, 10
@@ -29,7 +30,7 @@ def network(knobs):
 
     def build(rngs):
         embedding = PatchEmbedding(8, 3, WIDTH, bias=config.bias, class_token=False, dtype=config.dtype, rngs=rngs)
-        return Network(config, embedding=embedding, tokens=TOKENS, outputs=CLASSES, pooling="mean", rngs=rngs)
+        return Network(config, embedding=embedding, grid=(TOKENS,), outputs=CLASSES, pooling="mean", rngs=rngs)
 
     return purify(build)
 

@@ -21,7 +21,7 @@ def builder(pooling="off", **model):
 
     def build(rngs):
         embedding = TokenEmbedding(5, 8, dtype=config.dtype, rngs=rngs)
-        return Network(config, embedding=embedding, tokens=4, outputs=3, pooling=pooling, rngs=rngs)
+        return Network(config, embedding=embedding, grid=(4,), outputs=3, pooling=pooling, rngs=rngs)
 
     return build
 
@@ -81,15 +81,15 @@ def test_initial_parameters_are_a_function_of_the_key(pure):
         "embedding.table": (5, 8),
         "head.bias": (3,),
         "head.kernel": (8, 3),
-        "transformer.norm.bias": (8,),
-        "transformer.norm.scale": (8,),
+        "body.norm.bias": (8,),
+        "body.norm.scale": (8,),
     }
     for path, leaf in leaf_paths(again).items():
         np.testing.assert_array_equal(leaf, paths[path])
     drawn = {"embedding.table", "head.kernel"}
     assert {path for path, leaf in leaf_paths(other).items() if not np.array_equal(leaf, paths[path])} == drawn
-    np.testing.assert_array_equal(paths["transformer.norm.scale"], 1)
-    np.testing.assert_array_equal(paths["transformer.norm.bias"], 0)
+    np.testing.assert_array_equal(paths["body.norm.scale"], 1)
+    np.testing.assert_array_equal(paths["body.norm.bias"], 0)
     np.testing.assert_array_equal(paths["head.bias"], 0)
 
 

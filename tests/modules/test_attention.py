@@ -8,7 +8,8 @@ import pytest
 from flax import nnx
 from scipy.special import softmax
 
-from flaxformer_lab.config import AttentionConfig, ModelConfig, parse_config
+from flaxformer_lab.config import parse_config
+from flaxformer_lab.model_config import AttentionConfig, TransformerConfig
 from flaxformer_lab.modules.attention import ATTENTIONS, make_attention
 from flaxformer_lab.modules.taps import Taps
 
@@ -89,7 +90,7 @@ def test_static(make, causal):
 
 
 def test_static_weights_start_as_the_mean():
-    config = ModelConfig(width=WIDTH, attention=AttentionConfig(kind="static", num_heads=2))
+    config = TransformerConfig(width=WIDTH, attention=AttentionConfig(kind="static", num_heads=2))
     module = make_attention(config, tokens=TOKENS, rngs=nnx.Rngs(0))
     taps = Taps()
     run(module, taps=taps)
@@ -159,5 +160,5 @@ def test_tapped_weights_give_the_output_again(make, kind):
 def test_every_kind_of_the_config_is_there_and_off_is_nothing():
     choices = typing.get_args(typing.get_type_hints(AttentionConfig)["kind"])
     assert set(choices) == {*ATTENTIONS, "off"}
-    config = ModelConfig(attention=AttentionConfig(kind="off"))
+    config = TransformerConfig(attention=AttentionConfig(kind="off"))
     assert make_attention(config, tokens=TOKENS, rngs=nnx.Rngs(0)) is None

@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from flaxformer_lab.config import ModelConfig, NormConfig
+from flaxformer_lab.model_config import NormConfig, TransformerConfig
 from flaxformer_lab.modules.norm import make_norm
 
 X = np.random.default_rng(0).normal(size=(2, 4, 8))
 
 
 def make(kind, *, bias=True, epsilon=1e-6):
-    return make_norm(ModelConfig(width=8, norm=NormConfig(kind=kind, epsilon=epsilon), bias=bias))
+    return make_norm(TransformerConfig(width=8, norm=NormConfig(kind=kind, epsilon=epsilon), bias=bias))
 
 
 @pytest.mark.parametrize("epsilon", [1e-6, 0.1])

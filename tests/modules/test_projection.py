@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from flaxformer_lab.config import AttentionConfig
+from flaxformer_lab.model_config import AttentionConfig
 from flaxformer_lab.modules.projection import PROJECTIONS, Dense, Diagonal, Identity, normal, ones, read, zeros
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 8)), jnp.float32)

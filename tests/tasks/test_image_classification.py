@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxformer_lab.config import ImageClassificationConfig, ModelConfig
 from flaxformer_lab.data.source import open_split
 from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.model_config import TransformerConfig
 from flaxformer_lab.models.network import leaf_paths
+from flaxformer_lab.task_config import ImageClassificationConfig
 from flaxformer_lab.tasks import SPLITS, image_classification, make_task
 
 FACTS = {"image_shape": [8, 8, 1], "num_classes": 10}
@@ -24,7 +25,7 @@ def prepare(task, examples, keys, *, training):
 
 
 def shapes(task, **model):
-    params, _ = jax.eval_shape(task.network(ModelConfig(width=8, depth=1, **model)).init, jax.random.key(0))
+    params, _ = jax.eval_shape(task.network(TransformerConfig(width=8, depth=1, **model)).init, jax.random.key(0))
     return {path: leaf.shape for path, leaf in leaf_paths(params).items()}
 
 
@@ -125,14 +126,14 @@ def test_accuracy_counts_the_right_answers_by_weight():
 @pytest.mark.parametrize(("patch_size", "tokens", "features"), [(1, 64, 1), (2, 16, 4), (4, 4, 16), (8, 1, 64)])
 def test_patches_are_the_tokens(patch_size, tokens, features):
     found = shapes(make(patch_size=patch_size))
-    assert found["transformer.position"] == (tokens, 8)
+    assert found["body.position"] == (tokens, 8)
     assert found["embedding.projection.kernel"] == (features, 8)
     assert found["head.kernel"] == (8, 10)
 
 
 def test_a_class_token_is_one_more_token():
     with_token, without = shapes(make(pooling="class_token")), shapes(make())
-    assert with_token["transformer.position"] == (17, 8) and without["transformer.position"] == (16, 8)
+    assert with_token["body.position"] == (17, 8) and without["body.position"] == (16, 8)
     assert with_token["embedding.class_token"] == (8,) and "embedding.class_token" not in without
 
 

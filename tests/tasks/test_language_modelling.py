@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxformer_lab.config import LanguageModellingConfig, ModelConfig
 from flaxformer_lab.data.source import open_split
 from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.model_config import TransformerConfig
 from flaxformer_lab.models.network import leaf_paths
+from flaxformer_lab.task_config import LanguageModellingConfig
 from flaxformer_lab.tasks import language_modelling, make_task
 from flaxformer_lab.tasks.language_modelling import UNKNOWN
 
@@ -38,7 +39,7 @@ def prepared(task, symbols, *, key=0, weights=None, weight=None, training=True):
 
 
 def shapes(task):
-    params, _ = jax.eval_shape(task.network(ModelConfig(width=8, depth=1)).init, jax.random.key(0))
+    params, _ = jax.eval_shape(task.network(TransformerConfig(width=8, depth=1)).init, jax.random.key(0))
     return {path: leaf.shape for path, leaf in leaf_paths(params).items()}
 
 

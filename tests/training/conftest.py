@@ -11,9 +11,11 @@ import numpy as np
 import optax
 import pytest
 
-from flaxformer_lab.config import ImageClassificationConfig, LanguageModellingConfig, override, parse_config
+from flaxformer_lab.config import parse_config
 from flaxformer_lab.functional.dropout import dropout
 from flaxformer_lab.models.network import PureNetwork
+from flaxformer_lab.parsing import override
+from flaxformer_lab.task_config import ImageClassificationConfig, LanguageModellingConfig
 from flaxformer_lab.tasks import Task, make_task
 from flaxformer_lab.training.state import State, initial_state
 from flaxformer_lab.training.step import make_evaluation_step, make_train_step

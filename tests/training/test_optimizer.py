@@ -6,15 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from flaxformer_lab.config import (
-    AttentionConfig,
-    FeedForwardConfig,
-    ImageClassificationConfig,
-    LanguageModellingConfig,
-    ModelConfig,
-    OptimizerConfig,
-)
+from flaxformer_lab.config import OptimizerConfig
+from flaxformer_lab.model_config import AttentionConfig, FeedForwardConfig, TransformerConfig
 from flaxformer_lab.models.network import leaf_paths
+from flaxformer_lab.task_config import ImageClassificationConfig, LanguageModellingConfig
 from flaxformer_lab.tasks import make_task
 from flaxformer_lab.training.optimizer import decayed, make_optimizer, make_schedule
 
@@ -27,7 +22,7 @@ def rates(schedule, warmup, peak=0.5, steps=STEPS):
 
 
 def params_of(task, **model):
-    return jax.eval_shape(task.network(ModelConfig(width=8, **model)).init, jax.random.key(0))[0]
+    return jax.eval_shape(task.network(TransformerConfig(width=8, **model)).init, jax.random.key(0))[0]
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +155,7 @@ def test_muon_leaves_what_is_outside_the_blocks_to_adamw(small):
         momentum = 0.9 * 0.1 * g / (1 - 0.9**2) + g
         expected = -0.01 * (momentum / (np.abs(g) + 1e-8) + (0.1 * leaf if path.endswith(("kernel", "table")) else 0))
         same = np.allclose(updates[path], expected, rtol=1e-4, atol=1e-7)
-        assert same == (path != "transformer.blocks.0.ffn.kernel"), path
+        assert same == (path != "body.blocks.0.ffn.kernel"), path
 
 
 # ------------------------------------------------------------------------------------ decay and clipping
@@ -178,7 +173,7 @@ def test_weight_decay_shrinks_kernels_and_tables_only(small, name):
 def test_what_is_decayed_in_a_vision_transformer():
     task = make_task(ImageClassificationConfig(pooling="class_token"), {"image_shape": [8, 8, 1], "num_classes": 10})
     chosen = leaf_paths(decayed(params_of(task, depth=1)))
-    block = "transformer.blocks.0"
+    block = "body.blocks.0"
     assert {path for path, yes in chosen.items() if yes} == {
         "embedding.projection.kernel",
         f"{block}.attention.projection.kernel",
@@ -187,7 +182,7 @@ def test_what_is_decayed_in_a_vision_transformer():
         f"{block}.ffn.down.kernel",
         "head.kernel",
     }
-    assert {"embedding.class_token", "transformer.position", "transformer.norm.scale", "head.bias"} <= chosen.keys()
+    assert {"embedding.class_token", "body.position", "body.norm.scale", "head.bias"} <= chosen.keys()
 
 
 def test_what_is_decayed_where_no_feature_meets_another():
@@ -196,7 +191,7 @@ def test_what_is_decayed_where_no_feature_meets_another():
     params = params_of(task, depth=1, attention=diagonal, ffn=FeedForwardConfig(kind="diagonal"))
     chosen = leaf_paths(decayed(params))
     assert {path for path, yes in chosen.items() if yes} == {"embedding.table", "head.kernel"}
-    assert "transformer.blocks.0.attention.temperature" in chosen and "transformer.blocks.0.ffn.up" in chosen
+    assert "body.blocks.0.attention.temperature" in chosen and "body.blocks.0.ffn.up" in chosen
 
 
 @pytest.mark.parametrize(("size", "expected"), [(10.0, 2.0), (0.5, 0.5)])

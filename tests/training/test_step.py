@@ -6,8 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from flaxformer_lab.config import ImageClassificationConfig, ModelConfig
+from flaxformer_lab.model_config import TransformerConfig
 from flaxformer_lab.models.network import leaf_paths
+from flaxformer_lab.task_config import ImageClassificationConfig
 from flaxformer_lab.tasks import make_task
 from flaxformer_lab.training.state import State, Stream
 from flaxformer_lab.training.step import make_train_step, row_keys
@@ -232,7 +233,7 @@ def digits():
 
 
 def make_network(task, **knobs):
-    return task.network(ModelConfig(width=8, depth=1, **knobs))
+    return task.network(TransformerConfig(width=8, depth=1, **knobs))
 
 
 def gradients(digits, **knobs):

@@ -1,0 +1,47 @@
+"""What attention weights look like: how spread, how far, and how different from head to head."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Weights = Float[Array, "batch heads tokens tokens"]
+
+
+def entropy(weights: Weights) -> Float[Array, " heads"]:
+    """-sum a log a / log T, the mean over examples and queries: 1 for equal weights, 0 for a single token."""
+    tokens = weights.shape[-1]
+    if tokens == 1:
+        return jnp.zeros(weights.shape[1])
+    positive = jnp.where(weights > 0, weights, 1.0)
+    return jnp.mean(-jnp.sum(positive * jnp.log(positive) * (weights > 0), axis=-1), axis=(0, 2)) / jnp.log(tokens)
+
+
+def mean_distance(weights: Weights) -> Float[Array, " heads"]:
+    """sum_k a_qk |q - k|, the mean over examples and queries, in tokens."""
+    places = jnp.arange(weights.shape[-1])
+    distance = jnp.abs(places[:, None] - places[None]).astype(weights.dtype)
+    return jnp.mean(jnp.sum(weights * distance[None, None], axis=-1), axis=(0, 2))
+
+
+def head_diversity(weights: Weights) -> Float[Array, ""]:
+    """1 - the mean cosine between two different heads' maps: 0 when all heads look alike. One head has none: 0."""
+    maps = _unit_maps(weights)
+    heads = maps.shape[1]
+    if heads == 1:
+        return jnp.zeros(())
+    cosines = jnp.einsum("bhm,bgm->bhg", maps, maps)
+    apart = jnp.sum(cosines, axis=(1, 2)) - jnp.trace(cosines, axis1=1, axis2=2)
+    return 1 - jnp.mean(apart) / (heads * (heads - 1))
+
+
+def effective_rank(weights: Weights) -> Float[Array, ""]:
+    """exp(entropy of the normalised singular values) of the heads' maps (Roy & Vetterli 2007), from 1 to heads."""
+    gram = jnp.einsum("bhm,bgm->bhg", *[_unit_maps(weights)] * 2)
+    values = jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(gram), 0.0))
+    shares = values / jnp.sum(values, axis=-1, keepdims=True)
+    logs = jnp.log(jnp.where(shares > 0, shares, 1.0))
+    return jnp.mean(jnp.exp(-jnp.sum(shares * logs, axis=-1)))
+
+
+def _unit_maps(weights: Weights) -> Float[Array, "batch heads pairs"]:
+    maps = weights.reshape(*weights.shape[:2], -1).astype(jnp.float32)
+    return maps / jnp.maximum(jnp.linalg.norm(maps, axis=-1, keepdims=True), 1e-30)

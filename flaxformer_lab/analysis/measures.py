@@ -1,0 +1,215 @@
+"""Every measure by name: what it needs of a model, and what it gives."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flaxformer_lab.analysis import attention_maps, rank, symmetry
+from flaxformer_lab.analysis.estimate import Estimate
+from flaxformer_lab.analysis.importance import head_importance
+from flaxformer_lab.analysis.interaction import friedman_h2, interaction_share
+from flaxformer_lab.analysis.jacobian import mixing_energy
+from flaxformer_lab.analysis.subject import Subject
+from flaxformer_lab.errors import MeasureError
+from flaxformer_lab.model_config import TransformerConfig
+from flaxformer_lab.models.cost import compiled_bytes, forward_flops, parameters
+from flaxformer_lab.models.network import leaf_paths
+from flaxformer_lab.parsing import nearest
+
+Values = dict[str, Any]  # floats, Estimates, and arrays for the figures
+EXACT_ROWS = 1024  # up to so many Jacobian rows or Hessian columns all are computed, beyond that some are sampled
+
+
+@dataclass(frozen=True)
+class Measure:
+    """compute(subject, probes) -> values by name; misfit(subject) says why it does not apply, or None."""
+
+    compute: Callable[[Subject, int], Values]
+    misfit: Callable[[Subject], str | None] = lambda subject: None
+
+
+def measure(subject: Subject, names: Sequence[str] = (), *, probes: int = 128) -> Values:
+    """The named measures of a subject; without names, all that apply to it.
+
+    probes: random rows or columns where there are too many to compute all of them.
+
+    Raises:
+        MeasureError: an unknown measure, or one that does not apply to this model.
+    """
+    for name in names:
+        if name not in MEASURES:
+            raise MeasureError(f"{name} is not a measure: {nearest(name, MEASURES)}choose from {', '.join(MEASURES)}")
+        misfit = MEASURES[name].misfit(subject)
+        if misfit:
+            fitting = [other for other, each in MEASURES.items() if not each.misfit(subject)]
+            raise MeasureError(f"{name} does not apply to this model: {misfit}; these do: {', '.join(fitting)}")
+    chosen = names or [name for name, each in MEASURES.items() if not each.misfit(subject)]
+    values: Values = {}
+    for name in chosen:
+        values |= MEASURES[name].compute(subject, probes)
+    return values
+
+
+# ------------------------------------------------------------------------------------------------ the measures
+
+
+def _mixing(subject: Subject, probes: int) -> Values:
+    x = subject.vectors
+    exact = x.shape[1] * x.shape[2] <= EXACT_ROWS
+    features, tokens = mixing_energy(subject.body, x, probes=None if exact else probes)
+    return {
+        "cross_feature_energy": features.cross,
+        "cross_token_energy": tokens.cross,
+        "feature_energy": features.matrix,
+        "token_energy": tokens.matrix,
+    }
+
+
+def _interaction(subject: Subject, probes: int) -> Values:
+    function, x = subject.scalar
+    return {"interaction_share": interaction_share(function, x, probes=None if x.shape[1] <= EXACT_ROWS else probes)}
+
+
+def _friedman(subject: Subject, probes: int) -> Values:
+    del probes
+    function, x = subject.scalar
+    return {"friedman_h2": friedman_h2(function, x, jnp.roll(x, 1, axis=0))}
+
+
+def _symmetry(subject: Subject, probes: int) -> Values:
+    del probes
+    x, body = subject.vectors, subject.body
+    generator = np.random.default_rng(0)
+    tokens, features = (generator.permutation(size) for size in x.shape[1:])
+    return {
+        "oddness": symmetry.oddness(body, x),
+        "linearity_error": symmetry.linearity_error(body, x, jnp.roll(x, 1, axis=0)),
+        "token_equivariance_error": symmetry.token_equivariance_error(body, x, tokens),
+        "feature_equivariance_error": symmetry.feature_equivariance_error(body, x, features),
+    }
+
+
+def _attention(subject: Subject, probes: int) -> Values:
+    del probes
+    values: Values = {}
+    for layer, weights in subject.tapped("attention.weights").items():
+        weights = jnp.broadcast_to(weights, (len(subject.vectors), *weights.shape[1:]))
+        values |= {
+            f"{layer}.attention_entropy": np.asarray(attention_maps.entropy(weights)),
+            f"{layer}.attention_distance": np.asarray(attention_maps.mean_distance(weights)),
+            f"{layer}.head_diversity": float(attention_maps.head_diversity(weights)),
+            f"{layer}.effective_rank": float(attention_maps.effective_rank(weights)),
+            f"{layer}.attention_map": np.asarray(weights[0]),
+        }
+    return values
+
+
+def _depth(subject: Subject, probes: int) -> Values:
+    del probes
+    layers = [subject.vectors, *subject.tapped("output").values()]
+    return {
+        "rank_residual": np.array([float(jnp.mean(rank.rank_residual(x))) for x in layers]),
+        "stable_rank": np.array([float(jnp.mean(rank.stable_rank(x))) for x in layers]),
+        "scale_heterogeneity": np.array([float(rank.scale_heterogeneity(x)) for x in layers]),
+    }
+
+
+def _importance(subject: Subject, probes: int) -> Values:
+    del probes
+    paths = leaf_paths(subject.params)
+    outputs = {path: leaf for path, leaf in paths.items() if path.endswith(OUTPUT_MAPS)}
+
+    def loss(outputs, example):
+        leaves = [outputs.get(path, leaf) for path, leaf in paths.items()]
+        params = jax.tree.unflatten(jax.tree.structure(subject.params), leaves)
+        one = jax.tree.map(lambda leaf: leaf[None], example)
+        total, weight = subject.task.measure(subject.network.apply(params, subject.model_state, one["inputs"]), one)[
+            "loss"
+        ]
+        return total / jnp.maximum(weight, 1e-30)
+
+    heads = subject.config.attention.num_heads
+    found = jax.jit(lambda: head_importance(loss, outputs, heads, subject.batch))()
+    return {
+        f"{path.split('.attention.')[0].removeprefix('body.')}.head_importance": np.asarray(v)
+        for path, v in found.items()
+    }
+
+
+def _block_of(path: str) -> str:
+    return path.split(".attention.")[0].removeprefix("body.")
+
+
+def _cost(subject: Subject, probes: int) -> Values:
+    del probes
+    arguments = (subject.network, subject.params, subject.model_state)
+    return {
+        "parameters": parameters(subject.params),
+        "forward_flops": forward_flops(*arguments, subject.task.dummy(1)),
+        "peak_bytes": compiled_bytes(*arguments, subject.task.dummy(len(subject.vectors))),
+    }
+
+
+# -------------------------------------------------------------------------------------------- what each one needs
+
+OUTPUT_MAPS = ("attention.output.kernel", "attention.output.scale")
+
+
+def _needs_weights(subject: Subject) -> str | None:
+    config = subject.config
+    if not isinstance(config, TransformerConfig) or config.depth == 0:
+        return f"model.name={config.name} of depth {getattr(config, 'depth', 0)} has no attention"
+    kind = config.attention.kind
+    return None if kind in ("softmax", "mean", "static") else f"attention.kind={kind} has no weights over tokens"
+
+
+def _needs_heads(subject: Subject) -> str | None:
+    config = subject.config
+    if not isinstance(config, TransformerConfig) or config.depth == 0 or config.attention.kind == "off":
+        return f"model.name={config.name} has no attention heads here"
+    output = config.attention.output
+    return None if output in ("dense", "diagonal") else f"attention.output={output} has no map whose rows are a head's"
+
+
+def _needs_few_inputs(subject: Subject) -> str | None:
+    inputs = subject.scalar[1].shape[1]
+    return None if inputs <= 64 else f"partial dependence on {inputs} inputs would take {inputs} x examples^2 calls"
+
+
+def _needs_layers(subject: Subject) -> str | None:
+    return None if getattr(subject.config, "depth", 0) else f"model.name={subject.config.name} has no depth here"
+
+
+def _needs_two_examples(subject: Subject) -> str | None:
+    return None if len(subject.vectors) > 1 else "one example alone has no average over examples; take more"
+
+
+MEASURES: dict[str, Measure] = {
+    "mixing": Measure(_mixing),
+    "interaction": Measure(_interaction, _needs_two_examples),
+    "friedman": Measure(_friedman, lambda subject: _needs_two_examples(subject) or _needs_few_inputs(subject)),
+    "symmetry": Measure(_symmetry),
+    "attention": Measure(_attention, _needs_weights),
+    "depth": Measure(_depth, _needs_layers),
+    "head_importance": Measure(_importance, _needs_heads),
+    "cost": Measure(_cost),
+}
+
+
+def as_json(values: Values) -> dict[str, Any]:
+    """Values as plain JSON: an Estimate as {value, standard_error}, an array as nested lists, NaN as null."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Estimate):
+            return {"value": plain(value.value), "standard_error": plain(value.standard_error)}
+        if isinstance(value, np.ndarray):
+            return [plain(each) for each in value]
+        if isinstance(value, float | np.floating):
+            return float(value) if np.isfinite(value) else None
+        return int(value)
+
+    return {name: plain(value) for name, value in values.items()}

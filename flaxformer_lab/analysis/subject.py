@@ -1,0 +1,95 @@
+"""What is measured: a network with its parameters, a batch, and the functions between which the measures look."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from flaxformer_lab.errors import MeasureError
+from flaxformer_lab.model_config import ModelConfig
+from flaxformer_lab.models.network import PureNetwork
+from flaxformer_lab.tasks import Task
+from flaxformer_lab.tasks.task import Batch
+
+Tree = Any  # a pytree of arrays
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, trained or fresh, and a prepared batch of its task.
+
+    Raises:
+        MeasureError: inputs that are not finite, or of another shape than the model takes.
+    """
+
+    config: ModelConfig
+    task: Task
+    network: PureNetwork
+    params: Tree
+    model_state: Tree
+    batch: Batch
+
+    def __post_init__(self) -> None:
+        inputs, wanted = self.batch["inputs"], self.task.dummy(1).shape[1:]
+        if tuple(inputs.shape[1:]) != wanted:
+            raise MeasureError(
+                f"inputs of shape {tuple(inputs.shape)} do not fit this model, which takes "
+                f"(batch, {', '.join(map(str, wanted))}); use inputs of the task that it was trained on"
+            )
+        if not np.all(np.isfinite(np.asarray(inputs))):
+            raise MeasureError("the inputs hold values that are not finite; every measure would be one; mend the data")
+
+    @functools.cached_property
+    def vectors(self) -> Float[Array, "batch tokens width"]:
+        """The token vectors that enter the body."""
+        return jax.jit(self.network.embed)(self.params, self.model_state, self.batch["inputs"]).astype(jnp.float32)
+
+    @functools.cached_property
+    def body(self):
+        """Token vectors to token vectors, compiled."""
+        return jax.jit(lambda vectors: self.network.body(self.params, self.model_state, vectors))
+
+    @functools.cached_property
+    def intermediates(self) -> dict[str, Array]:
+        """Everything that the body's modules offer, by dotted name."""
+        run = jax.jit(self.network.intermediates)
+        return run(self.params, self.model_state, self.batch["inputs"])
+
+    def tapped(self, name: str) -> dict[str, Array]:
+        """The intermediates called `name`, by the block or layer that offers them, in order of depth."""
+        found = {
+            path.removesuffix(f".{name}"): value
+            for path, value in self.intermediates.items()
+            if path.endswith(f".{name}") and path.split(".")[0] in ("blocks", "layers")
+        }
+        return dict(sorted(found.items(), key=lambda item: int(item[0].split(".")[1])))
+
+    @functools.cached_property
+    def scalar(self):
+        """(function, inputs): a scalar function of flat inputs, the outputs summed with fixed random signs.
+
+        The inputs are the task's own where they are vectors, else the embedded tokens.
+        """
+        continuous = jnp.issubdtype(self.batch["inputs"].dtype, jnp.floating) and self.batch["inputs"].ndim == 3
+        inputs = self.batch["inputs"] if continuous else self.vectors
+        whole = self.network.apply if continuous else self.network.body
+        shape = inputs.shape[1:]
+
+        def outputs(flat: Float[Array, "batch inputs"]) -> Float[Array, "batch outputs"]:
+            y = whole(self.params, self.model_state, flat.reshape(-1, *shape))
+            asked = self._asked(y) if continuous else y
+            return asked.reshape(len(flat), -1)
+
+        size = jax.eval_shape(outputs, jax.ShapeDtypeStruct((1, int(np.prod(shape))), jnp.float32)).shape[1]
+        signs = jnp.asarray(np.random.default_rng(0).choice([-1.0, 1.0], size), jnp.float32)
+        signs = signs if size > 1 else jnp.ones(1)
+        return jax.jit(lambda flat: outputs(flat) @ signs), inputs.reshape(len(inputs), -1)
+
+    def _asked(self, y: Array) -> Array:
+        """The outputs of the tokens that the task asks about."""
+        asked = np.flatnonzero(np.asarray(self.batch["weights"][0]) > 0)
+        return y[:, asked] if y.ndim == 3 else y

@@ -1,0 +1,57 @@
+"""Recurrent cells run over the tokens. Everything that does not wait for the state is one product over all tokens."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Stream = Float[Array, "batch tokens width"]
+
+
+def lstm(
+    inputs: Float[Array, "batch tokens 4*width"], kernel: Float[Array, "width 4*width"]
+) -> Float[Array, "batch tokens width"]:
+    """Long short-term memory (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000).
+
+    inputs: x W + b, its quarters for the input gate, forget gate, candidate and output gate; kernel: the same of the
+    state. c <- f c + i g, h = o tanh(c).
+    """
+
+    def cell(state: tuple[Array, Array], arriving: Array) -> tuple[tuple[Array, Array], Array]:
+        hidden, memory = state
+        enter, forget, candidate, leave = jnp.split(arriving + hidden @ kernel, 4, axis=-1)
+        memory = jax.nn.sigmoid(forget) * memory + jax.nn.sigmoid(enter) * jnp.tanh(candidate)
+        hidden = jax.nn.sigmoid(leave) * jnp.tanh(memory)
+        return (hidden, memory), hidden
+
+    empty = jnp.zeros((inputs.shape[0], kernel.shape[0]), inputs.dtype)
+    return _over_tokens(cell, (empty, empty), inputs)
+
+
+def gru(
+    inputs: Float[Array, "batch tokens 3*width"],
+    kernel: Float[Array, "width 3*width"],
+    candidate_bias: Float[Array, " width"] | None,
+) -> Float[Array, "batch tokens width"]:
+    """Gated recurrent unit (Cho et al. 2014), the reset gate applied after the product, as cuDNN does.
+
+    inputs: x W + b, its thirds for reset gate, update gate and candidate; kernel: the same of the state.
+    h <- (1 - z) tanh(n + r (h U_n + b_n)) + z h.
+    """
+
+    def cell(hidden: Array, arriving: Array) -> tuple[Array, Array]:
+        reset, update, candidate = jnp.split(arriving, 3, axis=-1)
+        state_reset, state_update, state_candidate = jnp.split(hidden @ kernel, 3, axis=-1)
+        if candidate_bias is not None:
+            state_candidate = state_candidate + candidate_bias[None]
+        update = jax.nn.sigmoid(update + state_update)
+        new = jnp.tanh(candidate + jax.nn.sigmoid(reset + state_reset) * state_candidate)
+        hidden = (1 - update) * new + update * hidden
+        return hidden, hidden
+
+    return _over_tokens(cell, jnp.zeros((inputs.shape[0], kernel.shape[0]), inputs.dtype), inputs)
+
+
+def _over_tokens(cell: Callable, state: Array | tuple[Array, Array], inputs: Array) -> Stream:
+    return jnp.swapaxes(jax.lax.scan(cell, state, jnp.swapaxes(inputs, 0, 1))[1], 0, 1)

@@ -1,0 +1,77 @@
+"""Measures a trained checkpoint: `python -m flaxformer_lab.measure --workdir=runs/digits [--measures=mixing,depth]`.
+
+Prints a table; writes WORKDIR/measures/STEP/measures.json and figures: where each feature and each token looks,
+attention maps by head, and what depth does to the stream.
+"""
+
+import json
+
+import jax
+import numpy as np
+from absl import flags
+
+from flaxformer_lab.analysis.estimate import Estimate
+from flaxformer_lab.analysis.figures import save_figures
+from flaxformer_lab.analysis.measures import MEASURES, Values, as_json, measure
+from flaxformer_lab.analysis.subject import Subject
+from flaxformer_lab.command_line import parse_step, run
+from flaxformer_lab.errors import ConfigError, RunError
+from flaxformer_lab.evaluate import Run, load_run
+from flaxformer_lab.tasks import SPLITS
+from flaxformer_lab.training.folder import RunFolder
+from flaxformer_lab.training.logging import Display
+from flaxformer_lab.training.state import Stream
+from flaxformer_lab.training.step import row_keys
+
+
+def subject_of(loaded: Run, *, split: str = "test", examples: int = 64) -> Subject:
+    """The run's model with the first examples of a split."""
+    source = loaded.task.examples(split)
+    rows = np.arange(min(examples, source.number))
+    stored = source.read(source.evaluation_rows(rows))
+    keys = row_keys(loaded.config.seed, Stream.EVALUATE, 0, jax.numpy.asarray(rows, "int32"))
+    stored = jax.tree.map(jax.numpy.asarray, stored) | {"weight": jax.numpy.ones(len(rows))}
+    batch = loaded.task.prepare(stored, keys, training=False)
+    return Subject(loaded.config.model, loaded.task, loaded.model, loaded.params, loaded.state.model_state, batch)
+
+
+def main(overrides: list[str]) -> None:
+    """Measures what the flags describe."""
+    if overrides:
+        raise ConfigError(f"{overrides[0]}: a checkpoint keeps the config that it was trained with; drop this flag")
+    loaded = load_run(WORKDIR.value, parse_step(STEP.value))
+    subject = subject_of(loaded, split=SPLIT.value, examples=EXAMPLES.value)
+    values = measure(subject, MEASURES_FLAG.value, probes=PROBES.value)
+    display = Display(steps=1, units=loaded.task.units, batch_size=1)
+    title = f"{WORKDIR.value}, step {loaded.step}, {len(subject.vectors)} examples of {SPLIT.value}"
+    display.table(title, ["measure", "value", "standard error"], _rows(values))
+    folder = RunFolder(WORKDIR.value).path / "measures" / str(loaded.step)
+    try:
+        paths = save_figures(values, folder, title)
+        (folder / "measures.json").write_text(json.dumps(as_json(values)) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{folder} cannot be written: {error}") from error
+    for path in [folder / "measures.json", *paths]:
+        display.say(f"written: {path}")
+
+
+def _rows(values: Values) -> list[list[str]]:
+    rows = []
+    for name, value in values.items():
+        if isinstance(value, Estimate):
+            rows.append([name, f"{value.value:.4f}", f"{value.standard_error:.4f}"])
+        elif isinstance(value, np.ndarray) and value.ndim == 1:
+            rows.append([name, " ".join(f"{each:.3f}" for each in value), ""])
+        elif not isinstance(value, np.ndarray):
+            rows.append([name, f"{value:,}" if isinstance(value, int) else f"{value:.4g}", ""])
+    return rows
+
+
+if __name__ == "__main__":
+    WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+    STEP = flags.DEFINE_string("step", None, "Step of the checkpoint, or best; default: the last one.")
+    SPLIT = flags.DEFINE_enum("split", "test", SPLITS, "Which part of the data.")
+    EXAMPLES = flags.DEFINE_integer("examples", 64, "How many examples, at least 2.", lower_bound=2)
+    PROBES = flags.DEFINE_integer("probes", 128, "Random rows where there are too many to take all.", lower_bound=1)
+    MEASURES_FLAG = flags.DEFINE_list("measures", [], f"Which ones, of {', '.join(MEASURES)}; default: all that apply.")
+    run(main)

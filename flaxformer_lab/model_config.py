@@ -1,0 +1,212 @@
+"""What a model is: the Transformer's knobs, and those of the baselines that it is judged beside.
+
+`name` selects one; the others' keys are then unknown. All of them map token vectors to token vectors of `width`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.parsing import AtLeastOne, NonNegative, Positive, Rate
+
+Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh", "identity"]
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Token mixing.
+
+    kind: softmax; channel (cross-covariance, XCiT); mean; static (learned weights that do not see the input); off.
+    num_heads, head_dim: independent; head_dim None means model.width / num_heads.
+    projection: dense, diagonal (one weight a feature), identity, for query, key and value alike.
+    output: how the merged heads return to the model's width; `off` removes the map, as `identity` does.
+    """
+
+    kind: Literal["softmax", "channel", "mean", "static", "off"] = "softmax"
+    num_heads: AtLeastOne = 4
+    head_dim: AtLeastOne | None = None
+    projection: Literal["dense", "diagonal", "identity"] = "dense"
+    output: Literal["dense", "diagonal", "identity", "off"] = "dense"
+
+
+@dataclass(frozen=True)
+class FeedForwardConfig:
+    """Feature mixing inside a token: mlp, gated (GLU), bilinear (a GLU without activation), diagonal, off."""
+
+    kind: Literal["mlp", "gated", "bilinear", "diagonal", "off"] = "mlp"
+    activation: Activation = "gelu"
+    expansion: Positive = 4.0
+
+
+@dataclass(frozen=True)
+class NormConfig:
+    """Normalisation over a token's features, before (pre) or after (post) each part's skip connection."""
+
+    kind: Literal["layernorm", "rmsnorm", "off"] = "layernorm"
+    placement: Literal["pre", "post"] = "pre"
+    epsilon: Positive = 1e-6
+
+
+@dataclass(frozen=True)
+class SkipConfig:
+    """Residual connections around attention and around the FFN."""
+
+    attention: bool = True
+    ffn: bool = True
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """The Transformer's knobs, each one flag."""
+
+    name: Literal["transformer"] = "transformer"
+    width: AtLeastOne = 64
+    depth: NonNegative = 4
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    ffn: FeedForwardConfig = field(default_factory=FeedForwardConfig)
+    norm: NormConfig = field(default_factory=NormConfig)
+    skip: SkipConfig = field(default_factory=SkipConfig)
+    position: Literal["learned", "sinusoidal", "rotary", "off"] = "learned"
+    bias: bool = True
+    causal: bool = False
+    dropout: Rate = 0.0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False
+
+    @property
+    def head_dim(self) -> int:
+        """Features of one head."""
+        return self.attention.head_dim or self.width // self.attention.num_heads
+
+    def rules(self) -> None:
+        """Raises ConfigError when knobs contradict one another."""
+        attention = self.attention
+        if attention.head_dim is None and self.width % attention.num_heads:
+            divisors = [n for n in range(1, min(self.width, 1024) + 1) if self.width % n == 0]
+            raise ConfigError(
+                f"model.attention.num_heads={attention.num_heads} does not divide model.width={self.width}; "
+                f"set model.attention.head_dim or choose one of {', '.join(map(str, divisors))}"
+            )
+        if attention.kind == "off" and self.ffn.kind == "off" and self.depth > 0:
+            raise ConfigError(
+                "model.attention.kind=off and model.ffn.kind=off leave every block empty; keep one of them, "
+                "or say model.depth=0 for embedding and head alone"
+            )
+        if self.position == "sinusoidal" and self.width % 2:
+            raise ConfigError(
+                f"model.position=sinusoidal pairs a sine with a cosine, so model.width={self.width} must be even; "
+                "choose an even width, or position learned, rotary or off"
+            )
+        if attention.kind == "off":
+            return
+        merged = attention.num_heads * self.head_dim
+        for key, value in (("projection", attention.projection), ("output", attention.output)):
+            if value != "dense" and merged != self.width:
+                raise ConfigError(
+                    f"model.attention.{key}={value} maps each feature to itself, so num_heads x head_dim must equal "
+                    f"model.width={self.width}, not {attention.num_heads} x {self.head_dim} = {merged}; "
+                    "set model.attention.head_dim to none or change num_heads"
+                )
+        if attention.kind == "channel" and self.causal:
+            raise ConfigError(
+                "model.attention.kind=channel sums over all tokens, so it cannot be causal; "
+                "set model.causal=false (and a task that allows it) or choose softmax, mean or static"
+            )
+        if attention.kind in ("softmax", "channel") and self.position == "rotary" and self.head_dim % 2:
+            raise ConfigError(
+                f"model.position=rotary turns pairs of features, so head_dim={self.head_dim} must be even; "
+                "choose another num_heads or head_dim, or position learned, sinusoidal or off"
+            )
+
+
+# ------------------------------------------------------------------------------------------------ baselines
+
+
+@dataclass(frozen=True)
+class MLPConfig:
+    """Dense layers with an activation, for each token alone: features mix, tokens never meet."""
+
+    name: Literal["mlp"] = "mlp"
+    width: AtLeastOne = 64
+    depth: NonNegative = 2
+    activation: Activation = "gelu"
+    bias: bool = True
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    causal = True  # a token sees nothing that comes after it
+
+
+@dataclass(frozen=True)
+class FactorizationMachineConfig:
+    """A linear map plus products of every two features (Rendle 2010), for each token alone; `width` is its rank."""
+
+    name: Literal["factorization_machine"] = "factorization_machine"
+    width: AtLeastOne = 64
+    bias: bool = True
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    causal = True
+
+
+@dataclass(frozen=True)
+class ConvolutionConfig:
+    """Residual convolutions over the tokens: along the sequence (1d), or over an image's grid of patches (2d)."""
+
+    name: Literal["cnn_1d", "cnn_2d"] = "cnn_1d"
+    width: AtLeastOne = 64
+    depth: NonNegative = 4
+    kernel_size: AtLeastOne = 3
+    activation: Activation = "gelu"
+    norm: NormConfig = field(default_factory=NormConfig)
+    bias: bool = True
+    causal: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @property
+    def reach(self) -> int:
+        """How many tokens back an input can still be seen."""
+        # Two convolutions a block.
+        return 2 * self.depth * (self.kernel_size - 1 if self.causal else self.kernel_size // 2)
+
+    def rules(self) -> None:
+        """Raises ConfigError when knobs contradict one another."""
+        if self.causal and self.name == "cnn_2d":
+            raise ConfigError(
+                "model.causal=true with model.name=cnn_2d: a grid of patches has no before and after; "
+                "set model.causal=false or model.name=cnn_1d"
+            )
+
+
+@dataclass(frozen=True)
+class RecurrentConfig:
+    """Recurrent layers from the first token to the last: `lstm` (Hochreiter & Schmidhuber 1997) or `gru` (Cho 2014)."""
+
+    name: Literal["lstm", "gru"] = "lstm"
+    width: AtLeastOne = 64
+    depth: NonNegative = 2
+    bias: bool = True
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    causal = True
+
+
+@dataclass(frozen=True)
+class MixerConfig:
+    """MLP-Mixer (Tolstikhin et al. 2021): an MLP over tokens, then an MLP over features, each with norm and skip."""
+
+    name: Literal["mixer"] = "mixer"
+    width: AtLeastOne = 64
+    depth: NonNegative = 4
+    token_hidden: AtLeastOne = 32
+    expansion: Positive = 4.0
+    activation: Activation = "gelu"
+    norm: NormConfig = field(default_factory=NormConfig)
+    bias: bool = True
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    causal = False
+
+
+ModelConfig = (
+    TransformerConfig | MLPConfig | FactorizationMachineConfig | ConvolutionConfig | RecurrentConfig | MixerConfig
+)

@@ -1,0 +1,63 @@
+"""The convolutional baseline: residual blocks over a sequence, or over an image's grid of patches."""
+
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from flaxformer_lab.functional.convolution import neighbourhood_1d, neighbourhood_2d
+from flaxformer_lab.functional.feedforward import ACTIVATIONS
+from flaxformer_lab.model_config import ConvolutionConfig
+from flaxformer_lab.modules.norm import make_norm
+from flaxformer_lab.modules.projection import Dense
+from flaxformer_lab.modules.taps import CLOSED, Taps
+
+Stream = Float[Array, "batch tokens width"]
+
+
+class Convolution(nnx.Module):
+    """A weighted sum of each token's neighbourhood; tokens that are padding count as zeros."""
+
+    def __init__(self, config: ConvolutionConfig, *, grid: tuple[int, ...], rngs: nnx.Rngs):
+        self._config, self._grid = config, grid
+        window = config.kernel_size ** (2 if config.name == "cnn_2d" else 1)
+        self.map = Dense(window * config.width, config.width, bias=config.bias, rngs=rngs)
+
+    def __call__(self, x: Stream, valid: Bool[Array, "batch tokens"] | None) -> Stream:
+        x = x if valid is None else x * valid[:, :, None].astype(x.dtype)
+        if self._config.name == "cnn_1d":
+            return self.map(neighbourhood_1d(x, self._config.kernel_size, causal=self._config.causal))
+        image = x.reshape(x.shape[0], *self._grid, x.shape[2])
+        return self.map(neighbourhood_2d(image, self._config.kernel_size)).reshape(x.shape)
+
+
+class ConvolutionBlock(nnx.Module):
+    """x + conv(activation(conv(norm(x)))), a residual block with its norm first (He et al. 2016)."""
+
+    def __init__(self, config: ConvolutionConfig, *, grid: tuple[int, ...], rngs: nnx.Rngs):
+        self._activation = ACTIVATIONS[config.activation]
+        self.norm = make_norm(config)
+        self.first = Convolution(config, grid=grid, rngs=rngs)
+        self.second = Convolution(config, grid=grid, rngs=rngs)
+
+    def __call__(self, x: Stream, valid: Bool[Array, "batch tokens"] | None) -> Stream:
+        y = self.norm(x) if self.norm else x
+        return x + self.second(self._activation(self.first(y, valid)), valid)
+
+
+class ConvolutionalNetwork(nnx.Module):
+    """Blocks, and a last norm."""
+
+    def __init__(self, config: ConvolutionConfig, *, grid: tuple[int, ...], rngs: nnx.Rngs):
+        self.blocks = nnx.List([ConvolutionBlock(config, grid=grid, rngs=rngs) for _ in range(config.depth)])
+        self.norm = make_norm(config)
+
+    def __call__(
+        self, x: Stream, *, valid: Bool[Array, "batch tokens"] | None = None, keys=None, taps: Taps = CLOSED
+    ) -> Stream:
+        del keys  # nothing is drawn
+        taps.add("input", lambda: x)
+        for number, block in enumerate(self.blocks):
+            x = block(x, valid)
+            taps.within(f"blocks.{number}").add("output", lambda x=x: x)
+        x = self.norm(x) if self.norm else x
+        taps.add("output", lambda: x)
+        return x

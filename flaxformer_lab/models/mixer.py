@@ -1,0 +1,56 @@
+"""The MLP-Mixer baseline (Tolstikhin et al. 2021): learned maps over tokens in place of attention."""
+
+import math
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from flaxformer_lab.functional.feedforward import ACTIVATIONS
+from flaxformer_lab.model_config import MixerConfig
+from flaxformer_lab.modules.norm import make_norm
+from flaxformer_lab.modules.projection import Dense
+from flaxformer_lab.modules.taps import CLOSED, Taps
+
+Stream = Float[Array, "batch tokens width"]
+
+
+class MixerBlock(nnx.Module):
+    """x + (MLP over tokens of norm(x)), then x + (MLP over features of norm(x)) (eq. 1)."""
+
+    def __init__(self, config: MixerConfig, *, tokens: int, rngs: nnx.Rngs):
+        self._activation = ACTIVATIONS[config.activation]
+        hidden = max(1, round(config.width * config.expansion))
+        self.token_norm, self.feature_norm = make_norm(config), make_norm(config)
+        self.token_up = Dense(tokens, config.token_hidden, bias=config.bias, rngs=rngs)
+        self.token_down = Dense(config.token_hidden, tokens, bias=config.bias, rngs=rngs)
+        self.feature_up = Dense(config.width, hidden, bias=config.bias, rngs=rngs)
+        self.feature_down = Dense(hidden, config.width, bias=config.bias, rngs=rngs)
+
+    def __call__(self, x: Stream, valid: Bool[Array, "batch tokens"] | None) -> Stream:
+        y = self.token_norm(x) if self.token_norm else x
+        y = y if valid is None else y * valid[:, :, None].astype(y.dtype)
+        y = self.token_down(self._activation(self.token_up(jnp.swapaxes(y, 1, 2))))
+        x = x + jnp.swapaxes(y, 1, 2)
+        y = self.feature_norm(x) if self.feature_norm else x
+        return x + self.feature_down(self._activation(self.feature_up(y)))
+
+
+class Mixer(nnx.Module):
+    """Blocks, and a last norm; the number of tokens is fixed."""
+
+    def __init__(self, config: MixerConfig, *, grid: tuple[int, ...], rngs: nnx.Rngs):
+        self.blocks = nnx.List([MixerBlock(config, tokens=math.prod(grid), rngs=rngs) for _ in range(config.depth)])
+        self.norm = make_norm(config)
+
+    def __call__(
+        self, x: Stream, *, valid: Bool[Array, "batch tokens"] | None = None, keys=None, taps: Taps = CLOSED
+    ) -> Stream:
+        del keys  # nothing is drawn
+        taps.add("input", lambda: x)
+        for number, block in enumerate(self.blocks):
+            x = block(x, valid)
+            taps.within(f"blocks.{number}").add("output", lambda x=x: x)
+        x = self.norm(x) if self.norm else x
+        taps.add("output", lambda: x)
+        return x

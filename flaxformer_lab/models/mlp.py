@@ -1,0 +1,48 @@
+"""Baselines that look at each token alone: a multi-layer perceptron and a factorization machine."""
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from flaxformer_lab.functional.factorization import pairwise_products
+from flaxformer_lab.functional.feedforward import ACTIVATIONS
+from flaxformer_lab.model_config import FactorizationMachineConfig, MLPConfig
+from flaxformer_lab.modules.projection import Dense, normal
+from flaxformer_lab.modules.taps import CLOSED, Taps
+
+Stream = Float[Array, "batch tokens width"]
+
+
+class MLP(nnx.Module):
+    """Dense layers, each with an activation: features mix, tokens never meet."""
+
+    def __init__(self, config: MLPConfig, *, grid: tuple[int, ...], rngs: nnx.Rngs):
+        del grid
+        self._activation = ACTIVATIONS[config.activation]
+        self.layers = nnx.List(
+            [Dense(config.width, config.width, bias=config.bias, rngs=rngs) for _ in range(config.depth)]
+        )
+
+    def __call__(self, x: Stream, *, valid=None, keys=None, taps: Taps = CLOSED) -> Stream:
+        del valid, keys  # no token sees another
+        taps.add("input", lambda: x)
+        for number, layer in enumerate(self.layers):
+            x = self._activation(layer(x))
+            taps.within(f"layers.{number}").add("output", lambda x=x: x)
+        taps.add("output", lambda: x)
+        return x
+
+
+class FactorizationMachine(nnx.Module):
+    """x W + b plus `width` sums of products of every two features (Rendle 2010, eq. 1); the head adds them up."""
+
+    def __init__(self, config: FactorizationMachineConfig, *, grid: tuple[int, ...], rngs: nnx.Rngs):
+        del grid
+        self.linear = Dense(config.width, config.width, bias=config.bias, rngs=rngs)
+        self.factors = normal(rngs, (config.width, config.width), config.width)
+
+    def __call__(self, x: Stream, *, valid=None, keys=None, taps: Taps = CLOSED) -> Stream:
+        del valid, keys  # no token sees another
+        taps.add("input", lambda: x)
+        x = self.linear(x) + pairwise_products(x, self.factors[...].astype(x.dtype))
+        taps.add("output", lambda: x)
+        return x

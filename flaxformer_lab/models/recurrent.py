@@ -1,0 +1,57 @@
+"""The recurrent baselines: layers of LSTM or GRU cells, from the first token to the last."""
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from flaxformer_lab.functional.recurrence import gru, lstm
+from flaxformer_lab.model_config import RecurrentConfig
+from flaxformer_lab.modules.projection import Dense, normal, read, zeros
+from flaxformer_lab.modules.taps import CLOSED, Taps
+
+Stream = Float[Array, "batch tokens width"]
+
+
+class LSTM(nnx.Module):
+    """One layer; the forget gate starts open, with a bias of 1 (Jozefowicz et al. 2015)."""
+
+    def __init__(self, config: RecurrentConfig, *, rngs: nnx.Rngs):
+        width = config.width
+        self.input = Dense(width, 4 * width, bias=config.bias, rngs=rngs)
+        if config.bias:
+            self.input.bias[...] = self.input.bias[...].at[width : 2 * width].set(1)
+        self.state = normal(rngs, (width, 4 * width), width)
+
+    def __call__(self, x: Stream) -> Stream:
+        return lstm(self.input(x), self.state[...].astype(x.dtype))
+
+
+class GRU(nnx.Module):
+    """One layer."""
+
+    def __init__(self, config: RecurrentConfig, *, rngs: nnx.Rngs):
+        width = config.width
+        self.input = Dense(width, 3 * width, bias=config.bias, rngs=rngs)
+        self.state = normal(rngs, (width, 3 * width), width)
+        self.candidate_bias = zeros((width,)) if config.bias else None
+
+    def __call__(self, x: Stream) -> Stream:
+        bias = read(self.candidate_bias)
+        return gru(self.input(x), self.state[...].astype(x.dtype), None if bias is None else bias.astype(x.dtype))
+
+
+class RecurrentNetwork(nnx.Module):
+    """Layers one above the other. Padding comes last, so no other token hears of it."""
+
+    def __init__(self, config: RecurrentConfig, *, grid: tuple[int, ...], rngs: nnx.Rngs):
+        del grid
+        layer = {"lstm": LSTM, "gru": GRU}[config.name]
+        self.layers = nnx.List([layer(config, rngs=rngs) for _ in range(config.depth)])
+
+    def __call__(self, x: Stream, *, valid=None, keys=None, taps: Taps = CLOSED) -> Stream:
+        del valid, keys
+        taps.add("input", lambda: x)
+        for number, layer in enumerate(self.layers):
+            x = layer(x)
+            taps.within(f"layers.{number}").add("output", lambda x=x: x)
+        taps.add("output", lambda: x)
+        return x

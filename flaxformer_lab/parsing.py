@@ -1,0 +1,156 @@
+"""From nested plain values to frozen dataclasses, strictly. Knows nothing of what a run is.
+
+Types, ranges and choices stand in a dataclass's annotations; rules that tie several keys together stand in the `rules`
+of the smallest dataclass that holds them all.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from flaxformer_lab.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A condition on one value, and how to say it to a user."""
+
+    text: str
+    holds: Callable[[Any], bool]
+
+
+AtLeastOne = Annotated[int, Rule("must be at least 1", lambda value: value >= 1)]
+AtLeastTwo = Annotated[int, Rule("must be at least 2", lambda value: value >= 2)]
+NonNegative = Annotated[int, Rule("must not be negative", lambda value: value >= 0)]
+Positive = Annotated[float, Rule("must be above 0", lambda value: value > 0)]
+Rate = Annotated[float, Rule("must be at least 0 and below 1", lambda value: 0 <= value < 1)]
+Decay = Annotated[float, Rule("must not be negative", lambda value: value >= 0)]
+Fraction = Annotated[float, Rule("must be above 0 and below 1", lambda value: 0 < value < 1)]
+Seed = Annotated[int, Rule("must be at least 0 and below 2**32", lambda value: 0 <= value < 2**32)]
+Name = Annotated[str, Rule("must not be empty", lambda value: bool(value.strip()))]
+
+
+def parse(kind: Any, value: Any, path: str) -> Any:
+    """Returns `value` as the annotated type `kind`; `path` names it in errors.
+
+    A dataclass is read from a mapping, strictly; a union of dataclasses by the mapping's `name`. What the mapping
+    leaves out takes its default; then the dataclass's `rules()` has its say.
+
+    Raises:
+        ConfigError: an unknown key, a value of the wrong type or out of range, or keys that contradict one another.
+    """
+    rules: tuple[Rule, ...] = ()
+    if typing.get_origin(kind) is Annotated:
+        kind, *rules = typing.get_args(kind)
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        options = tuple(option for option in typing.get_args(kind) if option is not types.NoneType)
+        if all(map(dataclasses.is_dataclass, options)):
+            return _parse_dataclass(_tagged(options, value, path), value, path)
+        is_none = value is None or (isinstance(value, str) and value.lower() == "none")
+        return None if is_none else parse(options[0], value, path)
+    if dataclasses.is_dataclass(kind):
+        return _parse_dataclass(kind, value, path)
+    if typing.get_origin(kind) is Literal:
+        return _parse_choice(typing.get_args(kind), value, path)
+    parsed = _parse_scalar(kind, value, path)
+    for rule in rules:
+        if not rule.holds(parsed):
+            raise ConfigError(f"{path}={value} {rule.text}")
+    return parsed
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns `{"model.width": 64, ...}` of a nested mapping."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def override(tree: Mapping[str, Any], key: str, value: Any, path: str = "") -> dict[str, Any]:
+    """Returns a copy of `tree` in which the dotted `key` has `value`; missing levels are made. `path` is for errors."""
+    head, _, rest = key.partition(".")
+    if not rest:
+        return {**tree, head: value}
+    inner, path = tree.get(head), f"{path}{head}"
+    if inner is not None and not isinstance(inner, Mapping):
+        raise ConfigError(
+            f"{path}.{rest}={value}: {path} holds a plain value, {inner!r}, so nothing can be set inside it; "
+            f"set {path} itself"
+        )
+    return {**tree, head: override(inner or {}, rest, value, f"{path}.")}
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """Returns "did you mean a, b? " for the words that resemble `word`, or an empty string."""
+    close = difflib.get_close_matches(word, list(words), n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}? " if close else ""
+
+
+def _parse_dataclass(kind: type, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(value):
+        value = dataclasses.asdict(value)
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{path or 'config'}={value!r} must be a group of keys: {', '.join(_keys(kind))}")
+    hints = typing.get_type_hints(kind, include_extras=True)
+    prefix = f"{path}." if path else ""
+    for key in value:
+        if key not in hints:
+            raise ConfigError(
+                f"unknown key {prefix}{key} (value {value[key]!r}): {nearest(str(key), hints)}"
+                f"{path or 'config'} has {', '.join(hints)}"
+            )
+    parsed = kind(**{key: parse(hints[key], inner, prefix + key) for key, inner in value.items()})
+    if hasattr(parsed, "rules"):
+        parsed.rules()
+    return parsed
+
+
+def _keys(kind: type) -> list[str]:
+    return [f.name for f in dataclasses.fields(kind)]
+
+
+def _tagged(kinds: tuple[type, ...], value: Any, path: str) -> type:
+    """The dataclass among `kinds` that `value["name"]` names; the first one where there is no name."""
+    by_name = {name: kind for kind in kinds for name in typing.get_args(typing.get_type_hints(kind)["name"])}
+    if dataclasses.is_dataclass(value):
+        return type(value)
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{path}={value!r} must be a group of keys with a name, one of {', '.join(by_name)}")
+    name = value.get("name", kinds[0].name)
+    return by_name[_parse_choice(tuple(by_name), name, f"{path}.name")]
+
+
+def _parse_choice(choices: tuple[str, ...], value: Any, path: str) -> str:
+    if isinstance(value, str) and value in choices:
+        return value
+    raise ConfigError(f"{path}={value} is not a choice: {nearest(str(value), choices)}choose from {', '.join(choices)}")
+
+
+def _parse_scalar(kind: type, value: Any, path: str) -> Any:
+    """A bool, int, float or str, from itself or from the text of a command line."""
+    words = {"true": True, "false": False}
+    parsed: Any = None
+    if kind is str and isinstance(value, str):
+        parsed = value
+    elif kind is bool:
+        parsed = value if isinstance(value, bool) else words.get(str(value).lower())
+    elif kind in (int, float) and not isinstance(value, bool) and isinstance(value, int | float | str):
+        try:
+            parsed = kind(value) if isinstance(value, str) or kind is float else value
+        except (ValueError, OverflowError):
+            parsed = None
+        if isinstance(parsed, float) and (kind is int or not math.isfinite(parsed)):
+            parsed = None
+    if parsed is None:
+        wanted = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a text"}[kind]
+        raise ConfigError(f"{path}={value!r} must be {wanted}")
+    return parsed

@@ -1,0 +1,324 @@
+"""What is learned: one dataclass a task, selected by `name`; the others' keys are then unknown.
+
+`causal` says what a task asks of the model: True, that no token sees a later one; False, that some do; None, either.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.parsing import AtLeastOne, AtLeastTwo, Fraction, Name, NonNegative, Positive, Rate, Rule
+
+# ------------------------------------------------------------------------------------------------ real data
+
+
+@dataclass(frozen=True)
+class ImageClassificationConfig:
+    """Patches of an image are the tokens; the label is predicted from their mean or from a class token."""
+
+    name: Literal["image_classification"] = "image_classification"
+    dataset: Name = "lab_digits"
+    patch_size: AtLeastOne = 2
+    pooling: Literal["mean", "class_token"] = "mean"
+    shift: NonNegative = 0  # training images are moved by up to this many pixels each way
+
+    causal = None
+
+
+@dataclass(frozen=True)
+class LanguageModellingConfig:
+    """Characters or bytes are the tokens; the next one, or the masked ones (BERT), are predicted."""
+
+    name: Literal["language_modelling"] = "language_modelling"
+    dataset: Name = "lab_speeches"
+    tokenizer: Literal["characters", "bytes"] = "characters"
+    objective: Literal["next_token", "masked"] = "next_token"
+    sequence_length: AtLeastOne = 128
+    mask_rate: Fraction = 0.15
+
+    @property
+    def causal(self) -> bool:
+        """A next token must not be seen; a masked one is guessed from both sides."""
+        return self.objective == "next_token"
+
+
+# ----------------------------------------------------------------------------- probes with continuous inputs
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """What all probes with continuous inputs share; the inputs are drawn, so there is no end of them.
+
+    embedding, head: how features become the model's width, and the width becomes outputs; `identity` leaves them as
+    they are (the numbers must agree then), so that nothing mixes features but the model itself.
+    evaluation_examples: fresh ones, for validation and for test each.
+    """
+
+    embedding: Literal["dense", "identity"] = "dense"
+    head: Literal["dense", "identity"] = "dense"
+    evaluation_examples: AtLeastOne = 4096
+
+    causal = None
+
+
+@dataclass(frozen=True)
+class ProductConfig(ProbeConfig):
+    """P1, P1b: the product of a token's first `order` features."""
+
+    name: Literal["product"] = "product"
+    tokens: AtLeastOne = 4
+    features: AtLeastOne = 8
+    order: AtLeastTwo = 2
+
+    def rules(self) -> None:
+        """Raises ConfigError when knobs contradict one another."""
+        if self.order > self.features:
+            raise ConfigError(
+                f"task.order={self.order} multiplies more features than task.features={self.features}; "
+                "lower the one or raise the other"
+            )
+
+
+@dataclass(frozen=True)
+class RotationConfig(ProbeConfig):
+    """P2: a rotation of a token's features, a cyclic shift by one or a random one that `rotation_seed` fixes."""
+
+    name: Literal["rotation"] = "rotation"
+    tokens: AtLeastOne = 1
+    features: AtLeastTwo = 32
+    rotation: Literal["shift", "random"] = "shift"
+    rotation_seed: NonNegative = 0
+
+
+@dataclass(frozen=True)
+class PointersConfig(ProbeConfig):
+    """P3: a query token points at several distinct tokens, whose contents are asked for."""
+
+    name: Literal["pointers"] = "pointers"
+    tokens: AtLeastOne = 8
+    features: AtLeastOne = 4
+    pointers: AtLeastOne = 4
+
+    def rules(self) -> None:
+        """Raises ConfigError when knobs contradict one another."""
+        if self.pointers > self.tokens:
+            raise ConfigError(
+                f"task.pointers={self.pointers} distinct ones need at least as many tokens, but "
+                f"task.tokens={self.tokens}; lower the one or raise the other"
+            )
+
+
+@dataclass(frozen=True)
+class NearestConfig(ProbeConfig):
+    """P4, P5: of several unit vectors, the one nearest to the query token's.
+
+    log_scale: a > 0 multiplies feature c of the input by 10^linspace(-a, a). standardised: each feature of the input
+    is divided by its standard deviation, as one would do with a table's columns.
+    """
+
+    name: Literal["nearest"] = "nearest"
+    tokens: AtLeastTwo = 8
+    features: AtLeastTwo = 8
+    log_scale: Annotated[float, Rule("must be from 0 to 4", lambda value: 0 <= value <= 4)] = 0.0
+    standardised: bool = False
+
+
+@dataclass(frozen=True)
+class ScaledLinearConfig(ProbeConfig):
+    """P5b: a sum of features that arrive multiplied by `scale`."""
+
+    name: Literal["scaled_linear"] = "scaled_linear"
+    features: AtLeastOne = 8
+    scale: Positive = 1.0
+
+
+@dataclass(frozen=True)
+class PlantedInteractionsConfig(ProbeConfig):
+    """P8: a sum of features and of products of two, with a known share of the variance in the products."""
+
+    name: Literal["planted_interactions"] = "planted_interactions"
+    features: AtLeastTwo = 8
+    interaction_share: Annotated[float, Rule("must be from 0 to 1", lambda value: 0 <= value <= 1)] = 0.909
+    coefficient_seed: NonNegative = 0
+
+
+@dataclass(frozen=True)
+class DelayConfig(ProbeConfig):
+    """P9: each token asks for the content of the one `distance` before it."""
+
+    name: Literal["delay"] = "delay"
+    tokens: AtLeastTwo = 16
+    features: AtLeastOne = 8
+    distance: AtLeastOne = 1
+
+    def rules(self) -> None:
+        """Raises ConfigError when knobs contradict one another."""
+        _within(self.distance, self.tokens)
+
+
+@dataclass(frozen=True)
+class MarkedTokenConfig(ProbeConfig):
+    """Long range: the last token asks for the content of the marked one, `distance` before it, among distractors."""
+
+    name: Literal["marked_token"] = "marked_token"
+    tokens: AtLeastTwo = 64
+    features: AtLeastOne = 4
+    distance: AtLeastOne = 32
+
+    def rules(self) -> None:
+        """Raises ConfigError when knobs contradict one another."""
+        _within(self.distance, self.tokens)
+
+
+def _within(distance: int, tokens: int) -> None:
+    if distance >= tokens:
+        raise ConfigError(
+            f"task.distance={distance} reaches past the first of task.tokens={tokens}; choose at most {tokens - 1}"
+        )
+
+
+# ----------------------------------------------------------------------------------- probes made of symbols
+
+
+@dataclass(frozen=True)
+class SyntheticConfig:
+    """What all probes made of symbols share.
+
+    training_examples: how many different ones there are to train on; None draws new ones without end.
+    """
+
+    training_examples: AtLeastOne | None = 12800
+    evaluation_examples: AtLeastOne = 1280
+
+    causal = None
+
+
+@dataclass(frozen=True)
+class AssociativeRecallConfig(SyntheticConfig):
+    """P6, MQAR (Arora et al. 2023): key-value pairs, then each key again at a random place, asking for its value."""
+
+    name: Literal["associative_recall"] = "associative_recall"
+    training_examples: AtLeastOne | None = None
+    vocabulary: AtLeastTwo = 64
+    sequence_length: AtLeastTwo = 32
+    pairs: AtLeastOne = 4
+    power: Annotated[float, Rule("must be above 0 and at most 1", lambda value: 0 < value <= 1)] = 0.01
+
+    def rules(self) -> None:
+        """Raises ConfigError when knobs contradict one another."""
+        if 4 * self.pairs > self.sequence_length:
+            raise ConfigError(
+                f"task.pairs={self.pairs} need {4 * self.pairs} tokens (two for a pair, two for a question), but "
+                f"task.sequence_length={self.sequence_length}; lower the one or raise the other"
+            )
+        keys = self.vocabulary // 2 - 1
+        if self.pairs > keys:
+            raise ConfigError(
+                f"task.pairs={self.pairs} distinct keys do not fit the {keys} of task.vocabulary={self.vocabulary}; "
+                f"choose a vocabulary of at least {2 * self.pairs + 2}"
+            )
+
+
+@dataclass(frozen=True)
+class InContextRecallConfig(SyntheticConfig):
+    """MAD (Poli et al. 2024): pairs of a key and a value; a key that was seen before must give its value again."""
+
+    name: Literal["in_context_recall"] = "in_context_recall"
+    vocabulary: Annotated[int, Rule("must be at least 4", lambda value: value >= 4)] = 16
+    sequence_length: AtLeastTwo = 128
+
+    causal = True
+
+
+@dataclass(frozen=True)
+class FuzzyRecallConfig(SyntheticConfig):
+    """MAD (Poli et al. 2024): in-context recall whose keys and values are motifs of 1 to `motif` tokens."""
+
+    name: Literal["fuzzy_recall"] = "fuzzy_recall"
+    vocabulary: Annotated[int, Rule("must be at least 4", lambda value: value >= 4)] = 16
+    sequence_length: AtLeastTwo = 128
+    motif: AtLeastOne = 3
+
+    causal = True
+
+
+@dataclass(frozen=True)
+class NoisyRecallConfig(SyntheticConfig):
+    """MAD (Poli et al. 2024): in-context recall with tokens of noise between the pairs.
+
+    vocabulary counts the `noise_vocabulary`; `noise` is the share of the tokens that are noise.
+    """
+
+    name: Literal["noisy_recall"] = "noisy_recall"
+    vocabulary: AtLeastTwo = 32
+    noise_vocabulary: AtLeastOne = 16
+    noise: Rate = 0.2
+    sequence_length: AtLeastTwo = 128
+
+    causal = True
+
+    def rules(self) -> None:
+        """Raises ConfigError when knobs contradict one another."""
+        if self.vocabulary - self.noise_vocabulary < 4:
+            raise ConfigError(
+                f"task.vocabulary={self.vocabulary} counts task.noise_vocabulary={self.noise_vocabulary} and leaves "
+                f"fewer than 4 symbols for keys and values; choose at least {self.noise_vocabulary + 4}"
+            )
+
+
+@dataclass(frozen=True)
+class SelectiveCopyConfig(SyntheticConfig):
+    """MAD (Poli et al. 2024): repeat the content tokens in order, skipping the blanks between them."""
+
+    name: Literal["selective_copy"] = "selective_copy"
+    vocabulary: Annotated[int, Rule("must be at least 3", lambda value: value >= 3)] = 16
+    sequence_length: AtLeastTwo = 256
+    copies: AtLeastOne = 16
+
+    def rules(self) -> None:
+        """Raises ConfigError when knobs contradict one another."""
+        if 2 * self.copies > self.sequence_length:
+            raise ConfigError(
+                f"task.copies={self.copies} need {2 * self.copies} tokens (one to read, one to write), but "
+                f"task.sequence_length={self.sequence_length}; lower the one or raise the other"
+            )
+
+
+@dataclass(frozen=True)
+class CompressionConfig(SyntheticConfig):
+    """MAD (Poli et al. 2024): squeeze the sequence into its last token, from which an MLP decodes every position."""
+
+    name: Literal["compression"] = "compression"
+    vocabulary: AtLeastTwo = 16
+    sequence_length: AtLeastTwo = 32
+
+
+@dataclass(frozen=True)
+class MemorizationConfig(SyntheticConfig):
+    """MAD (Poli et al. 2024): a fixed map from keys to values, learned in training and not from the context."""
+
+    name: Literal["memorization"] = "memorization"
+    training_examples: AtLeastOne | None = 256
+    vocabulary: Annotated[int, Rule("must be at least 3", lambda value: value >= 3)] = 256
+    sequence_length: AtLeastTwo = 32
+
+
+TaskConfig = (
+    ImageClassificationConfig
+    | LanguageModellingConfig
+    | ProductConfig
+    | RotationConfig
+    | PointersConfig
+    | NearestConfig
+    | ScaledLinearConfig
+    | PlantedInteractionsConfig
+    | DelayConfig
+    | MarkedTokenConfig
+    | AssociativeRecallConfig
+    | InContextRecallConfig
+    | FuzzyRecallConfig
+    | NoisyRecallConfig
+    | SelectiveCopyConfig
+    | CompressionConfig
+    | MemorizationConfig
+)

@@ -1,0 +1,129 @@
+"""Tasks whose examples are drawn, on the device, from their number: endless where asked for, and exactly repeatable."""
+
+import abc
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.functional.losses import WeightedSum, accuracy, cross_entropy, squared_error
+from flaxformer_lab.model_config import ModelConfig
+from flaxformer_lab.models.network import Network, PureNetwork, purify
+from flaxformer_lab.modules.embedding import FeatureEmbedding, TokenEmbedding
+from flaxformer_lab.modules.projection import PROJECTIONS
+from flaxformer_lab.task_config import ProbeConfig, SyntheticConfig
+from flaxformer_lab.tasks.examples import Examples, drawn
+from flaxformer_lab.tasks.task import Batch, Task
+
+# Numbers from which evaluation draws, beyond all that training can reach.
+FIRST = {"train": 0, "validation": 2**30, "test": 2**30 + 2**29}
+
+
+class Probe(Task):
+    """A task with an outcome known from theory, or from the paper that introduced it.
+
+    A subclass draws one example from one key. Endless examples depend on the run's seed too, so that seeds are
+    independent repetitions; a finite training set is the same in every run.
+    """
+
+    units = ("examples", 1)
+    training_examples: int | None = None
+
+    def __init__(self, config: Any, facts: Mapping[str, Any] | None = None):
+        self._config = config
+        self.facts = {} if facts is None else facts
+
+    @abc.abstractmethod
+    def draw(self, key: Key[Array, ""]) -> tuple[Array, Array, Float[Array, " tokens"]]:
+        """One example: inputs [tokens, ...], targets [tokens, ...], weights [tokens]."""
+
+    def examples(self, split: str) -> Examples:
+        if split == "train" and self.training_examples is not None:
+            return drawn(self.training_examples, first=0, endless=False)
+        return drawn(self._config.evaluation_examples, first=FIRST[split], endless=split == "train")
+
+    def prepare(self, examples: Batch, keys: Key[Array, " batch"], *, training: bool) -> Batch:
+        if training and self.training_examples is not None:
+            keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(0), examples["index"])
+        else:
+            keys = jax.vmap(jax.random.fold_in)(keys, examples["index"])
+        inputs, targets, weights = jax.vmap(self.draw)(keys)
+        return {"inputs": inputs, "targets": targets, "weights": weights * examples["weight"][:, None]}
+
+
+class ContinuousProbe(Probe):
+    """Vectors in, vectors out; the score is R2 = 1 - (squared error) / (variance of the targets).
+
+    Targets have mean 0 and `variance`, known from the definition, so that the score needs no estimate of either.
+    """
+
+    tokens: int
+    features: int
+    outputs: int
+    variance: float = 1.0
+    _config: ProbeConfig
+
+    def network(self, config: ModelConfig) -> PureNetwork:
+        self._require_equal("embedding", self.features, config.width, "features of the input")
+        self._require_equal("head", self.outputs, config.width, "outputs")
+        task = self._config
+
+        def build(rngs: nnx.Rngs) -> Network:
+            embedding = FeatureEmbedding(
+                task.embedding, self.features, config.width, bias=config.bias, dtype=config.dtype, rngs=rngs
+            )
+            head = PROJECTIONS[task.head](config.width, self.outputs, bias=config.bias, rngs=rngs)
+            return Network(config, embedding=embedding, grid=(self.tokens,), outputs=self.outputs, head=head, rngs=rngs)
+
+        return purify(build)
+
+    def _require_equal(self, key: str, number: int, width: int, what: str) -> None:
+        if getattr(self._config, key) == "identity" and number != width:
+            raise ConfigError(
+                f"task.{key}=identity leaves the {number} {what} of task.name={self._config.name} as they are, so "
+                f"model.width={width} must be {number}; set model.width={number} or task.{key}=dense"
+            )
+
+    def measure(self, logits: Float[Array, "batch tokens outputs"], batch: Batch) -> dict[str, WeightedSum]:
+        error, weight = squared_error(logits, batch["targets"], batch["weights"], variance=self.variance)
+        return {"loss": (error, weight), "r2": (weight - error, weight)}
+
+    def dummy(self, batch_size: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch_size, self.tokens, self.features), jnp.float32)
+
+
+class SymbolProbe(Probe):
+    """Symbols in, a symbol out for each token that has a weight; loss in nats, and the share that is right."""
+
+    _config: SyntheticConfig
+
+    def __init__(self, config: Any, facts: Mapping[str, Any] | None = None):
+        super().__init__(config, facts)
+        self.training_examples = config.training_examples
+
+    def network(self, config: ModelConfig) -> PureNetwork:
+        vocabulary, tokens = self._config.vocabulary, self._config.sequence_length
+
+        def build(rngs: nnx.Rngs) -> Network:
+            embedding = TokenEmbedding(vocabulary, config.width, dtype=config.dtype, rngs=rngs)
+            return self.around(config, embedding, grid=(tokens,), outputs=vocabulary, rngs=rngs)
+
+        return purify(build)
+
+    def around(self, config: ModelConfig, embedding: nnx.Module, **sizes: Any) -> Network:
+        """The network from the embedding on."""
+        return Network(config, embedding=embedding, **sizes)
+
+    def measure(self, logits: Float[Array, "batch tokens symbols"], batch: Batch) -> dict[str, WeightedSum]:
+        arguments = (logits, batch["targets"], batch["weights"])
+        return {"loss": cross_entropy(*arguments), "accuracy": accuracy(*arguments)}
+
+    def dummy(self, batch_size: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch_size, self._config.sequence_length), jnp.int32)
+
+
+Drawn = tuple[Int[Array, " tokens"], Int[Array, " tokens"], Float[Array, " tokens"]]

@@ -1,0 +1,249 @@
+"""Probes with continuous inputs, i.i.d. N(0, 1) unless said, and what theory knows about each.
+
+A probe's docstring gives its theorem and the conditions; `bound(model)` gives the number where they hold.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from flaxformer_lab.model_config import ModelConfig, TransformerConfig
+from flaxformer_lab.models import theory
+from flaxformer_lab.task_config import (
+    DelayConfig,
+    MarkedTokenConfig,
+    NearestConfig,
+    PlantedInteractionsConfig,
+    PointersConfig,
+    ProductConfig,
+    RotationConfig,
+    ScaledLinearConfig,
+)
+from flaxformer_lab.tasks.probe import ContinuousProbe
+from flaxformer_lab.tasks.task import Bound
+
+Example = tuple[Float[Array, "tokens features"], Float[Array, "tokens outputs"], Float[Array, " tokens"]]
+
+
+class Product(ContinuousProbe):
+    """P1, P1b: y_t = x_{t,1} x_{t,2} ... of `order` features.
+
+    Theorem: a network with f(-X) = -f(X) is uncorrelated with an even function of inputs that are as likely as their
+    negatives, so R2 <= 0 at even order, at any depth, width and number of heads. Conditions: `theory.is_odd`. An
+    affine network is uncorrelated with every product of two or more independent features.
+    """
+
+    def __init__(self, config: ProductConfig, facts: Mapping[str, Any] | None = None):
+        super().__init__(config, facts)
+        self.tokens, self.features, self.outputs = config.tokens, config.features, 1
+
+    def draw(self, key: Key[Array, ""]) -> Example:
+        x = jax.random.normal(key, (self.tokens, self.features))
+        return x, jnp.prod(x[:, : self._config.order], axis=1, keepdims=True), jnp.ones((self.tokens,))
+
+    def bound(self, config: ModelConfig) -> Bound | None:
+        if theory.is_affine(config, self.tokens):
+            return Bound("r2", 0.0, "an affine map is uncorrelated with a product of independent features")
+        if theory.is_odd(config) and self._config.order % 2 == 0:
+            return Bound("r2", 0.0, "an odd function is uncorrelated with an even one")
+        return None
+
+
+class Rotation(ContinuousProbe):
+    """P2: y_t = R x_t.
+
+    Theorem: where no feature reaches another, output i sees x_i alone, and R2 <= mean(R_ii^2): 0 for a cyclic shift.
+    Conditions: `theory.mixes_features` is false, and embedding and head are identities.
+    """
+
+    def __init__(self, config: RotationConfig, facts: Mapping[str, Any] | None = None):
+        super().__init__(config, facts)
+        self.tokens, self.features, self.outputs = config.tokens, config.features, config.features
+        if config.rotation == "shift":
+            self.rotation = np.roll(np.eye(config.features), 1, axis=0)
+        else:
+            drawn = np.random.default_rng(config.rotation_seed).normal(size=(config.features, config.features))
+            orthogonal, triangular = np.linalg.qr(drawn)
+            self.rotation = orthogonal * np.sign(np.diag(triangular))  # uniform over all rotations and reflections
+
+    def draw(self, key: Key[Array, ""]) -> Example:
+        x = jax.random.normal(key, (self.tokens, self.features))
+        return x, x @ jnp.asarray(self.rotation.T, jnp.float32), jnp.ones((self.tokens,))
+
+    def bound(self, config: ModelConfig) -> Bound | None:
+        mixes = theory.mixes_features(config, self.tokens) or "dense" in (self._config.embedding, self._config.head)
+        if mixes:
+            return None
+        return Bound("r2", float(np.mean(np.diag(self.rotation) ** 2)), "output i sees feature i alone")
+
+
+class Pointers(ContinuousProbe):
+    """P3: a query token with D distinct one-hot pointers asks for the contents of the D tokens they name.
+
+    Content token t is [x_t, one-hot t, 0], the query is [0, 0, pointers]; y = (x_p1, ..., x_pD) at the query.
+    Theorem: one layer whose weights do not depend on the contents gives each head one weighted sum of Gaussian
+    contents, and the best guess of D contents from H such sums has R2 = min(H, D) / D, whatever FFN follows.
+    Conditions: depth 1, no norm. Mean attention has a single sum, of all T: R2 = 1 / T.
+    """
+
+    def __init__(self, config: PointersConfig, facts: Mapping[str, Any] | None = None):
+        super().__init__(config, facts)
+        self.tokens = config.tokens + 1
+        self.features = config.features + config.tokens * (1 + config.pointers)
+        self.outputs = config.pointers * config.features
+
+    def draw(self, key: Key[Array, ""]) -> Example:
+        size, number = self._config.tokens, self._config.pointers
+        content_key, pointer_key = jax.random.split(key)
+        contents = jax.random.normal(content_key, (size, self._config.features))
+        pointers = jax.random.permutation(pointer_key, size)[:number]
+        names = jnp.concatenate([contents, jnp.eye(size), jnp.zeros((size, size * number))], axis=1)
+        query = jnp.concatenate([jnp.zeros(self._config.features + size), jnp.eye(size)[pointers].reshape(-1)])
+        return jnp.concatenate([names, query[None]]), *_at_the_end(contents[pointers].reshape(-1), self.tokens)
+
+    def bound(self, config: ModelConfig) -> Bound | None:
+        if theory.reach(config) == 0:
+            return Bound("r2", 0.0, "the query sees no other token")
+        if not isinstance(config, TransformerConfig) or config.depth != 1 or config.norm.kind != "off":
+            return None
+        if config.attention.kind == "mean":
+            return Bound("r2", 1 / self._config.tokens, "one sum of all contents")
+        heads, pointers = config.attention.num_heads, self._config.pointers
+        if config.attention.kind == "softmax" and config.depth == 1:
+            return Bound("r2", min(heads, pointers) / pointers, f"{heads} weighted sums of {pointers} contents")
+        return None
+
+
+class Nearest(ContinuousProbe):
+    """P4, P5: of T unit vectors, the one nearest to the query token's, at the query.
+
+    It pulls against P3: the comparison wants all features in one dot product, so one wide head beats many narrow ones
+    (Bhojanapalli et al. 2020). With `log_scale`, feature c arrives multiplied by 10^linspace(-a, a): what is
+    standardised feature by feature does not notice, what is normalised token by token does.
+    """
+
+    def __init__(self, config: NearestConfig, facts: Mapping[str, Any] | None = None):
+        super().__init__(config, facts)
+        self.tokens, self.features, self.outputs = config.tokens + 1, config.features + 1, config.features
+        self.variance = 1 / config.features  # of each coordinate of a uniform unit vector
+
+    def draw(self, key: Key[Array, ""]) -> Example:
+        config = self._config
+        vectors = jax.random.normal(key, (config.tokens + 1, config.features))
+        vectors = vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)
+        candidates, query = vectors[:-1], vectors[-1]
+        nearest = candidates[jnp.argmax(candidates @ query)]
+        scale = np.logspace(-config.log_scale, config.log_scale, config.features)
+        # Standardised: the standard deviation of feature c is scale_c / sqrt(features).
+        scale = np.full(config.features, config.features**0.5) if config.standardised else scale
+        is_query = (jnp.arange(config.tokens + 1) == config.tokens).astype(jnp.float32)
+        inputs = jnp.concatenate([vectors * jnp.asarray(scale, jnp.float32)[None], is_query[:, None]], axis=1)
+        return inputs, *_at_the_end(nearest, self.tokens)
+
+    def bound(self, config: ModelConfig) -> Bound | None:
+        # The query alone predicts what is near it a little, so blindness to the others gives no simple number.
+        return None
+
+
+class ScaledLinear(ContinuousProbe):
+    """P5b: y = sum_c x_c / sqrt(C) where the input is scale * x; one token.
+
+    Adam moves each weight by about the learning rate a step, and the weights must grow to 1 / scale: the number of
+    steps to learn it grows as 1 / scale, where plain least squares would not notice.
+    """
+
+    def __init__(self, config: ScaledLinearConfig, facts: Mapping[str, Any] | None = None):
+        super().__init__(config, facts)
+        self.tokens, self.features, self.outputs = 1, config.features, 1
+
+    def draw(self, key: Key[Array, ""]) -> Example:
+        x = jax.random.normal(key, (1, self.features))
+        return self._config.scale * x, jnp.sum(x, axis=1, keepdims=True) * self.features**-0.5, jnp.ones((1,))
+
+
+class PlantedInteractions(ContinuousProbe):
+    """P8: y = sum_i a_i x_i + sum_{i<j} b_ij x_i x_j of one token, with sum a^2 + sum b^2 = 1.
+
+    The products' share of the variance is exactly sum b^2 = `interaction_share`: the truth that measures of
+    interaction are calibrated against. An affine network cannot exceed R2 = 1 - share.
+    """
+
+    def __init__(self, config: PlantedInteractionsConfig, facts: Mapping[str, Any] | None = None):
+        super().__init__(config, facts)
+        self.tokens, self.features, self.outputs = 1, config.features, 1
+        generator = np.random.default_rng(config.coefficient_seed)
+        linear = generator.normal(size=config.features)
+        products = np.triu(generator.normal(size=(config.features, config.features)), k=1)
+        share = config.interaction_share
+        self.linear = linear * np.sqrt((1 - share) / np.sum(linear**2))
+        self.products = products * np.sqrt(share / np.sum(products**2))
+
+    def draw(self, key: Key[Array, ""]) -> Example:
+        x = jax.random.normal(key, (1, self.features))
+        return x, self.truth(x), jnp.ones((1,))
+
+    def truth(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch 1"]:
+        """The planted function."""
+        linear, products = jnp.asarray(self.linear, x.dtype), jnp.asarray(self.products, x.dtype)
+        return (x @ linear + jnp.sum((x @ products) * x, axis=-1))[..., None]
+
+    def bound(self, config: ModelConfig) -> Bound | None:
+        if theory.is_affine(config, self.tokens):
+            return Bound("r2", 1 - self._config.interaction_share, "an affine map sees no product")
+        return None
+
+
+class Delay(ContinuousProbe):
+    """P9: y_t = x_{t - distance}. Theorem: where no token that far back can be seen, R2 = 0 (`theory.reach`)."""
+
+    def __init__(self, config: DelayConfig, facts: Mapping[str, Any] | None = None):
+        super().__init__(config, facts)
+        self.tokens, self.features, self.outputs = config.tokens, config.features, config.features
+
+    def draw(self, key: Key[Array, ""]) -> Example:
+        distance = self._config.distance
+        x = jax.random.normal(key, (self.tokens, self.features))
+        weights = (jnp.arange(self.tokens) >= distance).astype(jnp.float32)
+        return x, jnp.roll(x, distance, axis=0), weights
+
+    def bound(self, config: ModelConfig) -> Bound | None:
+        return _blind_beyond(config, self._config.distance)
+
+
+class MarkedToken(ContinuousProbe):
+    """Long range: the last token asks for the content of the marked one, `distance` before it.
+
+    Token t is [x_t, is marked, is last]. Attention reaches any distance in one layer, a convolution only as far as
+    its depth and kernel allow (`theory.reach`), a recurrence as far as its state holds out.
+    """
+
+    def __init__(self, config: MarkedTokenConfig, facts: Mapping[str, Any] | None = None):
+        super().__init__(config, facts)
+        self.tokens, self.features, self.outputs = config.tokens, config.features + 2, config.features
+
+    def draw(self, key: Key[Array, ""]) -> Example:
+        marked = self.tokens - 1 - self._config.distance
+        contents = jax.random.normal(key, (self.tokens, self._config.features))
+        places = jnp.arange(self.tokens)[:, None] == jnp.array([[marked, self.tokens - 1]])
+        inputs = jnp.concatenate([contents, places.astype(jnp.float32)], axis=1)
+        return inputs, *_at_the_end(contents[marked], self.tokens)
+
+    def bound(self, config: ModelConfig) -> Bound | None:
+        return _blind_beyond(config, self._config.distance)
+
+
+def _at_the_end(
+    target: Float[Array, " outputs"], tokens: int
+) -> tuple[Float[Array, "{tokens} outputs"], Float[Array, "{tokens}"]]:
+    """Targets and weights that ask the last token alone."""
+    last = (jnp.arange(tokens) == tokens - 1).astype(jnp.float32)
+    return last[:, None] * target[None], last
+
+
+def _blind_beyond(config: ModelConfig, distance: int) -> Bound | None:
+    sight = theory.reach(config)
+    return Bound("r2", 0.0, f"a token sees {sight:.0f} back, not {distance}") if sight < distance else None
