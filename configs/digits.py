@@ -2,8 +2,8 @@
 
 Command: python train.py --config=configs/digits.py
 Hardware: 2 cores of an AMD EPYC, no accelerator.
-Time: 45 s of training, 54 s from the command to the end.
-Result: test accuracy 0.9800, test loss 0.0738 (validation 0.9700, 0.0684), with 152,074 parameters.
+Time: 44 s of training, 57 s from the command to the end.
+Result: test accuracy 0.9833, test loss 0.0435 (validation 0.9800, 0.0597), with 152,074 parameters.
 """
 
 from ml_collections import ConfigDict
