@@ -22,7 +22,7 @@ installed = $(patsubst %,$(VENV)/.installed-%,core $(1) $(EXTRAS))
 .DELETE_ON_ERROR:
 # Two installations into one environment must not meet.
 .NOTPARALLEL:
-.PHONY: help setup train speeches test lint format benchmark parity clean
+.PHONY: help setup train speeches test lint format benchmark probes parity clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS=...] [EXTRAS=cuda|tpu] [PYTHON=...]"
@@ -49,6 +49,9 @@ format: $(call installed,test) ## mend style and format where that can be done b
 
 benchmark: $(call installed,parity) ## time the train step beside PyTorch's (installs PyTorch)
 	@$(RUN) benchmarks/train_step.py $(ARGS)
+
+probes: $(call installed,) ## train every probe and write the table in docs/science.md
+	@$(RUN) tools/probe_table.py $(ARGS)
 
 parity: $(call installed,parity) ## make the parity tests' golden files again (installs PyTorch)
 	@$(RUN) tools/make_parity_goldens.py $(ARGS)

@@ -66,7 +66,7 @@ def _refuse_contradictions(keys: Sequence[str], asked: Config, config: Config, a
     """An explicit override wins over nothing: a variant that says otherwise contradicts it."""
     wanted, given = flatten(as_dict(asked)), flatten(as_dict(config))
     for key in keys:
-        if wanted[key] != given.get(key):
+        if key not in given or wanted[key] != given[key]:
             raise ConfigError(
                 f"{OVERRIDE}{key}={wanted[key]} contradicts --ablation={','.join(ablation)}, which "
                 f"{f'sets it to {given[key]}' if key in given else 'takes another model'}; drop one of the two"

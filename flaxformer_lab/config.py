@@ -66,15 +66,15 @@ class Config:
     def rules(self) -> None:
         """Raises ConfigError when parts contradict one another."""
         task, model, training, optimizer = self.task, self.model, self.training, self.optimizer
-        if task.causal is not None and task.causal != model.causal:
-            reason = "lets a token see the one that it must predict" if task.causal else "hides what follows a token"
-            way_out = f"set model.causal={_word(task.causal)}" if _has_knob(model) else "choose another model.name"
-            raise ConfigError(f"{_task_said(task)} with {_causality_said(model)} {reason}; {way_out}")
         if model.name == "cnn_2d" and not isinstance(task, ImageClassificationConfig):
             raise ConfigError(
                 f"model.name=cnn_2d needs a grid of patches, which task.name={task.name} has not; "
                 "set model.name=cnn_1d or task.name=image_classification"
             )
+        if task.causal is not None and task.causal != model.causal:
+            reason = "lets a token see the one that it must predict" if task.causal else "hides what follows a token"
+            way_out = f"set model.causal={_word(task.causal)}" if _has_knob(model) else "choose another model.name"
+            raise ConfigError(f"{_task_said(task)} with {_causality_said(model)} {reason}; {way_out}")
         if isinstance(task, ImageClassificationConfig) and task.pooling == "class_token":
             attends = model.name == "mixer" or (model.name == "transformer" and model.attention.kind != "off")
             if model.causal or not attends:

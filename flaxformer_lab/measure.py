@@ -5,13 +5,15 @@ attention maps by head, and what depth does to the stream.
 """
 
 import json
+import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
 from absl import flags
 
 from flaxformer_lab.analysis.estimate import Estimate
-from flaxformer_lab.analysis.figures import save_figures
+from flaxformer_lab.analysis.figures import FIGURES, save_figures
 from flaxformer_lab.analysis.measures import MEASURES, Values, as_json, measure
 from flaxformer_lab.analysis.subject import Subject
 from flaxformer_lab.command_line import parse_step, run
@@ -45,14 +47,34 @@ def main(overrides: list[str]) -> None:
     display = Display(steps=1, units=loaded.task.units, batch_size=1)
     title = f"{WORKDIR.value}, step {loaded.step}, {len(subject.vectors)} examples of {SPLIT.value}"
     display.table(title, ["measure", "value", "standard error"], _rows(values))
-    folder = RunFolder(WORKDIR.value).path / "measures" / str(loaded.step)
-    try:
-        paths = save_figures(values, folder, title)
-        (folder / "measures.json").write_text(json.dumps(as_json(values)) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"{folder} cannot be written: {error}") from error
-    for path in [folder / "measures.json", *paths]:
+    workdir = RunFolder(WORKDIR.value).path
+    title = f"{workdir.name}, step {loaded.step}, {SPLIT.value}"
+    for path in write(values, workdir / "measures" / str(loaded.step), title):
         display.say(f"written: {path}")
+
+
+def write(values: Values, folder: Path, title: str) -> list[Path]:
+    """Puts measures.json and the figures into `folder`, each whole or not at all; returns them.
+
+    An earlier call's figures of what is not measured now are removed, so that all files there belong together.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    partial = folder.with_name(f"{folder.name}.partial")
+    try:
+        figures = save_figures(values, partial, title)
+        (partial / "measures.json").write_text(json.dumps(as_json(values), allow_nan=False) + "\n", encoding="utf-8")
+        folder.mkdir(exist_ok=True)
+        paths = [path.replace(folder / path.name) for path in [partial / "measures.json", *figures]]
+        for name in FIGURES:
+            if folder / f"{name}.png" not in paths:
+                (folder / f"{name}.png").unlink(missing_ok=True)
+    except OSError as error:
+        raise RunError(f"{folder} cannot be written: {error.strerror}; make room for it") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return paths
 
 
 def _rows(values: Values) -> list[list[str]]:

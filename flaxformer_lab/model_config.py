@@ -164,7 +164,7 @@ class ConvolutionConfig:
 
     @property
     def reach(self) -> int:
-        """How many tokens back an input can still be seen."""
+        """How many tokens back an input can still be seen; rows up and columns left in 2d."""
         # Two convolutions a block.
         return 2 * self.depth * (self.kernel_size - 1 if self.causal else self.kernel_size // 2)
 

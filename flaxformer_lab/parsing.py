@@ -50,7 +50,7 @@ def parse(kind: Any, value: Any, path: str) -> Any:
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         options = tuple(option for option in typing.get_args(kind) if option is not types.NoneType)
         if all(map(dataclasses.is_dataclass, options)):
-            return _parse_dataclass(_tagged(options, value, path), value, path)
+            return _parse_dataclass(_tagged(options, value, path), value, path, tagged=True)
         is_none = value is None or (isinstance(value, str) and value.lower() == "none")
         return None if is_none else parse(options[0], value, path)
     if dataclasses.is_dataclass(kind):
@@ -95,18 +95,19 @@ def nearest(word: str, words: Iterable[str]) -> str:
     return f"did you mean {' or '.join(close)}? " if close else ""
 
 
-def _parse_dataclass(kind: type, value: Any, path: str) -> Any:
+def _parse_dataclass(kind: type, value: Any, path: str, *, tagged: bool = False) -> Any:
     if dataclasses.is_dataclass(value):
         value = dataclasses.asdict(value)
     if not isinstance(value, Mapping):
         raise ConfigError(f"{path or 'config'}={value!r} must be a group of keys: {', '.join(_keys(kind))}")
     hints = typing.get_type_hints(kind, include_extras=True)
     prefix = f"{path}." if path else ""
+    where = f" where {path}.name={value.get('name', kind.name)}" if tagged else ""
     for key in value:
         if key not in hints:
             raise ConfigError(
                 f"unknown key {prefix}{key} (value {value[key]!r}): {nearest(str(key), hints)}"
-                f"{path or 'config'} has {', '.join(hints)}"
+                f"{path or 'config'} has {', '.join(hints)}{where}"
             )
     parsed = kind(**{key: parse(hints[key], inner, prefix + key) for key, inner in value.items()})
     if hasattr(parsed, "rules"):
@@ -121,10 +122,12 @@ def _keys(kind: type) -> list[str]:
 def _tagged(kinds: tuple[type, ...], value: Any, path: str) -> type:
     """The dataclass among `kinds` that `value["name"]` names; the first one where there is no name."""
     by_name = {name: kind for kind in kinds for name in typing.get_args(typing.get_type_hints(kind)["name"])}
-    if dataclasses.is_dataclass(value):
+    if type(value) in kinds:
         return type(value)
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{path}={value!r} must be a group of keys with a name, one of {', '.join(by_name)}")
+        raise ConfigError(
+            f"{path}={value!r} must be a group of keys; set {path}.name to one of {', '.join(by_name)}, and its keys"
+        )
     name = value.get("name", kinds[0].name)
     return by_name[_parse_choice(tuple(by_name), name, f"{path}.name")]
 

@@ -1,4 +1,4 @@
-"""What all tests share: four CPU devices, strict broadcasting, a cache of compiled programs, and small Transformers."""
+"""What all tests share: four CPU devices, strict broadcasting, a cache of compiled programs, and small models."""
 
 import functools
 import json
@@ -16,6 +16,7 @@ from flax import nnx
 
 from flaxformer_lab.cache import cache_folder
 from flaxformer_lab.config import parse_config
+from flaxformer_lab.models.bodies import make_body
 from flaxformer_lab.models.network import leaf_paths
 from flaxformer_lab.models.transformer import Transformer
 from flaxformer_lab.modules.taps import Taps
@@ -89,6 +90,15 @@ def _transformer(knobs: str) -> Drawn:
     return draw_module(lambda: Transformer(config, grid=(TOKENS,), rngs=nnx.Rngs(0)))
 
 
+@functools.cache
+def _body(knobs: str, grid: tuple[int, ...]) -> Drawn:
+    tree: dict[str, Any] = {"width": WIDTH}
+    for key, value in json.loads(knobs).items():
+        tree = override(tree, key, value)
+    config = parse_config({"model": tree}).model
+    return draw_module(lambda: make_body(config, grid=grid, rngs=nnx.Rngs(0)))
+
+
 @pytest.fixture(scope="session", name="draw")
 def draw_fixture() -> Callable[..., Any]:
     """The function that draws values for a tree of shapes."""
@@ -107,6 +117,16 @@ def transformer() -> Callable[..., Drawn]:
 
     def make(knobs: Mapping[str, Any] | None = None) -> Drawn:
         return _transformer(json.dumps(knobs or {}))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def body() -> Callable[..., Drawn]:
+    """The function that makes any model between embedding and head: `body({"name": "lstm", "depth": 1}, grid=(4,))`."""
+
+    def make(knobs: Mapping[str, Any], grid: tuple[int, ...] = (TOKENS,)) -> Drawn:
+        return _body(json.dumps(knobs), grid)
 
     return make
 

@@ -105,18 +105,36 @@ def test_an_override_that_agrees_with_a_variant_is_no_contradiction():
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("path", [DIGITS, SPEECHES], ids=["digits", "speeches"])
 def test_every_variant_fits_the_recipes_or_says_why_not(path, name):
-    if (path, name) == (SPEECHES, "channel_attention"):
-        with pytest.raises(ConfigError, match="cannot be causal"):
+    reasons = {
+        "channel_attention": r"model\.attention\.kind=channel .* cannot be causal; set model\.causal=false",
+        "cnn_2d": r"model\.causal=true with model\.name=cnn_2d: .*; set model\.causal=false or model\.name=cnn_1d",
+        "mixer": r"task\.objective=next_token with model\.name=mixer lets a token see .*; choose another model\.name",
+    }
+    if path == SPEECHES and name in reasons:
+        with pytest.raises(ConfigError, match=reasons[name]):
             load_config(path, [], [name])
     else:
         assert load_config(path, [], [name]) != load_config(path, [])
 
 
 def test_every_recipe_in_the_repository_is_valid():
-    recipes = sorted((REPOSITORY / "configs").glob("*.py"))
+    recipes = sorted((REPOSITORY / "configs").rglob("*.py"))
     assert len(recipes) >= 2
     for path in recipes:
         assert isinstance(load_config(str(path), []).model, TransformerConfig)
+
+
+@pytest.mark.parametrize("overrides", [[], ["--config.model.width=32", "--config.model.depth=1"]], ids=["plain", "set"])
+def test_a_baseline_has_the_width_and_depth_of_recipe_and_overrides(train, overrides):
+    model = train(f"--config={DIGITS}", "--ablation=lstm", *overrides)[0].model
+    recipe = load_config(DIGITS, []).model
+    assert (model.name, model.width, model.depth) == ("lstm", *((32, 1) if overrides else (recipe.width, recipe.depth)))
+
+
+def test_a_recipe_of_a_baseline(train, recipe):
+    text = "def get_config():\n    return {'model': {'name': 'cnn_1d', 'kernel_size': 5}}"
+    config, *_ = train(f"--config={recipe(text)}", "--config.model.kernel_size=7", "--ablation=norm_off")
+    assert (config.model.name, config.model.kernel_size, config.model.norm.kind) == ("cnn_1d", 7, "off")
 
 
 def test_a_recipe_may_return_a_plain_mapping(recipe):
@@ -141,7 +159,10 @@ BAD_FLAGS = {
         ["--config.model.width.heads=3"],
         ["model.width.heads=3: model.width holds a plain value, 64", "set model.width itself"],
     ),
-    "override of a part": (["--config.model=3"], ["model='3' must be a group of keys: width, depth"]),
+    "override of a part": (
+        ["--config.model=3"],
+        ["model='3' must be a group of keys; set model.name to one of transformer, mlp"],
+    ),
     "no value at the end": (["--config.model.width"], ["--config.model.width must be --config.KEY=VALUE"]),
     "no value before a flag": (
         ["--config.model.width", "--config.model.depth=1"],
@@ -179,6 +200,41 @@ BAD_FLAGS = {
     "variant against a flag with a computed value": (
         ["--ablation=per_dimension", "--config.model.attention.num_heads=8"],
         ["--config.model.attention.num_heads=8 contradicts --ablation=per_dimension, which sets it to 64"],
+    ),
+    "variants of two models": (
+        ["--ablation=lstm,single_head"],
+        [
+            "--ablation=single_head sets model.attention.num_heads, which model.name=lstm does not have",
+            "drop the variant",
+        ],
+    ),
+    "two models": (
+        ["--ablation=lstm,gru"],
+        ["--ablation=gru sets model=", "but lstm sets it to", "only one of the two"],
+    ),
+    "model against a flag that it lacks": (
+        ["--ablation=lstm", "--config.model.attention.num_heads=2"],
+        ["--config.model.attention.num_heads=2 contradicts --ablation=lstm, which takes another model", "drop one"],
+    ),
+    "model against a flag that it lacks, of no value": (
+        ["--ablation=lstm", "--config.model.attention.head_dim=none"],
+        ["--config.model.attention.head_dim=None contradicts --ablation=lstm, which takes another model"],
+    ),
+    "model against its name": (
+        ["--ablation=lstm", "--config.model.name=transformer"],
+        ["--config.model.name=transformer contradicts --ablation=lstm, which sets it to lstm", "drop one of the two"],
+    ),
+    "key of another model": (
+        ["--config.model.kernel_size=5"],
+        ["unknown key model.kernel_size (value '5')", "model has name, width, depth", "where model.name=transformer"],
+    ),
+    "name of another model beside the recipe's keys": (
+        ["--config.model.name=lstm"],
+        ["unknown key model.attention", "model has name, width, depth, bias, dtype where model.name=lstm"],
+    ),
+    "grid for a text": (
+        ["--ablation=cnn_2d", f"--config={SPEECHES}"],
+        ["model.causal=true with model.name=cnn_2d", "no before and after", "model.name=cnn_1d"],
     ),
     "variant that the recipe cannot carry": (
         ["--ablation=multi_head", "--config.model.width=12"],
@@ -233,7 +289,7 @@ BAD_RECIPES = {
     ),
     "key that is no text": (
         "def get_config():\n    return {'model': {3: 4}}",
-        ["unknown key model.3 (value 4)", "model has width"],
+        ["unknown key model.3 (value 4)", "model has name, width"],
     ),
     "not utf-8": ("# coding: ascii\n# ü", ["cannot be read: SyntaxError"]),
 }

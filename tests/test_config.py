@@ -10,9 +10,35 @@ from hypothesis import strategies as st
 
 from flaxformer_lab.config import Config, as_dict, parse_config
 from flaxformer_lab.errors import ConfigError
-from flaxformer_lab.model_config import AttentionConfig, TransformerConfig
+from flaxformer_lab.model_config import (
+    AttentionConfig,
+    ConvolutionConfig,
+    FactorizationMachineConfig,
+    MixerConfig,
+    MLPConfig,
+    RecurrentConfig,
+    TransformerConfig,
+)
 from flaxformer_lab.parsing import flatten, nearest, override
-from flaxformer_lab.task_config import ImageClassificationConfig, LanguageModellingConfig
+from flaxformer_lab.task_config import (
+    AssociativeRecallConfig,
+    CompressionConfig,
+    DelayConfig,
+    FuzzyRecallConfig,
+    ImageClassificationConfig,
+    InContextRecallConfig,
+    LanguageModellingConfig,
+    MarkedTokenConfig,
+    MemorizationConfig,
+    NearestConfig,
+    NoisyRecallConfig,
+    PlantedInteractionsConfig,
+    PointersConfig,
+    ProductConfig,
+    RotationConfig,
+    ScaledLinearConfig,
+    SelectiveCopyConfig,
+)
 
 LANGUAGE = {"task": {"name": "language_modelling"}, "model": {"causal": True}}
 
@@ -103,7 +129,13 @@ def test_every_key_that_is_given_is_kept():
     assert {key: flat[key] for key in given} == given
     defaults = flatten(as_dict(Config(task=LanguageModellingConfig())))
     unchanged = {key for key, value in defaults.items() if given.get(key, value) == value}
-    assert unchanged == {"task.name", "model.attention.projection", "model.attention.output", "model.causal"}
+    assert unchanged == {
+        "task.name",
+        "model.name",
+        "model.attention.projection",
+        "model.attention.output",
+        "model.causal",
+    }
 
 
 @pytest.mark.parametrize("tree", [{}, LANGUAGE, EVERYTHING], ids=["defaults", "language", "everything"])
@@ -165,6 +197,101 @@ def test_the_name_of_a_task_chooses_its_keys():
     assert isinstance(parse_config(LANGUAGE).task, LanguageModellingConfig)
 
 
+MODELS = {
+    "transformer": TransformerConfig,
+    "mlp": MLPConfig,
+    "factorization_machine": FactorizationMachineConfig,
+    "cnn_1d": ConvolutionConfig,
+    "cnn_2d": ConvolutionConfig,
+    "lstm": RecurrentConfig,
+    "gru": RecurrentConfig,
+    "mixer": MixerConfig,
+}
+
+TASKS = {
+    "image_classification": ImageClassificationConfig,
+    "product": ProductConfig,
+    "rotation": RotationConfig,
+    "pointers": PointersConfig,
+    "nearest": NearestConfig,
+    "scaled_linear": ScaledLinearConfig,
+    "planted_interactions": PlantedInteractionsConfig,
+    "delay": DelayConfig,
+    "marked_token": MarkedTokenConfig,
+    "associative_recall": AssociativeRecallConfig,
+    "selective_copy": SelectiveCopyConfig,
+    "compression": CompressionConfig,
+    "memorization": MemorizationConfig,
+}
+
+CAUSAL_TASKS = {
+    "language_modelling": LanguageModellingConfig,
+    "in_context_recall": InContextRecallConfig,
+    "fuzzy_recall": FuzzyRecallConfig,
+    "noisy_recall": NoisyRecallConfig,
+}
+
+
+def choices(key):
+    """The names that the refusal of another one offers."""
+    return set(message_of(tree_of({key: "no such name"})).partition("choose from ")[2].split(", "))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_by_its_name_alone(name):
+    config = parse_config({"model": {"name": name}})
+    assert config == Config(model=MODELS[name](name=name))
+    assert parse_config(json.loads(json.dumps(as_dict(config)))) == config
+
+
+@pytest.mark.parametrize("name", [*TASKS, *CAUSAL_TASKS])
+def test_every_task_by_its_name_alone(name):
+    causal = name in CAUSAL_TASKS
+    config = parse_config({"task": {"name": name}, "model": {"causal": causal}})
+    assert config.task == (TASKS | CAUSAL_TASKS)[name]()
+    assert (config.task.name, config.task.causal) == (name, True if causal else None)
+    assert parse_config(json.loads(json.dumps(as_dict(config)))) == config
+
+
+def test_no_other_models_and_tasks_are_offered():
+    assert choices("model.name") == set(MODELS)
+    assert choices("task.name") == {*TASKS, *CAUSAL_TASKS}
+
+
+@pytest.mark.parametrize(
+    ("model", "causal"),
+    [("transformer", False), ("cnn_1d", False), ("mixer", False), ("lstm", True), ("gru", True), ("mlp", True)],
+)
+def test_models_say_whether_they_are_causal(model, causal):
+    assert parse_config({"model": {"name": model}}).model.causal is causal
+
+
+@pytest.mark.parametrize(
+    ("task", "model"),
+    [
+        ({"name": "language_modelling"}, {"name": "lstm"}),
+        ({"name": "language_modelling"}, {"name": "cnn_1d", "causal": True}),
+        ({"name": "language_modelling", "objective": "masked"}, {"name": "mixer"}),
+        ({"name": "in_context_recall"}, {"name": "mlp"}),
+        ({"name": "image_classification"}, {"name": "cnn_2d"}),
+        ({"name": "image_classification", "pooling": "class_token"}, {"name": "mixer"}),
+        ({"name": "delay"}, {"name": "cnn_1d", "causal": True}),
+        ({"name": "delay", "tokens": 5, "distance": 4}, {"name": "gru"}),
+        ({"name": "product", "features": 3, "order": 3}, {"name": "factorization_machine"}),
+        ({"name": "pointers", "tokens": 3, "pointers": 3}, {"name": "mixer"}),
+        ({"name": "associative_recall", "sequence_length": 8, "pairs": 2, "vocabulary": 6}, {}),
+        ({"name": "selective_copy", "sequence_length": 8, "copies": 4}, {}),
+        ({"name": "noisy_recall", "vocabulary": 20, "noise_vocabulary": 16}, {"name": "gru"}),
+        ({"name": "memorization", "training_examples": "none"}, {}),
+    ],
+    ids=str,
+)
+def test_tasks_and_models_that_fit(task, model):
+    config = parse_config({"task": task, "model": model})
+    assert config.task.name == task["name"]
+    assert config.model.name == model.get("name", "transformer")
+
+
 def test_configs_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().seed = 1
@@ -193,7 +320,7 @@ UNKNOWN = [
     ("modle", {}, ["unknown key modle", "did you mean model?", "config has seed, task, model, optimizer"]),
     ("learning_rate", 1, ["unknown key learning_rate (value 1)", "config has seed"]),
     ("task.patchsize", 2, ["unknown key task.patchsize (value 2)", "did you mean patch_size", "task has name"]),
-    ("model.num_heads", 4, ["unknown key model.num_heads (value 4)", "model has width, depth, attention"]),
+    ("model.num_heads", 4, ["unknown key model.num_heads (value 4)", "model has name, width, depth, attention"]),
     ("model.attention.heads", 4, ["unknown key model.attention.heads", "did you mean num_heads"]),
     ("model.ffn.activations", "relu", ["unknown key model.ffn.activations", "did you mean activation?", "expansion"]),
     ("model.norm.eps", 1e-5, ["unknown key model.norm.eps", "did you mean epsilon?", "model.norm has kind"]),
@@ -204,6 +331,40 @@ UNKNOWN = [
     ("parallelism.mesh", 2, ["unknown key parallelism.mesh", "parallelism has strategy"]),
     ("task.sequence_length", 8, ["unknown key task.sequence_length", "task has name, dataset, patch_size"]),
 ]
+
+OF_ANOTHER = [
+    (
+        {"model.name": "lstm", "model.attention.kind": "softmax"},
+        ["unknown key model.attention", "model has name, width, depth, bias, dtype where model.name=lstm"],
+    ),
+    ({"model.name": "cnn_2d", "model.dropout": 0.1}, ["unknown key model.dropout", "where model.name=cnn_2d"]),
+    ({"model.name": "mlp", "model.causal": True}, ["unknown key model.causal (value True)", "where model.name=mlp"]),
+    (
+        {"model.name": "factorization_machine", "model.depth": 2},
+        ["unknown key model.depth", "name, width, bias, dtype"],
+    ),
+    ({"model.kernel_size": 3}, ["unknown key model.kernel_size", "where model.name=transformer"]),
+    ({"model.token_hidden": 3}, ["unknown key model.token_hidden", "where model.name=transformer"]),
+    ({"task.name": "delay", "task.order": 3}, ["unknown key task.order", "distance where task.name=delay"]),
+    ({"task.name": "nearest", "task.vocabulary": 3}, ["unknown key task.vocabulary", "where task.name=nearest"]),
+    ({"task.pairs": 3}, ["unknown key task.pairs", "where task.name=image_classification"]),
+]
+
+
+@pytest.mark.parametrize(("keys", "fragments"), OF_ANOTHER, ids=str)
+def test_a_key_of_another_model_or_task_is_named_with_the_name_that_lacks_it(keys, fragments):
+    message = message_of(tree_of(keys))
+    for fragment in fragments:
+        assert fragment in message
+
+
+def test_a_dataclass_of_another_kind_is_no_model():
+    with pytest.raises(
+        ConfigError, match=r"model=ImageClassificationConfig.* must be a group of keys; set model\.name"
+    ):
+        parse_config({"model": ImageClassificationConfig()})
+    assert parse_config({"model": RecurrentConfig(name="gru")}).model == RecurrentConfig(name="gru")
+
 
 TYPES = [
     ("seed", 1.0, ["seed=1.0", "must be a whole number"]),
@@ -217,8 +378,11 @@ TYPES = [
     ("model.bias", "yes", ["model.bias='yes'", "must be true or false"]),
     ("model.dropout", "much", ["model.dropout='much'", "must be a finite number"]),
     ("model.attention.kind", ["softmax"], ["model.attention.kind=['softmax'] is not a choice", "choose from softmax"]),
-    ("model", 64, ["model=64 must be a group of keys", "width, depth, attention"]),
+    ("model", 64, ["model=64 must be a group of keys", "set model.name to one of transformer, mlp"]),
     ("model.attention", "softmax", ["model.attention='softmax' must be a group of keys", "kind, num_heads"]),
+    ("model", None, ["model=None must be a group of keys", "set model.name to one of transformer, mlp"]),
+    ("model", "lstm", ["model='lstm' must be a group of keys; set model.name to one of", "cnn_2d, lstm, gru, mixer"]),
+    ("model.name", None, ["model.name=None is not a choice", "choose from transformer, mlp"]),
     ("task", "language_modelling", ["task='language_modelling' must be a group of keys", "image_classification"]),
     ("task.dataset", 3, ["task.dataset=3", "must be a text"]),
     ("task.dataset", None, ["task.dataset=None", "must be a text"]),
@@ -257,6 +421,9 @@ CHOICES = [
     ("task.name", "images", ["task.name=images is not a choice", "image_classification, language_modelling"]),
     ("task.name", 3, ["task.name=3 is not a choice", "image_classification, language_modelling"]),
     ("task.pooling", "max", ["task.pooling=max is not a choice", "choose from mean, class_token"]),
+    ("task.name", "associative", ["task.name=associative", "did you mean associative_recall"]),
+    ("model.name", "cnn", ["model.name=cnn is not a choice", "did you mean cnn_", "lstm, gru, mixer"]),
+    ("model.name", "rnn", ["model.name=rnn is not a choice", "transformer, mlp, factorization_machine, cnn_1d"]),
     ("model.attention.kind", "linear", ["model.attention.kind=linear is not a choice", "softmax, channel, mean"]),
     ("model.attention.kind", "lightning", ["model.attention.kind=lightning is not a choice", "softmax, channel, mean"]),
     ("model.attention.kind", "sofmax", ["model.attention.kind=sofmax", "did you mean softmax?", "static, off"]),
@@ -283,6 +450,46 @@ def test_a_bad_value_is_named_with_its_key_its_rule_and_the_way_out(key, value, 
     message = message_of(tree_of({key: value}))
     for fragment in fragments:
         assert fragment in message
+
+
+OWN = [
+    ("cnn_1d", "kernel_size", 0, "must be at least 1"),
+    ("cnn_1d", "norm.kind", "batchnorm", "is not a choice: did you mean layernorm"),
+    ("cnn_2d", "activation", "swish", "is not a choice"),
+    ("lstm", "depth", -1, "must not be negative"),
+    ("gru", "width", 0, "must be at least 1"),
+    ("mlp", "bias", "maybe", "must be true or false"),
+    ("mixer", "token_hidden", 0, "must be at least 1"),
+    ("mixer", "expansion", 0, "must be above 0"),
+    ("product", "order", 1, "must be at least 2"),
+    ("rotation", "features", 1, "must be at least 2"),
+    ("rotation", "rotation", "turn", "is not a choice: choose from shift, random"),
+    ("rotation", "embedding", "diagonal", "choose from dense, identity"),
+    ("nearest", "log_scale", 5, "must be from 0 to 4"),
+    ("nearest", "log_scale", -1, "must be from 0 to 4"),
+    ("nearest", "tokens", 1, "must be at least 2"),
+    ("scaled_linear", "scale", 0, "must be above 0"),
+    ("planted_interactions", "interaction_share", 1.1, "must be from 0 to 1"),
+    ("delay", "distance", 0, "must be at least 1"),
+    ("associative_recall", "power", 0, "must be above 0 and at most 1"),
+    ("associative_recall", "power", 2, "must be above 0 and at most 1"),
+    ("in_context_recall", "vocabulary", 3, "must be at least 4"),
+    ("fuzzy_recall", "vocabulary", 3, "must be at least 4"),
+    ("fuzzy_recall", "motif", 0, "must be at least 1"),
+    ("noisy_recall", "noise", 1, "must be at least 0 and below 1"),
+    ("selective_copy", "vocabulary", 2, "must be at least 3"),
+    ("memorization", "vocabulary", 2, "must be at least 3"),
+    ("memorization", "training_examples", 0, "must be at least 1"),
+    ("compression", "evaluation_examples", 0, "must be at least 1"),
+]
+
+
+@pytest.mark.parametrize(("name", "key", "value", "rule"), OWN, ids=str)
+def test_a_bad_value_of_a_model_or_task_that_a_name_chose(name, key, value, rule):
+    group = "model" if name in MODELS else "task"
+    message = message_of(tree_of({f"{group}.name": name, f"{group}.{key}": value}))
+    assert f"{group}.{key}={value}" in message.replace("'", "")
+    assert rule in message
 
 
 CONTRADICTIONS = {
@@ -349,7 +556,7 @@ CONTRADICTIONS = {
     ),
     "masked with causality": (
         {"task.name": "language_modelling", "task.objective": "masked", "model.causal": True},
-        ["task.objective=masked with model.causal=true", "would hide", "set model.causal=false"],
+        ["task.objective=masked with model.causal=true", "hides what follows a token", "set model.causal=false"],
     ),
     "mask rate of 1": (
         {"task.name": "language_modelling", "task.mask_rate": 1, "model.causal": True},
@@ -362,6 +569,82 @@ CONTRADICTIONS = {
     "class token that sees nothing without attention": (
         {"task.pooling": "class_token", "model.attention.kind": "off"},
         ["task.pooling=class_token with model.attention.kind=off", "hides the image", "set task.pooling=mean"],
+    ),
+    "class token that comes first in a recurrence": (
+        {"task.pooling": "class_token", "model.name": "lstm"},
+        ["task.pooling=class_token with model.name=lstm", "hides the image", "set task.pooling=mean"],
+    ),
+    "class token beyond the reach of a convolution": (
+        {"task.pooling": "class_token", "model.name": "cnn_1d"},
+        ["task.pooling=class_token with model.name=cnn_1d", "hides the image", "set task.pooling=mean"],
+    ),
+    "class token without a place in the grid": (
+        {"task.pooling": "class_token", "model.name": "cnn_2d"},
+        ["task.pooling=class_token with model.name=cnn_2d", "set task.pooling=mean"],
+    ),
+    "next token with convolutions that look ahead": (
+        {"task.name": "language_modelling", "model.name": "cnn_1d"},
+        ["task.objective=next_token with model.causal=false", "must predict", "set model.causal=true"],
+    ),
+    "masked with a recurrence": (
+        {"task.name": "language_modelling", "task.objective": "masked", "model.name": "gru"},
+        ["task.objective=masked with model.name=gru hides what follows a token", "choose another model.name"],
+    ),
+    "recall with a mixer": (
+        {"task.name": "in_context_recall", "model.name": "mixer"},
+        ["task.name=in_context_recall with model.name=mixer", "must predict", "choose another model.name"],
+    ),
+    "recall without causality": (
+        {"task.name": "fuzzy_recall"},
+        ["task.name=fuzzy_recall with model.causal=false", "must predict", "set model.causal=true"],
+    ),
+    "grid with causality": (
+        {"model.name": "cnn_2d", "model.causal": True},
+        [
+            "model.causal=true with model.name=cnn_2d",
+            "no before and after",
+            "set model.causal=false or model.name=cnn_1d",
+        ],
+    ),
+    "grid for a probe": (
+        {"task.name": "delay", "model.name": "cnn_2d"},
+        ["model.name=cnn_2d needs a grid of patches, which task.name=delay has not", "set model.name=cnn_1d"],
+    ),
+    "grid for a text": (
+        {"task.name": "language_modelling", "model.name": "cnn_2d"},
+        ["model.name=cnn_2d needs a grid of patches, which task.name=language_modelling has not"],
+    ),
+    "product of more than there is": (
+        {"task.name": "product", "task.features": 3, "task.order": 4},
+        ["task.order=4 multiplies more features than task.features=3", "lower the one or raise the other"],
+    ),
+    "more pointers than tokens": (
+        {"task.name": "pointers", "task.tokens": 3},
+        ["task.pointers=4 distinct ones", "task.tokens=3", "lower the one or raise the other"],
+    ),
+    "delay past the first token": (
+        {"task.name": "delay", "task.distance": 16},
+        ["task.distance=16 reaches past the first of task.tokens=16", "choose at most 15"],
+    ),
+    "marked token past the first": (
+        {"task.name": "marked_token", "task.tokens": 8},
+        ["task.distance=32 reaches past the first of task.tokens=8", "choose at most 7"],
+    ),
+    "more pairs than a sequence holds": (
+        {"task.name": "associative_recall", "task.pairs": 9},
+        ["task.pairs=9 need 36 tokens", "task.sequence_length=32", "lower the one or raise the other"],
+    ),
+    "more pairs than keys": (
+        {"task.name": "associative_recall", "task.vocabulary": 9},
+        ["task.pairs=4 distinct keys do not fit the 3 of task.vocabulary=9", "choose a vocabulary of at least 10"],
+    ),
+    "noise that leaves no symbols": (
+        {"task.name": "noisy_recall", "task.vocabulary": 19, "model.causal": True},
+        ["task.vocabulary=19 counts task.noise_vocabulary=16", "choose at least 20"],
+    ),
+    "more copies than a sequence holds": (
+        {"task.name": "selective_copy", "task.sequence_length": 31},
+        ["task.copies=16 need 32 tokens", "task.sequence_length=31", "lower the one or raise the other"],
     ),
     "accumulation that does not divide": (
         {"training.accumulate": 3},

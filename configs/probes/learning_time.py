@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
         {
             "task": {"name": "scaled_linear", "features": 8, "embedding": "identity"},
             "model": {"width": 8, "depth": 0, "norm": {"kind": "off"}, "position": "off", "bias": False},
-            "optimizer": {"learning_rate": 0.001, "warmup_steps": 0, "clip_norm": 1.0, "schedule": "constant"},
+            "optimizer": {"learning_rate": 0.003, "warmup_steps": 0, "clip_norm": 1.0, "schedule": "constant"},
             "training": {
                 "steps": 12000,
                 "batch_size": 128,

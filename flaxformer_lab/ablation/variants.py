@@ -24,13 +24,16 @@ class Variant:
 
 def _added_position(config: Config) -> str:
     """Rotary positions turn pairs of features into one another; where features must not meet, a table replaces them."""
-    return "learned" if config.model.position == "rotary" else config.model.position
+    position = getattr(config.model, "position", "off")  # a model without positions lacks the key, which is refused
+    return "learned" if position == "rotary" else position
 
 
 def _baseline(name: str) -> Callable[[Config], dict[str, Any]]:
     """Another model of the same width, depth and so on; what it alone has takes its default."""
 
     def model(config: Config) -> dict[str, Any]:
+        if config.model.name == name:
+            return dataclasses.asdict(config.model)
         kinds = typing.get_args(ModelConfig)
         kind = next(kind for kind in kinds if name in typing.get_args(typing.get_type_hints(kind)["name"]))
         knobs = {knob.name for knob in dataclasses.fields(kind)} & {"width", "depth", "bias", "dtype", "causal"}

@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 
 class Estimate(NamedTuple):
-    """value, and the standard error of its estimate (0 where the value is exact for the inputs given)."""
+    """value, and the standard error of its estimate (NaN where a single example tells nothing of it)."""
 
     value: float
     standard_error: float
@@ -24,10 +24,11 @@ def jackknife(
     """
     arrays = [np.asarray(array, np.float64).reshape(len(array), -1) for array in per_example]
     number = len(arrays[0])
-    value = float(statistic(*(array.mean(axis=0) for array in arrays)))
-    if number < 2:
-        return Estimate(value, 0.0)
-    left_out = statistic(*((array.sum(axis=0) - array) / (number - 1) for array in arrays))
+    with np.errstate(invalid="ignore", divide="ignore"):  # a share of nothing is NaN, and no news
+        value = float(statistic(*(array.mean(axis=0) for array in arrays)))
+        if number < 2:
+            return Estimate(value, float("nan"))
+        left_out = statistic(*((array.sum(axis=0) - array) / (number - 1) for array in arrays))
     spread = np.sum(np.square(left_out - np.mean(left_out)))
     return Estimate(value, float(np.sqrt(spread * (number - 1) / number)))
 

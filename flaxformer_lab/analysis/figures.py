@@ -1,71 +1,87 @@
 """Figures of measures. One colour map, cividis, that reads the same to colour-blind eyes and in greyscale."""
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-COLOURS = "cividis"
-MARKERS = "osD^vPX*"  # a second sign beside the colour
-LARGEST_MAPS = 64  # heads shown in one figure
+COLOURS = matplotlib.colormaps["cividis"].with_extremes(bad="lightgrey")
+MOST_HEADS, MOST_LAYERS = 16, 24  # shown in one figure
+FIGURES = ("feature_mixing", "token_mixing", "attention_maps", "depth")
 
 
 def save_figures(values: Mapping[str, object], folder: Path, title: str) -> list[Path]:
     """Draws what the values allow into `folder` and returns the files: mixing, attention maps, depth."""
-    figures = {
-        "feature_mixing": lambda: energy_map(values["feature_energy"], "feature", title),
-        "token_mixing": lambda: energy_map(values["token_energy"], "token", title),
-        "attention_maps": lambda: attention(_by_layer(values, "attention_map"), title),
-        "depth": lambda: through_depth(values, title),
-    }
-    present = {
-        "feature_mixing": "feature_energy" in values,
-        "token_mixing": "token_energy" in values,
-        "attention_maps": bool(_by_layer(values, "attention_map")),
-        "depth": "rank_residual" in values,
-    }
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, draw in figures.items():
-        if present[name]:
-            paths.append(folder / f"{name}.png")
-            draw().savefig(paths[-1], dpi=150)
+    for name, figure in draw(values, title).items():
+        paths.append(folder / f"{name}.png")
+        figure.savefig(paths[-1], dpi=150)
     return paths
 
 
+def draw(values: Mapping[str, object], title: str) -> dict[str, Figure]:
+    """Those of FIGURES that the values allow."""
+    figures = {}
+    for axis in ("feature", "token"):
+        if f"{axis}_energy" in values:
+            figures[f"{axis}_mixing"] = energy_map(values[f"{axis}_energy"], axis, title)
+    maps = _by_layer(values, "attention_map")
+    if maps:
+        figures["attention_maps"] = attention(maps, title)
+    if "rank_residual" in values:
+        figures["depth"] = through_depth(values, title)
+    return figures
+
+
 def energy_map(matrix: Float[np.ndarray, "outputs inputs"], axis: str, title: str) -> Figure:
-    """How much of each input feature (or token) reaches each output one: each row's shares of its energy."""
-    rows = np.nansum(matrix, axis=1, keepdims=True)
-    shares = np.divide(matrix, rows, out=np.zeros_like(matrix), where=rows > 0)
-    figure = Figure(figsize=(5.6, 5.0), layout="constrained")
+    """How much of each input feature (or token) reaches each output one: each row's shares of its energy.
+
+    A row that no probe looked at is grey.
+    """
+    rows = np.sum(matrix, axis=1, keepdims=True)
+    shares = matrix / np.where(rows == 0, 1, rows)
+    figure = Figure(figsize=(5.6, 5.2), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(shares, cmap=COLOURS, vmin=0, interpolation="nearest")
-    axes.set(xlabel=f"input {axis}", ylabel=f"output {axis}", title=f"{title}\nwhere each output {axis} looks")
+    # The diagonal, which a skip connection feeds, would drown the rest on a linear scale.
+    image = axes.imshow(shares, cmap=COLOURS, norm=PowerNorm(0.5, vmin=0), interpolation="nearest")
+    axes.set(xlabel=f"input {axis}", ylabel=f"output {axis}")
+    _whole_ticks(axes, 8)
     figure.colorbar(image, ax=axes, label="share of the row's Jacobian energy", shrink=0.85)
+    _entitle(figure, f"{title}: what reaches each {axis}")
     return figure
 
 
 def attention(maps: Mapping[str, Float[np.ndarray, "heads tokens tokens"]], title: str) -> Figure:
     """The attention weights of one example: a row a layer, a column a head."""
-    heads = min(max(len(layer) for layer in maps.values()), max(1, LARGEST_MAPS // len(maps)))
-    figure = Figure(figsize=(1.2 + 1.8 * heads, 0.9 + 1.8 * len(maps)), layout="constrained")
-    grid = figure.subplots(len(maps), heads, squeeze=False)
-    largest = max(float(layer.max()) for layer in maps.values())
-    for row, (name, layer) in zip(grid, maps.items(), strict=True):
+    chosen = np.unique(np.linspace(0, len(maps) - 1, min(len(maps), MOST_LAYERS)).round().astype(int))
+    names = [list(maps)[number] for number in chosen]
+    most = max(len(maps[name]) for name in names)
+    heads = min(most, MOST_HEADS)
+    size = np.clip(14 / max(len(names), heads), 0.8, 1.8)
+    figure = Figure(figsize=(max(1.6 + size * heads, 4.5), 1.2 + size * len(names)), layout="constrained")
+    grid = figure.subplots(len(names), heads, squeeze=False, sharex=True, sharey=True)
+    largest = max(float(maps[name].max()) for name in names)
+    for row, name in zip(grid, names, strict=True):
+        row[0].set_ylabel(name.replace("blocks.", "block "), fontsize=8)
         for number, axes in enumerate(row):
-            if number >= len(layer):
-                axes.axis("off")
-                continue
-            image = axes.imshow(layer[number], cmap=COLOURS, vmin=0, vmax=largest, interpolation="nearest")
-            axes.set_title(f"{name.replace('blocks.', 'block ')}, head {number}", fontsize=8)
+            image = axes.imshow(maps[name][number], cmap=COLOURS, vmin=0, vmax=largest, interpolation="nearest")
             axes.tick_params(labelsize=6)
-    grid[-1, 0].set(xlabel="key token", ylabel="query token")
-    figure.colorbar(image, ax=grid, label="attention weight", shrink=0.7)
-    dropped = max(len(layer) for layer in maps.values()) - heads
-    figure.suptitle(title + (f" (the first {heads} heads; {dropped} more)" if dropped else ""), fontsize=10)
+            _whole_ticks(axes, 3)
+    for number, axes in enumerate(grid[0]):
+        axes.set_title(f"head {number}", fontsize=8)
+    figure.supxlabel("key token", fontsize=9)
+    figure.supylabel("query token", fontsize=9)
+    figure.colorbar(image, ax=grid, label="attention weight", shrink=max(0.3, min(0.8, 4 / figure.get_figheight())))
+    left_out = [f"{len(maps)} layers"] * (len(names) < len(maps)) + [f"{most} heads"] * (heads < most)
+    _entitle(figure, title + (f" ({len(names)} x {heads} maps out of {' x '.join(left_out)})" if left_out else ""))
     return figure
 
 
@@ -76,19 +92,30 @@ def through_depth(values: Mapping[str, object], title: str) -> Figure:
         ("stable_rank", "stable rank (directions)"),
         ("scale_heterogeneity", "scale heterogeneity (log10)"),
     )
-    figure = Figure(figsize=(9.6, 3.2), layout="constrained")
+    figure = Figure(figsize=(9.6, 3.4), layout="constrained")
     for axes, (name, label) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         _line(axes, np.asarray(values[name]), label)
-    figure.suptitle(title, fontsize=10)
+    _entitle(figure, title)
     return figure
 
 
 def _line(axes: Axes, series: Float[np.ndarray, " layers"], label: str) -> None:
-    axes.plot(np.arange(len(series)), series, color="black", marker=MARKERS[0], markersize=4)
-    axes.set(xlabel="after block (0: the embedding)", ylabel=label)
-    axes.set_ylim(bottom=min(0.0, float(series.min())))
+    finite = series[np.isfinite(series)]
+    axes.plot(np.arange(len(series)), series, color="black", marker="o", markersize=4)
+    axes.set(xlabel="after layer (0: the embedding)", ylabel=label, xlim=(-0.3, len(series) - 0.7))
+    axes.set_ylim(bottom=min(0.0, float(finite.min(initial=0.0))))
     axes.set_xticks(np.unique(np.linspace(0, len(series) - 1, min(len(series), 8)).round().astype(int)))
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _whole_ticks(axes: Axes, number: int) -> None:
+    """Ticks at whole numbers alone: there is no feature 2.5."""
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(number, integer=True))
+
+
+def _entitle(figure: Figure, title: str) -> None:
+    figure.suptitle(textwrap.fill(title, int(11 * figure.get_figwidth())), fontsize=10)
 
 
 def _by_layer(values: Mapping[str, object], name: str) -> dict[str, np.ndarray]:

@@ -25,7 +25,12 @@ def interaction_share(
     Columns of the Hessian come one at a time, forward over reverse; it is never held whole. probes: None computes all
     `inputs` columns; a number takes so many pairs of random sign vectors v, whose products H v have the wanted sums of
     squares as means (Hutchinson 1990; Bekas et al. 2007 for the diagonal).
+
+    Raises:
+        ValueError: fewer than two examples, of which (E d_i f)^2 cannot be told from the spread of d_i f.
     """
+    if len(x) < 2:
+        raise ValueError(f"interaction_share needs 2 examples, not {len(x)}")
     pairs, gradients = _exact(function, x) if probes is None else _sampled(function, x, probes, seed)
     return jackknife(functools.partial(_share, number=len(x)), pairs, gradients, jnp.square(gradients))
 
@@ -75,6 +80,9 @@ def friedman_h2(
     Popescu 2008, section 8, over all orders at once). The background is halved and the two halves' residuals are
     multiplied, so that the noise of a finite background does not count as interaction. Takes inputs x examples x
     background calls of f.
+
+    Raises:
+        ValueError: fewer than two examples, or a background of fewer than two.
     """
     if len(background) < 2 or len(x) < 2:
         raise ValueError(f"friedman_h2 needs 2 examples and a background of 2, not {len(x)} and {len(background)}")

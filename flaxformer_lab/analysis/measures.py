@@ -134,10 +134,7 @@ def _importance(subject: Subject, probes: int) -> Values:
 
     heads = subject.config.attention.num_heads
     found = jax.jit(lambda: head_importance(loss, outputs, heads, subject.batch))()
-    return {
-        f"{path.split('.attention.')[0].removeprefix('body.')}.head_importance": np.asarray(v)
-        for path, v in found.items()
-    }
+    return {f"{_block_of(path)}.head_importance": np.asarray(gates) for path, gates in found.items()}
 
 
 def _block_of(path: str) -> str:

@@ -18,9 +18,12 @@ def stable_rank(x: Stream) -> Float[Array, " batch"]:
 
 
 def scale_heterogeneity(x: Stream) -> Float[Array, ""]:
-    """log10(largest / smallest standard deviation of a feature), over examples and tokens: 0 for even scales."""
+    """log10(largest / smallest standard deviation of a feature), over examples and tokens: 0 for even scales.
+
+    Infinite where a feature is constant, NaN where all of them are.
+    """
     deviations = jnp.std(x.astype(jnp.float32), axis=(0, 1))
-    return jnp.log10(jnp.max(deviations) / jnp.maximum(jnp.min(deviations), 1e-30))
+    return jnp.log10(jnp.max(deviations)) - jnp.log10(jnp.min(deviations))
 
 
 def _composite_norm(x: Stream) -> Float[Array, " batch"]:

@@ -23,7 +23,7 @@ class Subject:
     """A model, trained or fresh, and a prepared batch of its task.
 
     Raises:
-        MeasureError: inputs that are not finite, or of another shape than the model takes.
+        MeasureError: inputs that are not finite, or of another shape or type than the model takes, or none at all.
     """
 
     config: ModelConfig
@@ -34,14 +34,23 @@ class Subject:
     batch: Batch
 
     def __post_init__(self) -> None:
-        inputs, wanted = self.batch["inputs"], self.task.dummy(1).shape[1:]
-        if tuple(inputs.shape[1:]) != wanted:
+        inputs, wanted = self.batch["inputs"], self.task.dummy(1)
+        numbers = {True: "numbers", False: "symbols"}
+        given, taken = (numbers[bool(jnp.issubdtype(each.dtype, jnp.floating))] for each in (inputs, wanted))
+        if tuple(inputs.shape[1:]) != wanted.shape[1:] or given != taken:
             raise MeasureError(
-                f"inputs of shape {tuple(inputs.shape)} do not fit this model, which takes "
-                f"(batch, {', '.join(map(str, wanted))}); use inputs of the task that it was trained on"
+                f"inputs of shape {tuple(inputs.shape)} ({given}) do not fit this model, which takes "
+                f"(batch, {', '.join(map(str, wanted.shape[1:]))}) ({taken}); use inputs of the task it was trained on"
             )
+        if len(inputs) == 0:
+            raise MeasureError("a batch of 0 examples has nothing to measure; take at least 1")
         if not np.all(np.isfinite(np.asarray(inputs))):
-            raise MeasureError("the inputs hold values that are not finite; every measure would be one; mend the data")
+            raise MeasureError("the inputs hold values that are not finite, and so would every measure; mend the data")
+        if not np.all(np.isfinite(np.asarray(self.vectors))):
+            raise MeasureError(
+                "the token vectors are not finite: the embedding's parameters are not, or the inputs hold symbols "
+                "that its vocabulary lacks; use another checkpoint, or inputs of the task it was trained on"
+            )
 
     @functools.cached_property
     def vectors(self) -> Float[Array, "batch tokens width"]:
@@ -90,6 +99,7 @@ class Subject:
         return jax.jit(lambda flat: outputs(flat) @ signs), inputs.reshape(len(inputs), -1)
 
     def _asked(self, y: Array) -> Array:
-        """The outputs of the tokens that the task asks about."""
-        asked = np.flatnonzero(np.asarray(self.batch["weights"][0]) > 0)
-        return y[:, asked] if y.ndim == 3 else y
+        """The outputs of the tokens that the task asks about, in any example."""
+        if y.ndim < 3:
+            return y
+        return y[:, np.flatnonzero(np.any(np.asarray(self.batch["weights"]) > 0, axis=0))]

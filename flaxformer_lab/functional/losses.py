@@ -31,6 +31,19 @@ def squared_error(
     return jnp.sum(errors * weights), jnp.sum(weights)
 
 
+def explained_variance(
+    outputs: Float[Array, "*batch features"], targets: Float[Array, "*batch features"], weights: Float[Array, "*batch"]
+) -> WeightedSum:
+    """R2 = 1 - sum (output - target)^2 / sum target^2 of targets with mean 0; weighed by the targets' own squares.
+
+    Their variance is that of the examples at hand: a product of Gaussians has heavy tails, and dividing by the true
+    variance instead would let a lucky sample pass for skill.
+    """
+    squares = jnp.mean(jnp.square(targets), axis=-1)
+    errors = jnp.mean(jnp.square(outputs.astype(jnp.float32) - targets), axis=-1)
+    return jnp.sum((squares - errors) * weights), jnp.sum(squares * weights)
+
+
 def accuracy(
     logits: Float[Array, "*batch classes"], targets: Int[Array, "*batch"], weights: Float[Array, "*batch"]
 ) -> WeightedSum:

@@ -10,7 +10,7 @@ Stream = Float[Array, "batch tokens width"]
 
 
 def lstm(
-    inputs: Float[Array, "batch tokens 4*width"], kernel: Float[Array, "width 4*width"]
+    inputs: Float[Array, "batch tokens gates"], kernel: Float[Array, "width gates"]
 ) -> Float[Array, "batch tokens width"]:
     """Long short-term memory (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000).
 
@@ -30,8 +30,8 @@ def lstm(
 
 
 def gru(
-    inputs: Float[Array, "batch tokens 3*width"],
-    kernel: Float[Array, "width 3*width"],
+    inputs: Float[Array, "batch tokens gates"],
+    kernel: Float[Array, "width gates"],
     candidate_bias: Float[Array, " width"] | None,
 ) -> Float[Array, "batch tokens width"]:
     """Gated recurrent unit (Cho et al. 2014), the reset gate applied after the product, as cuDNN does.

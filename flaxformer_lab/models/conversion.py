@@ -31,6 +31,7 @@ from flaxformer_lab.models.network import Network, PureNetwork, Tree, leaf_paths
 from flaxformer_lab.modules.embedding import PatchEmbedding, TokenEmbedding
 from flaxformer_lab.modules.norm import LayerNorm
 from flaxformer_lab.modules.projection import Dense
+from flaxformer_lab.parsing import nearest, parse
 
 Settings = Mapping[str, Any]  # the content of a Hugging Face config.json
 Tensors = dict[str, np.ndarray]

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 from flaxformer_lab.functional.factorization import pairwise_products
 from flaxformer_lab.functional.feedforward import ACTIVATIONS
 from flaxformer_lab.model_config import FactorizationMachineConfig, MLPConfig
-from flaxformer_lab.modules.projection import Dense, normal
+from flaxformer_lab.modules.projection import Dense
 from flaxformer_lab.modules.taps import CLOSED, Taps
 
 Stream = Float[Array, "batch tokens width"]
@@ -38,11 +38,11 @@ class FactorizationMachine(nnx.Module):
     def __init__(self, config: FactorizationMachineConfig, *, grid: tuple[int, ...], rngs: nnx.Rngs):
         del grid
         self.linear = Dense(config.width, config.width, bias=config.bias, rngs=rngs)
-        self.factors = normal(rngs, (config.width, config.width), config.width)
+        self.factors = Dense(config.width, config.width, bias=False, rngs=rngs)
 
     def __call__(self, x: Stream, *, valid=None, keys=None, taps: Taps = CLOSED) -> Stream:
         del valid, keys  # no token sees another
         taps.add("input", lambda: x)
-        x = self.linear(x) + pairwise_products(x, self.factors[...].astype(x.dtype))
+        x = self.linear(x) + pairwise_products(x, self.factors.kernel[...].astype(x.dtype))
         taps.add("output", lambda: x)
         return x

@@ -5,7 +5,7 @@ from jaxtyping import Array, Float
 
 from flaxformer_lab.functional.recurrence import gru, lstm
 from flaxformer_lab.model_config import RecurrentConfig
-from flaxformer_lab.modules.projection import Dense, normal, read, zeros
+from flaxformer_lab.modules.projection import Dense, read, zeros
 from flaxformer_lab.modules.taps import CLOSED, Taps
 
 Stream = Float[Array, "batch tokens width"]
@@ -19,10 +19,10 @@ class LSTM(nnx.Module):
         self.input = Dense(width, 4 * width, bias=config.bias, rngs=rngs)
         if config.bias:
             self.input.bias[...] = self.input.bias[...].at[width : 2 * width].set(1)
-        self.state = normal(rngs, (width, 4 * width), width)
+        self.state = Dense(width, 4 * width, bias=False, rngs=rngs)
 
     def __call__(self, x: Stream) -> Stream:
-        return lstm(self.input(x), self.state[...].astype(x.dtype))
+        return lstm(self.input(x), self.state.kernel[...].astype(x.dtype))
 
 
 class GRU(nnx.Module):
@@ -31,12 +31,14 @@ class GRU(nnx.Module):
     def __init__(self, config: RecurrentConfig, *, rngs: nnx.Rngs):
         width = config.width
         self.input = Dense(width, 3 * width, bias=config.bias, rngs=rngs)
-        self.state = normal(rngs, (width, 3 * width), width)
+        self.state = Dense(width, 3 * width, bias=False, rngs=rngs)
         self.candidate_bias = zeros((width,)) if config.bias else None
 
     def __call__(self, x: Stream) -> Stream:
         bias = read(self.candidate_bias)
-        return gru(self.input(x), self.state[...].astype(x.dtype), None if bias is None else bias.astype(x.dtype))
+        return gru(
+            self.input(x), self.state.kernel[...].astype(x.dtype), None if bias is None else bias.astype(x.dtype)
+        )
 
 
 class RecurrentNetwork(nnx.Module):

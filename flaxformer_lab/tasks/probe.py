@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from flaxformer_lab.errors import ConfigError
-from flaxformer_lab.functional.losses import WeightedSum, accuracy, cross_entropy, squared_error
+from flaxformer_lab.functional.losses import WeightedSum, accuracy, cross_entropy, explained_variance, squared_error
 from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models.network import Network, PureNetwork, purify
 from flaxformer_lab.modules.embedding import FeatureEmbedding, TokenEmbedding
@@ -47,18 +47,20 @@ class Probe(Task):
         return drawn(self._config.evaluation_examples, first=FIRST[split], endless=split == "train")
 
     def prepare(self, examples: Batch, keys: Key[Array, " batch"], *, training: bool) -> Batch:
-        if training and self.training_examples is not None:
-            keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(0), examples["index"])
-        else:
-            keys = jax.vmap(jax.random.fold_in)(keys, examples["index"])
+        index = examples["index"]
+        keys = jax.vmap(jax.random.fold_in)(keys, index)
+        if self.training_examples is not None:
+            # By number and not by `training`: whoever evaluates the training set must see the training set.
+            fixed = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(0), index)
+            keys = jnp.where(index < FIRST["validation"], fixed, keys)
         inputs, targets, weights = jax.vmap(self.draw)(keys)
         return {"inputs": inputs, "targets": targets, "weights": weights * examples["weight"][:, None]}
 
 
 class ContinuousProbe(Probe):
-    """Vectors in, vectors out; the score is R2 = 1 - (squared error) / (variance of the targets).
+    """Vectors in, vectors out; the score is R2 = 1 - (squared error) / (squares of the targets).
 
-    Targets have mean 0 and `variance`, known from the definition, so that the score needs no estimate of either.
+    Targets have mean 0 and `variance` by definition; the loss is the squared error in units of that variance.
     """
 
     tokens: int
@@ -89,8 +91,8 @@ class ContinuousProbe(Probe):
             )
 
     def measure(self, logits: Float[Array, "batch tokens outputs"], batch: Batch) -> dict[str, WeightedSum]:
-        error, weight = squared_error(logits, batch["targets"], batch["weights"], variance=self.variance)
-        return {"loss": (error, weight), "r2": (weight - error, weight)}
+        arguments = (logits, batch["targets"], batch["weights"])
+        return {"loss": squared_error(*arguments, variance=self.variance), "r2": explained_variance(*arguments)}
 
     def dummy(self, batch_size: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch_size, self.tokens, self.features), jnp.float32)

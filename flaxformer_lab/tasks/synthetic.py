@@ -10,9 +10,11 @@ from jaxtyping import Array, Float, Int, Key
 
 from flaxformer_lab.functional.feedforward import ACTIVATIONS
 from flaxformer_lab.model_config import ModelConfig
+from flaxformer_lab.models import theory
 from flaxformer_lab.models.network import Network
 from flaxformer_lab.modules.projection import Dense, normal
 from flaxformer_lab.tasks.probe import SymbolProbe
+from flaxformer_lab.tasks.task import Bound
 
 Example = tuple[Int[Array, " tokens"], Int[Array, " tokens"], Float[Array, " tokens"]]
 
@@ -43,6 +45,12 @@ class AssociativeRecall(SymbolProbe):
         inputs = inputs.at[: 2 * pairs].set(jnp.stack([keys, values], axis=1).reshape(-1)).at[places].set(keys)
         targets = jnp.zeros((length,), jnp.int32).at[places].set(values)
         return inputs, targets, jnp.zeros((length,)).at[places].set(1.0)
+
+    def bound(self, config: ModelConfig) -> Bound | None:
+        if theory.reach(config) == 0:
+            values = self._config.vocabulary - self._config.vocabulary // 2
+            return Bound("accuracy", 1 / values, f"a key alone tells nothing of which of {values} values it was given")
+        return None
 
 
 class InContextRecall(SymbolProbe):

@@ -19,11 +19,15 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Bound:
-    """A score that theory gives: what no training can exceed, and why. `metric` is one of the task's figures."""
+    """A score that theory gives: what no training can exceed, and why. `metric` is one of the task's figures.
+
+    assumes: what the theorem needs beside the config, where no knob can promise it; empty for an exact bound.
+    """
 
     metric: str
     value: float
     reason: str
+    assumes: str = ""
 
 
 class Task(abc.ABC):

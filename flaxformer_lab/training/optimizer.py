@@ -42,7 +42,7 @@ def _adamw(
 
 
 def _muon(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Orthogonalised momentum for the matrices of the blocks (Jordan et al. 2024), AdamW for the rest.
+    """Orthogonalised momentum for the matrices of blocks and layers (Jordan et al. 2024), AdamW for the rest.
 
     Both look ahead as Nesterov does. Updates have the root mean square of Adam's (Liu et al. 2025), so one learning
     rate serves both.
@@ -69,10 +69,10 @@ def decayed(params: Tree) -> Tree:
 
 
 def _muon_or_adamw(params: Tree) -> Tree:
-    """The rule of each leaf: Muon for the kernels inside blocks."""
+    """The rule of each leaf: Muon for the kernels inside blocks or layers."""
 
     def rule(path: tuple, _: Any) -> str:
         names = [key.key for key in path]
-        return "muon" if "blocks" in names and names[-1] == "kernel" else "adamw"
+        return "muon" if {"blocks", "layers"} & set(names) and names[-1] == "kernel" else "adamw"
 
     return jax.tree_util.tree_map_with_path(rule, params)

@@ -50,7 +50,8 @@ INPUTS = {
     "image": jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 1)), jnp.float32),
     "language": jnp.array([[0, 1, 4, 4], [3, 3, 0, 2]]),
 }
-IMPOSSIBLE = {("language", "channel_attention")}
+BASELINES = ("mlp", "factorization_machine", "cnn_1d", "cnn_2d", "lstm", "gru", "mixer")
+IMPOSSIBLE = {("language", "channel_attention"), ("language", "cnn_2d"), ("language", "mixer")}
 CASES = [case for case in itertools.product(RECIPES, VARIANTS) if case not in IMPOSSIBLE]
 
 
@@ -75,7 +76,7 @@ def test_the_variants_of_the_design_are_there():
         "single_head multi_head ffn_off linear_ffn linear_only attention_off mean_attention static_attention "
         "diagonal_projection per_dimension diagonal_ffn norm_off skip_off channel_attention"
     )
-    assert set(VARIANTS) >= set(expected.split())
+    assert set(VARIANTS) == {*expected.split(), *BASELINES}
     assert all(variant.purpose and variant.overrides for variant in VARIANTS.values())
 
 
@@ -93,6 +94,18 @@ def test_a_variant_that_does_not_exist_is_refused(name):
 def test_channel_attention_cannot_be_causal():
     with pytest.raises(ConfigError, match=r"model\.attention\.kind=channel .* cannot be causal.*model\.causal=false"):
         build("language", "channel_attention")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("cnn_2d", r"model\.causal=true with model\.name=cnn_2d: .*; set model\.causal=false or model\.name=cnn_1d"),
+        ("mixer", r"task\.objective=next_token with model\.name=mixer lets .*; choose another model\.name"),
+    ],
+)
+def test_a_baseline_that_does_not_fit_the_task_is_refused(name, reason):
+    with pytest.raises(ConfigError, match=reason):
+        build("language", name)
 
 
 # ------------------------------------------------------------------------------------------- what they change
@@ -186,8 +199,30 @@ def test_parameters_of_linear_only():
     assert number("language", "linear_only") == 5 * 8 + block + 8 * 5
 
 
+# Between embedding and head, with a norm of w (1 + b) parameters: width, depth, tokens, 1 with biases.
+BODIES = {
+    "mlp": lambda w, L, t, b: L * (w * w + b * w),
+    "factorization_machine": lambda w, L, t, b: w * w + b * w + w * w,
+    "cnn_1d": lambda w, L, t, b: L * 2 * (3 * w * w + b * w) + (L + 1) * w * (1 + b),
+    "cnn_2d": lambda w, L, t, b: L * 2 * (9 * w * w + b * w) + (L + 1) * w * (1 + b),
+    "lstm": lambda w, L, t, b: L * 4 * (2 * w * w + b * w),
+    "gru": lambda w, L, t, b: L * (3 * (2 * w * w + b * w) + b * w),
+    "mixer": lambda w, L, t, b: L * (2 * 32 * t + b * (32 + t) + 2 * 4 * w * w + b * 5 * w) + (2 * L + 1) * w * (1 + b),
+}
+
+
+@pytest.mark.parametrize(("recipe", "name"), [case for case in CASES if case[1] in BODIES])
+def test_parameters_of_a_baseline(recipe, name):
+    w, L, _, t, _, b, *_ = sizes(recipe)
+    leaves = leaf_paths(build(recipe, name)[2])
+    body = sum(int(np.prod(leaf.shape)) for path, leaf in leaves.items() if path.startswith("body."))
+    assert body == BODIES[name](w, L, t, b)
+    outside = {path: leaf for path, leaf in leaves.items() if not path.startswith("body.")}
+    assert outside == {path: leaf for path, leaf in leaf_paths(build(recipe)[2]).items() if path in outside}
+
+
 def test_every_variant_has_its_parameters_counted():
-    assert set(VARIANTS) == {*DIFFERENCES, "per_dimension", "diagonal_ffn", "linear_only"}
+    assert set(VARIANTS) == {*DIFFERENCES, *BODIES, "per_dimension", "diagonal_ffn", "linear_only"}
 
 
 @pytest.mark.parametrize(
@@ -272,9 +307,11 @@ def test_no_variant_leaves_the_config_as_it_is():
 def test_a_variant_sets_its_keys_and_no_others(recipe, name):
     before, after = parse_config(RECIPES[recipe]), build(recipe, name)[0]
     flat, other = flatten(as_dict(before)), flatten(as_dict(after))
-    changed = {key for key in flat if flat[key] != other[key]}
+    # A baseline takes the place of all of `model`.
+    told = tuple(changed_keys(before, [name]))
+    changed = {key for key in flat | other if flat.get(key, "absent") != other.get(key, "absent")}
     assert changed
-    assert changed <= set(changed_keys(before, [name]))
+    assert all(key in told or key.partition(".")[0] in told for key in changed)
     assert set(changed_keys(before, [name]).values()) == {name}
     assert apply_variants(after, [name]) == after
 
@@ -298,6 +335,7 @@ def test_two_variants_compose():
         (["ffn_off", "linear_ffn"], ["linear_ffn sets model.ffn.kind=mlp", "ffn_off sets it to off"]),
         (["mean_attention", "static_attention"], ["static_attention sets model.attention.kind=static", "to mean"]),
         (["per_dimension", "single_head"], ["single_head sets model.attention.num_heads=1", "per_dimension", "to 8"]),
+        (["lstm", "gru"], ["gru sets model={'name': 'gru'", "lstm sets it to {'name': 'lstm'"]),
     ],
 )
 def test_variants_that_contradict_one_another_are_refused(names, fragments):
@@ -329,3 +367,47 @@ def test_per_dimension_replaces_rotary_positions_alone():
     for position, expected in (("rotary", "learned"), ("sinusoidal", "sinusoidal"), ("off", "off")):
         config = parse_config(override(RECIPES["image"], "model.position", position))
         assert apply_variants(config, ["per_dimension"]).model.position == expected
+
+
+# ------------------------------------------------------------------------------------------- other models
+
+
+def test_a_baseline_has_what_it_shares_with_the_model_that_it_replaces():
+    language = {**RECIPES["language"]["model"], "depth": 3, "dtype": "bfloat16"}
+    config = parse_config(RECIPES["language"] | {"model": language})
+    for name in BASELINES:
+        if ("language", name) in IMPOSSIBLE:
+            continue
+        model = apply_variants(config, [name]).model
+        assert (model.name, model.width, model.bias, model.dtype, model.causal) == (name, 8, False, "bfloat16", True)
+        assert getattr(model, "depth", 3) == 3
+        assert apply_variants(config, [name]).task == config.task
+
+
+def test_a_baseline_that_is_there_already_keeps_all_of_its_knobs():
+    config = parse_config(RECIPES["image"] | {"model": {"name": "cnn_1d", "width": 8, "kernel_size": 5}})
+    assert apply_variants(config, ["cnn_1d"]) == config
+    assert apply_variants(config, ["gru"]).model.name == "gru"
+
+
+ONE_MODELS_OWN = [name for name in VARIANTS if name not in BASELINES]
+
+
+@pytest.mark.parametrize("name", ONE_MODELS_OWN)
+@pytest.mark.parametrize("laid_upon", ["transformer with lstm", "lstm"])
+def test_a_knob_that_the_model_in_place_lacks_is_refused(laid_upon, name):
+    model = RECIPES["image"]["model"] if laid_upon != "lstm" else {"name": "lstm", "width": 8}
+    names = [name] if laid_upon == "lstm" else ["lstm", name]
+    with pytest.raises(ConfigError) as error:
+        apply_variants(parse_config(RECIPES["image"] | {"model": model}), names)
+    message = str(error.value)
+    (key, *_) = (key for key in VARIANTS[name].overrides if key.startswith("model.") and key in message)
+    assert f"--ablation={name} sets {key}, which model.name=lstm does not have" in message
+    assert message.endswith("drop the variant or choose another model")
+
+
+def test_a_knob_that_the_model_in_place_has_is_set():
+    config = build("image", "norm_off", "cnn_1d")[0]
+    assert (config.model.name, config.model.norm.kind) == ("cnn_1d", "off")
+    assert config == build("image", "cnn_1d", "norm_off")[0]
+    assert not [path for path in leaf_paths(build("image", "cnn_1d", "norm_off")[2]) if "norm" in path]

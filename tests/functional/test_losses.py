@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import softmax
-from sklearn.metrics import accuracy_score, log_loss
+from sklearn.metrics import accuracy_score, log_loss, mean_squared_error, r2_score
 
-from flaxformer_lab.functional.losses import accuracy, cross_entropy
+from flaxformer_lab.functional.losses import accuracy, cross_entropy, explained_variance, squared_error
 
 GENERATOR = np.random.default_rng(0)
 LOGITS = GENERATOR.normal(scale=2, size=(20, 5))
@@ -60,3 +60,43 @@ def test_half_precision_logits_are_summed_in_float32():
     total, _ = cross_entropy(jnp.zeros((512, 3), jnp.bfloat16), jnp.zeros(512, int), jnp.ones(512))
     assert total.dtype == jnp.float32
     assert float(total) == pytest.approx(512 * np.log(3), rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------------- continuous targets
+
+OUTPUTS, VALUES = GENERATOR.normal(size=(2, 20, 3))
+VALUES = VALUES - np.average(VALUES, axis=0, weights=WEIGHTS)
+VECTORS = (*(jnp.asarray(x, jnp.float32) for x in (OUTPUTS, VALUES)), ARGUMENTS[2])
+
+
+def test_squared_error_agrees_with_mean_squared_error():
+    total, weight = squared_error(*VECTORS, variance=2.5)
+    expected = mean_squared_error(VALUES, OUTPUTS, sample_weight=WEIGHTS) / 2.5
+    assert float(weight) == WEIGHTS.sum()
+    assert float(total) / WEIGHTS.sum() == pytest.approx(expected, rel=1e-5)
+
+
+def test_squared_error_is_1_for_the_mean_of_targets_of_that_variance():
+    values = jnp.array([[3.0], [-3.0]])
+    assert [float(x) for x in squared_error(jnp.zeros((2, 1)), values, jnp.ones(2), variance=9.0)] == [2, 2]
+
+
+def test_explained_variance_agrees_with_r2_score():
+    total, weight = explained_variance(*VECTORS)
+    expected = r2_score(VALUES, OUTPUTS, sample_weight=WEIGHTS, multioutput="variance_weighted")
+    assert float(total) / float(weight) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "measure", [lambda *x: squared_error(*x, variance=2.0), explained_variance], ids=["error", "explained"]
+)
+def test_vectors_add_up_and_count_one_by_one(measure):
+    whole = [float(value) for value in measure(*VECTORS)]
+    parts = [measure(*(jnp.asarray(np.asarray(x)[rows]) for x in VECTORS)) for rows in (slice(7), slice(7, 20))]
+    np.testing.assert_allclose(np.asarray(parts).sum(axis=0), whole, rtol=1e-5)
+    shapes = ((4, 5, 3), (4, 5, 3), (4, 5))
+    in_sequences = (jnp.asarray(np.asarray(x).reshape(shape)) for x, shape in zip(VECTORS, shapes, strict=True))
+    np.testing.assert_allclose(measure(*in_sequences), whole, rtol=1e-5)
+    half = measure(VECTORS[0].astype(jnp.bfloat16), *VECTORS[1:])
+    assert half[0].dtype == jnp.float32
+    assert float(half[0]) == pytest.approx(whole[0], rel=2e-2)

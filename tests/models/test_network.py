@@ -9,6 +9,7 @@ from flax import nnx
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.models.network import Network, leaf_paths, purify
 from flaxformer_lab.modules.embedding import TokenEmbedding
+from flaxformer_lab.modules.projection import Identity
 
 SYMBOLS = np.array([[0, 4, 2, 2], [1, 3, 3, 0]], np.int32)
 VALID = jnp.array([[True, True, True, True], [True, True, False, False]])
@@ -27,19 +28,35 @@ def builder(pooling="off", **model):
 
 
 @pytest.mark.parametrize("valid", [None, VALID], ids=["whole", "padded"])
-@pytest.mark.parametrize("pooling", ["off", "mean", "class_token"])
+@pytest.mark.parametrize("pooling", ["off", "mean", "class_token", "last"])
 def test_the_parts_follow_one_another(draw_module, pooling, valid):
     drawn = draw_module(lambda: builder(pooling)(nnx.Rngs(0)))
     module, exact = drawn.module, drawn.exact
-    tokens = np.asarray(module.transformer(module.embedding(jnp.asarray(SYMBOLS)), valid=valid), np.float64)
+    tokens = np.asarray(module.body(module.embedding(jnp.asarray(SYMBOLS)), valid=valid), np.float64)
     if pooling == "mean":
         weights = np.ones((2, 4)) if valid is None else np.asarray(valid, np.float64)
         tokens = (tokens * weights[:, :, None]).sum(1) / weights.sum(1, keepdims=True)
     elif pooling == "class_token":
         tokens = tokens[:, 0]
+    elif pooling == "last":
+        tokens = tokens[:, 3]
     expected = tokens @ exact["head.kernel"] + exact["head.bias"]
     assert expected.shape == ((2, 4, 3) if pooling == "off" else (2, 3))
     np.testing.assert_allclose(drawn(SYMBOLS, valid=valid), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_that_is_given_takes_the_place_of_the_dense_one(draw_module):
+    def build():
+        rngs = nnx.Rngs(0)
+        head = Identity(8, 8, bias=False, rngs=rngs)
+        embedding = TokenEmbedding(5, 8, dtype="float32", rngs=rngs)
+        config = parse_config({"model": {"name": "gru", "width": 8, "depth": 1}}).model
+        return Network(config, embedding=embedding, grid=(4,), outputs=8, head=head, rngs=rngs)
+
+    drawn = draw_module(build)
+    module = drawn.module
+    np.testing.assert_allclose(drawn(SYMBOLS), module.body(module.embedding(jnp.asarray(SYMBOLS))), rtol=1e-6)
+    assert not [path for path in drawn.exact if "head" in path]
 
 
 def test_padding_does_not_reach_the_pooled_logits(draw_module):
@@ -100,6 +117,20 @@ def test_apply_is_the_module_with_these_parameters_also_when_compiled(pure):
     np.testing.assert_allclose(
         jax.jit(pure.apply)(params, {}, jnp.asarray(SYMBOLS)), module(jnp.asarray(SYMBOLS)), rtol=1e-5, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("valid", [None, VALID], ids=["whole", "padded"])
+def test_embed_and_body_are_the_parts_of_apply(draw_module, valid):
+    params = draw_module(lambda: builder("mean")(nnx.Rngs(0))).params
+    network = purify(builder("mean"))
+    vectors = network.embed(params, {}, jnp.asarray(SYMBOLS))
+    np.testing.assert_array_equal(vectors, np.asarray(params["embedding"]["table"])[SYMBOLS])
+    tokens = np.asarray(network.body(params, {}, vectors, valid=valid), np.float64)
+    weights = np.ones((2, 4)) if valid is None else np.asarray(valid, np.float64)
+    pooled = (tokens * weights[:, :, None]).sum(1) / weights.sum(1, keepdims=True)
+    expected = pooled @ np.asarray(params["head"]["kernel"]) + np.asarray(params["head"]["bias"])
+    result = network.apply(params, {}, jnp.asarray(SYMBOLS), valid=valid)
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_every_parameter_that_apply_is_given_matters(draw_module):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from flaxformer_lab.modules.embedding import PatchEmbedding, TokenEmbedding, patches
+from flaxformer_lab.modules.embedding import FeatureEmbedding, PatchEmbedding, TokenEmbedding, patches
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 4, 6, 3)).astype(np.float32)
 
@@ -47,8 +47,27 @@ def test_token_embedding_is_the_row_of_each_symbol():
     assert len(np.unique(table, axis=0)) == 7
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_dense_feature_embedding(draw_module, bias):
+    options = {"bias": bias, "dtype": "float32"}
+    drawn = draw_module(lambda: FeatureEmbedding("dense", 3, 5, **options, rngs=nnx.Rngs(0)))
+    x, exact = IMAGES[0], drawn.exact
+    assert set(exact) == ({"projection.kernel", "projection.bias"} if bias else {"projection.kernel"})
+    expected = x.astype(np.float64) @ exact["projection.kernel"] + exact.get("projection.bias", 0)
+    np.testing.assert_allclose(drawn(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_identity_feature_embedding_leaves_vectors_as_they_are(draw_module):
+    drawn = draw_module(lambda: FeatureEmbedding("identity", 3, 3, bias=True, dtype="float32", rngs=nnx.Rngs(0)))
+    assert drawn.exact == {}
+    np.testing.assert_array_equal(drawn(IMAGES[0]), IMAGES[0])
+
+
 def test_vectors_are_of_the_dtype_asked_for_and_parameters_stay_float32():
     tokens = TokenEmbedding(7, 5, dtype="bfloat16", rngs=nnx.Rngs(0))
     image = PatchEmbedding(2, 3, 5, bias=True, class_token=True, dtype="bfloat16", rngs=nnx.Rngs(0))
+    vectors = FeatureEmbedding("dense", 3, 5, bias=True, dtype="bfloat16", rngs=nnx.Rngs(0))
     assert tokens(jnp.zeros((1, 2), int)).dtype == image(jnp.asarray(IMAGES)).dtype == jnp.bfloat16
+    assert vectors(jnp.asarray(IMAGES[0])).dtype == jnp.bfloat16
+    assert vectors.projection.kernel.dtype == jnp.float32
     assert tokens.table.dtype == image.projection.kernel.dtype == image.class_token.dtype == jnp.float32

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from flaxformer_lab.data.source import open_split
-from flaxformer_lab.tasks.examples import records, windows
+from flaxformer_lab.tasks.examples import drawn, records, windows
 
 STREAMS = [
     (10, 5, 0),
@@ -119,3 +119,42 @@ def test_records_come_once_an_epoch(digits):
 def test_records_say_what_they_hold(digits):
     assert digits.num_bytes == sum(array.nbytes for array in digits.load().values())
     assert digits.number == len(digits.load()["label"])
+
+
+def test_drawn_examples_are_their_numbers():
+    examples = drawn(50, first=2**30, endless=False)
+    rows = np.array([3, 0, 49], np.int32)
+    assert (examples.number, examples.num_bytes, examples.load()) == (50, 0, {})
+    read, taken = examples.read(rows), jax.jit(examples.take)({}, rows)
+    assert sorted(read) == sorted(taken) == ["index"]
+    for index in (read["index"], taken["index"]):
+        assert index.dtype == np.int32
+        np.testing.assert_array_equal(index, [2**30 + 3, 2**30, 2**30 + 49])
+
+
+def test_drawn_examples_that_end_come_once_an_epoch_in_the_order_of_the_seed():
+    examples = drawn(50, first=0, endless=False)
+    epochs = [examples.training_rows(seed, step, 50) for seed, step in ((0, 0), (0, 1), (1, 0))]
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(50))
+    assert len({epoch.tobytes() for epoch in epochs}) == 3
+
+
+def test_endless_examples_count_on_and_never_repeat_below_2_to_the_30():
+    examples, size = drawn(50, first=0, endless=True), 2**9 * 3
+    whole = 2**30 // size
+    for step in (0, 1, 7, whole // 2, whole - 1):
+        rows = examples.training_rows(0, step, size)
+        # Side by side, so that no two steps share a row.
+        np.testing.assert_array_equal(rows, np.arange(step * size, (step + 1) * size))
+        assert rows.dtype == np.int32 and rows[-1] < 2**30
+    # Beyond, they begin anew and never reach the numbers of evaluation.
+    across = examples.training_rows(0, whole, size)
+    assert across.min() == 0 and across.max() == 2**30 - 1 and len(np.unique(across)) == size
+    assert examples.training_rows(0, 2**30, 64).max() < 2**30
+
+
+def test_the_number_of_endless_examples_is_that_of_an_evaluation():
+    examples = drawn(50, first=7, endless=True)
+    assert examples.number == 50
+    np.testing.assert_array_equal(examples.read(examples.evaluation_rows(np.arange(2)))["index"], [7, 8])

@@ -106,7 +106,10 @@ def linear_network(features: int, outputs: int, rate: float = 0.0) -> PureNetwor
         x = dropout(x, keys, rate) if keys is not None and rate else x
         return x @ params["head"]["kernel"] + params["head"]["bias"][None]
 
-    return PureNetwork(init, jax.eval_shape(init, jax.random.key(0)), apply)
+    def embed(params, model_state, inputs):
+        return inputs.reshape(len(inputs), 1, -1)
+
+    return PureNetwork(init, jax.eval_shape(init, jax.random.key(0)), apply, embed, unchanged)
 
 
 def table_network(symbols: int, width: int, outputs: int, rate: float = 0.0) -> PureNetwork:
@@ -122,7 +125,15 @@ def table_network(symbols: int, width: int, outputs: int, rate: float = 0.0) -> 
         x = dropout(x, keys, rate) if keys is not None and rate else x
         return x @ params["head"]["kernel"]
 
-    return PureNetwork(init, jax.eval_shape(init, jax.random.key(0)), apply)
+    def embed(params, model_state, inputs):
+        return params["table"][inputs]
+
+    return PureNetwork(init, jax.eval_shape(init, jax.random.key(0)), apply, embed, unchanged)
+
+
+def unchanged(params, model_state, vectors):
+    """A body without any layer."""
+    return vectors
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,7 +32,7 @@ def small():
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
     return {
         "embedding": {"table": draw(11, 6)},
-        "transformer": {
+        "body": {
             "position": draw(5, 6),
             "blocks": {0: {"ffn": {"kernel": draw(6, 10), "bias": draw(10)}, "norm": {"scale": draw(6)}}},
         },
@@ -132,14 +132,14 @@ def test_muon_makes_the_update_of_a_blocks_matrix_orthogonal(small):
     rng = np.random.default_rng(3)
     gradient = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), small)
     update = one_update(config, small, gradient)
-    matrix = np.asarray(update["transformer"]["blocks"][0]["ffn"]["kernel"])
+    matrix = np.asarray(update["body"]["blocks"][0]["ffn"]["kernel"])
     assert matrix.shape == (6, 10)
     # U V^T with all singular values near 1, scaled to a root mean square of 0.2 (Liu et al. 2025, eq. 4).
     values = np.linalg.svd(matrix / (0.01 * 0.2 * math.sqrt(10)), compute_uv=False)
     assert values.min() > 0.65 and values.max() < 1.25
-    before = np.linalg.svd(np.asarray(gradient["transformer"]["blocks"][0]["ffn"]["kernel"]), compute_uv=False)
+    before = np.linalg.svd(np.asarray(gradient["body"]["blocks"][0]["ffn"]["kernel"]), compute_uv=False)
     assert before.max() / before.min() > 2.5 > values.max() / values.min()
-    u, _, v = np.linalg.svd(np.asarray(gradient["transformer"]["blocks"][0]["ffn"]["kernel"]), full_matrices=False)
+    u, _, v = np.linalg.svd(np.asarray(gradient["body"]["blocks"][0]["ffn"]["kernel"]), full_matrices=False)
     # The direction is that of the gradient's own polar factor.
     assert np.sum(-matrix * (u @ v)) / np.linalg.norm(matrix) / math.sqrt(6) > 0.97
 

@@ -150,9 +150,9 @@ def softmax_regression(params, images, labels):
     x = images.astype(np.float64) / 127.5 - 1
     patches = x.reshape(-1, 2, 4, 2, 4).transpose(0, 1, 3, 2, 4).reshape(-1, 4, 16)
     tokens = patches @ get("embedding", "projection", "kernel") + get("embedding", "projection", "bias")
-    tokens = tokens + get("transformer", "position")
+    tokens = tokens + get("body", "position")
     tokens = (tokens - tokens.mean(-1, keepdims=True)) / np.sqrt(tokens.var(-1, keepdims=True) + 1e-6)
-    tokens = tokens * get("transformer", "norm", "scale") + get("transformer", "norm", "bias")
+    tokens = tokens * get("body", "norm", "scale") + get("body", "norm", "bias")
     logits = tokens.mean(axis=1) @ get("head", "kernel") + get("head", "bias")
     shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     loss = -np.log(shares[np.arange(len(labels)), labels]).mean()

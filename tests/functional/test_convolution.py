@@ -1,0 +1,48 @@
+"""Neighbourhoods times a kernel against SciPy's correlations."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.signal import correlate, correlate2d
+
+from flaxformer_lab.functional.convolution import neighbourhood_1d, neighbourhood_2d
+
+GENERATOR = np.random.default_rng(0)
+SEQUENCES = GENERATOR.normal(size=(2, 6, 3))
+IMAGES = GENERATOR.normal(size=(2, 5, 4, 3))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 9])
+def test_a_kernel_over_neighbourhoods_is_a_correlation(size, causal):
+    """The full correlation has size - 1 more places in front; a centred window starts size // 2 before its token."""
+    kernel = GENERATOR.normal(size=(size, 3, 2))
+    windows = neighbourhood_1d(jnp.asarray(SEQUENCES, jnp.float32), size, causal=causal)
+    assert windows.shape == (2, 6, size * 3)
+    before = size - 1 if causal else size // 2
+    for sequence, result in zip(SEQUENCES, np.asarray(windows) @ kernel.reshape(-1, 2), strict=True):
+        for out in range(2):
+            full = sum(correlate(sequence[:, c], kernel[:, c, out], mode="full") for c in range(3))
+            start = size - 1 - before
+            np.testing.assert_allclose(result[:, out], full[start : start + 6], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_a_kernel_over_square_neighbourhoods_is_a_correlation(size):
+    kernel = GENERATOR.normal(size=(size, size, 3, 2))
+    windows = neighbourhood_2d(jnp.asarray(IMAGES, jnp.float32), size)
+    assert windows.shape == (2, 5, 4, size * size * 3)
+    start = size - 1 - size // 2
+    for image, result in zip(IMAGES, np.asarray(windows) @ kernel.reshape(-1, 2), strict=True):
+        for out in range(2):
+            full = sum(correlate2d(image[:, :, c], kernel[:, :, c, out], mode="full") for c in range(3))
+            expected = full[start : start + 5, start : start + 4]
+            np.testing.assert_allclose(result[:, :, out], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_windows_by_hand():
+    x = jnp.arange(1.0, 5.0)[None, :, None]
+    assert neighbourhood_1d(x, 3, causal=False)[0].tolist() == [[0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 0]]
+    assert neighbourhood_1d(x, 3, causal=True)[0].tolist() == [[0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4]]
+    assert neighbourhood_1d(x, 2, causal=False)[0].tolist() == [[0, 1], [1, 2], [2, 3], [3, 4]]
+    assert neighbourhood_2d(x.reshape(1, 2, 2, 1), 3)[0, 1, 0].tolist() == [0, 1, 2, 0, 3, 4, 0, 0, 0]

@@ -1,0 +1,171 @@
+"""What theory says of a model's knobs, against what the model does with parameters that are all drawn.
+
+Both ways round: where theory says yes the numbers must agree, and where it says no they must disagree.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from flaxformer_lab.config import parse_config
+from flaxformer_lab.models import theory
+from flaxformer_lab.models.network import Network
+from flaxformer_lab.modules.embedding import FeatureEmbedding
+from flaxformer_lab.parsing import override
+
+WIDTH = 4
+BARE = {
+    "width": WIDTH,
+    "depth": 2,
+    "attention.num_heads": 2,
+    "ffn.kind": "off",
+    "norm.kind": "off",
+    "position": "off",
+    "bias": False,
+}
+APART = {"attention.projection": "diagonal", "attention.output": "diagonal", "attention.num_heads": WIDTH}
+PAIRS = APART | {"attention.num_heads": WIDTH // 2}
+LINEAR = {"attention.kind": "static", "ffn.kind": "mlp", "ffn.activation": "identity"}
+
+TRANSFORMERS = [
+    {},
+    {"bias": True},
+    {"causal": True},
+    {"position": "learned"},
+    {"position": "sinusoidal"},
+    {"position": "rotary"},
+    *({"norm.kind": kind} for kind in ("layernorm", "rmsnorm")),
+    {"norm.kind": "layernorm", "bias": True},
+    {"norm.kind": "layernorm", "norm.placement": "post"},
+    *({"ffn.kind": "mlp", "ffn.activation": kind} for kind in ("tanh", "identity", "gelu", "relu")),
+    *({"ffn.kind": "diagonal", "ffn.activation": kind} for kind in ("tanh", "silu")),
+    *({"ffn.kind": kind} for kind in ("gated", "bilinear")),
+    *({"attention.kind": kind} for kind in ("mean", "static", "channel")),
+    *({"attention.kind": "off", "ffn.kind": kind, "ffn.activation": "tanh"} for kind in ("mlp", "diagonal")),
+    {"attention.kind": "off", "ffn.kind": "diagonal", "ffn.activation": "identity"},
+    {"attention.kind": "off", "ffn.kind": "diagonal", "norm.kind": "rmsnorm"},
+    LINEAR,
+    LINEAR | {"bias": True, "position": "learned"},
+    LINEAR | {"norm.kind": "rmsnorm"},
+    LINEAR | {"ffn.kind": "bilinear"},
+    LINEAR | {"causal": True, "skip.attention": False, "skip.ffn": False},
+    *(APART | {"attention.kind": kind} for kind in ("softmax", "mean", "static", "channel")),
+    *(PAIRS | {"attention.kind": kind} for kind in ("softmax", "mean", "static", "channel")),
+    APART | {"bias": True, "position": "learned", "ffn.kind": "diagonal"},
+    APART | {"attention.projection": "identity", "attention.output": "off"},
+    APART | {"attention.output": "dense", "attention.kind": "mean"},
+    APART | {"norm.kind": "layernorm"},
+    APART | {"ffn.kind": "mlp"},
+    PAIRS | {"position": "rotary", "attention.kind": "mean"},
+    {"depth": 0, "ffn.kind": "mlp"},
+    {"depth": 0, "norm.kind": "layernorm"},
+    {"depth": 0, "norm.kind": "rmsnorm", "ffn.kind": "mlp", "norm.placement": "post"},
+    {"depth": 0, "bias": True, "position": "learned"},
+]
+
+ONE_TOKEN = [{}, {"norm.kind": "rmsnorm"}, PAIRS, PAIRS | {"attention.kind": "channel"}, {"position": "rotary"}]
+
+NO_NORM = {"norm.kind": "off", "bias": False}
+BASELINES = [
+    *({"name": "mlp", "activation": kind, "bias": False} for kind in ("tanh", "identity", "gelu")),
+    {"name": "mlp", "activation": "tanh"},
+    {"name": "mlp", "activation": "identity"},
+    *({"name": "mlp", "depth": 0, "bias": bias} for bias in (True, False)),
+    *({"name": "factorization_machine", "bias": bias} for bias in (True, False)),
+    *({"name": name, "depth": depth, "bias": False} for name in ("lstm", "gru") for depth in (0, 1)),
+    {"name": "gru", "depth": 1},
+    *({"name": "cnn_1d", "depth": 1, "activation": kind, **NO_NORM} for kind in ("tanh", "identity", "relu")),
+    {"name": "cnn_1d", "depth": 1, "activation": "identity", "bias": False},
+    {"name": "cnn_1d", "depth": 1, "activation": "identity", "norm.kind": "off"},
+    {"name": "cnn_1d", "depth": 1, "activation": "tanh"},
+    *({"name": "cnn_1d", "depth": 1, "kernel_size": size} for size in (1, 2, 5)),
+    {"name": "cnn_1d", "depth": 2, "causal": True, "kernel_size": 2},
+    {"name": "cnn_1d", "depth": 0},
+    {"name": "cnn_1d", "depth": 0, **NO_NORM},
+    *({"name": "mixer", "depth": 1, "activation": kind, **NO_NORM} for kind in ("tanh", "identity", "gelu")),
+    {"name": "mixer", "depth": 1, "activation": "tanh", "bias": False},
+    {"name": "mixer", "depth": 1, "activation": "tanh", "norm.kind": "off"},
+    {"name": "mixer", "depth": 0, "bias": False},
+    {"name": "mixer", "depth": 0, **NO_NORM},
+]
+
+CASES = [
+    *((BARE | knobs, 7) for knobs in TRANSFORMERS),
+    *((BARE | knobs, 1) for knobs in ONE_TOKEN),
+    *(({"width": WIDTH} | knobs, 7) for knobs in BASELINES),
+]
+
+
+def config_of(knobs):
+    tree = {}
+    for key, value in knobs.items():
+        tree = override(tree, key, value)
+    return parse_config({"model": tree}).model
+
+
+def label(knobs, tokens):
+    return "-".join(f"{key}={value}" for key, value in knobs.items() if BARE.get(key) != value) + f"-{tokens}"
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: label(*case))
+def case(request, draw_module):
+    """The config, the number of tokens, and what the drawn model does."""
+    knobs, tokens = request.param
+    config = config_of(knobs)
+
+    def build():
+        rngs = nnx.Rngs(0)
+        embedding = FeatureEmbedding("dense", WIDTH, WIDTH, bias=config.bias, dtype="float32", rngs=rngs)
+        return Network(config, embedding=embedding, grid=(tokens,), outputs=3, rngs=rngs)
+
+    network = draw_module(build).module
+    x, y = np.random.default_rng(0).normal(size=(2, tokens, WIDTH)).astype(np.float32)
+    straight = 2.5 * x - 1.5 * y
+    nudges = np.eye(tokens * WIDTH, dtype=np.float32).reshape(-1, tokens, WIDTH)
+    logits = np.asarray(network(jnp.asarray(np.stack([x, -x]))))
+    of_x, of_y, of_straight, *nudged = np.asarray(network.body(jnp.asarray(np.stack([x, y, straight, *(x + nudges)]))))
+    expected = 2.5 * of_x - 1.5 * of_y
+    # [t, c, s, d]: how far output feature c of token t moves with input feature d of token s.
+    moved = np.abs(np.stack(nudged) - of_x).reshape(tokens, WIDTH, tokens, WIDTH).transpose(2, 3, 0, 1)
+    return (
+        config,
+        tokens,
+        {
+            "odd": np.abs(logits.sum(axis=0)).max() / np.abs(logits).max(),
+            "affine": np.abs(of_straight - expected).max() / np.abs(expected).max(),
+            "moved": np.where(moved > 1e-5, moved, 0),
+        },
+    )
+
+
+def test_is_odd(case):
+    config, _, found = case
+    assert found["odd"] < 1e-5 if theory.is_odd(config) else found["odd"] > 1e-3
+
+
+def test_is_affine(case):
+    config, tokens, found = case
+    assert found["affine"] < 1e-5 if theory.is_affine(config, tokens) else found["affine"] > 1e-3
+
+
+def test_mixes_features(case):
+    config, tokens, found = case
+    across = found["moved"].max(axis=(0, 2))[~np.eye(WIDTH, dtype=bool)]
+    assert bool(across.max() > 0) == theory.mixes_features(config, tokens)
+
+
+def test_reach(case):
+    config, tokens, found = case
+    latest, earliest = np.nonzero(found["moved"].max(axis=(1, 3)))
+    assert max(latest - earliest) == min(theory.reach(config), tokens - 1)
+
+
+def test_the_cases_answer_every_question_both_ways():
+    configs = [(config_of(knobs), tokens) for knobs, tokens in CASES]
+    for name in {config.name for config, _ in configs} - {"factorization_machine", "lstm", "gru"}:
+        own = [(config, tokens) for config, tokens in configs if config.name == name]
+        assert {theory.is_odd(config) for config, _ in own} == {True, False}
+        assert {theory.is_affine(*each) for each in own} == {True, False}
+        assert {theory.mixes_features(*each) for each in own} == {True, False}
+    assert {theory.reach(config) for config, _ in configs} >= {0, 2, 4, np.inf}
