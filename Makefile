@@ -10,7 +10,7 @@ EXTRAS ?=
 # More flags for the script that a target runs: `make train ARGS=--config.training.steps=100`.
 ARGS ?=
 # Flags for pytest: `make test PYTEST_ARGS="-k attention"`. By default two processes, each with whole files.
-PYTEST_ARGS ?= --numprocesses=2 --dist=loadfile
+PYTEST_ARGS ?= --numprocesses=2 --dist=loadfile -m 'not slow'
 
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check --quiet
@@ -22,11 +22,11 @@ installed = $(patsubst %,$(VENV)/.installed-%,core $(1) $(EXTRAS))
 .DELETE_ON_ERROR:
 # Two installations into one environment must not meet.
 .NOTPARALLEL:
-.PHONY: help setup train speeches test lint format benchmark probes parity clean
+.PHONY: help setup train speeches test test-slow lint format benchmark probes parity clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS=...] [EXTRAS=cuda|tpu] [PYTHON=...]"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(call installed,) ## make .venv and install the lab
 
@@ -38,6 +38,9 @@ speeches: $(call installed,) ## train the character model of speeches into runs/
 
 test: lint ## lint, then run all tests
 	@$(RUN) -m pytest $(PYTEST_ARGS)
+
+test-slow: $(call installed,test) ## the tests that train for long
+	@$(RUN) -m pytest -m slow
 
 lint: $(call installed,test) ## check style and format
 	@$(RUN) -m ruff check .

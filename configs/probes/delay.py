@@ -5,8 +5,7 @@ Without a token mixer R2 = 0.
 Command: python train.py --config=configs/probes/delay.py
 Variants to try: --ablation=attention_off (0), --ablation=mean_attention
 Hardware: 2 cores of an AMD EPYC, no accelerator.
-Time: TIME
-Result: RESULT
+Result: in docs/science.md.
 """
 
 from ml_collections import ConfigDict

@@ -5,8 +5,7 @@ Under Adam the steps to learn it grow as 1 / scale.
 Command: python train.py --config=configs/probes/learning_time.py
 Variants to try: --config.task.scale=0.316, 0.1, 0.032, 0.01 (with more steps)
 Hardware: 2 cores of an AMD EPYC, no accelerator.
-Time: TIME
-Result: RESULT
+Result: in docs/science.md.
 """
 
 from ml_collections import ConfigDict

@@ -5,8 +5,7 @@ Attention reaches it in one layer, a convolution only if depth x kernel does.
 Command: python train.py --config=configs/probes/long_range.py
 Variants to try: --ablation=cnn_1d, --ablation=lstm, --config.task.distance=8
 Hardware: 2 cores of an AMD EPYC, no accelerator.
-Time: TIME
-Result: RESULT
+Result: in docs/science.md.
 """
 
 from ml_collections import ConfigDict

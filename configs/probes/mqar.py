@@ -5,8 +5,7 @@ Two attention layers solve it, one does not, and neither does an LSTM of the sam
 Command: python train.py --config=configs/probes/mqar.py
 Variants to try: --config.model.depth=1, --ablation=lstm
 Hardware: 2 cores of an AMD EPYC, no accelerator.
-Time: TIME
-Result: RESULT
+Result: in docs/science.md.
 """
 
 from ml_collections import ConfigDict

@@ -5,8 +5,7 @@ The comparison wants all features in one dot product: one head of 8 beats eight 
 Command: python train.py --config=configs/probes/nearest.py
 Variants to try: --config.model.attention.num_heads=8 with head_dim=1 or 8
 Hardware: 2 cores of an AMD EPYC, no accelerator.
-Time: TIME
-Result: RESULT
+Result: in docs/science.md.
 """
 
 from ml_collections import ConfigDict

@@ -5,8 +5,7 @@ The share is 0.909: what the measures of interaction must find in the trained mo
 Command: python train.py --config=configs/probes/planted_interactions.py
 Variants to try: --config.task.interaction_share=0.5
 Hardware: 2 cores of an AMD EPYC, no accelerator.
-Time: TIME
-Result: RESULT
+Result: in docs/science.md.
 """
 
 from ml_collections import ConfigDict

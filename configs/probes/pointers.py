@@ -5,8 +5,7 @@ One layer with H heads and input-independent value content: R2 <= min(H, 4) / 4,
 Command: python train.py --config=configs/probes/pointers.py
 Variants to try: --config.model.attention.num_heads=1 (0.25), 2 (0.5), 8; --ablation=mean_attention (1/8)
 Hardware: 2 cores of an AMD EPYC, no accelerator.
-Time: TIME
-Result: RESULT
+Result: in docs/science.md.
 """
 
 from ml_collections import ConfigDict

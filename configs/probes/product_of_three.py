@@ -5,8 +5,7 @@ Attention is cubic in its input once there are several tokens; with one token an
 Command: python train.py --config=configs/probes/product_of_three.py
 Variants to try: --config.task.tokens=1 (R2 = 0), --config.task.tokens=1 --config.model.norm.kind=rmsnorm
 Hardware: 2 cores of an AMD EPYC, no accelerator.
-Time: TIME
-Result: RESULT
+Result: in docs/science.md.
 """
 
 from ml_collections import ConfigDict

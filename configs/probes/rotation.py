@@ -5,8 +5,7 @@ Without any path between features R2 <= mean(R_ii^2): 0 for the cyclic shift.
 Command: python train.py --config=configs/probes/rotation.py
 Variants to try: --ablation=per_dimension (R2 = 0), --config.task.rotation=random, --ablation=linear_only
 Hardware: 2 cores of an AMD EPYC, no accelerator.
-Time: TIME
-Result: RESULT
+Result: in docs/science.md.
 """
 
 from ml_collections import ConfigDict

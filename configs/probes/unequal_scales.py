@@ -5,8 +5,7 @@ Standardisation feature by feature removes the difficulty; a norm token by token
 Command: python train.py --config=configs/probes/unequal_scales.py
 Variants to try: --config.task.log_scale=0 or 2, --config.model.norm.kind=rmsnorm, --config.task.standardised=true
 Hardware: 2 cores of an AMD EPYC, no accelerator.
-Time: TIME
-Result: RESULT
+Result: in docs/science.md.
 """
 
 from ml_collections import ConfigDict

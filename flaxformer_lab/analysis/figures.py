@@ -48,7 +48,7 @@ def energy_map(matrix: Float[np.ndarray, "outputs inputs"], axis: str, title: st
     """
     rows = np.sum(matrix, axis=1, keepdims=True)
     shares = matrix / np.where(rows == 0, 1, rows)
-    figure = Figure(figsize=(5.6, 5.2), layout="constrained")
+    figure = Figure(figsize=(5.6, 5.0), layout="compressed")
     axes = figure.subplots()
     # The diagonal, which a skip connection feeds, would drown the rest on a linear scale.
     image = axes.imshow(shares, cmap=COLOURS, norm=PowerNorm(0.5, vmin=0), interpolation="nearest")
@@ -66,19 +66,20 @@ def attention(maps: Mapping[str, Float[np.ndarray, "heads tokens tokens"]], titl
     most = max(len(maps[name]) for name in names)
     heads = min(most, MOST_HEADS)
     size = np.clip(14 / max(len(names), heads), 0.8, 1.8)
-    figure = Figure(figsize=(max(1.6 + size * heads, 4.5), 1.2 + size * len(names)), layout="constrained")
-    grid = figure.subplots(len(names), heads, squeeze=False, sharex=True, sharey=True)
+    figure = Figure(figsize=(max(1.6 + size * heads, 4.5), 1.2 + size * len(names)), layout="compressed")
+    grid = figure.subplots(len(names), heads, squeeze=False)
     largest = max(float(maps[name].max()) for name in names)
     for row, name in zip(grid, names, strict=True):
-        row[0].set_ylabel(name.replace("blocks.", "block "), fontsize=8)
+        row[0].set_ylabel(f"{name.replace('blocks.', 'block ')}\nquery token", fontsize=8)
         for number, axes in enumerate(row):
             image = axes.imshow(maps[name][number], cmap=COLOURS, vmin=0, vmax=largest, interpolation="nearest")
-            axes.tick_params(labelsize=6)
+            axes.tick_params(labelsize=6, left=number == 0, labelleft=number == 0, bottom=False, labelbottom=False)
             _whole_ticks(axes, 3)
+    for axes in grid[-1]:
+        axes.tick_params(bottom=True, labelbottom=True)
+        axes.set_xlabel("key token", fontsize=8)
     for number, axes in enumerate(grid[0]):
         axes.set_title(f"head {number}", fontsize=8)
-    figure.supxlabel("key token", fontsize=9)
-    figure.supylabel("query token", fontsize=9)
     figure.colorbar(image, ax=grid, label="attention weight", shrink=max(0.3, min(0.8, 4 / figure.get_figheight())))
     left_out = [f"{len(maps)} layers"] * (len(names) < len(maps)) + [f"{most} heads"] * (heads < most)
     _entitle(figure, title + (f" ({len(names)} x {heads} maps out of {' x '.join(left_out)})" if left_out else ""))

@@ -31,8 +31,9 @@ def interaction_share(
     """
     if len(x) < 2:
         raise ValueError(f"interaction_share needs 2 examples, not {len(x)}")
-    pairs, gradients = _exact(function, x) if probes is None else _sampled(function, x, probes, seed)
-    return jackknife(functools.partial(_share, number=len(x)), pairs, gradients, jnp.square(gradients))
+    pairs, gradients = _exact(function, x) if probes is None else _sampled(function, x, probes, jax.random.key(seed))
+    pairs, gradients = np.asarray(pairs), np.asarray(gradients, np.float64)
+    return jackknife(functools.partial(_share, number=len(x)), pairs, gradients, np.square(gradients))
 
 
 def _share(pairs, gradient, squared_gradient, number):
@@ -55,8 +56,8 @@ def _exact(function: Scalar, x: Float[Array, "examples inputs"]):
     return total / 2, gradient(x)
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=("probes",))
-def _sampled(function: Scalar, x: Float[Array, "examples inputs"], probes: int, seed: int):
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _sampled(function: Scalar, x: Float[Array, "examples inputs"], probes: int, key: Key[Array, ""]):
     gradient = jax.grad(lambda x: jnp.sum(function(x)))
 
     def probe(total: Array, key: Key[Array, ""]) -> tuple[Array, None]:
@@ -66,7 +67,7 @@ def _sampled(function: Scalar, x: Float[Array, "examples inputs"], probes: int, 
         diagonal = jnp.sum(one * second_one * two * second_two, axis=1)
         return total + (everything - diagonal) / 2, None
 
-    keys = jax.random.split(jax.random.key(seed), probes)
+    keys = jax.random.split(key, probes)
     total, _ = jax.lax.scan(probe, jnp.zeros(x.shape[0]), keys)
     return total / probes, gradient(x)
 

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 Function = Callable[[Float[Array, "batch tokens features"]], Float[Array, "batch tokens outputs"]]
 Stream = Float[Array, "batch tokens features"]
+Permutation = Int[np.ndarray, " places"]
 
 
 def oddness(function: Function, x: Stream) -> float:
@@ -21,13 +23,13 @@ def linearity_error(function: Function, x: Stream, y: Stream, a: float = 0.7, b:
     return _ratio(function(a * x + b * y) - apart, apart)
 
 
-def token_equivariance_error(function: Function, x: Stream, permutation: Array) -> float:
+def token_equivariance_error(function: Function, x: Stream, permutation: Permutation) -> float:
     """||f(P X) - P f(X)|| / ||f(X)|| for a permutation P of the tokens."""
     y = function(x)
     return _ratio(function(x[:, permutation]) - y[:, permutation], y)
 
 
-def feature_equivariance_error(function: Function, x: Stream, permutation: Array) -> float:
+def feature_equivariance_error(function: Function, x: Stream, permutation: Permutation) -> float:
     """||f(X P) - f(X) P|| / ||f(X)|| for a permutation P of the features; inputs and outputs must have as many."""
     y = function(x)
     return _ratio(function(x[:, :, permutation]) - y[:, :, permutation], y)

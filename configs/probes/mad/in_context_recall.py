@@ -6,8 +6,7 @@ weight decay 0, 0.1.
 Command: python train.py --config=configs/probes/mad/in_context_recall.py
 Variants to try: --config.optimizer.weight_decay=0.1, --config.optimizer.learning_rate=5e-4
 Hardware: 2 cores of an AMD EPYC, no accelerator.
-Time: TIME
-Result: RESULT
+Time: not run at full size yet; the paper's figures are for GPUs.
 """
 
 from ml_collections import ConfigDict
