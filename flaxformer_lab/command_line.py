@@ -41,16 +41,19 @@ def load_config(recipe: str, overrides: Sequence[str], ablation: Sequence[str] =
     Raises:
         ConfigError: anything in it that cannot be what the user meant.
     """
-    tree = _read_recipe(recipe)
-    keys = []
-    for argument in overrides:
-        key, value = _key_and_value(argument)
-        tree = override(tree, key, value)
-        keys.append(key)
+    tree = overridden(read_recipe(recipe), overrides)
+    keys = [_key_and_value(argument)[0] for argument in overrides]
     asked = parse_config(tree)
     config = apply_variants(asked, ablation)
     _refuse_contradictions(keys, asked, config, ablation)
     return config
+
+
+def overridden(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of `tree` with each `--config.KEY=VALUE` laid upon it."""
+    for argument in overrides:
+        tree = override(tree, *_key_and_value(argument))
+    return dict(tree)
 
 
 def parse_step(text: str | None) -> int | str | None:
@@ -95,8 +98,12 @@ def _key_and_value(argument: str) -> tuple[str, str]:
     return key, value
 
 
-def _read_recipe(recipe: str) -> dict[str, Any]:
-    """The mapping that a recipe's `get_config()` returns."""
+def read_recipe(recipe: str) -> dict[str, Any]:
+    """The mapping that a recipe's `get_config()` returns.
+
+    Raises:
+        ConfigError: no such file, or nothing in it that could be a config.
+    """
     path = Path(recipe)
     if not path.is_file():
         there = ", ".join(sorted(str(found) for found in Path("configs").glob("*.py"))) or "none in configs/"

@@ -38,3 +38,9 @@ class MeasureError(LabError):
     """A measure that cannot be taken of this model or of these inputs."""
 
     exit_code = 6
+
+
+class AblationError(LabError):
+    """Cells of an ablation that failed; the others are finished."""
+
+    exit_code = 7

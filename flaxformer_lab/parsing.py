@@ -33,6 +33,7 @@ Decay = Annotated[float, Rule("must not be negative", lambda value: value >= 0)]
 Fraction = Annotated[float, Rule("must be above 0 and below 1", lambda value: 0 < value < 1)]
 Seed = Annotated[int, Rule("must be at least 0 and below 2**32", lambda value: 0 <= value < 2**32)]
 Name = Annotated[str, Rule("must not be empty", lambda value: bool(value.strip()))]
+DISTINCT = Rule("must name at least one value, and none of them twice", lambda value: 0 < len(value) == len(set(value)))
 
 
 def parse(kind: Any, value: Any, path: str) -> Any:
@@ -51,13 +52,27 @@ def parse(kind: Any, value: Any, path: str) -> Any:
         options = tuple(option for option in typing.get_args(kind) if option is not types.NoneType)
         if all(map(dataclasses.is_dataclass, options)):
             return _parse_dataclass(_tagged(options, value, path), value, path, tagged=True)
+        tables = [option for option in options if typing.get_origin(option) is dict]
+        if tables and (isinstance(value, Mapping) or len(tables) == len(options)):
+            return parse(tables[0], value, path)
         is_none = value is None or (isinstance(value, str) and value.lower() == "none")
         return None if is_none else parse(options[0], value, path)
     if dataclasses.is_dataclass(kind):
         return _parse_dataclass(kind, value, path)
     if typing.get_origin(kind) is Literal:
         return _parse_choice(typing.get_args(kind), value, path)
-    parsed = _parse_scalar(kind, value, path)
+    if typing.get_origin(kind) in (tuple, dict):
+        parsed = (
+            _parse_sequence(kind, value, path) if typing.get_origin(kind) is tuple else _parse_table(kind, value, path)
+        )
+        _hold(rules, parsed, value, path)
+        return parsed
+    if kind is Any:
+        return value
+    return _hold(rules, _parse_scalar(kind, value, path), value, path)
+
+
+def _hold(rules: Iterable[Rule], parsed: Any, value: Any, path: str) -> Any:
     for rule in rules:
         if not rule.holds(parsed):
             raise ConfigError(f"{path}={value} {rule.text}")
@@ -130,6 +145,25 @@ def _tagged(kinds: tuple[type, ...], value: Any, path: str) -> type:
         )
     name = value.get("name", kinds[0].name)
     return by_name[_parse_choice(tuple(by_name), name, f"{path}.name")]
+
+
+def _parse_sequence(kind: Any, value: Any, path: str) -> tuple[Any, ...]:
+    """Values of one type, from a sequence or from a text with commas."""
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",")] if value.strip() else []
+    if isinstance(value, bool | int | float):
+        value = [value]
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f"{path}={value!r} must be a list of values, with commas between them")
+    return tuple(parse(typing.get_args(kind)[0], each, f"{path}[{place}]") for place, each in enumerate(value))
+
+
+def _parse_table(kind: Any, value: Any, path: str) -> dict[str, Any]:
+    """Values of one type under names that the user chooses."""
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{path}={value!r} must be a group of keys")
+    inner = typing.get_args(kind)[1]
+    return {str(key): parse(inner, each, f"{path}.{key}") for key, each in value.items()}
 
 
 def _parse_choice(choices: tuple[str, ...], value: Any, path: str) -> str:

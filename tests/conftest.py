@@ -3,6 +3,8 @@
 import functools
 import json
 import os
+import runpy
+import sys
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
 from flax import nnx
 
 from flaxformer_lab.cache import cache_folder
@@ -135,3 +138,32 @@ def body() -> Callable[..., Drawn]:
 def stream() -> np.ndarray:
     """Token vectors [2, 4, 8]."""
     return np.random.default_rng(0).normal(size=(2, TOKENS, WIDTH)).astype(np.float32)
+
+
+@pytest.fixture
+def command(monkeypatch, capsys) -> Callable[..., tuple[int, list[str], list[str]]]:
+    """The function that runs `python -m MODULE ARGUMENTS` in this process: exit code, output lines, error lines."""
+
+    def call(module: str, *arguments: Any) -> tuple[int, list[str], list[str]]:
+        monkeypatch.setattr(sys, "argv", [module.rpartition(".")[2], *map(str, arguments)])
+        monkeypatch.delitem(sys.modules, module, raising=False)
+        # train.py, which other tests import, has a flag of the same name.
+        theirs = {name: flags.FLAGS[name] for name in ("workdir",) if name in flags.FLAGS}
+        for name in theirs:
+            delattr(flags.FLAGS, name)
+        before = set(flags.FLAGS)
+        code = 0
+        try:
+            runpy.run_module(module, run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+        finally:
+            for name in set(flags.FLAGS) - before:
+                delattr(flags.FLAGS, name)
+            for name, flag in theirs.items():
+                flags.FLAGS[name] = flag
+            flags.FLAGS.unparse_flags()
+        captured = capsys.readouterr()
+        return code, captured.out.splitlines(), captured.err.splitlines()
+
+    return call

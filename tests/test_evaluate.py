@@ -1,6 +1,6 @@
+import functools
 import json
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
 
 import flaxformer_lab
 from flaxformer_lab.config import parse_config
@@ -83,32 +82,9 @@ def no_data(monkeypatch):
 
 
 @pytest.fixture
-def evaluate(monkeypatch, capsys):
+def evaluate(command):
     """The function that runs the command in this process; returns exit code, output lines and error lines."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, arguments)])
-        monkeypatch.delitem(sys.modules, "flaxformer_lab.evaluate", raising=False)
-        # train.py, which other tests import, has a flag of the same name.
-        theirs = {name: flags.FLAGS[name] for name in ("workdir",) if name in flags.FLAGS}
-        for name in theirs:
-            delattr(flags.FLAGS, name)
-        before = set(flags.FLAGS)
-        code = 0
-        try:
-            runpy.run_module("flaxformer_lab.evaluate", run_name="__main__")
-        except SystemExit as end:
-            code = end.code
-        finally:
-            for name in set(flags.FLAGS) - before:
-                delattr(flags.FLAGS, name)
-            for name, flag in theirs.items():
-                flags.FLAGS[name] = flag
-            flags.FLAGS.unparse_flags()
-        captured = capsys.readouterr()
-        return code, captured.out.splitlines(), captured.err.splitlines()
-
-    return call
+    return functools.partial(command, "flaxformer_lab.evaluate")
 
 
 @pytest.mark.parametrize(

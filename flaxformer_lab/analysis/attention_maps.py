@@ -36,7 +36,10 @@ def head_diversity(weights: Weights) -> Float[Array, ""]:
 def effective_rank(weights: Weights) -> Float[Array, ""]:
     """exp(entropy of the normalised singular values) of the heads' maps (Roy & Vetterli 2007), from 1 to heads."""
     gram = jnp.einsum("bhm,bgm->bhg", *[_unit_maps(weights)] * 2)
-    values = jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(gram), 0.0))
+    squares = jnp.linalg.eigvalsh(gram)
+    # The root would blow rounding up to what looks like a little of another head.
+    rounding = gram.shape[-1] * jnp.finfo(gram.dtype).eps * jnp.max(squares, axis=-1, keepdims=True)
+    values = jnp.sqrt(jnp.where(squares > rounding, squares, 0.0))
     shares = values / jnp.sum(values, axis=-1, keepdims=True)
     logs = jnp.log(jnp.where(shares > 0, shares, 1.0))
     return jnp.mean(jnp.exp(-jnp.sum(shares * logs, axis=-1)))

@@ -6,9 +6,9 @@ gradients and of two square matrices an example, never that of J, (tokens x feat
 32 MB for an example of 256 tokens through two blocks of width 512, where J would fill 69 GB.
 """
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,13 +41,25 @@ def mixing_energy(
     whose squared gradient has the row's energy as its mean (Hutchinson 1990).
     """
     if probes is None:
-        features, tokens = _exact(function, x)
+        features, tokens = jax.jit(_exact, static_argnums=0)(function, x)
     else:
-        features, tokens = _sampled(function, x, probes, jax.random.key(seed))
+        features, tokens = jax.jit(_sampled, static_argnums=(0, 2))(function, x, probes, jax.random.key(seed))
     return _energy(*features), _energy(*tokens)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+def cross_shares(
+    function: Function, x: Float[Array, "batch tokens features"], probes: int, key: Key[Array, ""]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The shares of cross-feature and of cross-token energy alone, sampled; for use inside a program of one's own."""
+
+    def share(energy: Float[Array, "outputs batch inputs"]) -> Float[Array, ""]:
+        other = 1 - jnp.eye(energy.shape[0])
+        return jnp.sum(energy * other[:, None, :]) / jnp.sum(energy)
+
+    (features, _), (tokens, _) = _sampled(function, x, probes, key)
+    return share(features), share(tokens)
+
+
 def _exact(function: Function, x: Float[Array, "batch tokens features"]):
     """Sums of squared gradients: ([outputs, batch, features], [tokens, batch, tokens])."""
     y, pull = jax.vjp(function, x)
@@ -67,31 +79,35 @@ def _exact(function: Function, x: Float[Array, "batch tokens features"]):
     return (by_feature, every[0]), (by_token, every[1])
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2))
 def _sampled(function: Function, x: Float[Array, "batch tokens features"], probes: int, key: Key[Array, ""]):
+    """((energy, visits) of features, of tokens): sums, and how many probes looked at each row of each example."""
     y, pull = jax.vjp(function, x)
     batch, tokens, outputs = y.shape
+    rows = jnp.arange(batch)
 
-    def probe(totals: tuple[Array, Array], key: Key[Array, ""], along: int) -> tuple[tuple[Array, Array], None]:
-        """One random row for each example: output features (along=2), or tokens (along=1)."""
-        energy, visits = totals
-        which_key, sign_key = jax.random.split(key)
-        which = jax.random.randint(which_key, (batch,), 0, y.shape[along])
-        chosen = (jnp.arange(y.shape[along])[None] == which[:, None]).astype(y.dtype)
-        signs = jax.random.rademacher(sign_key, (batch, y.shape[3 - along]), y.dtype)
-        left, right = (signs, chosen) if along == 2 else (chosen, signs)
-        (gradient,) = pull(left[:, :, None] * right[:, None, :])
-        squared = jnp.sum(jnp.square(gradient.astype(jnp.float32)), axis=3 - along)
-        rows = jnp.arange(batch)
-        return (energy.at[which, rows].add(squared), visits.at[which, rows].add(1)), None
+    def probe(totals: Any, drawn: tuple[Array, Array, Array, Array]) -> tuple[Any, None]:
+        """One random row for each example, of output features or of tokens: one pass serves both kinds of row."""
+        number, of_features, token, output = drawn
+        signs = jax.random.rademacher(jax.random.fold_in(key, number), y.shape, y.dtype)
+        here = jax.nn.one_hot(token, tokens, dtype=y.dtype)[:, :, None]
+        this = jax.nn.one_hot(output, outputs, dtype=y.dtype)[:, None, :]
+        (gradient,) = pull(signs * jnp.where(of_features, this, here))
+        squared = jnp.square(gradient.astype(jnp.float32))
+        (features, seen_features), (by_tokens, seen_tokens) = totals
+        kind = of_features.astype(jnp.float32)
+        features = features.at[output, rows].add(kind * jnp.sum(squared, axis=1))
+        by_tokens = by_tokens.at[token, rows].add((1 - kind) * jnp.sum(squared, axis=2))
+        seen = seen_features.at[output, rows].add(kind), seen_tokens.at[token, rows].add(1 - kind)
+        return ((features, seen[0]), (by_tokens, seen[1])), None
 
-    def all_probes(along: int) -> tuple[Array, Array]:
-        size = y.shape[along]
-        keys = jax.random.split(jax.random.fold_in(key, along), probes)
-        empty = jnp.zeros((size, batch, x.shape[along])), jnp.zeros((size, batch))
-        return jax.lax.scan(functools.partial(probe, along=along), empty, keys)[0]
+    def empty(size: int, inputs: int) -> tuple[Array, Array]:
+        return jnp.zeros((size, batch, inputs)), jnp.zeros((size, batch))
 
-    return all_probes(2), all_probes(1)
+    numbers = jnp.arange(2 * probes)
+    visited = jax.random.uniform(jax.random.fold_in(key, 2 * probes), (2, 2 * probes, batch))
+    token, output = jnp.floor(visited[0] * tokens).astype(int), jnp.floor(visited[1] * outputs).astype(int)
+    start = empty(outputs, x.shape[2]), empty(tokens, tokens)
+    return jax.lax.scan(probe, start, (numbers, numbers < probes, token, output))[0]
 
 
 def _energy(energy: Float[Array, "outputs batch inputs"], visits: Float[Array, "outputs batch"]) -> Energy:

@@ -86,10 +86,10 @@ def _symmetry(subject: Subject, probes: int) -> Values:
     generator = np.random.default_rng(0)
     tokens, features = (generator.permutation(size) for size in x.shape[1:])
     return {
-        "oddness": symmetry.oddness(body, x),
-        "linearity_error": symmetry.linearity_error(body, x, jnp.roll(x, 1, axis=0)),
-        "token_equivariance_error": symmetry.token_equivariance_error(body, x, tokens),
-        "feature_equivariance_error": symmetry.feature_equivariance_error(body, x, features),
+        "oddness": float(symmetry.oddness(body, x)),
+        "linearity_error": float(symmetry.linearity_error(body, x, jnp.roll(x, 1, axis=0))),
+        "token_equivariance_error": float(symmetry.token_equivariance_error(body, x, tokens)),
+        "feature_equivariance_error": float(symmetry.feature_equivariance_error(body, x, features)),
     }
 
 

@@ -22,6 +22,8 @@ from flaxformer_lab.training.optimizer import make_schedule
 from flaxformer_lab.training.programs import (
     Experiment,
     Values,
+    calls,
+    due,
     make_evaluate,
     make_experiment,
     make_feeds,
@@ -72,7 +74,7 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None, qu
             for step, now in stack.enter_context(contextlib.closing(yields)):
                 state = now
                 values = judge(step, state, "validation", validation)
-                if _due(step, last, training.checkpoint_every):
+                if due(step, last, training.checkpoint_every):
                     checkpoints.save(experiment.strategy.unreplicated(state), values)
         if last == training.steps:
             values = judge(last, state, "test", test)
@@ -120,7 +122,7 @@ def updates(
         log.write(done, "train", values | {"learning_rate": float(learning_rates[done - 1])})
         display.step(done, {"loss": float(averages["loss"][-1])})
 
-    plan = list(_calls(config, start, last))
+    plan = list(calls(config, start, last))
     data, waiting = strategy.place(data), None
     # Explicit placement only: an implicit copy between host and device would be a hidden cost of every step.
     with jax.transfer_guard("disallow"):
@@ -130,7 +132,7 @@ def updates(
             if waiting:
                 report(*waiting)
             done, waiting = begin + count, (begin + count, count, metrics)
-            if _due(done, last, training.evaluate_every, training.checkpoint_every):
+            if due(done, last, training.evaluate_every, training.checkpoint_every):
                 report(*waiting)
                 waiting = None
                 yield done, state
@@ -148,24 +150,6 @@ def show_cost(experiment: Experiment, display: Display) -> None:
     display.table(
         f"operations ({strategy.name}, {strategy.num_devices} x {jax.default_backend()})", ["", "FLOPs"], rows
     )
-
-
-def _calls(config: Config, start: int, last: int) -> Iterator[tuple[int, int]]:
-    """(first step, number of updates) of each compiled call; none reaches past an evaluation or a checkpoint."""
-    training = config.training
-    while start < last:
-        ends = (_next(start, every) for every in (training.evaluate_every, training.checkpoint_every))
-        end = min(start + training.steps_per_call, last, *ends)
-        yield start, end - start
-        start = end
-
-
-def _next(step: int, every: int) -> int:
-    return (step // every + 1) * every
-
-
-def _due(step: int, last: int, *intervals: int) -> bool:
-    return step == last or any(step % every == 0 for every in intervals)
 
 
 def _averages(

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import optax
+from jaxtyping import Array, Float
 from optax.contrib import muon
 
 from flaxformer_lab.config import OptimizerConfig
@@ -11,9 +12,15 @@ from flaxformer_lab.config import OptimizerConfig
 Tree = Any  # a pytree of arrays
 
 
-def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """The learning rate at each step: a linear warm-up to its peak, then constant, or down to 0 at `steps`."""
-    peak, remaining = config.learning_rate, max(1, steps - config.warmup_steps)
+Peak = float | Float[Array, ""]
+
+
+def make_schedule(config: OptimizerConfig, steps: int, peak: Peak | None = None) -> optax.Schedule:
+    """The learning rate at each step: a linear warm-up to its peak, then constant, or down to 0 at `steps`.
+
+    peak: if not the config's.
+    """
+    peak, remaining = config.learning_rate if peak is None else peak, max(1, steps - config.warmup_steps)
     decay = {
         "constant": optax.constant_schedule(peak),
         "cosine": optax.cosine_decay_schedule(peak, remaining),
@@ -26,11 +33,23 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([warmup, decay], [config.warmup_steps])
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig, steps: int, peak: Peak | None = None) -> optax.GradientTransformation:
     """The update rule that `config.name` names, behind clipping by the global norm where that is asked for."""
-    schedule = make_schedule(config, steps)
+    schedule = make_schedule(config, steps, peak)
     rule = {"adamw": _adamw, "muon": _muon, "sgd": _sgd}[config.name](config, schedule)
     return rule if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
+
+
+def make_population_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """The same rule with its peak learning rate in the state, where each replica has its own.
+
+    The state is `optax.inject_hyperparams`'s; its `inner_state` is that of `make_optimizer`.
+    """
+
+    def rule(learning_rate: Peak) -> optax.GradientTransformation:
+        return make_optimizer(config, steps, learning_rate)
+
+    return optax.inject_hyperparams(rule)(learning_rate=config.learning_rate)
 
 
 def _adamw(

@@ -1,7 +1,8 @@
 """Ways to run one compiled step: on one device, or replicated over all local devices with `jax.pmap`.
 
-Both offer the same four verbs, so the loop does not know which one it has: `compile` a function of trees, `place` what
-every device holds in full, `split` what the devices share out along the batch, and `fetch` a value that all agree on.
+Both offer the same verbs, so the loop does not know which one it has: `compile` a function of trees, `place` what every
+device holds in full, `split` what the devices share out along an axis, `gather` what was split along the first one,
+and `fetch` a value that all agree on.
 """
 
 from collections.abc import Callable
@@ -37,6 +38,9 @@ class Single:
         return tree
 
     def fetch(self, tree: Tree) -> Tree:
+        return jax.device_get(tree)
+
+    def gather(self, tree: Tree) -> Tree:
         return jax.device_get(tree)
 
 
@@ -76,6 +80,9 @@ class Pmap:
 
     def fetch(self, tree: Tree) -> Tree:
         return jax.device_get(self.unreplicated(tree))
+
+    def gather(self, tree: Tree) -> Tree:
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), jax.device_get(tree))
 
 
 Strategy = Single | Pmap

@@ -20,8 +20,8 @@ from flaxformer_lab.tasks import Task, make_task
 from flaxformer_lab.tasks.examples import Examples
 from flaxformer_lab.training.optimizer import make_optimizer
 from flaxformer_lab.training.parallelism import Strategy, make_strategy
-from flaxformer_lab.training.state import State, Tree, initial_state
-from flaxformer_lab.training.step import make_evaluation_step, make_train_step
+from flaxformer_lab.training.state import Seed, State, Tree, initial_state
+from flaxformer_lab.training.step import Metrics, make_evaluation_step, make_train_step
 
 DEVICE_BYTES = 2**30  # a training set up to this size lives on the device
 Values = dict[str, float]
@@ -54,94 +54,131 @@ def make_experiment(
     return Experiment(config, task, task.network(config.model), optimizer, strategy)
 
 
-def make_run_steps(experiment: Experiment, examples: Examples) -> tuple[Callable[..., tuple[State, History]], Tree]:
-    """Returns `run_steps(state, data, feed, count) -> (state, metrics)` and the data that it wants on the device.
+def run_steps_of(experiment: Experiment, examples: Examples) -> Callable[..., tuple[State, History]]:
+    """Returns the pure `run_steps(seed, state, data, feed, count) -> (state, metrics)`.
 
-    It applies `count` updates inside one compiled call. The number is an argument and not a part of the program, so
-    that one program serves every call, and the bits of a run do not depend on where it was interrupted.
+    It applies `count` updates. Neither number nor seed is a part of the program, so that one program serves every call,
+    and every replica of a population; and the bits of a run do not depend on where it was interrupted.
     """
-    config, strategy = experiment.config, experiment.strategy
-    train_step = make_train_step(
-        experiment.task,
-        experiment.network,
-        experiment.optimizer,
-        seed=config.seed,
-        accumulate=config.training.accumulate,
-        axis_name=strategy.axis_name,
-    )
-    train_step = jax.jit(train_step)  # traced once, for the shapes of its metrics and for the loop alike
-    resident = _lives_on_device(config, examples)
+    config, resident = experiment.config, lives_on_device(experiment.config, examples)
 
-    def run_steps(state: State, data: Tree, feed: Tree, count: Int[Array, ""]) -> tuple[State, History]:
+    @jax.jit  # traced once, for the shapes of its metrics and for the loop alike
+    def train_step(seed: Seed, state: State, batch: Tree) -> tuple[State, Metrics]:
+        options = {"accumulate": config.training.accumulate, "axis_name": experiment.strategy.axis_name}
+        step = make_train_step(experiment.task, experiment.network, experiment.optimizer, seed=seed, **options)
+        return step(state, batch)
+
+    def run_steps(seed: Seed, state: State, data: Tree, feed: Tree, count: Int[Array, ""]):
         def batch_of(number: Int[Array, ""] | int) -> Tree:
             batch = jax.tree.map(lambda leaf: leaf[number], feed)
             return examples.take(data, batch.pop("example")) | batch if resident else batch
 
         def update(number: Int[Array, ""], carry: tuple[State, History]) -> tuple[State, History]:
             state, history = carry
-            state, metrics = train_step(state, batch_of(number))
+            state, metrics = train_step(seed, state, batch_of(number))
             return state, jax.tree.map(lambda all_steps, one: all_steps.at[number].set(one), history, metrics)
 
-        shapes = jax.eval_shape(lambda state: train_step(state, batch_of(0))[1], state)
+        shapes = jax.eval_shape(lambda state: train_step(seed, state, batch_of(0))[1], state)
         history = jax.tree.map(lambda leaf: jnp.zeros((config.training.steps_per_call,), leaf.dtype), shapes)
         return jax.lax.fori_loop(0, count, update, (state, history))
 
-    return strategy.compile(run_steps, donate=(0,)), examples.load() if resident else {}
+    return run_steps
+
+
+def make_run_steps(experiment: Experiment, examples: Examples) -> tuple[Callable[..., tuple[State, History]], Tree]:
+    """Returns the compiled `run_steps(state, data, feed, count)` and the data that it wants on the device."""
+    run_steps = functools.partial(run_steps_of(experiment, examples), np.uint32(experiment.config.seed))
+    resident = lives_on_device(experiment.config, examples)
+    return experiment.strategy.compile(run_steps, donate=(0,)), examples.load() if resident else {}
+
+
+def calls(config: Config, start: int, last: int) -> Iterator[tuple[int, int]]:
+    """(first step, number of updates) of each compiled call; none reaches past an evaluation or a checkpoint."""
+    training = config.training
+    while start < last:
+        ends = (_next(start, every) for every in (training.evaluate_every, training.checkpoint_every))
+        end = min(start + training.steps_per_call, last, *ends)
+        yield start, end - start
+        start = end
+
+
+def due(step: int, last: int, *intervals: int) -> bool:
+    """Whether something that happens at each of the intervals, and at the end, happens after this step."""
+    return step == last or any(step % every == 0 for every in intervals)
+
+
+def host_feed(config: Config, examples: Examples, seed: int, begin: int, count: int) -> Tree:
+    """What one call trains on, [steps_per_call, batch, ...]: row numbers of resident data, or the examples themselves.
+
+    A short call repeats its last batch in the rows that it will not reach.
+    """
+    size = config.training.batch_size
+    steps = [min(step, begin + count - 1) for step in range(begin, begin + config.training.steps_per_call)]
+    rows = np.stack([examples.training_rows(seed, step, size) for step in steps])
+    resident = lives_on_device(config, examples)
+    stored = {"example": rows} if resident else stacked([examples.read(each) for each in rows])
+    return stored | {
+        "row": np.broadcast_to(np.arange(size, dtype=np.int32), rows.shape),
+        "weight": np.ones(rows.shape, np.float32),
+    }
 
 
 def make_feeds(experiment: Experiment, examples: Examples, plan: list[tuple[int, int]]) -> Iterator[Tree]:
-    """For each call of the plan, what it trains on: row numbers of resident data, or the examples themselves."""
+    """For each call of the plan, what it trains on, where the strategy wants it."""
     config, strategy = experiment.config, experiment.strategy
-    size, calls = config.training.batch_size, config.training.steps_per_call
-    resident = _lives_on_device(config, examples)
 
     def feed(number: int) -> Tree:
-        begin, count = plan[number]
-        # A short call repeats its last batch in the rows that it will not reach.
-        steps = [min(step, begin + count - 1) for step in range(begin, begin + calls)]
-        rows = np.stack([examples.training_rows(config.seed, step, size) for step in steps])
-        stored = {"example": rows} if resident else _stacked([examples.read(each) for each in rows])
-        extra = {
-            "row": np.broadcast_to(np.arange(size, dtype=np.int32), rows.shape),
-            "weight": np.ones(rows.shape, np.float32),
-        }
-        return strategy.split(stored | extra, batch_axis=1)
+        return strategy.split(host_feed(config, examples, config.seed, *plan[number]), batch_axis=1)
 
     return prefetch(feed, 0, len(plan))
+
+
+def host_evaluation(config: Config, examples: Examples) -> Iterator[Tree]:
+    """The batches of a whole split, in the order of the data."""
+    size = config.training.evaluate_batch_size
+    stream = examples.load() if examples.num_bytes <= DEVICE_BYTES else None
+    all_indices, all_weights = evaluation_batches(examples.number, size)
+    for number, (indices, weight) in enumerate(zip(all_indices, all_weights, strict=True)):
+        rows = examples.evaluation_rows(indices)
+        batch = examples.read(rows) if stream is None else examples.take(stream, rows)
+        yield batch | {"row": (number * size + np.arange(size)).astype(np.int32), "weight": weight}
 
 
 def make_evaluate(experiment: Experiment) -> Callable[[Tree, Tree, Examples], Values]:
     """Returns `evaluate(params, model_state, examples)`: the metrics of a whole split, from placed parameters."""
     config, strategy = experiment.config, experiment.strategy
-    size = config.training.evaluate_batch_size
     evaluation_step = strategy.compile(
         make_evaluation_step(experiment.task, experiment.network, seed=config.seed, axis_name=strategy.axis_name)
     )
 
     def evaluate(params: Tree, model_state: Tree, examples: Examples) -> Values:
-        all_indices, all_weights = evaluation_batches(examples.number, size)
-        stream = examples.load() if examples.num_bytes <= DEVICE_BYTES else None
-        batches = []
-        for number, (indices, weight) in enumerate(zip(all_indices, all_weights, strict=True)):
-            rows = examples.evaluation_rows(indices)
-            batch = examples.read(rows) if stream is None else examples.take(stream, rows)
-            batch |= {"row": (number * size + np.arange(size)).astype(np.int32), "weight": weight}
-            batches.append(evaluation_step(params, model_state, strategy.split(batch, batch_axis=0)))
-        fetched = strategy.fetch(batches)
-        # fsum adds exactly, so the figure does not depend on the order of the batches.
-        sums = {
-            name: tuple(math.fsum(float(batch[name][part]) for batch in fetched) for part in (0, 1))
-            for name in fetched[0]
-        }
-        return {name: total / weight for name, (total, weight) in sums.items()}
+        batches = [
+            evaluation_step(params, model_state, strategy.split(batch, batch_axis=0))
+            for batch in host_evaluation(config, examples)
+        ]
+        return averages(strategy.fetch(batches))
 
     return evaluate
 
 
-def _stacked(trees: list[Tree]) -> Tree:
+def averages(batches: list[dict[str, tuple[Any, Any]]]) -> Values:
+    """Each metric's sum over its weight, over all batches; fsum adds exactly, so their order does not matter."""
+    sums = {
+        name: tuple(math.fsum(float(batch[name][part]) for batch in batches) for part in (0, 1)) for name in batches[0]
+    }
+    return {name: total / weight for name, (total, weight) in sums.items()}
+
+
+def stacked(trees: list[Tree]) -> Tree:
+    """Trees of the same structure as one, with a new leading axis."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 
 
-def _lives_on_device(config: Config, examples: Examples) -> bool:
+def lives_on_device(config: Config, examples: Examples) -> bool:
+    """Whether the training set is on the device as a whole."""
     wanted = config.training.input
     return wanted == "device" or (wanted == "auto" and examples.num_bytes <= DEVICE_BYTES)
+
+
+def _next(step: int, every: int) -> int:
+    return (step // every + 1) * every

@@ -13,12 +13,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Int, Integer, Key
 
 from flaxformer_lab.models.network import PureNetwork
 
 Tree = Any  # a pytree of arrays
+Seed = int | np.uint32 | Integer[Array, ""]
 
 
 @jax.tree_util.register_dataclass
@@ -41,12 +43,12 @@ class Stream(enum.IntEnum):
     EVALUATE = 3
 
 
-def stream_key(seed: int, stream: Stream, step: Int[Array, ""] | int = 0) -> Key[Array, ""]:
+def stream_key(seed: Seed, stream: Stream, step: Int[Array, ""] | int = 0) -> Key[Array, ""]:
     """The key of one use of randomness at one step."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
 
 
-def initial_state(network: PureNetwork, optimizer: optax.GradientTransformation, seed: int) -> State:
+def initial_state(network: PureNetwork, optimizer: optax.GradientTransformation, seed: Seed) -> State:
     """The state at step 0. Pure: call it under `jax.jit`, or `jax.eval_shape` for shapes alone."""
     params, model_state = network.init(stream_key(seed, Stream.INIT))
     return State(jnp.zeros((), jnp.int32), params, model_state, optimizer.init(params))

@@ -14,7 +14,7 @@ from jaxtyping import Array, Int, Key
 from flaxformer_lab.functional.losses import WeightedSum
 from flaxformer_lab.models.network import PureNetwork
 from flaxformer_lab.tasks.task import Batch, Task
-from flaxformer_lab.training.state import State, Stream, Tree, stream_key
+from flaxformer_lab.training.state import Seed, State, Stream, Tree, stream_key
 
 Metrics = dict[str, WeightedSum]
 
@@ -24,7 +24,7 @@ def make_train_step(
     network: PureNetwork,
     optimizer: optax.GradientTransformation,
     *,
-    seed: int,
+    seed: Seed,
     accumulate: int = 1,
     axis_name: str | None = None,
 ) -> Callable[[State, Batch], tuple[State, Metrics]]:
@@ -61,7 +61,7 @@ def make_train_step(
 
 
 def make_evaluation_step(
-    task: Task, network: PureNetwork, *, seed: int, axis_name: str | None = None
+    task: Task, network: PureNetwork, *, seed: Seed, axis_name: str | None = None
 ) -> Callable[[Tree, Tree, Batch], Metrics]:
     """Returns `evaluation_step(params, model_state, batch) -> metrics`, the sums of one batch, without dropout."""
 
@@ -73,7 +73,9 @@ def make_evaluation_step(
     return evaluation_step
 
 
-def row_keys(seed: int, stream: Stream, step: Int[Array, ""] | int, rows: Int[Array, " batch"]) -> Key[Array, " batch"]:
+def row_keys(
+    seed: Seed, stream: Stream, step: Int[Array, ""] | int, rows: Int[Array, " batch"]
+) -> Key[Array, " batch"]:
     """One key an example."""
     key = stream_key(seed, stream, step)
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from flaxformer_lab.config import parse_config
-from flaxformer_lab.models.cost import forward_flops, parameters, parameters_by_part
+from flaxformer_lab.models.cost import compiled_bytes, forward_flops, parameters, parameters_by_part
 from flaxformer_lab.models.network import Network, purify
 from flaxformer_lab.modules.embedding import PatchEmbedding
 from flaxformer_lab.parsing import override
@@ -81,3 +81,14 @@ def test_parts_that_are_off_are_not_listed():
 def test_parameters_counts_every_value_of_any_tree():
     tree = {"a": jnp.zeros((2, 3)), "b": [jnp.zeros(()), jax.ShapeDtypeStruct((4, 1, 2), jnp.float32)], "c": {}}
     assert parameters(tree) == 6 + 1 + 8
+
+
+def test_peak_bytes_grow_with_what_is_held():
+    """Parameters and inputs are held in any case, and so are at least the inputs of more examples."""
+    pure = network({"depth": 1})
+    params, model_state = abstract(pure)
+    held = 4 * parameters(params) + 4 * 3 * 32 * 32 * 3
+    few = compiled_bytes(pure, params, model_state, IMAGES)
+    assert held < few < 4 * held
+    many = jax.ShapeDtypeStruct((300, 32, 32, 3), jnp.float32)
+    assert compiled_bytes(pure, params, model_state, many) > few + 4 * 297 * 32 * 32 * 3

@@ -1,0 +1,68 @@
+"""Runs an ablation: `python -m flaxformer_lab.ablate --config=configs/ablations/cross_dimension.py --workdir=DIR`.
+
+Trains variants x tasks x learning rates x seeds, all replicas of a pair in one compiled program, and ends in a report
+with intervals and verdicts. The same command goes on where an earlier one stopped; `--dry_run` shows what it would do.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+from absl import flags
+from rich.console import Console
+
+from flaxformer_lab.ablation.display import Watcher, show_plan
+from flaxformer_lab.ablation.engine import run_cells
+from flaxformer_lab.ablation.grid import make_grid, parse_ablation
+from flaxformer_lab.ablation.report import write_report
+from flaxformer_lab.ablation.store import Store
+from flaxformer_lab.command_line import overridden, read_recipe, run
+from flaxformer_lab.errors import AblationError, ConfigError
+
+
+def main(overrides: list[str]) -> None:
+    """Runs what the flags describe."""
+    signal.signal(signal.SIGTERM, _end)
+    # Before anything asks for a device: a population spreads its replicas over the cores of a CPU too.
+    jax.config.update("jax_num_cpu_devices", DEVICES.value or len(os.sched_getaffinity(0)))
+    config = parse_ablation(overridden(read_recipe(CONFIG.value), overrides))
+    grid = make_grid(config, Path(CONFIG.value).absolute().parent, read_recipe)
+    console = Console(highlight=False, soft_wrap=True)
+    store = Store(WORKDIR.value) if WORKDIR.value else None
+    if DRY_RUN.value:
+        show_plan(grid, store, console)
+        return
+    if store is None:
+        raise ConfigError("--workdir is missing: name the folder for the results, like --workdir=runs/ablation")
+    store.claim(grid)
+    with Watcher(grid, store, console) as watcher:
+        run_cells(grid.cells, store, config.keep, watcher)
+    report = write_report(grid, store)
+    for decision in report.decisions:
+        console.print(f"{decision.claim.id} {decision.verdict}: {decision.reason}", markup=False)
+    for path in report.files:
+        console.print(f"written: {path}", markup=False)
+    if report.summary.failures:
+        cell, error = report.summary.failures[0]
+        raise AblationError(
+            f"{len(report.summary.failures)} of {len(grid.cells)} cells failed, the first {cell.task} / "
+            f"{cell.variant}: {error}; details are in {store.path / 'cells'}/*.failed.json, and the same command "
+            "tries them again"
+        )
+
+
+def _end(number: int, frame: Any) -> NoReturn:
+    del frame
+    print("error: ended by a signal; finished cells are kept, and the same command does the rest", file=sys.stderr)
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    CONFIG = flags.DEFINE_string("config", None, "The ablation, a file of configs/ablations.", required=True)
+    WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the results.")
+    DRY_RUN = flags.DEFINE_bool("dry_run", False, "Show the cells, what they cost, and an estimate of the time.")
+    DEVICES = flags.DEFINE_integer("cpu_devices", None, "How many devices a CPU is shown as; default: its cores.")
+    run(main)

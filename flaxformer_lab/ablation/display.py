@@ -1,0 +1,113 @@
+"""What an ablation shows while it works: the plan before, live progress during, and a line for each cell."""
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from flaxformer_lab.ablation.engine import Event
+from flaxformer_lab.ablation.grid import Cell, Grid, cost
+from flaxformer_lab.ablation.population import Population
+from flaxformer_lab.ablation.store import Store
+
+TRIAL_STEPS = 20  # updates of one cell from which the time of all is estimated
+
+
+class Watcher:
+    """Listens to the engine: a live bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, grid: Grid, store: Store, console: Console):
+        self._console, self._all = console, len(grid.cells)
+        self._done = sum(store.result(cell) is not None for cell in grid.cells)
+        self._updates = sum(cell.config.training.steps for cell in grid.cells if store.result(cell) is None)
+        self._behind, self._now, self._start = 0, 0, time.monotonic()
+        self._bar = Progress(
+            TextColumn("cells"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[shown]}", markup=False),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+
+    def __enter__(self) -> "Watcher":
+        if self._done:
+            self._say(f"{self._done} of {self._all} cells are finished already")
+        self._task = self._bar.add_task("cells", total=self._all, completed=self._done, shown="compiling")
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._bar.stop()
+
+    def __call__(self, event: Event) -> None:
+        cell = event.cell
+        name = f"{cell.task} / {cell.variant}"
+        if event.what == "progress":
+            part = event.done / max(event.total, 1)
+            self._now = int(part * cell.config.training.steps)
+            shown = f"{name}, update {event.done} of {event.total}"
+            self._bar.update(self._task, completed=self._done + part, shown=shown)
+        elif event.what == "finished":
+            self._settle(cell)
+            self._say(f"{self._done}/{self._all} {name}: {event.seconds:.1f} s{self._left()}")
+        elif event.what == "failed":
+            self._settle(cell)
+            self._say(f"{self._done}/{self._all} {name} FAILED: {event.error}")
+
+    def _settle(self, cell: Cell) -> None:
+        self._done += 1
+        self._behind, self._now = self._behind + cell.config.training.steps, 0
+        self._bar.update(self._task, completed=self._done)
+
+    def _left(self) -> str:
+        passed = time.monotonic() - self._start
+        seconds = passed / max(self._behind, 1) * (self._updates - self._behind)
+        return f", about {_duration(seconds)} left" if seconds >= 1 else ""
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False)
+
+
+def show_plan(grid: Grid, store: Store | None, console: Console) -> None:
+    """Prints the cells with parameters and FLOPs, the pairs that were dropped, and an estimate of the time."""
+    table = Table(title=f"{len(grid.cells)} cells x {len(grid.cells[0].replicas)} replicas", title_justify="left")
+    for column in ("task", "variant", "parameters", "forward FLOPs", "updates", "state"):
+        table.add_column(column, justify="right" if column in ("parameters", "forward FLOPs", "updates") else "left")
+    work: list[tuple[Cell, float]] = []
+    for cell in grid.cells:
+        parameters, flops = cost(cell.config)
+        finished = store is not None and store.result(cell) is not None
+        training = cell.config.training
+        if not finished:
+            work.append((cell, 3.0 * flops * training.batch_size * training.steps * len(cell.replicas)))
+        row = (cell.task, cell.variant, f"{parameters:,}", f"{flops:,}", f"{training.steps:,}")
+        table.add_row(*map(Text, row), "finished" if finished else "to do")
+    console.print(table)
+    for task, variant, why in grid.dropped:
+        console.print(f"left out: {task} / {variant}: {why}", markup=False)
+    if work:
+        console.print(_estimate(work), markup=False)
+
+
+def _estimate(work: list[tuple[Cell, float]]) -> str:
+    """From a trial of the cell in the middle: what compiling takes, and the rate of operations."""
+    cell, operations = sorted(work, key=lambda each: each[1])[len(work) // 2]
+    start = time.perf_counter()
+    population = Population(cell.config, cell.replicas)
+    compiling = time.perf_counter() - start
+    rate = operations / cell.config.training.steps / population.seconds_an_update(TRIAL_STEPS)
+    seconds = compiling * len(work) + sum(each for _, each in work) / rate
+    return (
+        f"estimate: {_duration(seconds)} (compiling {compiling:.1f} s a cell and {rate / 1e9:.1f} GFLOP/s, "
+        f"from a trial of {cell.task} / {cell.variant}; compiling overlaps with training, so expect less)"
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,245 @@
+"""What an ablation compares: tasks x variants, each with all learning rates and seeds; and which pairs mean something.
+
+A cell is one variant on one task with all its replicas. Its key is a digest of everything that its result follows from.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import flaxformer_lab
+from flaxformer_lab.ablation.population import Replica
+from flaxformer_lab.ablation.variants import VARIANTS, apply_variants
+from flaxformer_lab.config import Config, as_dict, parse_config
+from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.models.cost import forward_flops, parameters
+from flaxformer_lab.parsing import DISTINCT, Name, Positive, Rule, Seed, flatten, nearest, override, parse
+from flaxformer_lab.tasks import make_task
+
+Change = str | dict[str, Any]  # named variants with commas between them, or a table of overrides
+Match = Literal["none", "parameters", "flops"]
+BASELINE = "baseline"  # the recipe as it stands
+NOT_EMPTY = Rule("must have at least one entry", bool)
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """One task of an ablation.
+
+    recipe: a training recipe, relative to the ablation's own file. overrides: keys laid upon it, for every variant.
+    variants: more variants, for this task alone. only: of the common variants, these; None for all.
+    threshold: the validation score to which the steps are counted.
+    """
+
+    recipe: Name
+    overrides: dict[str, Any] = field(default_factory=dict)
+    variants: dict[str, Change] = field(default_factory=dict)
+    only: tuple[Name, ...] | None = None
+    threshold: float | None = None
+
+
+@dataclass(frozen=True)
+class AblationConfig:
+    """A whole ablation.
+
+    baseline: the variant that the others are compared with; `baseline` is the recipe as it stands.
+    match: widen or narrow each variant until it has the baseline's parameters or forward FLOPs.
+    keep: which replicas stay as ordinary run folders: none, those of the chosen learning rate, or all.
+    """
+
+    tasks: Annotated[dict[str, TaskEntry], NOT_EMPTY]
+    variants: dict[str, Change] = field(default_factory=dict)
+    learning_rates: Annotated[tuple[Positive, ...], DISTINCT] = (0.001, 0.003, 0.01)
+    seeds: Annotated[tuple[Seed, ...], DISTINCT] = (0, 1, 2, 3, 4)
+    baseline: Name = BASELINE
+    match: Match = "none"
+    claims: tuple[Name, ...] = ()
+    keep: Literal["none", "chosen", "all"] = "none"
+
+    def rules(self) -> None:
+        """Raises ConfigError when keys contradict one another."""
+        for task, entry in self.tasks.items():
+            known = {BASELINE} | self.variants.keys()
+            for name in entry.only or ():
+                if name not in known:
+                    raise ConfigError(
+                        f"tasks.{task}.only names {name}, which is not among variants: {nearest(name, known)}"
+                        f"choose from {', '.join(sorted(known))}"
+                    )
+            for name in entry.variants:
+                if name in known:
+                    raise ConfigError(f"tasks.{task}.variants.{name} is a common variant already; give it another name")
+            if self.baseline not in known | entry.variants.keys():
+                raise ConfigError(
+                    f"baseline={self.baseline} is no variant of task {task}: {nearest(self.baseline, known)}"
+                    f"choose from {', '.join(sorted(known | entry.variants.keys()))}"
+                )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One variant on one task. config: that of every replica, but for seed and learning rate."""
+
+    task: str
+    variant: str
+    config: Config
+    replicas: tuple[Replica, ...]
+
+    @property
+    def key(self) -> str:
+        """A digest of everything that the result follows from."""
+        tree = as_dict(self.config)
+        del tree["seed"], tree["optimizer"]["learning_rate"]
+        content = {
+            "version": flaxformer_lab.__version__,
+            "config": tree,
+            "replicas": [dataclasses.astuple(replica) for replica in self.replicas],
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """An ablation made ready. dropped: (task, variant, why) of pairs that mean nothing."""
+
+    config: AblationConfig
+    cells: tuple[Cell, ...]
+    dropped: tuple[tuple[str, str, str], ...]
+
+    def cell(self, task: str, variant: str) -> Cell | None:
+        """The cell of a pair, or None where it was dropped."""
+        return next((cell for cell in self.cells if (cell.task, cell.variant) == (task, variant)), None)
+
+
+def parse_ablation(tree: Mapping[str, Any]) -> AblationConfig:
+    """Returns the ablation that a nested mapping of plain values describes.
+
+    Raises:
+        ConfigError: an unknown key, a value of the wrong type or out of range, or keys that contradict one another.
+    """
+    if "tasks" not in tree:
+        raise ConfigError("tasks is missing: an ablation needs at least one, like tasks.digits.recipe=../digits.py")
+    return parse(AblationConfig, tree, "")
+
+
+def make_grid(config: AblationConfig, folder: Path, read_recipe: Callable[[str], dict[str, Any]]) -> Grid:
+    """Resolves every pair of a task and a variant. `folder`: where recipes are relative to.
+
+    A pair is dropped where the variant changes nothing, or cannot be laid upon the task.
+
+    Raises:
+        ConfigError: a recipe or a variant that does not exist, a baseline that cannot be, or a variant that fits no
+            task.
+    """
+    replicas = replicas_of(config)
+    cells: list[Cell] = []
+    dropped: list[tuple[str, str, str]] = []
+    for task, entry in config.tasks.items():
+        tree = read_recipe(str((folder / entry.recipe).resolve()))
+        for key, value in flatten(entry.overrides).items():
+            tree = override(tree, key, value)
+        with _told_of(f"tasks.{task}"):
+            recipe = parse_config(tree)
+        changes = {BASELINE: "", **{n: c for n, c in config.variants.items() if entry.only is None or n in entry.only}}
+        changes |= entry.variants
+        with _told_of(f"tasks.{task}, baseline {config.baseline}"):
+            baseline = apply_change(recipe, changes[config.baseline])
+        resolved: dict[str, Config] = {}
+        for variant, change in changes.items():
+            try:
+                if variant == config.baseline:
+                    model = baseline
+                else:
+                    model = _matched(recipe, change, baseline, config.match)
+            except ConfigError as error:
+                _refuse_unknown(change, error)
+                dropped.append((task, variant, str(error)))
+                continue
+            same = next((name for name, other in resolved.items() if other == model), None)
+            if same is not None:
+                dropped.append((task, variant, f"the same as {same}"))
+                continue
+            resolved[variant] = model
+            cells.append(Cell(task, variant, _nameless(model), replicas))
+    for variant in config.variants:
+        reasons = [why for _, name, why in dropped if name == variant]
+        if reasons and not any(cell.variant == variant for cell in cells) and not any("same as" in r for r in reasons):
+            raise ConfigError(f"variants.{variant} fits none of the tasks: {reasons[0]}")
+    return Grid(config, tuple(cells), tuple(dropped))
+
+
+def replicas_of(config: AblationConfig) -> tuple[Replica, ...]:
+    """One replica for each learning rate and seed."""
+    return tuple(Replica(seed, rate) for rate in config.learning_rates for seed in config.seeds)
+
+
+def apply_change(config: Config, change: Change) -> Config:
+    """The config with named variants, or with a table of overrides (whose key `ablation` may name variants too)."""
+    if isinstance(change, str):
+        return apply_variants(config, [name.strip() for name in change.split(",") if name.strip()])
+    table = dict(change)
+    names = table.pop("ablation", "")
+    tree = as_dict(apply_change(config, names))
+    for key, value in flatten(table).items():
+        tree = override(tree, key, value)
+    return parse_config(tree)
+
+
+def cost(config: Config) -> tuple[int, int]:
+    """(parameters, FLOPs of a forward pass of one example) of a config's model."""
+    task = make_task(config.task)
+    network = task.network(config.model)
+    params, model_state = network.shapes
+    return parameters(params), forward_flops(network, params, model_state, task.dummy(1))
+
+
+def _matched(recipe: Config, change: Change, baseline: Config, match: Match) -> Config:
+    """The variant, at the width at which it costs what the baseline costs."""
+    variant = apply_change(recipe, change)
+    if match == "none" or variant == baseline:
+        return variant
+    which = 0 if match == "parameters" else 1
+    wanted = cost(baseline)[which]
+    if cost(variant)[which] == wanted:
+        return variant
+    heads = getattr(getattr(variant.model, "attention", None), "num_heads", 1)
+    unit = math.lcm(heads, 2) if heads != variant.model.width else 2
+
+    def at(units: int) -> Config:
+        tree = override(as_dict(recipe), "model.width", units * unit)
+        return apply_change(parse_config(tree), change)
+
+    low, high = 1, max(2, 2 * variant.model.width // unit)
+    while cost(at(high))[which] < wanted:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost(at(middle))[which] < wanted else (low, middle)
+    return min((at(low), at(high)), key=lambda config: abs(cost(config)[which] - wanted))
+
+
+def _nameless(config: Config) -> Config:
+    """Without the seed and the learning rate that each replica has of its own."""
+    return Replica(0, 1.0).config(config)
+
+
+def _refuse_unknown(change: Change, error: ConfigError) -> None:
+    """A variant that does not exist anywhere is a mistake, not a pair without meaning."""
+    names = change if isinstance(change, str) else change.get("ablation", "")
+    if any(name.strip() and name.strip() not in VARIANTS for name in names.split(",")):
+        raise error
+
+
+@contextlib.contextmanager
+def _told_of(where: str) -> Iterator[None]:
+    """Says in an error which part of the ablation it comes from."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error

@@ -1,0 +1,303 @@
+"""Population training: all replicas of a config, one for each seed and learning rate, inside one compiled program.
+
+A replica is the ordinary train step with its own seed and its own learning rate, under `vmap`; replicas are spread over
+the devices and never meet. Each is what the same run alone would be, up to rounding, and its state is an ordinary one.
+"""
+
+import dataclasses
+import functools
+import inspect
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from concurrent import futures
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import psutil
+from jaxtyping import Array, Float
+
+from flaxformer_lab.analysis import symmetry
+from flaxformer_lab.analysis.jacobian import cross_shares
+from flaxformer_lab.config import Config
+from flaxformer_lab.data.prefetch import prefetch
+from flaxformer_lab.task_config import TaskConfig
+from flaxformer_lab.tasks import SPLITS, make_task
+from flaxformer_lab.training.checkpoints import Checkpoints
+from flaxformer_lab.training.folder import RunFolder
+from flaxformer_lab.training.optimizer import make_population_optimizer
+from flaxformer_lab.training.parallelism import Pmap, Single
+from flaxformer_lab.training.programs import (
+    Experiment,
+    averages,
+    calls,
+    due,
+    host_evaluation,
+    host_feed,
+    lives_on_device,
+    make_experiment,
+    run_steps_of,
+    stacked,
+)
+from flaxformer_lab.training.state import Seed, State, Stream, initial_state
+from flaxformer_lab.training.step import row_keys
+
+Tree = Any  # a pytree of arrays
+MEASURED_EXAMPLES, PROBES = 16, 64  # for the shares of cross energy of each replica
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One member of a population."""
+
+    seed: int
+    learning_rate: float
+
+    def config(self, config: Config) -> Config:
+        """The config of the same run alone."""
+        optimizer = dataclasses.replace(config.optimizer, learning_rate=self.learning_rate)
+        return dataclasses.replace(config, seed=self.seed, optimizer=optimizer)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the replicas; NaN where one diverged. states: one an entry, in the replicas' order."""
+
+    replicas: tuple[Replica, ...]
+    steps: tuple[int, ...]  # of the evaluations
+    validation: dict[str, Float[np.ndarray, "replicas evaluations"]]
+    test: dict[str, Float[np.ndarray, " replicas"]]
+    measures: dict[str, Float[np.ndarray, " replicas"]]
+    states: tuple[State, ...]
+
+
+class Population:
+    """The compiled programs of a population: made (which takes seconds) apart from being run.
+
+    memory: bytes that a device may use; where the compiler says that all replicas need more, they train in chunks.
+    """
+
+    def __init__(self, config: Config, replicas: Sequence[Replica], *, memory: int | None = None):
+        strategy = Pmap() if jax.local_device_count() > 1 and len(replicas) > 1 else Single()
+        experiment = make_experiment(config, strategy=Single())
+        optimizer = make_population_optimizer(config.optimizer, config.training.steps)
+        self._experiment = dataclasses.replace(experiment, optimizer=optimizer)
+        self._strategy = strategy
+        self.config, self.replicas = config, tuple(replicas)
+        self._examples = dict(zip(SPLITS, map(experiment.task.examples, SPLITS), strict=True))
+        resident = lives_on_device(config, self._examples["train"])
+        self._data = strategy.place(self._examples["train"].load() if resident else {})
+        self._steps = tuple(calls(config, 0, config.training.steps))
+        memory = memory or available_memory() // strategy.num_devices
+        per_device = -(-len(self.replicas) // strategy.num_devices)
+        while True:
+            self.chunk = per_device * strategy.num_devices
+            self._compile()
+            if per_device == 1 or self.device_bytes <= memory:
+                break
+            per_device = -(-per_device // 2)
+
+    def _compile(self) -> None:
+        """Compiles the programs for one chunk of replicas, side by side."""
+        experiment, strategy, examples = self._experiment, self._strategy, self._examples
+        replicas = self._chunks()[0]
+        seeds, rates = self._seeds_and_rates(replicas)
+        run = strategy.compile(
+            jax.vmap(run_steps_of(experiment, examples["train"]), in_axes=(0, 0, None, 0, None)), donate=(1,)
+        )
+        evaluate, measure = (strategy.compile(jax.vmap(each)) for each in (self._figures, self._measures))
+        state = self._start(seeds, rates)
+        feed, count = self._feed(replicas, *self._steps[0]), strategy.place(np.int32(1))
+        batch = self._prepared(seeds, next(host_evaluation(self.config, examples["validation"])))
+        lowered = (
+            run.lower(seeds, state, self._data, feed, count),
+            evaluate.lower(state.params, state.model_state, batch),
+            measure.lower(state.params, state.model_state, self._few(batch)),
+        )
+        with futures.ThreadPoolExecutor() as threads:
+            self._run, self._evaluate, self._measure = threads.map(compile_briefly, lowered, (1, 1, 0))
+        memory = self._run.memory_analysis()
+        self.device_bytes = int(memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes)
+
+    def run(self, progress: Callable[[int, int], None] = lambda done, total: None) -> Outcome:
+        """Trains all replicas; tells progress(updates applied, updates to apply), counting each chunk's as one."""
+        chunks = self._chunks()
+        total = self.config.training.steps * len(chunks)
+        parts = []
+        for number, chunk in enumerate(chunks):
+            before = number * self.config.training.steps
+            parts.append(self._run_chunk(chunk, lambda done, before=before: progress(before + done, total)))
+        joined = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(self.replicas)], *parts)
+        validation, test, measures, states = joined
+        ordinary = dataclasses.replace(states, opt_state=states.opt_state.inner_state)
+        return Outcome(
+            replicas=self.replicas,
+            steps=self._evaluated,
+            validation=validation,
+            test=test,
+            measures=measures,
+            states=tuple(jax.tree.map(lambda leaf, k=k: leaf[k], ordinary) for k in range(len(self.replicas))),
+        )
+
+    def _run_chunk(self, replicas: tuple[Replica, ...], progress: Callable[[int], None]) -> tuple[Tree, ...]:
+        """(validation, test, measures, states) of one chunk, [replicas, ...] each."""
+        training, strategy = self.config.training, self._strategy
+        seeds, rates = self._seeds_and_rates(replicas)
+        state = self._start(seeds, rates)
+        curve = []
+        feeds = prefetch(lambda call: self._feed(replicas, *self._steps[call]), 0, len(self._steps))
+        for (begin, count), feed in zip(self._steps, feeds, strict=True):
+            state, _ = self._run(seeds, state, self._data, feed, strategy.place(np.int32(count)))
+            if due(begin + count, training.steps, training.evaluate_every):
+                curve.append(self._judge(seeds, state, "validation"))
+            progress(begin + count)
+        few = self._few(self._prepared(seeds, next(host_evaluation(self.config, self._examples["test"]))))
+        measures = self._measure(state.params, state.model_state, few)
+        validation = {name: np.stack([values[name] for values in curve], axis=1) for name in curve[0]}
+        return validation, self._judge(seeds, state, "test"), strategy.gather(measures), strategy.gather(state)
+
+    def seconds_an_update(self, updates: int) -> float:
+        """What one update of all replicas takes, from a trial whose results are thrown away."""
+        replicas = self._chunks()[0]
+        seeds, rates = self._seeds_and_rates(replicas)
+        begin, count = self._steps[0]
+        feed, count = self._feed(replicas, begin, count), min(count, updates)
+        state, seconds = self._start(seeds, rates), 0.0
+        for _ in range(2):  # the first call warms up
+            start = time.perf_counter()
+            state, _ = self._run(seeds, state, self._data, feed, self._strategy.place(np.int32(count)))
+            jax.block_until_ready(state)
+            seconds = time.perf_counter() - start
+        return seconds / count * len(self._chunks())
+
+    @property
+    def _evaluated(self) -> tuple[int, ...]:
+        training = self.config.training
+        ends = (begin + count for begin, count in self._steps)
+        return tuple(end for end in ends if due(end, training.steps, training.evaluate_every))
+
+    def _judge(self, seeds: Array, state: State, split: str) -> dict[str, Float[np.ndarray, " replicas"]]:
+        batches = [
+            self._strategy.gather(self._evaluate(state.params, state.model_state, self._prepared(seeds, batch)))
+            for batch in host_evaluation(self.config, self._examples[split])
+        ]
+        values = [
+            averages([jax.tree.map(lambda leaf, k=k: leaf[k], batch) for batch in batches]) for k in range(self.chunk)
+        ]
+        return {name: np.array([each[name] for each in values]) for name in values[0]}
+
+    def _prepared(self, seeds: Array, batch: Tree) -> Tree:
+        """Evaluation examples as each replica's seed prepares them."""
+        prepare = preparation(self.config.task, self._strategy.num_devices)
+        return prepare(seeds, self._strategy.place(batch))
+
+    def _start(self, seeds: Array, rates: Array) -> State:
+        # Not compiled as a whole: its few kinds of operation are compiled once and serve all populations of a process.
+        network = dataclasses.replace(self._experiment.network, init=inspect.unwrap(self._experiment.network.init))
+
+        def one(seed: Seed, learning_rate: Float[Array, ""]) -> State:
+            state = initial_state(network, self._experiment.optimizer, seed)
+            hyperparameters = state.opt_state.hyperparams | {"learning_rate": learning_rate}
+            return dataclasses.replace(state, opt_state=state.opt_state._replace(hyperparams=hyperparameters))
+
+        every = (jnp.asarray(self._strategy.gather(each)) for each in (seeds, rates))
+        return self._strategy.split(jax.device_get(jax.vmap(one)(*every)), 0)
+
+    # ------------------------------------------------------------------------------------------ one replica
+
+    def _figures(self, params: Tree, model_state: Tree, prepared: Tree):
+        experiment = self._experiment
+        return experiment.task.measure(experiment.network.apply(params, model_state, prepared["inputs"]), prepared)
+
+    def _measures(self, params: Tree, model_state: Tree, prepared: Tree) -> dict[str, Array]:
+        """What a replica mixes, on a few examples of its own."""
+        network = self._experiment.network
+        x = network.embed(params, model_state, prepared["inputs"]).astype(jnp.float32)
+        body = functools.partial(network.body, params, model_state)
+        features, tokens = cross_shares(body, x, PROBES, jax.random.key(0))
+        generator = np.random.default_rng(0)
+        orders = (generator.permutation(size) for size in x.shape[1:])
+        by_token, by_feature = symmetry.equivariance_errors(body, x, *orders)
+        return {
+            "cross_feature_energy": features,
+            "cross_token_energy": tokens,
+            "token_equivariance_error": by_token,
+            "feature_equivariance_error": by_feature,
+        }
+
+    # ----------------------------------------------------------------------------------- chunks and batches
+
+    def _chunks(self) -> list[tuple[Replica, ...]]:
+        """The replicas in equal chunks; the last one is filled up with copies that nobody looks at."""
+        chunks = [self.replicas[start : start + self.chunk] for start in range(0, len(self.replicas), self.chunk)]
+        chunks[-1] = tuple(itertools.islice(itertools.cycle(chunks[-1]), self.chunk))
+        return chunks
+
+    def _seeds_and_rates(self, replicas: tuple[Replica, ...]) -> tuple[Array, Array]:
+        seeds = np.array([replica.seed for replica in replicas], np.uint32)
+        rates = np.array([replica.learning_rate for replica in replicas], np.float32)
+        return self._strategy.split((seeds, rates), 0)
+
+    def _feed(self, replicas: tuple[Replica, ...], begin: int, count: int) -> Tree:
+        examples = self._examples["train"]
+        by_seed = {replica.seed: host_feed(self.config, examples, replica.seed, begin, count) for replica in replicas}
+        return self._strategy.split(stacked([by_seed[replica.seed] for replica in replicas]), 0)
+
+    def _few(self, prepared: Tree) -> Tree:
+        """The first examples of each replica."""
+        axes = (slice(None),) * (2 if self._strategy.num_devices > 1 else 1)
+        return jax.tree.map(lambda leaf: leaf[*axes, :MEASURED_EXAMPLES], prepared)
+
+
+@functools.cache
+def preparation(config: TaskConfig, num_devices: int) -> Callable[[Array, Tree], Tree]:
+    """The compiled `prepare(seeds, batch)` of a task's evaluation, for all populations that learn it."""
+    task, strategy = make_task(config), Pmap() if num_devices > 1 else Single()
+
+    def prepare(seed: Seed, batch: Tree) -> Tree:
+        return task.prepare(batch, row_keys(seed, Stream.EVALUATE, 0, batch["row"]), training=False)
+
+    return strategy.compile(jax.vmap(prepare, in_axes=(0, None)))
+
+
+def train_population(config: Config, replicas: Sequence[Replica], **options: Any) -> Outcome:
+    """Trains the replicas of a config; `options` as for `Population`."""
+    return Population(config, replicas, **options).run()
+
+
+def save_replica(config: Config, outcome: Outcome, number: int, workdir: str | Path) -> None:
+    """Writes one replica as an ordinary run's folder, for `load_run`, `evaluate`, `measure`, or to go on training.
+
+    Raises:
+        ConfigError, RunError: as for training in that folder.
+    """
+    own = outcome.replicas[number].config(config)
+    experiment: Experiment = make_experiment(own, strategy=Single())
+    folder = RunFolder(workdir)
+    folder.claim(own, dict(experiment.task.facts))
+    metrics = {name: float(values[number, -1]) for name, values in outcome.validation.items()}
+    with Checkpoints(folder.checkpoints) as checkpoints:
+        if not checkpoints.steps:
+            checkpoints.save(jax.tree.map(jnp.asarray, outcome.states[number]), metrics)
+        checkpoints.wait()
+
+
+def compile_briefly(lowered: Any, level: int) -> Any:
+    """Compiles with less of LLVM's optimisation on the CPU.
+
+    There, compiling a small program takes longer than running it; and its products of matrices are library calls.
+    """
+    options = {"xla_backend_optimization_level": level} if jax.default_backend() == "cpu" else None
+    return lowered.compile(compiler_options=options)
+
+
+def available_memory() -> int:
+    """Bytes that a population may use: what the accelerator has, or most of the machine's free memory."""
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in statistics:
+        return int(0.9 * statistics["bytes_limit"]) * jax.local_device_count()
+    return int(0.8 * psutil.virtual_memory().available)

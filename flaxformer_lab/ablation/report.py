@@ -1,0 +1,172 @@
+"""An ablation's report, from its results alone: results.csv, report.md and report.html, finished or half way."""
+
+import csv
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flaxformer_lab.ablation.claims import CLAIMS, Decision, Finding, decide
+from flaxformer_lab.ablation.grid import Grid
+from flaxformer_lab.ablation.statistics import Interval
+from flaxformer_lab.ablation.store import Store
+from flaxformer_lab.ablation.summary import Score, Summary, summarise
+from flaxformer_lab.errors import RunError
+
+COLUMNS = ("task", "variant", "seed", "learning_rate", "chosen", "split", "step", "metric", "value")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report says. files: where it was written."""
+
+    summary: Summary
+    decisions: tuple[Decision, ...]
+    files: tuple[Path, ...]
+
+
+def write_report(grid: Grid, store: Store) -> Report:
+    """Writes results.csv, report.md and report.html into the ablation's folder.
+
+    Raises:
+        RunError: they cannot be written.
+    """
+    summary = summarise(grid, store)
+    decisions = tuple(decide(CLAIMS[claim], summary) for claim in grid.config.claims)
+    contents = {"results.csv": as_csv(grid, store, summary), "report.md": as_markdown(summary, decisions)}
+    files = []
+    try:
+        for name, text in contents.items():
+            path = store.path / name
+            partial = path.with_name(f"{name}.partial")
+            partial.write_text(text, encoding="utf-8")
+            files.append(partial.replace(path))
+    except OSError as error:
+        raise RunError(f"{store.path} cannot be written: {error.strerror}; make room for it") from error
+    return Report(summary, decisions, tuple(files))
+
+
+def as_csv(grid: Grid, store: Store, summary: Summary) -> str:
+    """One row a replica, split, step and metric; measures of mixing have the split `measure`."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for cell in grid.cells:
+        result, score = store.result(cell), summary.score(cell.task, cell.variant)
+        if result is None or score is None:
+            continue
+        last = result["steps"][-1]
+        for each in result["replicas"]:
+            rate = each["learning_rate"]
+            head = (cell.task, cell.variant, each["seed"], repr(rate), str(rate == score.learning_rate).lower())
+            for metric, values in each["validation"].items():
+                for step, value in zip(result["steps"], values, strict=True):
+                    writer.writerow((*head, "validation", step, metric, _exact(value)))
+            for split, figures in (("test", each["test"]), ("measure", each["measures"])):
+                for metric, value in figures.items():
+                    writer.writerow((*head, split, last, metric, _exact(value)))
+    return file.getvalue()
+
+
+def as_markdown(summary: Summary, decisions: tuple[Decision, ...]) -> str:
+    """The verdicts and a table for each task, for a README or a pull request."""
+    parts = [f"# Ablation: {len(summary.scores)} of {len(summary.grid.cells)} cells\n"]
+    if decisions:
+        rows = [(d.claim.id, d.claim.statement, f"**{d.verdict}**", d.reason, findings_said(d)) for d in decisions]
+        parts.append(table(("claim", "statement", "verdict", "because", "differences [95% interval]"), rows))
+    for task in summary.grid.config.tasks:
+        scores = [each for each in summary.scores if each.task == task]
+        if scores:
+            parts.append(f"## {task}\n\n{task_table(summary, scores)}")
+    for cell, error in summary.failures:
+        parts.append(f"Failed: {cell.task} / {cell.variant}: {error}")
+    if summary.missing:
+        parts.append(f"Not finished: {', '.join(f'{cell.task} / {cell.variant}' for cell in summary.missing)}.")
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def task_table(summary: Summary, scores: list[Score]) -> str:
+    """One row a variant of one task."""
+    header = (
+        "variant",
+        f"{scores[0].metric} [95% interval]",
+        "difference [95% interval]",
+        "p (Holm)",
+        "P(better)",
+        "bound",
+        "parameters",
+        "FLOPs",
+        "learning rate",
+        "steps to threshold",
+    )
+    rows = []
+    for score in scores:
+        difference = summary.difference(score.task, score.variant)
+        rows.append(
+            (
+                score.variant,
+                interval_said(score.interval),
+                "" if difference is None else interval_said(difference.interval, signed=True),
+                "" if difference is None else p_said(difference.corrected_p),
+                "" if difference is None else f"{difference.probability_of_improvement:.2f}",
+                bound_said(score),
+                f"{score.parameters:,}",
+                f"{score.forward_flops:,}",
+                f"{score.learning_rate:g}",
+                reached_said(score),
+            )
+        )
+    return table(header, rows)
+
+
+def findings_said(decision: Decision) -> str:
+    """The difference of each comparison with its interval."""
+    return "; ".join(f"{f.comparison.question} {finding_said(f)}" for f in decision.findings)
+
+
+def finding_said(finding: Finding) -> str:
+    """One answer with its difference and threshold."""
+    if finding.interval is None:
+        return "not measured"
+    return f"{finding.answer}: {interval_said(finding.interval)} against {finding.comparison.threshold:g}"
+
+
+def interval_said(interval: Interval, *, signed: bool = False) -> str:
+    """0.500 [0.400, 0.600]."""
+    sign = "+" if signed else ""
+    if math.isnan(interval.low):
+        return f"{interval.mean:{sign}.3f}"
+    return f"{interval.mean:{sign}.3f} [{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]"
+
+
+def p_said(p: float) -> str:
+    """A p-value to three digits."""
+    return "" if math.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def bound_said(score: Score) -> str:
+    """Theory's bound and whether it held."""
+    if score.bound is None or score.bound_held is None:
+        return ""
+    return f"≤ {score.bound['value']:.3f} {'held' if score.bound_held else 'BROKEN'}"
+
+
+def reached_said(score: Score) -> str:
+    """The median of the steps to the threshold, and how many seeds reached it."""
+    if score.reached is None:
+        return ""
+    known = sorted(step for step in score.reached if step is not None)
+    if len(known) < len(score.reached):
+        return f"{len(known)} of {len(score.reached)} seeds"
+    return f"{known[len(known) // 2]}"
+
+
+def table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
+    """A Markdown table; a bar inside a cell is escaped."""
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _exact(value: float | None) -> str:
+    return "" if value is None else repr(value)

@@ -1,0 +1,151 @@
+"""An ablation's folder: WORKDIR/ablation.json, cells/KEY.json for each finished cell, and the report's files.
+
+A result is written whole or not at all. A cell that is being worked on is locked by its process; the lock goes with the
+process, however it ends.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from flaxformer_lab.ablation.grid import Cell, Grid, parse_ablation, replicas_of
+from flaxformer_lab.config import as_dict, parse_config
+from flaxformer_lab.errors import ConfigError, RunError
+
+Result = dict[str, Any]  # plain JSON
+
+
+class Store:
+    """The files of one ablation. Reading never executes and never unpickles what it finds."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).expanduser().absolute()
+        self._cells, self._config = self.path / "cells", self.path / "ablation.json"
+
+    def claim(self, grid: Grid) -> None:
+        """Makes the folder, or finds that it is an ablation's already.
+
+        Another config may follow in the same folder: cells that both have are not done again.
+
+        Raises:
+            RunError: the folder holds something else, or cannot be written.
+        """
+        try:
+            if not self._config.exists() and self.path.exists() and any(self.path.iterdir()):
+                raise RunError(
+                    f"{self.path} holds files but no ablation.json, so it is no ablation; choose another --workdir"
+                )
+            self._cells.mkdir(parents=True, exist_ok=True)
+            self._write(self._config, _grid_as_json(grid))
+        except OSError as error:
+            raise RunError(f"{self.path} cannot be written: {error.strerror}; choose another --workdir") from error
+
+    def read(self) -> Grid:
+        """The grid that the folder belongs to.
+
+        Raises:
+            RunError: the folder is missing, or damaged.
+        """
+        if not self._config.exists():
+            raise RunError(f"{self.path} has no ablation.json; give --workdir the folder of an ablation")
+        tree = self._read(self._config)
+        try:
+            return _grid_from_json(tree)
+        except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RunError(f"{self._config} is damaged or of another version: {error}") from error
+
+    def result(self, cell: Cell) -> Result | None:
+        """What a finished cell found; None where it is not finished, or its file is damaged and must be made again."""
+        path = self._path(cell, "json")
+        try:
+            result = self._read(path)
+        except RunError:
+            return None
+        return result if result.get("key") == cell.key and "replicas" in result else None
+
+    def failure(self, cell: Cell) -> str | None:
+        """What went wrong the last time, in one line."""
+        try:
+            return str(self._read(self._path(cell, "failed.json"))["error"])
+        except (RunError, KeyError):
+            return None
+
+    def finish(self, cell: Cell, result: Result) -> None:
+        """Keeps a cell's result.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        try:
+            self._write(self._path(cell, "json"), {"key": cell.key} | result)
+            self._path(cell, "failed.json").unlink(missing_ok=True)
+        except OSError as error:
+            raise RunError(f"{self._cells} cannot be written: {error.strerror}; make room for it") from error
+
+    def fail(self, cell: Cell, error: str, details: str) -> None:
+        """Keeps what went wrong with a cell."""
+        with contextlib.suppress(OSError):
+            record = {"task": cell.task, "variant": cell.variant, "error": error, "details": details}
+            self._write(self._path(cell, "failed.json"), record)
+
+    @contextlib.contextmanager
+    def locked(self, cell: Cell) -> Iterator[bool]:
+        """Whether the cell is this process's own while the context lasts; False where another one works on it."""
+        with self._path(cell, "lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+
+    def run_folder(self, cell: Cell, number: int) -> Path:
+        """Where one replica of a cell stays as an ordinary run."""
+        replica = cell.replicas[number]
+        return self.path / "runs" / cell.key / f"seed-{replica.seed}-learning_rate-{replica.learning_rate:g}"
+
+    def _path(self, cell: Cell, suffix: str) -> Path:
+        return self._cells / f"{cell.key}.{suffix}"
+
+    @staticmethod
+    def _write(path: Path, value: Any) -> None:
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        with partial.open("w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+
+    @staticmethod
+    def _read(path: Path) -> dict[str, Any]:
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path} is missing or damaged: {error}") from error
+        if not isinstance(value, dict):
+            raise RunError(f"{path} is damaged: it holds {type(value).__name__}, not an object")
+        return value
+
+
+def _grid_as_json(grid: Grid) -> dict[str, Any]:
+    """Everything resolved, so that reading it needs no recipe."""
+    return {
+        "config": as_dict(grid.config),
+        "cells": [{"task": c.task, "variant": c.variant, "config": as_dict(c.config)} for c in grid.cells],
+        "dropped": [list(each) for each in grid.dropped],
+    }
+
+
+def _grid_from_json(tree: dict[str, Any]) -> Grid:
+    config = parse_ablation(tree["config"])
+    replicas = replicas_of(config)
+    cells = tuple(
+        Cell(str(each["task"]), str(each["variant"]), parse_config(each["config"]), replicas) for each in tree["cells"]
+    )
+    dropped = tuple((str(task), str(variant), str(why)) for task, variant, why in tree["dropped"])
+    return Grid(config, cells, dropped)

@@ -1,0 +1,170 @@
+"""From the results of cells to what is compared: scores at the chosen learning rate, and differences paired by seed."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from flaxformer_lab.ablation.engine import primary_metric
+from flaxformer_lab.ablation.grid import Cell, Grid
+from flaxformer_lab.ablation.statistics import (
+    Interval,
+    bootstrap_interval,
+    chosen_rate,
+    holm,
+    interquartile_mean,
+    paired_p_value,
+    probability_of_improvement,
+    steps_to_threshold,
+)
+from flaxformer_lab.ablation.store import Result, Store
+
+SLACK = 0.03  # of a bound: what fresh test examples may add to a score by luck, and what the theorem leaves out
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one variant reached on one task, at the learning rate that was best on validation. One value a seed."""
+
+    task: str
+    variant: str
+    metric: str
+    higher_is_better: bool
+    learning_rate: float
+    seeds: tuple[int, ...]
+    values: Float[np.ndarray, " seeds"]
+    interval: Interval
+    interquartile_mean: float
+    parameters: int
+    forward_flops: int
+    bound: dict[str, Any] | None
+    steps: tuple[int, ...]
+    curves: Float[np.ndarray, "seeds evaluations"]
+    reached: tuple[int | None, ...] | None  # steps to the task's threshold
+    measures: dict[str, Float[np.ndarray, " seeds"]]
+    seconds: float
+
+    @property
+    def bound_held(self) -> bool | None:
+        """Whether theory's bound held for every seed; None where there is none."""
+        if self.bound is None or self.bound["metric"] != self.metric:
+            return None
+        return bool(np.all(self.values <= self.bound["value"] + SLACK))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A variant less the baseline, paired by seed; positive where the variant is better."""
+
+    task: str
+    variant: str
+    baseline: str
+    values: Float[np.ndarray, " seeds"]
+    interval: Interval
+    p_value: float
+    corrected_p: float  # for the number of variants that the task compares
+    probability_of_improvement: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """An ablation's figures, as far as it has come."""
+
+    grid: Grid
+    scores: tuple[Score, ...]
+    differences: tuple[Difference, ...]
+    failures: tuple[tuple[Cell, str], ...]
+    missing: tuple[Cell, ...]
+
+    def score(self, task: str, variant: str) -> Score | None:
+        """The score of a pair, or None where there is none (yet)."""
+        return next((each for each in self.scores if (each.task, each.variant) == (task, variant)), None)
+
+    def difference(self, task: str, variant: str) -> Difference | None:
+        """The difference of a pair to the baseline, or None."""
+        return next((each for each in self.differences if (each.task, each.variant) == (task, variant)), None)
+
+
+def summarise(grid: Grid, store: Store) -> Summary:
+    """Reads every finished cell of the grid."""
+    scores, failures, missing = [], [], []
+    for cell in grid.cells:
+        result = store.result(cell)
+        if result is not None:
+            scores.append(score_of(cell, result, grid.config.tasks[cell.task].threshold))
+        elif (error := store.failure(cell)) is not None:
+            failures.append((cell, error))
+        else:
+            missing.append(cell)
+    differences = [
+        difference
+        for task in grid.config.tasks
+        for difference in _differences([each for each in scores if each.task == task], grid.config.baseline)
+    ]
+    return Summary(grid, tuple(scores), tuple(differences), tuple(failures), tuple(missing))
+
+
+def score_of(cell: Cell, result: Result, threshold: float | None = None) -> Score:
+    """The score of a cell from its stored result."""
+    replicas = result["replicas"]
+    metric, higher = primary_metric(list(replicas[0]["test"]))
+    validation: dict[float, list[float]] = {}
+    for each in replicas:
+        validation.setdefault(each["learning_rate"], []).append(_number(each["validation"][metric][-1]))
+    rate = chosen_rate(validation, higher_is_better=higher)
+    chosen = sorted((each for each in replicas if each["learning_rate"] == rate), key=lambda each: each["seed"])
+    values = np.array([_number(each["test"][metric]) for each in chosen])
+    curves = np.array([[_number(value) for value in each["validation"][metric]] for each in chosen])
+    steps = tuple(result["steps"])
+    return Score(
+        task=cell.task,
+        variant=cell.variant,
+        metric=metric,
+        higher_is_better=higher,
+        learning_rate=rate,
+        seeds=tuple(each["seed"] for each in chosen),
+        values=values,
+        interval=bootstrap_interval(values),
+        interquartile_mean=interquartile_mean(values),
+        parameters=result["parameters"],
+        forward_flops=result["forward_flops"],
+        bound=result["bound"],
+        steps=steps,
+        curves=curves,
+        reached=None
+        if threshold is None
+        else tuple(steps_to_threshold(steps, curves, threshold, higher_is_better=higher)),
+        measures={
+            name: np.array([_number(each["measures"][name]) for each in chosen]) for name in chosen[0]["measures"]
+        },
+        seconds=result["seconds"],
+    )
+
+
+def _differences(scores: list[Score], baseline: str) -> list[Difference]:
+    """Every variant of a task against its baseline, corrected for how many there are."""
+    base = next((each for each in scores if each.variant == baseline), None)
+    others = [each for each in scores if each.variant != baseline]
+    if base is None or not others:
+        return []
+    sign = 1 if base.higher_is_better else -1
+    paired = [sign * (each.values - base.values) for each in others]
+    p_values = [paired_p_value(values) for values in paired]
+    return [
+        Difference(
+            task=each.task,
+            variant=each.variant,
+            baseline=baseline,
+            values=values,
+            interval=bootstrap_interval(values),
+            p_value=p_value,
+            corrected_p=float(corrected),
+            probability_of_improvement=probability_of_improvement(sign * each.values, sign * base.values),
+        )
+        for each, values, p_value, corrected in zip(others, paired, p_values, holm(p_values), strict=True)
+    ]
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value

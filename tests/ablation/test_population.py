@@ -1,0 +1,154 @@
+"""Each replica of a population is the same run alone."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from flaxformer_lab.ablation.population import Population, Replica, save_replica, train_population
+from flaxformer_lab.analysis.jacobian import mixing_energy
+from flaxformer_lab.config import parse_config
+from flaxformer_lab.evaluate import load_run
+from flaxformer_lab.measure import subject_of
+from flaxformer_lab.parsing import override
+from flaxformer_lab.training.loop import train
+
+PROBE = {
+    "task": {"name": "delay", "tokens": 4, "features": 4, "evaluation_examples": 64},
+    # Without biases: that of a key has no gradient but rounding, which Adam magnifies to a whole update.
+    "model": {
+        "width": 8,
+        "depth": 1,
+        "attention": {"num_heads": 2},
+        "ffn": {"expansion": 2.0},
+        "causal": True,
+        "bias": False,
+    },
+    "optimizer": {"learning_rate": 0.01, "warmup_steps": 3, "clip_norm": 1.0, "weight_decay": 0.1},
+    "training": {
+        "steps": 20,
+        "batch_size": 8,
+        "evaluate_every": 10,
+        "checkpoint_every": 20,
+        "steps_per_call": 5,
+        "evaluate_batch_size": 64,
+    },
+    "parallelism": {"strategy": "single"},
+}
+DIGITS = PROBE | {
+    "task": {"name": "image_classification", "dataset": "lab_digits", "patch_size": 4, "shift": 1},
+    "model": {"width": 8, "depth": 0, "dropout": 0.1},
+    "optimizer": {"name": "muon", "learning_rate": 0.01},
+}
+SEEDS, RATES = (0, 3), (0.003, 0.03)
+REPLICAS = tuple(Replica(seed, rate) for rate in RATES for seed in SEEDS)
+
+
+@pytest.fixture(scope="module")
+def population():
+    """The outcome of the probe's population."""
+    return train_population(parse_config(PROBE), REPLICAS)
+
+
+def alone(tree, replica, folder):
+    """The same run through the ordinary command."""
+    tree = override(override(tree, "seed", replica.seed), "optimizer.learning_rate", replica.learning_rate)
+    train(parse_config(tree), folder, quiet=True)
+    return load_run(folder)
+
+
+def assert_close(one, other, atol=1e-5):
+    for ours, theirs in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_a_replica_is_the_run_alone(population, tmp_path, number):
+    run = alone(PROBE, REPLICAS[number], tmp_path / "run")
+    assert_close(population.states[number], run.state)
+    for split, found in (
+        ("validation", population.validation["r2"][number, -1]),
+        ("test", population.test["r2"][number]),
+    ):
+        assert found == pytest.approx(run.evaluate(split)["r2"], abs=1e-5)
+    assert population.steps == (10, 20)
+
+
+def test_real_data_with_dropout_muon_and_moved_images_too(tmp_path):
+    replicas = REPLICAS[1:]
+    outcome = train_population(parse_config(DIGITS), replicas)
+    run = alone(DIGITS, replicas[1], tmp_path / "run")
+    assert_close(outcome.states[1], run.state)
+    assert outcome.test["accuracy"][1] == pytest.approx(run.evaluate("test")["accuracy"])
+
+
+def test_seeds_and_learning_rates_matter(population):
+    scores = population.test["loss"]
+    assert len(set(scores.tolist())) == len(scores) == 4
+
+
+def test_more_replicas_change_no_others_result(population):
+    few = train_population(parse_config(PROBE), REPLICAS[:1])
+    assert_close(few.states[0], population.states[0])
+    np.testing.assert_allclose(few.validation["loss"][0], population.validation["loss"][0], atol=1e-5)
+
+
+def test_too_little_memory_trains_in_chunks_to_the_same_result(population):
+    config = parse_config(PROBE)
+    whole = Population(config, REPLICAS)
+    assert whole.chunk == 4
+    # One device each already; so let a single device do it, where there is something to divide.
+    chunked = Population(config, REPLICAS + tuple(Replica(seed, 0.01) for seed in range(3)), memory=1)
+    assert chunked.chunk == jax.local_device_count() == 4
+    outcome = chunked.run()
+    assert len(outcome.states) == 7 and outcome.test["loss"].shape == (7,)
+    assert_close(outcome.states[:4], population.states)
+
+
+def test_progress_counts_every_chunks_updates():
+    config = parse_config(override(PROBE, "training.steps", 10))
+    seen = []
+    replicas = tuple(Replica(seed, 0.01) for seed in range(5))
+    Population(config, replicas, memory=1).run(lambda done, total: seen.append((done, total)))
+    assert seen == [(5, 20), (10, 20), (15, 20), (20, 20)]
+
+
+def test_measures_are_those_of_the_saved_run(population, tmp_path):
+    save_replica(parse_config(PROBE), population, 2, tmp_path / "run")
+    run = load_run(tmp_path / "run")
+    subject = subject_of(run, examples=16)
+    features, tokens = mixing_energy(subject.body, subject.vectors)
+    assert population.measures["cross_feature_energy"][2] == pytest.approx(features.cross.value, abs=0.1)
+    assert population.measures["cross_token_energy"][2] == pytest.approx(tokens.cross.value, abs=0.1)
+
+
+def test_a_saved_replica_is_an_ordinary_run_that_can_go_on(population, tmp_path):
+    config = parse_config(PROBE)
+    save_replica(config, population, 1, tmp_path / "saved")
+    run = load_run(tmp_path / "saved")
+    assert (run.step, run.config.seed, run.config.optimizer.learning_rate) == (20, 3, 0.003)
+    assert run.evaluate("test")["r2"] == pytest.approx(population.test["r2"][1], abs=1e-6)
+    train(run.config, tmp_path / "saved", quiet=True)  # nothing is left to do, and the folder is accepted
+    assert load_run(tmp_path / "saved").step == 20
+
+
+def test_a_replica_that_diverges_leaves_the_others_alone(population):
+    tree = override(PROBE, "optimizer", {"name": "sgd", "schedule": "constant"})
+    outcome = train_population(parse_config(tree), (Replica(0, 1e-3), Replica(0, 1e30)))
+    assert np.isfinite(outcome.test["loss"][0]) and not np.isfinite(outcome.test["loss"][1])
+    same = train_population(parse_config(tree), (Replica(0, 1e-3),))
+    assert_close(outcome.states[0], same.states[0])
+
+
+def test_the_largest_seed_is_one_like_any_other(tmp_path):
+    outcome = train_population(parse_config(PROBE), (Replica(2**32 - 1, 0.01),))
+    run = alone(PROBE, Replica(2**32 - 1, 0.01), tmp_path / "run")
+    assert_close(outcome.states[0], run.state)
+
+
+def test_a_replicas_config_differs_in_two_keys():
+    config = parse_config(PROBE)
+    own = Replica(7, 0.5).config(config)
+    assert (own.seed, own.optimizer.learning_rate) == (7, 0.5)
+    assert dataclasses.replace(own, seed=config.seed, optimizer=config.optimizer) == config

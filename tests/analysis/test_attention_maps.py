@@ -1,0 +1,68 @@
+"""Maps whose figures are known, [batch, heads, tokens, tokens]."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flaxformer_lab.analysis.attention_maps import effective_rank, entropy, head_diversity, mean_distance
+
+TOKENS = 8
+UNIFORM = np.full((TOKENS, TOKENS), 1 / TOKENS, np.float32)
+ITSELF = np.eye(TOKENS, dtype=np.float32)
+NEXT = np.roll(ITSELF, 1, axis=1)  # the last one looks at the first
+PAIRS = (ITSELF + NEXT) / 2
+
+
+def maps(*heads, batch=2):
+    return jnp.asarray(np.stack([np.stack(heads)] * batch))
+
+
+def drawn(heads, batch=3):
+    weights = np.random.default_rng(0).dirichlet(np.ones(TOKENS), size=(batch, heads, TOKENS))
+    return jnp.asarray(weights, jnp.float32)
+
+
+def test_entropy_is_1_for_equal_weights_and_0_for_one_token():
+    found = entropy(maps(UNIFORM, ITSELF, PAIRS))
+    np.testing.assert_allclose(found, [1, 0, np.log(2) / np.log(TOKENS)], atol=1e-6)
+    np.testing.assert_array_equal(entropy(jnp.ones((2, 3, 1, 1))), [0, 0, 0])
+
+
+def test_entropy_is_the_mean_over_examples_and_queries():
+    weights = np.asarray(drawn(2), np.float64)
+    expected = [
+        np.mean([-sum(a * np.log(a) for a in row) for example in weights[:, head] for row in example]) / np.log(TOKENS)
+        for head in range(2)
+    ]
+    np.testing.assert_allclose(entropy(drawn(2)), expected, rtol=1e-5)
+
+
+def test_distance_is_counted_in_tokens():
+    backwards = ITSELF[::-1]
+    found = mean_distance(maps(ITSELF, NEXT, backwards, UNIFORM))
+    apart = np.abs(np.subtract.outer(np.arange(TOKENS), np.arange(TOKENS)))
+    np.testing.assert_allclose(found, [0, (TOKENS - 1 + TOKENS - 1) / TOKENS, TOKENS / 2, apart.mean()], rtol=1e-6)
+
+
+def test_diversity_is_0_for_heads_alike_and_1_for_heads_apart():
+    assert head_diversity(maps(UNIFORM, UNIFORM, UNIFORM)) == pytest.approx(0, abs=1e-6)
+    assert head_diversity(maps(ITSELF, NEXT)) == pytest.approx(1)
+    assert head_diversity(maps(ITSELF, PAIRS)) == pytest.approx(1 - np.sqrt(0.5), rel=1e-5)
+    assert head_diversity(maps(ITSELF, ITSELF, NEXT)) == pytest.approx(2 / 3, rel=1e-5)  # two of three pairs apart
+    assert head_diversity(maps(ITSELF)) == 0
+
+
+def test_effective_rank_counts_the_heads_that_differ():
+    assert effective_rank(maps(*[drawn(1)[0, 0]] * 12)) == pytest.approx(1, abs=1e-6)
+    assert effective_rank(maps(ITSELF, NEXT, np.roll(NEXT, 1, axis=1))) == pytest.approx(3, rel=1e-5)
+    assert effective_rank(maps(ITSELF)) == pytest.approx(1)
+    # Four heads, two of each kind: two singular values of sqrt(2).
+    assert effective_rank(maps(ITSELF, NEXT, ITSELF, NEXT)) == pytest.approx(2, rel=1e-5)
+
+
+def test_effective_rank_is_that_of_the_singular_values():
+    flat = np.asarray(drawn(4), np.float64).reshape(3, 4, -1)
+    values = np.linalg.svd(flat / np.linalg.norm(flat, axis=-1, keepdims=True), compute_uv=False)
+    shares = values / values.sum(axis=-1, keepdims=True)
+    expected = np.exp(-np.sum(shares * np.log(shares), axis=-1)).mean()
+    assert effective_rank(drawn(4)) == pytest.approx(expected, rel=1e-4)

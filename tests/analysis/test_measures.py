@@ -1,0 +1,244 @@
+"""Every measure of every model, and what is refused."""
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flaxformer_lab.analysis import measures, rank
+from flaxformer_lab.analysis.estimate import Estimate
+from flaxformer_lab.analysis.measures import MEASURES, as_json, measure
+from flaxformer_lab.errors import MeasureError
+
+PLANTED = {"name": "planted_interactions", "features": 4, "interaction_share": 0.5}
+RECALL = {"name": "associative_recall", "vocabulary": 16, "sequence_length": 8, "pairs": 1}
+EVERYWHERE = {
+    "cross_feature_energy",
+    "cross_token_energy",
+    "feature_energy",
+    "token_energy",
+    "interaction_share",
+    "friedman_h2",
+    "oddness",
+    "linearity_error",
+    "token_equivariance_error",
+    "feature_equivariance_error",
+    "parameters",
+    "forward_flops",
+    "peak_bytes",
+}
+DEPTH = {"rank_residual", "stable_rank", "scale_heterogeneity"}
+ATTENTION = {"attention_entropy", "attention_distance", "head_diversity", "effective_rank", "attention_map"}
+BASELINES = ("mlp", "factorization_machine", "cnn_1d", "lstm", "gru", "mixer")
+
+
+def of_the_block(names):
+    return {f"blocks.0.{name}" for name in names}
+
+
+def numbers(values):
+    """All values in one flat array."""
+    flat = lambda value: np.ravel(np.asarray(value, np.float64))  # noqa: E731
+    return np.concatenate([flat(value) for value in values.values()])
+
+
+@pytest.fixture(scope="module")
+def baseline(subject):
+    """The measures of a small Transformer."""
+    return measure(subject())
+
+
+def test_a_transformer_has_every_measure(baseline):
+    assert set(baseline) == EVERYWHERE | DEPTH | of_the_block(ATTENTION) | of_the_block({"head_importance"})
+    assert np.all(np.isfinite(numbers(baseline)))
+
+
+def test_values_have_the_shapes_of_what_they_describe(baseline):
+    assert baseline["feature_energy"].shape == (8, 8) and baseline["token_energy"].shape == (4, 4)
+    assert baseline["rank_residual"].shape == (2,)  # the embedding and the block
+    assert baseline["blocks.0.attention_map"].shape == (2, 4, 4)
+    assert baseline["blocks.0.attention_entropy"].shape == baseline["blocks.0.head_importance"].shape == (2,)
+    assert isinstance(baseline["cross_feature_energy"], Estimate) and isinstance(baseline["parameters"], int)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_baseline_has_every_measure_that_applies(subject, name):
+    model = subject(variants=[name])
+    assert model.config.name == name
+    values = measure(model)
+    assert set(values) == EVERYWHERE | (DEPTH if name != "factorization_machine" else set())
+    estimates = [values["cross_feature_energy"], values["cross_token_energy"], values["interaction_share"]]
+    assert all(0 <= each.value <= 1 for each in estimates)
+    tokens_meet = name in ("cnn_1d", "lstm", "gru", "mixer")
+    assert (values["cross_token_energy"].value > 1e-4) == tokens_meet
+    assert (values["token_equivariance_error"] > 1e-4) == tokens_meet
+
+
+def test_symbols_are_measured_from_their_vectors_on(subject):
+    model = subject(task=RECALL)
+    assert model.scalar[1].shape == (8, 8 * 8)
+    assert np.all(np.isfinite(numbers(measure(model, ["interaction", "head_importance"]))))
+
+
+def test_the_scalar_is_the_output_itself_where_there_is_one(subject):
+    model = subject(task=PLANTED)
+    function, x = model.scalar
+    expected = model.network.apply(model.params, model.model_state, model.batch["inputs"])
+    np.testing.assert_allclose(function(x), expected[:, 0, 0], rtol=1e-5, atol=1e-6)
+
+
+def test_the_scalar_sees_only_tokens_that_the_task_asks_about(subject):
+    model = subject(
+        {"attention.kind": "off"}, task={"name": "pointers", "tokens": 4, "features": 4, "pointers": 2}, examples=4
+    )
+    function, x = model.scalar
+    by_token = np.asarray(x).reshape(4, 5, -1)
+    for token in range(5):
+        changed = by_token.copy()
+        changed[:, token] += 1
+        assert np.any(function(jnp.asarray(changed.reshape(4, -1))) != function(x)) == (token == 4)
+
+
+def test_depth_is_measured_on_what_each_block_hands_on(subject, baseline):
+    model = subject()
+    inner = model.network.intermediates(model.params, model.model_state, model.batch["inputs"])
+    for place, x in enumerate([model.vectors, inner["blocks.0.output"]]):
+        assert baseline["rank_residual"][place] == pytest.approx(float(jnp.mean(rank.rank_residual(x))), rel=1e-4)
+
+
+def test_blocks_come_in_order_of_depth(subject):
+    names = [
+        name
+        for name in measure(subject({"depth": 12, "attention.kind": "static", "ffn.kind": "off"}), ["attention"])
+        if name.endswith("attention_map")
+    ]
+    assert names == [f"blocks.{number}.attention_map" for number in range(12)]
+
+
+@pytest.mark.parametrize("kind", ["mean", "static"])
+def test_weights_that_do_not_see_the_input_are_the_same_for_each_example(subject, kind):
+    values = measure(subject({"attention.kind": kind}), ["attention"])
+    heads = 1 if kind == "mean" else 2
+    assert values["blocks.0.attention_map"].shape == (heads, 4, 4)
+    assert values["blocks.0.attention_entropy"].shape == (heads,)
+    if kind == "mean":
+        np.testing.assert_allclose(values["blocks.0.attention_map"], 0.25, rtol=1e-6)
+
+
+def test_large_models_are_sampled(subject, baseline, monkeypatch):
+    monkeypatch.setattr(measures, "EXACT_ROWS", 8)
+    sampled = measure(subject(), ["mixing", "interaction"], probes=32)
+    for name in ("cross_feature_energy", "cross_token_energy", "interaction_share"):
+        value, error = sampled[name]
+        assert value != baseline[name].value and value == pytest.approx(baseline[name].value, abs=4 * error)
+
+
+# ------------------------------------------------------------------------------------------------ refused
+
+
+@pytest.mark.parametrize(
+    ("knobs", "name", "message"),
+    [
+        ({}, "mixin", r"mixin is not a measure: did you mean mixing\? .*choose from mixing, interaction"),
+        ({"attention.kind": "channel"}, "attention", r"attention does not apply .*kind=channel has no weights over"),
+        ({"attention.kind": "off"}, "attention", r"attention\.kind=off .*these do: mixing"),
+        ({"attention.kind": "off"}, "head_importance", r"head_importance does not apply .*no attention heads"),
+        ({"attention.output": "off"}, "head_importance", r"attention\.output=off has no map"),
+        ({"depth": 0}, "depth", r"depth does not apply to this model: model\.name=transformer has no depth"),
+        ({"depth": 0}, "attention", r"attention does not apply .*depth 0 has no attention"),
+    ],
+)
+def test_a_measure_that_does_not_apply_says_why(subject, knobs, name, message):
+    with pytest.raises(MeasureError, match=message):
+        measure(subject(knobs), [name])
+
+
+def test_what_does_not_apply_is_left_out_when_nothing_is_named(subject):
+    assert not set(measure(subject({"depth": 0}))) & (DEPTH | of_the_block(ATTENTION))
+
+
+def test_nothing_is_measured_before_every_name_is_known(subject, monkeypatch):
+    def never(subject, probes):
+        raise AssertionError
+
+    monkeypatch.setitem(MEASURES, "mixing", dataclasses.replace(MEASURES["mixing"], compute=never))
+    with pytest.raises(MeasureError, match="depht is not a measure"):
+        measure(subject(), ["mixing", "depht"])
+
+
+def test_averages_over_examples_need_two(subject):
+    one = subject(examples=1)
+    with pytest.raises(MeasureError, match="one example alone"):
+        measure(one, ["interaction"])
+    assert {name for name, each in MEASURES.items() if each.misfit(one)} == {"interaction", "friedman"}
+
+
+def test_partial_dependence_on_many_inputs_is_refused(subject):
+    wide = subject(task={"name": "product", "tokens": 4, "features": 32})
+    with pytest.raises(MeasureError, match=r"friedman does not apply .*128 inputs"):
+        measure(wide, ["friedman"])
+
+
+def spoilt(inputs):
+    return inputs.at[0, 0, 0].set(jnp.nan)
+
+
+def narrower(inputs):
+    return inputs[:, :, 1:]
+
+
+def symbols(inputs):
+    return jnp.zeros(inputs.shape, jnp.int32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (spoilt, r"inputs hold values that are not finite.*mend the data"),
+        (narrower, r"shape \(8, 4, 3\) .*takes \(batch, 4, 4\) \(numbers\); use inputs of the task"),
+        (symbols, r"\(8, 4, 4\) \(symbols\) do not fit"),
+        (lambda inputs: inputs[:0], r"a batch of 0 examples"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(subject, change, message):
+    model = subject()
+    with pytest.raises(MeasureError, match=message):
+        dataclasses.replace(model, batch=model.batch | {"inputs": change(model.batch["inputs"])})
+
+
+def test_symbols_of_a_larger_vocabulary_are_refused(subject):
+    model = subject(task=RECALL)
+    with pytest.raises(MeasureError, match=r"symbols that its vocabulary lacks"):
+        dataclasses.replace(model, batch=model.batch | {"inputs": jnp.full((8, 8), 16)})
+
+
+# -------------------------------------------------------------------------------------------------- JSON
+
+
+def test_json_holds_what_was_measured(baseline):
+    read = json.loads(json.dumps(as_json(baseline), allow_nan=False))
+    assert set(read) == set(baseline)
+    assert read["cross_feature_energy"] == dict(
+        zip(("value", "standard_error"), baseline["cross_feature_energy"], strict=True)
+    )
+    np.testing.assert_allclose(read["feature_energy"], baseline["feature_energy"])
+    assert read["parameters"] == baseline["parameters"] and read["oddness"] == baseline["oddness"]
+
+
+def test_json_has_null_for_what_is_no_number():
+    values = {
+        "a": float("nan"),
+        "b": np.array([1.0, np.inf]),
+        "c": np.array([[np.nan, 2]], np.float32),
+        "d": Estimate(0.5, float("nan")),
+        "e": 3,
+    }
+    assert json.loads(json.dumps(as_json(values), allow_nan=False)) == {
+        "a": None,
+        "b": [1.0, None],
+        "c": [[None, 2.0]],
+        "d": {"value": 0.5, "standard_error": None},
+        "e": 3,
+    }
