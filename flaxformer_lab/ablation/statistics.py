@@ -25,24 +25,22 @@ class Interval:
 
 
 def bootstrap_interval(values: Values, *, seed: int = 0) -> Interval:
-    """The mean and its 95% interval by the studentised bootstrap (Efron & Tibshirani 1993, section 12.5).
+    """The mean and its 95% interval by the percentile bootstrap, widened for small samples.
 
-    Each resample's mean is measured in its own standard errors. The plain percentile interval of 5 values holds the
-    truth in 84% of cases, this one in 94 to 96% (tests/ablation/test_statistics.py simulates both).
+    Resamples of n values vary too little by sqrt((n - 1) / n), and their quantiles are the normal law's where Student's
+    belong; both are made good (Hesterberg 2015, section 3). Of 5 normal values the plain interval holds the truth in 84%
+    of cases, this one in 94% (tests/ablation/test_statistics.py). The studentised bootstrap covers as well, but one
+    outlier among 5 values makes it hundreds of times as wide.
     """
     values = np.asarray(values, np.float64)
     mean, number = float(np.mean(values)), len(values)
     if number < 2 or not np.all(np.isfinite(values)):
         return Interval(mean, float("nan"), float("nan"))
-    error = float(stats.sem(values))
-    if error == 0:
-        return Interval(mean, mean, mean)
-    resamples = np.random.default_rng(seed).choice(values, (RESAMPLES, number))
-    errors = stats.sem(resamples, axis=1)
-    # A resample of equal values has no error to be measured in.
-    ratios = (resamples.mean(axis=1) - mean)[errors > 0] / errors[errors > 0]
-    low, high = np.quantile(ratios, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(mean, mean - float(high) * error, mean - float(low) * error)
+    resampled = np.random.default_rng(seed).choice(values, (RESAMPLES, number)).mean(axis=1)
+    low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    quantile = (1 + CONFIDENCE) / 2
+    factor = np.sqrt(number / (number - 1)) * stats.t.ppf(quantile, number - 1) / stats.norm.ppf(quantile)
+    return Interval(mean, mean - float(factor * (mean - low)), mean + float(factor * (high - mean)))
 
 
 def paired_p_value(differences: Values) -> float:

@@ -24,7 +24,7 @@ GENERATOR = np.random.default_rng(0)
     ("draw", "truth"),
     [
         (lambda rng: rng.normal(size=5), 0),
-        (lambda rng: rng.uniform(-1, 1, 5), 0),
+        (lambda rng: rng.uniform(-1, 1, 10), 0),
         (lambda rng: rng.laplace(size=5), 0),
         (lambda rng: rng.normal(3, 2, size=10), 3),
     ],
@@ -44,6 +44,11 @@ def test_the_plain_percentile_interval_of_five_values_would_not():
         low, high = np.quantile(rng.choice(values, (500, 5)).mean(axis=1), [0.025, 0.975])
         held += low <= 0 <= high
     assert held < 900
+
+
+def test_one_outlier_does_not_make_it_endless():
+    found = bootstrap_interval([1.0, 1.0, 0.999, 1.001, 0.74])
+    assert 0.7 < found.low < found.high < 1.1
 
 
 def test_an_interval_is_the_same_each_time_and_moves_with_the_values():
