@@ -14,6 +14,7 @@ import jax
 from absl import flags
 from rich.console import Console
 
+from flaxformer_lab.ablation.claims import named
 from flaxformer_lab.ablation.display import Watcher, show_plan
 from flaxformer_lab.ablation.engine import run_cells
 from flaxformer_lab.ablation.grid import make_grid, parse_ablation
@@ -30,6 +31,7 @@ def main(overrides: list[str]) -> None:
     jax.config.update("jax_num_cpu_devices", DEVICES.value or len(os.sched_getaffinity(0)))
     config = parse_ablation(overridden(read_recipe(CONFIG.value), overrides))
     grid = make_grid(config, Path(CONFIG.value).absolute().parent, read_recipe)
+    named(config.claims)  # a claim that does not exist must not show after the training
     console = Console(highlight=False, soft_wrap=True)
     store = Store(WORKDIR.value) if WORKDIR.value else None
     if DRY_RUN.value:

@@ -141,7 +141,7 @@ def stream() -> np.ndarray:
 
 
 @pytest.fixture
-def command(monkeypatch, capsys) -> Callable[..., tuple[int, list[str], list[str]]]:
+def run_command(monkeypatch, capsys) -> Callable[..., tuple[int, list[str], list[str]]]:
     """The function that runs `python -m MODULE ARGUMENTS` in this process: exit code, output lines, error lines."""
 
     def call(module: str, *arguments: Any) -> tuple[int, list[str], list[str]]:

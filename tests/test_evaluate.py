@@ -82,9 +82,9 @@ def no_data(monkeypatch):
 
 
 @pytest.fixture
-def evaluate(command):
+def evaluate(run_command):
     """The function that runs the command in this process; returns exit code, output lines and error lines."""
-    return functools.partial(command, "flaxformer_lab.evaluate")
+    return functools.partial(run_command, "flaxformer_lab.evaluate")
 
 
 @pytest.mark.parametrize(

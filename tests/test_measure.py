@@ -42,9 +42,9 @@ def folder(trained, tmp_path):
 
 
 @pytest.fixture
-def measure(command):
+def measure(run_command):
     """The function that runs the command in this process; returns exit code, output lines and error lines."""
-    return functools.partial(command, "flaxformer_lab.measure")
+    return functools.partial(run_command, "flaxformer_lab.measure")
 
 
 def test_the_command_prints_a_table_and_writes_values_and_figures(measure, folder):

@@ -72,7 +72,7 @@ def get_config() -> ConfigDict:
                 ),
                 "pointers": _entry(
                     "pointers",
-                    350,
+                    500,
                     model=narrow,
                     variants={"1 head": _attention(num_heads=1), "2 heads": _attention(num_heads=2)},
                 ),

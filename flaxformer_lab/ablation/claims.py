@@ -4,7 +4,7 @@ A comparison is between two figures on one task (scores, or measures of mixing),
 95% interval of their difference lies on one side of a threshold, and open where the interval holds the threshold.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +14,8 @@ from jaxtyping import Float
 from flaxformer_lab.ablation.grid import BASELINE
 from flaxformer_lab.ablation.statistics import Interval, bootstrap_interval
 from flaxformer_lab.ablation.summary import Score, Summary
+from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.parsing import nearest
 
 Answer = Literal["yes", "no", "open"]
 Verdict = Literal["supported", "refuted", "supported only when", "undecided"]
@@ -85,6 +87,20 @@ def decide(claim: Claim, summary: Summary) -> Decision:
         return Decision(claim, "undecided", f"open: {'; '.join(questions)} ({why})", findings)
     verdict, reason = claim.rule(*(answer == "yes" for answer in answers))
     return Decision(claim, verdict, reason, findings)
+
+
+def named(ids: Iterable[str]) -> tuple[Claim, ...]:
+    """The claims of these names.
+
+    Raises:
+        ConfigError: a name that is none.
+    """
+    for name in ids:
+        if name not in CLAIMS:
+            raise ConfigError(
+                f"claims names {name}, which is no claim: {nearest(name, CLAIMS)}choose from {', '.join(CLAIMS)}"
+            )
+    return tuple(CLAIMS[name] for name in ids)
 
 
 def _find(comparison: Comparison, summary: Summary) -> Finding:

@@ -6,6 +6,7 @@ fails is recorded, and the rest goes on.
 
 import collections
 import contextlib
+import itertools
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from flaxformer_lab.ablation.grid import Cell, cost
@@ -23,6 +25,7 @@ from flaxformer_lab.ablation.store import Result, Store
 from flaxformer_lab.tasks import make_task
 
 AHEAD = 1  # cells that are compiled before their turn
+CELLS_A_CACHE = 10  # after so many cells JAX forgets their programs, which would fill the memory
 POLL = 0.5  # seconds between two looks at cells that another process works on
 
 
@@ -62,12 +65,19 @@ def _prepared(waiting: collections.deque[Cell], store: Store) -> Iterator[tuple[
         stack.callback(compiler.shutdown, wait=False, cancel_futures=True)
         ahead: collections.deque[tuple[Cell, futures.Future, contextlib.ExitStack]] = collections.deque()
 
+        numbers = itertools.count(1)
+
+        def prepare(cell: Cell) -> Population:
+            if next(numbers) % CELLS_A_CACHE == 0:
+                jax.clear_caches()
+            return Population(cell.config, cell.replicas)
+
         def take() -> None:
             while waiting and len(ahead) <= AHEAD:
                 cell, lock = waiting.popleft(), contextlib.ExitStack()
                 if lock.enter_context(store.locked(cell)) and store.result(cell) is None:
                     stack.callback(lock.close)
-                    ahead.append((cell, compiler.submit(Population, cell.config, cell.replicas), lock))
+                    ahead.append((cell, compiler.submit(prepare, cell), lock))
                 else:
                     lock.close()
 

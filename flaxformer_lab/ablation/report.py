@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flaxformer_lab.ablation.claims import CLAIMS, Decision, Finding, decide
+from flaxformer_lab.ablation.claims import Decision, Finding, decide, named
 from flaxformer_lab.ablation.grid import Grid
 from flaxformer_lab.ablation.statistics import Interval
 from flaxformer_lab.ablation.store import Store
@@ -33,7 +33,7 @@ def write_report(grid: Grid, store: Store) -> Report:
         RunError: they cannot be written.
     """
     summary = summarise(grid, store)
-    decisions = tuple(decide(CLAIMS[claim], summary) for claim in grid.config.claims)
+    decisions = tuple(decide(claim, summary) for claim in named(grid.config.claims))
     contents = {"results.csv": as_csv(grid, store, summary), "report.md": as_markdown(summary, decisions)}
     files = []
     try:

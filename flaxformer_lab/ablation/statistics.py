@@ -28,8 +28,8 @@ def bootstrap_interval(values: Values, *, seed: int = 0) -> Interval:
     """The mean and its 95% interval by the percentile bootstrap, widened for small samples.
 
     Resamples of n values vary too little by sqrt((n - 1) / n), and their quantiles are the normal law's where Student's
-    belong; both are made good (Hesterberg 2015, section 3). Of 5 normal values the plain interval holds the truth in 84%
-    of cases, this one in 94% (tests/ablation/test_statistics.py). The studentised bootstrap covers as well, but one
+    belong; both are made good (Hesterberg 2015, section 3). With 5 normal values the plain interval holds the truth in
+    84% of cases, this one in 94% (tests/ablation/test_statistics.py). The studentised bootstrap covers as well, but one
     outlier among 5 values makes it hundreds of times as wide.
     """
     values = np.asarray(values, np.float64)

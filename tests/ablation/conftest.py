@@ -1,0 +1,95 @@
+"""A small ablation, and stores filled with results that were never trained."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flaxformer_lab.ablation.grid import Cell, Grid, make_grid, parse_ablation
+from flaxformer_lab.ablation.store import Store
+
+RECIPE = {
+    "task": {"name": "delay", "tokens": 4, "features": 4, "evaluation_examples": 32},
+    "model": {
+        "width": 8,
+        "depth": 1,
+        "attention": {"num_heads": 2},
+        "ffn": {"expansion": 1.0},
+        "causal": True,
+        "bias": False,
+    },
+    "training": {
+        "steps": 4,
+        "batch_size": 4,
+        "evaluate_every": 2,
+        "checkpoint_every": 4,
+        "steps_per_call": 2,
+        "evaluate_batch_size": 32,
+    },
+}
+ABLATION = {
+    "tasks": {"near": {"recipe": "delay.py"}, "far": {"recipe": "delay.py", "overrides": {"task": {"tokens": 6}}}},
+    "variants": {"ffn_off": "ffn_off", "one head": {"model": {"attention": {"num_heads": 1}}}},
+    "learning_rates": (0.01, 0.03),
+    "seeds": (0, 1),
+}
+
+
+def recipe_file(tree: Mapping[str, Any] = RECIPE) -> str:
+    """The text of a recipe."""
+    return f"def get_config():\n    return {dict(tree)!r}\n"
+
+
+@pytest.fixture
+def recipe() -> dict[str, Any]:
+    """The recipe of every task."""
+    return dict(RECIPE)
+
+
+@pytest.fixture
+def grid() -> Callable[..., Grid]:
+    """The function that makes a grid: `grid({"match": "flops"}, recipe={...})`."""
+
+    def make(changes: Mapping[str, Any] | None = None, recipe: Mapping[str, Any] = RECIPE) -> Grid:
+        config = parse_ablation({**ABLATION, **(changes or {})})
+        return make_grid(config, Path("/nowhere"), lambda path: dict(recipe))
+
+    return make
+
+
+@pytest.fixture
+def result() -> Callable[..., dict[str, Any]]:
+    """The function that makes up a cell's result: `result(cell, score=0.5)`, or one score a seed and learning rate."""
+
+    def make(cell: Cell, score: Any = 0.5, measures: Mapping[str, float] | None = None, bound: Any = None):
+        scores = np.broadcast_to(score, len(cell.replicas)).astype(float)
+        finite = [None if np.isnan(value) else float(value) for value in scores]
+        return {
+            "task": cell.task,
+            "variant": cell.variant,
+            "parameters": 100,
+            "forward_flops": 200,
+            "bound": bound,
+            "steps": [2, 4],
+            "replicas": [
+                {
+                    "seed": replica.seed,
+                    "learning_rate": replica.learning_rate,
+                    "validation": {"loss": [1.0, 0.5], "r2": [0.0, value]},
+                    "test": {"loss": 0.5, "r2": value},
+                    "measures": dict(measures or {"cross_feature_energy": 0.3, "cross_token_energy": 0.2}),
+                }
+                for replica, value in zip(cell.replicas, finite, strict=True)
+            ],
+            "seconds": 1.0,
+        }
+
+    return make
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    """An empty store."""
+    return Store(tmp_path / "ablation")

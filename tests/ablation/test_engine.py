@@ -1,0 +1,165 @@
+"""The engine in this process, on cells that train in no time."""
+
+import multiprocessing
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from flaxformer_lab.ablation import engine
+from flaxformer_lab.ablation.engine import primary_metric, run_cells
+from flaxformer_lab.ablation.population import train_population
+from flaxformer_lab.evaluate import load_run
+
+ONE = {"variants": {}, "learning_rates": (0.01, 0.03), "seeds": (0, 1)}
+
+
+@pytest.fixture
+def events():
+    """What the engine told."""
+    return []
+
+
+def of_kind(events, what):
+    return [(each.cell.task, each.cell.variant) for each in events if each.what == what]
+
+
+def test_every_cell_is_trained_once_and_its_result_is_that_of_its_population(grid, store, events):
+    made = grid(ONE)
+    store.claim(made)
+    run_cells(made.cells, store, "none", events.append)
+    assert of_kind(events, "finished") == [("near", "baseline"), ("far", "baseline")]
+    cell = made.cells[0]
+    outcome, found = train_population(cell.config, cell.replicas), store.result(cell)
+    assert [(each["seed"], each["learning_rate"]) for each in found["replicas"]] == [
+        (replica.seed, replica.learning_rate) for replica in cell.replicas
+    ]
+    for number, each in enumerate(found["replicas"]):
+        assert each["test"]["r2"] == pytest.approx(outcome.test["r2"][number], abs=1e-6)
+        np.testing.assert_allclose(each["validation"]["loss"], outcome.validation["loss"][number], atol=1e-6)
+    assert found["steps"] == [2, 4] and found["parameters"] > 0 and found["forward_flops"] > 0
+    assert found["bound"] is None
+    events.clear()
+    run_cells(made.cells, store, "none", events.append)
+    assert events == []
+
+
+def test_progress_reaches_its_total(grid, store, events):
+    made = grid({**ONE, "tasks": {"near": {"recipe": "delay.py"}}})
+    store.claim(made)
+    run_cells(made.cells, store, "none", events.append)
+    progress = [(each.done, each.total) for each in events if each.what == "progress"]
+    assert progress[-1] == (4, 4) and progress == sorted(progress)
+
+
+def test_a_cell_that_fails_is_recorded_and_the_rest_goes_on(grid, store, events, monkeypatch):
+    made = grid(ONE)
+    store.claim(made)
+    whole = engine.Population.__init__
+
+    def broken(self, config, replicas):
+        if config.task.tokens == 4:
+            raise ValueError("out of luck\nand more")
+        whole(self, config, replicas)
+
+    monkeypatch.setattr(engine.Population, "__init__", broken)
+    run_cells(made.cells, store, "none", events.append)
+    assert of_kind(events, "failed") == [("near", "baseline")] and of_kind(events, "finished") == [("far", "baseline")]
+    assert store.failure(made.cells[0]) == "ValueError: out of luck"
+    monkeypatch.setattr(engine.Population, "__init__", whole)
+    run_cells(made.cells, store, "none", events.append)  # the next time it is tried again
+    assert store.failure(made.cells[0]) is None and store.result(made.cells[0]) is not None
+
+
+def test_an_interruption_is_no_failure(grid, store, events, monkeypatch):
+    made = grid(ONE)
+    store.claim(made)
+
+    def interrupted(event):
+        events.append(event)
+        if event.what == "progress":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_cells(made.cells, store, "none", interrupted)
+    assert store.failure(made.cells[0]) is None and store.result(made.cells[0]) is None
+    with store.locked(made.cells[0]) as free, store.locked(made.cells[1]) as next_one_too:
+        assert free and next_one_too
+
+
+def test_a_cell_that_another_process_works_on_is_left_to_it(grid, store, result, events):
+    made = grid(ONE)
+    store.claim(made)
+    theirs = made.cells[0]
+    context = multiprocessing.get_context("fork")
+    taken, release = context.Event(), context.Event()
+
+    def work():
+        with store.locked(theirs):
+            taken.set()
+            release.wait(120)
+            store.finish(theirs, result(theirs, 0.25))
+
+    other = context.Process(target=work)
+    other.start()
+    assert taken.wait(60)
+    threading.Timer(3, release.set).start()
+    run_cells(made.cells, store, "none", events.append)  # waits for the other one, and does not do its cell
+    other.join(60)
+    assert of_kind(events, "started") == [("far", "baseline")]
+    assert store.result(theirs)["replicas"][0]["test"]["r2"] == 0.25
+
+
+def test_a_cell_whose_process_died_is_taken_over(grid, store, events):
+    made = grid({**ONE, "tasks": {"near": {"recipe": "delay.py"}}})
+    store.claim(made)
+    context = multiprocessing.get_context("fork")
+    taken = context.Event()
+
+    def work():
+        with store.locked(made.cells[0]):
+            taken.set()
+            threading.Event().wait(120)
+
+    other = context.Process(target=work)
+    other.start()
+    assert taken.wait(60)
+    threading.Timer(1, other.kill).start()
+    run_cells(made.cells, store, "none", events.append)
+    other.join(60)
+    assert store.result(made.cells[0]) is not None
+
+
+@pytest.mark.parametrize(("keep", "number"), [("chosen", 2), ("all", 4)])
+def test_replicas_are_kept_as_ordinary_runs(grid, store, keep, number):
+    made = grid({**ONE, "tasks": {"near": {"recipe": "delay.py"}}})
+    store.claim(made)
+    run_cells(made.cells, store, keep, lambda event: None)
+    folders = sorted((store.path / "runs" / made.cells[0].key).iterdir())
+    assert len(folders) == number
+    found = store.result(made.cells[0])["replicas"]
+    for folder in folders:
+        run = load_run(folder)
+        (same,) = [
+            each
+            for each in found
+            if (each["seed"], each["learning_rate"]) == (run.config.seed, run.config.optimizer.learning_rate)
+        ]
+        assert run.evaluate("test")["r2"] == pytest.approx(same["test"]["r2"], abs=1e-6)
+
+
+def test_what_a_task_is_judged_by():
+    assert primary_metric(["loss", "r2"]) == ("r2", True)
+    assert primary_metric(["loss", "accuracy"]) == ("accuracy", True)
+    assert primary_metric(["loss", "bits"]) == ("loss", False)
+
+
+def test_programs_of_earlier_cells_are_forgotten(grid, store, monkeypatch):
+    cleared = []
+    monkeypatch.setattr(engine, "CELLS_A_CACHE", 2)
+    monkeypatch.setattr(jax, "clear_caches", lambda: cleared.append(1))
+    made = grid(ONE)
+    store.claim(made)
+    run_cells(made.cells, store, "none", lambda event: None)
+    assert cleared == [1]

@@ -1,0 +1,143 @@
+"""Which cells an ablation has, what their keys follow from, and what is refused."""
+
+import dataclasses
+import json
+
+import pytest
+
+from flaxformer_lab.ablation.grid import BASELINE, apply_change, cost, parse_ablation
+from flaxformer_lab.config import as_dict, parse_config
+from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.parsing import override
+
+
+def pairs(grid):
+    return [(cell.task, cell.variant) for cell in grid.cells]
+
+
+def test_every_pair_is_a_cell_with_every_replica(grid):
+    made = grid()
+    assert pairs(made) == [(task, variant) for task in ("near", "far") for variant in (BASELINE, "ffn_off", "one head")]
+    assert {(r.seed, r.learning_rate) for r in made.cells[0].replicas} == {(s, r) for s in (0, 1) for r in (0.01, 0.03)}
+    assert made.cell("near", "one head").config.model.attention.num_heads == 1
+    assert made.cell("far", "ffn_off").config.task.tokens == 6
+    assert made.cell("far", "nothing") is None
+
+
+def test_pairs_that_mean_nothing_are_left_out_and_named(grid):
+    made = grid({"variants": {"same": {"model": {"width": 8}}, "2 heads": {"model": {"attention": {"num_heads": 2}}}}})
+    assert pairs(made) == [("near", BASELINE), ("far", BASELINE)]
+    assert ("near", "same", "the same as baseline") in made.dropped
+
+
+def test_a_variant_that_does_not_fit_one_task_is_left_out_there(grid):
+    made = grid(
+        {
+            "variants": {"channel": "channel_attention", "ffn_off": "ffn_off"},
+            "tasks": {
+                "causal": {"recipe": "a.py"},
+                "whole": {"recipe": "a.py", "overrides": {"model": {"causal": False}}},
+            },
+        }
+    )
+    assert ("causal", "channel") not in pairs(made) and ("whole", "channel") in pairs(made)
+    assert any(task == "causal" and "cannot be causal" in why for task, _, why in made.dropped)
+
+
+def test_tasks_choose_among_the_variants_and_have_their_own(grid):
+    tasks = {
+        "near": {"recipe": "delay.py", "only": ["ffn_off"]},
+        "far": {
+            "recipe": "delay.py",
+            "only": [],
+            "variants": {"wide": {"ablation": "ffn_off", "model": {"width": 16}}},
+        },
+    }
+    made = grid({"tasks": tasks})
+    assert pairs(made) == [("near", BASELINE), ("near", "ffn_off"), ("far", BASELINE), ("far", "wide")]
+    wide = made.cell("far", "wide").config.model
+    assert (wide.width, wide.ffn.kind) == (16, "off")
+
+
+def test_the_key_follows_from_what_the_result_follows_from(grid):
+    cell = grid().cells[0]
+    assert cell.key == grid().cells[0].key
+    renamed = dataclasses.replace(cell, task="another", variant="name")
+    assert renamed.key == cell.key  # the same work under another name
+    others = [
+        dataclasses.replace(cell, replicas=cell.replicas[:1]),
+        grid({"seeds": (0, 2)}).cells[0],
+        grid({"learning_rates": (0.01, 0.02)}).cells[0],
+        grid().cells[1],
+        grid().cell("far", BASELINE),
+    ]
+    assert len({cell.key, *(other.key for other in others)}) == 6
+
+
+def test_the_recipes_own_seed_and_learning_rate_do_not_matter(grid, recipe):
+    other = recipe | {"seed": 7, "optimizer": {"learning_rate": 0.5}}
+    assert grid(recipe=other).cells[0].key == grid().cells[0].key
+
+
+@pytest.mark.parametrize("match", ["parameters", "flops"])
+def test_matched_variants_cost_what_the_baseline_costs(grid, match):
+    which = ("parameters", "flops").index(match)
+    free, matched = grid(), grid({"match": match})
+    wanted = cost(free.cell("near", BASELINE).config)[which]
+    without = cost(free.cell("near", "ffn_off").config)[which]
+    found = cost(matched.cell("near", "ffn_off").config)[which]
+    assert abs(found - wanted) < 0.15 * wanted < abs(without - wanted)
+    assert matched.cell("near", BASELINE).config == free.cell("near", BASELINE).config
+    assert matched.cell("near", "ffn_off").config.model.width > 8
+
+
+def test_a_change_is_names_or_a_table():
+    config = parse_config({"model": {"width": 8, "attention": {"num_heads": 2}}})
+    assert apply_change(config, "") == config
+    assert apply_change(config, "ffn_off, single_head").model.attention.num_heads == 1
+    assert apply_change(config, {"model": {"width": 16}, "ablation": "ffn_off"}) == parse_config(
+        override(override(as_dict(config), "model.width", 16), "model.ffn.kind", "off")
+    )
+
+
+def test_a_config_survives_json(grid):
+    config = grid().config
+    assert parse_ablation(json.loads(json.dumps(as_dict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": {}}, r"tasks=.* must have at least one entry"),
+        ({"seeds": ()}, r"seeds=\(\) must name at least one value"),
+        ({"seeds": (0, 0)}, r"seeds=\(0, 0\) .*none of them twice"),
+        ({"seeds": "0,x"}, r"seeds\[1\]='x' must be a whole number"),
+        ({"learning_rates": (0.1, -1)}, r"learning_rates\[1\]=-1 must be above 0"),
+        ({"learning_rates": 3.0j}, r"must be a list"),
+        ({"match": "params"}, r"match=params is not a choice: did you mean parameters\?"),
+        ({"keep": "some"}, r"keep=some is not a choice"),
+        ({"sedes": (1,)}, r"unknown key sedes .*did you mean seeds"),
+        ({"tasks": {"near": {"recipe": ""}}}, r"tasks\.near\.recipe= must not be empty"),
+        ({"tasks": {"near": {"recipy": "x"}}}, r"unknown key tasks\.near\.recipy"),
+        (
+            {"tasks": {"near": {"recipe": "x", "only": ["ffn_of"]}}},
+            r"tasks\.near\.only names ffn_of.*did you mean ffn_off",
+        ),
+        ({"tasks": {"near": {"recipe": "x", "variants": {"ffn_off": ""}}}}, r"is a common variant already"),
+        ({"tasks": {"near": {"recipe": "x", "overrides": {"model.widht": 3}}}}, r"tasks\.near: .*did you mean width"),
+        ({"tasks": {"near": {"recipe": "x", "threshold": "high"}}}, r"threshold='high' must be a finite number"),
+        ({"baseline": "ffn_of"}, r"baseline=ffn_of is no variant of task near: did you mean ffn_off"),
+        ({"variants": {"x": "ffn_of"}}, r"--ablation=ffn_of is not a variant: did you mean ffn_off"),
+        ({"variants": {"x": "channel_attention"}}, r"variants\.x fits none of the tasks: .*cannot be causal"),
+        ({"variants": {"x": {"model": {"widht": 1}}}}, r"variants\.x fits none of the tasks: .*did you mean width"),
+        ({"variants": {"x": 3}}, r"variants\.x"),
+    ],
+)
+def test_what_cannot_be_is_refused(grid, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        grid(changes)
+
+
+def test_an_ablation_without_tasks_says_what_it_needs():
+    with pytest.raises(ConfigError, match="tasks is missing"):
+        parse_ablation({"seeds": (0,)})

@@ -1,0 +1,116 @@
+"""An ablation's folder."""
+
+import json
+import multiprocessing
+
+import pytest
+
+from flaxformer_lab.ablation.store import Store
+from flaxformer_lab.errors import RunError
+
+
+def test_what_was_claimed_can_be_read(grid, store):
+    made = grid({"claims": ["C1"]})
+    store.claim(made)
+    assert store.read() == made and [cell.key for cell in store.read().cells] == [cell.key for cell in made.cells]
+
+
+def test_another_ablation_may_follow_in_the_folder_and_finds_its_cells(grid, store, result):
+    store.claim(grid())
+    cell = grid().cells[0]
+    store.finish(cell, result(cell))
+    wider = grid({"variants": {"ffn_off": "ffn_off", "single_head": "single_head"}})
+    store.claim(wider)
+    assert store.read() == wider and store.result(wider.cells[0]) is not None
+
+
+def test_a_result_is_there_once_it_is_finished(grid, store, result):
+    store.claim(grid())
+    cell, other = grid().cells[:2]
+    assert store.result(cell) is None
+    store.finish(cell, result(cell))
+    assert store.result(cell) == {"key": cell.key} | result(cell)
+    assert store.result(other) is None
+
+
+def test_a_failure_is_kept_until_the_cell_is_finished(grid, store, result):
+    store.claim(grid())
+    cell = grid().cells[0]
+    store.fail(cell, "ValueError: no", "a traceback")
+    assert store.failure(cell) == "ValueError: no" and store.result(cell) is None
+    store.finish(cell, result(cell))
+    assert store.failure(cell) is None
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"key": "other", "replicas": []}', '{"replicas": []}'])
+def test_a_damaged_result_counts_as_none(grid, store, result, content):
+    store.claim(grid())
+    cell = grid().cells[0]
+    store.finish(cell, result(cell))
+    (store.path / "cells" / f"{cell.key}.json").write_text(content)
+    assert store.result(cell) is None
+
+
+def hold(path, cell, taken, release):
+    with Store(path).locked(cell) as mine:
+        taken.put(mine)
+        release.wait(60)
+
+
+def test_a_cell_belongs_to_one_process_at_a_time_and_is_free_when_that_dies(grid, store):
+    store.claim(grid())
+    cell, other = grid().cells[:2]
+    context = multiprocessing.get_context("fork")
+    taken, release = context.Queue(), context.Event()
+    process = context.Process(target=hold, args=(store.path, cell, taken, release))
+    process.start()
+    assert taken.get(timeout=60)
+    with store.locked(cell) as mine, store.locked(other) as free:
+        assert not mine and free
+    process.kill()
+    process.join(60)
+    with store.locked(cell) as mine:
+        assert mine
+
+
+def test_a_folder_of_something_else_is_refused(grid, store):
+    store.path.mkdir()
+    (store.path / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match=r"holds files but no ablation\.json"):
+        store.claim(grid())
+    assert [path.name for path in store.path.iterdir()] == ["notes.txt"]
+
+
+def test_a_file_in_the_way_is_refused(grid, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"cannot be written|holds"):
+        Store(tmp_path / "file" / "inside").claim(grid())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"config": 1, "cells": [], "dropped": []}',
+        '{"config": {"tasks": {"a": {"recipe": "x"}}}, "cells": [1], "dropped": []}',
+        '{"config": {"tasks": {"a": {"recipe": "x"}}}, "cells": [{"task": "a", "variant": "b", "config": {"sead": 1}}],'
+        ' "dropped": []}',
+        '{"config": {"tasks": {"a": {"recipe": "x"}}}, "cells": [], "dropped": [["a"]]}',
+    ],
+)
+def test_a_damaged_ablation_is_a_clear_error(grid, store, content):
+    store.claim(grid())
+    (store.path / "ablation.json").write_text(content)
+    with pytest.raises(RunError, match=r"ablation\.json is (missing or )?damaged"):
+        store.read()
+
+
+def test_reading_executes_nothing(grid, store):
+    made = grid()
+    store.claim(made)
+    text = json.loads((store.path / "ablation.json").read_text())
+    assert set(text) == {"config", "cells", "dropped"}  # no path to any code
+    with pytest.raises(RunError, match=r"no ablation\.json"):
+        Store(store.path / "elsewhere").read()

@@ -1,0 +1,223 @@
+"""The commands `ablate` and `report`, as processes that are killed and as calls."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flaxformer_lab.ablation.store import Store
+
+REPOSITORY = Path(__file__).parents[1]
+RECIPE = """
+def get_config():
+    return {
+        "task": {"name": "delay", "tokens": 4, "features": 4, "evaluation_examples": 32},
+        "model": {"width": 8, "depth": 1, "attention": {"num_heads": 2}, "ffn": {"kind": "off"}, "causal": True},
+        "training": {"steps": 4, "batch_size": 4, "evaluate_every": 2, "checkpoint_every": 4, "steps_per_call": 2,
+                     "evaluate_batch_size": 32},
+    }
+"""
+ABLATION = """
+def get_config():
+    return {
+        "tasks": {"near": {"recipe": "delay.py"}},
+        "variants": {"single_head": "single_head", "attention_off": "diagonal_ffn,attention_off"},
+        "learning_rates": [0.01, 0.03],
+        "seeds": [0, 1],
+        "claims": ["C4"],
+    }
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """The file of a small ablation."""
+    folder = tmp_path_factory.mktemp("configs")
+    (folder / "delay.py").write_text(RECIPE)
+    (folder / "ablation.py").write_text(ABLATION)
+    return folder / "ablation.py"
+
+
+@pytest.fixture(scope="module")
+def command(config):
+    """The function that starts the command as a process."""
+
+    def start(workdir, *arguments):
+        line = [sys.executable, "-m", "flaxformer_lab.ablate", f"--config={config}", f"--workdir={workdir}", *arguments]
+        return subprocess.Popen(line, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def undisturbed(command, tmp_path_factory):
+    """The folder of an ablation that ran through, and what it said."""
+    workdir = tmp_path_factory.mktemp("ablation") / "run"
+    process = command(workdir)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return workdir, out
+
+
+def test_it_ends_in_a_report(undisturbed):
+    workdir, out = undisturbed
+    assert [f"{number}/3 near / " in out for number in (1, 2, 3)] == [True] * 3
+    assert "C4 undecided" in out and "written: " in out
+    rows = list(csv.DictReader((workdir / "results.csv").open()))
+    # 3 cells x 4 replicas x (2 metrics x (2 validations + 1 test) + 4 measures)
+    assert len(rows) == 3 * 4 * 10
+    chosen = {(row["variant"], row["seed"]) for row in rows if row["chosen"] == "true"}
+    assert len(chosen) == 6
+    assert "## near" in (workdir / "report.md").read_text()
+
+
+def test_the_same_command_does_nothing_twice_and_writes_the_same_bytes(undisturbed, command):
+    workdir, _ = undisturbed
+    before = (workdir / "results.csv").read_bytes()
+    cells = {path: path.stat().st_mtime_ns for path in (workdir / "cells").glob("*.json")}
+    out, err = command(workdir).communicate(timeout=300)
+    assert "3 of 3 cells are finished already" in out, err
+    assert (workdir / "results.csv").read_bytes() == before
+    assert {path: path.stat().st_mtime_ns for path in (workdir / "cells").glob("*.json")} == cells
+
+
+def killed_until_done(command, workdir, number, generator, longest):
+    """Kills the command at random moments, then lets it finish; returns how often it was really interrupted."""
+    interrupted = 0
+    for _ in range(number):
+        process = command(workdir)
+        try:
+            process.communicate(timeout=generator.uniform(0.5, longest))
+        except subprocess.TimeoutExpired:
+            interrupted += 1
+            process.send_signal(generator.choice([signal.SIGKILL, signal.SIGTERM]))
+            process.communicate(timeout=120)
+    process = command(workdir)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return interrupted
+
+
+def test_killed_at_random_it_ends_in_the_same_table(undisturbed, command, tmp_path):
+    start = time.monotonic()
+    killed_until_done(command, tmp_path / "run", 2, random.Random(0), 8)
+    assert time.monotonic() - start > 1
+    assert (tmp_path / "run" / "results.csv").read_bytes() == (undisturbed[0] / "results.csv").read_bytes()
+    assert not list((tmp_path / "run").rglob("*.partial"))
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments_it_ends_in_the_same_table(undisturbed, command, tmp_path):
+    interrupted = 0
+    for number in range(4):
+        workdir = tmp_path / f"run-{number}"
+        interrupted += killed_until_done(command, workdir, 5, random.Random(number), 12)
+        assert (workdir / "results.csv").read_bytes() == (undisturbed[0] / "results.csv").read_bytes()
+    assert interrupted >= 10
+
+
+def test_a_signal_ends_it_at_once_with_its_own_code(command, tmp_path):
+    process = command(tmp_path / "run")
+    while not list((tmp_path / "run" / "cells").glob("*.lock")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143 and err.startswith("error: ended by a signal; finished cells are kept")
+    assert len(err.splitlines()) == 1
+
+
+def test_two_engines_share_a_folder_and_do_no_cell_twice(undisturbed, command, tmp_path):
+    workdir = tmp_path / "run"
+    both = [command(workdir), command(workdir)]
+    said = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    done = [line for out, _ in said for line in out.splitlines() if " s" in line and "/3 near" in line]
+    assert len(done) == 3
+    assert (workdir / "results.csv").read_bytes() == (undisturbed[0] / "results.csv").read_bytes()
+
+
+def test_a_failed_cell_shows_in_the_exit_code_and_the_rest_is_there(config, tmp_path):
+    script = (
+        "import sys, runpy\n"
+        "import flaxformer_lab.ablation.engine as engine\n"
+        "whole = engine.Population\n"
+        "def broken(config, replicas):\n"
+        "    if config.model.attention.kind == 'off': raise ValueError('no luck')\n"
+        "    return whole(config, replicas)\n"
+        "engine.Population = broken\n"
+        f"sys.argv = ['ablate', '--config={config}', '--workdir={tmp_path / 'run'}']\n"
+        "runpy.run_module('flaxformer_lab.ablate', run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 7 and "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: 1 of 3 cells failed, the first near / attention_off: ValueError: no luck")
+    assert "FAILED: ValueError: no luck" in done.stdout
+    names = [path.name for path in (tmp_path / "run" / "cells").glob("*.json")]
+    assert sorted(name.endswith(".failed.json") for name in names) == [False, False, True]
+    assert "Failed: near / attention_off" in (tmp_path / "run" / "report.md").read_text()
+
+
+# ---------------------------------------------------------------------------------- as calls in this process
+
+
+@pytest.fixture
+def call(run_command, monkeypatch):
+    """The function that runs a command in this process; returns exit code, output and error lines."""
+    monkeypatch.setenv("COLUMNS", "200")
+    return run_command
+
+
+def test_a_dry_run_shows_the_cells_and_writes_nothing(call, config, tmp_path):
+    arguments = [f"--config={config}", f"--workdir={tmp_path / 'run'}", "--dry_run", "--config.claims="]
+    code, out, err = call("flaxformer_lab.ablate", *arguments)
+    text = "\n".join(out)
+    assert (code, err) == (0, []) and not (tmp_path / "run").exists()
+    assert "3 cells x 4 replicas" in text and "single_head" in text and "estimate: 0:" in text
+
+
+def test_keys_can_be_overridden(call, config, tmp_path):
+    arguments = [f"--config={config}", "--dry_run", "--config.seeds=0,1,2", "--config.variants.single_head="]
+    code, out, _ = call("flaxformer_lab.ablate", *arguments)
+    assert code == 0 and "2 cells x 6 replicas" in "\n".join(out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=nowhere.py", "--workdir=x"], "nowhere.py is not a file"),
+        (["--config.seeds=", "--workdir=x"], "seeds"),
+        (["--config.claims=C99", "--workdir=x"], "claims names C99"),
+        (["--config.variants.x=ffn_of", "--workdir=x"], "did you mean ffn_off"),
+        ([], "--workdir is missing"),
+        (["--workdir=x", "--engin=local"], "engin"),
+    ],
+)
+def test_what_is_wrong_is_one_clear_error(call, config, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    given = arguments if any(each.startswith("--config=") for each in arguments) else [f"--config={config}", *arguments]
+    code, out, err = call("flaxformer_lab.ablate", *given)
+    assert code == 2 and message in err[0] and out == []
+    assert not any("Traceback" in line for line in err) and os.listdir(tmp_path) == []
+
+
+def test_a_report_can_be_had_half_way(call, undisturbed, tmp_path):
+    workdir, _ = undisturbed
+    half = Store(tmp_path / "half")
+    whole = Store(workdir)
+    half.claim(whole.read())
+    cell = whole.read().cells[0]
+    half.finish(cell, {key: value for key, value in whole.result(cell).items() if key != "key"})
+    code, out, err = call("flaxformer_lab.report", f"--workdir={half.path}")
+    assert (code, err) == (0, []) and "C4 undecided" in out[0]
+    assert "1 of 3 cells" in (half.path / "report.md").read_text()
+    code, _, err = call("flaxformer_lab.report", f"--workdir={tmp_path}")
+    assert code == 4 and "no ablation.json" in err[0]
+    assert json.loads((half.path / "ablation.json").read_text())["config"]["seeds"] == [0, 1]
