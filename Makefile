@@ -22,7 +22,7 @@ installed = $(patsubst %,$(VENV)/.installed-%,core $(1) $(EXTRAS))
 .DELETE_ON_ERROR:
 # Two installations into one environment must not meet.
 .NOTPARALLEL:
-.PHONY: help setup train speeches test test-slow lint format benchmark probes parity clean
+.PHONY: help setup train speeches test test-slow lint format benchmark ablation probes parity clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS=...] [EXTRAS=cuda|tpu] [PYTHON=...]"
@@ -52,6 +52,9 @@ format: $(call installed,test) ## mend style and format where that can be done b
 
 benchmark: $(call installed,parity) ## time the train step beside PyTorch's (installs PyTorch)
 	@$(RUN) benchmarks/train_step.py $(ARGS)
+
+ablation: $(call installed,) ## train every variant on every probe, with intervals and verdicts, into runs/cross_dimension
+	@$(RUN) -m flaxformer_lab.ablate --config=configs/ablations/cross_dimension.py --workdir=runs/cross_dimension $(ARGS)
 
 probes: $(call installed,) ## train every probe and write the table in docs/science.md
 	@$(RUN) tools/probe_table.py $(ARGS)

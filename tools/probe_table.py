@@ -4,7 +4,6 @@ Each row is one run of a recipe in configs/probes, in a folder that is thrown aw
 """
 
 import json
-import math
 import os
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from flaxformer_lab.training.loop import train
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "science.md"
+HEADER = ("probe", "model", "measured", "bound", "expected", "seconds")
 BEGIN, END = "<!-- probes: begin -->", "<!-- probes: end -->"
 
 
@@ -152,7 +152,7 @@ def _steps_to(score: float, metrics: Path) -> str:
 
 
 def rank_collapse() -> Iterator[tuple[str, ...]]:
-    """P7: -log of the rank residual after 1, 2, 3 layers at initialisation, with and without skip connections."""
+    """P7: -log of the rank residual after 1, 2, 3, 4 layers at initialisation, with and without skip connections."""
     for what, skip, ffn, expected in (
         ("attention only, no skip", False, "off", "1.48, 4.65, 13.1"),
         ("attention and FFN, no skip", False, "mlp", ""),
@@ -168,7 +168,7 @@ def rank_collapse() -> Iterator[tuple[str, ...]]:
         for seed in range(5):
             params, model_state = network.init(jax.random.key(seed))
             outputs = network.intermediates(params, model_state, x)
-            layers = [outputs[f"blocks.{layer}.output"] for layer in range(3)]
+            layers = [outputs[f"blocks.{layer}.output"] for layer in range(4)]
             residuals.append([float(-jnp.mean(jnp.log(rank_residual(layer)))) for layer in layers])
         figure = ", ".join(f"{value:.3g}" for value in np.mean(residuals, axis=0))
         yield "P7", f"{what}: -log residual by layer", figure, "", expected, f"{time.perf_counter() - start:.0f}"
@@ -179,29 +179,27 @@ def main(names: list[str]) -> None:
     jax.config.update(
         "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(cache_folder("compiled"))
     )
-    table: list[tuple[str, ...]] = []
-    header = ("probe", "model", "measured", "bound", "expected", "seconds")
-    print("| " + " | ".join(header) + " |\n" + "|---" * len(header) + "|", flush=True)
+    print("| " + " | ".join(HEADER) + " |\n" + "|---" * len(HEADER) + "|", flush=True)
     for row in ROWS:
-        if names and row.probe not in names:
-            continue
-        figure, bound, seconds = run(row)
-        table.append((row.probe, row.what, figure, bound, row.expected, seconds))
-        print("| " + " | ".join(table[-1]) + " |", flush=True)
+        if not names or row.probe in names:
+            figure, bound, seconds = run(row)
+            _keep((row.probe, row.what, figure, bound, row.expected, seconds))
     for cells in rank_collapse() if not names or "P7" in names else ():
-        table.append(cells)
-        print("| " + " | ".join(cells) + " |", flush=True)
-    if not names:
-        _write(header, table)
+        _keep(cells)
 
 
-def _write(header: tuple[str, ...], table: list[tuple[str, ...]]) -> None:
+def _keep(cells: tuple[str, ...]) -> None:
+    """Prints a row and writes it into the page, in the place of its probe and model."""
+    print("| " + " | ".join(cells) + " |", flush=True)
     text = PAGE.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    lines = ["| " + " | ".join(cells) + " |" for cells in (header, ("---",) * len(header), *table)]
+    table, after = rest.split(END)
+    rows = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in table.strip().splitlines()[2:]]
+    known = {row[:2]: row for row in rows} | {cells[:2]: cells}
+    order = [(row.probe, row.what) for row in ROWS]
+    ranked = sorted(known.values(), key=lambda row: order.index(row[:2]) if row[:2] in order else len(order))
+    lines = ["| " + " | ".join(row) + " |" for row in (HEADER, ("---",) * len(HEADER), *ranked)]
     PAGE.write_text(before + BEGIN + "\n" + "\n".join(lines) + "\n" + END + after, encoding="utf-8")
-    print(f"written into {PAGE.relative_to(ROOT)}; {math.fsum(float(cells[-1]) for cells in table):.0f} s in all")
 
 
 if __name__ == "__main__":

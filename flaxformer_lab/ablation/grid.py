@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import flaxformer_lab
 from flaxformer_lab.ablation.population import Replica
 from flaxformer_lab.ablation.variants import VARIANTS, apply_variants
 from flaxformer_lab.config import Config, as_dict, parse_config
@@ -24,6 +23,7 @@ from flaxformer_lab.tasks import make_task
 
 Change = str | dict[str, Any]  # named variants with commas between them, or a table of overrides
 Match = Literal["none", "parameters", "flops"]
+RESULT_FORMAT = 1  # to be raised when a result of the same config means something else
 BASELINE = "baseline"  # the recipe as it stands
 NOT_EMPTY = Rule("must have at least one entry", bool)
 
@@ -97,7 +97,7 @@ class Cell:
         tree = as_dict(self.config)
         del tree["seed"], tree["optimizer"]["learning_rate"]
         content = {
-            "version": flaxformer_lab.__version__,
+            "format": RESULT_FORMAT,
             "config": tree,
             "replicas": [dataclasses.astuple(replica) for replica in self.replicas],
         }
