@@ -16,9 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flaxformer_lab.analysis.measures import measure
 from flaxformer_lab.analysis.rank import rank_residual
 from flaxformer_lab.cache import cache_folder
 from flaxformer_lab.command_line import load_config
+from flaxformer_lab.evaluate import load_run
+from flaxformer_lab.measure import subject_of
 from flaxformer_lab.tasks import make_task
 from flaxformer_lab.training.folder import RunFolder
 from flaxformer_lab.training.loop import train
@@ -174,6 +177,20 @@ def rank_collapse() -> Iterator[tuple[str, ...]]:
         yield "P7", f"{what}: -log residual by layer", figure, "", expected, f"{time.perf_counter() - start:.0f}"
 
 
+def planted_shares() -> Iterator[tuple[str, ...]]:
+    """P8: what the two measures of interaction find in a trained model, beside the planted truth."""
+    recipe = str(ROOT / "configs" / "probes" / "planted_interactions.py")
+    for truth in (0.1, 0.5, 0.909):
+        start = time.perf_counter()
+        config = load_config(recipe, [f"--config.task.interaction_share={truth}"], ["factorization_machine"])
+        with tempfile.TemporaryDirectory() as folder:
+            train(config, folder, quiet=True)
+            values = measure(subject_of(load_run(folder), examples=2048), ["interaction", "friedman"])
+        shares = ", ".join(f"{values[name].value:.3f}" for name in ("interaction_share", "friedman_h2"))
+        what = f"trained, truth {truth}: interaction share, H2"
+        yield "P8", what, shares, "", f"{truth}", f"{time.perf_counter() - start:.0f}"
+
+
 def main(names: list[str]) -> None:
     """Runs the rows of the named probes, all by default, and writes the table."""
     jax.config.update(
@@ -184,8 +201,9 @@ def main(names: list[str]) -> None:
         if not names or row.probe in names:
             figure, bound, seconds = run(row)
             _keep((row.probe, row.what, figure, bound, row.expected, seconds))
-    for cells in rank_collapse() if not names or "P7" in names else ():
-        _keep(cells)
+    for probe, rows in (("P7", rank_collapse), ("P8", planted_shares)):
+        for cells in rows() if not names or probe in names else ():
+            _keep(cells)
 
 
 def _keep(cells: tuple[str, ...]) -> None:
@@ -196,8 +214,10 @@ def _keep(cells: tuple[str, ...]) -> None:
     table, after = rest.split(END)
     rows = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in table.strip().splitlines()[2:]]
     known = {row[:2]: row for row in rows} | {cells[:2]: cells}
-    order = [(row.probe, row.what) for row in ROWS]
-    ranked = sorted(known.values(), key=lambda row: order.index(row[:2]) if row[:2] in order else len(order))
+    order = list(dict.fromkeys(row.probe for row in ROWS))
+    order.insert(order.index("P8"), "P7")
+    places = {(row.probe, row.what): place for place, row in enumerate(ROWS)}
+    ranked = sorted(known.values(), key=lambda row: (order.index(row[0]), places.get(row[:2], len(ROWS))))
     lines = ["| " + " | ".join(row) + " |" for row in (HEADER, ("---",) * len(HEADER), *ranked)]
     PAGE.write_text(before + BEGIN + "\n" + "\n".join(lines) + "\n" + END + after, encoding="utf-8")
 
