@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 from flaxformer_lab.functional import attention as formulas
 from flaxformer_lab.functional.attention import Heads, Valid
 from flaxformer_lab.functional.position import rotary
+from flaxformer_lab.functional.softmax_attention import softmax_attention
 from flaxformer_lab.model_config import TransformerConfig
 from flaxformer_lab.modules.projection import PROJECTIONS, ones, zeros
 from flaxformer_lab.modules.taps import CLOSED, Taps
@@ -52,7 +53,7 @@ class SoftmaxAttention(Attention):
         query, key = self.positioned(query, key)
         options = {"causal": self._causal, "valid": valid}
         taps.add("weights", lambda: formulas.softmax_weights(query, key, **options))
-        return formulas.softmax_attention(query, key, value, **options)
+        return softmax_attention(query, key, value, **options)
 
 
 class ChannelAttention(Attention):
