@@ -19,7 +19,8 @@ Turn = Callable[[Heads], Heads]
 # What a token's successors need of all tokens up to it: sums of phi(k) v^T and of phi(k).
 Memory = tuple[Float[Array, "batch heads head_dim value_dim"], Float[Array, "batch heads head_dim"]]
 
-LEAST = 1e-30  # in place of a sum of weights that vanishes: nothing but padding, or features that underflow
+# In place of a sum of weights that vanishes (nothing but padding, features that underflow); its square is a float32 too.
+LEAST = 1e-15
 
 
 def positive(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
