@@ -19,7 +19,7 @@ Turn = Callable[[Heads], Heads]
 # What a token's successors need of all tokens up to it: sums of phi(k) v^T and of phi(k).
 Memory = tuple[Float[Array, "batch heads head_dim value_dim"], Float[Array, "batch heads head_dim"]]
 
-# In place of a sum of weights that vanishes (nothing but padding, features that underflow); its square is a float32 too.
+# In place of a sum of weights that vanishes: nothing but padding, features that underflow. Its square is a float32.
 LEAST = 1e-15
 
 
