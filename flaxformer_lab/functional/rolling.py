@@ -7,7 +7,7 @@ token takes the place of the one that has just gone out of sight.
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-Slots = Float[Array, "batch slots heads features"]
+Slots = Float[Array, "batch slots kv_heads features"]
 
 
 def held_positions(position: Int[Array, " batch"], slots: int) -> Int[Array, "batch {slots}"]:
@@ -15,7 +15,7 @@ def held_positions(position: Int[Array, " batch"], slots: int) -> Int[Array, "ba
     return position[:, None] - (position[:, None] - jnp.arange(slots)[None]) % slots
 
 
-def filled(x: Float[Array, "batch tokens heads features"], lengths: Int[Array, " batch"], slots: int) -> Slots:
+def filled(x: Float[Array, "batch tokens kv_heads features"], lengths: Int[Array, " batch"], slots: int) -> Slots:
     """Slots as they are after the first `lengths` tokens of each example; those that are empty hold anything."""
     if slots == x.shape[1]:
         return x
@@ -23,14 +23,12 @@ def filled(x: Float[Array, "batch tokens heads features"], lengths: Int[Array, "
     return jnp.take_along_axis(x, held[:, :, None, None], axis=1)
 
 
-def written(
-    slots: Slots, x: Float[Array, "batch 1 heads features"], position: Int[Array, " batch"]
-) -> Float[Array, "batch slots heads features"]:
+def written(slots: Slots, x: Float[Array, "batch 1 kv_heads features"], position: Int[Array, " batch"]) -> Slots:
     """Slots with the token at `position` in its place."""
     return slots.at[jnp.arange(len(x)), position % slots.shape[1]].set(x[:, 0])
 
 
-def slot_scores(query: Float[Array, "batch 1 heads head_dim"], key: Slots) -> Float[Array, "batch heads slots"]:
+def slot_scores(query: Float[Array, "batch 1 heads features"], key: Slots) -> Float[Array, "batch heads slots"]:
     """Q K^T / sqrt(head_dim) of one query, in float32; heads share the key's in groups."""
     grouped = query.reshape(query.shape[0], key.shape[2], -1, query.shape[3])
     scores = jnp.einsum("bgrd,bsgd->bgrs", grouped, key, preferred_element_type=jnp.float32)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer, Key
 from flaxformer_lab.models.network import PureNetwork
 
 Tree = Any  # a pytree of arrays
-Symbols = Int[Array, "batch symbols"]
+Symbols = Int[Array, "batch _"]
 
 STRIDE = 8  # symbols drawn in one compiled call
 
@@ -33,8 +33,8 @@ class Decoder:
         self._context, self._temperature = context, temperature
 
     def write(
-        self, texts: Sequence[Integer[np.ndarray, " length"]], length: int, seed: int = 0
-    ) -> Iterator[Int[np.ndarray, "batch some"]]:
+        self, texts: Sequence[Integer[np.ndarray, "_"]], length: int, seed: int = 0
+    ) -> Iterator[Int[np.ndarray, "batch _"]]:
         """Yields `length` symbols that continue each of the texts, a few at a time: [batch, some].
 
         What is drawn for a text depends on the seed and on its place among the texts, and on no other text.
@@ -44,7 +44,7 @@ class Decoder:
         """
         if not texts or not all(map(len, texts)):
             raise ValueError("each text needs at least one symbol to go on from, and there must be one text at least")
-        known = [list(text[-self._context :]) for text in texts]
+        known = [text[-self._context :].tolist() for text in texts]
         key = jax.random.key(seed)
         logits, cache = self._read(*self._variables, *self._padded(known))
         written = 0
@@ -59,7 +59,8 @@ class Decoder:
             known = [text + row.tolist() for text, row in zip(known, drawn, strict=True)]
             full = np.array([len(text) > self._context for text in known])
             if full.any() and written < length:
-                known = [text[-(self._context // 2 or 1) :] if over else text for text, over in zip(known, full)]
+                half = self._context // 2 or 1
+                known = [text[-half:] if over else text for text, over in zip(known, full, strict=True)]
                 fresh = self._read(*self._variables, *self._padded(known))
                 logits, cache = _chosen(jnp.asarray(full), fresh, (logits, cache))
 

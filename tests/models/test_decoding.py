@@ -1,5 +1,6 @@
 """Token by token against the whole sequence at once: the same logits at every position, and the same texts."""
 
+import dataclasses
 import functools
 
 import jax
@@ -158,10 +159,16 @@ def test_draws_have_the_distribution_of_the_logits(draw):
 
 def test_programs_are_compiled_once(draw):
     network, params = build("softmax", draw)
-    decoder = Decoder(network, params, {}, context=TOKENS, temperature=0.0)
-    for length in (3, 23):
+    traced = []
+
+    def counted(name):
+        return lambda *arguments: (traced.append(name), getattr(network, name)(*arguments))[1]
+
+    counting = dataclasses.replace(network, read=counted("read"), step=counted("step"))
+    decoder = Decoder(counting, params, {}, context=TOKENS, temperature=0.0)
+    for length in (3, 8, 23):
         list(decoder.write([INPUTS[0, :length]], length))
-    assert decoder._read._cache_size() == decoder._go_on._cache_size() == 1
+        assert sorted(traced) == ["read", "step"]
 
 
 @pytest.mark.parametrize("prompts", [[], [INPUTS[0], INPUTS[1, :0]]])
