@@ -82,7 +82,12 @@ def test_characters_of_several_bytes_survive_the_pieces(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "prompt", "temperature", "message"),
     [
-        ({"task.objective": "masked", "model.causal": False}, "a", 1.0, "generate needs a model of task.objective=next"),
+        (
+            {"task.objective": "masked", "model.causal": False},
+            "a",
+            1.0,
+            "generate needs a model of task.objective",
+        ),
         ({}, "", 1.0, "--prompt= is empty"),
         ({}, ["a", ""], 1.0, "--prompt= is empty"),
         ({}, "a", -1.0, "--temperature=-1.0 must not be negative"),

@@ -12,6 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from flaxformer_lab.functional import lightning_kernel
+from flaxformer_lab.functional.choice import Choice, asked_for
+
 Heads = Float[Array, "batch tokens heads head_dim"]
 Values = Float[Array, "batch tokens heads value_dim"]
 Valid = Bool[Array, "batch tokens"]
@@ -22,6 +25,7 @@ Memory = Float[Array, "batch heads head_dim value_dim"]
 Blocks = Float[Array, "blocks batch heads size features"]
 
 BLOCK = 64
+IMPLEMENTATIONS = ("blockwise", "kernel", "interpreted kernel")
 CONVENTIONS = ("transnormer", "minimax", "flash_linear_attention")
 
 
@@ -60,23 +64,39 @@ def lightning_attention(
     causal: bool = True,
     valid: Valid | None = None,
     block: int = BLOCK,
-) -> Values:
-    """Lightning attention, blockwise and in time linear in tokens; sums are kept in float32.
+    implementation: str | None = None,
+    explain: bool = False,
+) -> Values | tuple[Values, Choice]:
+    """Lightning attention, block by block and in time linear in tokens; sums are kept in float32.
 
     Where it is not causal the weights are lambda^|t - s| (q_t . k_s): one pass each way, the diagonal counted once.
+    implementation: one of IMPLEMENTATIONS instead of the choice. explain: returns (output, Choice).
 
     Raises:
-        ValueError: there are no tokens.
+        ValueError: there are no tokens, or the implementation is unknown.
     """
     if query.shape[1] == 0:
         raise ValueError("lightning_attention needs at least one token; the sequence is empty")
+    choice = asked_for(implementation, IMPLEMENTATIONS) if implementation else choose(query.shape[1])
     key = _without_padding(key, valid)
-    mixed = blockwise(query, key, value, slopes, block)
+    mixed = blockwise(query, key, value, slopes, block, choice.name)
     if not causal:
-        backwards = blockwise(*(jnp.flip(x, axis=1) for x in (query, key, value)), slopes, block)
+        backwards = blockwise(*(jnp.flip(x, axis=1) for x in (query, key, value)), slopes, block, choice.name)
         own = jnp.sum((query * key).astype(jnp.float32), axis=-1, keepdims=True) * value
         mixed = mixed + jnp.flip(backwards, axis=1) - own
-    return mixed.astype(value.dtype)
+    mixed = mixed.astype(value.dtype)
+    return (mixed, choice) if explain else mixed
+
+
+def choose(tokens: int, device: str | None = None) -> Choice:
+    """The kernel where it was measured to be faster on this device, else the blockwise form."""
+    device = device or jax.devices()[0].device_kind
+    start = lightning_kernel.FASTER_FROM.get(device)
+    if start is None:
+        return Choice("blockwise", f"on {device} the kernel has not been measured to be faster")
+    if tokens < start:
+        return Choice("blockwise", f"on {device} the kernel is faster from {start} tokens on, not with {tokens}")
+    return Choice("kernel", f"on {device} the kernel is faster from {start} tokens on")
 
 
 def lightning_scores(
@@ -145,19 +165,23 @@ def memory_after(key: Heads, value: Values, slopes: Slopes, lengths: Int[Array, 
 # ------------------------------------------------------------------------------------------------ blockwise
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def blockwise(
-    query: Heads, key: Heads, value: Values, slopes: Slopes, block: int
+    query: Heads, key: Heads, value: Values, slopes: Slopes, block: int, implementation: str = "blockwise"
 ) -> Float[Array, "batch tokens heads value_dim"]:
     """The causal form, block by block, as float32 (Qin et al. 2024, algorithms 1 and 2). Slopes get no gradient.
 
     Forward, KV = 0: O = ((Q K^T) * M) V + Lq Q KV, then KV <- lambda^B KV + (Lk K)^T V, where Lq = lambda^(i + 1) and
     Lk = lambda^(B - 1 - i) for the i-th of a block's B tokens.
     """
-    return _forward(query, key, value, slopes, block)[0]
+    return _forward(query, key, value, slopes, block, implementation)[0]
 
 
-def _forward(query, key, value, slopes, block):
+def _forward(query, key, value, slopes, block, implementation):
+    if implementation != "blockwise":
+        interpret = implementation == "interpreted kernel"
+        mixed = lightning_kernel.forward(query, key, value, _decays(slopes, block), interpret=interpret)
+        return mixed, (query, key, value, slopes)
     pair, enter, leave, across = _decays(slopes, block)
 
     def add(memory: Memory, arriving: tuple[Array, Array, Array]):
@@ -172,7 +196,7 @@ def _forward(query, key, value, slopes, block):
     return _joined(mixed, query.shape[1]), (query, key, value, slopes)
 
 
-def _backward(block, residuals, gradient):
+def _backward(block, implementation, residuals, gradient):
     """Inside a block dP = (dO V^T) * M, dQ = dP K, dK = dP^T Q, dV = ((Q K^T) * M)^T dO.
 
     Across blocks a pass forward makes KV again, for dQ += Lq dO KV^T; a pass backward carries D, the gradient of what

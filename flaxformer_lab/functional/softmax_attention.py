@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from flaxformer_lab.functional.blockwise import blockwise_attention
+from flaxformer_lab.functional.choice import Choice, asked_for
 from flaxformer_lab.functional.row_blocks import row_blocked_attention
 
 Query = Float[Array, "batch tokens heads head_dim"]
@@ -25,13 +26,6 @@ Mixed = Float[Array, "batch tokens heads value_dim"]
 ROW_BLOCK_TOKENS = 1024  # on the CPU; beyond, walking over blocks of keys was as fast or faster
 QUADRATIC_BYTES = 2**30
 BLOCK = 512
-
-
-class Choice(NamedTuple):
-    """Which way was taken, by name, and why."""
-
-    name: str
-    reason: str
 
 
 class Problem(NamedTuple):
@@ -75,7 +69,10 @@ def softmax_attention(
     """
     _check(query, key, window)
     problem = _problem(query, value, causal, valid, window)
-    choice = choose(problem, jax.default_backend()) if implementation is None else _asked_for(implementation)
+    if implementation is None:
+        choice = choose(problem, jax.default_backend())
+    else:
+        choice = asked_for(implementation, tuple(IMPLEMENTATIONS))
     output = IMPLEMENTATIONS[choice.name](query, key, value, causal, valid, window)
     return (output, choice) if explain else output
 
@@ -120,12 +117,6 @@ def _not_splash(problem: Problem) -> str | None:
 
 def _dims(problem: Problem) -> str:
     return f"head_dim {problem.head_dim} and value_dim {problem.value_dim}"
-
-
-def _asked_for(implementation: str) -> Choice:
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation={implementation} is not one of {', '.join(IMPLEMENTATIONS)}")
-    return Choice(implementation, "asked for by name")
 
 
 def _check(query: Query, key: Key, window: int | None) -> None:
