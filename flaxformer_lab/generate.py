@@ -1,70 +1,78 @@
 """Writes text with a trained language model: `python -m flaxformer_lab.generate --workdir=runs/speeches --prompt=...`.
 
-Characters are drawn one by one from softmax(logits / temperature); the model sees the last `sequence_length` symbols.
+Characters are drawn one by one from softmax(logits / temperature). The model sees at most `sequence_length` symbols: a
+text that has filled them goes on from the last half of them. Several --prompt= are continued together.
 """
 
+import codecs
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import flags
 
 from flaxformer_lab.command_line import run
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.evaluate import Run, load_run
+from flaxformer_lab.models.decoding import Decoder
 from flaxformer_lab.task_config import LanguageModellingConfig
 
 
-def generate(loaded: Run, prompt: str, length: int, *, temperature: float = 1.0, seed: int = 0) -> Iterator[str]:
-    """Yields `length` symbols that continue `prompt`, the same ones for the same seed.
+def generate(
+    loaded: Run, prompts: str | Sequence[str], length: int, *, temperature: float = 1.0, seed: int = 0
+) -> Iterator[list[str]]:
+    """Yields, a few symbols at a time, what continues each of the prompts: one piece of text for each.
+
+    The pieces add up to `length` symbols, the same ones for the same seed; temperature 0 takes the most likely ones.
 
     Raises:
-        ConfigError: the run is no next-token language model, the prompt is empty, or the temperature is not above 0.
+        ConfigError: the run is no next-token language model, a prompt is empty, or the temperature is negative.
     """
     task = loaded.config.task
     if not isinstance(task, LanguageModellingConfig) or task.objective != "next_token":
         raise ConfigError(f"generate needs a model of task.objective=next_token; this run's task is {task.name}")
-    if not prompt:
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not prompts or not all(prompts):
         raise ConfigError("--prompt= is empty; the model needs at least one symbol to go on from")
-    if not 0 < temperature < float("inf"):
-        raise ConfigError(f"--temperature={temperature} must be above 0; 1 is the model's own distribution")
-    window = task.sequence_length
+    if not 0 <= temperature < float("inf"):
+        raise ConfigError(
+            f"--temperature={temperature} must not be negative; 1 is the model's own distribution, 0 the most likely"
+        )
+    variables = loaded.params, loaded.state.model_state
+    decoder = Decoder(loaded.model, *variables, context=task.sequence_length, temperature=temperature)
+    texts = [_Text(loaded, task.tokenizer) for _ in prompts]
+    for symbols in decoder.write([loaded.task.encode(prompt) for prompt in prompts], length, seed):
+        yield [text.of(row) for text, row in zip(texts, symbols, strict=True)]
 
-    @jax.jit
-    def draw(symbols, last, key):
-        logits = loaded.model.apply(loaded.params, loaded.state.model_state, symbols[None])[0, last]
-        return jax.random.categorical(key, logits / temperature)
 
-    # What follows the last symbol is padding that a causal model cannot see, so one shape serves every length.
-    known = list(loaded.task.encode(prompt))
-    for number in range(length):
-        recent = known[-window:]
-        symbols = np.zeros(window, np.int32)
-        symbols[: len(recent)] = recent
-        key = jax.random.fold_in(jax.random.key(seed), number)
-        known.append(int(draw(jnp.asarray(symbols), len(recent) - 1, key)))
-        yield loaded.task.decode(known[-1:])
+class _Text:
+    """Text of symbols that come in pieces: a character may take several bytes, and a piece may end between them."""
+
+    def __init__(self, loaded: Run, tokenizer: str):
+        bytes_ = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self.of = (lambda row: bytes_.decode(bytes(row.tolist()))) if tokenizer == "bytes" else loaded.task.decode
 
 
 def main(overrides: list[str]) -> None:
-    """Writes what the flags ask for, symbol by symbol."""
+    """Writes what the flags ask for: one text as it comes, several one after the other when all are done."""
     if overrides:
         raise ConfigError(f"{overrides[0]}: a checkpoint keeps the config that it was trained with; drop this flag")
-    loaded = load_run(WORKDIR.value)
-    symbols = generate(loaded, PROMPT.value, LENGTH.value, temperature=TEMPERATURE.value, seed=SEED.value)
-    sys.stdout.write(PROMPT.value)
-    for symbol in symbols:
-        sys.stdout.write(symbol)
+    prompts = PROMPT.value
+    pieces = generate(load_run(WORKDIR.value), prompts, LENGTH.value, temperature=TEMPERATURE.value, seed=SEED.value)
+    if len(prompts) > 1:
+        continued = zip(prompts, *pieces, strict=True)
+        sys.stdout.write("\n\n".join("".join(text) for text in continued) + "\n")
+        return
+    sys.stdout.write(prompts[0])
+    for (piece,) in pieces:
+        sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
 
 
 if __name__ == "__main__":
     WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-    PROMPT = flags.DEFINE_string("prompt", "My fellow citizens, ", "Text to go on from.")
+    PROMPT = flags.DEFINE_multi_string("prompt", ["My fellow citizens, "], "Text to go on from; may be repeated.")
     LENGTH = flags.DEFINE_integer("length", 400, "Symbols to write.", lower_bound=1)
-    TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Below 1: safer; above 1: bolder.")
+    TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Below 1: safer; 0: the most likely; above 1: bolder.")
     SEED = flags.DEFINE_integer("seed", 0, "Of the draws.", lower_bound=0)
     run(main)

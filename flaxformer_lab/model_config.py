@@ -16,15 +16,28 @@ Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh", "identity"]
 class AttentionConfig:
     """Token mixing.
 
-    kind: softmax; channel (cross-covariance, XCiT); mean; static (learned weights that do not see the input); off.
+    kind: softmax; linear (elu + 1); lightning (linear with a decay a head); channel (cross-covariance, XCiT); mean;
+        static (learned weights that do not see the input); off.
     num_heads, head_dim: independent; head_dim None means model.width / num_heads.
+    num_kv_heads: heads of keys and values, each shared by as many heads of queries; None means num_heads.
+    window: a token sees those less than so many positions away, itself counted; None means all.
+    slopes: which convention gives lightning's decays (`functional/lightning.py`).
     projection: dense, diagonal (one weight a feature), identity, for query, key and value alike.
+    activation: of query, key and value alike, after the projection.
+    norm: of the merged heads, before the output; model.norm.epsilon is its epsilon.
+    gate: the merged heads are multiplied by sigmoid of a map of the input whose rank is head_dim.
     output: how the merged heads return to the model's width; `off` removes the map, as `identity` does.
     """
 
-    kind: Literal["softmax", "channel", "mean", "static", "off"] = "softmax"
+    kind: Literal["softmax", "linear", "lightning", "channel", "mean", "static", "off"] = "softmax"
     num_heads: AtLeastOne = 4
     head_dim: AtLeastOne | None = None
+    num_kv_heads: AtLeastOne | None = None
+    window: AtLeastOne | None = None
+    slopes: Literal["transnormer", "minimax", "flash_linear_attention"] = "transnormer"
+    activation: Activation = "identity"
+    norm: Literal["layernorm", "rmsnorm", "srmsnorm", "off"] = "off"
+    gate: bool = False
     projection: Literal["dense", "diagonal", "identity"] = "dense"
     output: Literal["dense", "diagonal", "identity", "off"] = "dense"
 
@@ -42,7 +55,7 @@ class FeedForwardConfig:
 class NormConfig:
     """Normalisation over a token's features, before (pre) or after (post) each part's skip connection."""
 
-    kind: Literal["layernorm", "rmsnorm", "off"] = "layernorm"
+    kind: Literal["layernorm", "rmsnorm", "srmsnorm", "off"] = "layernorm"
     placement: Literal["pre", "post"] = "pre"
     epsilon: Positive = 1e-6
 
@@ -78,6 +91,11 @@ class TransformerConfig:
         """Features of one head."""
         return self.attention.head_dim or self.width // self.attention.num_heads
 
+    @property
+    def num_kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.attention.num_kv_heads or self.attention.num_heads
+
     def rules(self) -> None:
         """Raises ConfigError when knobs contradict one another."""
         attention = self.attention
@@ -107,15 +125,35 @@ class TransformerConfig:
                     f"model.width={self.width}, not {attention.num_heads} x {self.head_dim} = {merged}; "
                     "set model.attention.head_dim to none or change num_heads"
                 )
+        self._rules_of_shared_heads()
+        if attention.window is not None and attention.kind not in ("softmax", "mean", "static"):
+            raise ConfigError(
+                f"model.attention.window={attention.window} with model.attention.kind={attention.kind}, which sums "
+                "over all tokens at once; set model.attention.window to none or choose softmax, mean or static"
+            )
         if attention.kind == "channel" and self.causal:
             raise ConfigError(
-                "model.attention.kind=channel sums over all tokens, so it cannot be causal; "
-                "set model.causal=false (and a task that allows it) or choose softmax, mean or static"
+                "model.attention.kind=channel sums over all tokens, so it cannot be causal; set model.causal=false "
+                "(and a task that allows it) or choose softmax, linear, lightning, mean or static"
             )
-        if attention.kind in ("softmax", "channel") and self.position == "rotary" and self.head_dim % 2:
+        if attention.kind not in ("mean", "static") and self.position == "rotary" and self.head_dim % 2:
             raise ConfigError(
                 f"model.position=rotary turns pairs of features, so head_dim={self.head_dim} must be even; "
                 "choose another num_heads or head_dim, or position learned, sinusoidal or off"
+            )
+
+    def _rules_of_shared_heads(self) -> None:
+        heads, shared = self.attention.num_heads, self.num_kv_heads
+        if heads % shared:
+            divisors = [n for n in range(1, heads + 1) if heads % n == 0]
+            raise ConfigError(
+                f"model.attention.num_kv_heads={shared} does not divide model.attention.num_heads={heads}; "
+                f"choose one of {', '.join(map(str, divisors))}, or none"
+            )
+        if shared != heads and self.attention.projection != "dense":
+            raise ConfigError(
+                f"model.attention.projection={self.attention.projection} maps each feature to itself, so keys have as "
+                f"many heads as queries, not model.attention.num_kv_heads={shared}; set it to none or choose dense"
             )
 
 

@@ -153,8 +153,8 @@ BAD_FLAGS = {
         ["model.attention.num_heads=3 does not divide model.width=64", "choose one of 1, 2, 4, 8, 16, 32, 64"],
     ),
     "attention not offered": (
-        ["--config.model.attention.kind=linear"],
-        ["model.attention.kind=linear is not a choice", "choose from softmax, channel, mean, static, off"],
+        ["--config.model.attention.kind=lineal"],
+        ["model.attention.kind=lineal is not a choice", "choose from softmax, linear, lightning, channel"],
     ),
     "override into a plain value": (
         ["--config.model.width.heads=3"],
@@ -184,7 +184,7 @@ BAD_FLAGS = {
         ["--ablation=ffn_of"],
         ["--ablation=ffn_of is not a variant: did you mean ffn_off", "choose from single_head, multi_head"],
     ),
-    "variant not offered": (["--ablation=linear_attention"], ["--ablation=linear_attention is not a variant"]),
+    "variant not offered": (["--ablation=nonlinear_attention"], ["--ablation=nonlinear_attention is not a variant"]),
     "empty variant": (["--ablation=ffn_off,"], ["--ablation= is not a variant", "choose from single_head"]),
     "variants that contradict": (
         ["--ablation=single_head,multi_head"],

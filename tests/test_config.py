@@ -88,6 +88,12 @@ EVERYTHING = tree_of(
         "model.attention.kind": "static",
         "model.attention.num_heads": 3,
         "model.attention.head_dim": 5,
+        "model.attention.num_kv_heads": 1,
+        "model.attention.window": 9,
+        "model.attention.slopes": "minimax",
+        "model.attention.activation": "silu",
+        "model.attention.norm": "srmsnorm",
+        "model.attention.gate": True,
         "model.ffn.kind": "gated",
         "model.ffn.activation": "silu",
         "model.ffn.expansion": 2.5,
@@ -400,6 +406,8 @@ RANGES = [
     ("model.depth", -1, ["model.depth=-1", "must not be negative"]),
     ("model.attention.num_heads", 0, ["model.attention.num_heads=0", "must be at least 1"]),
     ("model.attention.head_dim", 0, ["model.attention.head_dim=0", "must be at least 1"]),
+    ("model.attention.num_kv_heads", 0, ["model.attention.num_kv_heads=0", "must be at least 1"]),
+    ("model.attention.window", 0, ["model.attention.window=0", "must be at least 1"]),
     ("model.ffn.expansion", 0, ["model.ffn.expansion=0", "must be above 0"]),
     ("model.norm.epsilon", 0.0, ["model.norm.epsilon=0.0", "must be above 0"]),
     ("model.dropout", 1, ["model.dropout=1", "must be at least 0 and below 1"]),
@@ -424,13 +432,22 @@ CHOICES = [
     ("task.name", "associative", ["task.name=associative", "did you mean associative_recall"]),
     ("model.name", "cnn", ["model.name=cnn is not a choice", "did you mean cnn_", "lstm, gru, mixer"]),
     ("model.name", "rnn", ["model.name=rnn is not a choice", "transformer, mlp, factorization_machine, cnn_1d"]),
-    ("model.attention.kind", "linear", ["model.attention.kind=linear is not a choice", "softmax, channel, mean"]),
-    ("model.attention.kind", "lightning", ["model.attention.kind=lightning is not a choice", "softmax, channel, mean"]),
+    ("model.attention.kind", "lineal", ["model.attention.kind=lineal is not a choice", "softmax, linear, lightning"]),
+    (
+        "model.attention.slopes",
+        "alibi",
+        ["model.attention.slopes=alibi is not a choice", "transnormer, minimax"],
+    ),
+    ("model.attention.norm", "rms", ["model.attention.norm=rms", "did you mean rmsnorm", "srmsnorm, off"]),
     ("model.attention.kind", "sofmax", ["model.attention.kind=sofmax", "did you mean softmax?", "static, off"]),
     ("model.attention.projection", "off", ["model.attention.projection=off is not a choice", "dense, diagonal"]),
     ("model.ffn.kind", "none", ["model.ffn.kind=none is not a choice", "mlp, gated, bilinear, diagonal, off"]),
     ("model.ffn.activation", "swish", ["model.ffn.activation=swish is not a choice", "silu", "identity"]),
-    ("model.norm.kind", "batchnorm", ["model.norm.kind=batchnorm", "did you mean", "layernorm, rmsnorm, off"]),
+    (
+        "model.norm.kind",
+        "batchnorm",
+        ["model.norm.kind=batchnorm", "did you mean", "rmsnorm, srmsnorm, off"],
+    ),
     ("model.norm.placement", "middle", ["model.norm.placement=middle is not a choice", "pre, post"]),
     ("model.position", "relative", ["model.position=relative is not a choice", "learned, sinusoidal, rotary, off"]),
     ("model.dtype", "float16", ["model.dtype=float16", "did you mean", "float32, bfloat16"]),
@@ -508,6 +525,24 @@ CONTRADICTIONS = {
         {"model.attention.kind": "off", "model.ffn.kind": "off"},
         ["model.attention.kind=off and model.ffn.kind=off leave every block empty", "keep one", "model.depth=0"],
     ),
+    "shared heads that do not divide": (
+        {"model.attention.num_heads": 4, "model.attention.num_kv_heads": 3},
+        [
+            "model.attention.num_kv_heads=3 does not divide model.attention.num_heads=4",
+            "choose one of 1, 2, 4, or none",
+        ],
+    ),
+    "shared heads without a dense projection": (
+        {"model.attention.num_kv_heads": 1, "model.attention.projection": "diagonal"},
+        ["model.attention.projection=diagonal", "not model.attention.num_kv_heads=1", "set it to none or choose dense"],
+    ),
+    **{
+        f"a window of {kind} attention": (
+            {"model.attention.window": 5, "model.attention.kind": kind},
+            [f"model.attention.window=5 with model.attention.kind={kind}", "none or choose softmax, mean or static"],
+        )
+        for kind in ("linear", "lightning", "channel")
+    },
     **{
         f"{key} {value} that changes the width": (
             {f"model.attention.{key}": value, "model.attention.head_dim": 8},
@@ -527,7 +562,12 @@ CONTRADICTIONS = {
     },
     "channel attention and causal": (
         {"model.attention.kind": "channel", "model.causal": True},
-        ["model.attention.kind=channel", "cannot be causal", "set model.causal=false", "softmax, mean or static"],
+        [
+            "model.attention.kind=channel",
+            "cannot be causal",
+            "set model.causal=false",
+            "softmax, linear, lightning, mean or static",
+        ],
     ),
     "rotary and odd heads": (
         {"model.position": "rotary", "model.attention.head_dim": 3},

@@ -45,11 +45,11 @@ def _baseline(name: str) -> Callable[[Config], dict[str, Any]]:
 VARIANTS: dict[str, Variant] = {
     "single_head": Variant(
         "one head as wide as the model: one relation a layer",
-        {"model.attention.num_heads": 1, "model.attention.head_dim": None},
+        {"model.attention.num_heads": 1, "model.attention.head_dim": None, "model.attention.num_kv_heads": None},
     ),
     "multi_head": Variant(
         "eight heads that share the width: up to eight relations a layer",
-        {"model.attention.num_heads": 8, "model.attention.head_dim": None},
+        {"model.attention.num_heads": 8, "model.attention.head_dim": None, "model.attention.num_kv_heads": None},
     ),
     "ffn_off": Variant("no feed-forward part: attention alone", {"model.ffn.kind": "off"}),
     "linear_ffn": Variant(
@@ -60,6 +60,9 @@ VARIANTS: dict[str, Variant] = {
         "the whole network is one linear map of its input: f(aX + bY) = a f(X) + b f(Y)",
         {
             "model.attention.kind": "static",
+            "model.attention.activation": "identity",
+            "model.attention.norm": "off",
+            "model.attention.gate": False,
             "model.ffn.kind": "mlp",
             "model.ffn.activation": "identity",
             "model.norm.kind": "off",
@@ -74,7 +77,11 @@ VARIANTS: dict[str, Variant] = {
     "static_attention": Variant("learned token weights that do not see the input", {"model.attention.kind": "static"}),
     "diagonal_projection": Variant(
         "query, key and value weigh each feature alone: no mixing before the scores",
-        {"model.attention.projection": "diagonal", "model.attention.head_dim": None},
+        {
+            "model.attention.projection": "diagonal",
+            "model.attention.head_dim": None,
+            "model.attention.num_kv_heads": None,
+        },
     ),
     "per_dimension": Variant(
         "a feature of Q meets only the same feature of K: one head a feature, diagonal projections and output",
@@ -83,6 +90,7 @@ VARIANTS: dict[str, Variant] = {
             "model.attention.output": "diagonal",
             "model.attention.num_heads": lambda config: config.model.width,
             "model.attention.head_dim": 1,
+            "model.attention.num_kv_heads": None,
             "model.position": _added_position,
         },
     ),
@@ -91,6 +99,18 @@ VARIANTS: dict[str, Variant] = {
     "skip_off": Variant("no residual connections", {"model.skip.attention": False, "model.skip.ffn": False}),
     "channel_attention": Variant(
         "attention between features instead of tokens (XCiT)", {"model.attention.kind": "channel"}
+    ),
+    "linear_attention": Variant(
+        "weights that are products of positive features: no softmax, a state of constant size",
+        {"model.attention.kind": "linear"},
+    ),
+    "lightning_attention": Variant(
+        "no softmax and no sum of weights; a decay a head, and TransNormerLLM's activation and norm in their place",
+        {
+            "model.attention.kind": "lightning",
+            "model.attention.activation": "silu",
+            "model.attention.norm": "srmsnorm",
+        },
     ),
     "mlp": Variant("dense layers for each token alone", {"model": _baseline("mlp")}),
     "factorization_machine": Variant(

@@ -161,7 +161,8 @@ def _needs_weights(subject: Subject) -> str | None:
     if not isinstance(config, TransformerConfig) or config.depth == 0:
         return f"model.name={config.name} of depth {getattr(config, 'depth', 0)} has no attention"
     kind = config.attention.kind
-    return None if kind in ("softmax", "mean", "static") else f"attention.kind={kind} has no weights over tokens"
+    weighs = kind in ("softmax", "linear", "mean", "static")
+    return None if weighs else f"attention.kind={kind} has no weights over tokens"
 
 
 def _needs_heads(subject: Subject) -> str | None:

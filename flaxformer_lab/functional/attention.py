@@ -1,44 +1,32 @@
 """Token mixing and channel mixing as formulas on heads. Layout: [batch, tokens, heads, head_dim].
 
-`valid` marks the tokens that are not padding; padded tokens are never attended to.
+`valid` marks the tokens that are not padding; padded tokens are never attended to. `window`: a token sees those less
+than so many positions away, itself counted. Softmax attention itself, with all its ways, is in `softmax_attention.py`.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from flaxformer_lab.functional.row_blocks import row_blocked_attention
 from flaxformer_lab.functional.softmax import masked_softmax
+from flaxformer_lab.functional.softmax_attention import repeated
 
 Heads = Float[Array, "batch tokens heads head_dim"]
 Valid = Bool[Array, "batch tokens"]
 
 
-def softmax_attention(
+def softmax_weights(
     query: Heads,
-    key: Heads,
-    value: Float[Array, "batch tokens heads value_dim"],
+    key: Float[Array, "batch tokens kv_heads head_dim"],
     *,
     causal: bool = False,
     valid: Valid | None = None,
-) -> Float[Array, "batch tokens heads value_dim"]:
-    """softmax(Q K^T / sqrt(head_dim)) V (Vaswani et al. 2017, eq. 1).
-
-    On the CPU by blocks of rows (`functional/row_blocks.py`), which is faster there; elsewhere by
-    `jax.nn.dot_product_attention`, which has fused kernels for accelerators.
-    """
-    if jax.default_backend() == "cpu" or query.shape[-1] != value.shape[-1]:
-        return row_blocked_attention(query, key, value, valid, causal)
-    mask = None if valid is None else valid[:, None, None, :]
-    return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal)
-
-
-def softmax_weights(
-    query: Heads, key: Heads, *, causal: bool = False, valid: Valid | None = None
+    window: int | None = None,
 ) -> Float[Array, "batch heads tokens tokens"]:
     """softmax(Q K^T / sqrt(head_dim)), the weights that `softmax_attention` applies; float32."""
+    key = repeated(key, query.shape[2])
     scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
-    return masked_softmax(scores * query.shape[-1] ** -0.5, causal=causal, valid=valid)
+    return masked_softmax(scores * query.shape[-1] ** -0.5, causal=causal, valid=valid, window=window)
 
 
 def static_weights(
@@ -47,6 +35,7 @@ def static_weights(
     *,
     causal: bool = False,
     valid: Valid | None = None,
+    window: int | None = None,
 ) -> Float[Array, "batch heads {tokens} {tokens}"]:
     """Learned weights that do not see the input (random Synthesizer, Tay et al. 2021, eq. 6); batch is 1 without valid.
 
@@ -54,29 +43,56 @@ def static_weights(
     """
     batch = 1 if valid is None else valid.shape[0]
     scores = scores[:, :tokens, :tokens].astype(jnp.float32)
-    return masked_softmax(jnp.broadcast_to(scores, (batch, *scores.shape)), causal=causal, valid=valid)
+    scores = jnp.broadcast_to(scores, (batch, *scores.shape))
+    return masked_softmax(scores, causal=causal, valid=valid, window=window)
 
 
 def mean_weights(
-    batch: int, tokens: int, *, causal: bool = False, valid: Valid | None = None
+    batch: int, tokens: int, *, causal: bool = False, valid: Valid | None = None, window: int | None = None
 ) -> Float[Array, "{batch} 1 {tokens} {tokens}"]:
     """Equal weight on every token that may be seen."""
-    return masked_softmax(jnp.zeros((batch, 1, tokens, tokens)), causal=causal, valid=valid)
+    return masked_softmax(jnp.zeros((batch, 1, tokens, tokens)), causal=causal, valid=valid, window=window)
 
 
 def mean_attention(
-    value: Float[Array, "batch tokens heads value_dim"], *, causal: bool = False, valid: Valid | None = None
+    value: Float[Array, "batch tokens heads value_dim"],
+    *,
+    causal: bool = False,
+    valid: Valid | None = None,
+    window: int | None = None,
 ) -> Float[Array, "batch tokens heads value_dim"]:
     """The mean of the tokens that may be seen, in time linear in tokens; the same as applying `mean_weights`."""
     batch, tokens = value.shape[:2]
     seen = jnp.ones((batch, tokens)) if valid is None else valid.astype(jnp.float32)
     seen = seen[:, :, None, None]
-    total, count = value.astype(jnp.float32) * seen, seen
-    if causal:
-        total, count = jnp.cumsum(total, axis=1), jnp.cumsum(count, axis=1)
-    else:
-        total, count = jnp.sum(total, axis=1, keepdims=True), jnp.sum(count, axis=1, keepdims=True)
+    total, count = (_sum_of_seen(x, causal, window) for x in (value.astype(jnp.float32) * seen, seen))
     return jnp.broadcast_to(total / jnp.maximum(count, 1), value.shape).astype(value.dtype)
+
+
+def _sum_of_seen(x: Float[Array, "batch tokens heads features"], causal: bool, window: int | None):
+    """For each token the sum over those that it may see."""
+    if window is None:
+        return jnp.cumsum(x, axis=1) if causal else jnp.sum(x, axis=1, keepdims=True)
+    back = _sum_of_last(x, min(window, x.shape[1]))
+    if causal:
+        return back
+    ahead = jnp.flip(_sum_of_last(jnp.flip(x, axis=1), min(window, x.shape[1])), axis=1)
+    return back + ahead - x  # the token itself is in both
+
+
+def _sum_of_last(x: Float[Array, "batch tokens heads features"], window: int):
+    """The sum of each token and the `window` - 1 before it.
+
+    Cut into pieces of `window` tokens, it is what its own piece holds up to the token and what the piece before holds
+    from its counterpart on (van Herk 1992): sums of at most `window` terms, which no long sum's rounding spoils.
+    """
+    batch, tokens, *rest = x.shape
+    pieces = -(-tokens // window)
+    x = jnp.pad(x, ((0, 0), (window, pieces * window - tokens), (0, 0), (0, 0)))
+    x = x.reshape(batch, pieces + 1, window, *rest)
+    up_to, from_on = jnp.cumsum(x, axis=2), jnp.flip(jnp.cumsum(jnp.flip(x, axis=2), axis=2), axis=2)
+    before = jnp.pad(from_on[:, :-1, 1:], ((0, 0), (0, 0), (0, 1), (0, 0), (0, 0)))
+    return (up_to[:, 1:] + before).reshape(batch, -1, *rest)[:, :tokens]
 
 
 def apply_weights(

@@ -29,6 +29,11 @@ def rms_norm(
     return (y * over_features(scale, y)).astype(x.dtype)
 
 
+def simple_rms_norm(x: Float[Array, "*batch features"], epsilon: float) -> Float[Array, "*batch features"]:
+    """x / sqrt(mean x^2 + epsilon): no parameters at all (SRMSNorm, Qin et al. 2023, eq. 13)."""
+    return standardised(x.astype(jnp.float32), epsilon, False).astype(x.dtype)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def standardised(x: Float[Array, "*batch features"], epsilon: float, centred: bool) -> Float[Array, "*batch features"]:
     """(x - mean) / sqrt(var + epsilon), or x / sqrt(mean x^2 + epsilon) where it is not centred.

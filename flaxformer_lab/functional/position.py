@@ -1,7 +1,7 @@
 """Where a token stands in its sequence."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 
 def sinusoidal(tokens: int, width: int) -> Float[Array, "{tokens} {width}"]:
@@ -9,22 +9,26 @@ def sinusoidal(tokens: int, width: int) -> Float[Array, "{tokens} {width}"]:
 
     Vaswani et al. 2017, section 3.5; width must be even.
     """
-    angle = _angles(tokens, width)
+    angle = _angles(jnp.arange(tokens), width)
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
-def rotary(x: Float[Array, "batch tokens heads head_dim"]) -> Float[Array, "batch tokens heads head_dim"]:
+def rotary(
+    x: Float[Array, "batch tokens heads head_dim"], first: Int[Array, " batch"] | None = None
+) -> Float[Array, "batch tokens heads head_dim"]:
     """Turns feature pair (i, i + head_dim/2) of token t by t / 10^4^(2i/head_dim) (Su et al. 2021, eq. 34).
 
     Scores between turned queries and keys depend on the distance of their tokens alone; head_dim must be even.
+    first: where each example's first token stands, if not at 0.
     """
-    angle = _angles(x.shape[1], x.shape[-1])[None, :, None, :]
+    place = jnp.arange(x.shape[1])[None] + (0 if first is None else first[:, None])
+    angle = _angles(place, x.shape[-1])[:, :, None, :]
     sine, cosine = jnp.sin(angle).astype(x.dtype), jnp.cos(angle).astype(x.dtype)
     a, b = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([a * cosine - b * sine, b * cosine + a * sine], axis=-1)
 
 
-def _angles(tokens: int, features: int) -> Float[Array, "{tokens} half"]:
-    """t / 10^4^(2i/features) for token t and pair i."""
+def _angles(place: Int[Array, "*tokens"], features: int) -> Float[Array, "*tokens half"]:
+    """t / 10^4^(2i/features) for a token at place t and pair i."""
     frequency = 1e4 ** (-jnp.arange(0, features, 2) / features)
-    return jnp.arange(tokens)[:, None] * frequency[None, :]
+    return place[..., None] * frequency.reshape((1,) * place.ndim + frequency.shape)

@@ -1,4 +1,4 @@
-"""Softmax attention on the CPU: query rows in blocks, so that causal rows never touch the keys that come after them.
+"""Softmax attention on the CPU: query rows in blocks, so that rows never touch keys that none of them may see.
 
 Heads are brought to the front once, for the forward and for the backward pass alike; the backward pass is written out
 and makes each block's weights anew from each row's largest score and sum, so nothing quadratic in tokens outlives its
@@ -17,23 +17,24 @@ from flaxformer_lab.functional.softmax import masked_scores
 Valid = Bool[Array, "batch tokens"]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def row_blocked_attention(
     query: Float[Array, "batch tokens heads head_dim"],
     key: Float[Array, "batch tokens heads head_dim"],
     value: Float[Array, "batch tokens heads value_dim"],
     valid: Valid | None,
     causal: bool,
+    window: int | None = None,
 ) -> Float[Array, "batch tokens heads value_dim"]:
     """softmax(Q K^T / sqrt(head_dim)) V, exact; the softmax is computed in float32."""
-    return _forward(query, key, value, valid, causal)[0]
+    return _forward(query, key, value, valid, causal, window)[0]
 
 
-def _forward(query, key, value, valid, causal):
+def _forward(query, key, value, valid, causal, window):
     query, key, value = map(_swap, (query, key, value))
     outputs, largests, shares = [], [], []
-    for rows, seen in _blocks(query.shape[2], causal):
-        scores = _scores(query[:, :, rows], key[:, :, seen], valid, rows.start, causal)
+    for rows, seen in _blocks(query.shape[2], causal, window):
+        scores = _scores(query, key, valid, rows, seen, causal, window)
         largest = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - largest)
         total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -46,14 +47,14 @@ def _forward(query, key, value, valid, causal):
     return _swap(output), (query, key, value, valid, output, *(jnp.concatenate(x, axis=2) for x in (largests, shares)))
 
 
-def _backward(causal, residuals, gradient):
+def _backward(causal, window, residuals, gradient):
     """With P the weights: dV = P^T dO, dS = P (dO V^T - rowsum(dO O)) / sqrt(head_dim), dQ = dS K, dK = dS^T Q."""
     query, key, value, valid, output, largest, share = residuals
     gradient = _swap(gradient)
     dot = jnp.sum((gradient * output).astype(jnp.float32), axis=-1, keepdims=True)
     query_gradients, key_gradient, value_gradient = [], jnp.zeros_like(key), jnp.zeros_like(value)
-    for rows, seen in _blocks(query.shape[2], causal):
-        scores = _scores(query[:, :, rows], key[:, :, seen], valid, rows.start, causal)
+    for rows, seen in _blocks(query.shape[2], causal, window):
+        scores = _scores(query, key, valid, rows, seen, causal, window)
         weights = jnp.exp(scores - largest[:, :, rows]) * share[:, :, rows]
         arriving = gradient[:, :, rows]
         through = jnp.einsum("bhqd,bhkd->bhqk", arriving, value[:, :, seen], preferred_element_type=jnp.float32)
@@ -68,23 +69,28 @@ def _backward(causal, residuals, gradient):
 row_blocked_attention.defvjp(_forward, _backward)
 
 
-def _blocks(tokens: int, causal: bool) -> Iterator[tuple[slice, slice]]:
+def _blocks(tokens: int, causal: bool, window: int | None = None) -> Iterator[tuple[slice, slice]]:
     """(query rows, keys that they may see); four or more blocks where rows see different keys, else one."""
-    size = min(max(tokens // 4, 32), 256) if causal else tokens
+    size = min(max(tokens // 4, 32), 256) if causal or window else tokens
+    reach = tokens if window is None else window - 1
     for start in range(0, tokens, size):
         end = min(start + size, tokens)
-        yield slice(start, end), slice(0, end if causal else tokens)
+        yield slice(start, end), slice(max(0, start - reach), end if causal else min(tokens, end + reach))
 
 
 def _scores(
-    query: Float[Array, "batch heads rows head_dim"],
-    key: Float[Array, "batch heads keys head_dim"],
+    query: Float[Array, "batch heads tokens head_dim"],
+    key: Float[Array, "batch heads tokens head_dim"],
     valid: Valid | None,
-    first_row: int,
+    rows: slice,
+    seen: slice,
     causal: bool,
+    window: int | None,
 ) -> Float[Array, "batch heads rows keys"]:
-    scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
-    return masked_scores(scores * query.shape[-1] ** -0.5, causal=causal, valid=valid, first_row=first_row)
+    scores = jnp.einsum("bhqd,bhkd->bhqk", query[:, :, rows], key[:, :, seen], preferred_element_type=jnp.float32)
+    options = {"causal": causal, "valid": valid, "window": window}
+    scores = scores * query.shape[-1] ** -0.5
+    return masked_scores(scores, **options, first_row=rows.start, first_key=seen.start)
 
 
 def _swap(x: Float[Array, "batch a b features"]) -> Float[Array, "batch b a features"]:

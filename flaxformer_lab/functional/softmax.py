@@ -1,18 +1,22 @@
-"""Softmax over the keys that a query may see: not those that come after it, not padding."""
+"""Softmax over the keys that a query may see: not those that come after it, not padding, not those beyond a window."""
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 
 def masked_softmax(
-    scores: Float[Array, "batch heads rows keys"], *, causal: bool, valid: Bool[Array, "batch tokens"] | None
+    scores: Float[Array, "batch heads rows keys"],
+    *,
+    causal: bool,
+    valid: Bool[Array, "batch tokens"] | None,
+    window: int | None = None,
 ) -> Float[Array, "batch heads rows keys"]:
     """Weights over the keys of a sequence, as `masked_scores` allows them.
 
     A row without any visible token gets equal weights, not NaN.
     """
-    return jax.nn.softmax(masked_scores(scores, causal=causal, valid=valid), axis=-1)
+    return jax.nn.softmax(masked_scores(scores, causal=causal, valid=valid, window=window), axis=-1)
 
 
 def masked_scores(
@@ -20,17 +24,35 @@ def masked_scores(
     *,
     causal: bool,
     valid: Bool[Array, "batch tokens"] | None,
+    window: int | None = None,
     first_row: int = 0,
+    first_key: int = 0,
 ) -> Float[Array, "batch heads rows keys"]:
     """Scores with the least finite number at every key that a query may not see.
 
-    The keys are the first ones of a sequence; row r is the query of token `first_row` + r.
+    Row r is the query of token `first_row` + r, column k the key of token `first_key` + k.
     """
     rows, keys = scores.shape[-2:]
     floor = jnp.finfo(scores.dtype).min
-    if causal:
-        seen = first_row + jnp.arange(rows)[:, None] >= jnp.arange(keys)[None, :]
+    seen = visible(first_row + jnp.arange(rows), first_key + jnp.arange(keys), causal=causal, window=window)
+    if seen is not None:
         scores = jnp.where(seen[None, None], scores, floor)
     if valid is not None:
-        scores = jnp.where(valid[:, None, None, :keys], scores, floor)
+        scores = jnp.where(valid[:, None, None, first_key : first_key + keys], scores, floor)
     return scores
+
+
+def visible(
+    rows: Int[Array, " rows"], keys: Int[Array, " keys"], *, causal: bool, window: int | None
+) -> Bool[Array, "rows keys"] | None:
+    """Whether the query at a position may see the key at another; None where every one sees all.
+
+    window: how far sight goes, the token itself counted: w sees the positions less than w away.
+    """
+    if not causal and window is None:
+        return None
+    distance = rows[:, None] - keys[None, :]
+    seen = distance >= 0 if causal else jnp.full(distance.shape, True)
+    if window is not None:
+        seen &= (distance < window) if causal else (jnp.abs(distance) < window)
+    return seen

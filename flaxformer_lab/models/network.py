@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
+from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models.bodies import make_body
 from flaxformer_lab.modules.projection import Dense
@@ -35,7 +36,7 @@ class Network(nnx.Module):
         head: nnx.Module | None = None,
         rngs: nnx.Rngs,
     ):
-        self._pooling = pooling
+        self._pooling, self._causal = pooling, config.causal
         self.embedding = embedding
         self.body = make_body(config, grid=grid, rngs=rngs)
         self.head = head or Dense(config.width, outputs, bias=config.bias, rngs=rngs)
@@ -57,6 +58,37 @@ class Network(nnx.Module):
             x = x[:, -1]
         return self.head(x).astype(jnp.float32)
 
+    def read(
+        self, inputs: Int[Array, "batch tokens"], lengths: Int[Array, " batch"]
+    ) -> tuple[Float[Array, "batch outputs"], Tree]:
+        """Logits at the last of each example's first `lengths` inputs, and the cache from which `step` goes on.
+
+        A body that has no cache of its own keeps the inputs themselves, and reads them anew at each step.
+
+        Raises:
+            ConfigError: the body is not causal, so what follows would change what has been.
+        """
+        if not self._causal:
+            raise ConfigError(
+                "a model with model.causal=false sees what follows a token, so it cannot go on token by token; "
+                "set model.causal=true or choose another model.name"
+            )
+        x = self.embedding(inputs)
+        if hasattr(self.body, "step"):
+            x, cache = self.body.read(x, lengths)
+        else:
+            x, cache = self.body(x), {"inputs": inputs, "lengths": lengths}
+        last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)
+        return self.head(last[:, 0]).astype(jnp.float32), cache
+
+    def step(self, inputs: Int[Array, " batch"], cache: Tree) -> tuple[Float[Array, "batch outputs"], Tree]:
+        """Logits after one more input of each example, and the cache that includes it."""
+        if not hasattr(self.body, "step"):
+            lengths = cache["lengths"]
+            return self.read(cache["inputs"].at[jnp.arange(len(inputs)), lengths].set(inputs), lengths + 1)
+        x, cache = self.body.step(self.embedding(inputs[:, None]), cache)
+        return self.head(x[:, 0]).astype(jnp.float32), cache
+
 
 def _mean_of_valid(x: Float[Array, "batch tokens width"], valid: Bool[Array, "batch tokens"]):
     weights = valid[:, :, None].astype(x.dtype)
@@ -72,6 +104,8 @@ class PureNetwork:
     apply(params, model_state, inputs, *, valid, keys, taps) -> logits.
     embed(params, model_state, inputs) -> token vectors; body(params, model_state, vectors, *, valid, taps) -> token
     vectors: the parts of `apply` between which the measures of mixing look.
+    read(params, model_state, inputs, lengths) -> (logits, cache); step(params, model_state, inputs, cache) -> (logits,
+    cache): a causal network token by token (`Network.read`, `Network.step`).
     """
 
     init: Callable[[Key[Array, ""]], tuple[Tree, Tree]]
@@ -79,6 +113,8 @@ class PureNetwork:
     apply: Callable[..., Array]
     embed: Callable[[Tree, Tree, Array], Array]
     body: Callable[..., Array]
+    read: Callable[..., tuple[Array, Tree]] | None = None
+    step: Callable[..., tuple[Array, Tree]] | None = None
 
     def intermediates(self, params: Tree, model_state: Tree, inputs: Array, **options: Any) -> dict[str, Array]:
         """Every value that the network's modules offer, by dotted name: attention weights, each block's output."""
@@ -105,7 +141,13 @@ def purify(build: Callable[[nnx.Rngs], nnx.Module]) -> PureNetwork:
     def body(params: Tree, model_state: Tree, vectors: Array, **options: Any) -> Array:
         return nnx.merge(graph, params, model_state).body(vectors, **options)
 
-    return PureNetwork(jax.jit(init), tuple(map(nnx.to_pure_dict, shapes)), apply, embed, body)
+    def read(params: Tree, model_state: Tree, inputs: Array, lengths: Array) -> tuple[Array, Tree]:
+        return nnx.merge(graph, params, model_state).read(inputs, lengths)
+
+    def step(params: Tree, model_state: Tree, inputs: Array, cache: Tree) -> tuple[Array, Tree]:
+        return nnx.merge(graph, params, model_state).step(inputs, cache)
+
+    return PureNetwork(jax.jit(init), tuple(map(nnx.to_pure_dict, shapes)), apply, embed, body, read, step)
 
 
 def leaf_paths(tree: Tree) -> dict[str, Any]:

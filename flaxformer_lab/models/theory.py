@@ -10,8 +10,9 @@ ODD_ACTIVATIONS = ("identity", "tanh")
 def is_odd(config: ModelConfig) -> bool:
     """Whether f(-X) = -f(X) for every value of the parameters, those of a dense embedding and head included.
 
-    True without biases and added positions where each token-wise map is odd: LayerNorm and RMSNorm are, a gate (a
-    product of two odd maps) is not. Attention of every kind is: its weights do not change when all of X does so.
+    True without biases and added positions where each token-wise map is odd: the norms are, a gate (a product of two
+    odd maps, or of one with a sigmoid) is not. Attention is where its weights do not change when all of X does so:
+    every kind but linear, whose positive features do. Lightning's are products q . k, which do not.
     """
     if config.bias or config.name == "factorization_machine":
         return False
@@ -23,6 +24,17 @@ def is_odd(config: ModelConfig) -> bool:
         return False
     if not isinstance(config, TransformerConfig):
         return config.activation in ODD_ACTIVATIONS
+    return _attention_is_odd(config) and _ffn_is_odd(config)
+
+
+def _attention_is_odd(config: TransformerConfig) -> bool:
+    attention = config.attention
+    if attention.kind == "off":
+        return True
+    return attention.kind != "linear" and attention.activation in ODD_ACTIVATIONS and not attention.gate
+
+
+def _ffn_is_odd(config: TransformerConfig) -> bool:
     return config.ffn.kind == "off" or (
         config.ffn.kind in ("mlp", "diagonal") and config.ffn.activation in ODD_ACTIVATIONS
     )
@@ -43,25 +55,35 @@ def _normalises(config: ModelConfig) -> bool:
 
 
 def _attention_mixes(config: TransformerConfig, tokens: int) -> bool:
-    """Through a dense map; through channel weights; through scores that a head's features share."""
+    """Through a dense map, a norm or a gate; through channel weights; through scores that a head's features share."""
     attention = config.attention
     if attention.kind == "off":
         return False
-    if attention.projection == "dense" or attention.output == "dense":
+    if attention.projection == "dense" or attention.output == "dense" or attention.norm != "off" or attention.gate:
         return True
-    # A lone token's weight is 1 whatever its score is, and weights that do not see the input carry no feature over.
-    scores_matter = attention.kind == "channel" or (attention.kind == "softmax" and tokens > 1)
+    # Weights that do not see the input carry no feature over; lightning's see it even where a token is alone.
+    scores_matter = attention.kind in ("channel", "lightning") or _weighs(config, tokens)
     return scores_matter and config.head_dim > 1
 
 
+def _weighs(config: TransformerConfig, tokens: int) -> bool:
+    """Whether attention chooses among tokens by what they hold: a lone token's weight is 1 whatever its score is."""
+    return config.attention.kind in ("softmax", "linear") and tokens > 1 and config.attention.window != 1
+
+
 def reach(config: ModelConfig) -> float:
-    """How many tokens back a token can see: 0 without token mixing, infinity with attention or a recurrence."""
+    """How many tokens back a token can see: 0 without token mixing, infinity with attention or a recurrence.
+
+    A window ends a layer's sight, and each layer looks on from where the one below it could see.
+    """
     if config.name in ("mlp", "factorization_machine") or config.depth == 0:
         return 0.0
     if isinstance(config, ConvolutionConfig):
         return float(config.reach)
     if isinstance(config, TransformerConfig) and (config.attention.kind == "off" or _lone_channel(config)):
         return 0.0
+    if isinstance(config, TransformerConfig) and config.attention.window is not None:
+        return float(config.depth * (config.attention.window - 1))
     return math.inf
 
 
@@ -79,10 +101,14 @@ def is_affine(config: ModelConfig, tokens: int) -> bool:
     if not isinstance(config, TransformerConfig):
         return not isinstance(config, RecurrentConfig) and config.activation == "identity"
     ffn = config.ffn.kind == "off" or (config.ffn.kind in ("mlp", "diagonal") and config.ffn.activation == "identity")
-    # A lone token's softmax weight is 1; static and mean weights do not see the input.
-    attention = (
-        config.attention.kind in ("off", "static", "mean")
-        or (config.attention.kind == "softmax" and tokens == 1)
-        or _lone_channel(config)
-    )
-    return ffn and attention
+    return ffn and (config.attention.kind == "off" or _attention_is_affine(config, tokens))
+
+
+def _attention_is_affine(config: TransformerConfig, tokens: int) -> bool:
+    """Static and mean weights do not see the input; those of softmax and linear do, where there is a choice."""
+    attention = config.attention
+    if attention.activation != "identity" or attention.norm != "off" or attention.gate:
+        return False
+    if attention.kind in ("lightning", "channel"):
+        return _lone_channel(config)
+    return not _weighs(config, tokens)

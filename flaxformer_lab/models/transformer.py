@@ -3,12 +3,15 @@
 import math
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
+from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.functional.dropout import fold_in
 from flaxformer_lab.functional.position import sinusoidal
 from flaxformer_lab.model_config import TransformerConfig
+from flaxformer_lab.modules.attention import Cache
 from flaxformer_lab.modules.block import Block
 from flaxformer_lab.modules.norm import make_norm
 from flaxformer_lab.modules.projection import normal
@@ -26,10 +29,11 @@ class Transformer(nnx.Module):
 
     def __init__(self, config: TransformerConfig, *, grid: tuple[int, ...], rngs: nnx.Rngs):
         self._config = config
-        tokens = math.prod(grid)
+        self._tokens = tokens = math.prod(grid)
         # Small at the start, so that a token's content is not drowned by its place.
         self.position = normal(rngs, (tokens, config.width), config.width) if config.position == "learned" else None
-        self.blocks = nnx.List([Block(config, tokens=tokens, rngs=rngs) for _ in range(config.depth)])
+        blocks = (Block(config, tokens=tokens, layer=layer, rngs=rngs) for layer in range(config.depth))
+        self.blocks = nnx.List(list(blocks))
         self.norm = make_norm(config)
 
     def __call__(
@@ -40,26 +44,63 @@ class Transformer(nnx.Module):
         keys: Key[Array, " batch"] | None = None,
         taps: Taps = CLOSED,
     ) -> Stream:
-        pre = self._config.norm.placement == "pre"
-        x = self.positioned(x)
-        x = self.norm(x) if self.norm and not pre else x
+        x = self._entering(x)
         taps.add("input", lambda: x)
         for number, block in enumerate(self.blocks):
             block_keys = None if keys is None else fold_in(keys, number)
             run = _rematerialised if self._config.remat else Block.__call__
             x = run(block, x, valid=valid, keys=block_keys, taps=taps.within(f"blocks.{number}"))
-        x = self.norm(x) if self.norm and pre else x
+        x = self._leaving(x)
         taps.add("output", lambda: x)
         return x
 
-    def positioned(self, x: Stream) -> Stream:
-        """Token vectors with their learned or sinusoidal positions added."""
+    def read(self, x: Stream, lengths: Int[Array, " batch"]) -> tuple[Stream, Cache]:
+        """The output of a causal sequence, and the cache after each example's first `lengths` tokens."""
+        x, caches = self._entering(x), []
+        for block in self.blocks:
+            x, cache = block.read(x, lengths)
+            caches.append(cache)
+        return self._leaving(x), {"position": lengths, "blocks": caches}
+
+    def step(self, x: Float[Array, "batch 1 width"], cache: Cache) -> tuple[Float[Array, "batch 1 width"], Cache]:
+        """The output of one more token, and the cache that includes it."""
+        position = cache["position"]
+        x, caches = self._entering(x, position), []
+        for block, of_block in zip(self.blocks, cache["blocks"], strict=True):
+            x, of_block = block.step(x, of_block, position)
+            caches.append(of_block)
+        return self._leaving(x), {"position": position + 1, "blocks": caches}
+
+    def _entering(self, x: Stream, first: Int[Array, " batch"] | None = None) -> Stream:
+        """Token vectors in their places, normalised where the blocks do so after each part."""
+        x = self.positioned(x, first)
+        return self.norm(x) if self.norm and self._config.norm.placement == "post" else x
+
+    def _leaving(self, x: Stream) -> Stream:
+        return self.norm(x) if self.norm and self._config.norm.placement == "pre" else x
+
+    def positioned(self, x: Stream, first: Int[Array, " batch"] | None = None) -> Stream:
+        """Token vectors with their learned or sinusoidal positions added; `first`: where the only token stands.
+
+        Raises:
+            ConfigError: no tokens, or more than there are learned positions.
+        """
         tokens = x.shape[1]
+        if not tokens:
+            raise ConfigError("a sequence of 0 tokens has nothing to attend to; give at least one")
+        if self.position is not None and tokens > self._tokens:
+            raise ConfigError(
+                f"a sequence of {tokens} tokens is longer than the {self._tokens} that model.position=learned has; "
+                "shorten it, train with longer sequences, or choose position sinusoidal, rotary or off"
+            )
         if self.position is not None:
-            return x + self.position[...][None, :tokens].astype(x.dtype)
-        if self._config.position == "sinusoidal":
-            return x + sinusoidal(tokens, self._config.width)[None].astype(x.dtype)
-        return x
+            table = self.position[...]
+        elif self._config.position == "sinusoidal":
+            table = sinusoidal(max(tokens, self._tokens), self._config.width)
+        else:
+            return x
+        places = table[None, :tokens] if first is None else jnp.take(table, first, axis=0)[:, None]
+        return x + places.astype(x.dtype)
 
 
 def _rematerialised(

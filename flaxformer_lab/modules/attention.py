@@ -1,69 +1,188 @@
-"""Token mixing with parameters: projections around one of the formulas of `functional/attention.py`."""
+"""Token mixing with parameters: projections around one of the formulas of `functional/`.
 
+Each kind runs over a whole sequence, and also token by token: `read` takes the first tokens and leaves a cache of what
+those that follow will need, `step` takes one more. Softmax, static and windowed kinds keep past tokens; linear,
+lightning and mean a state whose size does not grow.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.functional import attention as formulas
+from flaxformer_lab.functional import lightning, linear_attention, rolling
 from flaxformer_lab.functional.attention import Heads, Valid
+from flaxformer_lab.functional.feedforward import ACTIVATIONS
 from flaxformer_lab.functional.position import rotary
+from flaxformer_lab.functional.softmax_attention import repeated, softmax_attention
 from flaxformer_lab.model_config import TransformerConfig
-from flaxformer_lab.modules.projection import PROJECTIONS, ones, zeros
+from flaxformer_lab.modules.norm import make_norm
+from flaxformer_lab.modules.projection import PROJECTIONS, Dense, ones, zeros
 from flaxformer_lab.modules.taps import CLOSED, Taps
 
 Stream = Float[Array, "batch tokens width"]
+Token = Float[Array, "batch 1 width"]
+Shared = Float[Array, "batch tokens kv_heads head_dim"]
+Places = Int[Array, " batch"]
+Cache = Any  # a pytree of arrays whose first axis is the batch
 
 
 class Attention(nnx.Module):
     """project, mix within heads, merge heads, project back. A subclass says how a head mixes.
 
     `parts` counts what is projected from the input in one fused map: 3 for query, key and value, 1 for the value alone.
+    layer: which block this is, counted from 0. remember(*heads, lengths) -> cache and recall(*heads, cache, position)
+    -> (mixed, cache) are `mix` token by token; position is that of the new token.
     """
 
     parts = 3
 
-    def __init__(self, config: TransformerConfig, *, tokens: int, rngs: nnx.Rngs):
-        del tokens
-        self._heads, self._head_dim = config.attention.num_heads, config.head_dim
-        self._causal = config.causal
-        self._rotary = config.position == "rotary"
+    def __init__(self, config: TransformerConfig, *, tokens: int, layer: int = 0, rngs: nnx.Rngs):
+        del layer
+        attention = config.attention
+        self._heads, self._kv_heads, self._head_dim = attention.num_heads, config.num_kv_heads, config.head_dim
+        self._causal, self._window, self._rotary = config.causal, attention.window, config.position == "rotary"
+        self._slots = min(attention.window or tokens, tokens)
+        self._activation = ACTIVATIONS[attention.activation]
         merged = self._heads * self._head_dim
-        project = PROJECTIONS[config.attention.projection]
-        output = PROJECTIONS[config.attention.output]
-        self.projection = project(config.width, self.parts * merged, bias=config.bias, rngs=rngs)
-        self.output = output(merged, config.width, bias=config.bias, rngs=rngs)
+        # Heads of the query (where there is one), of the key, of the value.
+        self._sizes = (self._heads, self._kv_heads, self._kv_heads)[-self.parts :]
+        projected = sum(self._sizes) * self._head_dim
+        self.projection = PROJECTIONS[attention.projection](config.width, projected, bias=config.bias, rngs=rngs)
+        self.output = PROJECTIONS[attention.output](merged, config.width, bias=config.bias, rngs=rngs)
+        self.norm = make_norm(config, kind=attention.norm, features=merged)
+        self.gate = Gate(config, merged, rngs=rngs) if attention.gate else None
 
     def __call__(self, x: Stream, *, valid: Valid | None = None, taps: Taps = CLOSED) -> Stream:
-        # Split, not sliced: the gradient of a split is one concatenation, that of slices a sum of padded copies.
-        parts = jnp.split(self.projection(x), self.parts, axis=-1)
-        heads = (part.reshape(*x.shape[:2], self._heads, self._head_dim) for part in parts)
-        mixed = self.mix(*heads, valid=valid, taps=taps)
-        return self.output(mixed.reshape(*x.shape[:2], -1))
+        return self.leaving(x, self.mix(*self.entering(x), valid=valid, taps=taps))
 
-    def positioned(self, query: Heads, key: Heads) -> tuple[Heads, Heads]:
-        """Query and key turned by their positions where `model.position` is rotary."""
-        return (rotary(query), rotary(key)) if self._rotary else (query, key)
+    def read(self, x: Stream, lengths: Places) -> tuple[Stream, Cache]:
+        """The output of a causal sequence, and the cache after each example's first `lengths` tokens."""
+        heads = tuple(self.entering(x))
+        return self.leaving(x, self.mix(*heads, valid=None, taps=CLOSED)), self.remember(*heads, lengths)
+
+    def step(self, x: Token, cache: Cache, position: Places) -> tuple[Token, Cache]:
+        """The output of the token at `position`, and the cache that includes it."""
+        mixed, cache = self.recall(*self.entering(x), cache, position)
+        return self.leaving(x, mixed), cache
+
+    def entering(self, x: Stream) -> Iterator[Array]:
+        """Query, key and value (or the value alone) as heads."""
+        # Split, not sliced: the gradient of a split is one concatenation, that of slices a sum of padded copies.
+        ends = [size * self._head_dim for size in itertools.accumulate(self._sizes[:-1])]
+        parts = jnp.split(self._activation(self.projection(x)), ends, axis=-1)
+        return (part.reshape(*x.shape[:2], -1, self._head_dim) for part in parts)
+
+    def leaving(self, x: Stream, mixed: Heads) -> Stream:
+        """Merged heads, normalised and gated where these knobs are on, at the model's width."""
+        merged = mixed.reshape(*x.shape[:2], -1)
+        merged = self.norm(merged) if self.norm else merged
+        merged = merged * self.gate(x) if self.gate else merged
+        return self.output(merged)
+
+    def turn(self, first: Places | None = None) -> Callable[[Heads], Heads]:
+        """What `model.position` = rotary does to queries and keys; `first`: where their first token stands."""
+        return functools.partial(rotary, first=first) if self._rotary else linear_attention.unplaced
+
+
+class Gate(nnx.Module):
+    """sigmoid(x W1 W2), of rank head_dim (Qin et al. 2023, TransNormerLLM's gate, in its low-rank form)."""
+
+    def __init__(self, config: TransformerConfig, features: int, *, rngs: nnx.Rngs):
+        self.down = Dense(config.width, config.head_dim, bias=config.bias, rngs=rngs)
+        self.up = Dense(config.head_dim, features, bias=config.bias, rngs=rngs)
+
+    def __call__(self, x: Stream) -> Float[Array, "batch tokens merged"]:
+        return jax.nn.sigmoid(self.up(self.down(x)))
 
 
 class SoftmaxAttention(Attention):
     """Scaled dot-product attention."""
 
-    def mix(self, query: Heads, key: Heads, value: Heads, *, valid: Valid | None, taps: Taps):
-        query, key = self.positioned(query, key)
-        options = {"causal": self._causal, "valid": valid}
+    def mix(self, query: Heads, key: Shared, value: Shared, *, valid: Valid | None, taps: Taps):
+        query, key = map(self.turn(), (query, key))
+        options = {"causal": self._causal, "valid": valid, "window": self._window}
         taps.add("weights", lambda: formulas.softmax_weights(query, key, **options))
-        return formulas.softmax_attention(query, key, value, **options)
+        return softmax_attention(query, key, value, **options)
+
+    def remember(self, query: Heads, key: Shared, value: Shared, lengths: Places) -> Cache:
+        return [rolling.filled(x, lengths, self._slots) for x in (self.turn()(key), value)]
+
+    def recall(self, query: Heads, key: Shared, value: Shared, cache: Cache, position: Places):
+        query, key = map(self.turn(position), (query, key))
+        keys, values = (rolling.written(*pair, position) for pair in zip(cache, (key, value), strict=True))
+        seen = rolling.held_positions(position, self._slots) >= 0
+        return rolling.mixed(rolling.slot_scores(query, keys), values, seen), [keys, values]
+
+
+class LinearAttention(Attention):
+    """Attention with weights that are products of positive features; rotary positions turn the numerator alone."""
+
+    def mix(self, query: Heads, key: Shared, value: Shared, *, valid: Valid | None, taps: Taps):
+        key, value = (repeated(x, self._heads) for x in (key, value))
+        options = {"causal": self._causal, "valid": valid, "turn": self.turn()}
+        taps.add("weights", lambda: linear_attention.linear_weights(query, key, **options))
+        return linear_attention.linear_attention(query, key, value, **options)
+
+    def remember(self, query: Heads, key: Shared, value: Shared, lengths: Places) -> Cache:
+        key, value = (repeated(x, self._heads) for x in (key, value))
+        return linear_attention.memory_after(key, value, lengths, turn=self.turn())
+
+    def recall(self, query: Heads, key: Shared, value: Shared, cache: Cache, position: Places):
+        key, value = (repeated(x, self._heads) for x in (key, value))
+        return linear_attention.step(query, key, value, cache, turn=self.turn(position))
+
+
+class LightningAttention(Attention):
+    """Lightning attention: no softmax, and a decay a head that `attention.slopes` gives, layer by layer."""
+
+    def __init__(self, config: TransformerConfig, *, tokens: int, layer: int = 0, rngs: nnx.Rngs):
+        super().__init__(config, tokens=tokens, layer=layer, rngs=rngs)
+        convention = config.attention.slopes
+        self._slopes = functools.partial(lightning.make_slopes, convention, self._heads, layer, config.depth)
+        self._scale = lightning.score_scale(convention, self._head_dim)
+
+    def mix(self, query: Heads, key: Shared, value: Shared, *, valid: Valid | None, taps: Taps):
+        query, key, value = self._placed(query, key, value)
+        options = {"causal": self._causal, "valid": valid}
+        taps.add("scores", lambda: lightning.lightning_scores(query, key, self._slopes(), **options))
+        return lightning.lightning_attention(query, key, value, self._slopes(), **options)
+
+    def remember(self, query: Heads, key: Shared, value: Shared, lengths: Places) -> Cache:
+        _, key, value = self._placed(query, key, value)
+        return lightning.memory_after(key, value, self._slopes(), lengths)
+
+    def recall(self, query: Heads, key: Shared, value: Shared, cache: Cache, position: Places):
+        token = (x[:, 0] for x in self._placed(query, key, value, position))
+        mixed, cache = lightning.step(*token, self._slopes(), cache)
+        return mixed[:, None], cache
+
+    def _placed(self, query: Heads, key: Shared, value: Shared, first: Places | None = None) -> tuple[Heads, ...]:
+        """A key and a value for each head, scores scaled, and what rotary positions do."""
+        query, key = map(self.turn(first), (query * self._scale, key))
+        return query, repeated(key, self._heads), repeated(value, self._heads)
 
 
 class ChannelAttention(Attention):
-    """Cross-covariance attention between the features of a head, with a learned temperature a head."""
+    """Cross-covariance attention between the features of a head, with a learned temperature a head.
 
-    def __init__(self, config: TransformerConfig, *, tokens: int, rngs: nnx.Rngs):
-        super().__init__(config, tokens=tokens, rngs=rngs)
+    It sees all tokens at once, so it has no token by token.
+    """
+
+    def __init__(self, config: TransformerConfig, *, tokens: int, layer: int = 0, rngs: nnx.Rngs):
+        super().__init__(config, tokens=tokens, layer=layer, rngs=rngs)
         self.temperature = ones((self._heads,))
 
-    def mix(self, query: Heads, key: Heads, value: Heads, *, valid: Valid | None, taps: Taps):
-        query, key = self.positioned(query, key)
+    def mix(self, query: Heads, key: Shared, value: Shared, *, valid: Valid | None, taps: Taps):
+        query, key = map(self.turn(), (query, key))
+        key, value = (repeated(x, self._heads) for x in (key, value))
         temperature = self.temperature[...]
         taps.add("channel_weights", lambda: formulas.channel_weights(query, key, temperature, valid=valid))
         return formulas.channel_attention(query, key, value, temperature, valid=valid)
@@ -74,10 +193,25 @@ class MeanAttention(Attention):
 
     parts = 1
 
-    def mix(self, value: Heads, *, valid: Valid | None, taps: Taps) -> Heads:
-        options = {"causal": self._causal, "valid": valid}
+    def mix(self, value: Shared, *, valid: Valid | None, taps: Taps) -> Heads:
+        options = {"causal": self._causal, "valid": valid, "window": self._window}
         taps.add("weights", lambda: formulas.mean_weights(*value.shape[:2], **options))
-        return formulas.mean_attention(value, **options)
+        return formulas.mean_attention(repeated(value, self._heads), **options)
+
+    def remember(self, value: Shared, lengths: Places) -> Cache:
+        if self._window is not None:
+            return rolling.filled(value, lengths, self._slots)
+        read = jnp.arange(value.shape[1])[None] < lengths[:, None]
+        return jnp.sum(value.astype(jnp.float32) * read[:, :, None, None], axis=1, keepdims=True)
+
+    def recall(self, value: Shared, cache: Cache, position: Places):
+        if self._window is not None:
+            cache = rolling.written(cache, value, position)
+            equal = jnp.zeros((len(value), self._heads, self._slots))
+            return rolling.mixed(equal, cache, rolling.held_positions(position, self._slots) >= 0), cache
+        cache = cache + value.astype(jnp.float32)
+        mean = cache / (position + 1).astype(jnp.float32)[:, None, None, None]
+        return repeated(mean.astype(value.dtype), self._heads), cache
 
 
 class StaticAttention(Attention):
@@ -85,25 +219,44 @@ class StaticAttention(Attention):
 
     parts = 1
 
-    def __init__(self, config: TransformerConfig, *, tokens: int, rngs: nnx.Rngs):
-        super().__init__(config, tokens=tokens, rngs=rngs)
+    def __init__(self, config: TransformerConfig, *, tokens: int, layer: int = 0, rngs: nnx.Rngs):
+        super().__init__(config, tokens=tokens, layer=layer, rngs=rngs)
         self.scores = zeros((self._heads, tokens, tokens))
 
-    def mix(self, value: Heads, *, valid: Valid | None, taps: Taps) -> Heads:
-        weights = formulas.static_weights(self.scores[...], value.shape[1], causal=self._causal, valid=valid)
+    def mix(self, value: Shared, *, valid: Valid | None, taps: Taps) -> Heads:
+        tokens, most = value.shape[1], self.scores.shape[1]
+        if tokens > most:
+            raise ConfigError(
+                f"a sequence of {tokens} tokens is longer than the {most} that model.attention.kind=static has weights "
+                "for; shorten it or train with longer sequences"
+            )
+        options = {"causal": self._causal, "valid": valid, "window": self._window}
+        weights = formulas.static_weights(self.scores[...], tokens, **options)
         taps.add("weights", lambda: weights)
-        return formulas.apply_weights(weights, value)
+        return formulas.apply_weights(weights, repeated(value, self._heads))
+
+    def remember(self, value: Shared, lengths: Places) -> Cache:
+        return rolling.filled(value, lengths, self._slots)
+
+    def recall(self, value: Shared, cache: Cache, position: Places):
+        cache = rolling.written(cache, value, position)
+        held = rolling.held_positions(position, self._slots)
+        rows = jnp.swapaxes(self.scores[...][:, position], 0, 1)
+        scores = jnp.take_along_axis(rows, jnp.maximum(held, 0)[:, None], axis=-1)
+        return rolling.mixed(scores.astype(jnp.float32), cache, held >= 0), cache
 
 
 ATTENTIONS: dict[str, type[Attention]] = {
     "softmax": SoftmaxAttention,
+    "linear": LinearAttention,
+    "lightning": LightningAttention,
     "channel": ChannelAttention,
     "mean": MeanAttention,
     "static": StaticAttention,
 }
 
 
-def make_attention(config: TransformerConfig, *, tokens: int, rngs: nnx.Rngs) -> Attention | None:
-    """The attention that `config.attention.kind` names; None where it is off."""
+def make_attention(config: TransformerConfig, *, tokens: int, layer: int = 0, rngs: nnx.Rngs) -> Attention | None:
+    """The attention that `config.attention.kind` names; None where it is off. layer: which block it is in, from 0."""
     kind = config.attention.kind
-    return ATTENTIONS[kind](config, tokens=tokens, rngs=rngs) if kind in ATTENTIONS else None
+    return ATTENTIONS[kind](config, tokens=tokens, layer=layer, rngs=rngs) if kind in ATTENTIONS else None

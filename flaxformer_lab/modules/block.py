@@ -3,11 +3,11 @@
 from collections.abc import Callable
 
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from flaxformer_lab.functional.dropout import dropout, fold_in
 from flaxformer_lab.model_config import TransformerConfig
-from flaxformer_lab.modules.attention import make_attention
+from flaxformer_lab.modules.attention import Cache, make_attention
 from flaxformer_lab.modules.feedforward import make_feed_forward
 from flaxformer_lab.modules.norm import make_norm
 from flaxformer_lab.modules.taps import CLOSED, Taps
@@ -16,11 +16,14 @@ Stream = Float[Array, "batch tokens width"]
 
 
 class Block(nnx.Module):
-    """Token mixing, then feature mixing. A part that is off is not there, and neither is its norm."""
+    """Token mixing, then feature mixing. A part that is off is not there, and neither is its norm.
 
-    def __init__(self, config: TransformerConfig, *, tokens: int, rngs: nnx.Rngs):
+    layer: which block this is, counted from 0. `read` and `step` are as in `modules/attention.py`.
+    """
+
+    def __init__(self, config: TransformerConfig, *, tokens: int, layer: int = 0, rngs: nnx.Rngs):
         self._config = config
-        self.attention = make_attention(config, tokens=tokens, rngs=rngs)
+        self.attention = make_attention(config, tokens=tokens, layer=layer, rngs=rngs)
         self.attention_norm = make_norm(config) if self.attention else None
         self.ffn = make_feed_forward(config, rngs)
         self.ffn_norm = make_norm(config) if self.ffn else None
@@ -33,30 +36,47 @@ class Block(nnx.Module):
         keys: Key[Array, " batch"] | None = None,
         taps: Taps = CLOSED,
     ) -> Stream:
-        skip, (attention_keys, ffn_keys) = self._config.skip, _streams(keys)
-        if self.attention:
-            attend = lambda y: self.attention(y, valid=valid, taps=taps.within("attention"))  # noqa: E731
-            x = self._sublayer(x, attend, self.attention_norm, skip.attention, attention_keys)
-        if self.ffn:
-            x = self._sublayer(x, self.ffn, self.ffn_norm, skip.ffn, ffn_keys)
+        attend = lambda y: (self.attention(y, valid=valid, taps=taps.within("attention")), {})  # noqa: E731
+        x, _ = self._through(x, attend, keys)
         taps.add("output", lambda: x)
         return x
 
-    def _sublayer(
+    def read(self, x: Stream, lengths: Int[Array, " batch"]) -> tuple[Stream, Cache]:
+        return self._through(x, lambda y: self.attention.read(y, lengths))
+
+    def step(
+        self, x: Float[Array, "batch 1 width"], cache: Cache, position: Int[Array, " batch"]
+    ) -> tuple[Float[Array, "batch 1 width"], Cache]:
+        return self._through(x, lambda y: self.attention.step(y, cache, position))
+
+    def _through(
         self,
         x: Stream,
-        part: Callable[[Stream], Stream],
-        norm: nnx.Module | None,
-        skip: bool,
-        keys: Key[Array, " batch"] | None,
+        attend: Callable[[Stream], tuple[Stream, Cache]],
+        keys: Key[Array, " batch"] | None = None,
+    ) -> tuple[Stream, Cache]:
+        """Both parts, with attention done by `attend`; what else that returns is returned, or nothing without it."""
+        skip, (attention_keys, ffn_keys), cache = self._config.skip, _streams(keys), {}
+        if self.attention:
+            y, cache = attend(self._entering(x, self.attention_norm))
+            x = self._leaving(x, y, self.attention_norm, skip.attention, attention_keys)
+        if self.ffn:
+            y = self.ffn(self._entering(x, self.ffn_norm))
+            x = self._leaving(x, y, self.ffn_norm, skip.ffn, ffn_keys)
+        return x, cache
+
+    def _entering(self, x: Stream, norm: nnx.Module | None) -> Stream:
+        """What a part is given: norm(x) where the norm comes before (pre)."""
+        return norm(x) if norm and self._config.norm.placement == "pre" else x
+
+    def _leaving(
+        self, x: Stream, y: Stream, norm: nnx.Module | None, skip: bool, keys: Key[Array, " batch"] | None
     ) -> Stream:
-        """x + part(norm(x)) with the norm before the part (pre), or norm(x + part(x)) with it after (post)."""
-        pre = self._config.norm.placement == "pre"
-        y = part(norm(x) if norm and pre else x)
+        """What a part makes of the stream: x + y (pre), or norm(x + y) where the norm comes after (post)."""
         if keys is not None and self._config.dropout:
             y = dropout(y, keys, self._config.dropout)
         y = x + y if skip else y
-        return norm(y) if norm and not pre else y
+        return norm(y) if norm and self._config.norm.placement == "post" else y
 
 
 def _streams(keys: Key[Array, " batch"] | None):

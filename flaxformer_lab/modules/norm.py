@@ -11,10 +11,10 @@ from flaxformer_lab.modules.projection import ones, read, zeros
 class LayerNorm(nnx.Module):
     """(x - mean) / sd * scale + bias over a token's features."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, features: int | None = None):
         self._epsilon = config.norm.epsilon
-        self.scale = ones((config.width,))
-        self.bias = zeros((config.width,)) if config.bias else None
+        self.scale = ones((features or config.width,))
+        self.bias = zeros((features or config.width,)) if config.bias else None
 
     def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch features"]:
         return normalization.layer_norm(x, self.scale[...], read(self.bias), self._epsilon)
@@ -23,15 +23,29 @@ class LayerNorm(nnx.Module):
 class RMSNorm(nnx.Module):
     """x / rms(x) * scale over a token's features."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, features: int | None = None):
         self._epsilon = config.norm.epsilon
-        self.scale = ones((config.width,))
+        self.scale = ones((features or config.width,))
 
     def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch features"]:
         return normalization.rms_norm(x, self.scale[...], self._epsilon)
 
 
-def make_norm(config: ModelConfig) -> nnx.Module | None:
-    """The norm that `config.norm.kind` names; None where it is off."""
-    kinds = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
-    return kinds[config.norm.kind](config) if config.norm.kind in kinds else None
+class SimpleRMSNorm(nnx.Module):
+    """x / rms(x) over a token's features; it owns nothing."""
+
+    def __init__(self, config: ModelConfig, features: int | None = None):
+        del features
+        self._epsilon = config.norm.epsilon
+
+    def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch features"]:
+        return normalization.simple_rms_norm(x, self._epsilon)
+
+
+NORMS: dict[str, type[nnx.Module]] = {"layernorm": LayerNorm, "rmsnorm": RMSNorm, "srmsnorm": SimpleRMSNorm}
+
+
+def make_norm(config: ModelConfig, *, kind: str | None = None, features: int | None = None) -> nnx.Module | None:
+    """The norm that `kind`, or else `config.norm.kind`, names; None where it is off. features: else config.width."""
+    kind = kind or config.norm.kind
+    return NORMS[kind](config, features) if kind in NORMS else None

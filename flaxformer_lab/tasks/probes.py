@@ -112,7 +112,9 @@ class Pointers(ContinuousProbe):
             return Bound("r2", 0.0, "the query sees no other token")
         if not isinstance(config, TransformerConfig) or config.depth != 1 or config.norm.kind != "off":
             return None
-        if config.attention.kind == "mean":
+        if config.attention.activation != "identity":
+            return None  # then the sums are not of Gaussian contents
+        if config.attention.kind == "mean" and config.attention.window is None:
             return Bound("r2", 1 / self._config.tokens, "one sum of all contents")
         heads, pointers = config.attention.num_heads, self._config.pointers
         if config.attention.kind == "softmax":

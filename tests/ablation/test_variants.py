@@ -71,23 +71,23 @@ def number(recipe, *names):
 
 
 def test_the_variants_of_the_design_are_there():
-    """All but linear_attention, which waits for an attention of that kind."""
     expected = (
         "single_head multi_head ffn_off linear_ffn linear_only attention_off mean_attention static_attention "
-        "diagonal_projection per_dimension diagonal_ffn norm_off skip_off channel_attention"
+        "diagonal_projection per_dimension diagonal_ffn norm_off skip_off channel_attention linear_attention "
+        "lightning_attention"
     )
     assert set(VARIANTS) == {*expected.split(), *BASELINES}
     assert all(variant.purpose and variant.overrides for variant in VARIANTS.values())
 
 
-@pytest.mark.parametrize("name", ["linear_attention", "ffn_of", ""])
+@pytest.mark.parametrize("name", ["nonlinear_attention", "ffn_of", ""])
 def test_a_variant_that_does_not_exist_is_refused(name):
     with pytest.raises(ConfigError) as error:
         apply_variants(parse_config(RECIPES["image"]), ["norm_off", name])
     message = str(error.value)
     assert f"--ablation={name} is not a variant" in message
     assert ", ".join(VARIANTS) in message
-    nearest = {"linear_attention": "channel_attention", "ffn_of": "did you mean ffn_off"}.get(name, "")
+    nearest = {"nonlinear_attention": "linear_attention", "ffn_of": "did you mean ffn_off"}.get(name, "")
     assert nearest in message.partition("choose from")[0]
 
 
@@ -168,6 +168,8 @@ DIFFERENCES = {
     "norm_off": lambda w, L, h, t, m, b, norm, ffn: -(2 * L + 1) * norm,
     "skip_off": lambda w, L, h, t, m, b, norm, ffn: 0,
     "channel_attention": lambda w, L, h, t, m, b, norm, ffn: L * h,
+    "linear_attention": lambda w, L, h, t, m, b, norm, ffn: 0,
+    "lightning_attention": lambda w, L, h, t, m, b, norm, ffn: 0,
 }
 
 
@@ -324,6 +326,7 @@ def test_two_variants_compose():
     assert changed_keys(config, ["single_head", "ffn_off"]) == {
         "model.attention.num_heads": "single_head",
         "model.attention.head_dim": "single_head",
+        "model.attention.num_kv_heads": "single_head",
         "model.ffn.kind": "ffn_off",
     }
 

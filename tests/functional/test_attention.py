@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from flaxformer_lab.functional import attention
+from flaxformer_lab.functional.softmax_attention import softmax_attention
 
 BATCH, TOKENS, HEADS, HEAD_DIM = 2, 4, 2, 4
 GENERATOR = np.random.default_rng(0)
@@ -54,7 +55,7 @@ def scaled_dot_product(b, h, i, j):
 @pytest.mark.parametrize("value_dim", [HEAD_DIM, HEAD_DIM - 1])
 def test_softmax_attention(causal, valid, value_dim):
     value = VALUE[..., :value_dim]
-    result = attention.softmax_attention(*arrays(QUERY, KEY, value), **options(causal, valid))
+    result = softmax_attention(*arrays(QUERY, KEY, value), **options(causal, valid))
     expected = mix(weigh(scaled_dot_product, causal, valid), value)
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
 
@@ -115,7 +116,7 @@ def test_gradients_flow_from_the_tokens_that_may_be_seen_and_from_no_others(kind
 
     def output(key, value):
         if kind == "softmax":
-            return attention.softmax_attention(query, key, value, **options(causal, valid))
+            return softmax_attention(query, key, value, **options(causal, valid))
         if kind == "mean":
             return attention.mean_attention(value, **options(causal, valid))
         weights = attention.static_weights(*arrays(SCORES), TOKENS, **options(causal, valid))
@@ -137,7 +138,7 @@ def test_gradients_flow_from_the_tokens_that_may_be_seen_and_from_no_others(kind
 
 def test_a_single_token_receives_itself():
     query, key, value = arrays(QUERY[:, :1], KEY[:, :1], VALUE[:, :1])
-    np.testing.assert_allclose(attention.softmax_attention(query, key, value), value, rtol=1e-6)
+    np.testing.assert_allclose(softmax_attention(query, key, value), value, rtol=1e-6)
     np.testing.assert_allclose(attention.mean_attention(value), value, rtol=1e-6)
 
 
@@ -152,7 +153,7 @@ def test_an_example_of_nothing_but_padding_stays_finite():
     valid = jnp.array([[True] * TOKENS, [False] * TOKENS])
     query, key, value = arrays(QUERY, KEY, VALUE)
     for result in (
-        attention.softmax_attention(query, key, value, valid=valid),
+        softmax_attention(query, key, value, valid=valid),
         attention.softmax_weights(query, key, valid=valid),
         attention.mean_attention(value, valid=valid),
         attention.channel_attention(query, key, value, jnp.ones(HEADS), valid=valid),
@@ -165,6 +166,29 @@ def test_half_precision_weights_are_computed_in_float32():
     assert attention.softmax_weights(query, key).dtype == jnp.float32
     assert attention.channel_weights(query, key, jnp.ones(HEADS)).dtype == jnp.float32
     exact = mix(weigh(scaled_dot_product, False, None), VALUE)
-    result = attention.softmax_attention(query, key, value)
+    result = softmax_attention(query, key, value)
     assert result.dtype == attention.mean_attention(value).dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(result, np.float32), exact, atol=3e-2)
+
+
+@causality
+@masks
+@pytest.mark.parametrize("window", [1, 2, 9])
+def test_a_window_narrows_what_static_and_mean_weights_see(causal, valid, window):
+    """In a sequence of several windows, against the same loops with far tokens left out."""
+
+    def near(score):
+        return lambda b, h, i, j: score(b, h, i, j) if abs(i - j) < window else -np.inf
+
+    with np.errstate(invalid="ignore"):  # a row that sees nothing
+        static = weigh(near(lambda b, h, i, j: SCORES[h, i, j]), causal, valid)
+        mean = weigh(near(lambda b, h, i, j: 0.0), causal, valid)
+    sighted = ~np.isnan(mean).any(-1)[:, 0]
+    narrow = options(causal, valid) | {"window": window}
+    found = np.broadcast_to(attention.static_weights(*arrays(SCORES), TOKENS, **narrow), static.shape)
+    where = np.broadcast_to(sighted[:, None, :, None], static.shape)
+    np.testing.assert_allclose(found[where], static[where], rtol=1e-5, atol=1e-6)
+    found = np.broadcast_to(attention.mean_weights(BATCH, TOKENS, **narrow), mean.shape)
+    np.testing.assert_allclose(found[where], mean[where], rtol=1e-5, atol=1e-6)
+    result = attention.mean_attention(*arrays(VALUE), **narrow)
+    np.testing.assert_allclose(np.asarray(result)[sighted], mix(mean, VALUE)[sighted], rtol=1e-5, atol=1e-6)

@@ -41,7 +41,15 @@ TRANSFORMERS = [
     *({"ffn.kind": "mlp", "ffn.activation": kind} for kind in ("tanh", "identity", "gelu", "relu")),
     *({"ffn.kind": "diagonal", "ffn.activation": kind} for kind in ("tanh", "silu")),
     *({"ffn.kind": kind} for kind in ("gated", "bilinear")),
-    *({"attention.kind": kind} for kind in ("mean", "static", "channel")),
+    *({"attention.kind": kind} for kind in ("linear", "lightning", "mean", "static", "channel")),
+    *({"attention.kind": kind, "attention.window": 2} for kind in ("softmax", "mean")),
+    {"attention.window": 1},
+    {"attention.window": 3, "causal": True},
+    *({"attention.activation": kind} for kind in ("tanh", "silu")),
+    {"attention.kind": "static", "attention.activation": "tanh"},
+    {"attention.kind": "static", "attention.norm": "srmsnorm"},
+    {"attention.kind": "lightning", "attention.norm": "srmsnorm", "attention.activation": "silu"},
+    {"attention.kind": "mean", "attention.gate": True},
     *({"attention.kind": "off", "ffn.kind": kind, "ffn.activation": "tanh"} for kind in ("mlp", "diagonal")),
     {"attention.kind": "off", "ffn.kind": "diagonal", "ffn.activation": "identity"},
     {"attention.kind": "off", "ffn.kind": "diagonal", "norm.kind": "rmsnorm"},
@@ -50,8 +58,11 @@ TRANSFORMERS = [
     LINEAR | {"norm.kind": "rmsnorm"},
     LINEAR | {"ffn.kind": "bilinear"},
     LINEAR | {"causal": True, "skip.attention": False, "skip.ffn": False},
-    *(APART | {"attention.kind": kind} for kind in ("softmax", "mean", "static", "channel")),
-    *(PAIRS | {"attention.kind": kind} for kind in ("softmax", "mean", "static", "channel")),
+    *(APART | {"attention.kind": kind} for kind in ("softmax", "linear", "lightning", "mean", "static", "channel")),
+    *(PAIRS | {"attention.kind": kind} for kind in ("softmax", "linear", "lightning", "mean", "static", "channel")),
+    PAIRS | {"attention.window": 1},
+    APART | {"attention.norm": "rmsnorm", "attention.kind": "mean"},
+    APART | {"attention.gate": True},
     APART | {"bias": True, "position": "learned", "ffn.kind": "diagonal"},
     APART | {"attention.projection": "identity", "attention.output": "off"},
     APART | {"attention.output": "dense", "attention.kind": "mean"},
@@ -64,7 +75,12 @@ TRANSFORMERS = [
     {"depth": 0, "bias": True, "position": "learned"},
 ]
 
-ONE_TOKEN = [{}, {"norm.kind": "rmsnorm"}, PAIRS, PAIRS | {"attention.kind": "channel"}, {"position": "rotary"}]
+ONE_TOKEN = [
+    {},
+    {"norm.kind": "rmsnorm"},
+    *(PAIRS | {"attention.kind": kind} for kind in ("softmax", "lightning", "channel")),
+    {"position": "rotary"},
+]
 
 NO_NORM = {"norm.kind": "off", "bias": False}
 BASELINES = [

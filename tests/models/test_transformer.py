@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.functional.position import sinusoidal
 
 TOKENS, WIDTH = 4, 8
 LATER = np.triu(np.ones((TOKENS, TOKENS), bool), 1)  # [t, s] with s > t
-KINDS = ("softmax", "mean", "static", "channel")
+KINDS = ("softmax", "linear", "lightning", "mean", "static", "channel")
 ATTENTION_ALONE = {"norm.kind": "off", "ffn.kind": "off"}
 
 
@@ -29,13 +30,33 @@ def by_features(jacobian):
 
 
 @pytest.mark.parametrize(
-    ("kind", "position"), [("softmax", "learned"), ("softmax", "rotary"), ("mean", "learned"), ("static", "learned")]
+    ("kind", "position"),
+    [
+        ("softmax", "learned"),
+        ("softmax", "rotary"),
+        ("linear", "rotary"),
+        ("lightning", "rotary"),
+        ("mean", "learned"),
+        ("static", "learned"),
+    ],
 )
 def test_causal_tokens_see_themselves_and_the_past_alone(transformer, stream, kind, position):
     knobs = {"attention.kind": kind, "position": position, "causal": True}
     reach = by_tokens(transformer(knobs).jacobian(stream))
     assert np.all(reach[LATER] == 0)
     assert np.all(reach[~LATER] > 1e-6)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "mean", "static"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_window_ends_sight_layer_by_layer(transformer, stream, kind, causal):
+    knobs = {"attention.kind": kind, "attention.window": 2, "causal": causal}
+    far = np.abs(np.subtract.outer(np.arange(TOKENS), np.arange(TOKENS)))
+    for depth in (1, 2):
+        reach = by_tokens(transformer(knobs | {"depth": depth}).jacobian(stream))
+        seen = (far <= depth) & ~(LATER if causal else np.zeros_like(LATER))
+        assert np.all(reach[~seen] == 0)
+        assert np.all(reach[seen] > 1e-6)
 
 
 def test_without_attention_tokens_stay_apart(transformer, stream):
@@ -133,8 +154,10 @@ def test_the_linear_network_is_linear(transformer, stream, causal):
 @pytest.mark.parametrize(
     "knobs",
     [
-        {"attention.kind": "softmax"},
-        {"attention.kind": "channel"},
+        *({"attention.kind": kind} for kind in ("softmax", "linear", "lightning", "channel")),
+        {"attention.activation": "silu"},
+        {"attention.norm": "srmsnorm"},
+        {"attention.gate": True},
         {"ffn.activation": "gelu"},
         {"ffn.kind": "bilinear"},
         {"norm.kind": "rmsnorm"},
@@ -155,7 +178,7 @@ ODD = {"bias": False, "position": "off", "depth": 2}
 
 @pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
 @pytest.mark.parametrize("activation", ["tanh", "identity"])
-@pytest.mark.parametrize("kind", ["softmax", "channel"])
+@pytest.mark.parametrize("kind", ["softmax", "lightning", "channel"])
 def test_an_odd_network_without_bias_is_odd(transformer, stream, kind, activation, norm):
     small = transformer(ODD | {"attention.kind": kind, "ffn.activation": activation, "norm.kind": norm})
     np.testing.assert_allclose(small(-stream), -small(stream), rtol=1e-6, atol=1e-6)
@@ -163,7 +186,13 @@ def test_an_odd_network_without_bias_is_odd(transformer, stream, kind, activatio
 
 @pytest.mark.parametrize(
     "knobs",
-    [{"ffn.activation": "relu"}, {"ffn.activation": "tanh", "bias": True}, {"ffn.kind": "gated"}],
+    [
+        {"ffn.activation": "relu"},
+        {"ffn.activation": "tanh", "bias": True},
+        {"ffn.kind": "gated"},
+        {"ffn.activation": "tanh", "attention.kind": "linear"},
+        {"ffn.activation": "tanh", "attention.gate": True},
+    ],
     ids=lambda knobs: "-".join(map(str, knobs.values())),
 )
 def test_other_networks_are_not_odd(transformer, stream, knobs):
@@ -171,7 +200,7 @@ def test_other_networks_are_not_odd(transformer, stream, knobs):
     assert np.abs(small(-stream) + small(stream)).max() > 1e-2
 
 
-@pytest.mark.parametrize("kind", ["softmax", "mean", "channel"])
+@pytest.mark.parametrize("kind", ["softmax", "linear", "mean", "channel"])
 def test_without_positions_the_order_of_tokens_does_not_matter(transformer, stream, kind):
     order = np.array([2, 0, 3, 1])
     small = transformer({"attention.kind": kind, "position": "off"})
@@ -186,7 +215,12 @@ def test_without_positions_the_order_of_tokens_does_not_matter(transformer, stre
 @pytest.mark.parametrize(
     "knobs",
     [
-        *({"attention.kind": kind} for kind in ("channel", "mean", "static", "off")),
+        *({"attention.kind": kind} for kind in ("linear", "lightning", "channel", "mean", "static", "off")),
+        {"attention.num_kv_heads": 1},
+        {"attention.window": 2},
+        {"attention.activation": "silu"},
+        *({"attention.norm": kind} for kind in ("layernorm", "rmsnorm", "srmsnorm")),
+        {"attention.gate": True},
         {"attention.num_heads": 1},
         {"attention.num_heads": 8},
         {"attention.head_dim": 3},
@@ -198,6 +232,7 @@ def test_without_positions_the_order_of_tokens_does_not_matter(transformer, stre
         *({"ffn.activation": name} for name in ("gelu_tanh", "relu", "silu", "tanh", "identity")),
         {"ffn.expansion": 1.0},
         {"norm.kind": "rmsnorm"},
+        {"norm.kind": "srmsnorm"},
         {"norm.kind": "off"},
         {"norm.placement": "post"},
         {"norm.epsilon": 0.1},
@@ -217,6 +252,28 @@ def test_every_knob_changes_the_output(transformer, stream, knobs):
     x = stream.astype(jnp.dtype(knobs.get("dtype", "float32")))
     difference = np.abs(transformer(knobs)(x).astype(np.float32) - transformer()(stream))
     assert np.all(difference.max(axis=(1, 2)) > 1e-6)
+
+
+def test_conventions_of_slopes_change_the_output_of_lightning(transformer, stream):
+    """In three layers; two of the conventions differ by next to nothing."""
+    knobs = {"attention.kind": "lightning", "depth": 3, "norm.kind": "off"}
+    first, second, third = (
+        transformer(knobs | {"attention.slopes": name})(stream)
+        for name in ("transnormer", "minimax", "flash_linear_attention")
+    )
+    assert np.abs(first - third).max() > 1e-3
+    assert 0 < np.abs(first - second).max() < np.abs(first - third).max()
+
+
+@pytest.mark.parametrize("knobs", [{"position": "learned"}, {"position": "off", "attention.kind": "static"}])
+def test_a_sequence_that_is_too_long_is_refused(transformer, stream, knobs):
+    with pytest.raises(ConfigError, match="a sequence of 8 tokens is longer than the 4 that model"):
+        transformer(knobs)(np.concatenate([stream, stream], axis=1))
+
+
+def test_an_empty_sequence_is_refused(transformer, stream):
+    with pytest.raises(ConfigError, match="a sequence of 0 tokens"):
+        transformer()(stream[:, :0])
 
 
 def test_two_blocks_are_one_after_the_other(transformer, stream):
@@ -329,7 +386,7 @@ def test_blocks_drop_different_features(transformer, stream):
     assert np.any(first != second)
 
 
-@pytest.mark.parametrize("kind", ["softmax", "channel"])
+@pytest.mark.parametrize("kind", ["softmax", "linear", "lightning", "channel"])
 def test_half_precision_is_close_to_float32(transformer, stream, kind):
     exact = transformer({"attention.kind": kind, "depth": 2})(stream)
     half = transformer({"attention.kind": kind, "depth": 2, "dtype": "bfloat16"})

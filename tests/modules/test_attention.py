@@ -147,7 +147,8 @@ def test_tapped_weights_give_the_output_again(make, kind):
     taps = Taps()
     output = run(module, taps=taps, valid=jnp.asarray(valid))
     (weights,) = (np.asarray(value, np.float64) for value in taps.values.values())
-    np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-5)
+    if kind != "lightning":
+        np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-5)
     value = project(p, module.parts, 2)[-1]
     if kind == "channel":
         mixed = np.einsum("bhed,bhtd->bhte", weights, value)
@@ -155,6 +156,79 @@ def test_tapped_weights_give_the_output_again(make, kind):
         assert not np.any(weights[1, ..., -1])
         mixed = weights @ value
     np.testing.assert_allclose(output, merge(p, mixed), rtol=1e-4, atol=1e-5)
+
+
+def elu_features(x):
+    return np.where(x > 0, x + 1, np.exp(np.minimum(x, 0)))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_linear(make, causal):
+    module, p = make({"kind": "linear"}, causal=causal)
+    query, key, value = project(p, 3, 2)
+    scores = elu_features(query) @ elu_features(key).swapaxes(-1, -2) * (CAUSAL if causal else 1)
+    expected = merge(p, scores / scores.sum(-1, keepdims=True) @ value)
+    np.testing.assert_allclose(run(module), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("slopes", ["transnormer", "flash_linear_attention"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_lightning_in_the_second_of_three_layers(draw_module, causal, slopes):
+    attention = {"num_heads": 2, "kind": "lightning", "slopes": slopes}
+    config = parse_config({"model": {"width": WIDTH, "depth": 3, "attention": attention, "causal": causal}}).model
+    drawn = draw_module(lambda: make_attention(config, tokens=TOKENS, layer=1, rngs=nnx.Rngs(0)))
+    query, key, value = project(drawn.exact, 3, 2)
+    rates = {"transnormer": np.array([2**-4, 2**-8]) * (0.5 + 1e-5), "flash_linear_attention": [0, 4 * 2 / 3]}[slopes]
+    distance = np.abs(np.subtract.outer(np.arange(TOKENS), np.arange(TOKENS)))
+    decay = np.exp(-np.reshape(rates, (2, 1, 1)) * distance) * (CAUSAL if causal else 1)
+    scores = query @ key.swapaxes(-1, -2) * decay / (2 if slopes == "flash_linear_attention" else 1)
+    np.testing.assert_allclose(run(drawn.module), merge(drawn.exact, scores @ value), rtol=1e-4, atol=1e-5)
+
+
+def test_heads_share_keys_and_values_in_groups(make):
+    module, p = make({"num_heads": 4, "head_dim": 2, "num_kv_heads": 2})
+    assert p["projection.kernel"].shape == (WIDTH, (4 + 2 + 2) * 2)
+    projected = X @ p["projection.kernel"] + p["projection.bias"]
+    query, key, value = (
+        part.reshape(2, TOKENS, -1, 2).swapaxes(1, 2) for part in np.split(projected, [8, 12], axis=-1)
+    )
+    key, value = key[:, [0, 0, 1, 1]], value[:, [0, 0, 1, 1]]
+    mixed = softmax(query @ key.swapaxes(-1, -2) / np.sqrt(2), axis=-1) @ value
+    np.testing.assert_allclose(run(module), merge(p, mixed), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ATTENTIONS)
+def test_shared_heads_are_those_of_an_attention_whose_keys_and_values_are_equal(make, kind):
+    """For every kind: the parameters of each shared head written out once for each head that shares it."""
+    shared, p = make({"kind": kind, "num_heads": 4, "head_dim": 2, "num_kv_heads": 2})
+    whole, _ = make({"kind": kind, "num_heads": 4, "head_dim": 2})
+    sizes = [8, 4, 4][-shared.parts :]
+
+    def spread(leaf):
+        pieces = np.split(leaf, np.cumsum(sizes)[:-1], axis=-1)
+        heads = [piece.reshape(*leaf.shape[:-1], -1, 2) for piece in pieces]
+        wide = [head if head.shape[-2] == 4 else head[..., [0, 0, 1, 1], :] for head in heads]
+        return np.concatenate([head.reshape(*leaf.shape[:-1], -1) for head in wide], axis=-1)
+
+    whole.projection.kernel[...] = jnp.asarray(spread(p["projection.kernel"]), jnp.float32)
+    whole.projection.bias[...] = jnp.asarray(spread(p["projection.bias"]), jnp.float32)
+    np.testing.assert_allclose(run(shared), run(whole), rtol=1e-4, atol=1e-5)
+
+
+def test_activation_norm_and_gate_stand_where_the_paper_has_them(make):
+    """TransNormerLLM: activation of query, key and value; norm of the merged heads; then the gate."""
+    module, p = make({"kind": "lightning", "activation": "silu", "norm": "srmsnorm", "gate": True}, depth=1)
+    assert p["gate.down.kernel"].shape == (WIDTH, 4) and p["gate.up.kernel"].shape == (4, WIDTH)
+    query, key, value = (part / (1 + np.exp(-part)) for part in project(p, 3, 2))
+    rates = np.array([2**-4, 2**-8]) * (1 + 1e-5)
+    distance = np.abs(np.subtract.outer(np.arange(TOKENS), np.arange(TOKENS)))
+    scores = query @ key.swapaxes(-1, -2) * np.exp(-rates[:, None, None] * distance)
+    merged = (scores @ value).swapaxes(1, 2).reshape(X.shape)
+    merged = merged / np.sqrt((merged**2).mean(-1, keepdims=True) + 1e-6)
+    low = X @ p["gate.down.kernel"] + p["gate.down.bias"]
+    merged = merged / (1 + np.exp(-(low @ p["gate.up.kernel"] + p["gate.up.bias"])))
+    expected = merged @ p["output.kernel"] + p["output.bias"]
+    np.testing.assert_allclose(run(module), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_every_kind_of_the_config_is_there_and_off_is_nothing():

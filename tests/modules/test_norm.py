@@ -32,6 +32,20 @@ def test_rmsnorm(epsilon):
     np.testing.assert_allclose(norm(jnp.asarray(X, jnp.float32)), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("epsilon", [1e-6, 0.1])
+def test_srmsnorm(epsilon):
+    expected = X / np.sqrt((X**2).mean(-1, keepdims=True) + epsilon)
+    result = make("srmsnorm", epsilon=epsilon)(jnp.asarray(X, jnp.float32))
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_another_kind_and_another_number_of_features_on_request():
+    config = TransformerConfig(width=8, norm=NormConfig(kind="layernorm"))
+    norm = make_norm(config, kind="rmsnorm", features=12)
+    assert {name: leaf.shape for name, leaf in nnx.to_pure_dict(nnx.state(norm)).items()} == {"scale": (12,)}
+    assert make_norm(config, kind="off") is None
+
+
 @pytest.mark.parametrize(
     ("kind", "bias", "expected"),
     [
@@ -39,13 +53,14 @@ def test_rmsnorm(epsilon):
         ("layernorm", False, {"scale"}),
         ("rmsnorm", True, {"scale"}),
         ("rmsnorm", False, {"scale"}),
+        ("srmsnorm", True, set()),
     ],
 )
 def test_parameters(kind, bias, expected):
     state = nnx.to_pure_dict(nnx.state(make(kind, bias=bias)))
     assert set(state) == expected
     assert all(leaf.shape == (8,) for leaf in state.values())
-    assert state["scale"].tolist() == [1] * 8
+    assert "scale" not in expected or state["scale"].tolist() == [1] * 8
 
 
 def test_off_is_nothing():

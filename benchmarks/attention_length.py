@@ -1,0 +1,261 @@
+"""Time and memory of every kind of attention against length, beside PyTorch and other libraries, in one run.
+
+    python benchmarks/attention_length.py                  # CPU, float32: to 16k tokens, linear kinds to 64k
+    python benchmarks/attention_length.py --device=gpu     # bfloat16, batch 4, 32 heads of 128: 1k to 64k
+    python benchmarks/attention_length.py --lengths 64 128 --rounds=2 --heads=2 --head-dim=8   # does it run at all?
+
+Causal attention, forward alone and forward with the gradients of query, key and value. Contestants take turns, each in
+a process of its own; a figure is the median over rounds, a ratio is taken round by round. Memory is what a call needs
+beside its arguments: for JAX what the compiler plans (temporaries and outputs), for PyTorch the allocator's peak on a
+GPU and what the process grows by on a CPU. The exponent is that of memory against length, by least squares on the
+logarithms. Flatness is the largest time a token over the smallest, from 1k tokens on. A peer that is not installed is
+named as such.
+"""
+
+import argparse
+import os
+import statistics
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from contest import Contestant, Work, exponent, take_turns, versions, write_result
+from train_step import machine
+
+QUADRATIC = ("softmax", "torch_sdpa", "static")
+LINEAR = ("lightning", "linear", "channel", "mean", "lightning_kernel", "fla_naive", "ejkernel_lightning")
+CPU_LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+GPU_LENGTHS = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
+LIBRARIES = ("jax", "jaxlib", "torch", "flash-linear-attention", "ejkernel")
+
+
+def jax_contestant(kind: str, device: str, length: int, backward: bool, batch: int, heads: int, head_dim: int) -> Work:
+    """One call of a kind of ours, or of ejkernel's lightning attention."""
+    import jax
+    import jax.numpy as jnp
+
+    dtype = jnp.float32 if device == "cpu" else jnp.bfloat16
+    shape = (batch, length, heads, head_dim)
+    query, key, value, towards = (
+        jax.random.normal(each, shape, dtype) for each in jax.random.split(jax.random.key(0), 4)
+    )
+    attend = _ours(kind, heads, head_dim, length)
+
+    def with_gradients(query, key, value, towards):
+        output, pull = jax.vjp(attend, query, key, value)
+        return output, *pull(towards)
+
+    run = jax.jit(with_gradients if backward else attend)
+    arguments = (query, key, value, towards) if backward else (query, key, value)
+
+    def work() -> None:
+        jax.block_until_ready(run(*arguments))
+
+    plan = run.lower(*arguments).compile().memory_analysis()
+    work.peak_bytes = lambda: plan.temp_size_in_bytes + plan.output_size_in_bytes
+    return work
+
+
+def _ours(kind: str, heads: int, head_dim: int, length: int) -> Callable[..., Any]:
+    import jax.numpy as jnp
+
+    from flaxformer_lab.functional import attention, lightning
+    from flaxformer_lab.functional.linear_attention import linear_attention
+    from flaxformer_lab.functional.softmax_attention import softmax_attention
+
+    slopes = lightning.make_slopes("transnormer", heads, 0, 2)
+    if kind == "ejkernel_lightning":
+        from ejkernel.kernels._xla.lightning_attn import lightning_attn
+
+        return lambda q, k, v: lightning_attn(q, k, v, layer_idx=0, num_layers=2)[0]
+    if kind == "static":
+        scores = jnp.zeros((heads, length, length))
+        return lambda q, k, v: attention.apply_weights(attention.static_weights(scores, length, causal=True), v)
+    return {
+        "softmax": lambda q, k, v: softmax_attention(q, k, v, causal=True),
+        "lightning": lambda q, k, v: lightning.lightning_attention(q, k, v, slopes, implementation="blockwise"),
+        "lightning_kernel": lambda q, k, v: lightning.lightning_attention(q, k, v, slopes, implementation="kernel"),
+        "linear": lambda q, k, v: linear_attention(q, k, v, causal=True),
+        "channel": lambda q, k, v: attention.channel_attention(q, k, v, jnp.ones(heads)),
+        "mean": lambda q, k, v: attention.mean_attention(v, causal=True),
+    }[kind]
+
+
+def torch_contestant(
+    kind: str, device: str, length: int, backward: bool, batch: int, heads: int, head_dim: int
+) -> Work:
+    """One call of PyTorch's fused attention, or of flash-linear-attention's form without a kernel."""
+    import torch
+
+    torch.manual_seed(0)
+    where, dtype = ("cpu", torch.float32) if device == "cpu" else ("cuda", torch.bfloat16)
+    if where == "cpu":
+        torch.set_num_threads(os.cpu_count() or 1)
+    # Each library's own layout: heads before tokens for sdpa, after them for flash-linear-attention.
+    shape = (batch, heads, length, head_dim) if kind == "torch_sdpa" else (batch, length, heads, head_dim)
+    draw = partial(torch.randn, shape, device=where, dtype=dtype)
+    query, key, value = (draw(requires_grad=backward) for _ in range(3))
+    towards = draw()
+    if kind == "torch_sdpa":
+        attend = lambda: torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)  # noqa: E731
+    else:
+        from fla.ops.simple_gla.naive import naive_chunk_simple_gla
+
+        rates = 2.0 ** (-8 * torch.arange(1, heads + 1, device=where) / heads)
+        decay = (-rates).expand(batch, length, heads).contiguous()
+        attend = lambda: naive_chunk_simple_gla(query, key, value, decay)[0]  # noqa: E731
+
+    def work() -> None:
+        output = attend()
+        if backward:
+            torch.autograd.grad(output, (query, key, value), towards)
+        if where == "cuda":
+            torch.cuda.synchronize()
+
+    def peak() -> int:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return torch.cuda.max_memory_allocated() - before
+
+    if where == "cuda":
+        work.peak_bytes = peak
+    return work
+
+
+def contestant(kind: str, **case: Any) -> Work:
+    """The work of a kind, whoever's it is."""
+    build = torch_contestant if kind in ("torch_sdpa", "fla_naive") else jax_contestant
+    if build is jax_contestant and case["device"] == "cpu":
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    # Processes share one GPU, so none may take all of it in advance.
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    return build(kind, **case)
+
+
+def compare(
+    players: dict[str, Contestant], kinds: list[str], case: dict[str, Any], tokens: int, rounds: int
+) -> tuple[list[dict], list[dict]]:
+    """Rows of one case, one for each kind, and what is absent or failed."""
+    there, missing, peaks = [], [], {}
+    for kind in kinds:
+        try:
+            players[kind].ask("prepare", case)
+            peaks[kind] = players[kind].ask("peak")
+            there.append(players[kind])
+        except (ModuleNotFoundError, RuntimeError) as error:
+            missing.append({"kind": kind, **case, "reason": str(error).splitlines()[0]})
+    rows = [
+        {
+            "kind": kind,
+            **case,
+            "milliseconds": round(1e3 * statistics.median(times), 4),
+            "microseconds_a_token": round(1e6 * statistics.median(times) / tokens, 4),
+            "peak_bytes": peaks[kind],
+            "rounds_in_milliseconds": [round(1e3 * each, 4) for each in times],
+        }
+        for kind, times in take_turns(there, rounds).items()
+    ]
+    return rows, missing
+
+
+def summarise(rows: list[dict]) -> dict[str, Any]:
+    """For each kind and direction: how time a token and memory grow; and ratios between kinds at each length."""
+    summary: dict[str, Any] = {}
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        for backward in (False, True):
+            own = [row for row in rows if (row["kind"], row["backward"]) == (kind, backward)]
+            if not own:
+                continue
+            long = [row["microseconds_a_token"] for row in own if row["length"] >= 1024]
+            known = [row for row in own if row["peak_bytes"]]
+            grown = exponent([row["length"] for row in known], [row["peak_bytes"] for row in known])
+            summary[f"{kind}, {'forward and backward' if backward else 'forward'}"] = {
+                "time_exponent": _rounded(exponent([r["length"] for r in own], [r["milliseconds"] for r in own])),
+                "memory_exponent": _rounded(grown),
+                "flatness_from_1k": _rounded(max(long) / min(long)) if len(long) > 1 else None,
+            }
+    pairs = (("torch_sdpa", "softmax"), ("softmax", "lightning"), ("torch_sdpa", "lightning"))
+    for slow, fast in (*pairs, ("lightning", "lightning_kernel")):
+        ratios = _ratios(rows, slow, fast)
+        if ratios:
+            summary[f"time of {slow} over that of {fast}"] = ratios
+    return summary
+
+
+def _ratios(rows: list[dict], slow: str, fast: str) -> dict[str, float]:
+    """By length, the median of the ratios of one round."""
+    found = {}
+    of = {(row["kind"], row["length"], row["backward"]): row["rounds_in_milliseconds"] for row in rows}
+    for kind, length, backward in of:
+        if kind == slow and (fast, length, backward) in of:
+            pairs = zip(of[slow, length, backward], of[fast, length, backward], strict=True)
+            name = f"{length}, {'forward and backward' if backward else 'forward'}"
+            found[name] = round(statistics.median(a / b for a, b in pairs), 3)
+    return found
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
+
+
+def main() -> None:
+    """Runs the comparison, prints a table and writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--lengths", type=int, nargs="*")
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--heads", type=int)
+    parser.add_argument("--head-dim", type=int)
+    parser.add_argument("--kinds", nargs="*", choices=(*QUADRATIC, *LINEAR))
+    parser.add_argument("--quadratic-most", type=int, help="longest sequence of the kinds that are quadratic in time")
+    parser.add_argument("--forward-only", action="store_true")
+    parser.add_argument("--write", action="store_true", help="write the result though some of it was left out")
+    arguments = parser.parse_args()
+    whole = not (arguments.lengths or arguments.kinds or arguments.forward_only)
+    cpu = arguments.device == "cpu"
+    arguments.batch = arguments.batch or (1 if cpu else 4)
+    arguments.heads = arguments.heads or (4 if cpu else 32)
+    arguments.head_dim = arguments.head_dim or (64 if cpu else 128)
+    most = arguments.quadratic_most or (16384 if cpu else 65536)
+    kinds = arguments.kinds or [kind for kind in (*QUADRATIC, *LINEAR) if not (cpu and kind == "lightning_kernel")]
+    settings = {name: getattr(arguments, name) for name in ("device", "batch", "heads", "head_dim")}
+    players = {kind: Contestant(kind, contestant, {"kind": kind} | settings) for kind in kinds}
+    rows: list[dict] = []
+    missing: list[dict] = []
+    print("| length | direction | kind | ms | µs a token | peak MiB |\n|---|---|---|---|---|---|")
+    for length in arguments.lengths or (CPU_LENGTHS if cpu else GPU_LENGTHS):
+        for backward in (False,) if arguments.forward_only else (False, True):
+            # Static attention owns its quadratic matrix; a table for tens of thousands of tokens makes no sense.
+            limits = {"static": min(most, 4096), "softmax": most, "torch_sdpa": most}
+            gone = {each["kind"] for each in missing if "No module" in each["reason"]}
+            now = [kind for kind in kinds if length <= limits.get(kind, length) and kind not in gone]
+            case = {"length": length, "backward": backward}
+            found, absent = compare(players, now, case, arguments.batch * length, arguments.rounds)
+            rows, missing = rows + found, missing + absent
+            for row in found:
+                peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.1f}"
+                direction = "forward and backward" if backward else "forward"
+                print(
+                    f"| {length} | {direction} | {row['kind']} | {row['milliseconds']:.3f} "
+                    f"| {row['microseconds_a_token']:.3f} | {peak} |",
+                    flush=True,
+                )
+            for each in absent:
+                print(f"| {length} | | {each['kind']} | {each['reason']} | | |", flush=True)
+    for each in players.values():
+        each.end()
+    summary = summarise(rows)
+    for name, values in summary.items():
+        print(f"{name}: {values}")
+    if whole or arguments.write:
+        sizes = {name: getattr(arguments, name) for name in ("batch", "heads", "head_dim", "rounds")}
+        result = {"machine": machine(arguments.device), "versions": versions(LIBRARIES), **sizes}
+        write_result(
+            f"attention_length_{arguments.device}", result | {"summary": summary, "rows": rows, "missing": missing}
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Contestants that take turns: each in a process of its own, working only when it is told to.
+
+What the two benchmarks of attention share. A contestant is a function of a case that returns the work to be timed; it
+is named as absent where what it needs is not installed.
+"""
+
+import ctypes
+import gc
+import importlib.metadata
+import json
+import math
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+Work = Callable[[], None]
+
+
+class Contestant:
+    """A process that builds cases and times them on request."""
+
+    def __init__(self, name: str, build: Callable[..., Work], settings: Mapping[str, Any]):
+        context = multiprocessing.get_context("spawn")
+        self.name = name
+        self._end, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, build, dict(settings)), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def ask(self, request: str, *arguments: Any) -> Any:
+        """Sends `prepare` with a case, `time` or `peak`; returns what the other side answers.
+
+        Raises:
+            ModuleNotFoundError: what the contestant needs is not installed.
+            RuntimeError: it failed in another way; the message is its own.
+        """
+        self._end.send((request, arguments))
+        kind, answer = self._end.recv()
+        if kind == "absent":
+            raise ModuleNotFoundError(answer)
+        if kind == "failed":
+            raise RuntimeError(answer)
+        return answer
+
+    def end(self) -> None:
+        self._end.send((None, ()))
+        self._process.join()
+
+
+def _serve(connection, build: Callable[..., Work], settings: dict[str, Any]) -> None:
+    work: Work = lambda: None  # noqa: E731
+    while True:
+        request, arguments = connection.recv()
+        if request is None:
+            return
+        try:
+            if request == "prepare":
+                del work
+                gc.collect()
+                work = build(**settings, **arguments[0])
+                for _ in range(2):
+                    work()
+                answer = None
+            else:
+                answer = timed(work) if request == "time" else peak_bytes(work)
+            connection.send(("answer", answer))
+        except ModuleNotFoundError as error:
+            work = lambda: None  # noqa: E731
+            connection.send(("absent", str(error)))
+        except Exception as error:
+            work = lambda: None  # noqa: E731
+            connection.send(("failed", f"{type(error).__name__}: {error}"))
+
+
+def timed(work: Work, least: float = 0.05) -> float:
+    """Seconds of one call, the mean of as many as take `least` seconds together."""
+    calls, start = 0, time.perf_counter()
+    while time.perf_counter() - start < least:
+        work()
+        calls += 1
+    return (time.perf_counter() - start) / calls
+
+
+def peak_bytes(work: Work) -> int | None:
+    """What the work itself tells as its `peak_bytes`; else what the process grew by in one call (Linux alone)."""
+    if hasattr(work, "peak_bytes"):
+        return work.peak_bytes()
+    try:
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, so that taking it again shows
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+        before = _status("VmRSS")
+        work()
+        return max(0, _status("VmHWM") - before)
+    except (OSError, KeyError, AttributeError):
+        return None
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    sizes = {line.partition(":")[0]: line.partition(":")[2] for line in lines}
+    return 1024 * int(sizes[name].split()[0])
+
+
+def take_turns(contestants: list[Contestant], rounds: int, pause: float = 0.2) -> dict[str, list[float]]:
+    """Seconds of each contestant's prepared work, round by round."""
+    seconds: dict[str, list[float]] = {each.name: [] for each in contestants}
+    for _ in range(rounds):
+        for each in contestants:
+            time.sleep(pause)  # threads of the one before spin for a while on the cores that this one needs
+            seconds[each.name].append(each.ask("time"))
+    return seconds
+
+
+def exponent(sizes: list[float], values: list[float]) -> float | None:
+    """The slope of log(value) against log(size) by least squares; None with fewer than two positive values."""
+    points = [(math.log(x), math.log(y)) for x, y in zip(sizes, values, strict=True) if y and y > 0]
+    if len(points) < 2:
+        return None
+    middle_x, middle_y = (statistics.fmean(axis) for axis in zip(*points, strict=True))
+    spread = sum((x - middle_x) ** 2 for x, _ in points)
+    return sum((x - middle_x) * (y - middle_y) for x, y in points) / spread
+
+
+def versions(names: tuple[str, ...]) -> dict[str, str]:
+    """Of the libraries that are installed among `names`."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def write_result(name: str, result: Mapping[str, Any]) -> None:
+    """Writes `result` as benchmarks/results/NAME.json and says so."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"written to {path}")

@@ -1,0 +1,192 @@
+"""Tokens a second when writing text: our cache beside that of a GPT-2 of transformers, the same size, in one run.
+
+    python benchmarks/decoding.py                  # CPU, float32
+    python benchmarks/decoding.py --device=gpu     # bfloat16
+    python benchmarks/decoding.py --sizes tiny --rounds=2    # does it run at all?
+
+Greedy, the same prompt lengths and the same number of new tokens on both sides, weights drawn at random. Contestants
+take turns, each in a process of its own; a figure is the median over rounds, a ratio is taken round by round. Reading
+the prompt is part of the time. The last column is a lightning model of the same width, whose state does not grow.
+"""
+
+import argparse
+import os
+import statistics
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from contest import Contestant, Work, take_turns, versions, write_result
+from train_step import machine
+
+
+@dataclass(frozen=True)
+class Size:
+    """A GPT-2, how much it reads, and how much it writes."""
+
+    name: str
+    width: int
+    depth: int
+    heads: int
+    vocabulary: int
+    batch: int
+    prompt: int
+    new: int
+
+    @property
+    def context(self) -> int:
+        return self.prompt + self.new
+
+
+SIZES = {
+    "cpu": (
+        Size("0.1M", width=64, depth=2, heads=4, vocabulary=128, batch=1, prompt=32, new=224),
+        Size("3M", width=256, depth=4, heads=4, vocabulary=128, batch=1, prompt=32, new=224),
+        Size("3M, 8 texts", width=256, depth=4, heads=4, vocabulary=128, batch=8, prompt=32, new=224),
+        Size("30M", width=512, depth=9, heads=8, vocabulary=512, batch=1, prompt=64, new=192),
+    ),
+    "gpu": (
+        Size("124M", width=768, depth=12, heads=12, vocabulary=50304, batch=1, prompt=64, new=448),
+        Size("124M, 32 texts", width=768, depth=12, heads=12, vocabulary=50304, batch=32, prompt=64, new=448),
+    ),
+}
+TINY = Size("tiny", width=16, depth=1, heads=2, vocabulary=16, batch=2, prompt=3, new=9)
+
+
+def ours(size: Size, device: str, kind: str) -> Work:
+    """One batch of texts by the lab's own decoder, the one that `generate` runs."""
+    import jax
+    import numpy as np
+
+    from flaxformer_lab.config import parse_config
+    from flaxformer_lab.models.decoding import Decoder
+    from flaxformer_lab.tasks import make_task
+
+    tree: dict[str, Any] = {
+        "task": {"name": "language_modelling", "tokenizer": "bytes", "sequence_length": size.context},
+        "model": {
+            "width": size.width,
+            "depth": size.depth,
+            "attention": {"num_heads": size.heads, "kind": kind},
+            "ffn": {"activation": "gelu_tanh"},
+            "norm": {"epsilon": 1e-5},
+            "causal": True,
+            "dtype": "float32" if device == "cpu" else "bfloat16",
+        },
+    }
+    if kind == "lightning":
+        tree["model"]["attention"] |= {"activation": "silu", "norm": "srmsnorm"}
+    config = parse_config(tree)
+    network = make_task(config.task, {"num_symbols": size.vocabulary}).network(config.model)
+    params, model_state = network.init(jax.random.key(0))
+    decoder = Decoder(network, params, model_state, context=size.context, temperature=0.0)
+    prompts = list(np.random.default_rng(0).integers(0, size.vocabulary, (size.batch, size.prompt)))
+
+    def work() -> None:
+        written = sum(symbols.shape[1] for symbols in decoder.write(prompts, size.new))
+        assert written == size.new
+
+    return work
+
+
+def peer(size: Size, device: str) -> Work:
+    """One batch of texts by GPT2LMHeadModel.generate with its cache."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    torch.manual_seed(0)
+    where = "cuda" if device == "gpu" else "cpu"
+    if where == "cpu":
+        torch.set_num_threads(os.cpu_count() or 1)
+    config = GPT2Config(
+        vocab_size=size.vocabulary,
+        n_positions=size.context,
+        n_embd=size.width,
+        n_layer=size.depth,
+        n_head=size.heads,
+        tie_word_embeddings=False,
+        bos_token_id=0,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    model = GPT2LMHeadModel(config).to(where, torch.float32 if device == "cpu" else torch.bfloat16).eval()
+    prompts = torch.randint(0, size.vocabulary, (size.batch, size.prompt), device=where)
+    attended = torch.ones_like(prompts)
+    options = {"do_sample": False, "use_cache": True, "min_new_tokens": size.new, "max_new_tokens": size.new}
+
+    def work() -> None:
+        with torch.inference_mode():
+            written = model.generate(prompts, attention_mask=attended, **options)
+        assert written.shape[1] == size.context
+
+    return work
+
+
+def contestant(name: str, device: str, size: Size) -> Work:
+    """The work of one side."""
+    if device == "cpu":
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    # Processes share one GPU, so none may take all of it in advance.
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    return peer(size, device) if name == "transformers" else ours(size, device, name)
+
+
+def compare(size: Size, device: str, rounds: int) -> dict[str, Any]:
+    """Tokens a second of each contestant, and ours over the peer's round by round; who is absent, and why."""
+    there, missing = [], {}
+    for name in ("softmax", "lightning", "transformers"):
+        each = Contestant(name, contestant, {"name": name, "device": device})
+        try:
+            each.ask("prepare", {"size": size})
+            there.append(each)
+        except (ModuleNotFoundError, RuntimeError) as error:
+            missing[name] = str(error).splitlines()[0]
+            each.end()
+    seconds = take_turns(there, rounds, pause=1.0)
+    for each in there:
+        each.end()
+    tokens = size.batch * size.new
+    row = asdict(size) | {"rounds": rounds, "missing": missing}
+    row |= {f"{name}_tokens_per_second": round(tokens / statistics.median(t)) for name, t in seconds.items()}
+    for name in ("softmax", "lightning"):
+        if name in seconds and "transformers" in seconds:
+            pairs = zip(seconds["transformers"], seconds[name], strict=True)
+            ratios = sorted(theirs / own for theirs, own in pairs)
+            row[f"{name}_ratio"] = round(statistics.median(ratios), 2)
+            row[f"{name}_ratio_range"] = [round(ratios[0], 2), round(ratios[-1], 2)]
+    return row
+
+
+def main() -> None:
+    """Runs the comparison, prints a table and writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--sizes", nargs="*", help="names of sizes, or tiny; default: all but tiny")
+    arguments = parser.parse_args()
+    rows = []
+    columns = ("size", "softmax tokens/s", "transformers tokens/s", "ratio (range)", "lightning tokens/s")
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for size in (*SIZES[arguments.device], TINY):
+        if size.name not in (arguments.sizes or [size.name for size in SIZES[arguments.device]]):
+            continue
+        row = compare(size, arguments.device, arguments.rounds)
+        rows.append(row)
+        theirs = row.get("transformers_tokens_per_second", row["missing"].get("transformers"))
+        low, high = row.get("softmax_ratio_range", ("", ""))
+        print(
+            f"| {size.name} | {row.get('softmax_tokens_per_second')} | {theirs} "
+            f"| {row.get('softmax_ratio', '')} ({low} to {high}) | {row.get('lightning_tokens_per_second')} |",
+            flush=True,
+        )
+    if not arguments.sizes:
+        result = {
+            "machine": machine(arguments.device),
+            "versions": versions(("jax", "jaxlib", "torch", "transformers")),
+        }
+        write_result(f"decoding_{arguments.device}", result | {"sizes": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""Softmax attention by blocks of queries and of keys, so that nothing quadratic in tokens ever exists.
+
+Each block of queries walks over the blocks of keys that it may see and keeps a running maximum and a running sum
+(Milakov and Gimelshein 2018); the backward pass makes the weights anew from these two (Dao et al. 2022, algorithms 1
+and 4; the order of the loops as in Dao 2023). Memory beside the arguments is linear in tokens.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from flaxformer_lab.functional.softmax import visible
+
+# Inside, arrays stand block by block: queries [blocks, batch, kv_heads, group, size, head_dim], where a group is the
+# queries that share a key's head, and keys [blocks, batch, kv_heads, size, head_dim].
+Rows = Float[Array, "blocks batch kv_heads group size features"]
+Keys = Float[Array, "blocks batch kv_heads size features"]
+Seen = Bool[Array, "blocks batch size"]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def blockwise_attention(
+    query: Float[Array, "batch tokens heads head_dim"],
+    key: Float[Array, "batch tokens kv_heads head_dim"],
+    value: Float[Array, "batch tokens kv_heads value_dim"],
+    valid: Bool[Array, "batch tokens"] | None,
+    causal: bool,
+    window: int | None = None,
+    block: int = 512,
+) -> Float[Array, "batch tokens heads value_dim"]:
+    """softmax(Q K^T / sqrt(head_dim)) V, exact, with float32 scores and sums; kv_heads divides heads."""
+    return _forward(query, key, value, valid, causal, window, block)[0]
+
+
+def _forward(query, key, value, valid, causal, window, block):
+    tokens = query.shape[1]
+    seen = _seen(valid, tokens, query.shape[0], block)
+    queries, keys, values = _grouped(query, key.shape[2], block), _split(key, block), _split(value, block)
+
+    def attend(number: Int[Array, ""]):
+        def add(other: Int[Array, ""], carry: tuple[Array, Array, Array]):
+            mixed, largest, total = carry
+            scores = _scores(queries[number], keys[other], _taken(seen, other), number, other, causal, window)
+            new = jnp.maximum(largest, jnp.max(scores, axis=-1, keepdims=True))
+            weights, shrink = jnp.exp(scores - new), jnp.exp(largest - new)
+            arriving = _product("bgrqk,bgkd->bgrqd", weights.astype(value.dtype), values[other])
+            return mixed * shrink + arriving, new, total * shrink + jnp.sum(weights, axis=-1, keepdims=True)
+
+        rows = queries.shape[1:-1]
+        # The least finite number, as for a key that is not seen: what a row collects before it sees one key is
+        # multiplied by exp(least - score) = 0 when it does.
+        least = jnp.full((*rows, 1), jnp.finfo(jnp.float32).min)
+        start = (jnp.zeros((*rows, value.shape[-1])), least, jnp.zeros((*rows, 1)))
+        mixed, largest, total = jax.lax.fori_loop(*_reach(number, len(keys), block, causal, window), add, start)
+        return (mixed / total).astype(value.dtype), largest, 1 / total
+
+    outputs, largests, shares = jax.lax.map(attend, jnp.arange(len(queries)))
+    residuals = (query, key, value, valid, outputs, largests, shares)
+    return _ungrouped(outputs, tokens), residuals
+
+
+def _backward(causal, window, block, residuals, gradient):
+    """With P the weights: dV = P^T dO, dS = P (dO V^T - rowsum(dO O)) / sqrt(head_dim), dQ = dS K, dK = dS^T Q."""
+    query, key, value, valid, outputs, largests, shares = residuals
+    tokens, scale = query.shape[1], query.shape[-1] ** -0.5
+    seen = _seen(valid, tokens, query.shape[0], block)
+    queries, keys, values = _grouped(query, key.shape[2], block), _split(key, block), _split(value, block)
+    gradients = _grouped(gradient, key.shape[2], block)
+    dots = jnp.sum((gradients * outputs).astype(jnp.float32), axis=-1, keepdims=True)
+
+    def attend(totals: tuple[Array, Array], number: Int[Array, ""]):
+        def add(other: Int[Array, ""], carry: tuple[Array, Array, Array]):
+            of_query, of_keys, of_values = carry
+            scores = _scores(queries[number], keys[other], _taken(seen, other), number, other, causal, window)
+            weights = jnp.exp(scores - largests[number]) * shares[number]
+            through = _product("bgrqd,bgkd->bgrqk", gradients[number], values[other])
+            change = (weights * (through - dots[number]) * scale).astype(query.dtype)
+            weights = weights.astype(value.dtype)
+            of_query += _product("bgrqk,bgkd->bgrqd", change, keys[other])
+            of_keys = of_keys.at[other].add(_product("bgrqk,bgrqd->bgkd", change, queries[number]))
+            of_values = of_values.at[other].add(_product("bgrqk,bgrqd->bgkd", weights, gradients[number]))
+            return of_query, of_keys, of_values
+
+        start = (jnp.zeros(queries.shape[1:]), *totals)
+        bounds = _reach(number, len(keys), block, causal, window)
+        of_query, *totals = jax.lax.fori_loop(*bounds, add, start)
+        return tuple(totals), of_query.astype(query.dtype)
+
+    empty = (jnp.zeros(keys.shape), jnp.zeros(values.shape))
+    (of_keys, of_values), of_queries = jax.lax.scan(attend, empty, jnp.arange(len(queries)))
+    of_key, of_value = (_joined(x, tokens) for x in (of_keys.astype(key.dtype), of_values.astype(value.dtype)))
+    return _ungrouped(of_queries, tokens), of_key, of_value, None
+
+
+blockwise_attention.defvjp(_forward, _backward)
+
+
+def _reach(number: Int[Array, ""], blocks: int, size: int, causal: bool, window: int | None):
+    """The first block of keys that a block of queries may see, and the one after the last."""
+    first, last = 0, number + 1 if causal else blocks
+    if window is not None:
+        first = jnp.maximum(0, (number * size - (window - 1)) // size)
+        last = last if causal else jnp.minimum(blocks, ((number + 1) * size + window - 2) // size + 1)
+    return first, last
+
+
+def _scores(
+    query: Float[Array, "batch kv_heads group rows head_dim"],
+    key: Float[Array, "batch kv_heads keys head_dim"],
+    seen: Bool[Array, "batch keys"] | None,
+    number: Int[Array, ""],
+    other: Int[Array, ""],
+    causal: bool,
+    window: int | None,
+) -> Float[Array, "batch kv_heads group rows keys"]:
+    """Scaled scores of a block of queries and one of keys, the least finite number where a key may not be seen."""
+    rows, keys, floor = query.shape[-2], key.shape[-2], jnp.finfo(jnp.float32).min
+    scores = _product("bgrqd,bgkd->bgrqk", query, key) * query.shape[-1] ** -0.5
+    near = visible(number * rows + jnp.arange(rows), other * keys + jnp.arange(keys), causal=causal, window=window)
+    if near is not None:
+        scores = jnp.where(near[None, None, None], scores, floor)
+    if seen is not None:
+        scores = jnp.where(seen[:, None, None, None], scores, floor)
+    return scores
+
+
+def _seen(valid: Bool[Array, "batch tokens"] | None, tokens: int, batch: int, size: int) -> Seen | None:
+    """Which keys are neither padding nor fill of the last block; None where all are there."""
+    if valid is None and tokens % size == 0:
+        return None
+    valid = jnp.ones((batch, tokens), bool) if valid is None else valid
+    return _split(valid[..., None, None], size)[:, :, 0, :, 0]
+
+
+def _taken(seen: Seen | None, number: Int[Array, ""]) -> Bool[Array, "batch size"] | None:
+    return None if seen is None else seen[number]
+
+
+def _split(x: Array, size: int) -> Array:
+    """[batch, tokens, kv_heads, features] as [blocks, batch, kv_heads, size, features], filled up with zeros."""
+    batch, tokens, heads, features = x.shape
+    blocks = math.ceil(tokens / size)
+    x = jnp.pad(x, ((0, 0), (0, blocks * size - tokens), (0, 0), (0, 0)))
+    return x.reshape(batch, blocks, size, heads, features).transpose(1, 0, 3, 2, 4)
+
+
+def _joined(x: Keys, tokens: int) -> Float[Array, "batch tokens kv_heads features"]:
+    """What `_split` split."""
+    blocks, batch, heads, size, features = x.shape
+    return x.transpose(1, 0, 3, 2, 4).reshape(batch, blocks * size, heads, features)[:, :tokens]
+
+
+def _grouped(x: Float[Array, "batch tokens heads features"], kv_heads: int, size: int) -> Rows:
+    blocks = _split(x, size)
+    return blocks.reshape(*blocks.shape[:2], kv_heads, -1, *blocks.shape[3:])
+
+
+def _ungrouped(x: Rows, tokens: int) -> Float[Array, "batch tokens heads features"]:
+    return _joined(x.reshape(*x.shape[:2], -1, *x.shape[4:]), tokens)
+
+
+def _product(indices: str, *factors: Array) -> Array:
+    return jnp.einsum(indices, *factors, preferred_element_type=jnp.float32)

@@ -1,0 +1,265 @@
+"""Lightning Attention-2 (Qin et al. 2024): attention without softmax whose weights decay with distance.
+
+o_t = sum over s <= t of lambda^(t - s) (q_t . k_s) v_s with one decay lambda = exp(-slope) a head. Three forms give the
+same numbers: naive (all pairs), recurrent (a state of constant size) and blockwise (all pairs inside a block, the state
+between blocks), whose cost a token does not depend on the length. Layout: [batch, tokens, heads, head_dim].
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from flaxformer_lab.functional import lightning_kernel
+from flaxformer_lab.functional.choice import Choice, asked_for
+
+Heads = Float[Array, "batch tokens heads head_dim"]
+Values = Float[Array, "batch tokens heads value_dim"]
+Valid = Bool[Array, "batch tokens"]
+Slopes = Float[Array, " heads"]
+Memory = Float[Array, "batch heads head_dim value_dim"]
+
+# Inside, blocks stand first: [blocks, batch, heads, size, features].
+Blocks = Float[Array, "blocks batch heads size features"]
+
+BLOCK = 64
+IMPLEMENTATIONS = ("blockwise", "kernel", "interpreted kernel")
+CONVENTIONS = ("transnormer", "minimax", "flash_linear_attention")
+
+
+def make_slopes(convention: str, heads: int, layer: int, depth: int) -> Float[Array, "{heads}"]:
+    """The slopes of a layer's heads, layers counted from 0; early layers forget fast, late ones slowly.
+
+    transnormer: 2^(-8h/heads) (1 - layer/(depth - 1) + 1e-5), h from 1: ALiBi's slopes (Press et al. 2022) laid over
+    the layers, for any number of heads (Qin et al. 2024). minimax: the same with 1 - layer/(depth - 1 + 1e-5) + 1e-5.
+    flash_linear_attention: (8/heads)(1 - layer/depth) h, h from 0, to be used with scores over sqrt(head_dim).
+
+    Raises:
+        ValueError: an unknown convention, or a layer that is not there.
+    """
+    if convention not in CONVENTIONS:
+        raise ValueError(f"slopes={convention} is not one of {', '.join(CONVENTIONS)}")
+    if not 0 <= layer < depth:
+        raise ValueError(f"layer={layer} is not one of the {depth} layers, which count from 0")
+    if convention == "flash_linear_attention":
+        return 8 / heads * (1 - layer / depth) * jnp.arange(heads, dtype=jnp.float32)
+    # A lone layer is the first one.
+    span = max(depth - 1, 1) + (1e-5 if convention == "minimax" else 0)
+    return 2.0 ** (-8 * jnp.arange(1, heads + 1, dtype=jnp.float32) / heads) * (1 - layer / span + 1e-5)
+
+
+def score_scale(convention: str, head_dim: int) -> float:
+    """What a convention multiplies q . k by."""
+    return head_dim**-0.5 if convention == "flash_linear_attention" else 1.0
+
+
+def lightning_attention(
+    query: Heads,
+    key: Heads,
+    value: Values,
+    slopes: Slopes,
+    *,
+    causal: bool = True,
+    valid: Valid | None = None,
+    block: int = BLOCK,
+    implementation: str | None = None,
+    explain: bool = False,
+) -> Values | tuple[Values, Choice]:
+    """Lightning attention, block by block and in time linear in tokens; sums are kept in float32.
+
+    Where it is not causal the weights are lambda^|t - s| (q_t . k_s): one pass each way, the diagonal counted once.
+    implementation: one of IMPLEMENTATIONS instead of the choice. explain: returns (output, Choice).
+
+    Raises:
+        ValueError: there are no tokens, or the implementation is unknown.
+    """
+    if query.shape[1] == 0:
+        raise ValueError("lightning_attention needs at least one token; the sequence is empty")
+    choice = asked_for(implementation, IMPLEMENTATIONS) if implementation else choose(query.shape[1])
+    key = _without_padding(key, valid)
+    mixed = blockwise(query, key, value, slopes, block, choice.name)
+    if not causal:
+        backwards = blockwise(*(jnp.flip(x, axis=1) for x in (query, key, value)), slopes, block, choice.name)
+        own = jnp.sum((query * key).astype(jnp.float32), axis=-1, keepdims=True) * value
+        mixed = mixed + jnp.flip(backwards, axis=1) - own
+    mixed = mixed.astype(value.dtype)
+    return (mixed, choice) if explain else mixed
+
+
+def choose(tokens: int, device: str | None = None) -> Choice:
+    """The kernel where it was measured to be faster on this device, else the blockwise form."""
+    device = device or jax.devices()[0].device_kind
+    start = lightning_kernel.FASTER_FROM.get(device)
+    if start is None:
+        return Choice("blockwise", f"on {device} the kernel has not been measured to be faster")
+    if tokens < start:
+        return Choice("blockwise", f"on {device} the kernel is faster from {start} tokens on, not with {tokens}")
+    return Choice("kernel", f"on {device} the kernel is faster from {start} tokens on")
+
+
+def lightning_scores(
+    query: Heads, key: Heads, slopes: Slopes, *, causal: bool = True, valid: Valid | None = None
+) -> Float[Array, "batch heads tokens tokens"]:
+    """(Q K^T) * M, what `lightning_attention` multiplies the values by: signed, and its rows sum to anything."""
+    distance = jnp.arange(query.shape[1])[:, None] - jnp.arange(query.shape[1])[None, :]
+    decay = jnp.exp(-slopes[:, None, None] * jnp.abs(distance)[None])
+    decay = jnp.where((distance >= 0)[None], decay, 0) if causal else decay
+    key = _without_padding(key, valid)
+    return jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32) * decay[None]
+
+
+def naive(
+    query: Heads, key: Heads, value: Values, slopes: Slopes, *, causal: bool = True, valid: Valid | None = None
+) -> Values:
+    """O = ((Q K^T) * M) V with M_ts = lambda^(t - s): quadratic in tokens, and the definition of the others."""
+    scores = lightning_scores(query, key, slopes, causal=causal, valid=valid)
+    return jnp.einsum("bhqk,bkhd->bqhd", scores, value.astype(jnp.float32)).astype(value.dtype)
+
+
+# ------------------------------------------------------------------------------------------------ recurrent
+
+
+def recurrent(
+    query: Heads,
+    key: Heads,
+    value: Values,
+    slopes: Slopes,
+    memory: Memory | None = None,
+    *,
+    valid: Valid | None = None,
+) -> tuple[Values, Memory]:
+    """Token after token from `memory`; returns the output and the memory after the last token.
+
+    KV_t = lambda KV_{t-1} + k_t v_t^T, o_t = q_t KV_t.
+    """
+    batch, _, heads, head_dim = query.shape
+    memory = jnp.zeros((batch, heads, head_dim, value.shape[-1])) if memory is None else memory
+    tokens = (jnp.swapaxes(x, 0, 1) for x in (query, _without_padding(key, valid), value))
+    memory, mixed = jax.lax.scan(lambda memory, token: step(*token, slopes, memory)[::-1], memory, tuple(tokens))
+    return jnp.swapaxes(mixed, 0, 1), memory
+
+
+def step(
+    query: Float[Array, "batch heads head_dim"],
+    key: Float[Array, "batch heads head_dim"],
+    value: Float[Array, "batch heads value_dim"],
+    slopes: Slopes,
+    memory: Memory,
+) -> tuple[Float[Array, "batch heads value_dim"], Memory]:
+    """One token of the recurrent form, at a cost that does not depend on how many came before."""
+    arriving = jnp.einsum("bhd,bhe->bhde", key, value, preferred_element_type=jnp.float32)
+    memory = jnp.exp(-slopes)[None, :, None, None] * memory + arriving
+    return jnp.einsum("bhd,bhde->bhe", query.astype(jnp.float32), memory).astype(value.dtype), memory
+
+
+def memory_after(key: Heads, value: Values, slopes: Slopes, lengths: Int[Array, " batch"]) -> Memory:
+    """The memory after the first `lengths` tokens of each example, as `recurrent` would leave it."""
+    distance = lengths[:, None] - 1 - jnp.arange(key.shape[1])[None]
+    decay = jnp.exp(-slopes[None, None] * jnp.maximum(distance, 0)[:, :, None])
+    weighed = key.astype(jnp.float32) * jnp.where(distance >= 0, 1.0, 0.0)[:, :, None, None] * decay[..., None]
+    return jnp.einsum("bthd,bthe->bhde", weighed, value.astype(jnp.float32))
+
+
+# ------------------------------------------------------------------------------------------------ blockwise
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def blockwise(
+    query: Heads, key: Heads, value: Values, slopes: Slopes, block: int, implementation: str = "blockwise"
+) -> Float[Array, "batch tokens heads value_dim"]:
+    """The causal form, block by block, as float32 (Qin et al. 2024, algorithms 1 and 2). Slopes get no gradient.
+
+    Forward, KV = 0: O = ((Q K^T) * M) V + Lq Q KV, then KV <- lambda^B KV + (Lk K)^T V, where Lq = lambda^(i + 1) and
+    Lk = lambda^(B - 1 - i) for the i-th of a block's B tokens.
+    """
+    return _forward(query, key, value, slopes, block, implementation)[0]
+
+
+def _forward(query, key, value, slopes, block, implementation):
+    if implementation != "blockwise":
+        interpret = implementation == "interpreted kernel"
+        mixed = lightning_kernel.forward(query, key, value, _decays(slopes, block), interpret=interpret)
+        return mixed, (query, key, value, slopes)
+    pair, enter, leave, across = _decays(slopes, block)
+
+    def add(memory: Memory, arriving: tuple[Array, Array, Array]):
+        query, key, value = arriving
+        scores = _product("bhqd,bhkd->bhqk", query, key) * pair
+        mixed = _product("bhqk,bhke->bhqe", scores.astype(value.dtype), value)
+        mixed += enter * _product("bhqd,bhde->bhqe", query, memory)
+        return across * memory + _product("bhkd,bhke->bhde", key * leave, value), mixed
+
+    blocks = tuple(_split(x, block) for x in (query, key, value))
+    _, mixed = jax.lax.scan(add, _empty(query, value), blocks)
+    return _joined(mixed, query.shape[1]), (query, key, value, slopes)
+
+
+def _backward(block, implementation, residuals, gradient):
+    """Inside a block dP = (dO V^T) * M, dQ = dP K, dK = dP^T Q, dV = ((Q K^T) * M)^T dO.
+
+    Across blocks a pass forward makes KV again, for dQ += Lq dO KV^T; a pass backward carries D, the gradient of what
+    leaves a block: dK += Lk V D^T, dV += (Lk K) D, then D <- lambda^B D + (Lq Q)^T dO.
+    """
+    query, key, value, slopes = residuals
+    pair, enter, leave, across = _decays(slopes, block)
+    blocks = tuple(_split(x, block) for x in (query, key, value, gradient.astype(value.dtype)))
+
+    def forward(memory: Memory, arriving: tuple[Array, ...]):
+        query, key, value, gradient = arriving
+        scores = _product("bhqe,bhke->bhqk", gradient, value) * pair
+        of_query = _product("bhqk,bhkd->bhqd", scores, key) + enter * _product("bhqe,bhde->bhqd", gradient, memory)
+        return across * memory + _product("bhkd,bhke->bhde", key * leave, value), of_query.astype(query.dtype)
+
+    def backward(onward: Memory, arriving: tuple[Array, ...]):
+        query, key, value, gradient = arriving
+        through = _product("bhqe,bhke->bhqk", gradient, value) * pair
+        scores = _product("bhqd,bhkd->bhqk", query, key) * pair
+        of_key = _product("bhqk,bhqd->bhkd", through, query) + leave * _product("bhke,bhde->bhkd", value, onward)
+        of_value = _product("bhqk,bhqe->bhke", scores, gradient) + _product("bhkd,bhde->bhke", key * leave, onward)
+        onward = across * onward + _product("bhqd,bhqe->bhde", query * enter, gradient)
+        return onward, (of_key.astype(key.dtype), of_value.astype(value.dtype))
+
+    empty, tokens = _empty(query, value), query.shape[1]
+    _, of_query = jax.lax.scan(forward, empty, blocks)
+    _, (of_key, of_value) = jax.lax.scan(backward, empty, blocks, reverse=True)
+    return *(_joined(x, tokens) for x in (of_query, of_key, of_value)), None
+
+
+blockwise.defvjp(_forward, _backward)
+
+
+def _decays(slopes: Slopes, block: int) -> tuple[Array, Array, Array, Array]:
+    """M inside a block, Lq, Lk, and lambda^B, ready to act on [batch, heads, size, features]."""
+    place = jnp.arange(block)
+    distance = place[:, None] - place[None, :]
+    slopes = slopes.astype(jnp.float32)[:, None, None]
+    pair = jnp.where((distance >= 0)[None], jnp.exp(-slopes * jnp.maximum(distance, 0)[None]), 0)
+    enter, leave = (jnp.exp(-slopes * x[None, :, None]) for x in (place + 1, block - 1 - place))
+    return pair[None], enter[None], leave[None], jnp.exp(-slopes * block)[None]
+
+
+def _empty(query: Heads, value: Values) -> Memory:
+    return jnp.zeros((query.shape[0], query.shape[2], query.shape[3], value.shape[3]))
+
+
+def _split(x: Heads, size: int) -> Blocks:
+    """Blocks of `size` tokens, the last one filled up with zeros, which add nothing."""
+    batch, tokens, heads, features = x.shape
+    blocks = math.ceil(tokens / size)
+    x = jnp.pad(x, ((0, 0), (0, blocks * size - tokens), (0, 0), (0, 0)))
+    return x.reshape(batch, blocks, size, heads, features).transpose(1, 0, 3, 2, 4)
+
+
+def _joined(x: Blocks, tokens: int) -> Heads:
+    blocks, batch, heads, size, features = x.shape
+    return x.transpose(1, 0, 3, 2, 4).reshape(batch, blocks * size, heads, features)[:, :tokens]
+
+
+def _product(indices: str, *factors: Array) -> Array:
+    return jnp.einsum(indices, *factors, preferred_element_type=jnp.float32)
+
+
+def _without_padding(key: Heads, valid: Valid | None) -> Heads:
+    return key if valid is None else jnp.where(valid[:, :, None, None], key, 0)

@@ -1,0 +1,114 @@
+"""Attention whose weights are products of positive features, so that its cost is linear in tokens.
+
+o_t = phi(q_t) sum_s phi(k_s) v_s^T / (phi(q_t) . sum_s phi(k_s)) with phi = elu + 1 (Katharopoulos et al. 2020,
+eqs. 5 to 9). Causal sums come from the blockwise form of `lightning.py` without decay.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from flaxformer_lab.functional import lightning
+
+Heads = Float[Array, "batch tokens heads head_dim"]
+Values = Float[Array, "batch tokens heads value_dim"]
+Valid = Bool[Array, "batch tokens"]
+Turn = Callable[[Heads], Heads]
+# What a token's successors need of all tokens up to it: sums of phi(k) v^T and of phi(k).
+Memory = tuple[Float[Array, "batch heads head_dim value_dim"], Float[Array, "batch heads head_dim"]]
+
+# In place of a sum of weights that vanishes: nothing but padding, features that underflow. Its square is a float32.
+LEAST = 1e-15
+
+
+def positive(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
+    """phi(x) = elu(x) + 1, in float32: positive for every x."""
+    return jax.nn.elu(x.astype(jnp.float32)) + 1
+
+
+def unplaced(x: Heads) -> Heads:
+    """x: features that do not know where they stand."""
+    return x
+
+
+def linear_attention(
+    query: Heads,
+    key: Heads,
+    value: Values,
+    *,
+    causal: bool = False,
+    valid: Valid | None = None,
+    turn: Turn = unplaced,
+) -> Values:
+    """Linear attention. turn: applied to the features of the numerator alone, as rotary positions are.
+
+    Turned numerators over plain denominators are eq. 19 of Su et al. 2021: the sum of weights stays above 0.
+
+    Raises:
+        ValueError: there are no tokens.
+    """
+    if query.shape[1] == 0:
+        raise ValueError("linear_attention needs at least one token; the sequence is empty")
+    query, key = _features(query, key, valid)
+    top, total = (_sums_of_seen if causal else _sums_of_all)(query, key, value.astype(jnp.float32), turn)
+    return (top / jnp.maximum(total, LEAST)).astype(value.dtype)
+
+
+def _sums_of_all(query: Heads, key: Heads, value: Values, turn: Turn):
+    """Every token sees the same sums."""
+    memory = jnp.einsum("bthd,bthe->bhde", turn(key), value)
+    return jnp.einsum("bthd,bhde->bthe", turn(query), memory), _dot(query, jnp.sum(key, axis=1, keepdims=True))
+
+
+def _sums_of_seen(query: Heads, key: Heads, value: Values, turn: Turn):
+    """Every token sees the sums up to itself."""
+    no_decay = jnp.zeros(query.shape[2])
+    top = lightning.blockwise(turn(query), turn(key), value, no_decay, lightning.BLOCK)
+    return top, _dot(query, jnp.cumsum(key, axis=1))
+
+
+def linear_weights(
+    query: Heads, key: Heads, *, causal: bool = False, valid: Valid | None = None, turn: Turn = unplaced
+) -> Float[Array, "batch heads tokens tokens"]:
+    """What `linear_attention` multiplies the values by; rows sum to 1 unless the numerator is turned."""
+    query, key = _features(query, key, valid)
+    seen = jnp.tri(query.shape[1], dtype=bool) if causal else jnp.ones((query.shape[1],) * 2, bool)
+    top, total = (
+        jnp.where(seen[None, None], jnp.einsum("bqhd,bkhd->bhqk", *pair), 0)
+        for pair in ((turn(query), turn(key)), (query, key))
+    )
+    return top / jnp.maximum(jnp.sum(total, axis=-1, keepdims=True), LEAST)
+
+
+def memory_after(key: Heads, value: Values, lengths: Int[Array, " batch"], *, turn: Turn = unplaced) -> Memory:
+    """The memory after the first `lengths` tokens of each example."""
+    valid = jnp.arange(key.shape[1])[None] < lengths[:, None]
+    _, key = _features(key, key, valid)
+    return jnp.einsum("bthd,bthe->bhde", turn(key), value.astype(jnp.float32)), jnp.sum(key, axis=1)
+
+
+def step(
+    query: Float[Array, "batch 1 heads head_dim"],
+    key: Float[Array, "batch 1 heads head_dim"],
+    value: Float[Array, "batch 1 heads value_dim"],
+    memory: Memory,
+    *,
+    turn: Turn = unplaced,
+) -> tuple[Float[Array, "batch 1 heads value_dim"], Memory]:
+    """One more token, at a cost that does not depend on how many came before; the memory includes it."""
+    query, key = positive(query), positive(key)
+    products = memory[0] + jnp.einsum("bthd,bthe->bhde", turn(key), value.astype(jnp.float32))
+    total = memory[1] + key[:, 0]
+    top = jnp.einsum("bthd,bhde->bthe", turn(query), products)
+    return (top / jnp.maximum(_dot(query, total[:, None]), LEAST)).astype(value.dtype), (products, total)
+
+
+def _features(query: Heads, key: Heads, valid: Valid | None) -> tuple[Heads, Heads]:
+    query, key = positive(query), positive(key)
+    return query, key if valid is None else jnp.where(valid[:, :, None, None], key, 0)
+
+
+def _dot(a: Heads, b: Float[Array, "batch #tokens heads head_dim"]) -> Float[Array, "batch tokens heads 1"]:
+    return jnp.sum(a * b, axis=-1, keepdims=True)

@@ -1,0 +1,205 @@
+"""Softmax attention: one formula, several ways to compute it, and the one place that chooses among them.
+
+Each way is exact. The choice rests on the platform, the type and the shapes, and is said aloud on request; none that
+needs memory quadratic in tokens is taken where that memory would be large.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from flaxformer_lab.functional.blockwise import blockwise_attention
+from flaxformer_lab.functional.choice import Choice, asked_for
+from flaxformer_lab.functional.row_blocks import row_blocked_attention
+
+Query = Float[Array, "batch tokens heads head_dim"]
+Key = Float[Array, "batch tokens kv_heads head_dim"]
+Value = Float[Array, "batch tokens kv_heads value_dim"]
+Valid = Bool[Array, "batch tokens"]
+Mixed = Float[Array, "batch tokens heads value_dim"]
+
+# Above these the blockwise form is chosen. The scores of all pairs of tokens, in float32, count as what a form needs.
+ROW_BLOCK_TOKENS = 1024  # on the CPU; beyond, walking over blocks of keys was as fast or faster
+QUADRATIC_BYTES = 2**30
+BLOCK = 512
+
+
+class Problem(NamedTuple):
+    """What the choice rests on: shapes, type, and masks."""
+
+    batch: int
+    tokens: int
+    heads: int
+    head_dim: int
+    value_dim: int
+    half: bool
+    causal: bool
+    padded: bool
+    window: int | None
+
+    @property
+    def quadratic_bytes(self) -> int:
+        """Of the float32 scores of all pairs of tokens."""
+        return 4 * self.batch * self.heads * self.tokens**2
+
+
+def softmax_attention(
+    query: Query,
+    key: Key,
+    value: Value,
+    *,
+    causal: bool = False,
+    valid: Valid | None = None,
+    window: int | None = None,
+    implementation: str | None = None,
+    explain: bool = False,
+) -> Mixed | tuple[Mixed, Choice]:
+    """softmax(Q K^T / sqrt(head_dim)) V (Vaswani et al. 2017, eq. 1).
+
+    Heads may share keys and values in groups, kv_heads dividing heads (Ainslie et al. 2023). window: a token sees
+    those less than `window` positions away, itself counted. implementation: one of IMPLEMENTATIONS instead of the
+    choice. explain: returns (output, Choice) instead of the output alone.
+
+    Raises:
+        ValueError: no tokens, heads that the key's do not divide, a window below 1, an unknown implementation.
+    """
+    _check(query, key, window)
+    problem = _problem(query, value, causal, valid, window)
+    if implementation is None:
+        choice = choose(problem, jax.default_backend())
+    else:
+        choice = asked_for(implementation, tuple(IMPLEMENTATIONS))
+    output = IMPLEMENTATIONS[choice.name](query, key, value, causal, valid, window)
+    return (output, choice) if explain else output
+
+
+def choose(problem: Problem, platform: str) -> Choice:
+    """The way that softmax_attention takes on a platform: cpu, gpu (cuda, rocm) or tpu."""
+    size = f"all scores at once would take {problem.quadratic_bytes / 2**20:.0f} MiB"
+    if platform == "cpu":
+        if problem.tokens <= ROW_BLOCK_TOKENS and problem.quadratic_bytes <= QUADRATIC_BYTES:
+            return Choice("row_blocks", f"on a CPU, {problem.tokens} tokens are few enough to take whole rows")
+        return Choice("blockwise", f"on a CPU, {problem.tokens} tokens are many, and {size}")
+    fused = {"tpu": _not_splash}.get(platform, _not_cudnn)
+    obstacle = fused(problem)
+    if obstacle is None:
+        name = "splash" if platform == "tpu" else "cudnn"
+        return Choice(name, f"on a {platform}, the fused kernel serves these shapes and masks")
+    if problem.quadratic_bytes <= QUADRATIC_BYTES and problem.head_dim == problem.value_dim:
+        return Choice("xla", f"{obstacle}; {size}, which fits")
+    return Choice("blockwise", f"{obstacle}; {size}, and the blockwise form needs memory linear in tokens")
+
+
+def _not_cudnn(problem: Problem) -> str | None:
+    """Why cuDNN's fused attention does not serve, or None where it does."""
+    if not problem.half:
+        return "cuDNN's kernel takes 16-bit types alone"
+    if problem.head_dim != problem.value_dim or problem.head_dim % 8 or problem.head_dim > 128:
+        return f"cuDNN's kernel wants one head_dim, a multiple of 8 up to 128, not {_dims(problem)}"
+    if problem.padded:
+        return "cuDNN's kernel would turn the padding mask into a quadratic bias"
+    if problem.window is not None and not problem.causal:
+        return "cuDNN's kernel takes a window in causal attention alone"
+    return None
+
+
+def _not_splash(problem: Problem) -> str | None:
+    """Why the splash kernel does not serve, or None where it does."""
+    if problem.head_dim != problem.value_dim or problem.head_dim % 128 or problem.tokens % 128:
+        found = f"{problem.tokens} tokens, {_dims(problem)}"
+        return f"the splash kernel wants tokens and one head_dim in multiples of 128, not {found}"
+    return None
+
+
+def _dims(problem: Problem) -> str:
+    return f"head_dim {problem.head_dim} and value_dim {problem.value_dim}"
+
+
+def _check(query: Query, key: Key, window: int | None) -> None:
+    if query.shape[1] == 0:
+        raise ValueError("softmax_attention needs at least one token; the sequence is empty")
+    if query.shape[2] % key.shape[2]:
+        raise ValueError(f"{key.shape[2]} heads of keys do not divide {query.shape[2]} heads of queries")
+    if window is not None and window < 1:
+        raise ValueError(f"window={window} must be at least 1: a token sees itself")
+
+
+def _problem(query: Query, value: Value, causal: bool, valid: Valid | None, window: int | None) -> Problem:
+    half = query.dtype in (jnp.bfloat16, jnp.float16)
+    return Problem(*query.shape, value.shape[-1], half, causal, valid is not None, window)
+
+
+def repeated(x: Key | Value, heads: int) -> Float[Array, "batch tokens {heads} features"]:
+    """Keys or values with each of their heads once for every query head that shares it."""
+    return x if x.shape[2] == heads else jnp.repeat(x, heads // x.shape[2], axis=2)
+
+
+# ------------------------------------------------------------------------------------------------ ways to compute it
+
+
+def _row_blocks(query, key, value, causal, valid, window):
+    heads = query.shape[2]
+    return row_blocked_attention(query, repeated(key, heads), repeated(value, heads), valid, causal, window)
+
+
+def _blockwise(query, key, value, causal, valid, window):
+    # Blocks of one size, a multiple of 8, that leave little of the last one empty.
+    size = math.ceil(query.shape[1] / math.ceil(query.shape[1] / BLOCK))
+    return blockwise_attention(query, key, value, valid, causal, window, 8 * math.ceil(size / 8))
+
+
+def _library(implementation: str) -> Callable[..., Mixed]:
+    def attend(query, key, value, causal, valid, window):
+        mask = None if valid is None else valid[:, None, None, :]
+        options = {"mask": mask, "is_causal": causal, "local_window_size": _sides(causal, window)}
+        return jax.nn.dot_product_attention(query, key, value, implementation=implementation, **options)
+
+    return attend
+
+
+def _tokamax(query, key, value, causal, valid, window):
+    """The library's own choice among its kernels; it has no causal window but by two sides."""
+    import tokamax
+
+    mask = None if valid is None else valid[:, None, None, :]
+    options = {"mask": mask, "is_causal": causal, "local_window_size": _sides(causal, window)}
+    return tokamax.dot_product_attention(query, key, value, **options)
+
+
+def _sides(causal: bool, window: int | None) -> tuple[int, int] | None:
+    """How many tokens back and ahead may be seen."""
+    return None if window is None else (window - 1, 0 if causal else window - 1)
+
+
+def _splash(query, key, value, causal, valid, window, *, interpret: bool = False):
+    """The sparse FlashAttention kernel for TPUs that comes with JAX."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    batch, tokens, heads, head_dim = query.shape
+    shape = (tokens, tokens)
+    if window is not None:
+        mask = masks.LocalMask(shape, _sides(causal, window), 0)
+    else:
+        mask = masks.CausalMask(shape) if causal else masks.FullMask(shape)
+    attend = kernel.make_splash_mha(
+        masks.MultiHeadMask([mask] * heads), head_shards=1, q_seq_shards=1, interpret=interpret
+    )
+    seen = jnp.ones((batch, tokens), jnp.int32) if valid is None else valid.astype(jnp.int32)
+    front = (jnp.swapaxes(repeated(x, heads), 1, 2) for x in (query * head_dim**-0.5, key, value))
+    segments = kernel.SegmentIds(q=jnp.ones_like(seen), kv=seen)
+    return jnp.swapaxes(jax.vmap(attend)(*front, segments), 1, 2)
+
+
+IMPLEMENTATIONS: dict[str, Callable[..., Mixed]] = {
+    "row_blocks": _row_blocks,
+    "blockwise": _blockwise,
+    "xla": _library("xla"),
+    "cudnn": _library("cudnn"),
+    "splash": _splash,
+    "tokamax": _tokamax,
+}

@@ -1,0 +1,164 @@
+"""Lightning attention: its three forms against loops in float64, forward and backward; its slopes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flaxformer_lab.functional import lightning
+
+BATCH, TOKENS, HEADS, HEAD_DIM, VALUE_DIM, BLOCK = 2, 19, 3, 5, 4, 8
+GENERATOR = np.random.default_rng(0)
+QUERY, KEY = (GENERATOR.normal(size=(BATCH, TOKENS, HEADS, HEAD_DIM)) for _ in range(2))
+VALUE, TOWARDS = (GENERATOR.normal(size=(BATCH, TOKENS, HEADS, VALUE_DIM)) for _ in range(2))
+SLOPES = np.array([0.0, 0.3, 6.0])
+VALID = np.arange(TOKENS)[None] < np.array([[TOKENS], [11]])
+
+
+def arrays(*values, dtype=jnp.float32):
+    return [jnp.asarray(value, dtype) for value in values]
+
+
+def by_hand(query, key, value, slopes, causal=True, valid=None):
+    """sum of lambda^|t - s| (q_t . k_s) v_s over the tokens s that t may see."""
+    output = np.zeros((*query.shape[:3], value.shape[3]))
+    for b, t, h in np.ndindex(*query.shape[:3]):
+        for s in range(t + 1 if causal else query.shape[1]):
+            if valid is None or valid[b, s]:
+                output[b, t, h] += np.exp(-slopes[h] * abs(t - s)) * (query[b, t, h] @ key[b, s, h]) * value[b, s, h]
+    return output
+
+
+def gradients_by_hand(query, key, value, slopes, towards, causal=True, valid=None):
+    of_query, of_key, of_value = map(np.zeros_like, (query, key, value))
+    for b, t, h in np.ndindex(*query.shape[:3]):
+        for s in range(t + 1 if causal else query.shape[1]):
+            if valid is None or valid[b, s]:
+                decay, through = np.exp(-slopes[h] * abs(t - s)), towards[b, t, h] @ value[b, s, h]
+                of_query[b, t, h] += decay * through * key[b, s, h]
+                of_key[b, s, h] += decay * through * query[b, t, h]
+                of_value[b, s, h] += decay * (query[b, t, h] @ key[b, s, h]) * towards[b, t, h]
+    return of_query, of_key, of_value
+
+
+def recurrent(*arguments, causal, valid):
+    del causal
+    return lightning.recurrent(*arguments, valid=valid)[0]
+
+
+FORMS = {
+    "naive": lightning.naive,
+    "recurrent": recurrent,
+    "blockwise": functools.partial(lightning.lightning_attention, block=BLOCK),
+}
+
+
+@pytest.mark.parametrize(
+    ("form", "causal"), [*((form, True) for form in FORMS), ("naive", False), ("blockwise", False)]
+)
+@pytest.mark.parametrize("valid", [None, VALID], ids=["whole", "padded"])
+def test_values_and_gradients_of_every_form(form, causal, valid):
+    @jax.jit
+    def run(query, key, value, slopes, towards):
+        mask = None if valid is None else jnp.asarray(valid)
+        attend = lambda *heads: FORMS[form](*heads, slopes, causal=causal, valid=mask)  # noqa: E731
+        output, pull = jax.vjp(attend, query, key, value)
+        return output, *pull(towards)
+
+    with jax.checking_leaks():
+        output, *gradients = run(*arrays(QUERY, KEY, VALUE, SLOPES, TOWARDS))
+    expected = by_hand(QUERY, KEY, VALUE, SLOPES, causal, valid)
+    np.testing.assert_allclose(output, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    expected = gradients_by_hand(QUERY, KEY, VALUE, SLOPES, TOWARDS, causal, valid)
+    for ours, theirs in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * np.abs(theirs).max())
+
+
+@functools.cache
+def compiled(block):
+    return jax.jit(functools.partial(lightning.lightning_attention, block=block))
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(data=st.data(), batch=st.integers(1, 2), tokens=st.integers(1, 12), heads=st.integers(1, 3))
+def test_any_shape(data, batch, tokens, heads):
+    head_dim, value_dim, block = (data.draw(st.integers(1, most)) for most in (4, 4, 5))
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    query, key, value = (rng.normal(size=(batch, tokens, heads, n)) for n in (head_dim, head_dim, value_dim))
+    slopes = rng.uniform(0, 3, heads)
+    result = compiled(block)(*arrays(query, key, value, slopes))
+    expected = by_hand(query, key, value, slopes)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("cut", [1, 7, TOKENS - 1])
+def test_the_state_is_carried_across_a_split_at_any_point(cut):
+    whole = by_hand(QUERY, KEY, VALUE, SLOPES)
+    slopes = jnp.asarray(SLOPES, jnp.float32)
+    first, memory = lightning.recurrent(*arrays(QUERY[:, :cut], KEY[:, :cut], VALUE[:, :cut]), slopes)
+    second, _ = lightning.recurrent(*arrays(QUERY[:, cut:], KEY[:, cut:], VALUE[:, cut:]), slopes, memory)
+    np.testing.assert_allclose(np.concatenate([first, second], axis=1), whole, rtol=1e-5, atol=1e-4)
+
+
+def test_the_memory_after_some_tokens_is_that_of_the_recurrence():
+    lengths = np.array([TOKENS, 6])
+    slopes = jnp.asarray(SLOPES, jnp.float32)
+    memory = lightning.memory_after(*arrays(KEY, VALUE), slopes, jnp.asarray(lengths))
+    for example, length in enumerate(lengths):
+        own = arrays(*(x[example : example + 1, :length] for x in (QUERY, KEY, VALUE)))
+        np.testing.assert_allclose(memory[example], lightning.recurrent(*own, slopes)[1][0], rtol=1e-4, atol=1e-5)
+
+
+def test_half_precision_keeps_its_type_and_comes_within_a_hundredth():
+    half = arrays(QUERY, KEY, VALUE, dtype=jnp.bfloat16)
+    result = lightning.lightning_attention(*half, jnp.asarray(SLOPES, jnp.float32), block=BLOCK)
+    assert result.dtype == jnp.bfloat16
+    expected = by_hand(*(np.asarray(x, np.float64) for x in half), SLOPES)
+    np.testing.assert_allclose(np.asarray(result, np.float64), expected, atol=1e-2 * np.abs(expected).max())
+
+
+def test_scores_are_what_multiplies_the_values():
+    scores = lightning.lightning_scores(*arrays(QUERY, KEY, SLOPES), valid=jnp.asarray(VALID))
+    mixed = np.einsum("bhqk,bkhd->bqhd", np.asarray(scores, np.float64), VALUE)
+    expected = by_hand(QUERY, KEY, VALUE, SLOPES, valid=VALID)
+    np.testing.assert_allclose(mixed, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_slopes_of_the_three_conventions():
+    for heads in (1, 3, 8):
+        for depth in (1, 4):
+            for layer in range(depth):
+                place = np.arange(1, heads + 1)
+                alibi = 2.0 ** (-8 * place / heads)
+                share = layer / (depth - 1) if depth > 1 else 0
+                expected = {
+                    "transnormer": alibi * (1 - share + 1e-5),
+                    "minimax": alibi * (1 - layer / (max(depth - 1, 1) + 1e-5) + 1e-5),
+                    "flash_linear_attention": 8 / heads * (1 - layer / depth) * (place - 1),
+                }
+                for convention, slopes in expected.items():
+                    found = lightning.make_slopes(convention, heads, layer, depth)
+                    np.testing.assert_allclose(found, slopes, rtol=1e-4, atol=1e-7, err_msg=convention)
+                    assert np.all(np.isfinite(found)) and np.all(found >= 0)
+    assert lightning.score_scale("flash_linear_attention", 16) == 0.25
+    assert lightning.score_scale("minimax", 16) == lightning.score_scale("transnormer", 16) == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: lightning.make_slopes("alibi", 4, 0, 2), "slopes=alibi is not one of transnormer, minimax"),
+        (lambda: lightning.make_slopes("minimax", 4, 2, 2), "layer=2 is not one of the 2 layers"),
+        (
+            lambda: lightning.lightning_attention(*arrays(QUERY[:, :0], KEY[:, :0], VALUE[:, :0], SLOPES)),
+            "at least one token",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,0 +1,112 @@
+"""Linear attention against loops in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flaxformer_lab.functional import linear_attention as formulas
+from flaxformer_lab.functional.position import rotary
+
+BATCH, TOKENS, HEADS, HEAD_DIM, VALUE_DIM = 2, 7, 2, 4, 3
+GENERATOR = np.random.default_rng(0)
+QUERY, KEY = (GENERATOR.normal(size=(BATCH, TOKENS, HEADS, HEAD_DIM)) for _ in range(2))
+VALUE, TOWARDS = (GENERATOR.normal(size=(BATCH, TOKENS, HEADS, VALUE_DIM)) for _ in range(2))
+VALID = np.arange(TOKENS)[None] < np.array([[TOKENS], [4]])
+
+
+def arrays(*values, dtype=jnp.float32):
+    return [jnp.asarray(value, dtype) for value in values]
+
+
+def phi(x):
+    return np.where(x > 0, x + 1, np.exp(np.minimum(x, 0)))
+
+
+def turned(x, t):
+    """The pair (i, i + 2) of four features turned by t / 10^4^(i/2)."""
+    number = (x[:2] + 1j * x[2:]) * np.exp(1j * t / 10000 ** (np.arange(2) / 2))
+    return np.concatenate([number.real, number.imag])
+
+
+def weigh(causal, valid, rotate):
+    weights = np.zeros((BATCH, HEADS, TOKENS, TOKENS))
+    for b, h, t in np.ndindex(BATCH, HEADS, TOKENS):
+        seen = [s for s in range(t + 1 if causal else TOKENS) if valid is None or valid[b, s]]
+        total = sum(phi(QUERY[b, t, h]) @ phi(KEY[b, s, h]) for s in seen)
+        for s in seen:
+            query, key = phi(QUERY[b, t, h]), phi(KEY[b, s, h])
+            query, key = (turned(query, t), turned(key, s)) if rotate else (query, key)
+            weights[b, h, t, s] = query @ key / total
+    return weights
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("valid", [None, VALID], ids=["whole", "padded"])
+@pytest.mark.parametrize("rotate", [False, True], ids=["plain", "rotary"])
+def test_values_and_weights(causal, valid, rotate):
+    options = {"causal": causal, "valid": None if valid is None else jnp.asarray(valid)}
+    options |= {"turn": rotary} if rotate else {}
+    expected = weigh(causal, valid, rotate)
+    weights = formulas.linear_weights(*arrays(QUERY, KEY), **options)
+    np.testing.assert_allclose(weights, expected, rtol=1e-5, atol=1e-6)
+    result = formulas.linear_attention(*arrays(QUERY, KEY, VALUE), **options)
+    np.testing.assert_allclose(result, np.einsum("bhts,bshd->bthd", expected, VALUE), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_gradients_are_those_of_the_formula_in_float64(causal):
+    def plain(query, key, value):
+        query, key = (jnp.where(x > 0, x + 1, jnp.exp(jnp.minimum(x, 0))) for x in (query, key))
+        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) * (np.tri(TOKENS) if causal else np.ones((1, 1)))[None, None]
+        return jnp.einsum("bhqk,bkhd->bqhd", scores / scores.sum(-1, keepdims=True), value)
+
+    def gradients(attend, dtype):
+        run = jax.jit(lambda *heads: jax.vjp(attend, *heads[:3])[1](heads[3]))
+        return run(*arrays(QUERY, KEY, VALUE, TOWARDS, dtype=dtype))
+
+    with jax.enable_x64(True):
+        expected = [np.asarray(x) for x in gradients(plain, jnp.float64)]
+    ours = gradients(lambda *heads: formulas.linear_attention(*heads, causal=causal), jnp.float32)
+    for one, other in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(other).max())
+
+
+@pytest.mark.parametrize("rotate", [False, True], ids=["plain", "rotary"])
+def test_one_token_after_another_gives_the_causal_form(rotate):
+    """From memories of unequal lengths, each example continued at its own place."""
+    lengths = np.array([5, 2])
+    whole = np.einsum("bhts,bshd->bthd", weigh(True, None, rotate), VALUE)
+    turn = rotary if rotate else formulas.unplaced
+    memory = formulas.memory_after(*arrays(KEY, VALUE), jnp.asarray(lengths), turn=turn)
+    for number in range(2):
+        place = lengths + number
+        token = [x[np.arange(2), place][:, None] for x in (QUERY, KEY, VALUE)]
+        turn = formulas.unplaced
+        if rotate:
+            turn = lambda x, place=place: jnp.asarray(  # noqa: E731
+                [[[turned(np.asarray(x[b, 0, h]), place[b]) for h in range(HEADS)]] for b in range(2)], jnp.float32
+            )
+        result, memory = formulas.step(*arrays(*token), memory, turn=turn)
+        np.testing.assert_allclose(result[:, 0], whole[np.arange(2), place], rtol=1e-4, atol=1e-5)
+
+
+def test_half_precision_keeps_its_type_and_comes_within_a_hundredth():
+    half = arrays(QUERY, KEY, VALUE, dtype=jnp.bfloat16)
+    result = formulas.linear_attention(*half, causal=True)
+    assert result.dtype == jnp.bfloat16
+    expected = np.einsum("bhts,bshd->bthd", weigh(True, None, False), VALUE)
+    np.testing.assert_allclose(np.asarray(result, np.float64), expected, atol=1e-2 * np.abs(expected).max())
+
+
+def test_padding_alone_and_features_that_vanish_stay_finite():
+    nothing = jnp.zeros((BATCH, TOKENS), bool)
+    assert np.all(np.isfinite(formulas.linear_attention(*arrays(QUERY, KEY, VALUE), valid=nothing)))
+    far = arrays(QUERY - 1e3, KEY - 1e3, VALUE)
+    run = lambda *heads: formulas.linear_attention(*heads, causal=True).sum()  # noqa: E731
+    assert all(np.all(np.isfinite(x)) for x in jax.jit(jax.grad(run, argnums=(0, 1, 2)))(*far))
+
+
+def test_an_empty_sequence_is_refused():
+    with pytest.raises(ValueError, match="at least one token"):
+        formulas.linear_attention(*arrays(QUERY[:, :0], KEY[:, :0], VALUE[:, :0]))

@@ -1,0 +1,259 @@
+"""Every way to compute softmax attention against the formula in float64, and the choice among them."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flaxformer_lab.functional import softmax_attention as ways
+from flaxformer_lab.functional.blockwise import blockwise_attention
+from flaxformer_lab.functional.softmax_attention import IMPLEMENTATIONS, Problem, choose, softmax_attention
+
+BATCH, TOKENS, HEADS, KV_HEADS, HEAD_DIM, VALUE_DIM = 2, 21, 4, 2, 4, 3
+GENERATOR = np.random.default_rng(0)
+QUERY = GENERATOR.normal(size=(BATCH, TOKENS, HEADS, HEAD_DIM))
+KEY = GENERATOR.normal(size=(BATCH, TOKENS, KV_HEADS, HEAD_DIM))
+VALUE = GENERATOR.normal(size=(BATCH, TOKENS, KV_HEADS, VALUE_DIM))
+TOWARDS = GENERATOR.normal(size=(BATCH, TOKENS, HEADS, VALUE_DIM))
+LENGTHS = [TOKENS, 16]
+
+
+def may_see(tokens, lengths, causal, window):
+    """[batch, query, key]."""
+    i, j = np.indices((tokens, tokens))
+    seen = (j <= i) if causal else np.full((tokens, tokens), True)
+    seen = seen if window is None else seen & (np.abs(i - j) < window)
+    return np.stack([seen & (j < length) for length in lengths])
+
+
+def by_hand(query, key, value, seen):
+    """softmax(Q K^T / sqrt(head_dim)) V by loops over examples, heads and queries."""
+    output, group = np.zeros((*query.shape[:3], value.shape[3])), query.shape[2] // key.shape[2]
+    for b, i, h in np.ndindex(*query.shape[:3]):
+        keys, values = key[b, :, h // group], value[b, :, h // group]
+        weights = np.where(seen[b, i], np.exp(keys @ query[b, i, h] / np.sqrt(query.shape[3])), 0)
+        if weights.any():
+            output[b, i, h] = weights / weights.sum() @ values
+    return output
+
+
+def gradients_by_hand(query, key, value, seen, towards):
+    """dQ, dK, dV by loops, from d softmax = P (dP - P . dP)."""
+    of_query, of_key, of_value = map(np.zeros_like, (query, key, value))
+    group, scale = query.shape[2] // key.shape[2], query.shape[3] ** -0.5
+    for b, i, h in np.ndindex(*query.shape[:3]):
+        if not seen[b, i].any():
+            continue
+        keys, values = key[b, :, h // group], value[b, :, h // group]
+        weights = np.where(seen[b, i], np.exp(keys @ query[b, i, h] * scale), 0)
+        weights /= weights.sum()
+        of_weights = values @ towards[b, i, h]
+        of_scores = weights * (of_weights - weights @ of_weights) * scale
+        of_value[b, :, h // group] += np.outer(weights, towards[b, i, h])
+        of_key[b, :, h // group] += np.outer(of_scores, query[b, i, h])
+        of_query[b, i, h] += of_scores @ keys
+    return of_query, of_key, of_value
+
+
+def small_blocks(query, key, value, causal, valid, window):
+    return blockwise_attention(query, key, value, valid, causal, window, 8)
+
+
+WAYS = {
+    "row_blocks": IMPLEMENTATIONS["row_blocks"],
+    "small blocks": small_blocks,
+    "one block": IMPLEMENTATIONS["blockwise"],
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("causal", "padded", "window"),
+    [
+        (False, False, None),
+        (True, False, None),
+        (True, True, None),
+        (False, True, 5),
+        (True, True, 9),
+        (True, False, 1),
+    ],
+)
+def test_values_and_gradients_are_those_of_the_formula(way, causal, padded, window):
+    valid = np.arange(TOKENS)[None] < np.array(LENGTHS)[:, None] if padded else None
+
+    @jax.jit
+    def run(query, key, value, towards):
+        mask = None if valid is None else jnp.asarray(valid)
+        output, pull = jax.vjp(lambda *heads: WAYS[way](*heads, causal, mask, window), query, key, value)
+        return output, *pull(towards)
+
+    seen = may_see(TOKENS, LENGTHS if padded else [TOKENS] * BATCH, causal, window)
+    # Rows that see nothing at all are some finite number, which is nobody's business.
+    towards = np.where(seen.any(-1)[..., None, None], TOWARDS, 0)
+    output, *gradients = run(*(jnp.asarray(x, jnp.float32) for x in (QUERY, KEY, VALUE, towards)))
+    sighted = seen.any(-1)
+    assert np.all(np.isfinite(output))
+    expected = by_hand(QUERY, KEY, VALUE, seen)
+    np.testing.assert_allclose(np.asarray(output)[sighted], expected[sighted], rtol=1e-5, atol=1e-5)
+    expected = gradients_by_hand(QUERY, KEY, VALUE, seen, towards)
+    for ours, theirs in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6 + 1e-5 * np.abs(theirs).max())
+
+
+@functools.cache
+def compiled(causal, window, block):
+    return jax.jit(lambda q, k, v, valid: blockwise_attention(q, k, v, valid, causal, window, block))
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(data=st.data(), tokens=st.integers(1, 13), kv_heads=st.integers(1, 2), group=st.integers(1, 2))
+def test_any_shape(data, tokens, kv_heads, group):
+    head_dim, value_dim, block = (data.draw(st.integers(1, most)) for most in (4, 4, 6))
+    causal, window = data.draw(st.booleans()), data.draw(st.none() | st.integers(1, 15))
+    lengths = data.draw(st.lists(st.integers(0, tokens), min_size=1, max_size=2))
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    shapes = ((kv_heads * group, head_dim), (kv_heads, head_dim), (kv_heads, value_dim))
+    heads = [rng.normal(size=(len(lengths), tokens, *shape)) for shape in shapes]
+    valid = np.arange(tokens)[None] < np.array(lengths)[:, None]
+    result = compiled(causal, window, block)(*(jnp.asarray(x, jnp.float32) for x in heads), jnp.asarray(valid))
+    seen = may_see(tokens, lengths, causal, window)
+    sighted = seen.any(-1)
+    np.testing.assert_allclose(np.asarray(result)[sighted], by_hand(*heads, seen)[sighted], rtol=1e-5, atol=1e-5)
+    assert np.all(np.isfinite(result))
+
+
+def test_what_cannot_be_seen_gets_no_gradient():
+    """Exactly none: a window and causality cut the way."""
+    query, key, value = (jnp.asarray(x, jnp.float32) for x in (QUERY, KEY, VALUE))
+    valid = jnp.asarray(np.arange(TOKENS)[None] < np.array(LENGTHS)[:, None])
+    _, pull = jax.vjp(lambda key, value: small_blocks(query, key, value, True, valid, 6), key, value)
+    for row in (0, 7, 15):
+        towards = jnp.zeros(TOWARDS.shape).at[:, row].set(1.0)
+        for gradient in pull(towards):
+            reached = np.abs(gradient).max(axis=(2, 3)) > 0
+            np.testing.assert_array_equal(reached & ~may_see(TOKENS, LENGTHS, True, 6)[:, row], False)
+        assert (np.abs(pull(towards)[1]).max(axis=(2, 3)) > 0)[0].sum() == min(row + 1, 6)
+
+
+def test_extra_memory_of_the_blockwise_form_is_linear_in_tokens():
+    def extra(tokens):
+        heads = [jax.ShapeDtypeStruct((1, tokens, 2, 8), jnp.float32)] * 3
+        loss = lambda q, k, v: jnp.sum(blockwise_attention(q, k, v, None, True, None, 64) ** 2)  # noqa: E731
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*heads).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert extra(4096) < 4.5 * extra(1024) < 4 * 2 * 1024**2
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_half_precision_keeps_its_type_and_comes_within_a_hundredth(way):
+    half = [jnp.asarray(x, jnp.bfloat16) for x in (QUERY, KEY, VALUE)]
+    result = WAYS[way](*half, True, None, None)
+    assert result.dtype == jnp.bfloat16
+    expected = by_hand(*(np.asarray(x, np.float64) for x in half), may_see(TOKENS, [TOKENS] * BATCH, True, None))
+    np.testing.assert_allclose(np.asarray(result, np.float64), expected, atol=1e-2 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("implementation", ["blockwise", "xla", "row_blocks"])
+def test_huge_scores_stay_finite(implementation):
+    query, key, value = (jnp.asarray(x, jnp.float32) for x in (1e18 * QUERY, KEY, QUERY[:, :, :KV_HEADS]))
+    run = lambda *heads: softmax_attention(*heads, causal=True, implementation=implementation).sum()  # noqa: E731
+    value_and_gradients = jax.jit(jax.value_and_grad(run, argnums=(0, 1, 2)))(query, key, value)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(value_and_gradients))
+
+
+# ------------------------------------------------------------------------------------------------ the choice
+
+
+def problem(**changes):
+    standard = Problem(1, 512, 4, 64, 64, half=True, causal=True, padded=False, window=None)
+    return standard._replace(**changes)
+
+
+@pytest.mark.parametrize(
+    ("platform", "changes", "name", "reason"),
+    [
+        ("cpu", {}, "row_blocks", "512 tokens are few"),
+        ("cpu", {"tokens": 4096}, "blockwise", "4096 tokens are many"),
+        ("cpu", {"batch": 4096}, "blockwise", "would take 16384 MiB"),
+        ("gpu", {}, "cudnn", "fused"),
+        ("gpu", {"tokens": 65536}, "cudnn", "fused"),
+        ("gpu", {"half": False}, "xla", "16-bit types alone; .* 4 MiB, which fits"),
+        ("gpu", {"half": False, "tokens": 65536}, "blockwise", "16-bit types alone; .* linear in tokens"),
+        ("gpu", {"head_dim": 60}, "blockwise", "multiple of 8 up to 128, not head_dim 60 and value_dim 64"),
+        ("gpu", {"head_dim": 256, "value_dim": 256}, "xla", "up to 128"),
+        ("gpu", {"padded": True}, "xla", "quadratic bias"),
+        ("gpu", {"padded": True, "tokens": 32768}, "blockwise", "quadratic bias"),
+        ("gpu", {"window": 9}, "cudnn", "fused"),
+        ("gpu", {"window": 9, "causal": False}, "xla", "window in causal attention alone"),
+        ("tpu", {"head_dim": 128, "value_dim": 128}, "splash", "fused"),
+        ("tpu", {"tokens": 500, "head_dim": 128, "value_dim": 128}, "xla", "multiples of 128, not 500 tokens"),
+        ("tpu", {"tokens": 99999}, "blockwise", "multiples of 128"),
+    ],
+)
+def test_the_choice_and_its_reason(platform, changes, name, reason):
+    choice = choose(problem(**changes), platform)
+    assert choice.name == name
+    assert re.search(reason, choice.reason)
+
+
+def test_nothing_quadratic_is_chosen_where_it_would_not_fit():
+    for platform in ("cpu", "gpu", "tpu"):
+        for half in (False, True):
+            for dims in ((64, 64), (60, 60), (128, 64)):
+                case = problem(tokens=131072, half=half, head_dim=dims[0], value_dim=dims[1], padded=half)
+                assert choose(case, platform).name not in ("xla", "row_blocks")
+
+
+def test_the_choice_is_said_on_request_and_can_be_overruled():
+    query, key, value = (jnp.asarray(x, jnp.float32) for x in (QUERY, KEY, VALUE))
+    output, choice = softmax_attention(query, key, value, explain=True)
+    assert (choice.name, choice.reason) == ("row_blocks", "on a CPU, 21 tokens are few enough to take whole rows")
+    other, asked = softmax_attention(query, key, value, implementation="blockwise", explain=True)
+    assert asked == ("blockwise", "asked for by name")
+    np.testing.assert_allclose(other, output, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_library_of_jax_means_the_same_by_its_masks(causal, window):
+    lengths = [TOKENS, 18]
+    value = GENERATOR.normal(size=KEY.shape)
+    valid = jnp.asarray(np.arange(TOKENS)[None] < np.array(lengths)[:, None])
+    options = {"causal": causal, "valid": valid, "window": window, "implementation": "xla"}
+    result = softmax_attention(*(jnp.asarray(x, jnp.float32) for x in (QUERY, KEY, value)), **options)
+    expected = by_hand(QUERY, KEY, value, may_see(TOKENS, lengths, causal, window))
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("causal", "window"), [(True, None), (True, 40), (False, None)])
+def test_the_kernel_for_tpus_means_the_same_by_its_masks(causal, window):
+    """Interpreted: the kernel's own arithmetic, on the CPU."""
+    query, key, value = (GENERATOR.normal(size=(1, 128, heads, 128)) for heads in (2, 1, 1))
+    lengths = [100]
+    valid = jnp.asarray(np.arange(128)[None] < np.array(lengths)[:, None])
+    heads = (jnp.asarray(x, jnp.float32) for x in (query, key, value))
+    result = ways._splash(*heads, causal, valid, window, interpret=True)
+    expected = by_hand(query, key, value, may_see(128, lengths, causal, window))
+    np.testing.assert_allclose(result[:, :100], expected[:, :100], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"query": QUERY[:, :0], "key": KEY[:, :0], "value": VALUE[:, :0]}, "at least one token"),
+        ({"query": QUERY[:, :, :3]}, "2 heads of keys do not divide 3 heads of queries"),
+        ({"window": 0}, "window=0 must be at least 1"),
+        ({"implementation": "magic"}, "implementation=magic is not one of row_blocks, blockwise"),
+    ],
+)
+def test_what_cannot_be_is_refused(change, message):
+    arguments = {"query": QUERY, "key": KEY, "value": VALUE} | change
+    heads = [jnp.asarray(arguments.pop(name), jnp.float32) for name in ("query", "key", "value")]
+    with pytest.raises(ValueError, match=message):
+        softmax_attention(*heads, **arguments)

@@ -1,0 +1,185 @@
+"""Token by token against the whole sequence at once: the same logits at every position, and the same texts."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from flaxformer_lab.config import parse_config
+from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.models.decoding import Decoder
+from flaxformer_lab.models.network import Network, purify
+from flaxformer_lab.modules.embedding import TokenEmbedding
+from flaxformer_lab.parsing import override
+
+TOKENS, SYMBOLS = 9, 7
+INPUTS = np.random.default_rng(0).integers(0, SYMBOLS, (2, TOKENS)).astype(np.int32)
+LENGTHS = np.array([2, 5])
+
+BASE = {"width": 8, "depth": 2, "causal": True, "attention.num_heads": 4, "ffn.expansion": 1.0}
+CASES = {
+    "softmax": {},
+    "softmax, sinusoidal, no norm": {"position": "sinusoidal", "norm.kind": "off"},
+    "softmax, rotary, shared heads, window": {
+        "position": "rotary",
+        "attention.num_kv_heads": 2,
+        "attention.window": 3,
+        "norm.placement": "post",
+    },
+    "linear": {"attention.kind": "linear", "attention.num_kv_heads": 1},
+    "linear, rotary": {"attention.kind": "linear", "position": "rotary"},
+    "lightning": {"attention.kind": "lightning", "attention.slopes": "flash_linear_attention"},
+    "lightning, rotary, norm and gate": {
+        "attention.kind": "lightning",
+        "attention.activation": "silu",
+        "attention.norm": "srmsnorm",
+        "attention.gate": True,
+        "attention.num_kv_heads": 2,
+        "position": "rotary",
+    },
+    "mean": {"attention.kind": "mean"},
+    "mean, window": {"attention.kind": "mean", "attention.window": 4, "attention.num_kv_heads": 2},
+    "static": {"attention.kind": "static", "position": "off"},
+    "static, window": {"attention.kind": "static", "attention.window": 4},
+    "no attention": {"attention.kind": "off"},
+}
+WITHOUT_CACHE = {name: {"name": name, "width": 8} for name in ("mlp", "factorization_machine", "lstm", "gru")} | {
+    "cnn_1d": {"name": "cnn_1d", "width": 8, "depth": 1, "causal": True}
+}
+
+
+@functools.cache
+def build(name, draw):
+    """The network of a case with drawn parameters: (network, params)."""
+    tree = {}
+    for key, value in (WITHOUT_CACHE.get(name) or BASE | CASES[name]).items():
+        tree = override(tree, key, value)
+    config = parse_config({"model": tree}).model
+
+    def network(rngs):
+        embedding = TokenEmbedding(SYMBOLS, 8, dtype="float32", rngs=rngs)
+        return Network(config, embedding=embedding, grid=(TOKENS,), outputs=SYMBOLS, rngs=rngs)
+
+    pure = purify(network)
+    return pure, draw(pure.shapes[0])
+
+
+@pytest.mark.parametrize("name", [*CASES, *WITHOUT_CACHE])
+def test_every_position_has_the_logits_of_the_whole_sequence(draw, name):
+    """Two texts of unequal length, each continued at its own place to the end of what was trained on."""
+    network, params = build(name, draw)
+    expected = np.asarray(jax.jit(network.apply)(params, {}, jnp.asarray(INPUTS)))
+    padded = np.where(np.arange(TOKENS)[None] < LENGTHS[:, None], INPUTS, 0)
+    logits, cache = jax.jit(network.read)(params, {}, jnp.asarray(padded), jnp.asarray(LENGTHS))
+    step = jax.jit(network.step)
+    for number in range(TOKENS - LENGTHS.min() + 1):
+        place = LENGTHS + number
+        there = place <= TOKENS
+        found = np.asarray(logits)[there]
+        np.testing.assert_allclose(
+            found, expected[np.arange(2), np.minimum(place, TOKENS) - 1][there], rtol=1e-4, atol=1e-4
+        )
+        symbols = INPUTS[np.arange(2), np.minimum(place, TOKENS - 1)]
+        logits, cache = step(params, {}, jnp.asarray(symbols), cache)
+
+
+def test_a_cache_is_no_larger_than_it_must_be(draw):
+    """Past tokens, a window of them, or a state: [batch, slots, ...]."""
+
+    def slots(name):
+        network, params = build(name, draw)
+        _, cache = jax.eval_shape(network.read, params, {}, jnp.asarray(INPUTS), jnp.asarray(LENGTHS))
+        return {leaf.shape[1] for leaf in jax.tree.leaves(cache) if leaf.ndim > 3}
+
+    assert slots("softmax") == slots("static") == {TOKENS}
+    assert slots("softmax, rotary, shared heads, window") == {3}
+    assert slots("mean, window") == {4}
+    assert slots("linear") == slots("lightning") == {4}  # heads: [batch, heads, head_dim, value_dim]
+    assert slots("mean") == {1}
+    assert slots("no attention") == set()
+
+
+# ------------------------------------------------------------------------------------------------ whole texts
+
+
+def greedy(network, params, text, length):
+    """The most likely symbol, again and again, by the whole forward pass: over at most TOKENS symbols, and where these
+    are all used, over the last half of them."""
+    context, written = list(text[-TOKENS:]), []
+    apply = jax.jit(network.apply)
+    while len(written) < length:
+        if len(context) > TOKENS:
+            context = context[-(TOKENS // 2) :]
+        padded = np.zeros((1, TOKENS), np.int32)
+        padded[0, : len(context)] = context
+        written.append(int(np.argmax(apply(params, {}, jnp.asarray(padded))[0, len(context) - 1])))
+        context.append(written[-1])
+    return written
+
+
+def texts(name, draw, prompts, length, temperature=0.0, seed=0):
+    network, params = build(name, draw)
+    decoder = Decoder(network, params, {}, context=TOKENS, temperature=temperature)
+    return np.concatenate(list(decoder.write(prompts, length, seed)), axis=1)
+
+
+@pytest.mark.parametrize("name", ["softmax", "softmax, rotary, shared heads, window", "lightning", "static", "gru"])
+def test_greedy_texts_are_those_of_the_whole_forward_pass(draw, name):
+    """Also past the context, which each text reaches at another time."""
+    prompts = [INPUTS[0, :3], INPUTS[1], INPUTS[0, :1]]
+    found = texts(name, draw, prompts, 23)
+    assert found.shape == (3, 23)
+    for text, prompt in zip(found, prompts, strict=True):
+        assert text.tolist() == greedy(*build(name, draw), prompt, 23)
+
+
+def test_draws_follow_the_seed_and_the_place_and_no_other_text(draw):
+    options = {"length": 14, "temperature": 1.5}
+    both = texts("softmax", draw, [INPUTS[0, :3], INPUTS[1]], seed=4, **options)
+    alone = texts("softmax", draw, [INPUTS[0, :3]], seed=4, **options)
+    np.testing.assert_array_equal(alone[0], both[0])
+    again = texts("softmax", draw, [INPUTS[0, :3]] * 2, seed=4, **options)
+    assert np.any(again[0] != again[1])
+    assert np.any(texts("softmax", draw, [INPUTS[0, :3]], seed=5, **options) != alone)
+
+
+def test_draws_have_the_distribution_of_the_logits(draw):
+    network, params = build("softmax", draw)
+    logits = np.asarray(network.apply(params, {}, jnp.asarray(INPUTS[:1])))[0, -1]
+    expected = np.exp(logits / 2) / np.exp(logits / 2).sum()
+    decoder = Decoder(network, params, {}, context=TOKENS, temperature=2.0)
+    found = next(decoder.write([INPUTS[0]] * 4000, 1))[:, 0]
+    shares = np.bincount(found, minlength=SYMBOLS) / len(found)
+    np.testing.assert_allclose(shares, expected, atol=0.04)
+
+
+def test_programs_are_compiled_once(draw):
+    network, params = build("softmax", draw)
+    traced = []
+
+    def counted(name):
+        return lambda *arguments: (traced.append(name), getattr(network, name)(*arguments))[1]
+
+    counting = dataclasses.replace(network, read=counted("read"), step=counted("step"))
+    decoder = Decoder(counting, params, {}, context=TOKENS, temperature=0.0)
+    for length in (3, 8, 23):
+        list(decoder.write([INPUTS[0, :length]], length))
+        assert sorted(traced) == ["read", "step"]
+
+
+@pytest.mark.parametrize("prompts", [[], [INPUTS[0], INPUTS[1, :0]]])
+def test_nothing_to_go_on_from_is_refused(draw, prompts):
+    with pytest.raises(ValueError, match="at least one symbol to go on from"):
+        texts("softmax", draw, prompts, 3)
+
+
+def test_a_network_that_is_not_causal_is_refused():
+    config = parse_config({"model": {"width": 8, "depth": 1, "causal": False}}).model
+    embedding = TokenEmbedding(SYMBOLS, 8, dtype="float32", rngs=nnx.Rngs(0))
+    network = Network(config, embedding=embedding, grid=(TOKENS,), outputs=SYMBOLS, rngs=nnx.Rngs(0))
+    with pytest.raises(ConfigError, match=r"model\.causal=false sees what follows .* set model\.causal=true"):
+        network.read(jnp.asarray(INPUTS), jnp.asarray(LENGTHS))

@@ -1,0 +1,152 @@
+"""Writing text: what a run's own model draws, and the command."""
+
+import runpy
+import sys
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+
+from flaxformer_lab.config import parse_config
+from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.evaluate import Run
+from flaxformer_lab.generate import generate
+from flaxformer_lab.parsing import override
+from flaxformer_lab.training.loop import train
+from flaxformer_lab.training.programs import make_experiment
+from flaxformer_lab.training.state import initial_state
+
+TEXT = {
+    "task": {"name": "language_modelling", "sequence_length": 16},
+    "model": {"width": 8, "depth": 0, "causal": True},
+    "training": {"steps": 1, "batch_size": 8, "evaluate_batch_size": 4096, "steps_per_call": 1},
+    "parallelism": {"strategy": "single"},
+}
+FACTS = {"num_symbols": 5, "symbols": "\N{REPLACEMENT CHARACTER}abc "}
+
+
+def run_of(changes=None, facts=FACTS):
+    """A run without training."""
+    tree = TEXT
+    for key, value in (changes or {}).items():
+        tree = override(tree, key, value)
+    experiment = make_experiment(parse_config(tree), facts)
+    return Run(experiment, initial_state(experiment.network, experiment.optimizer, 0))
+
+
+@pytest.fixture(scope="module")
+def letters():
+    return run_of()
+
+
+def test_pieces_add_up_to_the_length_and_repeat_with_the_seed(letters):
+    text = "".join(piece for (piece,) in generate(letters, "ab", 40, seed=1))
+    assert len(text) == 40
+    assert set(text) <= set(FACTS["symbols"])
+    assert text == "".join(piece for (piece,) in generate(letters, ["ab"], 40, seed=1))
+    assert text != "".join(piece for (piece,) in generate(letters, "ab", 40, seed=2))
+
+
+def test_temperature_zero_writes_the_most_likely_symbols(letters):
+    (first,) = ("".join(column) for column in zip(*generate(letters, ["abc"], 3, temperature=0.0), strict=True))
+    symbols = letters.task.encode("abc").tolist()
+    for _ in range(3):
+        padded = np.array([symbols + [0] * (16 - len(symbols))], np.int32)
+        symbols.append(int(np.argmax(letters.predict(padded)[0, len(symbols) - 1])))
+    assert first == letters.task.decode(np.array(symbols[3:]))
+
+
+def test_characters_of_several_bytes_survive_the_pieces(monkeypatch):
+    """A model of bytes whose logits spell the text out, whatever it reads."""
+    wanted = "näive → 空 " * 3
+    spelled = wanted.encode()
+    run = run_of({"task.tokenizer": "bytes", "task.sequence_length": 64}, {"num_symbols": 256})
+
+    def logits_at(positions):
+        return jax.nn.one_hot(jax.numpy.asarray(list(spelled))[positions % len(spelled)], 256)
+
+    network = run.model.__class__(
+        run.model.init,
+        run.model.shapes,
+        run.model.apply,
+        run.model.embed,
+        run.model.body,
+        read=lambda params, state, inputs, lengths: (logits_at(lengths - 1), lengths),
+        step=lambda params, state, inputs, cache: (logits_at(cache), cache + 1),
+    )
+    monkeypatch.setattr(Run, "model", network)
+    assert "".join(piece for (piece,) in generate(run, "x", len(spelled), temperature=0.0)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("changes", "prompt", "temperature", "message"),
+    [
+        (
+            {"task.objective": "masked", "model.causal": False},
+            "a",
+            1.0,
+            "generate needs a model of task.objective",
+        ),
+        ({}, "", 1.0, "--prompt= is empty"),
+        ({}, ["a", ""], 1.0, "--prompt= is empty"),
+        ({}, "a", -1.0, "--temperature=-1.0 must not be negative"),
+        ({}, "a", float("inf"), "--temperature=inf must not be negative"),
+    ],
+)
+def test_what_cannot_be_is_refused(changes, prompt, temperature, message):
+    with pytest.raises(ConfigError, match=message):
+        next(generate(run_of(changes), prompt, 3, temperature=temperature))
+
+
+# ------------------------------------------------------------------------------------------------ the command
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text") / "run"
+    train(parse_config(TEXT), folder, quiet=True)
+    return folder
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """The function that runs the command in this process; returns what it wrote, and its exit code."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["generate", *map(str, arguments)])
+        monkeypatch.delitem(sys.modules, "flaxformer_lab.generate", raising=False)
+        theirs = {name: flags.FLAGS[name] for name in ("workdir", "seed") if name in flags.FLAGS}
+        for name in theirs:
+            delattr(flags.FLAGS, name)
+        before, code = set(flags.FLAGS), 0
+        try:
+            runpy.run_module("flaxformer_lab.generate", run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+        finally:
+            for name in set(flags.FLAGS) - before:
+                delattr(flags.FLAGS, name)
+            for name, flag in theirs.items():
+                flags.FLAGS[name] = flag
+            flags.FLAGS.unparse_flags()
+        captured = capsys.readouterr()
+        return captured.out, captured.err, code
+
+    return call
+
+
+def test_one_text_streams_and_several_come_one_after_the_other(command, folder):
+    options = (f"--workdir={folder}", "--length=20", "--seed=3")
+    out, _, code = command(*options, "--prompt=The ")
+    assert code in (0, None)
+    assert out.startswith("The ") and out.endswith("\n") and len(out) == 4 + 20 + 1
+    both, _, _ = command(*options, "--prompt=The ", "--prompt=Congress")
+    assert both.startswith(out[:-1] + "\n\nCongress")
+    assert len(both) == len(out) + 1 + len("Congress") + 20 + 1
+
+
+def test_a_config_of_ones_own_is_refused(command, folder):
+    _, err, code = command(f"--workdir={folder}", "--config.model.width=9")
+    assert code == 2
+    assert "keeps the config that it was trained with" in err
