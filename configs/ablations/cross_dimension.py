@@ -86,7 +86,7 @@ def get_config() -> ConfigDict:
                     },
                 ),
                 "planted_interactions": _entry("planted_interactions", 300, model=small),
-                "delay": _entry("delay", 250, task={"tokens": 8}, model=small),
+                "delay": _entry("delay", 250, task={"tokens": 4}, model=small),
                 "recall": _entry(
                     "recall", 300, task={"vocabulary": 16, "sequence_length": 12, "pairs": 2}, model={"width": 32}
                 ),
