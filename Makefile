@@ -22,7 +22,7 @@ installed = $(patsubst %,$(VENV)/.installed-%,core $(1) $(EXTRAS))
 .DELETE_ON_ERROR:
 # Two installations into one environment must not meet.
 .NOTPARALLEL:
-.PHONY: help setup train speeches test test-slow lint format benchmark ablation probes parity clean
+.PHONY: help setup train speeches test test-slow lint format benchmark ablation probes parity browser clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS=...] [EXTRAS=cuda|tpu] [PYTHON=...]"
@@ -36,7 +36,7 @@ train: $(call installed,) ## train the default recipe, handwritten digits, into 
 speeches: $(call installed,) ## train the character model of speeches into runs/speeches
 	@$(RUN) train.py --config=configs/speeches.py --workdir=runs/speeches $(ARGS)
 
-test: lint ## lint, then run all tests
+test: lint browser ## lint, then run all tests
 	@$(RUN) -m pytest $(PYTEST_ARGS)
 
 test-slow: $(call installed,test) ## the tests that train for long
@@ -76,6 +76,18 @@ $(VENV)/.installed-%: $(REQUIREMENTS) | $(VENV)/.installed-core
 	@echo "Installing the extra '$*' into $(VENV)"
 	@$(PIP) install $(addprefix --constraint ,$(CONSTRAINTS)) --editable '.[$*]'
 	@touch $@
+
+# A test opens the HTML report in Chromium, and is skipped where there is none. As root on Debian it is fetched, once;
+# a machine that cannot have it runs all other tests.
+BROWSERS := google-chrome google-chrome-stable chromium chromium-browser
+browser:
+	@for name in $(BROWSERS); do command -v $$name >/dev/null && exit 0; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "Installing chromium, which opens the HTML report in a test"; \
+	    export DEBIAN_FRONTEND=noninteractive; \
+	    { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } >/dev/null 2>&1 && exit 0; \
+	fi; \
+	echo "There is no Chromium here, so the tests that open the HTML report in it are skipped"
 
 # The first interpreter that is new enough and can make an environment; without one, the first that is new enough.
 # Debian and its descendants keep what makes environments in a package of its own.

@@ -2,16 +2,16 @@
 
 import csv
 import io
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flaxformer_lab.ablation.claims import Decision, Finding, decide, named
+from flaxformer_lab.ablation.claims import Decision, decide, named
 from flaxformer_lab.ablation.grid import Grid
-from flaxformer_lab.ablation.statistics import Interval
+from flaxformer_lab.ablation.page import as_page
 from flaxformer_lab.ablation.store import Store
 from flaxformer_lab.ablation.summary import Score, Summary, summarise
+from flaxformer_lab.ablation.wording import bound_said, findings_said, interval_said, p_said, reached_said
 from flaxformer_lab.errors import RunError
 
 COLUMNS = ("task", "variant", "seed", "learning_rate", "chosen", "split", "step", "metric", "value")
@@ -34,7 +34,11 @@ def write_report(grid: Grid, store: Store) -> Report:
     """
     summary = summarise(grid, store)
     decisions = tuple(decide(claim, summary) for claim in named(grid.config.claims))
-    contents = {"results.csv": as_csv(grid, store, summary), "report.md": as_markdown(summary, decisions)}
+    contents = {
+        "results.csv": as_csv(grid, store, summary),
+        "report.md": as_markdown(summary, decisions),
+        "report.html": as_page(summary, decisions),
+    }
     files = []
     try:
         for name, text in contents.items():
@@ -120,52 +124,11 @@ def task_table(summary: Summary, scores: list[Score]) -> str:
     return table(header, rows)
 
 
-def findings_said(decision: Decision) -> str:
-    """The difference of each comparison with its interval."""
-    return "; ".join(f"{f.comparison.question} {finding_said(f)}" for f in decision.findings)
-
-
-def finding_said(finding: Finding) -> str:
-    """One answer with its difference and threshold."""
-    if finding.interval is None:
-        return "not measured"
-    return f"{finding.answer}: {interval_said(finding.interval)} against {finding.comparison.threshold:g}"
-
-
-def interval_said(interval: Interval, *, signed: bool = False) -> str:
-    """0.500 [0.400, 0.600]."""
-    sign = "+" if signed else ""
-    if math.isnan(interval.low):
-        return f"{interval.mean:{sign}.3f}"
-    return f"{interval.mean:{sign}.3f} [{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]"
-
-
-def p_said(p: float) -> str:
-    """A p-value to three digits."""
-    return "" if math.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def bound_said(score: Score) -> str:
-    """Theory's bound and whether it held."""
-    if score.bound is None or score.bound_held is None:
-        return ""
-    return f"≤ {score.bound['value']:.3f} {'held' if score.bound_held else 'BROKEN'}"
-
-
-def reached_said(score: Score) -> str:
-    """The median of the steps to the threshold, and how many seeds reached it."""
-    if score.reached is None:
-        return ""
-    known = sorted(step for step in score.reached if step is not None)
-    if len(known) < len(score.reached):
-        return f"{len(known)} of {len(score.reached)} seeds"
-    return f"{known[len(known) // 2]}"
-
-
 def table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
-    """A Markdown table; a bar inside a cell is escaped."""
+    """A Markdown table; a bar inside a cell is escaped, and a cell stays on its line."""
     lines = [header, ("---",) * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    said = [[" ".join(str(cell).replace("|", "\\|").split()) for cell in line] for line in lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in said)
 
 
 def _exact(value: float | None) -> str:

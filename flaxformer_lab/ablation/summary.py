@@ -47,8 +47,11 @@ class Score:
 
     @property
     def bound_held(self) -> bool | None:
-        """Whether the scores agree with theory's bound: their interval is not above it. None where there is none."""
-        if self.bound is None or self.bound["metric"] != self.metric:
+        """Whether the scores agree with theory's bound: their interval is not above it.
+
+        None where there is no bound, or a run that is not finite.
+        """
+        if self.bound is None or self.bound["metric"] != self.metric or not np.isfinite(self.interval.mean):
             return None
         lowest = self.interval.mean if np.isnan(self.interval.low) else self.interval.low
         return bool(lowest <= self.bound["value"] + SLACK)

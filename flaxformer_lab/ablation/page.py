@@ -1,0 +1,324 @@
+"""An ablation as one HTML file for people: verdicts, overview, and for each task its table and charts.
+
+It opens without a network, runs no script, and says in words whatever it draws.
+"""
+
+import math
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+from flaxformer_lab.ablation.claims import Decision, Finding
+from flaxformer_lab.ablation.drawing import typographic
+from flaxformer_lab.ablation.figures import direction, strip
+from flaxformer_lab.ablation.markup import Markup, breakable, join, scrolling, tag
+from flaxformer_lab.ablation.summary import SLACK, Difference, Summary
+from flaxformer_lab.ablation.task_section import task_section
+from flaxformer_lab.ablation.wording import ends_said, interval_said, mean_said, p_said
+
+# Even if a name could become markup, the browser would fetch and run nothing.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+SIGNS = {"supported": "✓", "refuted": "✕", "supported only when": "◐", "undecided": "?"}
+FULL = 1.0  # the difference in R2 or accuracy that the overview gives its full colour
+
+
+def as_page(summary: Summary, decisions: tuple[Decision, ...]) -> str:
+    """The whole file. The same results give the same bytes."""
+    tasks = list(summary.grid.config.tasks)
+    sections = [
+        ("verdicts", "Verdicts", _verdicts(decisions)) if decisions else None,
+        ("overview", "Overview", _overview(summary)),
+        ("tasks", "Tasks", [task_section(summary, task, _task_id(k)) for k, task in enumerate(tasks)]),
+        ("cells", "Cells", _cells(summary)),
+        ("reading", "How to read this page", _reading(summary)),
+    ]
+    shown = [each for each in sections if each is not None]
+    body = tag(
+        "body",
+        tag("a", "Skip to the results", class_="skip", href="#results"),
+        _header(summary, decisions),
+        tag(
+            "div",
+            _contents([(id_, title) for id_, title, _ in shown], tasks),
+            tag("main", [_section(*each) for each in shown], id="results", tabindex="-1"),
+            class_="columns",
+        ),
+        tag("footer", tag("p", "Made by flaxformer_lab from the ablation's stored results alone.")),
+    )
+    return f"<!doctype html>\n{tag('html', _head(summary), body, lang='en')}\n"
+
+
+def _head(summary: Summary) -> Markup:
+    style = resources.files("flaxformer_lab.ablation").joinpath("page.css").read_text(encoding="utf-8")
+    return tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        tag("link", rel="icon", href="data:,"),  # else a server is asked for one, and its refusal is an error
+        tag("title", f"Ablation: {len(summary.scores)} of {len(summary.grid.cells)} cells"),
+        tag("style", Markup(style)),
+    )
+
+
+def _section(id_: str, title: str, content: Any) -> Markup:
+    return tag("section", tag("h2", title, id=id_), content, aria_labelledby=id_)
+
+
+def _task_id(number: int) -> str:
+    """An id that no name of a task can spoil."""
+    return f"task-{number + 1}"
+
+
+def _contents(sections: list[tuple[str, str]], tasks: Sequence[str]) -> Markup:
+    def entry(id_: str, title: str) -> Markup:
+        links = [tag("li", tag("a", breakable(task), href=f"#{_task_id(k)}")) for k, task in enumerate(tasks)]
+        return tag("li", tag("a", title, href=f"#{id_}"), tag("ul", links) if id_ == "tasks" else None)
+
+    return tag("nav", tag("ul", [entry(*each) for each in sections]), aria_label="Contents")
+
+
+# ---------------------------------------------------------------------------------------------- the headline
+
+
+def _header(summary: Summary, decisions: tuple[Decision, ...]) -> Markup:
+    config, total = summary.grid.config, len(summary.grid.cells)
+    setting = (
+        _counted(len(config.tasks), "task"),
+        _counted(len(variants(summary)), "variant"),
+        _counted(len(config.seeds), "seed"),
+        f"best of {_counted(len(config.learning_rates), 'learning rate')}",
+        f"baseline: {config.baseline}",
+        *([f"matched by {config.match}"] if config.match != "none" else []),
+    )
+    decided = sum(each.verdict != "undecided" for each in decisions)
+    broken = sum(score.bound_held is False for score in summary.scores)
+    bounds = sum(score.bound_held is not None for score in summary.scores)
+    tiles = [
+        _tile(f"{len(summary.scores)} of {total}", "cells finished", _progress(summary)),
+        _tile(str(len(summary.failures)), "cells failed", alarm=bool(summary.failures)),
+        _tile(str(len(summary.missing)), "cells missing"),
+        _tile(f"{decided} of {len(decisions)}", "claims decided") if decisions else None,
+        _tile(f"{bounds - broken} of {bounds}", "bounds of theory held", alarm=broken > 0) if bounds else None,
+    ]
+    return tag(
+        "header",
+        tag("h1", "Ablation report"),
+        tag("p", " · ".join(setting), class_="setting"),
+        tag("p", _lead(summary, decisions), class_="lead"),
+        tag("ul", tiles, class_="tiles"),
+    )
+
+
+def _lead(summary: Summary, decisions: tuple[Decision, ...]) -> str:
+    """The answer in one or two sentences."""
+    parts = []
+    for verdict in SIGNS:
+        claims = [each.claim.id for each in decisions if each.verdict == verdict]
+        if claims:
+            parts.append(f"{verdict}: {', '.join(claims)}")
+    said = f"{_sentence('; '.join(parts))}. " if parts else ""
+    if not summary.scores:
+        return f"{said}No cell has finished yet."
+    if summary.failures or summary.missing:
+        said += "The ablation is not complete: what follows may change."
+    return said or "All cells have finished."
+
+
+def _tile(figure: str, said: str, more: Markup | None = None, *, alarm: bool = False) -> Markup:
+    return tag("li", tag("strong", figure), tag("span", said), more, class_="alarm" if alarm else None)
+
+
+def _progress(summary: Summary) -> Markup:
+    parts = (("finished", summary.scores), ("failed", summary.failures))
+    total = max(len(summary.grid.cells), 1)
+    bars = [tag("span", class_=name, style=f"width:{100 * len(cells) / total:.2f}%") for name, cells in parts]
+    return tag("span", bars, class_="progress", aria_hidden="true")
+
+
+# ---------------------------------------------------------------------------------------------- the verdicts
+
+
+def _verdicts(decisions: tuple[Decision, ...]) -> Markup:
+    return tag("div", [_card(each) for each in decisions], class_="cards")
+
+
+def _card(decision: Decision) -> Markup:
+    verdict, claim = decision.verdict, decision.claim
+    badge = tag("span", tag("span", SIGNS[verdict], aria_hidden="true"), f" {verdict}", class_="badge")
+    return tag(
+        "article",
+        tag("h3", tag("span", claim.id, class_="claim"), " ", badge),
+        tag("blockquote", tag("p", claim.statement)),
+        tag("p", _sentence(decision.reason), class_="reason"),
+        tag("ul", [_evidence(each) for each in decision.findings], class_="findings"),
+        tag("p", f"Source: {claim.source}", class_="source"),
+        class_=f"card {verdict.replace(' ', '-')}",
+    )
+
+
+def _evidence(finding: Finding) -> Markup:
+    comparison, interval = finding.comparison, finding.interval
+    question = _sentence(comparison.question)
+    compared = f"{comparison.more}" + ("" if comparison.less is None else f", less {comparison.less}")
+    if interval is None:
+        answer = [tag("strong", "not measured"), " yet"]
+    else:
+        said = typographic(f"{mean_said(interval)} {ends_said(interval)}".rstrip())
+        answer = [tag("strong", finding.answer), f": {said}, threshold {comparison.threshold:g}"]
+    return tag(
+        "li",
+        tag("p", question, " ", tag("span", answer, class_=f"answer {finding.answer}")),
+        None if interval is None else tag("figure", strip(interval, comparison.threshold, question)),
+        tag("p", compared, class_="compared"),
+    )
+
+
+# ---------------------------------------------------------------------------------------------- the overview
+
+
+def variants(summary: Summary) -> list[str]:
+    """Every variant of the grid, the baseline first."""
+    names = [summary.grid.config.baseline, *(cell.variant for cell in summary.grid.cells)]
+    return list(dict.fromkeys(names))
+
+
+def _overview(summary: Summary) -> list[Markup]:
+    tasks = list(summary.grid.config.tasks)
+    head = tag("tr", tag("th", "variant", scope="col"), [tag("th", breakable(task), scope="col") for task in tasks])
+    rows = [_overview_row(summary, variant) for variant in variants(summary)]
+    caption = (
+        f"How much better or worse than {summary.grid.config.baseline} each variant is, paired by seed; the baseline's "
+        "row holds its score. Bold: clear after Holm's correction."
+    )
+    return [
+        tag("p", caption, class_="note"),
+        scrolling("Difference to the baseline, tasks by variants", tag("table", head, rows, class_="overview")),
+        tag(
+            "p",
+            *(part for kind in ("worse", "better") for part in (tag("span", class_=f"swatch {kind}"), f" {kind} ")),
+            "· full colour at a difference of 1 in R² or accuracy, or at the task's greatest in a loss · "
+            "“–”: the variant means nothing there · “…”: not finished",
+            class_="legend",
+        ),
+    ]
+
+
+def _overview_row(summary: Summary, variant: str) -> Markup:
+    cells = [_overview_cell(summary, task, variant) for task in summary.grid.config.tasks]
+    return tag("tr", tag("th", breakable(variant), scope="row"), cells)
+
+
+def _overview_cell(summary: Summary, task: str, variant: str) -> Markup:
+    difference, score = summary.difference(task, variant), summary.score(task, variant)
+    if difference is not None and math.isfinite(difference.interval.mean):
+        return _difference_cell(summary, difference)
+    if score is not None:
+        said = typographic(mean_said(score.interval))
+        return tag("td", said, class_="base", title=f"{score.metric} {typographic(interval_said(score.interval))}")
+    if any((cell.task, cell.variant) == (task, variant) for cell, _ in summary.failures):
+        return tag("td", "failed", class_="failed")
+    if any((cell.task, cell.variant) == (task, variant) for cell in summary.missing):
+        return tag("td", "…", class_="none", title="not finished", aria_label="not finished")
+    why = next((why for t, v, why in summary.grid.dropped if (t, v) == (task, variant)), "not part of this task")
+    return tag("td", "–", class_="none", title=why, aria_label=f"left out: {why}")
+
+
+def _difference_cell(summary: Summary, difference: Difference) -> Markup:
+    mean = difference.interval.mean
+    share = min(abs(mean) / _full_colour(summary, difference.task), 1.0)
+    said = typographic(mean_said(difference.interval, signed=True))
+    details = f"{interval_said(difference.interval, signed=True)}, Holm p {p_said(difference.corrected_p) or 'unknown'}"
+    clear = direction(difference) != "level"
+    return tag(
+        "td",
+        tag("strong", said) if clear else said,
+        class_="better" if mean > 0 else "worse",
+        style=f"--share:{100 * share:.0f}%",
+        title=f"{difference.variant} on {difference.task}: {typographic(details)}",
+    )
+
+
+def _full_colour(summary: Summary, task: str) -> float:
+    """The difference that is drawn in full colour."""
+    scores = [each for each in summary.scores if each.task == task]
+    if scores[0].metric in ("r2", "accuracy"):
+        return FULL
+    means = [abs(each.interval.mean) for each in summary.differences if each.task == task]
+    return max((mean for mean in means if math.isfinite(mean) and mean > 0), default=FULL)
+
+
+# ---------------------------------------------------------------------------------------------- cells and notes
+
+
+def _cells(summary: Summary) -> list[Markup | None]:
+    failed = [
+        tag("li", tag("strong", f"{cell.task} / {cell.variant}"), tag("pre", error)) for cell, error in summary.failures
+    ]
+    missing: dict[str, list[str]] = {}
+    for cell in summary.missing:
+        missing.setdefault(cell.task, []).append(cell.variant)
+    dropped = [
+        tag("li", tag("strong", f"{task} / {variant}"), f": {why}") for task, variant, why in summary.grid.dropped
+    ]
+    finished = f"{len(summary.scores)} of {len(summary.grid.cells)} cells have finished."
+    return [
+        tag("p", finished),
+        *([tag("h3", "Failed"), tag("ul", failed, class_="failures")] if failed else []),
+        *([tag("h3", "Missing"), tag("dl", _listed(missing), class_="missing")] if missing else []),
+        tag(
+            "details",
+            tag("summary", f"Left out: {_counted(len(dropped), 'pair')} of a task and a variant that mean nothing"),
+            tag("ul", dropped),
+        )
+        if dropped
+        else None,
+    ]
+
+
+def _listed(groups: dict[str, list[str]]) -> list[Markup]:
+    return [
+        part
+        for task, names in groups.items()
+        for part in (tag("dt", task), tag("dd", join([name, ", "] for name in names[:-1]), names[-1]))
+    ]
+
+
+def _reading(summary: Summary) -> Markup:
+    seeds = len(summary.grid.config.seeds)
+    notes = (
+        ("Score", "The mean over seeds on test examples, at the learning rate that was best on validation."),
+        (
+            "Interval",
+            f"95%, by the bootstrap over {_counted(seeds, 'seed')}, widened for small samples. Without at least two "
+            "seeds, or where a run is not finite, there is none.",
+        ),
+        (
+            "Difference",
+            "Of the variant to the baseline, paired by seed. Its sign is turned where less is better, so that right "
+            "and blue always mean that the variant is better.",
+        ),
+        (
+            "Clear",
+            "A difference whose p-value (paired t-test) is below 0.05 after Holm's correction for how many variants "
+            "the task compares. In charts: a filled mark, where others are hollow.",
+        ),
+        ("P(better)", "How often a run of the variant scores above one of the baseline; ties count half."),
+        ("Interquartile mean", "The mean without the lowest and the highest quarter of the seeds."),
+        (
+            "Bound",
+            f"The most that theory allows. Broken: the whole interval is more than {SLACK:g} above it.",
+        ),
+        ("Steps to threshold", "The median over seeds, or how many seeds arrived where not all did."),
+        ("FLOPs", "Of a forward pass of one example, as the compiler counts them."),
+    )
+    return tag("dl", [(tag("dt", word), tag("dd", meaning)) for word, meaning in notes], class_="notes")
+
+
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

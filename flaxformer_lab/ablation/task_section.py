@@ -1,0 +1,268 @@
+"""One task on an ablation's page: what was found, in a sentence, a table and charts."""
+
+import math
+from collections.abc import Sequence
+
+from flaxformer_lab.ablation.drawing import typographic
+from flaxformer_lab.ablation.figures import Point, curves, direction, forest, scatter, score_limits, seed_range
+from flaxformer_lab.ablation.grid import BASELINE
+from flaxformer_lab.ablation.markup import Markup, breakable, scrolling, tag
+from flaxformer_lab.ablation.statistics import Interval, bootstrap_interval
+from flaxformer_lab.ablation.summary import Score, Summary
+from flaxformer_lab.ablation.wording import (
+    bound_said,
+    ends_said,
+    interval_said,
+    mean_said,
+    metric_said,
+    p_said,
+    reached_said,
+)
+
+MIXING = {"cross_feature_energy": "cross-feature energy", "cross_token_energy": "cross-token energy"}
+NOTHING = "–"
+WAYS = {"worse": "clearly worse", "better": "clearly better", "level": "without a clear difference"}
+
+
+def task_section(summary: Summary, task: str, id_: str) -> Markup:
+    """Everything about one task; a sentence where it has no finished cell yet."""
+    scores = ranked(summary, task)
+    content = [tag("p", "No cell of this task has finished yet.")] if not scores else _content(summary, scores, id_)
+    return tag("section", tag("h3", breakable(task), id=id_), content, aria_labelledby=id_, class_="task")
+
+
+def ranked(summary: Summary, task: str) -> list[Score]:
+    """A task's scores: the baseline, then the best first, and what is not finite last."""
+    scores = [each for each in summary.scores if each.task == task]
+
+    def order(score: Score) -> tuple[bool, bool, float]:
+        mean = score.interval.mean if score.higher_is_better else -score.interval.mean
+        return score.variant != summary.grid.config.baseline, not math.isfinite(mean), -mean if mean == mean else 0.0
+
+    return sorted(scores, key=order)
+
+
+def _content(summary: Summary, scores: Sequence[Score], id_: str) -> list[Markup | None]:
+    return [
+        tag("p", _said(summary, scores)),
+        _table(summary, scores),
+        _heading("Learning curves", f"{id_}-curves"),
+        _curves(summary, scores),
+        _heading("Differences to the baseline", f"{id_}-differences"),
+        _forest(summary, scores),
+        *_mixing(summary, scores, id_),
+        _heading("Score and cost", f"{id_}-cost"),
+        _cost(summary, scores),
+        _keys(scores),
+    ]
+
+
+def _heading(title: str, id_: str) -> Markup:
+    return tag("h4", title, id=id_)
+
+
+def _said(summary: Summary, scores: Sequence[Score]) -> str:
+    """What the task says, in words."""
+    task, name = scores[0].task, summary.grid.config.baseline
+    base = summary.score(task, name)
+    if base is None:
+        return f"The baseline, {name}, has not finished here, so nothing can be compared with it yet."
+    who = "The baseline" if name == BASELINE else f"The baseline, {name},"
+    reaches = "reaches" if math.isfinite(base.interval.mean) else "is"
+    said = f"{who} {reaches} {interval_said(base.interval)} in {_metric(base)}."
+    found = [direction(each) for each in summary.differences if each.task == task]
+    if found:
+        counts = [(found.count(way), words) for way, words in WAYS.items()]
+        said += f" Of the other {len(found)}: {', '.join(f'{number} {words}' for number, words in counts if number)}."
+    return typographic(said)
+
+
+def _metric(score: Score) -> str:
+    name = metric_said(score.metric)
+    return name if score.higher_is_better else f"{name} (less is better)"
+
+
+# ---------------------------------------------------------------------------------------------- tables
+
+
+def _table(summary: Summary, scores: Sequence[Score]) -> Markup:
+    threshold = summary.grid.config.tasks[scores[0].task].threshold
+    columns = (
+        "#",
+        "variant",
+        _metric(scores[0]),
+        "interquartile mean",
+        "difference",
+        "Holm p",
+        "P(better)",
+        "bound",
+        "parameters",
+        "FLOPs",
+        "learning rate",
+        "steps to threshold" if threshold is None else f"steps to {threshold:g}",
+    )
+    head = tag("tr", [tag("th", each, scope="col") for each in columns])
+    rows = [_row(summary, score, number) for number, score in enumerate(scores, start=1)]
+    label = f"Results on {scores[0].task}"
+    return scrolling(label, tag("table", tag("thead", head), tag("tbody", rows), class_="results"))
+
+
+def _row(summary: Summary, score: Score, number: int) -> Markup:
+    difference = summary.difference(score.task, score.variant)
+    is_baseline = score.variant == summary.grid.config.baseline
+    compared = [tag("td", NOTHING, class_="nothing")] * 3
+    if difference is not None:
+        compared = [
+            _interval_cell(difference.interval, direction(difference), signed=True),
+            _cell(p_said(difference.corrected_p)),
+            _cell(f"{difference.probability_of_improvement:.2f}"),
+        ]
+    return tag(
+        "tr",
+        tag("td", number, class_="number"),
+        tag("th", breakable(score.variant), scope="row"),
+        _interval_cell(score.interval),
+        _cell(f"{score.interquartile_mean:.3f}" if math.isfinite(score.interquartile_mean) else ""),
+        compared,
+        _bound_cell(score),
+        _cell(f"{score.parameters:,}"),
+        _cell(f"{score.forward_flops:,}"),
+        _cell(f"{score.learning_rate:g}"),
+        _cell(reached_said(score)),
+        class_="is-baseline" if is_baseline else None,
+    )
+
+
+def _cell(said: str, class_: str | None = None) -> Markup:
+    return tag("td", typographic(said), class_=class_) if said else tag("td", NOTHING, class_="nothing")
+
+
+def _interval_cell(interval: Interval, class_: str | None = None, *, signed: bool = False) -> Markup:
+    mean, ends = (typographic(say(interval, signed=signed)) for say in (mean_said, ends_said))
+    parts = tag("span", mean, class_="mean"), tag("span", f" {ends}", class_="ends") if ends else None
+    return tag("td", parts, class_=class_)
+
+
+def _bound_cell(score: Score) -> Markup:
+    value, _, held = bound_said(score).rpartition(" ")
+    if not held:
+        return _cell("")
+    return tag("td", value, tag("span", f" {held}", class_="ends"), class_="held" if score.bound_held else "broken")
+
+
+# ---------------------------------------------------------------------------------------------- charts
+
+
+def _curves(summary: Summary, scores: Sequence[Score]) -> Markup:
+    """A small chart a variant, all on the same axes."""
+    base = summary.score(scores[0].task, summary.grid.config.baseline)
+    medians = [value for score in scores for value in seed_range(score.curves)[1]]
+    limits = score_limits(scores[0].metric, medians)
+    bounded = any(each.bound is not None for each in scores)
+    panels = [
+        tag(
+            "figure",
+            tag("figcaption", tag("span", k, class_="key"), " ", breakable(score.variant)),
+            curves(score, base, limits),
+        )
+        for k, score in enumerate(scores, start=1)
+    ]
+    said = (
+        f"Validation {_metric(scores[0])} by step: median and range over seeds",
+        [" · ", tag("span", class_="swatch line of-variant"), " the variant"],
+        [" · ", tag("span", class_="swatch line of-baseline"), " the baseline"] if base is not None else None,
+        [" · ", tag("span", class_="swatch line of-bound"), " the most that theory allows"] if bounded else None,
+    )
+    return tag("div", tag("p", said, class_="legend"), tag("div", panels, class_="panels"))
+
+
+def _forest(summary: Summary, scores: Sequence[Score]) -> Markup:
+    found = [summary.difference(score.task, score.variant) for score in scores]
+    differences = [each for each in found if each is not None]
+    if not differences:
+        return tag("p", "There is nothing to compare yet.")
+    caption = "Paired by seed, with 95% intervals. Filled: clear after Holm's correction; hollow: not."
+    chart = scrolling(f"Differences on {scores[0].task}", forest(differences, scores[0].metric))
+    return _figure(chart, caption, "wide")
+
+
+def _mixing(summary: Summary, scores: Sequence[Score], id_: str) -> list[Markup]:
+    names = list(dict.fromkeys(name for score in scores for name in score.measures))
+    if not names:
+        return []
+    charts = [
+        _figure(_scatter(summary, scores, {s.variant: bootstrap_interval(s.measures[name]) for s in known}, label))
+        for name, label in MIXING.items()
+        if (known := [score for score in scores if name in score.measures])
+    ]
+    return [
+        _heading("Score and mixing", f"{id_}-mixing"),
+        tag(
+            "p",
+            "How much of the output's Jacobian energy crosses features, or tokens.",
+            class_="legend",
+        ),
+        tag("div", charts, class_="pair"),
+        _keys(scores),
+        tag("details", tag("summary", "All measures as a table"), _measures(scores, names)),
+    ]
+
+
+def _measures(scores: Sequence[Score], names: Sequence[str]) -> Markup:
+    head = tag("tr", tag("th", "variant", scope="col"), [tag("th", breakable(name), scope="col") for name in names])
+    rows = [
+        tag(
+            "tr",
+            tag("th", breakable(score.variant), scope="row"),
+            [
+                _interval_cell(bootstrap_interval(score.measures[name])) if name in score.measures else _cell("")
+                for name in names
+            ],
+        )
+        for score in scores
+    ]
+    label = f"Measures on {scores[0].task}"
+    return scrolling(label, tag("table", tag("thead", head), tag("tbody", rows), class_="results"))
+
+
+def _keys(scores: Sequence[Score]) -> Markup:
+    """Whose the numbers in the charts are."""
+    return tag("ul", [tag("li", tag("b", k), f" {s.variant}") for k, s in enumerate(scores, start=1)], class_="keys")
+
+
+def _cost(summary: Summary, scores: Sequence[Score]) -> Markup:
+    costs = (
+        ("parameters", {score.variant: score.parameters for score in scores}),
+        ("forward FLOPs", {score.variant: score.forward_flops for score in scores}),
+    )
+    charts = [
+        _figure(_scatter(summary, scores, {name: _exact(value) for name, value in values.items()}, label, True))
+        for label, values in costs
+    ]
+    return tag("div", charts, class_="pair")
+
+
+def _scatter(
+    summary: Summary, scores: Sequence[Score], across: dict[str, Interval], label: str, logarithmic: bool = False
+) -> Markup:
+    points = [
+        Point(
+            mark=str(number),
+            name=score.variant,
+            x=across[score.variant],
+            y=score.interval,
+            is_baseline=score.variant == summary.grid.config.baseline,
+        )
+        for number, score in enumerate(scores, start=1)
+        if score.variant in across
+    ]
+    metric = scores[0].metric
+    return scatter(points, x_label=label, y_label=_metric(scores[0]), metric=metric, logarithmic=logarithmic)
+
+
+def _exact(value: int) -> Interval:
+    return Interval(float(value), math.nan, math.nan)
+
+
+def _figure(chart: Markup, caption: str | None = None, class_: str | None = None) -> Markup:
+    return tag("figure", chart, tag("figcaption", caption) if caption else None, class_=class_)

@@ -1,0 +1,631 @@
+"""The HTML report: its figures are the summary's, names stay names, and a browser finds nothing to complain about."""
+
+import itertools
+import json
+import os
+import re
+import shutil
+import warnings
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from flaxformer_lab.ablation.claims import Claim, Comparison, Figure, decide
+from flaxformer_lab.ablation.grid import BASELINE
+from flaxformer_lab.ablation.page import as_page
+from flaxformer_lab.ablation.summary import summarise
+from flaxformer_lab.ablation.wording import ends_said, interval_said, mean_said, p_said, reached_said
+
+SEEDS = (0, 1, 2, 3, 4)
+RNG = np.random.default_rng(0)
+NOISE = {key: 0.01 * RNG.normal(size=5) for key in "abcdef"}
+BOUND = {"metric": "r2", "value": 0.25, "theorem": "made up", "assumes": ""}
+HOSTILE = "<script>alert(1)</script>"
+BREAKING = "\"'><img src=x onerror=alert(2)>&amp;"
+
+
+# ------------------------------------------------------------------------------------------------ made-up ablations
+
+
+@dataclass
+class Made:
+    """An ablation's summary, the verdicts, and the page that they make."""
+
+    summary: object
+    decisions: tuple
+    page: str
+
+
+def claims(task="near", other="ffn_off"):
+    """Four claims, one of each verdict."""
+
+    def claim(name, verdict, threshold, more, less):
+        question = f"is {name} so?"
+        rule = lambda *yes: (verdict if all(yes) else "refuted", f"because of {name}")  # noqa: E731
+        return Claim(name, f"The statement of {name}.", (Comparison(question, more, less, threshold),), rule)
+
+    base, off = Figure(task), Figure(task, other)
+    return (
+        claim("C91", "supported", 0.2, base, off),
+        claim("C92", "refuted", 0.2, off, base),
+        claim("C93", "supported only when", 0.05, Figure(task, BASELINE, "cross_feature_energy"), None),
+        claim("C94", "supported", 0.2, Figure("nowhere"), None),
+    )
+
+
+CLAIMS = claims()
+
+
+@pytest.fixture
+def made(grid, store, result):
+    """The function that makes a page: scores by (task, variant), {"changes": ...} to the ablation, and the rest."""
+
+    def make(scores, changes=None, failed=(), decided=CLAIMS, bounds=None, edit=None):
+        built = grid({"seeds": SEEDS, "learning_rates": (0.01,), **(changes or {})})
+        store.claim(built)
+        for number, ((task, variant), values) in enumerate(scores.items(), start=1):
+            cell = built.cell(task, variant)
+            measures = {"cross_feature_energy": 0.1 * number, "cross_token_energy": 0.05 * number}
+            found = result(cell, values, measures, bound=(bounds or {}).get((task, variant)))
+            found["parameters"], found["forward_flops"] = 1000 * number, 20_000 * number
+            store.finish(cell, edit(found) if edit else found)
+        for (task, variant), error in dict(failed).items():
+            store.fail(built.cell(task, variant), error, "")
+        summary = summarise(built, store)
+        decisions = tuple(decide(each, summary) for each in decided)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            return Made(summary, decisions, as_page(summary, decisions))
+
+    return make
+
+
+FINISHED = {
+    ("near", BASELINE): 0.9 + NOISE["a"],
+    ("near", "ffn_off"): 0.2 + NOISE["b"],
+    ("near", "one head"): 0.9 + NOISE["c"],
+    ("far", BASELINE): 0.6 + NOISE["d"],
+    ("far", "ffn_off"): 0.7 + NOISE["e"],
+    ("far", "one head"): -0.4 + NOISE["f"],
+}
+BOUNDS = {("near", "ffn_off"): BOUND, ("far", "ffn_off"): BOUND}
+FAR = {"recipe": "delay.py", "overrides": {"task": {"tokens": 6}}}
+THRESHOLD = {"tasks": {"near": {"recipe": "delay.py", "threshold": 0.5}, "far": FAR}}
+
+
+def only_loss(found):
+    """A result of a task that is judged by its loss."""
+    for replica in found["replicas"]:
+        losses = {"loss": [3.0, 2.0 - replica["test"]["r2"]]}
+        replica |= {"validation": losses, "test": {"loss": 2.0 - replica["test"]["r2"]}}
+    return found
+
+
+def hostile_names():
+    """An ablation whose task and variants have names that try to be markup."""
+    return {
+        "tasks": {BREAKING: {"recipe": "delay.py"}, "</title></style><b>": FAR},
+        "variants": {HOSTILE: "ffn_off", BREAKING: "linear_ffn", "the same": {}},
+    }
+
+
+STATES = {
+    "finished": {"scores": FINISHED, "bounds": BOUNDS},
+    "half way": {"scores": dict(list(FINISHED.items())[:2]), "failed": {("far", "ffn_off"): "ValueError: too wide"}},
+    "nothing": {"scores": {}},
+    "nothing, no claims": {"scores": {}, "decided": ()},
+    "no baseline": {"scores": {("near", "ffn_off"): 0.2 + NOISE["a"], ("near", "one head"): 0.8}},
+    "one seed": {"scores": {key: values[:1] for key, values in FINISHED.items()}, "changes": {"seeds": (3,)}},
+    "some diverged": {
+        "scores": FINISHED | {("near", "one head"): [0.9, np.nan, 0.8, 0.9, np.nan], ("far", "one head"): np.nan}
+    },
+    "all diverged": {"scores": {key: np.nan for key in FINISHED}},
+    "baseline diverged": {"scores": FINISHED | {("near", BASELINE): np.nan}},
+    "far below zero": {"scores": FINISHED | {("near", "one head"): -40 + NOISE["a"]}},
+    "loss": {"scores": FINISHED, "edit": only_loss},
+    "no measures": {
+        "scores": FINISHED,
+        "edit": lambda found: found | {"replicas": [each | {"measures": {}} for each in found["replicas"]]},
+        "decided": CLAIMS[:2],
+    },
+    "all alike": {"scores": {key: 0.5 for key in FINISHED}},
+    "another baseline": {"scores": FINISHED, "changes": {"baseline": "one head"}},
+    "hostile": {
+        "scores": {
+            (BREAKING, BASELINE): 0.9 + NOISE["a"],
+            (BREAKING, HOSTILE): 0.2 + NOISE["b"],
+            (BREAKING, BREAKING): 0.3 + NOISE["c"],
+        },
+        "changes": hostile_names(),
+        "failed": {("</title></style><b>", HOSTILE): f"ValueError: {HOSTILE}{BREAKING}"},
+        "decided": claims(BREAKING, HOSTILE),
+    },
+    "long names": {
+        "scores": {("n" * 60, BASELINE): 0.9, ("n" * 60, "v" * 80): 0.2, ("n" * 60, "many short words " * 6): 0.3},
+        "changes": {
+            "tasks": {"n" * 60: {"recipe": "delay.py"}},
+            "variants": {"v" * 80: "ffn_off", "many short words " * 6: "linear_ffn"},
+        },
+        "failed": {},
+        "decided": (),
+    },
+}
+
+
+PAGES = {}
+
+
+@pytest.fixture(params=STATES)
+def state(request, made):
+    """One ablation after the other, whole and half way; each is made once."""
+    if request.param not in PAGES:
+        PAGES[request.param] = made(**STATES[request.param])
+    return PAGES[request.param]
+
+
+# ------------------------------------------------------------------------------------------------ reading a page
+
+
+@dataclass
+class Node:
+    """An element of a page."""
+
+    tag: str
+    attributes: dict = field(default_factory=dict)
+    children: list = field(default_factory=list)
+
+    def all(self, tag=None, **attributes):
+        """Every element below with this tag and these attributes."""
+        wanted = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items()}
+        for child in self.children:
+            if isinstance(child, Node):
+                if tag in (None, child.tag) and all(child.attributes.get(k) == v for k, v in wanted.items()):
+                    yield child
+                yield from child.all(tag, **attributes)
+
+    def one(self, tag=None, **attributes):
+        (found,) = self.all(tag, **attributes)
+        return found
+
+    @property
+    def text(self):
+        """What a reader sees, with single spaces."""
+        return " ".join(self.letters.split())
+
+    @property
+    def letters(self):
+        return "".join(child.letters if isinstance(child, Node) else child for child in self.children)
+
+
+class Reader(HTMLParser):
+    """Reads a page into Nodes, and insists that every element is closed."""
+
+    VOID = {"br", "link", "meta", "wbr"}
+
+    def __init__(self, page):
+        super().__init__()
+        self.stack = [Node("document")]
+        self.feed(page)
+        self.close()
+        assert len(self.stack) == 1, "an element is not closed"
+
+    def handle_starttag(self, tag, attrs):
+        node = Node(tag, dict(attrs))
+        self.stack[-1].children.append(node)
+        if tag not in self.VOID:
+            self.stack.append(node)
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop().tag == tag
+
+    def handle_data(self, data):
+        self.stack[-1].children.append(data)
+
+
+def read(page):
+    return Reader(page).stack[0]
+
+
+def rows_of(table):
+    """The rows of a table as {column: text}, by variant."""
+    header, *rows = [[cell for cell in row.children if isinstance(cell, Node)] for row in table.all("tr")]
+    names = [cell.text for cell in header]
+    found = [dict(zip(names, (cell.text for cell in row), strict=True)) for row in rows]
+    return {row["variant"]: row for row in found}
+
+
+def plain(said):
+    """With the minus signs of a keyboard."""
+    return said.replace("−", "-")
+
+
+# ------------------------------------------------------------------------------------------------ content
+
+
+def test_a_task_s_table_holds_the_figures_of_the_summary(made):
+    page = made(FINISHED, THRESHOLD, bounds=BOUNDS)
+    rows = rows_of(read(page.page).one("div", aria_label="Results on near").one("table"))
+    assert list(rows) == [BASELINE, "one head", "ffn_off"]  # the best first
+    for variant, row in rows.items():
+        score, difference = page.summary.score("near", variant), page.summary.difference("near", variant)
+        assert plain(row["R²"]) == interval_said(score.interval)
+        assert row["interquartile mean"] == f"{score.interquartile_mean:.3f}"
+        assert row["parameters"] == f"{score.parameters:,}" and row["FLOPs"] == f"{score.forward_flops:,}"
+        assert row["learning rate"] == "0.01" and row["steps to 0.5"] == reached_said(score)
+        if variant == BASELINE:
+            assert {row[name] for name in ("difference", "Holm p", "P(better)", "bound")} == {"–"}
+        else:
+            assert plain(row["difference"]) == interval_said(difference.interval, signed=True)
+            assert row["Holm p"] == p_said(difference.corrected_p)
+            assert row["P(better)"] == f"{difference.probability_of_improvement:.2f}"
+    assert rows["ffn_off"]["bound"] == "≤ 0.250 held" and rows["ffn_off"]["steps to 0.5"] == "0 of 5 seeds"
+
+
+def test_a_broken_bound_is_called_so(made):
+    page = made(FINISHED, bounds=BOUNDS)
+    document = read(page.page)
+    rows = rows_of(document.one("div", aria_label="Results on far").one("table"))
+    assert rows["ffn_off"]["bound"] == "≤ 0.250 BROKEN"
+    tiles = [tile.text for tile in document.one("ul", class_="tiles").all("li")]
+    assert "1 of 2bounds of theory held" in tiles
+
+
+def test_without_bounds_none_is_spoken_of(made):
+    document = read(made(FINISHED).page)
+    assert "bounds" not in document.one("ul", class_="tiles").text
+    rows = rows_of(document.one("div", aria_label="Results on far").one("table"))
+    assert {row["bound"] for row in rows.values()} == {"–"}
+
+
+def test_the_overview_has_every_pair(made):
+    scores = {key: values for key, values in FINISHED.items() if key[0] == "near" or key[1] == BASELINE}
+    page = made(scores, failed={("far", "ffn_off"): "out of memory"})
+    rows = rows_of(read(page.page).one("table", class_="overview"))
+    assert list(rows) == [BASELINE, "ffn_off", "one head"]
+    for task in ("near", "far"):
+        assert rows[BASELINE][task] == mean_said(page.summary.score(task, BASELINE).interval)
+    for variant in ("ffn_off", "one head"):
+        difference = page.summary.difference("near", variant)
+        assert plain(rows[variant]["near"]) == mean_said(difference.interval, signed=True)
+    assert rows["ffn_off"]["far"] == "failed" and rows["one head"]["far"] == "…"
+
+
+def test_the_overview_is_the_fuller_in_colour_the_greater_the_difference(made):
+    cells = [cell for cell in read(made(FINISHED).page).one("table", class_="overview").all("td")]
+    shares = {plain(cell.text): cell.attributes["style"] for cell in cells if "style" in cell.attributes}
+    ways = {plain(cell.text): cell.attributes["class"] for cell in cells if "style" in cell.attributes}
+    assert len(shares) == 4
+    for said, style in shares.items():
+        assert style == f"--share:{100 * min(abs(float(said)), 1):.0f}%"
+        assert ways[said] == ("better" if float(said) > 0 else "worse")
+
+
+def test_a_verdict_is_a_card_with_its_word_its_reason_and_its_figures(made):
+    page = made(FINISHED)
+    document = read(page.page)
+    cards = {card.one("span", class_="claim").text: card for card in document.all("article")}
+    assert list(cards) == [decision.claim.id for decision in page.decisions] == ["C91", "C92", "C93", "C94"]
+    assert {decision.verdict for decision in page.decisions} == {
+        "supported",
+        "refuted",
+        "supported only when",
+        "undecided",
+    }
+    for decision in page.decisions:
+        card, (finding,) = cards[decision.claim.id], decision.findings
+        assert card.one("span", class_="badge").text.endswith(f" {decision.verdict}")
+        assert card.attributes["class"] == f"card {decision.verdict.replace(' ', '-')}"
+        assert card.one("blockquote").text == decision.claim.statement
+        assert card.one("p", class_="reason").text.lower() == decision.reason.lower()
+        assert str(finding.comparison.more) in card.one("p", class_="compared").text
+        if finding.interval is None:
+            assert "not measured" in card.text and not list(card.all("svg"))
+        else:
+            assert f"{finding.answer}: {interval_said(finding.interval)}" in plain(card.text)
+            assert interval_said(finding.interval) in plain(card.one("svg").attributes["aria-label"])
+    lead = document.one("p", class_="lead").text
+    assert lead.startswith("Supported: C91; refuted: C92; supported only when: C93; undecided: C94.")
+
+
+def test_an_answer_is_drawn_on_its_side_of_the_threshold(made):
+    for card in read(made(FINISHED).page).all("article"):
+        for svg in card.all("svg"):
+            threshold = float(svg.one("line", class_="bound").attributes["x1"])
+            (mark,) = (circle for circle in svg.all("circle") if "mark" in circle.attributes["class"])
+            above = mark.attributes["class"] == "mark above"
+            assert above == (float(mark.attributes["cx"]) > threshold) == ("yes:" in card.text)
+
+
+def test_charts_say_their_numbers_in_words(made):
+    page = made(FINISHED, bounds=BOUNDS)
+    labels = [plain(svg.attributes["aria-label"]) for svg in read(page.page).all("svg")]
+    for score in page.summary.scores:
+        last = score.curves[:, -1]
+        started = [label for label in labels if label.startswith(f"Validation R² of {score.variant} over 4 steps")]
+        (curve,) = (label for label in started if f"ends at a median of {np.median(last):.3f}" in label.split(";")[0])
+        assert f"seeds from {last.min():.3f} to {last.max():.3f}" in curve
+        assert ("theory allows 0.250" in curve) == ((score.task, score.variant) in BOUNDS)
+        said = f"{score.variant} {interval_said(score.interval)} at"
+        assert sum(said in label for label in labels) == 4  # two of mixing, two of cost
+        assert any(f"{said} {score.parameters:,}" in label for label in labels)
+    for difference in page.summary.differences:
+        said = f"{difference.variant} {interval_said(difference.interval, signed=True)}"
+        assert sum(label.startswith("Paired difference in R²") and said in label for label in labels) == 1
+
+
+def test_the_forest_draws_each_difference_where_it_is(made):
+    page = made(FINISHED)
+    svg = read(page.page).one("div", aria_label="Differences on near").one("svg")
+    zero = float(svg.one("line", class_="zero").attributes["x1"])
+    for row in svg.all("g"):
+        name, mean, ends = (text.text for text in row.all("text"))
+        difference = page.summary.difference("near", name)
+        assert plain(mean) == mean_said(difference.interval, signed=True)
+        assert plain(ends) == ends_said(difference.interval, signed=True)
+        mark, whisker = row.one("circle").attributes, row.one("line").attributes
+        assert float(whisker["x1"]) <= float(mark["cx"]) <= float(whisker["x2"])
+        clear = difference.corrected_p < 0.05
+        assert mark["class"] == f"mark {'worse' if clear else 'level'}" and clear == (name == "ffn_off")
+        assert abs(float(mark["cx"]) - zero) == pytest.approx(
+            abs(difference.interval.mean) * pixels_a_unit(svg), abs=0.1
+        )
+
+
+def pixels_a_unit(svg):
+    """From the labels of the ticks and the lines above them."""
+    lines = [float(line.attributes["x1"]) for line in svg.all("line", class_="grid")]
+    values = [float(plain(text.text)) for text in svg.all("text", class_="tick", text_anchor="middle")]
+    return (lines[-1] - lines[0]) / (values[-1] - values[0])
+
+
+def test_less_of_a_loss_is_better(made):
+    page = made(FINISHED, edit=only_loss)
+    document = read(page.page)
+    rows = rows_of(document.one("div", aria_label="Results on near").one("table"))
+    assert "loss (less is better)" in rows[BASELINE] and "–" not in plain(rows["ffn_off"]["difference"])
+    assert page.summary.difference("near", "ffn_off").interval.mean < 0
+    assert rows["ffn_off"]["difference"].startswith("−0.6")
+    cells = list(document.one("table", class_="overview").all("td"))
+    assert [cell.attributes["class"] for cell in cells[2:4]] == ["worse", "better"]
+
+
+def test_cells_that_failed_are_missing_or_mean_nothing_are_named(made):
+    changes = {
+        "variants": {"ffn_off": "ffn_off", "one head": {"model": {"attention": {"num_heads": 1}}}, "the same": {}}
+    }
+    scores = {key: values for key, values in FINISHED.items() if key[0] == "near"}
+    page = made(scores, changes, failed={("far", "ffn_off"): "ValueError: too wide"})
+    document = read(page.page)
+    (section,) = (each for each in document.all("section") if each.attributes["aria-labelledby"] == "cells")
+    assert "3 of 6 cells have finished." in section.text
+    assert section.one("ul", class_="failures").text == "far / ffn_offValueError: too wide"
+    missing = section.one("dl", class_="missing")
+    assert [each.text for each in missing.all()] == ["far", "baseline, one head"]
+    assert "near / the same: the same as baseline" in section.one("details").text
+    tiles = [tile.text for tile in document.one("ul", class_="tiles").all("li")]
+    assert tiles[:3] == ["3 of 6cells finished", "1cells failed", "2cells missing"]
+
+
+def test_the_same_results_make_the_same_bytes(made, grid, store):
+    first = made(FINISHED, bounds=BOUNDS)
+    for path in store.path.glob("cells/*.json"):  # how long it took is not what it found
+        tree = json.loads(path.read_text())
+        path.write_text(json.dumps(tree | {"seconds": 99.0}))
+    summary = summarise(store.read(), store)
+    assert as_page(summary, tuple(decide(claim, summary) for claim in CLAIMS)) == first.page
+    other = made({**FINISHED, ("near", BASELINE): 0.91 + NOISE["a"]}, bounds=BOUNDS)
+    assert other.page != first.page
+
+
+# ------------------------------------------------------------------------------------------------ every state
+
+
+def test_every_state_makes_a_sound_page(state):
+    document = read(state.page)
+    ids = [node.attributes["id"] for node in document.all() if "id" in node.attributes]
+    assert len(ids) == len(set(ids))
+    assert {link.attributes["href"].removeprefix("#") for link in document.all("a")} <= set(ids)
+    assert {s.attributes["aria-labelledby"] for s in document.all("section")} <= set(ids)
+    levels = [int(node.tag[1]) for node in document.all() if re.fullmatch("h[1-6]", node.tag)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    for landmark in ("header", "nav", "main", "footer"):
+        document.one(landmark)
+
+
+def test_every_figure_has_a_text_alternative(state):
+    document = read(state.page)
+    for svg in document.all("svg"):
+        assert svg.attributes["role"] == "img" and len(svg.attributes["aria-label"]) > 10
+        assert not any(word in svg.attributes["aria-label"] for word in ("nan", "None"))
+    for figure in document.all("figure"):
+        assert list(figure.all("svg"))
+
+
+def test_nothing_that_is_not_a_number_is_shown_as_one(state):
+    document = read(state.page)
+    words = document.one("main").text.split()
+    assert not {"nan", "+nan", "-nan", "None", "inf"} & {word.strip("[](),.:;") for word in words}
+    for node in document.all():
+        assert not any(value and re.search(r"\b(nan|inf)\b", value) for value in node.attributes.values()), node
+
+
+def test_a_page_needs_nothing_from_outside(state):
+    document = read(state.page)
+    assert {node.tag for node in document.all()} & {
+        "script",
+        "img",
+        "iframe",
+        "object",
+        "embed",
+        "image",
+        "use",
+    } == set()
+    assert "url(" not in state.page and "@import" not in state.page
+    for node in document.all():
+        assert not any(name.startswith("on") or name == "src" for name in node.attributes)
+        assert node.attributes.get("href", "#").startswith(("#", "data:,"))
+    (policy,) = (each for each in document.all("meta") if each.attributes.get("http-equiv"))
+    assert policy.attributes["content"].startswith("default-src 'none'")
+
+
+def test_a_name_that_is_markup_stays_a_name(made):
+    page = made(**STATES["hostile"])
+    document = read(page.page)
+    rows = rows_of(document.one("table", class_="overview"))
+    assert {HOSTILE, BREAKING} < set(rows)
+    assert [head.text for head in document.all("h3")].count(BREAKING) == 1
+    assert any(f"{HOSTILE}{BREAKING}" in pre.text for pre in document.all("pre"))
+    assert any(HOSTILE in svg.attributes["aria-label"] for svg in document.all("svg"))
+    assert "<script" not in page.page and "<img" not in page.page and "<b>near" not in page.page
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ("nothing", "No cell has finished yet."),
+        ("half way", "The ablation is not complete: what follows may change."),
+        ("finished", "undecided: C94."),
+    ],
+)
+def test_the_headline_says_how_far_it_came(made, state, said):
+    assert read(made(**STATES[state]).page).one("p", class_="lead").text.endswith(said)
+
+
+def test_without_a_baseline_nothing_is_compared(made):
+    document = read(made(**STATES["no baseline"]).page)
+    assert "The baseline, baseline, has not finished here" in document.text
+    assert "There is nothing to compare yet." in document.text
+    rows = rows_of(document.one("table", class_="overview"))
+    assert rows["one head"]["near"] == "0.800" and rows[BASELINE]["near"] == "…"
+
+
+def test_a_run_that_is_not_finite_is_called_so_and_comes_last(made):
+    document = read(made(**STATES["some diverged"]).page)
+    rows = rows_of(document.one("div", aria_label="Results on near").one("table"))
+    assert list(rows) == [BASELINE, "ffn_off", "one head"]
+    assert rows["one head"]["R²"] == rows["one head"]["difference"] == "not finite"
+    labels = [svg.attributes["aria-label"] for svg in document.all("svg")]
+    assert any("of one head" in label and "seeds from 0.800 to 0.900" in label for label in labels)
+    assert any("of one head over 4 steps is not finite at the end" in label for label in labels)
+
+
+# ------------------------------------------------------------------------------------------------ in a browser
+
+BROWSERS = ("google-chrome", "google-chrome-stable", "chromium", "chromium-browser")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium."""
+    api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install -e '.[test]'")
+    with api.sync_playwright() as playwright:
+        path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+        if path is None and not os.path.exists(playwright.chromium.executable_path):
+            pytest.skip("there is no Chromium: apt-get install chromium, or python -m playwright install chromium")
+        options = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium's own sandbox refuses root
+        browser = playwright.chromium.launch(executable_path=path, args=options)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(browser, tmp_path):
+    """The function that opens a page: `opened(html, width=390)`; it collects what the browser complains of."""
+    contexts = []
+
+    def call(html, *, width, scheme):
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        contexts.append(context)
+        view = context.new_page()
+        complaints = []
+        view.on("console", lambda message: complaints.append(message.text))
+        view.on("pageerror", lambda error: complaints.append(str(error)))
+        view.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+        view.on("request", lambda request: complaints.append(request.url) if request.url != address else None)
+        file = tmp_path / "report.html"
+        file.write_text(html, encoding="utf-8")
+        address = file.as_uri()
+        view.goto(address)
+        return view, complaints
+
+    yield call
+    for context in contexts:
+        context.close()
+
+
+WIDTH = "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+# Letters that are too small, or outside their chart.
+LETTERS = """() => [...document.querySelectorAll('svg text')].flatMap(text => {
+    const box = text.getBoundingClientRect(), around = text.ownerSVGElement.getBoundingClientRect();
+    const size = parseFloat(getComputedStyle(text).fontSize) * text.getScreenCTM().a;
+    const out = box.left < around.left - 3 || box.right > around.right + 3 ||
+        box.top < around.top - 3 || box.bottom > around.bottom + 3;
+    const turned = text.hasAttribute('transform');
+    return (turned ? false : size < 8) || out ? [`${text.textContent} ${size} ${JSON.stringify(box)}`] : [];
+})"""
+
+
+def test_a_browser_has_nothing_to_complain_about(state, opened):
+    view, complaints = opened(state.page, width=1280, scheme="light")
+    for width in (1280, 390):
+        view.set_viewport_size({"width": width, "height": 900})
+        scrolled, seen = view.evaluate(WIDTH)
+        assert scrolled <= seen == width
+        assert view.evaluate(LETTERS) == []
+    assert complaints == []
+    assert view.evaluate("document.querySelectorAll('script').length") == 0
+
+
+def test_every_figure_has_a_name_for_those_who_do_not_see_it(made, opened):
+    view, _ = opened(made(FINISHED, bounds=BOUNDS).page, width=1280, scheme="light")
+    names = [each.get_attribute("aria-label") for each in view.get_by_role("img").all()]
+    assert len(names) == view.locator("svg").count() > 10 and all(names)
+
+
+CONTRASTS = """() => {
+    const parse = colour => colour.match(/[\\d.]+/g).slice(0, 4).map(Number);
+    const light = colour => parse(colour).slice(0, 3).map(v => v / 255)
+        .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, v, k) => sum + v * [0.2126, 0.7152, 0.0722][k], 0);
+    const ground = node => { for (; node; node = node.parentElement) {
+        const colour = getComputedStyle(node).backgroundColor;
+        if (!colour.startsWith('color(') && (parse(colour)[3] ?? 1) > 0) return colour; } };
+    const words = [...document.querySelectorAll('h1, h2, h3, h4, p, td, th, li, dt, dd, figcaption, .badge, svg text')];
+    return words.filter(node => node.textContent.trim()).map(node => {
+        const style = getComputedStyle(node);
+        const [a, b] = [light(node.ownerSVGElement ? style.fill : style.color), light(ground(node))].sort();
+        return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    });
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_stand_out_in_both_schemes(made, opened, scheme):
+    view, complaints = opened(made(FINISHED, bounds=BOUNDS).page, width=1280, scheme=scheme)
+    contrasts = view.evaluate(CONTRASTS)
+    assert len(contrasts) > 100 and min(contrasts) >= 4.5 and complaints == []
+    red = re.search(r"\d+", view.evaluate("getComputedStyle(document.body).backgroundColor"))
+    assert (int(red.group()) < 128) == (scheme == "dark")
+
+
+def test_everything_that_scrolls_can_be_reached_by_keyboard(made, opened):
+    view, _ = opened(made(FINISHED, bounds=BOUNDS).page, width=390, scheme="light")
+    boxes = view.evaluate(
+        """[...document.querySelectorAll('*')].filter(e => e.scrollWidth > e.clientWidth + 1 &&
+            ['auto', 'scroll'].includes(getComputedStyle(e).overflowX)).map(e => e.tabIndex)"""
+    )
+    assert boxes and set(boxes) == {0}
+    view.keyboard.press("Tab")
+    assert view.evaluate("document.activeElement.textContent") == "Skip to the results"
+    assert view.evaluate("document.activeElement.getBoundingClientRect().left") >= 0
+
+
+def test_paper_is_light_and_nothing_is_cut_off(made, opened):
+    view, _ = opened(made(FINISHED, bounds=BOUNDS).page, width=720, scheme="dark")
+    view.emulate_media(media="print")
+    assert view.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert view.evaluate("getComputedStyle(document.querySelector('.scroll')).overflowX") == "visible"
+    assert view.evaluate("getComputedStyle(document.querySelector('nav')).display") == "none"
