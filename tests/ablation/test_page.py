@@ -263,6 +263,15 @@ def test_a_task_s_table_holds_the_figures_of_the_summary(made):
     assert rows["ffn_off"]["bound"] == "≤ 0.250 held" and rows["ffn_off"]["steps to 0.5"] == "0 of 5 seeds"
 
 
+def test_the_p_values_are_the_corrected_ones(made):
+    less = 0.9 + NOISE["a"] - np.array([0.3, 0.1, 0.2, 0.25, 0.02])
+    page = made(FINISHED | {("near", "ffn_off"): less})
+    difference = page.summary.difference("near", "ffn_off")
+    assert difference.corrected_p == pytest.approx(2 * difference.p_value) and 0.02 < difference.corrected_p < 0.2
+    rows = rows_of(read(page.page).one("div", aria_label="Results on near").one("table"))
+    assert rows["ffn_off"]["Holm p"] == f"{difference.corrected_p:.3f}"
+
+
 def test_a_broken_bound_is_called_so(made):
     page = made(FINISHED, bounds=BOUNDS)
     document = read(page.page)
@@ -510,6 +519,12 @@ def test_a_run_that_is_not_finite_is_called_so_and_comes_last(made):
     labels = [svg.attributes["aria-label"] for svg in document.all("svg")]
     assert any("of one head" in label and "seeds from 0.800 to 0.900" in label for label in labels)
     assert any("of one head over 4 steps is not finite at the end" in label for label in labels)
+
+
+def test_a_baseline_that_is_not_finite_is_called_so(made):
+    document = read(made(**STATES["baseline diverged"]).page)
+    assert "The baseline is not finite in R²." in document.text
+    assert "The baseline reaches 0.6" in document.text  # the other task's
 
 
 # ------------------------------------------------------------------------------------------------ in a browser

@@ -1,6 +1,7 @@
 """results.csv and report.md: the figures of the store and of the summary, whole and half way, in the same bytes."""
 
 import csv
+import dataclasses
 import io
 import itertools
 import math
@@ -164,6 +165,15 @@ def test_a_folder_that_cannot_be_written_is_an_error_with_a_way_out(filled):
 )
 def test_an_interval_in_words(interval, signed, said):
     assert interval_said(interval, signed=signed) == said
+
+
+@pytest.mark.parametrize(
+    ("reached", "said"),
+    [((8, 2, 4), "4"), ((8, None, 4), "2 of 3 seeds"), ((None, None), "0 of 2 seeds"), (None, "")],
+)
+def test_the_way_to_a_threshold_in_words(filled, reached, said):
+    score = summarise(*filled()).score("near", BASELINE)
+    assert reached_said(dataclasses.replace(score, reached=reached)) == said
 
 
 @pytest.mark.parametrize(("p", "said"), [(0.0, "<0.001"), (0.0009, "<0.001"), (0.0123, "0.012"), (math.nan, "")])
