@@ -286,7 +286,7 @@ def explode(monkeypatch, at, rate):
     """From update number `at` on, the learning rate is absurd."""
     original = optimizer.make_schedule
 
-    def make_schedule(config, steps):
+    def make_schedule(config, steps, peak=None):
         schedule = original(config, steps)
         return lambda step: jnp.where(step >= at - 1, rate, schedule(step))
 
