@@ -147,8 +147,8 @@ def run_command(monkeypatch, capsys) -> Callable[..., tuple[int, list[str], list
     def call(module: str, *arguments: Any) -> tuple[int, list[str], list[str]]:
         monkeypatch.setattr(sys, "argv", [module.rpartition(".")[2], *map(str, arguments)])
         monkeypatch.delitem(sys.modules, module, raising=False)
-        # train.py, which other tests import, has a flag of the same name.
-        theirs = {name: flags.FLAGS[name] for name in ("workdir",) if name in flags.FLAGS}
+        # train.py, which other tests import, has flags of the same names.
+        theirs = {name: flags.FLAGS[name] for name in ("config", "workdir") if name in flags.FLAGS}
         for name in theirs:
             delattr(flags.FLAGS, name)
         before = set(flags.FLAGS)

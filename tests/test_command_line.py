@@ -12,9 +12,10 @@ import pytest
 from absl.testing import flagsaver
 
 from flaxformer_lab import command_line
+from flaxformer_lab.ablation.grid import make_grid, parse_ablation
 from flaxformer_lab.ablation.variants import VARIANTS
 from flaxformer_lab.cache import cache_folder
-from flaxformer_lab.command_line import load_config
+from flaxformer_lab.command_line import load_config, read_recipe
 from flaxformer_lab.errors import ConfigError, DataError, NonFiniteError, RunError
 from flaxformer_lab.model_config import TransformerConfig
 
@@ -119,10 +120,14 @@ def test_every_variant_fits_the_recipes_or_says_why_not(path, name):
 
 
 def test_every_recipe_in_the_repository_is_valid():
-    recipes = sorted((REPOSITORY / "configs").rglob("*.py"))
-    assert len(recipes) >= 2
+    found = sorted((REPOSITORY / "configs").rglob("*.py"))
+    ablations = [path for path in found if path.parent.name == "ablations"]
+    recipes = [path for path in found if path not in ablations]
+    assert len(recipes) >= 2 and ablations
     for path in recipes:
         assert isinstance(load_config(str(path), []).model, TransformerConfig)
+    for path in ablations:
+        assert make_grid(parse_ablation(read_recipe(str(path))), path.parent, read_recipe).cells
 
 
 @pytest.mark.parametrize("overrides", [[], ["--config.model.width=32", "--config.model.depth=1"]], ids=["plain", "set"])
