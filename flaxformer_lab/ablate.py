@@ -4,6 +4,7 @@ Trains variants x tasks x learning rates x seeds, all replicas of a pair in one 
 with intervals and verdicts. The same command goes on where an earlier one stopped; `--dry_run` shows what it would do.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -28,7 +29,8 @@ def main(overrides: list[str]) -> None:
     """Runs what the flags describe."""
     signal.signal(signal.SIGTERM, _end)
     # Before anything asks for a device: a population spreads its replicas over the cores of a CPU too.
-    jax.config.update("jax_num_cpu_devices", DEVICES.value or len(os.sched_getaffinity(0)))
+    with contextlib.suppress(RuntimeError):  # inside a process that has chosen its devices already
+        jax.config.update("jax_num_cpu_devices", DEVICES.value or len(os.sched_getaffinity(0)))
     config = parse_ablation(overridden(read_recipe(CONFIG.value), overrides))
     grid = make_grid(config, Path(CONFIG.value).absolute().parent, read_recipe)
     named(config.claims)  # a claim that does not exist must not show after the training
