@@ -23,7 +23,7 @@ class Watcher:
         self._console, self._all = console, len(grid.cells)
         self._done = sum(store.result(cell) is not None for cell in grid.cells)
         self._updates = sum(cell.config.training.steps for cell in grid.cells if store.result(cell) is None)
-        self._behind, self._now, self._start = 0, 0, time.monotonic()
+        self._behind, self._start = 0, time.monotonic()
         self._bar = Progress(
             TextColumn("cells"),
             MofNCompleteColumn(),
@@ -49,7 +49,6 @@ class Watcher:
         name = f"{cell.task} / {cell.variant}"
         if event.what == "progress":
             part = event.done / max(event.total, 1)
-            self._now = int(part * cell.config.training.steps)
             shown = f"{name}, update {event.done} of {event.total}"
             self._bar.update(self._task, completed=self._done + part, shown=shown)
         elif event.what == "finished":
@@ -61,7 +60,7 @@ class Watcher:
 
     def _settle(self, cell: Cell) -> None:
         self._done += 1
-        self._behind, self._now = self._behind + cell.config.training.steps, 0
+        self._behind += cell.config.training.steps
         self._bar.update(self._task, completed=self._done)
 
     def _left(self) -> str:

@@ -98,7 +98,7 @@ def _run_one(
         ready: Population = population.result()
         outcome = ready.run(lambda done, total: listen(Event("progress", cell, done, total)))
         result = result_of(cell, outcome, seconds=time.perf_counter() - start)
-        save_kept(cell, outcome, store, keep)
+        save_kept(cell, outcome, result, store, keep)
         store.finish(cell, result)
     except Exception as error:  # an interruption is none, and ends the engine
         message = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
@@ -134,15 +134,11 @@ def result_of(cell: Cell, outcome: Outcome, *, seconds: float) -> Result:
     }
 
 
-def save_kept(cell: Cell, outcome: Outcome, store: Store, keep: str) -> list[Path]:
+def save_kept(cell: Cell, outcome: Outcome, result: Result, store: Store, keep: str) -> list[Path]:
     """Writes the replicas that `keep` names as ordinary runs; returns their folders."""
     if keep == "none":
         return []
-    metric, higher = primary_metric(list(outcome.validation))
-    by_rate: dict[float, list[float]] = collections.defaultdict(list)
-    for replica, curve in zip(outcome.replicas, outcome.validation[metric], strict=True):
-        by_rate[replica.learning_rate].append(float(curve[-1]))
-    best = chosen_rate(by_rate, higher_is_better=higher)
+    best = best_rate(result)
     folders = []
     for number, replica in enumerate(outcome.replicas):
         if keep == "all" or replica.learning_rate == best:
@@ -157,6 +153,20 @@ def primary_metric(names: Sequence[str]) -> tuple[str, bool]:
         if name in names:
             return name, True
     return "loss", False
+
+
+def best_rate(result: Result) -> float:
+    """The learning rate that was best on validation at the end; a replica that diverged counts as the worst."""
+    metric, higher = primary_metric(list(result["replicas"][0]["validation"]))
+    by_rate: dict[float, list[float]] = collections.defaultdict(list)
+    for each in result["replicas"]:
+        by_rate[each["learning_rate"]].append(number(each["validation"][metric][-1]))
+    return chosen_rate(by_rate, higher_is_better=higher)
+
+
+def number(value: float | None) -> float:
+    """A stored figure: null stands for one that is not finite."""
+    return float("nan") if value is None else value
 
 
 def _plain(value: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 from flaxformer_lab.ablation.grid import Cell, Grid, parse_ablation, replicas_of
 from flaxformer_lab.config import as_dict, parse_config
 from flaxformer_lab.errors import ConfigError, RunError
+from flaxformer_lab.training.folder import read_json
 
 Result = dict[str, Any]  # plain JSON
 
@@ -52,7 +53,7 @@ class Store:
         """
         if not self._config.exists():
             raise RunError(f"{self.path} has no ablation.json; give --workdir the folder of an ablation")
-        tree = self._read(self._config)
+        tree = read_json(self._config)
         try:
             return _grid_from_json(tree)
         except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as error:
@@ -62,7 +63,7 @@ class Store:
         """What a finished cell found; None where it is not finished, or its file is damaged and must be made again."""
         path = self._path(cell, "json")
         try:
-            result = self._read(path)
+            result = read_json(path)
         except RunError:
             return None
         return result if result.get("key") == cell.key and "replicas" in result else None
@@ -70,7 +71,7 @@ class Store:
     def failure(self, cell: Cell) -> str | None:
         """What went wrong the last time, in one line."""
         try:
-            return str(self._read(self._path(cell, "failed.json"))["error"])
+            return str(read_json(self._path(cell, "failed.json"))["error"])
         except (RunError, KeyError):
             return None
 
@@ -120,16 +121,6 @@ class Store:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-
-    @staticmethod
-    def _read(path: Path) -> dict[str, Any]:
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunError(f"{path} is missing or damaged: {error}") from error
-        if not isinstance(value, dict):
-            raise RunError(f"{path} is damaged: it holds {type(value).__name__}, not an object")
-        return value
 
 
 def _grid_as_json(grid: Grid) -> dict[str, Any]:

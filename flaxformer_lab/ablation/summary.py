@@ -6,12 +6,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from flaxformer_lab.ablation.engine import primary_metric
+from flaxformer_lab.ablation.engine import best_rate, number, primary_metric
 from flaxformer_lab.ablation.grid import Cell, Grid
 from flaxformer_lab.ablation.statistics import (
     Interval,
     bootstrap_interval,
-    chosen_rate,
     holm,
     interquartile_mean,
     paired_p_value,
@@ -113,13 +112,10 @@ def score_of(cell: Cell, result: Result, threshold: float | None = None) -> Scor
     """The score of a cell from its stored result."""
     replicas = result["replicas"]
     metric, higher = primary_metric(list(replicas[0]["test"]))
-    validation: dict[float, list[float]] = {}
-    for each in replicas:
-        validation.setdefault(each["learning_rate"], []).append(_number(each["validation"][metric][-1]))
-    rate = chosen_rate(validation, higher_is_better=higher)
+    rate = best_rate(result)
     chosen = sorted((each for each in replicas if each["learning_rate"] == rate), key=lambda each: each["seed"])
-    values = np.array([_number(each["test"][metric]) for each in chosen])
-    curves = np.array([[_number(value) for value in each["validation"][metric]] for each in chosen])
+    values = np.array([number(each["test"][metric]) for each in chosen])
+    curves = np.array([[number(value) for value in each["validation"][metric]] for each in chosen])
     steps = tuple(result["steps"])
     return Score(
         task=cell.task,
@@ -140,7 +136,7 @@ def score_of(cell: Cell, result: Result, threshold: float | None = None) -> Scor
         if threshold is None
         else tuple(steps_to_threshold(steps, curves, threshold, higher_is_better=higher)),
         measures={
-            name: np.array([_number(each["measures"][name]) for each in chosen]) for name in chosen[0]["measures"]
+            name: np.array([number(each["measures"][name]) for each in chosen]) for name in chosen[0]["measures"]
         },
         seconds=result["seconds"],
     )
@@ -168,7 +164,3 @@ def _differences(scores: list[Score], baseline: str) -> list[Difference]:
         )
         for each, values, p_value, corrected in zip(others, paired, p_values, holm(p_values), strict=True)
     ]
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value

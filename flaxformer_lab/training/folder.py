@@ -49,10 +49,10 @@ class RunFolder:
         if not self._config.exists():
             raise RunError(f"{self.path} has no config.json, so it is no run; give --workdir a training run's folder")
         try:
-            config = parse_config(_read_json(self._config))
+            config = parse_config(read_json(self._config))
         except ConfigError as error:
             raise RunError(f"{self._config} is damaged or of another version: {error}") from error
-        return config, _read_json(self._facts)
+        return config, read_json(self._facts)
 
     def _refuse_another(self, config: Config) -> None:
         ours, theirs = flatten(as_dict(config)), flatten(as_dict(self.read()[0]))
@@ -71,7 +71,12 @@ def _write_json(path: Path, value: Any) -> None:
     partial.replace(path)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        RunError: the file is missing, is no JSON, or holds something else.
+    """
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
