@@ -6,12 +6,12 @@ and 4; the order of the loops as in Dao 2023). Memory beside the arguments is li
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from flaxformer_lab.functional.blocks import join_blocks, product, split_blocks
 from flaxformer_lab.functional.softmax import visible
 
 # Inside, arrays stand block by block: queries [blocks, batch, kv_heads, group, size, head_dim], where a group is the
@@ -38,7 +38,7 @@ def blockwise_attention(
 def _forward(query, key, value, valid, causal, window, block):
     tokens = query.shape[1]
     seen = _seen(valid, tokens, query.shape[0], block)
-    queries, keys, values = _grouped(query, key.shape[2], block), _split(key, block), _split(value, block)
+    queries, keys, values = _grouped(query, key.shape[2], block), split_blocks(key, block), split_blocks(value, block)
 
     def attend(number: Int[Array, ""]):
         def add(other: Int[Array, ""], carry: tuple[Array, Array, Array]):
@@ -46,7 +46,7 @@ def _forward(query, key, value, valid, causal, window, block):
             scores = _scores(queries[number], keys[other], _taken(seen, other), number, other, causal, window)
             new = jnp.maximum(largest, jnp.max(scores, axis=-1, keepdims=True))
             weights, shrink = jnp.exp(scores - new), jnp.exp(largest - new)
-            arriving = _product("bgrqk,bgkd->bgrqd", weights.astype(value.dtype), values[other])
+            arriving = product("bgrqk,bgkd->bgrqd", weights.astype(value.dtype), values[other])
             return mixed * shrink + arriving, new, total * shrink + jnp.sum(weights, axis=-1, keepdims=True)
 
         rows = queries.shape[1:-1]
@@ -67,7 +67,7 @@ def _backward(causal, window, block, residuals, gradient):
     query, key, value, valid, outputs, largests, shares = residuals
     tokens, scale = query.shape[1], query.shape[-1] ** -0.5
     seen = _seen(valid, tokens, query.shape[0], block)
-    queries, keys, values = _grouped(query, key.shape[2], block), _split(key, block), _split(value, block)
+    queries, keys, values = _grouped(query, key.shape[2], block), split_blocks(key, block), split_blocks(value, block)
     gradients = _grouped(gradient, key.shape[2], block)
     dots = jnp.sum((gradients * outputs).astype(jnp.float32), axis=-1, keepdims=True)
 
@@ -76,12 +76,12 @@ def _backward(causal, window, block, residuals, gradient):
             of_query, of_keys, of_values = carry
             scores = _scores(queries[number], keys[other], _taken(seen, other), number, other, causal, window)
             weights = jnp.exp(scores - largests[number]) * shares[number]
-            through = _product("bgrqd,bgkd->bgrqk", gradients[number], values[other])
+            through = product("bgrqd,bgkd->bgrqk", gradients[number], values[other])
             change = (weights * (through - dots[number]) * scale).astype(query.dtype)
             weights = weights.astype(value.dtype)
-            of_query += _product("bgrqk,bgkd->bgrqd", change, keys[other])
-            of_keys = of_keys.at[other].add(_product("bgrqk,bgrqd->bgkd", change, queries[number]))
-            of_values = of_values.at[other].add(_product("bgrqk,bgrqd->bgkd", weights, gradients[number]))
+            of_query += product("bgrqk,bgkd->bgrqd", change, keys[other])
+            of_keys = of_keys.at[other].add(product("bgrqk,bgrqd->bgkd", change, queries[number]))
+            of_values = of_values.at[other].add(product("bgrqk,bgrqd->bgkd", weights, gradients[number]))
             return of_query, of_keys, of_values
 
         start = (jnp.zeros(queries.shape[1:]), *totals)
@@ -91,7 +91,7 @@ def _backward(causal, window, block, residuals, gradient):
 
     empty = (jnp.zeros(keys.shape), jnp.zeros(values.shape))
     (of_keys, of_values), of_queries = jax.lax.scan(attend, empty, jnp.arange(len(queries)))
-    of_key, of_value = (_joined(x, tokens) for x in (of_keys.astype(key.dtype), of_values.astype(value.dtype)))
+    of_key, of_value = (join_blocks(x, tokens) for x in (of_keys.astype(key.dtype), of_values.astype(value.dtype)))
     return _ungrouped(of_queries, tokens), of_key, of_value, None
 
 
@@ -118,7 +118,7 @@ def _scores(
 ) -> Float[Array, "batch kv_heads group rows keys"]:
     """Scaled scores of a block of queries and one of keys, the least finite number where a key may not be seen."""
     rows, keys, floor = query.shape[-2], key.shape[-2], jnp.finfo(jnp.float32).min
-    scores = _product("bgrqd,bgkd->bgrqk", query, key) * query.shape[-1] ** -0.5
+    scores = product("bgrqd,bgkd->bgrqk", query, key) * query.shape[-1] ** -0.5
     near = visible(number * rows + jnp.arange(rows), other * keys + jnp.arange(keys), causal=causal, window=window)
     if near is not None:
         scores = jnp.where(near[None, None, None], scores, floor)
@@ -132,35 +132,17 @@ def _seen(valid: Bool[Array, "batch tokens"] | None, tokens: int, batch: int, si
     if valid is None and tokens % size == 0:
         return None
     valid = jnp.ones((batch, tokens), bool) if valid is None else valid
-    return _split(valid[..., None, None], size)[:, :, 0, :, 0]
+    return split_blocks(valid[..., None, None], size)[:, :, 0, :, 0]
 
 
 def _taken(seen: Seen | None, number: Int[Array, ""]) -> Bool[Array, "batch size"] | None:
     return None if seen is None else seen[number]
 
 
-def _split(x: Array, size: int) -> Array:
-    """[batch, tokens, kv_heads, features] as [blocks, batch, kv_heads, size, features], filled up with zeros."""
-    batch, tokens, heads, features = x.shape
-    blocks = math.ceil(tokens / size)
-    x = jnp.pad(x, ((0, 0), (0, blocks * size - tokens), (0, 0), (0, 0)))
-    return x.reshape(batch, blocks, size, heads, features).transpose(1, 0, 3, 2, 4)
-
-
-def _joined(x: Keys, tokens: int) -> Float[Array, "batch tokens kv_heads features"]:
-    """What `_split` split."""
-    blocks, batch, heads, size, features = x.shape
-    return x.transpose(1, 0, 3, 2, 4).reshape(batch, blocks * size, heads, features)[:, :tokens]
-
-
 def _grouped(x: Float[Array, "batch tokens heads features"], kv_heads: int, size: int) -> Rows:
-    blocks = _split(x, size)
+    blocks = split_blocks(x, size)
     return blocks.reshape(*blocks.shape[:2], kv_heads, -1, *blocks.shape[3:])
 
 
 def _ungrouped(x: Rows, tokens: int) -> Float[Array, "batch tokens heads features"]:
-    return _joined(x.reshape(*x.shape[:2], -1, *x.shape[4:]), tokens)
-
-
-def _product(indices: str, *factors: Array) -> Array:
-    return jnp.einsum(indices, *factors, preferred_element_type=jnp.float32)
+    return join_blocks(x.reshape(*x.shape[:2], -1, *x.shape[4:]), tokens)

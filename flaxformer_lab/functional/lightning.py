@@ -6,13 +6,13 @@ between blocks), whose cost a token does not depend on the length. Layout: [batc
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from flaxformer_lab.functional import lightning_kernel
+from flaxformer_lab.functional.blocks import join_blocks, product, split_blocks
 from flaxformer_lab.functional.choice import Choice, asked_for
 
 Heads = Float[Array, "batch tokens heads head_dim"]
@@ -186,14 +186,14 @@ def _forward(query, key, value, slopes, block, implementation):
 
     def add(memory: Memory, arriving: tuple[Array, Array, Array]):
         query, key, value = arriving
-        scores = _product("bhqd,bhkd->bhqk", query, key) * pair
-        mixed = _product("bhqk,bhke->bhqe", scores.astype(value.dtype), value)
-        mixed += enter * _product("bhqd,bhde->bhqe", query, memory)
-        return across * memory + _product("bhkd,bhke->bhde", key * leave, value), mixed
+        scores = product("bhqd,bhkd->bhqk", query, key) * pair
+        mixed = product("bhqk,bhke->bhqe", scores.astype(value.dtype), value)
+        mixed += enter * product("bhqd,bhde->bhqe", query, memory)
+        return across * memory + product("bhkd,bhke->bhde", key * leave, value), mixed
 
-    blocks = tuple(_split(x, block) for x in (query, key, value))
+    blocks = tuple(split_blocks(x, block) for x in (query, key, value))
     _, mixed = jax.lax.scan(add, _empty(query, value), blocks)
-    return _joined(mixed, query.shape[1]), (query, key, value, slopes)
+    return join_blocks(mixed, query.shape[1]), (query, key, value, slopes)
 
 
 def _backward(block, implementation, residuals, gradient):
@@ -204,27 +204,27 @@ def _backward(block, implementation, residuals, gradient):
     """
     query, key, value, slopes = residuals
     pair, enter, leave, across = _decays(slopes, block)
-    blocks = tuple(_split(x, block) for x in (query, key, value, gradient.astype(value.dtype)))
+    blocks = tuple(split_blocks(x, block) for x in (query, key, value, gradient.astype(value.dtype)))
 
     def forward(memory: Memory, arriving: tuple[Array, ...]):
         query, key, value, gradient = arriving
-        scores = _product("bhqe,bhke->bhqk", gradient, value) * pair
-        of_query = _product("bhqk,bhkd->bhqd", scores, key) + enter * _product("bhqe,bhde->bhqd", gradient, memory)
-        return across * memory + _product("bhkd,bhke->bhde", key * leave, value), of_query.astype(query.dtype)
+        scores = product("bhqe,bhke->bhqk", gradient, value) * pair
+        of_query = product("bhqk,bhkd->bhqd", scores, key) + enter * product("bhqe,bhde->bhqd", gradient, memory)
+        return across * memory + product("bhkd,bhke->bhde", key * leave, value), of_query.astype(query.dtype)
 
     def backward(onward: Memory, arriving: tuple[Array, ...]):
         query, key, value, gradient = arriving
-        through = _product("bhqe,bhke->bhqk", gradient, value) * pair
-        scores = _product("bhqd,bhkd->bhqk", query, key) * pair
-        of_key = _product("bhqk,bhqd->bhkd", through, query) + leave * _product("bhke,bhde->bhkd", value, onward)
-        of_value = _product("bhqk,bhqe->bhke", scores, gradient) + _product("bhkd,bhde->bhke", key * leave, onward)
-        onward = across * onward + _product("bhqd,bhqe->bhde", query * enter, gradient)
+        through = product("bhqe,bhke->bhqk", gradient, value) * pair
+        scores = product("bhqd,bhkd->bhqk", query, key) * pair
+        of_key = product("bhqk,bhqd->bhkd", through, query) + leave * product("bhke,bhde->bhkd", value, onward)
+        of_value = product("bhqk,bhqe->bhke", scores, gradient) + product("bhkd,bhde->bhke", key * leave, onward)
+        onward = across * onward + product("bhqd,bhqe->bhde", query * enter, gradient)
         return onward, (of_key.astype(key.dtype), of_value.astype(value.dtype))
 
     empty, tokens = _empty(query, value), query.shape[1]
     _, of_query = jax.lax.scan(forward, empty, blocks)
     _, (of_key, of_value) = jax.lax.scan(backward, empty, blocks, reverse=True)
-    return *(_joined(x, tokens) for x in (of_query, of_key, of_value)), None
+    return *(join_blocks(x, tokens) for x in (of_query, of_key, of_value)), None
 
 
 blockwise.defvjp(_forward, _backward)
@@ -242,23 +242,6 @@ def _decays(slopes: Slopes, block: int) -> tuple[Array, Array, Array, Array]:
 
 def _empty(query: Heads, value: Values) -> Memory:
     return jnp.zeros((query.shape[0], query.shape[2], query.shape[3], value.shape[3]))
-
-
-def _split(x: Heads, size: int) -> Blocks:
-    """Blocks of `size` tokens, the last one filled up with zeros, which add nothing."""
-    batch, tokens, heads, features = x.shape
-    blocks = math.ceil(tokens / size)
-    x = jnp.pad(x, ((0, 0), (0, blocks * size - tokens), (0, 0), (0, 0)))
-    return x.reshape(batch, blocks, size, heads, features).transpose(1, 0, 3, 2, 4)
-
-
-def _joined(x: Blocks, tokens: int) -> Heads:
-    blocks, batch, heads, size, features = x.shape
-    return x.transpose(1, 0, 3, 2, 4).reshape(batch, blocks * size, heads, features)[:, :tokens]
-
-
-def _product(indices: str, *factors: Array) -> Array:
-    return jnp.einsum(indices, *factors, preferred_element_type=jnp.float32)
 
 
 def _without_padding(key: Heads, valid: Valid | None) -> Heads:
