@@ -22,7 +22,7 @@ installed = $(patsubst %,$(VENV)/.installed-%,core $(1) $(EXTRAS))
 .DELETE_ON_ERROR:
 # Two installations into one environment must not meet.
 .NOTPARALLEL:
-.PHONY: help setup train speeches test test-slow lint format benchmark ablation probes parity browser clean
+.PHONY: help setup train speeches test test-slow test-typed lint format benchmark ablation probes parity browser clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS=...] [EXTRAS=cuda|tpu] [PYTHON=...]"
@@ -41,6 +41,9 @@ test: lint browser ## lint, then run all tests
 
 test-slow: $(call installed,test) ## the tests that train for long
 	@$(RUN) -m pytest -m slow
+
+test-typed: $(call installed,test) ## all tests again, with every annotation of type and shape checked as they run
+	@$(RUN) -m pytest $(PYTEST_ARGS) --jaxtyping-packages=flaxformer_lab,beartype.beartype
 
 lint: $(call installed,test) ## check style and format
 	@$(RUN) -m ruff check .

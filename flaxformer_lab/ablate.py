@@ -16,19 +16,25 @@ from absl import flags
 from rich.console import Console
 
 from flaxformer_lab.ablation.claims import named
+from flaxformer_lab.ablation.cluster import cluster
 from flaxformer_lab.ablation.display import Watcher, show_plan
-from flaxformer_lab.ablation.engine import run_cells
+from flaxformer_lab.ablation.engine import Trainer, run_cells
 from flaxformer_lab.ablation.grid import make_grid, parse_ablation
+from flaxformer_lab.ablation.local import train_here
 from flaxformer_lab.ablation.report import write_report
 from flaxformer_lab.ablation.store import Store
 from flaxformer_lab.command_line import overridden, read_recipe, run
+from flaxformer_lab.compilation import compile_small_programs_briefly
 from flaxformer_lab.errors import AblationError, ConfigError
 
 
 def main(overrides: list[str]) -> None:
     """Runs what the flags describe."""
     signal.signal(signal.SIGTERM, _end)
+    if RAY_ADDRESS.value and ENGINE.value != "ray":
+        raise ConfigError(f"--ray_address={RAY_ADDRESS.value} needs --engine=ray")
     # Before anything asks for a device: a population spreads its replicas over the cores of a CPU too.
+    compile_small_programs_briefly()
     with contextlib.suppress(RuntimeError):  # inside a process that has chosen its devices already
         jax.config.update("jax_num_cpu_devices", DEVICES.value or len(os.sched_getaffinity(0)))
     config = parse_ablation(overridden(read_recipe(CONFIG.value), overrides))
@@ -41,9 +47,10 @@ def main(overrides: list[str]) -> None:
         return
     if store is None:
         raise ConfigError("--workdir is missing: name the folder for the results, like --workdir=runs/ablation")
-    store.claim(grid)
-    with Watcher(grid, store, console) as watcher:
-        run_cells(grid.cells, store, config.keep, watcher)
+    with _trainer() as train:
+        store.claim(grid)
+        with Watcher(grid, store, console) as watcher:
+            run_cells(grid.cells, store, config.keep, watcher, train)
     report = write_report(grid, store)
     for decision in report.decisions:
         console.print(f"{decision.claim.id} {decision.verdict}: {decision.reason}", markup=False)
@@ -58,6 +65,12 @@ def main(overrides: list[str]) -> None:
         )
 
 
+def _trainer() -> contextlib.AbstractContextManager[Trainer]:
+    if ENGINE.value == "local":
+        return contextlib.nullcontext(train_here)
+    return cluster(RAY_ADDRESS.value, DEVICES.value or 1)
+
+
 def _end(number: int, frame: Any) -> NoReturn:
     del frame
     print("error: ended by a signal; finished cells are kept, and the same command does the rest", file=sys.stderr)
@@ -68,5 +81,16 @@ if __name__ == "__main__":
     CONFIG = flags.DEFINE_string("config", None, "The ablation, a file of configs/ablations.", required=True)
     WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the results.")
     DRY_RUN = flags.DEFINE_bool("dry_run", False, "Show the cells, what they cost, and an estimate of the time.")
-    DEVICES = flags.DEFINE_integer("cpu_devices", None, "How many devices a CPU is shown as; default: its cores.")
+    ENGINE = flags.DEFINE_enum(
+        "engine", "local", ["local", "ray"], "Where cells train: in this process, or as tasks of a Ray cluster."
+    )
+    RAY_ADDRESS = flags.DEFINE_string(
+        "ray_address", None, "The cluster for --engine=ray, like auto or HOST:6379; default: one on this machine."
+    )
+    DEVICES = flags.DEFINE_integer(
+        "cpu_devices",
+        None,
+        "How many devices a CPU is shown as; default: its cores. With --engine=ray: the cores of each cell; default 1.",
+        lower_bound=1,
+    )
     run(main)

@@ -1,7 +1,6 @@
 """What the commands share: a recipe with its overrides becomes a config, and an error becomes one clear line."""
 
 import importlib.util
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 from absl import flags
 
 from flaxformer_lab.ablation.variants import apply_variants
-from flaxformer_lab.cache import cache_folder
+from flaxformer_lab.compilation import use_compilation_cache
 from flaxformer_lab.config import Config, as_dict, parse_config
 from flaxformer_lab.errors import ConfigError, LabError
 from flaxformer_lab.parsing import flatten, override
@@ -25,7 +24,7 @@ def run(main: Callable[[list[str]], None]) -> None:
         left = flags.FLAGS([sys.argv[0], *arguments])
         if left[1:]:
             raise ConfigError(f"{left[1]} is not understood; every argument is a flag: --name=value (see --help)")
-        _use_compilation_cache()
+        use_compilation_cache()
         main(overrides)
     except flags.Error as error:
         _fail(str(error).strip(), ConfigError.exit_code)
@@ -124,15 +123,6 @@ def read_recipe(recipe: str) -> dict[str, Any]:
             "it must return a mapping, such as ml_collections.ConfigDict"
         )
     return dict(tree)
-
-
-def _use_compilation_cache() -> None:
-    """Keeps compiled programs between runs; JAX_COMPILATION_CACHE_DIR, where it is set, says where."""
-    import jax
-
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _fail(message: str, exit_code: int) -> None:

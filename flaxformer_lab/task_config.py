@@ -26,6 +26,21 @@ class ImageClassificationConfig:
 
 
 @dataclass(frozen=True)
+class TabularClassificationConfig:
+    """Columns of numbers are the tokens; the label is predicted from their mean.
+
+    standardised: each column less its mean, divided by its standard deviation, both of the training rows; False leaves
+    the numbers in the units in which they were taken.
+    """
+
+    name: Literal["tabular_classification"] = "tabular_classification"
+    dataset: Name = "lab_wine"
+    standardised: bool = True
+
+    causal = None
+
+
+@dataclass(frozen=True)
 class LanguageModellingConfig:
     """Characters or bytes are the tokens; the next one, or the masked ones (BERT), are predicted."""
 
@@ -305,6 +320,7 @@ class MemorizationConfig(SyntheticConfig):
 
 TaskConfig = (
     ImageClassificationConfig
+    | TabularClassificationConfig
     | LanguageModellingConfig
     | ProductConfig
     | RotationConfig

@@ -18,6 +18,7 @@ from absl import flags
 from flax import nnx
 
 from flaxformer_lab.cache import cache_folder
+from flaxformer_lab.compilation import compile_small_programs_briefly
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.models.bodies import make_body
 from flaxformer_lab.models.network import leaf_paths
@@ -31,6 +32,12 @@ jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# For this process alone: what a command compiles is that command's own affair.
+with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
+    compile_small_programs_briefly()
+    jax.devices()
 
 TOKENS, WIDTH = 4, 8
 
@@ -141,14 +148,14 @@ def stream() -> np.ndarray:
 
 
 @pytest.fixture
-def run_command(monkeypatch, capsys) -> Callable[..., tuple[int, list[str], list[str]]]:
-    """The function that runs `python -m MODULE ARGUMENTS` in this process: exit code, output lines, error lines."""
+def command_texts(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """The function that runs `python -m MODULE ARGUMENTS` in this process: exit code, what it wrote, its errors."""
 
-    def call(module: str, *arguments: Any) -> tuple[int, list[str], list[str]]:
+    def call(module: str, *arguments: Any) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [module.rpartition(".")[2], *map(str, arguments)])
         monkeypatch.delitem(sys.modules, module, raising=False)
-        # train.py, which other tests import, has flags of the same names.
-        theirs = {name: flags.FLAGS[name] for name in ("config", "workdir") if name in flags.FLAGS}
+        # Other commands, which other tests import, have flags of the same names.
+        theirs = {name: flags.FLAGS[name] for name in ("config", "workdir", "seed") if name in flags.FLAGS}
         for name in theirs:
             delattr(flags.FLAGS, name)
         before = set(flags.FLAGS)
@@ -156,7 +163,7 @@ def run_command(monkeypatch, capsys) -> Callable[..., tuple[int, list[str], list
         try:
             runpy.run_module(module, run_name="__main__")
         except SystemExit as end:
-            code = end.code
+            code = end.code or 0
         finally:
             for name in set(flags.FLAGS) - before:
                 delattr(flags.FLAGS, name)
@@ -164,6 +171,17 @@ def run_command(monkeypatch, capsys) -> Callable[..., tuple[int, list[str], list
                 flags.FLAGS[name] = flag
             flags.FLAGS.unparse_flags()
         captured = capsys.readouterr()
-        return code, captured.out.splitlines(), captured.err.splitlines()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def run_command(command_texts) -> Callable[..., tuple[int, list[str], list[str]]]:
+    """As `command_texts`, in lines."""
+
+    def call(module: str, *arguments: Any) -> tuple[int, list[str], list[str]]:
+        code, out, err = command_texts(module, *arguments)
+        return code, out.splitlines(), err.splitlines()
 
     return call

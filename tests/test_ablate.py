@@ -147,12 +147,12 @@ def test_two_engines_share_a_folder_and_do_no_cell_twice(undisturbed, command, t
 def test_a_failed_cell_shows_in_the_exit_code_and_the_rest_is_there(config, tmp_path):
     script = (
         "import sys, runpy\n"
-        "import flaxformer_lab.ablation.engine as engine\n"
-        "whole = engine.Population\n"
+        "import flaxformer_lab.ablation.local as local\n"
+        "whole = local.Population\n"
         "def broken(config, replicas):\n"
         "    if config.model.attention.kind == 'off': raise ValueError('no luck')\n"
         "    return whole(config, replicas)\n"
-        "engine.Population = broken\n"
+        "local.Population = broken\n"
         f"sys.argv = ['ablate', '--config={config}', '--workdir={tmp_path / 'run'}']\n"
         "runpy.run_module('flaxformer_lab.ablate', run_name='__main__')\n"
     )
@@ -198,6 +198,9 @@ def test_keys_can_be_overridden(call, config, tmp_path):
         (["--config.variants.x=ffn_of", "--workdir=x"], "did you mean ffn_off"),
         ([], "--workdir is missing"),
         (["--workdir=x", "--engin=local"], "engin"),
+        (["--workdir=x", "--engine=slurm"], "engine"),
+        (["--workdir=x", "--ray_address=auto"], "--ray_address=auto needs --engine=ray"),
+        (["--workdir=x", "--cpu_devices=0"], "cpu_devices"),
     ],
 )
 def test_what_is_wrong_is_one_clear_error(call, config, tmp_path, monkeypatch, arguments, message):

@@ -44,7 +44,7 @@ def train(monkeypatch, tmp_path):
     stand_in = types.ModuleType("flaxformer_lab.training.loop")
     stand_in.train = lambda config, workdir, **options: calls.append((config, workdir, options))
     monkeypatch.setitem(sys.modules, "flaxformer_lab.training.loop", stand_in)
-    monkeypatch.setattr(command_line, "_use_compilation_cache", lambda: None)
+    monkeypatch.setattr(command_line, "use_compilation_cache", lambda: None)
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
@@ -335,7 +335,7 @@ def test_an_error_of_the_lab_is_its_message_and_its_exit_code(monkeypatch, capsy
         raise kind("what, which, why, how")
 
     monkeypatch.setattr(sys, "argv", ["command"])
-    monkeypatch.setattr(command_line, "_use_compilation_cache", lambda: None)
+    monkeypatch.setattr(command_line, "use_compilation_cache", lambda: None)
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
         command_line.run(main)
     assert (ended.value.code, capsys.readouterr().err) == (kind.exit_code, "error: what, which, why, how\n")
@@ -350,7 +350,7 @@ def test_an_interruption_says_how_to_go_on(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sys, "argv", ["command"])
-    monkeypatch.setattr(command_line, "_use_compilation_cache", lambda: None)
+    monkeypatch.setattr(command_line, "use_compilation_cache", lambda: None)
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
         command_line.run(main)
     assert ended.value.code == 130
@@ -362,7 +362,7 @@ def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch):
         raise KeyError("ours")
 
     monkeypatch.setattr(sys, "argv", ["command"])
-    monkeypatch.setattr(command_line, "_use_compilation_cache", lambda: None)
+    monkeypatch.setattr(command_line, "use_compilation_cache", lambda: None)
     with flagsaver.flagsaver(), pytest.raises(KeyError):
         command_line.run(main)
 
@@ -375,7 +375,7 @@ def test_compiled_programs_are_kept_where_the_user_says_or_in_the_cache(monkeypa
     else:
         monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", chosen)
     try:
-        command_line._use_compilation_cache()
+        command_line.use_compilation_cache()
         kept = jax.config.jax_compilation_cache_dir
     finally:
         jax.config.update("jax_compilation_cache_dir", before[0])

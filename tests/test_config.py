@@ -38,6 +38,7 @@ from flaxformer_lab.task_config import (
     RotationConfig,
     ScaledLinearConfig,
     SelectiveCopyConfig,
+    TabularClassificationConfig,
 )
 
 LANGUAGE = {"task": {"name": "language_modelling"}, "model": {"causal": True}}
@@ -216,6 +217,7 @@ MODELS = {
 
 TASKS = {
     "image_classification": ImageClassificationConfig,
+    "tabular_classification": TabularClassificationConfig,
     "product": ProductConfig,
     "rotation": RotationConfig,
     "pointers": PointersConfig,
@@ -426,8 +428,8 @@ RANGES = [
 ]
 
 CHOICES = [
-    ("task.name", "images", ["task.name=images is not a choice", "image_classification, language_modelling"]),
-    ("task.name", 3, ["task.name=3 is not a choice", "image_classification, language_modelling"]),
+    ("task.name", "images", ["task.name=images is not a choice", "image_classification, tabular_classification"]),
+    ("task.name", 3, ["task.name=3 is not a choice", "image_classification, tabular_classification"]),
     ("task.pooling", "max", ["task.pooling=max is not a choice", "choose from mean, class_token"]),
     ("task.name", "associative", ["task.name=associative", "did you mean associative_recall"]),
     ("model.name", "cnn", ["model.name=cnn is not a choice", "did you mean cnn_", "lstm, gru, mixer"]),

@@ -17,7 +17,7 @@ from flaxformer_lab.data import source
 from flaxformer_lab.errors import ConfigError, DataError, RunError
 from flaxformer_lab.evaluate import load_run
 from flaxformer_lab.parsing import override
-from flaxformer_lab.tasks import image_classification, language_modelling
+from flaxformer_lab.tasks import classification, language_modelling
 from flaxformer_lab.training.loop import train
 
 REPOSITORY = Path(__file__).parents[1]
@@ -74,7 +74,7 @@ def no_data(monkeypatch):
     def missing(dataset, split):
         raise DataError(f"{dataset} is not here")
 
-    for module in (source, image_classification, language_modelling):
+    for module in (source, classification, language_modelling):
         monkeypatch.setattr(module, "open_split", missing)
 
 

@@ -22,6 +22,7 @@ FLOORS = {
     "config": 0,
     "errors": 0,
     "cache": 0,
+    "compilation": 0,
     "functional": 0,
     "modules": 1,
     "models": 2,

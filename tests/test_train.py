@@ -38,6 +38,7 @@ def place(tmp_path_factory):
 
 def start(place, *arguments, script=(REPOSITORY / "train.py",)):
     """Starts a command in `place`."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would hand down a deaf ear
     command = [sys.executable, *map(str, script), *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

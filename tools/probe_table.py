@@ -4,7 +4,6 @@ Each row is one run of a recipe in configs/probes, in a folder that is thrown aw
 """
 
 import json
-import os
 import sys
 import tempfile
 import time
@@ -18,8 +17,8 @@ import numpy as np
 
 from flaxformer_lab.analysis.measures import measure
 from flaxformer_lab.analysis.rank import rank_residual
-from flaxformer_lab.cache import cache_folder
 from flaxformer_lab.command_line import load_config
+from flaxformer_lab.compilation import use_compilation_cache
 from flaxformer_lab.evaluate import load_run
 from flaxformer_lab.measure import subject_of
 from flaxformer_lab.tasks import make_task
@@ -193,9 +192,7 @@ def planted_shares() -> Iterator[tuple[str, ...]]:
 
 def main(names: list[str]) -> None:
     """Runs the rows of the named probes, all by default, and writes the table."""
-    jax.config.update(
-        "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(cache_folder("compiled"))
-    )
+    use_compilation_cache()
     print("| " + " | ".join(HEADER) + " |\n" + "|---" * len(HEADER) + "|", flush=True)
     for row in ROWS:
         if not names or row.probe in names:

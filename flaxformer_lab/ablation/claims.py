@@ -126,6 +126,18 @@ def _c1(crosses: bool, learns: bool) -> tuple[Verdict, str]:
     return "supported", "dense projections do no better than one head a feature"
 
 
+def _c2(little: bool, much: bool, table: bool, other: bool, left: bool) -> tuple[Verdict, str]:
+    hurt = little or much or table or other
+    if hurt and not left:
+        return (
+            "supported only when",
+            "nothing evens the scales first: raw features cost accuracy, and dividing each by its spread gives it back",
+        )
+    if hurt:
+        return "supported", "unequal scales cost accuracy, and standardising them does not give it back"
+    return "refuted", "unequal scales cost nothing"
+
+
 def _c3(mixes: bool, apart: bool) -> tuple[Verdict, str]:
     if mixes and not apart:
         return "supported", "dense projections spread each feature's energy over all; diagonal ones leave exactly none"
@@ -209,6 +221,28 @@ CLAIMS: Mapping[str, Claim] = {
                 ),
             ),
             _c1,
+        ),
+        Claim(
+            "C2",
+            "Transformers work only where the features' scales were made even; with unequal scales they fail.",
+            (
+                *(
+                    Comparison(f"does standardising help on {task}?", _score(task), _score(task, "raw"), threshold)
+                    for task, threshold in (
+                        ("nearest_100", 0.05),
+                        ("nearest_10000", 0.05),
+                        ("wine", 0.02),
+                        ("breast_cancer", 0.02),
+                    )
+                ),
+                Comparison(
+                    "is anything lost that standardising does not give back?",
+                    _score("nearest_1"),
+                    _score("nearest_10000"),
+                    0.02,
+                ),
+            ),
+            _c2,
         ),
         Claim(
             "C3",

@@ -24,6 +24,7 @@ class Watcher:
         self._done = sum(store.result(cell) is not None for cell in grid.cells)
         self._updates = sum(cell.config.training.steps for cell in grid.cells if store.result(cell) is None)
         self._behind, self._start = 0, time.monotonic()
+        self._parts: dict[str, float] = {}  # of the cells in training, on a cluster several
         self._bar = Progress(
             TextColumn("cells"),
             MofNCompleteColumn(),
@@ -48,9 +49,9 @@ class Watcher:
         cell = event.cell
         name = f"{cell.task} / {cell.variant}"
         if event.what == "progress":
-            part = event.done / max(event.total, 1)
+            self._parts[cell.key] = event.done / max(event.total, 1)
             shown = f"{name}, update {event.done} of {event.total}"
-            self._bar.update(self._task, completed=self._done + part, shown=shown)
+            self._bar.update(self._task, completed=self._done + sum(self._parts.values()), shown=shown)
         elif event.what == "finished":
             self._settle(cell)
             self._say(f"{self._done}/{self._all} {name}: {event.seconds:.1f} s{self._left()}")
@@ -60,8 +61,9 @@ class Watcher:
 
     def _settle(self, cell: Cell) -> None:
         self._done += 1
+        self._parts.pop(cell.key, None)
         self._behind += cell.config.training.steps
-        self._bar.update(self._task, completed=self._done)
+        self._bar.update(self._task, completed=self._done + sum(self._parts.values()))
 
     def _left(self) -> str:
         passed = time.monotonic() - self._start

@@ -1,31 +1,25 @@
-"""Works through a grid's cells in this process: the next one is compiled while this one trains.
+"""Works through a grid's cells: those to do go to a trainer, in this process or on a cluster, and results to the store.
 
 Finished cells are in the store and are not done again; a cell that another process works on is left to it; one that
 fails is recorded, and the rest goes on.
 """
 
 import collections
-import contextlib
-import itertools
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from flaxformer_lab.ablation.grid import Cell, cost
-from flaxformer_lab.ablation.population import Outcome, Population, save_replica
+from flaxformer_lab.ablation.population import Outcome, save_replica
 from flaxformer_lab.ablation.statistics import chosen_rate
 from flaxformer_lab.ablation.store import Result, Store
 from flaxformer_lab.tasks import make_task
 
-AHEAD = 1  # cells that are compiled before their turn
-CELLS_A_CACHE = 10  # after so many cells JAX forgets their programs, which would fill the memory
 POLL = 0.5  # seconds between two looks at cells that another process works on
 
 
@@ -42,74 +36,42 @@ class Event:
 
 
 Listener = Callable[[Event], None]
+# Takes waiting cells and locks them; yields each, while it is locked, with the call that returns what became of it or
+# raises what went wrong. The listener hears of starts and of progress.
+Trainer = Callable[[collections.deque[Cell], Store, Listener], Iterator[tuple[Cell, Callable[[], Outcome]]]]
 
 
-def run_cells(cells: Sequence[Cell], store: Store, keep: str, listen: Listener) -> None:
-    """Returns when every cell is finished or has failed, here or in another process."""
+def run_cells(cells: Sequence[Cell], store: Store, keep: str, listen: Listener, train: Trainer) -> None:
+    """Returns when every cell is finished or has failed, through this engine or another one."""
     waiting = collections.deque(cell for cell in cells if store.result(cell) is None)
     failed: set[str] = set()
     while waiting:
         taken = 0
-        for cell, population in _prepared(waiting, store):
+        for cell, outcome in train(waiting, store, listen):
             taken += 1
-            _run_one(cell, population, store, keep, listen, failed)
+            try:
+                seconds = _settle(cell, outcome(), store, keep)
+            except Exception as error:  # an interruption is none, and ends the engine
+                message = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+                store.fail(cell, message, traceback.format_exc())
+                failed.add(cell.key)
+                listen(Event("failed", cell, error=message))
+            else:
+                listen(Event("finished", cell, seconds=seconds))
         waiting = collections.deque(c for c in cells if store.result(c) is None and c.key not in failed)
         if waiting and not taken:
             time.sleep(POLL)
 
 
-def _prepared(waiting: collections.deque[Cell], store: Store) -> Iterator[tuple[Cell, futures.Future]]:
-    """Each cell that nobody else works on, locked, with its population being compiled one turn ahead."""
-    with contextlib.ExitStack() as stack:
-        compiler = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="compile")
-        stack.callback(compiler.shutdown, wait=False, cancel_futures=True)
-        ahead: collections.deque[tuple[Cell, futures.Future, contextlib.ExitStack]] = collections.deque()
-
-        numbers = itertools.count(1)
-
-        def prepare(cell: Cell) -> Population:
-            if next(numbers) % CELLS_A_CACHE == 0:
-                jax.clear_caches()
-            return Population(cell.config, cell.replicas)
-
-        def take() -> None:
-            while waiting and len(ahead) <= AHEAD:
-                cell, lock = waiting.popleft(), contextlib.ExitStack()
-                if lock.enter_context(store.locked(cell)) and store.result(cell) is None:
-                    stack.callback(lock.close)
-                    ahead.append((cell, compiler.submit(prepare, cell), lock))
-                else:
-                    lock.close()
-
-        take()
-        while ahead:
-            cell, population, lock = ahead.popleft()
-            take()
-            yield cell, population
-            lock.close()
+def _settle(cell: Cell, outcome: Outcome, store: Store, keep: str) -> float:
+    """Stores a finished cell; returns its seconds."""
+    result = result_of(cell, outcome)
+    save_kept(cell, outcome, result, store, keep)
+    store.finish(cell, result)
+    return outcome.seconds
 
 
-def _run_one(
-    cell: Cell, population: futures.Future, store: Store, keep: str, listen: Listener, failed: set[str]
-) -> None:
-    start = time.perf_counter()
-    listen(Event("started", cell))
-    try:
-        ready: Population = population.result()
-        outcome = ready.run(lambda done, total: listen(Event("progress", cell, done, total)))
-        result = result_of(cell, outcome, seconds=time.perf_counter() - start)
-        save_kept(cell, outcome, result, store, keep)
-        store.finish(cell, result)
-    except Exception as error:  # an interruption is none, and ends the engine
-        message = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-        store.fail(cell, message, traceback.format_exc())
-        failed.add(cell.key)
-        listen(Event("failed", cell, error=message))
-    else:
-        listen(Event("finished", cell, seconds=time.perf_counter() - start))
-
-
-def result_of(cell: Cell, outcome: Outcome, *, seconds: float) -> Result:
+def result_of(cell: Cell, outcome: Outcome) -> Result:
     """An outcome as plain JSON; a figure that is not finite becomes null."""
     parameters, flops = cost(cell.config)
     bound = make_task(cell.config.task).bound(cell.config.model)
@@ -130,7 +92,7 @@ def result_of(cell: Cell, outcome: Outcome, *, seconds: float) -> Result:
             }
             for number, replica in enumerate(outcome.replicas)
         ],
-        "seconds": round(seconds, 2),
+        "seconds": round(outcome.seconds, 2),
     }
 
 

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 
 from flaxformer_lab.analysis import symmetry
 from flaxformer_lab.analysis.jacobian import cross_shares
+from flaxformer_lab.compilation import compile_at
 from flaxformer_lab.config import Config
 from flaxformer_lab.data.prefetch import prefetch
 from flaxformer_lab.task_config import TaskConfig
@@ -65,7 +66,10 @@ class Replica:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of the replicas; NaN where one diverged. states: one an entry, in the replicas' order."""
+    """What became of the replicas; NaN where one diverged.
+
+    states: one an entry, in the replicas' order. seconds: of compiling and running.
+    """
 
     replicas: tuple[Replica, ...]
     steps: tuple[int, ...]  # of the evaluations
@@ -73,6 +77,7 @@ class Outcome:
     test: dict[str, Float[np.ndarray, " replicas"]]
     measures: dict[str, Float[np.ndarray, " replicas"]]
     states: tuple[State, ...]
+    seconds: float
 
 
 class Population:
@@ -82,6 +87,7 @@ class Population:
     """
 
     def __init__(self, config: Config, replicas: Sequence[Replica], *, memory: int | None = None):
+        begin = time.perf_counter()
         strategy = Pmap() if jax.local_device_count() > 1 and len(replicas) > 1 else Single()
         experiment = make_experiment(config, strategy=Single())
         optimizer = make_population_optimizer(config.optimizer, config.training.steps)
@@ -100,6 +106,7 @@ class Population:
             if per_device == 1 or self.device_bytes <= memory:
                 break
             per_device = -(-per_device // 2)
+        self.preparing_seconds = time.perf_counter() - begin
 
     def _compile(self) -> None:
         """Compiles the programs for one chunk of replicas, side by side."""
@@ -118,14 +125,15 @@ class Population:
             evaluate.lower(state.params, state.model_state, batch),
             measure.lower(state.params, state.model_state, self._few(batch)),
         )
+        # Compiling a small program takes longer than running it, and its products of matrices are library calls.
         with futures.ThreadPoolExecutor() as threads:
-            self._run, self._evaluate, self._measure = threads.map(compile_briefly, lowered, (1, 1, 0))
+            self._run, self._evaluate, self._measure = threads.map(compile_at, (1, 1, 0), lowered)
         memory = self._run.memory_analysis()
         self.device_bytes = int(memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes)
 
     def run(self, progress: Callable[[int, int], None] = lambda done, total: None) -> Outcome:
         """Trains all replicas; tells progress(updates applied, updates to apply), counting each chunk's as one."""
-        chunks = self._chunks()
+        begin, chunks = time.perf_counter(), self._chunks()
         total = self.config.training.steps * len(chunks)
         parts = []
         for number, chunk in enumerate(chunks):
@@ -141,6 +149,7 @@ class Population:
             test=test,
             measures=measures,
             states=tuple(jax.tree.map(lambda leaf, k=k: leaf[k], ordinary) for k in range(len(self.replicas))),
+            seconds=self.preparing_seconds + time.perf_counter() - begin,
         )
 
     def _run_chunk(self, replicas: tuple[Replica, ...], progress: Callable[[int], None]) -> tuple[Tree, ...]:
@@ -284,15 +293,6 @@ def save_replica(config: Config, outcome: Outcome, number: int, workdir: str | P
         if not checkpoints.steps:
             checkpoints.save(jax.tree.map(jnp.asarray, outcome.states[number]), metrics)
         checkpoints.wait()
-
-
-def compile_briefly(lowered: Any, level: int) -> Any:
-    """Compiles with less of LLVM's optimisation on the CPU.
-
-    There, compiling a small program takes longer than running it; and its products of matrices are library calls.
-    """
-    options = {"xla_backend_optimization_level": level} if jax.default_backend() == "cpu" else None
-    return lowered.compile(compiler_options=options)
 
 
 def available_memory() -> int:

@@ -95,14 +95,14 @@ class Store:
 
     @contextlib.contextmanager
     def locked(self, cell: Cell) -> Iterator[bool]:
-        """Whether the cell is this process's own while the context lasts; False where another one works on it."""
+        """Whether the cell is this process's to do while the context lasts; else it is finished, or another's."""
         with self._path(cell, "lock").open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 yield False
             else:
-                yield True
+                yield self.result(cell) is None
 
     def run_folder(self, cell: Cell, number: int) -> Path:
         """Where one replica of a cell stays as an ordinary run."""

@@ -1,6 +1,7 @@
 """The data sets that ship with the lab, as TFDS builders: neither TensorFlow nor a network is needed.
 
-`tools/embed_data.py` writes the compact files under `embedded/`; `embedded/README.md` has their licences.
+`tools/embed_data.py` writes the compact files under `embedded/`; `embedded/README.md` has their licences. Two small
+tables come with scikit-learn itself.
 """
 
 import bz2
@@ -11,12 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import sklearn.datasets
 import tensorflow_datasets as tfds
-from jaxtyping import UInt8
+from jaxtyping import Float64, Int, UInt8
 
 from flaxformer_lab.errors import DataError
 
-LAB_DATASETS = ("lab_digits", "lab_speeches")
+LAB_DATASETS = ("lab_digits", "lab_speeches", "lab_breast_cancer", "lab_wine")
 EMBEDDED = Path(__file__).parent / "embedded"
 CHECKSUMS = "SHA256SUMS"
 SPEECH_PERIODS = ((1790, 1899), (1900, 1999), (2000, 2021))
@@ -56,13 +58,18 @@ def scale_pixels(images: UInt8[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*sha
     return ((images.astype(np.int32) * 255 + 8) // 16).astype(np.uint8)
 
 
+def split_at_random(number: int, sizes: dict[str, int]) -> dict[str, Int[np.ndarray, " split"]]:
+    """Deals the indices 0 to number - 1 out to splits of these sizes, always in the same way."""
+    order = np.random.Generator(np.random.Philox(key=0)).permutation(number)
+    return dict(zip(sizes, np.split(order, np.cumsum(list(sizes.values()))[:-1]), strict=True))
+
+
 class LabDigits(tfds.core.GeneratorBasedBuilder):
     """Handwritten digits, 8 x 8 pixels: 1197 to train, 300 to validate, 300 to test."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "The 1797 digits of scikit-learn's load_digits."}
     SPLIT_SIZES = {"train": 1197, "validation": 300, "test": 300}
-    SHUFFLE_SEED = 0
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -87,12 +94,8 @@ class LabDigits(tfds.core.GeneratorBasedBuilder):
         del dl_manager  # Nothing to download.
         with np.load(io.BytesIO(read_embedded("digits.npz")), allow_pickle=False) as digits:
             images, labels = scale_pixels(digits["images"]), digits["labels"]
-        order = np.random.Generator(np.random.Philox(key=self.SHUFFLE_SEED)).permutation(len(labels))
-        splits = np.split(order, np.cumsum(list(self.SPLIT_SIZES.values()))[:-1])
-        return {
-            name: self._generate_examples(images, labels, split)
-            for name, split in zip(self.SPLIT_SIZES, splits, strict=True)
-        }
+        splits = split_at_random(len(labels), self.SPLIT_SIZES)
+        return {name: self._generate_examples(images, labels, split) for name, split in splits.items()}
 
     def _generate_examples(self, images, labels, split) -> Iterator:
         for index in split.tolist():
@@ -137,3 +140,78 @@ class LabSpeeches(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, speeches: list[dict]) -> Iterator:
         yield from enumerate(speeches)
+
+
+class TableBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A table of numbers with a label a row, 60% of it to train and 20% each to validate and to test."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    CLASSES: tuple[str, ...]
+    COLUMNS: int
+
+    def _table_info(self, **about: str) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(
+                {
+                    "columns": tfds.features.Tensor(shape=(self.COLUMNS,), dtype=np.float32),
+                    "label": tfds.features.ClassLabel(names=self.CLASSES),
+                }
+            ),
+            supervised_keys=("columns", "label"),
+            license="BSD-3-Clause, as part of scikit-learn; CC BY 4.0 at the UCI Machine Learning Repository",
+            **about,
+        )
+
+    def _split(self, table: tuple[Float64[np.ndarray, "rows columns"], Int[np.ndarray, " rows"]]) -> dict:
+        columns, labels = table
+        held_out = len(labels) // 5
+        sizes = {"train": len(labels) - 2 * held_out, "validation": held_out, "test": held_out}
+        splits = split_at_random(len(labels), sizes)
+        return {name: self._generate_examples(columns, labels, split) for name, split in splits.items()}
+
+    def _generate_examples(self, columns, labels, split) -> Iterator:
+        for index in split.tolist():
+            yield index, {"columns": columns[index].astype(np.float32), "label": int(labels[index])}
+
+
+class LabBreastCancer(TableBuilder):
+    """Measurements of cell nuclei, 30 columns whose spreads differ up to 200,000 times: 343 to train, 113, 113."""
+
+    RELEASE_NOTES = {"1.0.0": "The 569 rows of scikit-learn's load_breast_cancer."}
+    CLASSES = ("malignant", "benign")
+    COLUMNS = 30
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self._table_info(
+            description="Wisconsin diagnostic breast cancer: 30 measurements of the cell nuclei in an image of a "
+            "fine needle aspirate of a breast mass, in their own units, and the diagnosis.",
+            homepage="https://archive.ics.uci.edu/dataset/17/breast+cancer+wisconsin+diagnostic",
+            citation="@misc{wolberg1993breast, author={W. Wolberg and O. Mangasarian and N. Street and W. Street}, "
+            "title={Breast Cancer Wisconsin (Diagnostic)}, publisher={UCI Machine Learning Repository}, "
+            "year={1993}, doi={10.24432/C5DW2B}}",
+        )
+
+    def _split_generators(self, dl_manager) -> dict[str, Iterator]:
+        del dl_manager  # Nothing to download.
+        return self._split(sklearn.datasets.load_breast_cancer(return_X_y=True))
+
+
+class LabWine(TableBuilder):
+    """Chemical analyses of wines, 13 columns whose spreads differ up to 2,500 times: 108 to train, 35, 35."""
+
+    RELEASE_NOTES = {"1.0.0": "The 178 rows of scikit-learn's load_wine."}
+    CLASSES = ("cultivar_0", "cultivar_1", "cultivar_2")
+    COLUMNS = 13
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self._table_info(
+            description="Chemical analyses of wines from three cultivars of one region of Italy, in their own units.",
+            homepage="https://archive.ics.uci.edu/dataset/109/wine",
+            citation="@misc{aeberhard1991wine, author={S. Aeberhard and M. Forina}, title={Wine}, "
+            "publisher={UCI Machine Learning Repository}, year={1991}, doi={10.24432/C5PC7J}}",
+        )
+
+    def _split_generators(self, dl_manager) -> dict[str, Iterator]:
+        del dl_manager  # Nothing to download.
+        return self._split(sklearn.datasets.load_wine(return_X_y=True))

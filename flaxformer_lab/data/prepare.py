@@ -31,7 +31,7 @@ _ARRAY_RECORD = tfds.core.FileFormat.ARRAY_RECORD
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 _NO_NETWORK = (requests.RequestException, urllib.error.URLError, tfds.download.DownloadError, ConnectionError)
-_SHIPPED = " and ".join(LAB_DATASETS)
+_SHIPPED = ", ".join(LAB_DATASETS)
 
 
 def prepare(dataset: str) -> tfds.core.DatasetBuilder:

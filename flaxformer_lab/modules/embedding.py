@@ -30,6 +30,19 @@ class FeatureEmbedding(nnx.Module):
         return self.projection(x.astype(self._dtype))
 
 
+class ColumnEmbedding(nnx.Module):
+    """A table's numbers: each column has a direction and an offset of its own (Gorishniy et al. 2021, section 3.1)."""
+
+    def __init__(self, columns: int, width: int, *, dtype: str, rngs: nnx.Rngs):
+        self._dtype = jnp.dtype(dtype)
+        self.directions = normal(rngs, (columns, width), 1)
+        self.offsets = normal(rngs, (columns, width), 1)
+
+    def __call__(self, x: Float[Array, "batch columns"]) -> Float[Array, "batch columns width"]:
+        directions, offsets = (table[...].astype(self._dtype)[None] for table in (self.directions, self.offsets))
+        return x.astype(self._dtype)[:, :, None] * directions + offsets
+
+
 class PatchEmbedding(nnx.Module):
     """Square patches of an image, each flattened and mapped to a token (Dosovitskiy et al. 2021, eq. 1)."""
 

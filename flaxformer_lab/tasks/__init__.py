@@ -5,12 +5,13 @@ from typing import Any
 
 from flaxformer_lab.task_config import TaskConfig
 from flaxformer_lab.tasks import probes, synthetic
-from flaxformer_lab.tasks.image_classification import ImageClassification
+from flaxformer_lab.tasks.classification import ImageClassification, TabularClassification
 from flaxformer_lab.tasks.language_modelling import LanguageModelling
 from flaxformer_lab.tasks.task import SPLITS, Bound, Task
 
 TASKS: dict[str, type[Task]] = {
     "image_classification": ImageClassification,
+    "tabular_classification": TabularClassification,
     "language_modelling": LanguageModelling,
     "product": probes.Product,
     "rotation": probes.Rotation,

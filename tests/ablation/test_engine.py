@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from flaxformer_lab.ablation import engine
+from flaxformer_lab.ablation import local
 from flaxformer_lab.ablation.engine import primary_metric, run_cells
+from flaxformer_lab.ablation.local import train_here
 from flaxformer_lab.ablation.population import train_population
 from flaxformer_lab.evaluate import load_run
 
@@ -28,7 +29,7 @@ def of_kind(events, what):
 def test_every_cell_is_trained_once_and_its_result_is_that_of_its_population(grid, store, events):
     made = grid(ONE)
     store.claim(made)
-    run_cells(made.cells, store, "none", events.append)
+    run_cells(made.cells, store, "none", events.append, train_here)
     assert of_kind(events, "finished") == [("near", "baseline"), ("far", "baseline")]
     cell = made.cells[0]
     outcome, found = train_population(cell.config, cell.replicas), store.result(cell)
@@ -41,14 +42,14 @@ def test_every_cell_is_trained_once_and_its_result_is_that_of_its_population(gri
     assert found["steps"] == [2, 4] and found["parameters"] > 0 and found["forward_flops"] > 0
     assert found["bound"] is None
     events.clear()
-    run_cells(made.cells, store, "none", events.append)
+    run_cells(made.cells, store, "none", events.append, train_here)
     assert events == []
 
 
 def test_progress_reaches_its_total(grid, store, events):
     made = grid({**ONE, "tasks": {"near": {"recipe": "delay.py"}}})
     store.claim(made)
-    run_cells(made.cells, store, "none", events.append)
+    run_cells(made.cells, store, "none", events.append, train_here)
     progress = [(each.done, each.total) for each in events if each.what == "progress"]
     assert progress[-1] == (4, 4) and progress == sorted(progress)
 
@@ -56,19 +57,19 @@ def test_progress_reaches_its_total(grid, store, events):
 def test_a_cell_that_fails_is_recorded_and_the_rest_goes_on(grid, store, events, monkeypatch):
     made = grid(ONE)
     store.claim(made)
-    whole = engine.Population.__init__
+    whole = local.Population.__init__
 
     def broken(self, config, replicas):
         if config.task.tokens == 4:
             raise ValueError("out of luck\nand more")
         whole(self, config, replicas)
 
-    monkeypatch.setattr(engine.Population, "__init__", broken)
-    run_cells(made.cells, store, "none", events.append)
+    monkeypatch.setattr(local.Population, "__init__", broken)
+    run_cells(made.cells, store, "none", events.append, train_here)
     assert of_kind(events, "failed") == [("near", "baseline")] and of_kind(events, "finished") == [("far", "baseline")]
     assert store.failure(made.cells[0]) == "ValueError: out of luck"
-    monkeypatch.setattr(engine.Population, "__init__", whole)
-    run_cells(made.cells, store, "none", events.append)  # the next time it is tried again
+    monkeypatch.setattr(local.Population, "__init__", whole)
+    run_cells(made.cells, store, "none", events.append, train_here)  # the next time it is tried again
     assert store.failure(made.cells[0]) is None and store.result(made.cells[0]) is not None
 
 
@@ -82,7 +83,7 @@ def test_an_interruption_is_no_failure(grid, store, events, monkeypatch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_cells(made.cells, store, "none", interrupted)
+        run_cells(made.cells, store, "none", interrupted, train_here)
     assert store.failure(made.cells[0]) is None and store.result(made.cells[0]) is None
     with store.locked(made.cells[0]) as free, store.locked(made.cells[1]) as next_one_too:
         assert free and next_one_too
@@ -105,7 +106,7 @@ def test_a_cell_that_another_process_works_on_is_left_to_it(grid, store, result,
     other.start()
     assert taken.wait(60)
     threading.Timer(3, release.set).start()
-    run_cells(made.cells, store, "none", events.append)  # waits for the other one, and does not do its cell
+    run_cells(made.cells, store, "none", events.append, train_here)  # waits for the other one, and does not do its cell
     other.join(60)
     assert of_kind(events, "started") == [("far", "baseline")]
     assert store.result(theirs)["replicas"][0]["test"]["r2"] == 0.25
@@ -126,7 +127,7 @@ def test_a_cell_whose_process_died_is_taken_over(grid, store, events):
     other.start()
     assert taken.wait(60)
     threading.Timer(1, other.kill).start()
-    run_cells(made.cells, store, "none", events.append)
+    run_cells(made.cells, store, "none", events.append, train_here)
     other.join(60)
     assert store.result(made.cells[0]) is not None
 
@@ -135,7 +136,7 @@ def test_a_cell_whose_process_died_is_taken_over(grid, store, events):
 def test_replicas_are_kept_as_ordinary_runs(grid, store, keep, number):
     made = grid({**ONE, "tasks": {"near": {"recipe": "delay.py"}}})
     store.claim(made)
-    run_cells(made.cells, store, keep, lambda event: None)
+    run_cells(made.cells, store, keep, lambda event: None, train_here)
     folders = sorted((store.path / "runs" / made.cells[0].key).iterdir())
     assert len(folders) == number
     found = store.result(made.cells[0])["replicas"]
@@ -157,9 +158,9 @@ def test_what_a_task_is_judged_by():
 
 def test_programs_of_earlier_cells_are_forgotten(grid, store, monkeypatch):
     cleared = []
-    monkeypatch.setattr(engine, "CELLS_A_CACHE", 2)
+    monkeypatch.setattr(local, "CELLS_A_CACHE", 2)
     monkeypatch.setattr(jax, "clear_caches", lambda: cleared.append(1))
     made = grid(ONE)
     store.claim(made)
-    run_cells(made.cells, store, "none", lambda event: None)
+    run_cells(made.cells, store, "none", lambda event: None, train_here)
     assert cleared == [1]

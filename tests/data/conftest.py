@@ -12,6 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from flaxformer_lab.cache import cache_folder
+from flaxformer_lab.data.builders import LAB_DATASETS
 from flaxformer_lab.data.prepare import prepare
 
 REPOSITORY = Path(__file__).parents[2]
@@ -80,8 +81,8 @@ def prepared(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("prepared")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLAXFORMER_LAB_CACHE", str(folder))
-        prepare("lab_digits")
-        prepare("lab_speeches")
+        for name in LAB_DATASETS:
+            prepare(name)
     return folder
 
 

@@ -2,7 +2,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 
 from flaxformer_lab.data import builders
 from flaxformer_lab.data.prepare import prepare
@@ -50,6 +50,18 @@ def test_the_split_of_the_digits_never_changes(prepared_cache):
 def as_text(source):
     data = source.load()
     return sorted(f"{label}{image.tolist()}" for image, label in zip(data["image"], data["label"], strict=True))
+
+
+@pytest.mark.parametrize(("dataset", "load"), [("lab_wine", load_wine), ("lab_breast_cancer", load_breast_cancer)])
+def test_tables_are_those_of_sklearn(prepared_cache, dataset, load):
+    columns, labels = load(return_X_y=True)
+    splits = [open_split(dataset, split).load() for split in SPLITS]
+    assert len(splits[1]["label"]) == len(splits[2]["label"]) == len(labels) // 5
+    found = np.concatenate([np.column_stack([split["columns"], split["label"]]) for split in splits])
+    expected = np.column_stack([columns, labels]).astype(np.float32)
+    np.testing.assert_array_equal(found[np.lexsort(found.T)], expected[np.lexsort(expected.T)])
+    for split in splits:
+        assert len(np.unique(split["label"])) == len(np.unique(labels))
 
 
 def test_speeches_are_split_by_year_and_whole(prepared_cache):

@@ -217,9 +217,9 @@ def test_four_devices_run_the_whole_experiment_like_one(prepared, assert_close):
 
 
 def test_an_experiment_needs_no_data_where_its_facts_are_known(plain, monkeypatch):
-    from flaxformer_lab.tasks import image_classification
+    from flaxformer_lab.tasks import classification
 
-    monkeypatch.setattr(image_classification, "open_split", lambda *_: pytest.fail("the data was opened"))
+    monkeypatch.setattr(classification, "open_split", lambda *_: pytest.fail("the data was opened"))
     experiment = make_experiment(plain(), {"image_shape": [8, 8, 1], "num_classes": 10})
     abstract = experiment.abstract_state
     assert abstract.params["head"]["kernel"].shape == (8, 10) and abstract.step.shape == ()

@@ -10,8 +10,8 @@ from flaxformer_lab.data.source import open_split
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.model_config import TransformerConfig
 from flaxformer_lab.models.network import leaf_paths
-from flaxformer_lab.task_config import ImageClassificationConfig
-from flaxformer_lab.tasks import SPLITS, image_classification, make_task
+from flaxformer_lab.task_config import ImageClassificationConfig, TabularClassificationConfig
+from flaxformer_lab.tasks import SPLITS, classification, make_task
 
 FACTS = {"image_shape": [8, 8, 1], "num_classes": 10}
 
@@ -42,7 +42,7 @@ def test_the_facts_are_learnt_from_the_data():
 
 def test_a_task_made_from_its_facts_alone_is_the_same(monkeypatch):
     seen = make_task(ImageClassificationConfig())
-    monkeypatch.setattr(image_classification, "open_split", lambda *_: pytest.fail("the data was opened"))
+    monkeypatch.setattr(classification, "open_split", lambda *_: pytest.fail("the data was opened"))
     unseen = make_task(ImageClassificationConfig(), json.loads(json.dumps(seen.facts)))
     assert shapes(unseen) == shapes(seen)
     assert unseen.dummy(3) == seen.dummy(3) == jax.ShapeDtypeStruct((3, 8, 8, 1), jnp.float32)
@@ -146,3 +146,41 @@ def test_a_patch_that_does_not_divide_the_image_is_refused(patch_size):
 def test_a_data_set_without_images_is_refused():
     with pytest.raises(ConfigError, match=r"task\.dataset=lab_speeches has no image and no label .*it has"):
         make_task(ImageClassificationConfig(dataset="lab_speeches"))
+
+
+# ------------------------------------------------------------------------------------------------ tables
+
+
+@pytest.mark.parametrize(("dataset", "columns", "classes"), [("lab_wine", 13, 3), ("lab_breast_cancer", 30, 2)])
+def test_standardised_columns_have_mean_0_and_deviation_1_in_training(dataset, columns, classes):
+    task = make_task(TabularClassificationConfig(dataset=dataset))
+    assert json.loads(json.dumps(task.facts)) == task.facts and task.facts["num_classes"] == classes
+    train = task.examples("train")
+    rows = train.read(np.arange(train.number)) | {"weight": np.ones(train.number, np.float32)}
+    keys = jax.random.split(jax.random.key(0), train.number)
+    inputs = np.asarray(prepare(task, rows, keys, training=True)["inputs"])
+    assert inputs.shape == (train.number, columns)
+    np.testing.assert_allclose(inputs.mean(axis=0), 0, atol=1e-4)
+    np.testing.assert_allclose(inputs.std(axis=0), 1, atol=1e-4)
+    raw = make_task(TabularClassificationConfig(dataset=dataset, standardised=False), task.facts)
+    np.testing.assert_array_equal(prepare(raw, rows, keys, training=True)["inputs"], rows["columns"])
+    assert rows["columns"].std(axis=0).max() / rows["columns"].std(axis=0).min() > 1000
+
+
+def test_other_rows_are_scaled_as_the_training_rows_were():
+    task = make_task(TabularClassificationConfig(), {"num_classes": 2, "mean": [1.0, 2.0], "spread": [1.0, 4.0]})
+    rows = {"columns": jnp.array([[2.0, 10.0]]), "label": jnp.array([1]), "weight": jnp.ones(1)}
+    batch = prepare(task, rows, jax.random.split(jax.random.key(0), 1), training=False)
+    assert batch["inputs"].tolist() == [[1.0, 2.0]]
+    assert task.dummy(3) == jax.ShapeDtypeStruct((3, 2), jnp.float32)
+
+
+def test_columns_are_the_tokens():
+    found = shapes(make_task(TabularClassificationConfig(), {"num_classes": 2, "mean": [0.0] * 5, "spread": [1.0] * 5}))
+    assert found["embedding.directions"] == found["embedding.offsets"] == found["body.position"] == (5, 8)
+    assert found["head.kernel"] == (8, 2)
+
+
+def test_a_data_set_without_columns_is_refused():
+    with pytest.raises(ConfigError, match=r"task\.dataset=lab_digits has no columns of fixed shape"):
+        make_task(TabularClassificationConfig(dataset="lab_digits"))

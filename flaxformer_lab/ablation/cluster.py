@@ -1,0 +1,117 @@
+"""Trains cells as tasks of a Ray cluster (Moritz et al. 2018), of this machine or of many; one that is lost is retried.
+
+The machine that commands writes all results, so the others need no common folder, only the lab installed.
+"""
+
+import collections
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import jax
+
+from flaxformer_lab.ablation.engine import Event, Listener, Trainer
+from flaxformer_lab.ablation.grid import Cell
+from flaxformer_lab.ablation.population import Outcome, Population, available_memory
+from flaxformer_lab.ablation.store import Store
+from flaxformer_lab.compilation import compile_small_programs_briefly, use_compilation_cache
+from flaxformer_lab.errors import ConfigError
+
+RETRIES = 10  # of a cell whose worker is lost
+POLL = 0.2  # seconds between two looks at progress
+
+
+@contextlib.contextmanager
+def cluster(address: str | None, cpus: int) -> Iterator[Trainer]:
+    """The engine's `Trainer` on the cluster at `address` (as for `ray.init`), or on one made for the occasion.
+
+    cpus: cores for each cell, whose population sees as many devices. Where the cluster has GPUs, each cell has one of
+    them; where it has TPUs, each has those of a host.
+
+    Raises:
+        ConfigError: Ray is not installed, or there is no cluster at that address.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError("--engine=ray needs Ray: pip install 'flaxformer_lab[ray]', on every machine") from error
+    options = {} if address else {"include_dashboard": False}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
+    except (ConnectionError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"--ray_address={address}: no cluster answers there ({reason}); start one: ray start --head"
+        ) from error
+    try:
+        yield functools.partial(_train, ray, cpus)
+    finally:
+        ray.shutdown()
+
+
+def _train(
+    ray: ModuleType, cpus: int, waiting: collections.deque[Cell], store: Store, listen: Listener
+) -> Iterator[tuple[Cell, Callable[[], Outcome]]]:
+    with contextlib.ExitStack() as locks:
+        cells = [cell for cell in waiting if locks.enter_context(store.locked(cell))]
+        waiting.clear()
+        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=False
+        )
+        # With this machine, which must not be lost anyway.
+        reports = ray.remote(Reports).options(num_cpus=0, scheduling_strategy=here).remote()
+        task = ray.remote(train_cell).options(num_cpus=cpus, max_retries=RETRIES, **_accelerators(ray))
+        running = {task.remote(number, cell, cpus, reports): cell for number, cell in enumerate(cells)}
+        while running:
+            finished, _ = ray.wait(list(running), timeout=POLL)
+            for number, done, total in ray.get(reports.take.remote()):
+                listen(Event("progress" if total else "started", cells[number], done, total))
+            for reference in finished:
+                yield running.pop(reference), functools.partial(_fetch, ray, reference)
+
+
+def _fetch(ray: ModuleType, reference: Any) -> Outcome:
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+
+
+def _accelerators(ray: ModuleType) -> dict[str, Any]:
+    """What each cell asks for beside cores."""
+    if ray.cluster_resources().get("GPU"):
+        return {"num_gpus": 1}
+    chips = max(node["Resources"].get("TPU", 0) for node in ray.nodes())
+    return {"resources": {"TPU": chips}} if chips else {}
+
+
+class Reports:
+    """What workers tell of their progress, until it is fetched; an actor."""
+
+    def __init__(self) -> None:
+        self._news: list[tuple[int, int, int]] = []
+
+    def tell(self, number: int, done: int, total: int) -> None:
+        """Cell `number` has so many of its updates; a total of 0 says that it has started."""
+        self._news.append((number, done, total))
+
+    def take(self) -> list[tuple[int, int, int]]:
+        """All that is new."""
+        news, self._news = self._news, []
+        return news
+
+
+def train_cell(number: int, cell: Cell, cpus: int, reports: Any) -> Outcome:
+    """Trains one cell, in a worker."""
+    with contextlib.suppress(RuntimeError):  # a worker that has done a cell before has chosen its devices
+        jax.config.update("jax_num_cpu_devices", cpus)
+    use_compilation_cache()
+    compile_small_programs_briefly()
+    reports.tell.remote(number, 0, 0)
+    # Other workers of a machine have their shares of its memory.
+    memory = available_memory() // (os.cpu_count() or 1) if jax.default_backend() == "cpu" else None
+    population = Population(cell.config, cell.replicas, memory=memory)
+    return population.run(lambda done, total: reports.tell.remote(number, done, total))

@@ -1,0 +1,53 @@
+"""Trains cells in this process: the next one is compiled while this one trains."""
+
+import collections
+import contextlib
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from concurrent import futures
+
+import jax
+
+from flaxformer_lab.ablation.engine import Event, Listener
+from flaxformer_lab.ablation.grid import Cell
+from flaxformer_lab.ablation.population import Outcome, Population
+from flaxformer_lab.ablation.store import Store
+
+AHEAD = 1  # cells that are compiled before their turn
+CELLS_A_CACHE = 10  # after so many cells JAX forgets their programs, which would fill the memory
+
+
+def train_here(
+    waiting: collections.deque[Cell], store: Store, listen: Listener
+) -> Iterator[tuple[Cell, Callable[[], Outcome]]]:
+    """A `Trainer` of the engine."""
+    with contextlib.ExitStack() as stack:
+        compiler = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="compile")
+        stack.callback(compiler.shutdown, wait=False, cancel_futures=True)
+        ahead: collections.deque[tuple[Cell, futures.Future[Population], contextlib.ExitStack]] = collections.deque()
+        numbers = itertools.count(1)
+
+        def prepare(cell: Cell) -> Population:
+            if next(numbers) % CELLS_A_CACHE == 0:
+                jax.clear_caches()
+            return Population(cell.config, cell.replicas)
+
+        def take() -> None:
+            while waiting and len(ahead) <= AHEAD:
+                cell, lock = waiting.popleft(), contextlib.ExitStack()
+                if lock.enter_context(store.locked(cell)):
+                    stack.callback(lock.close)
+                    ahead.append((cell, compiler.submit(prepare, cell), lock))
+
+        def outcome(cell: Cell, population: futures.Future[Population]) -> Outcome:
+            ready = population.result()
+            return ready.run(lambda done, total: listen(Event("progress", cell, done, total)))
+
+        take()
+        while ahead:
+            cell, population, lock = ahead.popleft()
+            take()
+            listen(Event("started", cell))
+            yield cell, functools.partial(outcome, cell, population)
+            lock.close()

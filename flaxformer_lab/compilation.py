@@ -1,0 +1,38 @@
+"""How programs are compiled: kept between runs, and with little optimisation where compiling is most of the time."""
+
+import os
+from typing import Any
+
+from flaxformer_lab.cache import cache_folder
+
+# LLVM's optimisation, and XLA's newer way of emitting loops, both cost more in a small program than they bring.
+BRIEFLY = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs between runs; JAX_COMPILATION_CACHE_DIR, where it is set, says where."""
+    import jax
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def compile_small_programs_briefly() -> None:
+    """Makes all that is compiled from now on compile briefly on a CPU, but for what `compile_at` compiles.
+
+    To be called before JAX looks for devices; later it has no effect.
+    """
+    given = os.environ.get("XLA_FLAGS", "")
+    if BRIEFLY not in given:
+        os.environ["XLA_FLAGS"] = f"{given} {BRIEFLY}".strip()
+
+
+def compile_at(level: int, lowered: Any) -> Any:
+    """Compiles a lowered program with LLVM's optimisation level, 0 to 3, on a CPU; elsewhere with all of it."""
+    import jax
+
+    if jax.default_backend() != "cpu":
+        return lowered.compile(compiler_options={"xla_backend_optimization_level": 3})
+    options = {"xla_backend_optimization_level": level, "xla_cpu_use_fusion_emitters": level > 0}
+    return lowered.compile(compiler_options=options)

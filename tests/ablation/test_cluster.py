@@ -1,0 +1,104 @@
+"""Cells as tasks of a real Ray cluster on this machine, one of whose nodes is killed half way."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flaxformer_lab.ablation.cluster import cluster
+from flaxformer_lab.ablation.engine import run_cells
+from flaxformer_lab.ablation.store import Store
+from flaxformer_lab.errors import ConfigError
+
+REPOSITORY = Path(__file__).parents[2]
+GRID = {"learning_rates": (0.01, 0.03), "seeds": (0, 1), "variants": {"ffn_off": "ffn_off"}}
+
+
+@pytest.fixture(scope="module")
+def two_nodes():
+    """A cluster whose two nodes have a core each, and its second node."""
+    pytest.importorskip("ray", reason="Ray has no wheel for this Python")
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    yield made, made.add_node(num_cpus=1)
+    made.shutdown()
+
+
+def figures(store, cell):
+    """What a cell found, without the time it took."""
+    return {key: value for key, value in store.result(cell).items() if key != "seconds"}
+
+
+def test_a_killed_node_costs_nothing_but_time(two_nodes, grid, tmp_path):
+    nodes, second = two_nodes
+    made, here, there = grid(GRID), Store(tmp_path / "here"), Store(tmp_path / "there")
+    there.claim(made)
+    started, finished, progress = [], [], []
+
+    def listen(event):
+        assert event.what != "failed", event
+        {"started": started, "finished": finished, "progress": progress}[event.what].append(event)
+        if len(started) == 4 and second in nodes.worker_nodes:  # each node has just begun its second cell
+            nodes.remove_node(second, allow_graceful=False)
+
+    with cluster(nodes.address, 1) as train:
+        run_cells(made.cells, there, "chosen", listen, train)
+    assert second not in nodes.worker_nodes
+    assert len(finished) == len(made.cells) < len(started)  # what the second node had in hand was started again
+    assert {event.cell.key for event in progress if event.done == event.total} == {cell.key for cell in made.cells}
+
+    # The same in a process of its own, whose CPU is one device as in a worker: the same figures to the last bit.
+    here.claim(made)
+    script = (
+        "import sys, jax\n"
+        "from flaxformer_lab.ablation.engine import run_cells\n"
+        "from flaxformer_lab.ablation.local import train_here\n"
+        "from flaxformer_lab.ablation.store import Store\n"
+        "jax.config.update('jax_num_cpu_devices', 1)\n"
+        "store = Store(sys.argv[1])\n"
+        "run_cells(store.read().cells, store, 'none', lambda event: None, train_here)\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(here.path)], cwd=REPOSITORY, check=True, timeout=300)
+    assert [figures(there, cell) for cell in made.cells] == [figures(here, cell) for cell in made.cells]
+    kept = sorted(path.name for path in (there.path / "runs").iterdir())
+    assert kept == sorted(cell.key for cell in made.cells)
+
+
+def test_an_error_in_a_worker_is_that_cells_own(two_nodes, grid, tmp_path, monkeypatch):
+    nodes, _ = two_nodes
+    store, made = Store(tmp_path / "run"), grid({**GRID, "variants": {}})
+    store.claim(made)
+    events = []
+
+    def broken(number, cell, cpus, reports):
+        raise MemoryError(f"cell {number} is too large\nand more")
+
+    monkeypatch.setattr("flaxformer_lab.ablation.cluster.train_cell", broken)
+    with cluster(nodes.address, 1) as train:
+        run_cells(made.cells, store, "none", events.append, train)
+    assert [event.error for event in events] == [
+        "MemoryError: cell 0 is too large",
+        "MemoryError: cell 1 is too large",
+    ]
+    assert json.loads((store.path / "cells" / f"{made.cells[0].key}.failed.json").read_text())["task"] == "near"
+
+
+def test_without_ray_the_error_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"needs Ray: pip install 'flaxformer_lab\[ray\]'"), cluster(None, 1):
+        pass
+
+
+def test_where_no_cluster_answers_the_error_says_so(monkeypatch):
+    ray = pytest.importorskip("ray")
+
+    def refuse(**options):
+        raise ConnectionError("nobody listens\nand more")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    message = r"--ray_address=host:1: no cluster answers there \(nobody listens\)"
+    with pytest.raises(ConfigError, match=message), cluster("host:1", 1):
+        pass
