@@ -57,6 +57,8 @@ def test_a_killed_node_costs_nothing_but_time(two_nodes, grid, tmp_path):
         "from flaxformer_lab.ablation.engine import run_cells\n"
         "from flaxformer_lab.ablation.local import train_here\n"
         "from flaxformer_lab.ablation.store import Store\n"
+        "from flaxformer_lab.compilation import compile_small_programs_briefly\n"
+        "compile_small_programs_briefly()\n"
         "jax.config.update('jax_num_cpu_devices', 1)\n"
         "store = Store(sys.argv[1])\n"
         "run_cells(store.read().cells, store, 'none', lambda event: None, train_here)\n"
