@@ -21,7 +21,7 @@ def _nearest(log_scale: int) -> dict:
         "recipe": "../probes/unequal_scales.py",
         "overrides": {
             "task": {"evaluation_examples": 1024, "log_scale": log_scale, "standardised": True},
-            "training": {"steps": 1500, "batch_size": 128, "evaluate_every": 300, "checkpoint_every": 1500},
+            "training": {"steps": 1000, "batch_size": 128, "evaluate_every": 200, "checkpoint_every": 1000},
         },
         "variants": {
             "raw": RAW,

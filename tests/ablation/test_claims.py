@@ -100,6 +100,10 @@ def test_every_claim_has_every_verdict_of_its_rule_and_says_why(name):
     [
         ("C1", (True, True), "refuted"),
         ("C1", (False, False), "supported"),
+        ("C2", (True, True, True, True, False), "supported only when"),
+        ("C2", (False, False, True, False, False), "supported only when"),
+        ("C2", (False, True, False, False, True), "supported"),
+        ("C2", (False, False, False, False, False), "refuted"),
         ("C3", (True, False), "supported"),
         ("C3", (True, True), "refuted"),
         ("C4", (True, True), "supported"),
