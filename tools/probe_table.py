@@ -1,4 +1,5 @@
-"""Trains every probe and writes the measured table into docs/science.md: `make probes` (or with names: ARGS="P3 P6").
+"""Trains every probe and writes the measured table into docs/science.md: `make probes` (or with names: ARGS="P3 P6",
+or rows: ARGS="'MQAR LSTM, 2 layers'").
 
 Each row is one run of a recipe in configs/probes, in a folder that is thrown away; seed 0, the recipe's learning rate.
 """
@@ -195,7 +196,7 @@ def main(names: list[str]) -> None:
     use_compilation_cache()
     print("| " + " | ".join(HEADER) + " |\n" + "|---" * len(HEADER) + "|", flush=True)
     for row in ROWS:
-        if not names or row.probe in names:
+        if not names or {row.probe, f"{row.probe} {row.what}"} & set(names):
             figure, bound, seconds = run(row)
             _keep((row.probe, row.what, figure, bound, row.expected, seconds))
     for probe, rows in (("P7", rank_collapse), ("P8", planted_shares)):

@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
             "optimizer": {"learning_rate": 0.003, "warmup_steps": 50, "clip_norm": 1.0},
             "training": {
                 "steps": 1500,
-                "batch_size": 128,
+                "batch_size": 64,
                 "evaluate_every": 375,
                 "checkpoint_every": 1500,
                 "steps_per_call": 50,
