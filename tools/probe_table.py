@@ -1,5 +1,6 @@
-"""Trains every probe and writes the measured table into docs/science.md: `make probes` (or with names: ARGS="P3 P6",
-or rows: ARGS="'MQAR LSTM, 2 layers'").
+"""Trains every probe and writes the measured table into docs/science.md: `make probes`.
+
+With names it takes some probes or rows alone: `make probes ARGS="P3 'MQAR LSTM, 2 layers'"`.
 
 Each row is one run of a recipe in configs/probes, in a folder that is thrown away; seed 0, the recipe's learning rate.
 """

@@ -4,6 +4,7 @@ A comparison is between two figures on one task (scores, or measures of mixing),
 95% interval of their difference lies on one side of a threshold, and open where the interval holds the threshold.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -77,16 +78,17 @@ class Decision:
 
 
 def decide(claim: Claim, summary: Summary) -> Decision:
-    """The verdict of one claim; undecided as soon as an answer that its rule needs is open."""
+    """The verdict of one claim; undecided where it depends on an answer that is open."""
     findings = tuple(_find(comparison, summary) for comparison in claim.comparisons)
-    answers = [finding.answer for finding in findings]
-    if "open" in answers:
-        questions = [f.comparison.question for f in findings if f.answer == "open"]
-        missing = any(f.interval is None for f in findings)
-        why = "not measured here" if missing else "the interval holds the threshold"
-        return Decision(claim, "undecided", f"open: {'; '.join(questions)} ({why})", findings)
-    verdict, reason = claim.rule(*(answer == "yes" for answer in answers))
-    return Decision(claim, verdict, reason, findings)
+    possible = [(True, False) if f.answer == "open" else (f.answer == "yes",) for f in findings]
+    outcomes = {claim.rule(*answers) for answers in itertools.product(*possible)}
+    if len(outcomes) == 1:
+        verdict, reason = outcomes.pop()
+        return Decision(claim, verdict, reason, findings)
+    unclear = [finding for finding in findings if finding.answer == "open"]
+    why = "not measured here" if any(f.interval is None for f in unclear) else "the interval holds the threshold"
+    questions = "; ".join(finding.comparison.question for finding in unclear)
+    return Decision(claim, "undecided", f"open: {questions} ({why})", findings)
 
 
 def named(ids: Iterable[str]) -> tuple[Claim, ...]:

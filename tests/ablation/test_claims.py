@@ -124,6 +124,17 @@ def test_verdicts_follow_from_answers(name, answers, verdict):
     assert CLAIMS[name].rule(*answers)[0] == verdict
 
 
+def test_an_open_answer_that_the_verdict_does_not_hang_on_leaves_it_decided(decided):
+    def either(one, other):
+        return ("supported", "one is enough") if one or other else ("refuted", "neither")
+
+    open_too = dataclasses.replace(COMPARISON, more=Figure("far"))
+    claim = Claim("X", "It does.", (COMPARISON, open_too), either)
+    assert decided(0.9, 0.5, claim).verdict == "supported"
+    undecided = decided(0.6, 0.5, claim)
+    assert undecided.verdict == "undecided" and undecided.reason == "open: does it? (not measured here)"
+
+
 def test_a_claim_that_is_none_is_refused():
     assert [claim.id for claim in named(["C4", "C1"])] == ["C4", "C1"]
     with pytest.raises(ConfigError, match=r"claims names C99, which is no claim: .*choose from C1"):
