@@ -1,6 +1,7 @@
 """What all tests share: four CPU devices, strict broadcasting, a cache of compiled programs, and small models."""
 
 import functools
+import gc
 import json
 import os
 import runpy
@@ -38,6 +39,10 @@ with pytest.MonkeyPatch.context() as patch:
     patch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
     compile_small_programs_briefly()
     jax.devices()
+
+# Tracing leaves many objects that live on; looking through them all again and again would take a good part of the time.
+gc.freeze()
+gc.set_threshold(100_000, 50, 50)
 
 TOKENS, WIDTH = 4, 8
 

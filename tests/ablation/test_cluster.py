@@ -13,7 +13,7 @@ from flaxformer_lab.ablation.store import Store
 from flaxformer_lab.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[2]
-GRID = {"learning_rates": (0.01, 0.03), "seeds": (0, 1), "variants": {"ffn_off": "ffn_off"}}
+GRID = {"learning_rates": (0.01, 0.03), "seeds": (0, 1), "variants": {}}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_a_killed_node_costs_nothing_but_time(two_nodes, grid, tmp_path):
     def listen(event):
         assert event.what != "failed", event
         {"started": started, "finished": finished, "progress": progress}[event.what].append(event)
-        if len(started) == 4 and second in nodes.worker_nodes:  # each node has just begun its second cell
+        if len(started) == 2 and second in nodes.worker_nodes:  # each node has begun one
             nodes.remove_node(second, allow_graceful=False)
 
     with cluster(nodes.address, 1) as train:
@@ -71,7 +71,7 @@ def test_a_killed_node_costs_nothing_but_time(two_nodes, grid, tmp_path):
 
 def test_an_error_in_a_worker_is_that_cells_own(two_nodes, grid, tmp_path, monkeypatch):
     nodes, _ = two_nodes
-    store, made = Store(tmp_path / "run"), grid({**GRID, "variants": {}})
+    store, made = Store(tmp_path / "run"), grid(GRID)
     store.claim(made)
     events = []
 
@@ -81,7 +81,7 @@ def test_an_error_in_a_worker_is_that_cells_own(two_nodes, grid, tmp_path, monke
     monkeypatch.setattr("flaxformer_lab.ablation.cluster.train_cell", broken)
     with cluster(nodes.address, 1) as train:
         run_cells(made.cells, store, "none", events.append, train)
-    assert [event.error for event in events] == [
+    assert sorted(event.error for event in events) == [
         "MemoryError: cell 0 is too large",
         "MemoryError: cell 1 is too large",
     ]
