@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import sklearn.datasets
 import tensorflow_datasets as tfds
 from jaxtyping import Float64, Int, UInt8
 
@@ -194,7 +193,9 @@ class LabBreastCancer(TableBuilder):
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
         del dl_manager  # Nothing to download.
-        return self._split(sklearn.datasets.load_breast_cancer(return_X_y=True))
+        from sklearn.datasets import load_breast_cancer  # takes a second, for this one call
+
+        return self._split(load_breast_cancer(return_X_y=True))
 
 
 class LabWine(TableBuilder):
@@ -214,4 +215,6 @@ class LabWine(TableBuilder):
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
         del dl_manager  # Nothing to download.
-        return self._split(sklearn.datasets.load_wine(return_X_y=True))
+        from sklearn.datasets import load_wine  # takes a second, for this one call
+
+        return self._split(load_wine(return_X_y=True))
