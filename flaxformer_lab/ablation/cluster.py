@@ -32,7 +32,7 @@ def cluster(address: str | None, cpus: int) -> Iterator[Trainer]:
     them; where it has TPUs, each has those of a host.
 
     Raises:
-        ConfigError: Ray is not installed, or there is no cluster at that address.
+        ConfigError: Ray is not installed, there is no cluster at that address, or none of its machines is large enough.
     """
     try:
         import ray
@@ -47,6 +47,12 @@ def cluster(address: str | None, cpus: int) -> Iterator[Trainer]:
             f"--ray_address={address}: no cluster answers there ({reason}); start one: ray start --head"
         ) from error
     try:
+        most = int(max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]))
+        if cpus > most:
+            raise ConfigError(
+                f"--cpu_devices={cpus} cores for each cell, but the largest machine of the Ray cluster offers {most}; "
+                f"choose at most {most}"
+            )
         yield functools.partial(_train, ray, cpus)
     finally:
         ray.shutdown()

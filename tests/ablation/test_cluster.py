@@ -88,6 +88,15 @@ def test_an_error_in_a_worker_is_that_cells_own(two_nodes, grid, tmp_path, monke
     assert json.loads((store.path / "cells" / f"{made.cells[0].key}.failed.json").read_text())["task"] == "near"
 
 
+def test_a_cell_that_fits_no_machine_is_refused(two_nodes):
+    nodes, _ = two_nodes
+    message = (
+        "--cpu_devices=2 cores for each cell, but the largest machine of the Ray cluster offers 1; choose at most 1"
+    )
+    with pytest.raises(ConfigError, match=message), cluster(nodes.address, 2):
+        pass
+
+
 def test_without_ray_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"needs Ray: pip install 'flaxformer_lab\[ray\]'"), cluster(None, 1):
