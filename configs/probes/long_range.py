@@ -5,7 +5,8 @@ Attention reaches it in one layer, a convolution only if depth x kernel does.
 Command: python train.py --config=configs/probes/long_range.py
 Variants to try: --ablation=cnn_1d, --ablation=lstm, --config.task.distance=8
 Hardware: 2 cores of an AMD EPYC, no accelerator.
-Result: in docs/science.md.
+Time: 137 s (CNN 54 s, LSTM 97 s).
+Result: R2 1.000; CNN -0.001, LSTM 0.999.
 """
 
 from ml_collections import ConfigDict
