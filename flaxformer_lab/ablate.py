@@ -33,7 +33,7 @@ def main(overrides: list[str]) -> None:
     signal.signal(signal.SIGTERM, _end)
     if RAY_ADDRESS.value and ENGINE.value != "ray":
         raise ConfigError(f"--ray_address={RAY_ADDRESS.value} needs --engine=ray")
-    # Before anything asks for a device: a population spreads its replicas over the cores of a CPU too.
+    # Both before anything asks for a device; a population spreads its replicas over the cores of a CPU too.
     compile_small_programs_briefly()
     with contextlib.suppress(RuntimeError):  # inside a process that has chosen its devices already
         jax.config.update("jax_num_cpu_devices", DEVICES.value or len(os.sched_getaffinity(0)))

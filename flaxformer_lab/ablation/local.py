@@ -35,10 +35,12 @@ def train_here(
 
         def take() -> None:
             while waiting and len(ahead) <= AHEAD:
-                cell, lock = waiting.popleft(), contextlib.ExitStack()
-                if lock.enter_context(store.locked(cell)):
-                    stack.callback(lock.close)
-                    ahead.append((cell, compiler.submit(prepare, cell), lock))
+                cell = waiting.popleft()
+                with contextlib.ExitStack() as attempt:
+                    if attempt.enter_context(store.locked(cell)):
+                        lock = attempt.pop_all()  # kept for longer than this attempt
+                        stack.callback(lock.close)
+                        ahead.append((cell, compiler.submit(prepare, cell), lock))
 
         def outcome(cell: Cell, population: futures.Future[Population]) -> Outcome:
             ready = population.result()
