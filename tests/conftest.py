@@ -24,13 +24,14 @@ from flaxformer_lab.config import parse_config
 from flaxformer_lab.models.bodies import make_body
 from flaxformer_lab.models.network import leaf_paths
 from flaxformer_lab.models.transformer import Transformer
+from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.modules.taps import Taps
 from flaxformer_lab.parsing import override
 
 # In the environment too, for the commands that tests start; JAX has read it already here.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder("test-compiled")))
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -77,7 +78,7 @@ class Drawn:
 
     def jacobian(self, x: np.ndarray, **options: Any) -> np.ndarray:
         """d output[t, c] / d input[s, d] of the first example: [t, c, s, d]."""
-        return np.asarray(jax.jacrev(lambda one: self.apply(self.params, one[None], **options)[0])(jnp.asarray(x[0])))
+        return np.asarray(jax.jit(jax.jacrev(lambda one: self.apply(self.params, one[None], **options)[0]))(x[0]))
 
 
 def draw(abstract: Any, scale: float = 0.5) -> Any:
@@ -102,7 +103,7 @@ def _transformer(knobs: str) -> Drawn:
     for key, value in json.loads(knobs).items():
         tree = override(tree, key, value)
     config = parse_config({"model": tree}).model
-    return draw_module(lambda: Transformer(config, grid=(TOKENS,), rngs=nnx.Rngs(0)))
+    return draw_module(lambda: Transformer(config, grid=(TOKENS,), rngs=Rngs(0)))
 
 
 @functools.cache
@@ -111,7 +112,7 @@ def _body(knobs: str, grid: tuple[int, ...]) -> Drawn:
     for key, value in json.loads(knobs).items():
         tree = override(tree, key, value)
     config = parse_config({"model": tree}).model
-    return draw_module(lambda: make_body(config, grid=grid, rngs=nnx.Rngs(0)))
+    return draw_module(lambda: make_body(config, grid=grid, rngs=Rngs(0)))
 
 
 @pytest.fixture(scope="session", name="draw")

@@ -175,18 +175,13 @@ def call(run_command, monkeypatch):
     return run_command
 
 
-def test_a_dry_run_shows_the_cells_and_writes_nothing(call, config, tmp_path):
-    arguments = [f"--config={config}", f"--workdir={tmp_path / 'run'}", "--dry_run", "--config.claims="]
-    code, out, err = call("flaxformer_lab.ablate", *arguments)
+def test_a_dry_run_shows_the_cells_with_keys_overridden_and_writes_nothing(call, config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    overrides = ["--config.claims=", "--config.seeds=0,1,2", "--config.variants.single_head="]
+    code, out, err = call("flaxformer_lab.ablate", f"--config={config}", "--workdir=x", "--dry_run", *overrides)
     text = "\n".join(out)
-    assert (code, err) == (0, []) and not (tmp_path / "run").exists()
-    assert "3 cells x 4 replicas" in text and "single_head" in text and "estimate: 0:" in text
-
-
-def test_keys_can_be_overridden(call, config, tmp_path):
-    arguments = [f"--config={config}", "--dry_run", "--config.seeds=0,1,2", "--config.variants.single_head="]
-    code, out, _ = call("flaxformer_lab.ablate", *arguments)
-    assert code == 0 and "2 cells x 6 replicas" in "\n".join(out)
+    assert (code, err) == (0, []) and os.listdir(tmp_path) == []
+    assert "2 cells x 6 replicas" in text and "attention_off" in text and "estimate: 0:" in text
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from flaxformer_lab.models.mixer import Mixer
 from flaxformer_lab.models.mlp import MLP, FactorizationMachine
 from flaxformer_lab.models.recurrent import RecurrentNetwork
 from flaxformer_lab.models.transformer import Transformer
+from flaxformer_lab.modules.rngs import Rngs
 
 BODIES: dict[str, type[nnx.Module]] = {
     "transformer": Transformer,
@@ -21,7 +22,7 @@ BODIES: dict[str, type[nnx.Module]] = {
 }
 
 
-def make_body(config: ModelConfig, *, grid: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Module:
+def make_body(config: ModelConfig, *, grid: tuple[int, ...], rngs: Rngs) -> nnx.Module:
     """The model that maps token vectors to token vectors, [batch, tokens, width] both.
 
     grid: how the tokens are laid out, (tokens,) or (rows, columns).

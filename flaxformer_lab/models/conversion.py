@@ -31,6 +31,7 @@ from flaxformer_lab.models.network import Network, PureNetwork, Tree, leaf_paths
 from flaxformer_lab.modules.embedding import PatchEmbedding, TokenEmbedding
 from flaxformer_lab.modules.norm import LayerNorm
 from flaxformer_lab.modules.projection import Dense
+from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.parsing import nearest, parse
 
 Settings = Mapping[str, Any]  # the content of a Hugging Face config.json
@@ -89,7 +90,7 @@ def from_huggingface(
 class MaskedHead(nnx.Module):
     """W2 norm(activation(W1 x + b1)) + b2: BERT's head for masked tokens (Devlin et al. 2019)."""
 
-    def __init__(self, config: TransformerConfig, outputs: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, outputs: int, *, rngs: Rngs):
         self._activation = ACTIVATIONS[config.ffn.activation]
         self.transform = Dense(config.width, config.width, bias=True, rngs=rngs)
         self.norm = LayerNorm(config)
@@ -121,7 +122,7 @@ class Plan:
 
     architectures: str
     config: TransformerConfig
-    build: Callable[[nnx.Rngs], nnx.Module]
+    build: Callable[[Rngs], nnx.Module]
     table: dict[str, Source]
     ties: dict[str, str]
     buffers: str = ""
@@ -141,7 +142,7 @@ def _gpt2(settings: Settings, tensors: Tensors) -> Plan:
         causal=True,
     )
 
-    def build(rngs: nnx.Rngs) -> nnx.Module:
+    def build(rngs: Rngs) -> nnx.Module:
         embedding = TokenEmbedding(vocabulary, width, dtype=config.dtype, rngs=rngs)
         return Network(config, embedding=embedding, grid=(tokens,), outputs=vocabulary, rngs=rngs)
 
@@ -175,7 +176,7 @@ def _bert(settings: Settings, tensors: Tensors) -> Plan:
     masked = any(name.startswith("cls.predictions.") for name in tensors)
     outputs = vocabulary if masked else _outputs(tensors)
 
-    def build(rngs: nnx.Rngs) -> nnx.Module:
+    def build(rngs: Rngs) -> nnx.Module:
         embedding = TokenEmbedding(vocabulary, width, dtype=config.dtype, rngs=rngs)
         network = Network(config, embedding=embedding, grid=(tokens,), outputs=outputs, rngs=rngs)
         if masked:
@@ -221,7 +222,7 @@ def _vit(settings: Settings, tensors: Tensors) -> Plan:
     config = _encoder_config(settings, placement="pre")
     tokens, outputs = 1 + (image // patch) ** 2, _outputs(tensors)
 
-    def build(rngs: nnx.Rngs) -> nnx.Module:
+    def build(rngs: Rngs) -> nnx.Module:
         options = {"bias": True, "class_token": True, "dtype": config.dtype, "rngs": rngs}
         embedding = PatchEmbedding(patch, channels, width, **options)
         return Network(config, embedding=embedding, grid=(tokens,), outputs=outputs, pooling="class_token", rngs=rngs)

@@ -8,6 +8,7 @@ from flaxformer_lab.functional.feedforward import ACTIVATIONS
 from flaxformer_lab.model_config import ConvolutionConfig
 from flaxformer_lab.modules.norm import make_norm
 from flaxformer_lab.modules.projection import Dense
+from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.modules.taps import CLOSED, Taps
 
 Stream = Float[Array, "batch tokens width"]
@@ -16,7 +17,7 @@ Stream = Float[Array, "batch tokens width"]
 class Convolution(nnx.Module):
     """A weighted sum of each token's neighbourhood; tokens that are padding count as zeros."""
 
-    def __init__(self, config: ConvolutionConfig, *, grid: tuple[int, ...], rngs: nnx.Rngs):
+    def __init__(self, config: ConvolutionConfig, *, grid: tuple[int, ...], rngs: Rngs):
         self._config, self._grid = config, grid
         window = config.kernel_size ** (2 if config.name == "cnn_2d" else 1)
         self.map = Dense(window * config.width, config.width, bias=config.bias, rngs=rngs)
@@ -32,7 +33,7 @@ class Convolution(nnx.Module):
 class ConvolutionBlock(nnx.Module):
     """x + conv(activation(conv(norm(x)))), a residual block with its norm first (He et al. 2016)."""
 
-    def __init__(self, config: ConvolutionConfig, *, grid: tuple[int, ...], rngs: nnx.Rngs):
+    def __init__(self, config: ConvolutionConfig, *, grid: tuple[int, ...], rngs: Rngs):
         self._activation = ACTIVATIONS[config.activation]
         self.norm = make_norm(config)
         self.first = Convolution(config, grid=grid, rngs=rngs)
@@ -46,7 +47,7 @@ class ConvolutionBlock(nnx.Module):
 class ConvolutionalNetwork(nnx.Module):
     """Blocks, and a last norm."""
 
-    def __init__(self, config: ConvolutionConfig, *, grid: tuple[int, ...], rngs: nnx.Rngs):
+    def __init__(self, config: ConvolutionConfig, *, grid: tuple[int, ...], rngs: Rngs):
         self.blocks = nnx.List([ConvolutionBlock(config, grid=grid, rngs=rngs) for _ in range(config.depth)])
         self.norm = make_norm(config)
 

@@ -10,6 +10,7 @@ from flaxformer_lab.functional.feedforward import ACTIVATIONS
 from flaxformer_lab.model_config import MixerConfig
 from flaxformer_lab.modules.norm import make_norm
 from flaxformer_lab.modules.projection import Dense
+from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.modules.taps import CLOSED, Taps
 
 Stream = Float[Array, "batch tokens width"]
@@ -18,7 +19,7 @@ Stream = Float[Array, "batch tokens width"]
 class MixerBlock(nnx.Module):
     """x + (MLP over tokens of norm(x)), then x + (MLP over features of norm(x)) (eq. 1)."""
 
-    def __init__(self, config: MixerConfig, *, tokens: int, rngs: nnx.Rngs):
+    def __init__(self, config: MixerConfig, *, tokens: int, rngs: Rngs):
         self._activation = ACTIVATIONS[config.activation]
         hidden = max(1, round(config.width * config.expansion))
         self.token_norm, self.feature_norm = make_norm(config), make_norm(config)
@@ -39,7 +40,7 @@ class MixerBlock(nnx.Module):
 class Mixer(nnx.Module):
     """Blocks, and a last norm; the number of tokens is fixed."""
 
-    def __init__(self, config: MixerConfig, *, grid: tuple[int, ...], rngs: nnx.Rngs):
+    def __init__(self, config: MixerConfig, *, grid: tuple[int, ...], rngs: Rngs):
         self.blocks = nnx.List([MixerBlock(config, tokens=math.prod(grid), rngs=rngs) for _ in range(config.depth)])
         self.norm = make_norm(config)
 

@@ -7,6 +7,7 @@ from flaxformer_lab.functional.factorization import pairwise_products
 from flaxformer_lab.functional.feedforward import ACTIVATIONS
 from flaxformer_lab.model_config import FactorizationMachineConfig, MLPConfig
 from flaxformer_lab.modules.projection import Dense
+from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.modules.taps import CLOSED, Taps
 
 Stream = Float[Array, "batch tokens width"]
@@ -15,7 +16,7 @@ Stream = Float[Array, "batch tokens width"]
 class MLP(nnx.Module):
     """Dense layers, each with an activation: features mix, tokens never meet."""
 
-    def __init__(self, config: MLPConfig, *, grid: tuple[int, ...], rngs: nnx.Rngs):
+    def __init__(self, config: MLPConfig, *, grid: tuple[int, ...], rngs: Rngs):
         del grid
         self._activation = ACTIVATIONS[config.activation]
         self.layers = nnx.List(
@@ -35,7 +36,7 @@ class MLP(nnx.Module):
 class FactorizationMachine(nnx.Module):
     """x W + b plus `width` sums of products of every two features (Rendle 2010, eq. 1); the head adds them up."""
 
-    def __init__(self, config: FactorizationMachineConfig, *, grid: tuple[int, ...], rngs: nnx.Rngs):
+    def __init__(self, config: FactorizationMachineConfig, *, grid: tuple[int, ...], rngs: Rngs):
         del grid
         self.linear = Dense(config.width, config.width, bias=config.bias, rngs=rngs)
         self.factors = Dense(config.width, config.width, bias=False, rngs=rngs)

@@ -13,6 +13,7 @@ from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models.bodies import make_body
 from flaxformer_lab.modules.projection import Dense
+from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.modules.taps import CLOSED, Taps
 
 Tree = Any  # a pytree of arrays
@@ -34,7 +35,7 @@ class Network(nnx.Module):
         outputs: int,
         pooling: str = "off",
         head: nnx.Module | None = None,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         self._pooling, self._causal = pooling, config.causal
         self.embedding = embedding
@@ -123,13 +124,13 @@ class PureNetwork:
         return taps.values
 
 
-def purify(build: Callable[[nnx.Rngs], nnx.Module]) -> PureNetwork:
+def purify(build: Callable[[Rngs], nnx.Module]) -> PureNetwork:
     """Returns the pure form of the network that `build` makes."""
-    abstract = nnx.eval_shape(lambda: build(nnx.Rngs(params=0)))
+    abstract = nnx.eval_shape(lambda: build(Rngs(0)))
     graph, *shapes = nnx.split(abstract, nnx.Param, ...)
 
     def init(key: Key[Array, ""]) -> tuple[Tree, Tree]:
-        _, params, model_state = nnx.split(build(nnx.Rngs(params=key)), nnx.Param, ...)
+        _, params, model_state = nnx.split(build(Rngs(key)), nnx.Param, ...)
         return nnx.to_pure_dict(params), nnx.to_pure_dict(model_state)
 
     def apply(params: Tree, model_state: Tree, inputs: Array, **options: Any) -> Array:

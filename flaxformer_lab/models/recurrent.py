@@ -6,6 +6,7 @@ from jaxtyping import Array, Float
 from flaxformer_lab.functional.recurrence import gru, lstm
 from flaxformer_lab.model_config import RecurrentConfig
 from flaxformer_lab.modules.projection import Dense, read, zeros
+from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.modules.taps import CLOSED, Taps
 
 Stream = Float[Array, "batch tokens width"]
@@ -14,7 +15,7 @@ Stream = Float[Array, "batch tokens width"]
 class LSTM(nnx.Module):
     """One layer; the forget gate starts open, with a bias of 1 (Jozefowicz et al. 2015)."""
 
-    def __init__(self, config: RecurrentConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: RecurrentConfig, *, rngs: Rngs):
         width = config.width
         self.input = Dense(width, 4 * width, bias=config.bias, rngs=rngs)
         if config.bias:
@@ -28,7 +29,7 @@ class LSTM(nnx.Module):
 class GRU(nnx.Module):
     """One layer."""
 
-    def __init__(self, config: RecurrentConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: RecurrentConfig, *, rngs: Rngs):
         width = config.width
         self.input = Dense(width, 3 * width, bias=config.bias, rngs=rngs)
         self.state = Dense(width, 3 * width, bias=False, rngs=rngs)
@@ -44,7 +45,7 @@ class GRU(nnx.Module):
 class RecurrentNetwork(nnx.Module):
     """Layers one above the other. Padding comes last, so no other token hears of it."""
 
-    def __init__(self, config: RecurrentConfig, *, grid: tuple[int, ...], rngs: nnx.Rngs):
+    def __init__(self, config: RecurrentConfig, *, grid: tuple[int, ...], rngs: Rngs):
         del grid
         layer = {"lstm": LSTM, "gru": GRU}[config.name]
         self.layers = nnx.List([layer(config, rngs=rngs) for _ in range(config.depth)])

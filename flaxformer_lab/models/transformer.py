@@ -15,6 +15,7 @@ from flaxformer_lab.modules.attention import Cache
 from flaxformer_lab.modules.block import Block
 from flaxformer_lab.modules.norm import make_norm
 from flaxformer_lab.modules.projection import normal
+from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.modules.taps import CLOSED, Taps
 
 Stream = Float[Array, "batch tokens width"]
@@ -27,7 +28,7 @@ class Transformer(nnx.Module):
     after each part (post) is normalised once at the start, as in BERT.
     """
 
-    def __init__(self, config: TransformerConfig, *, grid: tuple[int, ...], rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, *, grid: tuple[int, ...], rngs: Rngs):
         self._config = config
         self._tokens = tokens = math.prod(grid)
         # Small at the start, so that a token's content is not drowned by its place.

@@ -25,6 +25,7 @@ from flaxformer_lab.functional.softmax_attention import repeated, softmax_attent
 from flaxformer_lab.model_config import TransformerConfig
 from flaxformer_lab.modules.norm import make_norm
 from flaxformer_lab.modules.projection import PROJECTIONS, Dense, ones, zeros
+from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.modules.taps import CLOSED, Taps
 
 Stream = Float[Array, "batch tokens width"]
@@ -44,7 +45,7 @@ class Attention(nnx.Module):
 
     parts = 3
 
-    def __init__(self, config: TransformerConfig, *, tokens: int, layer: int = 0, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, *, tokens: int, layer: int = 0, rngs: Rngs):
         del layer
         attention = config.attention
         self._heads, self._kv_heads, self._head_dim = attention.num_heads, config.num_kv_heads, config.head_dim
@@ -95,7 +96,7 @@ class Attention(nnx.Module):
 class Gate(nnx.Module):
     """sigmoid(x W1 W2), of rank head_dim (Qin et al. 2023, TransNormerLLM's gate, in its low-rank form)."""
 
-    def __init__(self, config: TransformerConfig, features: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, features: int, *, rngs: Rngs):
         self.down = Dense(config.width, config.head_dim, bias=config.bias, rngs=rngs)
         self.up = Dense(config.head_dim, features, bias=config.bias, rngs=rngs)
 
@@ -143,7 +144,7 @@ class LinearAttention(Attention):
 class LightningAttention(Attention):
     """Lightning attention: no softmax, and a decay a head that `attention.slopes` gives, layer by layer."""
 
-    def __init__(self, config: TransformerConfig, *, tokens: int, layer: int = 0, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, *, tokens: int, layer: int = 0, rngs: Rngs):
         super().__init__(config, tokens=tokens, layer=layer, rngs=rngs)
         convention = config.attention.slopes
         self._slopes = functools.partial(lightning.make_slopes, convention, self._heads, layer, config.depth)
@@ -176,7 +177,7 @@ class ChannelAttention(Attention):
     It sees all tokens at once, so it has no token by token.
     """
 
-    def __init__(self, config: TransformerConfig, *, tokens: int, layer: int = 0, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, *, tokens: int, layer: int = 0, rngs: Rngs):
         super().__init__(config, tokens=tokens, layer=layer, rngs=rngs)
         self.temperature = ones((self._heads,))
 
@@ -219,7 +220,7 @@ class StaticAttention(Attention):
 
     parts = 1
 
-    def __init__(self, config: TransformerConfig, *, tokens: int, layer: int = 0, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, *, tokens: int, layer: int = 0, rngs: Rngs):
         super().__init__(config, tokens=tokens, layer=layer, rngs=rngs)
         self.scores = zeros((self._heads, tokens, tokens))
 
@@ -256,7 +257,7 @@ ATTENTIONS: dict[str, type[Attention]] = {
 }
 
 
-def make_attention(config: TransformerConfig, *, tokens: int, layer: int = 0, rngs: nnx.Rngs) -> Attention | None:
+def make_attention(config: TransformerConfig, *, tokens: int, layer: int = 0, rngs: Rngs) -> Attention | None:
     """The attention that `config.attention.kind` names; None where it is off. layer: which block it is in, from 0."""
     kind = config.attention.kind
     return ATTENTIONS[kind](config, tokens=tokens, layer=layer, rngs=rngs) if kind in ATTENTIONS else None

@@ -10,6 +10,7 @@ from flaxformer_lab.model_config import TransformerConfig
 from flaxformer_lab.modules.attention import Cache, make_attention
 from flaxformer_lab.modules.feedforward import make_feed_forward
 from flaxformer_lab.modules.norm import make_norm
+from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.modules.taps import CLOSED, Taps
 
 Stream = Float[Array, "batch tokens width"]
@@ -21,7 +22,7 @@ class Block(nnx.Module):
     layer: which block this is, counted from 0. `read` and `step` are as in `modules/attention.py`.
     """
 
-    def __init__(self, config: TransformerConfig, *, tokens: int, layer: int = 0, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, *, tokens: int, layer: int = 0, rngs: Rngs):
         self._config = config
         self.attention = make_attention(config, tokens=tokens, layer=layer, rngs=rngs)
         self.attention_norm = make_norm(config) if self.attention else None

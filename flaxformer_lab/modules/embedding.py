@@ -6,12 +6,13 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from flaxformer_lab.modules.projection import PROJECTIONS, Dense, normal
+from flaxformer_lab.modules.rngs import Rngs
 
 
 class TokenEmbedding(nnx.Module):
     """A learned vector for each symbol of a vocabulary."""
 
-    def __init__(self, vocabulary: int, width: int, *, dtype: str, rngs: nnx.Rngs):
+    def __init__(self, vocabulary: int, width: int, *, dtype: str, rngs: Rngs):
         self._dtype = jnp.dtype(dtype)
         self.table = normal(rngs, (vocabulary, width), 1)
 
@@ -22,7 +23,7 @@ class TokenEmbedding(nnx.Module):
 class FeatureEmbedding(nnx.Module):
     """Tokens that are vectors already, mapped to the model's width: `dense`, or left as they are by `identity`."""
 
-    def __init__(self, kind: str, features: int, width: int, *, bias: bool, dtype: str, rngs: nnx.Rngs):
+    def __init__(self, kind: str, features: int, width: int, *, bias: bool, dtype: str, rngs: Rngs):
         self._dtype = jnp.dtype(dtype)
         self.projection = PROJECTIONS[kind](features, width, bias=bias, rngs=rngs)
 
@@ -33,7 +34,7 @@ class FeatureEmbedding(nnx.Module):
 class ColumnEmbedding(nnx.Module):
     """A table's numbers: each column has a direction and an offset of its own (Gorishniy et al. 2021, section 3.1)."""
 
-    def __init__(self, columns: int, width: int, *, dtype: str, rngs: nnx.Rngs):
+    def __init__(self, columns: int, width: int, *, dtype: str, rngs: Rngs):
         self._dtype = jnp.dtype(dtype)
         self.directions = normal(rngs, (columns, width), 1)
         self.offsets = normal(rngs, (columns, width), 1)
@@ -55,7 +56,7 @@ class PatchEmbedding(nnx.Module):
         bias: bool,
         class_token: bool,
         dtype: str,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         self._patch_size, self._dtype = patch_size, jnp.dtype(dtype)
         self.projection = Dense(patch_size * patch_size * channels, width, bias=bias, rngs=rngs)

@@ -6,6 +6,7 @@ from jaxtyping import Array, Float
 from flaxformer_lab.functional import feedforward as formulas
 from flaxformer_lab.model_config import TransformerConfig
 from flaxformer_lab.modules.projection import Dense, normal, read, zeros
+from flaxformer_lab.modules.rngs import Rngs
 
 Stream = Float[Array, "batch tokens width"]
 
@@ -13,7 +14,7 @@ Stream = Float[Array, "batch tokens width"]
 class MLP(nnx.Module):
     """W2 activation(W1 x + b1) + b2 (Vaswani et al. 2017, eq. 2)."""
 
-    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, rngs: Rngs):
         hidden = max(1, round(config.width * config.ffn.expansion))
         self._activation = formulas.ACTIVATIONS[config.ffn.activation]
         self.up = Dense(config.width, hidden, bias=config.bias, rngs=rngs)
@@ -26,7 +27,7 @@ class MLP(nnx.Module):
 class GatedMLP(nnx.Module):
     """W2 (activation(Wa x) * Wb x) (Shazeer 2020, eq. 6); Wa and Wb are one fused kernel."""
 
-    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs, activation: str | None = None):
+    def __init__(self, config: TransformerConfig, rngs: Rngs, activation: str | None = None):
         hidden = max(1, round(config.width * config.ffn.expansion))
         self._activation = formulas.ACTIVATIONS[activation or config.ffn.activation]
         self.up = Dense(config.width, 2 * hidden, bias=config.bias, rngs=rngs)
@@ -39,14 +40,14 @@ class GatedMLP(nnx.Module):
 class BilinearMLP(GatedMLP):
     """W2 (Wa x * Wb x): products of features and nothing else (Shazeer 2020, "Bilinear")."""
 
-    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, rngs: Rngs):
         super().__init__(config, rngs, activation="identity")
 
 
 class DiagonalMLP(nnx.Module):
     """A small MLP of its own for each feature, with round(expansion) hidden units: no feature meets another."""
 
-    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, rngs: Rngs):
         hidden = max(1, round(config.ffn.expansion))
         self._activation = formulas.ACTIVATIONS[config.ffn.activation]
         self.up = normal(rngs, (config.width, hidden), 1)
@@ -63,7 +64,7 @@ class DiagonalMLP(nnx.Module):
 FEED_FORWARDS = {"mlp": MLP, "gated": GatedMLP, "bilinear": BilinearMLP, "diagonal": DiagonalMLP}
 
 
-def make_feed_forward(config: TransformerConfig, rngs: nnx.Rngs) -> nnx.Module | None:
+def make_feed_forward(config: TransformerConfig, rngs: Rngs) -> nnx.Module | None:
     """The feed-forward part that `config.ffn.kind` names; None where it is off."""
     kind = config.ffn.kind
     return FEED_FORWARDS[kind](config, rngs) if kind in FEED_FORWARDS else None

@@ -6,9 +6,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from flaxformer_lab.functional import linear
+from flaxformer_lab.modules.rngs import Rngs
 
 
-def normal(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int) -> nnx.Param:
+def normal(rngs: Rngs, shape: tuple[int, ...], fan_in: int) -> nnx.Param:
     """A parameter drawn from N(0, 1 / fan_in), truncated at two standard deviations (LeCun et al. 1998)."""
     draw = jax.nn.initializers.truncated_normal(stddev=fan_in**-0.5 / 0.87962566)
     return nnx.Param(draw(rngs.params(), shape, jnp.float32))
@@ -27,7 +28,7 @@ def ones(shape: tuple[int, ...]) -> nnx.Param:
 class Dense(nnx.Module):
     """x W + b."""
 
-    def __init__(self, features_in: int, features_out: int, *, bias: bool, rngs: nnx.Rngs):
+    def __init__(self, features_in: int, features_out: int, *, bias: bool, rngs: Rngs):
         self.kernel = normal(rngs, (features_in, features_out), features_in)
         self.bias = zeros((features_out,)) if bias else None
 
@@ -38,7 +39,7 @@ class Dense(nnx.Module):
 class Diagonal(nnx.Module):
     """x_c w_c + b_c, repeated `repeats` times side by side: features_out = repeats * features_in."""
 
-    def __init__(self, features_in: int, features_out: int, *, bias: bool, rngs: nnx.Rngs):
+    def __init__(self, features_in: int, features_out: int, *, bias: bool, rngs: Rngs):
         self._repeats = features_out // features_in
         self.scale = normal(rngs, (features_out,), 1)
         self.bias = zeros((features_out,)) if bias else None
@@ -50,7 +51,7 @@ class Diagonal(nnx.Module):
 class Identity(nnx.Module):
     """x, repeated side by side where several parts are asked for."""
 
-    def __init__(self, features_in: int, features_out: int, *, bias: bool, rngs: nnx.Rngs):
+    def __init__(self, features_in: int, features_out: int, *, bias: bool, rngs: Rngs):
         del bias, rngs
         self._repeats = features_out // features_in
 

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from flaxformer_lab.data.source import Source, open_split
@@ -17,6 +16,7 @@ from flaxformer_lab.functional.losses import WeightedSum, accuracy, cross_entrop
 from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models.network import Network, PureNetwork, purify
 from flaxformer_lab.modules.embedding import ColumnEmbedding, PatchEmbedding
+from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.task_config import ImageClassificationConfig, TabularClassificationConfig
 from flaxformer_lab.tasks.examples import Examples, records
 from flaxformer_lab.tasks.task import Batch, Task
@@ -81,7 +81,7 @@ class ImageClassification(Classification):
         patch_size = self._config.patch_size
         grid = (rows // patch_size, columns // patch_size)
 
-        def build(rngs: nnx.Rngs) -> Network:
+        def build(rngs: Rngs) -> Network:
             embedding = PatchEmbedding(
                 patch_size,
                 channels,
@@ -138,7 +138,7 @@ class TabularClassification(Classification):
     def network(self, config: ModelConfig) -> PureNetwork:
         columns = len(self.facts["mean"])
 
-        def build(rngs: nnx.Rngs) -> Network:
+        def build(rngs: Rngs) -> Network:
             embedding = ColumnEmbedding(columns, config.width, dtype=config.dtype, rngs=rngs)
             classes = self.facts["num_classes"]
             return Network(config, embedding=embedding, grid=(columns,), outputs=classes, pooling="mean", rngs=rngs)

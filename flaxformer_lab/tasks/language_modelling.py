@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Int, Integer, Key, UInt
 
 from flaxformer_lab.data.source import open_split
@@ -16,6 +15,7 @@ from flaxformer_lab.functional.losses import WeightedSum, accuracy, cross_entrop
 from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models.network import Network, PureNetwork, purify
 from flaxformer_lab.modules.embedding import TokenEmbedding
+from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.task_config import LanguageModellingConfig
 from flaxformer_lab.tasks.examples import Examples, windows
 from flaxformer_lab.tasks.task import Batch, Task
@@ -51,7 +51,7 @@ class LanguageModelling(Task):
         symbols = self.facts["num_symbols"]
         masks = 1 if self._config.objective == "masked" else 0  # the mask is read but never predicted
 
-        def build(rngs: nnx.Rngs) -> Network:
+        def build(rngs: Rngs) -> Network:
             return Network(
                 config,
                 embedding=TokenEmbedding(symbols + masks, config.width, dtype=config.dtype, rngs=rngs),

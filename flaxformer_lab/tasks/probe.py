@@ -15,6 +15,7 @@ from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models.network import Network, PureNetwork, purify
 from flaxformer_lab.modules.embedding import FeatureEmbedding, TokenEmbedding
 from flaxformer_lab.modules.projection import PROJECTIONS
+from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.task_config import ProbeConfig, SyntheticConfig
 from flaxformer_lab.tasks.examples import Examples, drawn
 from flaxformer_lab.tasks.task import Batch, Task
@@ -74,7 +75,7 @@ class ContinuousProbe(Probe):
         self._require_equal("head", self.outputs, config.width, "outputs")
         task = self._config
 
-        def build(rngs: nnx.Rngs) -> Network:
+        def build(rngs: Rngs) -> Network:
             embedding = FeatureEmbedding(
                 task.embedding, self.features, config.width, bias=config.bias, dtype=config.dtype, rngs=rngs
             )
@@ -110,7 +111,7 @@ class SymbolProbe(Probe):
     def network(self, config: ModelConfig) -> PureNetwork:
         vocabulary, tokens = self._config.vocabulary, self._config.sequence_length
 
-        def build(rngs: nnx.Rngs) -> Network:
+        def build(rngs: Rngs) -> Network:
             embedding = TokenEmbedding(vocabulary, config.width, dtype=config.dtype, rngs=rngs)
             return self.around(config, embedding, grid=(tokens,), outputs=vocabulary, rngs=rngs)
 

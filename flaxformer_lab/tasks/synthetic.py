@@ -13,6 +13,7 @@ from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models import theory
 from flaxformer_lab.models.network import Network
 from flaxformer_lab.modules.projection import Dense, normal
+from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.tasks.probe import SymbolProbe
 from flaxformer_lab.tasks.task import Bound
 
@@ -150,7 +151,7 @@ class Compression(SymbolProbe):
 class PositionDecoder(nnx.Module):
     """One vector becomes logits for every position: an MLP of the vector plus a learned code of the position."""
 
-    def __init__(self, config: ModelConfig, *, tokens: int, outputs: int, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, *, tokens: int, outputs: int, rngs: Rngs):
         self._activation = ACTIVATIONS["gelu"]
         self.position = normal(rngs, (tokens, config.width), 1)
         self.up = Dense(config.width, 4 * config.width, bias=config.bias, rngs=rngs)

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from flaxformer_lab.ablation.variants import VARIANTS, apply_variants, changed_keys
 from flaxformer_lab.config import as_dict, parse_config
@@ -22,6 +21,7 @@ from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.models.network import Network, leaf_paths
 from flaxformer_lab.models.transformer import Transformer
 from flaxformer_lab.modules.projection import Identity
+from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.parsing import flatten, override
 from flaxformer_lab.tasks import make_task
 
@@ -273,7 +273,7 @@ def test_linear_only_is_linear_from_token_vectors_to_logits(draw_module, stream)
         model = build("language", *names)[0].model
 
         def network():
-            rngs = nnx.Rngs(0)
+            rngs = Rngs(0)
             embedding = Identity(8, 8, bias=False, rngs=rngs)
             return Network(model, embedding=embedding, grid=(4,), outputs=5, rngs=rngs)
 
@@ -288,7 +288,7 @@ def test_per_dimension_keeps_features_apart_where_nothing_else_mixes_them(draw_m
     def mixing(*names):
         """The largest |d output[t, c] / d input[s, d]| across features, and the smallest within them."""
         model = build("image", *names)[0].model
-        transformer = draw_module(lambda: Transformer(model, grid=(4,), rngs=nnx.Rngs(0)))
+        transformer = draw_module(lambda: Transformer(model, grid=(4,), rngs=Rngs(0)))
         reach = np.abs(transformer.jacobian(stream)).max(axis=(0, 2))
         return reach[~np.eye(8, dtype=bool)].max(), np.diag(reach).min()
 

@@ -9,6 +9,7 @@ from flax import nnx
 from flaxformer_lab.analysis.jacobian import _sampled, mixing_energy
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.models.transformer import Transformer
+from flaxformer_lab.modules.rngs import Rngs
 
 PER_DIMENSION = {
     "attention.projection": "diagonal",
@@ -131,7 +132,7 @@ def test_a_wide_model_is_measured_in_far_less_memory_than_its_jacobian():
     """By the compiler's report, on shapes alone; nothing runs."""
     width, tokens = 512, 256
     config = parse_config({"model": {"width": width, "depth": 2, "attention": {"num_heads": 8}}}).model
-    graph, params = nnx.split(nnx.eval_shape(lambda: Transformer(config, grid=(tokens,), rngs=nnx.Rngs(0))))
+    graph, params = nnx.split(nnx.eval_shape(lambda: Transformer(config, grid=(tokens,), rngs=Rngs(0))))
 
     def energies(params, x):
         return _sampled(lambda x: nnx.merge(graph, params)(x), x, 128, jax.random.key(0))

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from scipy.special import expit
 
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models.bodies import BODIES, make_body
+from flaxformer_lab.modules.rngs import Rngs
 
 TOKENS, WIDTH = 4, 8
 LATER = np.triu(np.ones((TOKENS, TOKENS), bool), 1)  # [t, s] with s > t
@@ -164,7 +164,7 @@ def test_mixer(make, stream):
 
 def test_the_forget_gate_of_an_lstm_starts_open():
     config = parse_config({"model": {"name": "lstm", "width": WIDTH, "depth": 2}}).model
-    for layer in make_body(config, grid=(TOKENS,), rngs=nnx.Rngs(0)).layers:
+    for layer in make_body(config, grid=(TOKENS,), rngs=Rngs(0)).layers:
         np.testing.assert_array_equal(
             np.split(layer.input.bias[...], 4), np.array([[0], [1], [0], [0]]) * np.ones(WIDTH)
         )

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.models.decoding import Decoder
 from flaxformer_lab.models.network import Network, purify
 from flaxformer_lab.modules.embedding import TokenEmbedding
+from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.parsing import override
 
 TOKENS, SYMBOLS = 9, 7
@@ -179,7 +179,7 @@ def test_nothing_to_go_on_from_is_refused(draw, prompts):
 
 def test_a_network_that_is_not_causal_is_refused():
     config = parse_config({"model": {"width": 8, "depth": 1, "causal": False}}).model
-    embedding = TokenEmbedding(SYMBOLS, 8, dtype="float32", rngs=nnx.Rngs(0))
-    network = Network(config, embedding=embedding, grid=(TOKENS,), outputs=SYMBOLS, rngs=nnx.Rngs(0))
+    embedding = TokenEmbedding(SYMBOLS, 8, dtype="float32", rngs=Rngs(0))
+    network = Network(config, embedding=embedding, grid=(TOKENS,), outputs=SYMBOLS, rngs=Rngs(0))
     with pytest.raises(ConfigError, match=r"model\.causal=false sees what follows .* set model\.causal=true"):
         network.read(jnp.asarray(INPUTS), jnp.asarray(LENGTHS))

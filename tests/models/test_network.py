@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.models.network import Network, leaf_paths, purify
 from flaxformer_lab.modules.embedding import TokenEmbedding
 from flaxformer_lab.modules.projection import Identity
+from flaxformer_lab.modules.rngs import Rngs
 
 SYMBOLS = np.array([[0, 4, 2, 2], [1, 3, 3, 0]], np.int32)
 VALID = jnp.array([[True, True, True, True], [True, True, False, False]])
@@ -30,7 +30,7 @@ def builder(pooling="off", **model):
 @pytest.mark.parametrize("valid", [None, VALID], ids=["whole", "padded"])
 @pytest.mark.parametrize("pooling", ["off", "mean", "class_token", "last"])
 def test_the_parts_follow_one_another(draw_module, pooling, valid):
-    drawn = draw_module(lambda: builder(pooling)(nnx.Rngs(0)))
+    drawn = draw_module(lambda: builder(pooling)(Rngs(0)))
     module, exact = drawn.module, drawn.exact
     tokens = np.asarray(module.body(module.embedding(jnp.asarray(SYMBOLS)), valid=valid), np.float64)
     if pooling == "mean":
@@ -47,7 +47,7 @@ def test_the_parts_follow_one_another(draw_module, pooling, valid):
 
 def test_a_head_that_is_given_takes_the_place_of_the_dense_one(draw_module):
     def build():
-        rngs = nnx.Rngs(0)
+        rngs = Rngs(0)
         head = Identity(8, 8, bias=False, rngs=rngs)
         embedding = TokenEmbedding(5, 8, dtype="float32", rngs=rngs)
         config = parse_config({"model": {"name": "gru", "width": 8, "depth": 1}}).model
@@ -60,7 +60,7 @@ def test_a_head_that_is_given_takes_the_place_of_the_dense_one(draw_module):
 
 
 def test_padding_does_not_reach_the_pooled_logits(draw_module):
-    drawn = draw_module(lambda: builder("mean")(nnx.Rngs(0)))
+    drawn = draw_module(lambda: builder("mean")(Rngs(0)))
     changed = SYMBOLS.copy()
     changed[1, 3] = 2
     np.testing.assert_array_equal(drawn(changed, valid=VALID), drawn(SYMBOLS, valid=VALID))
@@ -68,8 +68,8 @@ def test_padding_does_not_reach_the_pooled_logits(draw_module):
 
 
 def test_half_precision_ends_in_float32_logits(draw_module):
-    exact = draw_module(lambda: builder("mean")(nnx.Rngs(0)))(SYMBOLS)
-    half = draw_module(lambda: builder("mean", dtype="bfloat16")(nnx.Rngs(0)))
+    exact = draw_module(lambda: builder("mean")(Rngs(0)))(SYMBOLS)
+    half = draw_module(lambda: builder("mean", dtype="bfloat16")(Rngs(0)))
     taps = half.intermediates(SYMBOLS)
     assert taps["blocks.0.output"].dtype == taps["output"].dtype == jnp.bfloat16
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(half.params))
@@ -111,7 +111,7 @@ def test_initial_parameters_are_a_function_of_the_key(pure):
 
 
 def test_apply_is_the_module_with_these_parameters_also_when_compiled(pure):
-    module = builder("mean", **SHALLOW)(nnx.Rngs(params=jax.random.key(3)))
+    module = builder("mean", **SHALLOW)(Rngs(jax.random.key(3)))
     params, _ = pure.init(jax.random.key(3))
     np.testing.assert_allclose(params["embedding"]["table"], module.embedding.table[...], rtol=1e-6)
     np.testing.assert_allclose(
@@ -121,7 +121,7 @@ def test_apply_is_the_module_with_these_parameters_also_when_compiled(pure):
 
 @pytest.mark.parametrize("valid", [None, VALID], ids=["whole", "padded"])
 def test_embed_and_body_are_the_parts_of_apply(draw_module, valid):
-    params = draw_module(lambda: builder("mean")(nnx.Rngs(0))).params
+    params = draw_module(lambda: builder("mean")(Rngs(0))).params
     network = purify(builder("mean"))
     vectors = network.embed(params, {}, jnp.asarray(SYMBOLS))
     np.testing.assert_array_equal(vectors, np.asarray(params["embedding"]["table"])[SYMBOLS])
@@ -134,7 +134,7 @@ def test_embed_and_body_are_the_parts_of_apply(draw_module, valid):
 
 
 def test_every_parameter_that_apply_is_given_matters(draw_module):
-    drawn = draw_module(lambda: builder("mean")(nnx.Rngs(0)))
+    drawn = draw_module(lambda: builder("mean")(Rngs(0)))
     network = purify(builder("mean"))
 
     total, gradient = jax.value_and_grad(lambda params: jnp.sum(network.apply(params, {}, jnp.asarray(SYMBOLS)) ** 2))(
@@ -146,7 +146,7 @@ def test_every_parameter_that_apply_is_given_matters(draw_module):
 
 
 def test_intermediates_by_dotted_name(draw_module):
-    drawn = draw_module(lambda: builder("mean", depth=2)(nnx.Rngs(0)))
+    drawn = draw_module(lambda: builder("mean", depth=2)(Rngs(0)))
     network = purify(builder("mean", depth=2))
     values = network.intermediates(drawn.params, {}, jnp.asarray(SYMBOLS), valid=VALID)
     names = {"input", "blocks.0.attention.weights", "blocks.0.output", "blocks.1.attention.weights", "blocks.1.output"}

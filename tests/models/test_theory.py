@@ -6,12 +6,12 @@ Both ways round: where theory says yes the numbers must agree, and where it says
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.models import theory
 from flaxformer_lab.models.network import Network
 from flaxformer_lab.modules.embedding import FeatureEmbedding
+from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.parsing import override
 
 WIDTH = 4
@@ -131,7 +131,7 @@ def case(request, draw_module):
     config = config_of(knobs)
 
     def build():
-        rngs = nnx.Rngs(0)
+        rngs = Rngs(0)
         embedding = FeatureEmbedding("dense", WIDTH, WIDTH, bias=config.bias, dtype="float32", rngs=rngs)
         return Network(config, embedding=embedding, grid=(tokens,), outputs=3, rngs=rngs)
 

@@ -5,12 +5,12 @@ import typing
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from scipy.special import softmax
 
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.model_config import AttentionConfig, TransformerConfig
 from flaxformer_lab.modules.attention import ATTENTIONS, make_attention
+from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.modules.taps import Taps
 
 TOKENS, WIDTH = 4, 8
@@ -25,7 +25,7 @@ def make(draw_module):
     def make(attention, **model):
         tree = {"width": WIDTH, "attention": {"num_heads": 2} | attention} | model
         config = parse_config({"model": tree}).model
-        drawn = draw_module(lambda: make_attention(config, tokens=TOKENS, rngs=nnx.Rngs(0)))
+        drawn = draw_module(lambda: make_attention(config, tokens=TOKENS, rngs=Rngs(0)))
         return drawn.module, drawn.exact
 
     return make
@@ -91,7 +91,7 @@ def test_static(make, causal):
 
 def test_static_weights_start_as_the_mean():
     config = TransformerConfig(width=WIDTH, attention=AttentionConfig(kind="static", num_heads=2))
-    module = make_attention(config, tokens=TOKENS, rngs=nnx.Rngs(0))
+    module = make_attention(config, tokens=TOKENS, rngs=Rngs(0))
     taps = Taps()
     run(module, taps=taps)
     np.testing.assert_allclose(taps.values["weights"], np.full((1, 2, TOKENS, TOKENS), 1 / TOKENS), rtol=1e-6)
@@ -176,7 +176,7 @@ def test_linear(make, causal):
 def test_lightning_in_the_second_of_three_layers(draw_module, causal, slopes):
     attention = {"num_heads": 2, "kind": "lightning", "slopes": slopes}
     config = parse_config({"model": {"width": WIDTH, "depth": 3, "attention": attention, "causal": causal}}).model
-    drawn = draw_module(lambda: make_attention(config, tokens=TOKENS, layer=1, rngs=nnx.Rngs(0)))
+    drawn = draw_module(lambda: make_attention(config, tokens=TOKENS, layer=1, rngs=Rngs(0)))
     query, key, value = project(drawn.exact, 3, 2)
     rates = {"transnormer": np.array([2**-4, 2**-8]) * (0.5 + 1e-5), "flash_linear_attention": [0, 4 * 2 / 3]}[slopes]
     distance = np.abs(np.subtract.outer(np.arange(TOKENS), np.arange(TOKENS)))
@@ -235,4 +235,4 @@ def test_every_kind_of_the_config_is_there_and_off_is_nothing():
     choices = typing.get_args(typing.get_type_hints(AttentionConfig)["kind"])
     assert set(choices) == {*ATTENTIONS, "off"}
     config = TransformerConfig(attention=AttentionConfig(kind="off"))
-    assert make_attention(config, tokens=TOKENS, rngs=nnx.Rngs(0)) is None
+    assert make_attention(config, tokens=TOKENS, rngs=Rngs(0)) is None

@@ -8,6 +8,7 @@ from flax import nnx
 
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.modules.block import Block
+from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.modules.taps import Taps
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(4, 4, 8)), jnp.float32)
@@ -21,7 +22,7 @@ def make(draw_module):
     def make(**model):
         tree = {"width": 8, "attention": {"num_heads": 2}, "ffn": {"expansion": 2.0}}
         config = parse_config({"model": tree | model}).model
-        return draw_module(lambda: Block(config, tokens=4, rngs=nnx.Rngs(0))).module
+        return draw_module(lambda: Block(config, tokens=4, rngs=Rngs(0))).module
 
     return make
 

@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from flaxformer_lab.modules.embedding import FeatureEmbedding, PatchEmbedding, TokenEmbedding, patches
+from flaxformer_lab.modules.rngs import Rngs
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 4, 6, 3)).astype(np.float32)
 
@@ -25,7 +25,7 @@ def test_patches_are_cut_row_by_row(size):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("class_token", [True, False])
 def test_patch_embedding(bias, class_token):
-    options = {"bias": bias, "class_token": class_token, "dtype": "float32", "rngs": nnx.Rngs(0)}
+    options = {"bias": bias, "class_token": class_token, "dtype": "float32", "rngs": Rngs(0)}
     embedding = PatchEmbedding(2, 3, 5, **options)
     expected = cut(IMAGES, 2).astype(np.float64) @ np.asarray(embedding.projection.kernel[...], np.float64)
     if bias:
@@ -39,7 +39,7 @@ def test_patch_embedding(bias, class_token):
 
 
 def test_token_embedding_is_the_row_of_each_symbol():
-    embedding = TokenEmbedding(7, 5, dtype="float32", rngs=nnx.Rngs(0))
+    embedding = TokenEmbedding(7, 5, dtype="float32", rngs=Rngs(0))
     table = np.asarray(embedding.table[...])
     symbols = np.array([[0, 6, 3], [3, 3, 1]])
     expected = np.eye(7)[symbols] @ table
@@ -50,7 +50,7 @@ def test_token_embedding_is_the_row_of_each_symbol():
 @pytest.mark.parametrize("bias", [True, False])
 def test_dense_feature_embedding(draw_module, bias):
     options = {"bias": bias, "dtype": "float32"}
-    drawn = draw_module(lambda: FeatureEmbedding("dense", 3, 5, **options, rngs=nnx.Rngs(0)))
+    drawn = draw_module(lambda: FeatureEmbedding("dense", 3, 5, **options, rngs=Rngs(0)))
     x, exact = IMAGES[0], drawn.exact
     assert set(exact) == ({"projection.kernel", "projection.bias"} if bias else {"projection.kernel"})
     expected = x.astype(np.float64) @ exact["projection.kernel"] + exact.get("projection.bias", 0)
@@ -58,15 +58,15 @@ def test_dense_feature_embedding(draw_module, bias):
 
 
 def test_identity_feature_embedding_leaves_vectors_as_they_are(draw_module):
-    drawn = draw_module(lambda: FeatureEmbedding("identity", 3, 3, bias=True, dtype="float32", rngs=nnx.Rngs(0)))
+    drawn = draw_module(lambda: FeatureEmbedding("identity", 3, 3, bias=True, dtype="float32", rngs=Rngs(0)))
     assert drawn.exact == {}
     np.testing.assert_array_equal(drawn(IMAGES[0]), IMAGES[0])
 
 
 def test_vectors_are_of_the_dtype_asked_for_and_parameters_stay_float32():
-    tokens = TokenEmbedding(7, 5, dtype="bfloat16", rngs=nnx.Rngs(0))
-    image = PatchEmbedding(2, 3, 5, bias=True, class_token=True, dtype="bfloat16", rngs=nnx.Rngs(0))
-    vectors = FeatureEmbedding("dense", 3, 5, bias=True, dtype="bfloat16", rngs=nnx.Rngs(0))
+    tokens = TokenEmbedding(7, 5, dtype="bfloat16", rngs=Rngs(0))
+    image = PatchEmbedding(2, 3, 5, bias=True, class_token=True, dtype="bfloat16", rngs=Rngs(0))
+    vectors = FeatureEmbedding("dense", 3, 5, bias=True, dtype="bfloat16", rngs=Rngs(0))
     assert tokens(jnp.zeros((1, 2), int)).dtype == image(jnp.asarray(IMAGES)).dtype == jnp.bfloat16
     assert vectors(jnp.asarray(IMAGES[0])).dtype == jnp.bfloat16
     assert vectors.projection.kernel.dtype == jnp.float32

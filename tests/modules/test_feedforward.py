@@ -5,11 +5,11 @@ import typing
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from scipy.special import expit
 
 from flaxformer_lab.model_config import FeedForwardConfig, TransformerConfig
 from flaxformer_lab.modules.feedforward import FEED_FORWARDS, make_feed_forward
+from flaxformer_lab.modules.rngs import Rngs
 
 WIDTH = 8
 X = np.random.default_rng(0).normal(size=(2, 4, WIDTH))
@@ -22,7 +22,7 @@ def make(draw_module):
     def make(kind, *, activation="silu", expansion=1.5, bias=True):
         ffn = FeedForwardConfig(kind=kind, activation=activation, expansion=expansion)
         config = TransformerConfig(width=WIDTH, ffn=ffn, bias=bias)
-        drawn = draw_module(lambda: make_feed_forward(config, nnx.Rngs(0)))
+        drawn = draw_module(lambda: make_feed_forward(config, Rngs(0)))
         return drawn.module, drawn.exact
 
     return make
@@ -84,4 +84,4 @@ def test_hidden_units_are_rounded_and_never_none(make, kind, expansion, hidden):
 def test_every_kind_of_the_config_is_there_and_off_is_nothing():
     choices = typing.get_args(typing.get_type_hints(FeedForwardConfig)["kind"])
     assert set(choices) == {*FEED_FORWARDS, "off"}
-    assert make_feed_forward(TransformerConfig(ffn=FeedForwardConfig(kind="off")), nnx.Rngs(0)) is None
+    assert make_feed_forward(TransformerConfig(ffn=FeedForwardConfig(kind="off")), Rngs(0)) is None
