@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import flags
 
-from flaxformer_lab.ablation.variants import apply_variants
+from flaxformer_lab.ablation.variants import VARIANTS, apply_variants
 from flaxformer_lab.compilation import use_compilation_cache
 from flaxformer_lab.config import Config, as_dict, parse_config
 from flaxformer_lab.errors import ConfigError, LabError
@@ -42,7 +42,14 @@ def load_config(recipe: str, overrides: Sequence[str], ablation: Sequence[str] =
     """
     tree = overridden(read_recipe(recipe), overrides)
     keys = [_key_and_value(argument)[0] for argument in overrides]
-    asked = parse_config(tree)
+    try:
+        asked = parse_config(tree)
+    except ConfigError as error:
+        # The recipe's other keys are those of its own model; the variant of that name leaves them out.
+        name = tree["model"]["name"] if "model.name" in keys else None
+        if name in VARIANTS and str(error).startswith("unknown key model."):
+            raise ConfigError(f"{error}; --ablation={name} takes that model at this one's width and depth") from error
+        raise
     config = apply_variants(asked, ablation)
     _refuse_contradictions(keys, asked, config, ablation)
     return config

@@ -236,7 +236,11 @@ BAD_FLAGS = {
     ),
     "name of another model beside the recipe's keys": (
         ["--config.model.name=lstm"],
-        ["unknown key model.attention", "model has name, width, depth, bias, dtype where model.name=lstm"],
+        [
+            "unknown key model.attention",
+            "model has name, width, depth, bias, dtype where model.name=lstm",
+            "--ablation=lstm takes that model",
+        ],
     ),
     "grid for a text": (
         ["--ablation=cnn_2d", f"--config={SPEECHES}"],

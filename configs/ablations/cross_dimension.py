@@ -73,7 +73,7 @@ def get_config() -> ConfigDict:
                 ),
                 "pointers": _entry(
                     "pointers",
-                    500,
+                    450,
                     model=narrow,
                     variants={"1 head": _attention(num_heads=1), "2 heads": _attention(num_heads=2)},
                 ),
@@ -87,9 +87,9 @@ def get_config() -> ConfigDict:
                     },
                 ),
                 "planted_interactions": _entry("planted_interactions", 300, model=small),
-                "delay": _entry("delay", 250, task={"tokens": 4}, model=small),
+                "delay": _entry("delay", 200, task={"tokens": 4}, model=small),
                 "recall": _entry(
-                    "recall", 300, task={"vocabulary": 16, "sequence_length": 12, "pairs": 2}, model={"width": 32}
+                    "recall", 250, task={"vocabulary": 16, "sequence_length": 12, "pairs": 2}, model={"width": 32}
                 ),
             },
             "variants": {name: name for name in VARIANTS},

@@ -25,9 +25,10 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def gate(x: Float[Array, "*batch two_hidden"], activation: Activation) -> Float[Array, "*batch hidden"]:
-    """activation(a) * b for the halves a, b of x: the gated linear unit (Shazeer 2020, eq. 5); identity: bilinear."""
-    a, b = jnp.split(x, 2, axis=-1)
+def gate(
+    a: Float[Array, "*batch hidden"], b: Float[Array, "*batch hidden"], activation: Activation
+) -> Float[Array, "*batch hidden"]:
+    """activation(a) * b: the gated linear unit (Shazeer 2020, eq. 5); identity: bilinear."""
     return activation(a) * b
 
 

@@ -157,7 +157,7 @@ def _gpt2(settings: Settings, tensors: Tensors) -> Plan:
     for n in range(config.depth):
         ours, theirs = f"body.blocks.{n}", f"{body}h.{n}"
         table |= _norm(f"{ours}.attention_norm", f"{theirs}.ln_1")
-        table |= _conv1d(f"{ours}.attention.projection", f"{theirs}.attn.c_attn")
+        table |= _conv1d(f"{ours}.attention.projection", f"{theirs}.attn.c_attn", heads=config.attention.num_heads)
         table |= _conv1d(f"{ours}.attention.output", f"{theirs}.attn.c_proj")
         table |= _norm(f"{ours}.ffn_norm", f"{theirs}.ln_2")
         table |= _conv1d(f"{ours}.ffn.up", f"{theirs}.mlp.c_fc")
@@ -193,7 +193,7 @@ def _bert(settings: Settings, tensors: Tensors) -> Plan:
     for n in range(config.depth):
         ours, theirs = f"body.blocks.{n}", f"{body}encoder.layer.{n}"
         parts = [f"{theirs}.attention.self.{part}" for part in ("query", "key", "value")]
-        table |= _dense(f"{ours}.attention.projection", *parts)
+        table |= _dense(f"{ours}.attention.projection", *parts, heads=config.attention.num_heads)
         table |= _dense(f"{ours}.attention.output", f"{theirs}.attention.output.dense")
         table |= _norm(f"{ours}.attention_norm", f"{theirs}.attention.output.LayerNorm")
         table |= _dense(f"{ours}.ffn.up", f"{theirs}.intermediate.dense")
@@ -242,7 +242,8 @@ def _vit(settings: Settings, tensors: Tensors) -> Plan:
         ours, theirs = f"body.blocks.{n}", f"{body}encoder.layer.{n}"
         parts = [f"{theirs}.attention.attention.{part}" for part in ("query", "key", "value")]
         table |= _norm(f"{ours}.attention_norm", f"{theirs}.layernorm_before")
-        table |= _dense(f"{ours}.attention.projection", *parts, bias=settings.get("qkv_bias", True))
+        options = {"heads": config.attention.num_heads, "bias": settings.get("qkv_bias", True)}
+        table |= _dense(f"{ours}.attention.projection", *parts, **options)
         table |= _dense(f"{ours}.attention.output", f"{theirs}.attention.output.dense")
         table |= _norm(f"{ours}.ffn_norm", f"{theirs}.layernorm_after")
         table |= _dense(f"{ours}.ffn.up", f"{theirs}.intermediate.dense")
@@ -253,19 +254,20 @@ def _vit(settings: Settings, tensors: Tensors) -> Plan:
 PLANS: dict[str, Callable[[Settings, Tensors], Plan]] = {"gpt2": _gpt2, "bert": _bert, "vit": _vit}
 
 
-def _dense(ours: str, *theirs: str, bias: bool = True) -> dict[str, Source]:
-    """PyTorch's Linear keeps [features out, features in]; several of one input are fused side by side."""
+def _dense(ours: str, *theirs: str, heads: int = 1, bias: bool = True) -> dict[str, Source]:
+    """PyTorch's Linear keeps [features out, features in]; query, key and value are fused head by head."""
     kernels = tuple(f"{name}.weight" for name in theirs)
     biases = tuple(f"{name}.bias" for name in theirs)
     return {
-        f"{ours}.kernel": Source(_transposed, kernels),
-        f"{ours}.bias": Source(_joined, biases) if bias else Source(_no_bias, kernels),
+        f"{ours}.kernel": Source(partial(_transposed, heads=heads), kernels),
+        f"{ours}.bias": Source(partial(_fused, heads=heads), biases) if bias else Source(_no_bias, kernels),
     }
 
 
-def _conv1d(ours: str, theirs: str) -> dict[str, Source]:
-    """GPT-2's Conv1D keeps [features in, features out], and query, key and value already fused."""
-    return {f"{ours}.kernel": Source(_same, (f"{theirs}.weight",)), f"{ours}.bias": Source(_same, (f"{theirs}.bias",))}
+def _conv1d(ours: str, theirs: str, heads: int | None = None) -> dict[str, Source]:
+    """GPT-2's Conv1D keeps [features in, features out]; with `heads`, all queries, then all keys, then all values."""
+    fused = _same if heads is None else partial(_rearranged, heads=heads)
+    return {f"{ours}.kernel": Source(fused, (f"{theirs}.weight",)), f"{ours}.bias": Source(fused, (f"{theirs}.bias",))}
 
 
 def _norm(ours: str, theirs: str) -> dict[str, Source]:
@@ -276,12 +278,22 @@ def _same(tensor: np.ndarray) -> np.ndarray:
     return tensor
 
 
-def _joined(*tensors: np.ndarray) -> np.ndarray:
-    return np.concatenate(tensors)
+def _fused(*tensors: np.ndarray, heads: int = 1) -> np.ndarray:
+    """Several projections side by side along the first axis, head by head."""
+    if len({tensor.shape for tensor in tensors}) > 1 or len(tensors[0]) % heads:
+        raise ValueError(f"they are not {len(tensors)} of the same shape with {heads} heads")
+    by_head = [tensor.reshape(heads, -1, *tensor.shape[1:]) for tensor in tensors]
+    return np.concatenate(by_head, axis=1).reshape(-1, *tensors[0].shape[1:])
 
 
-def _transposed(*kernels: np.ndarray) -> np.ndarray:
-    return np.concatenate(kernels).T
+def _rearranged(tensor: np.ndarray, *, heads: int) -> np.ndarray:
+    if tensor.shape[-1] % 3:
+        raise ValueError(f"its {tensor.shape[-1]} columns are not query, key and value")
+    return _fused(*np.split(tensor.T, 3), heads=heads).T
+
+
+def _transposed(*kernels: np.ndarray, heads: int = 1) -> np.ndarray:
+    return _fused(*kernels, heads=heads).T
 
 
 def _no_bias(*kernels: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ lightning and mean a state whose size does not grow.
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from flaxformer_lab.functional import attention as formulas
 from flaxformer_lab.functional import lightning, linear_attention, rolling
 from flaxformer_lab.functional.attention import Heads, Valid
 from flaxformer_lab.functional.feedforward import ACTIVATIONS
+from flaxformer_lab.functional.heads import fuse_heads, split_heads
 from flaxformer_lab.functional.position import rotary
 from flaxformer_lab.functional.softmax_attention import repeated, softmax_attention
 from flaxformer_lab.model_config import TransformerConfig
@@ -53,10 +54,13 @@ class Attention(nnx.Module):
         self._slots = min(attention.window or tokens, tokens)
         self._activation = ACTIVATIONS[attention.activation]
         merged = self._heads * self._head_dim
-        # Heads of the query (where there is one), of the key, of the value.
-        self._sizes = (self._heads, self._kv_heads, self._kv_heads)[-self.parts :]
-        projected = sum(self._sizes) * self._head_dim
-        self.projection = PROJECTIONS[attention.projection](config.width, projected, bias=config.bias, rngs=rngs)
+        # For each head of the key: heads of the query (where there is one), of the key, of the value.
+        self._counts = (self._heads // self._kv_heads, 1, 1)[-self.parts :]
+        projected = sum(self._counts) * self._kv_heads * self._head_dim
+        self.projection = PROJECTIONS[attention.projection](
+            config.width, projected, groups=self._kv_heads, bias=config.bias, rngs=rngs
+        )
+        self._arrange()
         self.output = PROJECTIONS[attention.output](merged, config.width, bias=config.bias, rngs=rngs)
         self.norm = make_norm(config, kind=attention.norm, features=merged)
         self.gate = Gate(config, merged, rngs=rngs) if attention.gate else None
@@ -66,7 +70,7 @@ class Attention(nnx.Module):
 
     def read(self, x: Stream, lengths: Places) -> tuple[Stream, Cache]:
         """The output of a causal sequence, and the cache after each example's first `lengths` tokens."""
-        heads = tuple(self.entering(x))
+        heads = self.entering(x)
         return self.leaving(x, self.mix(*heads, valid=None, taps=CLOSED)), self.remember(*heads, lengths)
 
     def step(self, x: Token, cache: Cache, position: Places) -> tuple[Token, Cache]:
@@ -74,12 +78,9 @@ class Attention(nnx.Module):
         mixed, cache = self.recall(*self.entering(x), cache, position)
         return self.leaving(x, mixed), cache
 
-    def entering(self, x: Stream) -> Iterator[Array]:
+    def entering(self, x: Stream) -> list[Heads]:
         """Query, key and value (or the value alone) as heads."""
-        # Split, not sliced: the gradient of a split is one concatenation, that of slices a sum of padded copies.
-        ends = [size * self._head_dim for size in itertools.accumulate(self._sizes[:-1])]
-        parts = jnp.split(self._activation(self.projection(x)), ends, axis=-1)
-        return (part.reshape(*x.shape[:2], -1, self._head_dim) for part in parts)
+        return split_heads(self._activation(self.projection(x)), self._counts, self._head_dim)
 
     def leaving(self, x: Stream, mixed: Heads) -> Stream:
         """Merged heads, normalised and gated where these knobs are on, at the model's width."""
@@ -87,6 +88,13 @@ class Attention(nnx.Module):
         merged = self.norm(merged) if self.norm else merged
         merged = merged * self.gate(x) if self.gate else merged
         return self.output(merged)
+
+    def _arrange(self) -> None:
+        """Puts what was drawn part by part, all queries first, in the order that `split_heads` wants."""
+        ends = [count * self._kv_heads * self._head_dim for count in itertools.accumulate(self._counts[:-1])]
+        for parameter in vars(self.projection).values():
+            if isinstance(parameter, nnx.Param) and ends:
+                parameter.set_value(fuse_heads(jnp.split(parameter[...], ends, axis=-1), self._kv_heads))
 
     def turn(self, first: Places | None = None) -> Callable[[Heads], Heads]:
         """What `model.position` = rotary does to queries and keys; `first`: where their first token stands."""

@@ -25,16 +25,17 @@ class MLP(nnx.Module):
 
 
 class GatedMLP(nnx.Module):
-    """W2 (activation(Wa x) * Wb x) (Shazeer 2020, eq. 6); Wa and Wb are one fused kernel."""
+    """W2 (activation(Wa x) * Wb x) (Shazeer 2020, eq. 6)."""
 
     def __init__(self, config: TransformerConfig, rngs: Rngs, activation: str | None = None):
         hidden = max(1, round(config.width * config.ffn.expansion))
         self._activation = formulas.ACTIVATIONS[activation or config.ffn.activation]
-        self.up = Dense(config.width, 2 * hidden, bias=config.bias, rngs=rngs)
+        self.gate = Dense(config.width, hidden, bias=config.bias, rngs=rngs)
+        self.up = Dense(config.width, hidden, bias=config.bias, rngs=rngs)
         self.down = Dense(hidden, config.width, bias=config.bias, rngs=rngs)
 
     def __call__(self, x: Stream) -> Stream:
-        return self.down(formulas.gate(self.up(x), self._activation))
+        return self.down(formulas.gate(self.gate(x), self.up(x), self._activation))
 
 
 class BilinearMLP(GatedMLP):

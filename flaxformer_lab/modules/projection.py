@@ -6,6 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from flaxformer_lab.functional import linear
+from flaxformer_lab.functional.heads import fuse_heads
 from flaxformer_lab.modules.rngs import Rngs
 
 
@@ -28,7 +29,8 @@ def ones(shape: tuple[int, ...]) -> nnx.Param:
 class Dense(nnx.Module):
     """x W + b."""
 
-    def __init__(self, features_in: int, features_out: int, *, bias: bool, rngs: Rngs):
+    def __init__(self, features_in: int, features_out: int, *, groups: int = 1, bias: bool, rngs: Rngs):
+        del groups
         self.kernel = normal(rngs, (features_in, features_out), features_in)
         self.bias = zeros((features_out,)) if bias else None
 
@@ -37,29 +39,34 @@ class Dense(nnx.Module):
 
 
 class Diagonal(nnx.Module):
-    """x_c w_c + b_c, repeated `repeats` times side by side: features_out = repeats * features_in."""
+    """x_c w_c + b_c, as often as `features_out` asks for it, group by group (see `repeated`)."""
 
-    def __init__(self, features_in: int, features_out: int, *, bias: bool, rngs: Rngs):
-        self._repeats = features_out // features_in
+    def __init__(self, features_in: int, features_out: int, *, groups: int = 1, bias: bool, rngs: Rngs):
+        self._repeats, self._groups = features_out // features_in, groups
         self.scale = normal(rngs, (features_out,), 1)
         self.bias = zeros((features_out,)) if bias else None
 
     def __call__(self, x: Float[Array, "*batch features_in"]) -> Float[Array, "*batch features_out"]:
-        return linear.diagonal(jnp.concatenate([x] * self._repeats, axis=-1), self.scale[...], read(self.bias))
+        return linear.diagonal(repeated(x, self._repeats, self._groups), self.scale[...], read(self.bias))
 
 
 class Identity(nnx.Module):
-    """x, repeated side by side where several parts are asked for."""
+    """x, as often as `features_out` asks for it, group by group (see `repeated`)."""
 
-    def __init__(self, features_in: int, features_out: int, *, bias: bool, rngs: Rngs):
+    def __init__(self, features_in: int, features_out: int, *, groups: int = 1, bias: bool, rngs: Rngs):
         del bias, rngs
-        self._repeats = features_out // features_in
+        self._repeats, self._groups = features_out // features_in, groups
 
     def __call__(self, x: Float[Array, "*batch features_in"]) -> Float[Array, "*batch features_out"]:
-        return jnp.concatenate([x] * self._repeats, axis=-1)
+        return repeated(x, self._repeats, self._groups)
 
 
 PROJECTIONS = {"dense": Dense, "diagonal": Diagonal, "identity": Identity, "off": Identity}
+
+
+def repeated(x: Float[Array, "*batch features"], repeats: int, groups: int) -> Float[Array, "*batch features_out"]:
+    """Each of `groups` equal shares of the features `repeats` times side by side, share after share."""
+    return x if repeats == 1 else fuse_heads([x] * repeats, groups)
 
 
 def read(parameter: nnx.Param | None) -> Array | None:

@@ -176,7 +176,7 @@ class PlantedInteractions(ContinuousProbe):
     """P8: y = sum_i a_i x_i + sum_{i<j} b_ij x_i x_j of one token, with sum a^2 + sum b^2 = 1.
 
     The products' share of the variance is exactly sum b^2 = `interaction_share`: the truth that measures of
-    interaction are calibrated against. An affine network cannot exceed R2 = 1 - share.
+    interaction are calibrated against. An affine or odd network cannot exceed R2 = 1 - share.
     """
 
     def __init__(self, config: PlantedInteractionsConfig, facts: Mapping[str, Any] | None = None):
@@ -201,6 +201,8 @@ class PlantedInteractions(ContinuousProbe):
     def bound(self, config: ModelConfig) -> Bound | None:
         if theory.is_affine(config, self.tokens):
             return Bound("r2", 1 - self._config.interaction_share, "an affine map sees no product")
+        if theory.is_odd(config):
+            return Bound("r2", 1 - self._config.interaction_share, "an odd map sees no product of two")
         return None
 
 

@@ -38,8 +38,8 @@ def numpy_transformer(p, x):
         return x @ p[f"{name}.kernel"] + p[f"{name}.bias"]
 
     x = x + p["position"]
-    parts = np.split(dense(norm(x, "blocks.0.attention_norm"), "blocks.0.attention.projection"), 3, axis=-1)
-    query, key, value = (np.moveaxis(part.reshape(*x.shape[:2], 2, 4), 2, 1) for part in parts)
+    heads = dense(norm(x, "blocks.0.attention_norm"), "blocks.0.attention.projection").reshape(*x.shape[:2], 2, 3, 4)
+    query, key, value = np.moveaxis(heads, (3, 2), (0, 2))
     weights = np.exp(query @ np.swapaxes(key, 2, 3) / 2)
     mixed = weights / weights.sum(axis=-1, keepdims=True) @ value
     x = x + dense(np.moveaxis(mixed, 1, 2).reshape(x.shape), "blocks.0.attention.output")
@@ -84,7 +84,7 @@ def test_rows_are_outputs_and_columns_inputs():
 @pytest.mark.parametrize("probes", [None, 64])
 def test_features_that_never_meet_have_exactly_no_cross_energy(transformer, stream, probes):
     features, tokens = mixing_energy(function_of(transformer(PER_DIMENSION)), jnp.asarray(stream), probes=probes)
-    assert features.cross == (0.0, 0.0) and tokens.cross.value > 0.01
+    assert features.cross == (0.0, 0.0) and tokens.cross.value > 0.005
     mixing, _ = mixing_energy(function_of(transformer(PER_DIMENSION | {"norm.kind": "layernorm"})), jnp.asarray(stream))
     assert mixing.cross.value > 0.01
 

@@ -33,10 +33,10 @@ def test_every_activation_of_the_config_is_there():
 
 
 @pytest.mark.parametrize("name", ["silu", "identity"])
-def test_gate_multiplies_the_activated_half_with_the_other(name):
-    x = np.random.default_rng(0).normal(size=(2, 3, 8))
-    result = gate(jnp.asarray(x, jnp.float32), ACTIVATIONS[name])
-    np.testing.assert_allclose(result, FORMULAS[name](x[..., :4]) * x[..., 4:], rtol=1e-5, atol=1e-6)
+def test_gate_multiplies_what_is_activated_with_what_is_not(name):
+    a, b = np.random.default_rng(0).normal(size=(2, 2, 3, 4))
+    result = gate(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32), ACTIVATIONS[name])
+    np.testing.assert_allclose(result, FORMULAS[name](a) * b, rtol=1e-5, atol=1e-6)
 
 
 def test_per_feature_mlp_follows_its_formula_and_keeps_features_apart():

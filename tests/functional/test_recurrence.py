@@ -8,7 +8,6 @@ from flax import nnx
 from scipy.special import expit
 
 from flaxformer_lab.functional.recurrence import gru, lstm
-from flaxformer_lab.modules.rngs import Rngs
 
 BATCH, TOKENS, WIDTH = 2, 5, 3
 GENERATOR = np.random.default_rng(0)
@@ -27,7 +26,7 @@ def weights(gates):
 
 def over_tokens(cell):
     """The cell's outputs from its own empty state on."""
-    carry, outputs = cell.initialize_carry((BATCH, WIDTH), Rngs(0)), []
+    carry, outputs = cell.initialize_carry((BATCH, WIDTH), nnx.Rngs(0)), []
     carry = jax.tree.map(jnp.zeros_like, carry)
     for t in range(TOKENS):
         carry, output = cell(carry, single(X[:, t]))
@@ -37,7 +36,7 @@ def over_tokens(cell):
 
 def test_lstm_is_that_of_flax():
     kernel, bias, state = weights(4)
-    cell = nnx.LSTMCell(WIDTH, WIDTH, rngs=Rngs(0))
+    cell = nnx.LSTMCell(WIDTH, WIDTH, rngs=nnx.Rngs(0))
     for number, gate in enumerate(("i", "f", "g", "o")):
         part = slice(number * WIDTH, (number + 1) * WIDTH)
         from_input = getattr(cell, "if_" if gate == "f" else f"i{gate}")
@@ -49,7 +48,7 @@ def test_lstm_is_that_of_flax():
 
 def test_gru_is_that_of_flax():
     kernel, bias, state = weights(3)
-    cell = nnx.GRUCell(WIDTH, WIDTH, rngs=Rngs(0))
+    cell = nnx.GRUCell(WIDTH, WIDTH, rngs=nnx.Rngs(0))
     cell.dense_i.kernel[...], cell.dense_i.bias[...] = single(kernel), single(bias)
     cell.dense_h.kernel[...] = single(state)
     np.testing.assert_allclose(

@@ -126,7 +126,8 @@ def test_a_single_token_attends_to_itself(transformer, stream):
     x = stream[:, :1]
     small = transformer(ATTENTION_ALONE | {"position": "off"})
     attention = {name.removeprefix("blocks.0.attention."): leaf for name, leaf in small.exact.items()}
-    value = x @ attention["projection.kernel"][:, -WIDTH:] + attention["projection.bias"][-WIDTH:]
+    projected = x @ attention["projection.kernel"] + attention["projection.bias"]
+    value = projected.reshape(*x.shape[:2], 2, 3, -1)[..., 2, :].reshape(x.shape)  # by head: query, key, value
     expected = x + value @ attention["output.kernel"] + attention["output.bias"]
     np.testing.assert_allclose(small(x), expected, rtol=1e-5, atol=1e-5)
 

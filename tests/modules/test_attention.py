@@ -34,7 +34,7 @@ def make(draw_module):
 def project(p, parts, heads):
     """Query, key and value (or the value alone), each [batch, heads, tokens, head_dim]."""
     projected = X @ p["projection.kernel"] + p["projection.bias"]
-    return [part.reshape(2, TOKENS, heads, -1).swapaxes(1, 2) for part in np.split(projected, parts, axis=-1)]
+    return list(projected.reshape(2, TOKENS, heads, parts, -1).transpose(3, 0, 2, 1, 4))
 
 
 def merge(p, mixed):
@@ -60,11 +60,11 @@ def test_softmax(make, num_heads, head_dim, causal):
 def test_query_and_key_act_through_one_merged_matrix(make):
     """x_i W_q W_k^T x_j, as if query and key had never been apart (the QK circuit of Elhage et al. 2021)."""
     module, p = make({}, bias=False)
-    kernel = p["projection.kernel"].reshape(WIDTH, 3, 2, 4)
+    kernel = p["projection.kernel"].reshape(WIDTH, 2, 3, 4)
     taps = Taps()
     run(module, taps=taps)
     for head in range(2):
-        merged = kernel[:, 0, head] @ kernel[:, 1, head].T
+        merged = kernel[:, head, 0] @ kernel[:, head, 1].T
         assert merged.shape == (WIDTH, WIDTH)
         scores = np.einsum("bic,cd,bjd->bij", X, merged, X) / np.sqrt(4)
         np.testing.assert_allclose(taps.values["weights"][:, head], softmax(scores, axis=-1), rtol=1e-4, atol=1e-5)
@@ -108,9 +108,10 @@ def test_channel(make):
 
 def test_diagonal_projection_and_output(make):
     module, p = make({"projection": "diagonal", "output": "diagonal"})
+    scale, bias = (p[f"projection.{name}"].reshape(2, 3, 4) for name in ("scale", "bias"))
     query, key, value = (
-        (X * p["projection.scale"][part] + p["projection.bias"][part]).reshape(2, TOKENS, 2, 4).swapaxes(1, 2)
-        for part in (slice(0, 8), slice(8, 16), slice(16, 24))
+        X.reshape(2, TOKENS, 2, 4).swapaxes(1, 2) * scale[None, :, part, None] + bias[None, :, part, None]
+        for part in range(3)
     )
     mixed = softmax(query @ key.swapaxes(-1, -2) / 2, axis=-1) @ value
     expected = mixed.swapaxes(1, 2).reshape(X.shape) * p["output.scale"] + p["output.bias"]
@@ -188,10 +189,8 @@ def test_lightning_in_the_second_of_three_layers(draw_module, causal, slopes):
 def test_heads_share_keys_and_values_in_groups(make):
     module, p = make({"num_heads": 4, "head_dim": 2, "num_kv_heads": 2})
     assert p["projection.kernel"].shape == (WIDTH, (4 + 2 + 2) * 2)
-    projected = X @ p["projection.kernel"] + p["projection.bias"]
-    query, key, value = (
-        part.reshape(2, TOKENS, -1, 2).swapaxes(1, 2) for part in np.split(projected, [8, 12], axis=-1)
-    )
+    projected = (X @ p["projection.kernel"] + p["projection.bias"]).reshape(2, TOKENS, 2, 4, 2)
+    query, key, value = (part.reshape(2, TOKENS, -1, 2).swapaxes(1, 2) for part in np.split(projected, [2, 3], axis=3))
     key, value = key[:, [0, 0, 1, 1]], value[:, [0, 0, 1, 1]]
     mixed = softmax(query @ key.swapaxes(-1, -2) / np.sqrt(2), axis=-1) @ value
     np.testing.assert_allclose(run(module), merge(p, mixed), rtol=1e-4, atol=1e-5)
@@ -202,13 +201,12 @@ def test_shared_heads_are_those_of_an_attention_whose_keys_and_values_are_equal(
     """For every kind: the parameters of each shared head written out once for each head that shares it."""
     shared, p = make({"kind": kind, "num_heads": 4, "head_dim": 2, "num_kv_heads": 2})
     whole, _ = make({"kind": kind, "num_heads": 4, "head_dim": 2})
-    sizes = [8, 4, 4][-shared.parts :]
 
     def spread(leaf):
-        pieces = np.split(leaf, np.cumsum(sizes)[:-1], axis=-1)
-        heads = [piece.reshape(*leaf.shape[:-1], -1, 2) for piece in pieces]
-        wide = [head if head.shape[-2] == 4 else head[..., [0, 0, 1, 1], :] for head in heads]
-        return np.concatenate([head.reshape(*leaf.shape[:-1], -1) for head in wide], axis=-1)
+        """For each of two groups: two queries, a key, a value; or a value alone."""
+        group = leaf.reshape(*leaf.shape[:-1], 2, -1, 2)
+        own = [[0, 2, 3], [1, 2, 3]] if shared.parts == 3 else [[0], [0]]
+        return group[..., own, :].reshape(*leaf.shape[:-1], -1)
 
     whole.projection.kernel[...] = jnp.asarray(spread(p["projection.kernel"]), jnp.float32)
     whole.projection.bias[...] = jnp.asarray(spread(p["projection.bias"]), jnp.float32)

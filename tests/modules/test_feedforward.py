@@ -48,8 +48,8 @@ def test_mlp(make, bias):
 @pytest.mark.parametrize("kind", ["gated", "bilinear"])
 def test_gated_and_bilinear(make, kind):
     module, p = make(kind)
-    assert p["up.kernel"].shape == (8, 24)
-    a, b = np.split(X @ p["up.kernel"] + p["up.bias"], 2, axis=-1)
+    assert p["gate.kernel"].shape == p["up.kernel"].shape == (8, 12)
+    a, b = (X @ p[f"{name}.kernel"] + p[f"{name}.bias"] for name in ("gate", "up"))
     expected = ((silu(a) if kind == "gated" else a) * b) @ p["down.kernel"] + p["down.bias"]
     np.testing.assert_allclose(run(module), expected, rtol=1e-4, atol=1e-4)
 
@@ -71,14 +71,12 @@ def test_identity_activation_leaves_one_linear_map(make):
 
 
 @pytest.mark.parametrize(
-    ("kind", "expansion", "hidden"), [("mlp", 8 / 3, 21), ("gated", 8 / 3, 42), ("mlp", 0.01, 1), ("diagonal", 0.1, 1)]
+    ("kind", "expansion", "hidden"), [("mlp", 8 / 3, 21), ("gated", 8 / 3, 21), ("mlp", 0.01, 1), ("diagonal", 0.1, 1)]
 )
 def test_hidden_units_are_rounded_and_never_none(make, kind, expansion, hidden):
     _, p = make(kind, expansion=expansion)
     assert p["up" if kind == "diagonal" else "up.kernel"].shape == (WIDTH, hidden)
-    assert p["down" if kind == "diagonal" else "down.kernel"].size == WIDTH * (
-        hidden // 2 if kind == "gated" else hidden
-    )
+    assert p["down" if kind == "diagonal" else "down.kernel"].size == WIDTH * hidden
 
 
 def test_every_kind_of_the_config_is_there_and_off_is_nothing():

@@ -314,6 +314,8 @@ BOUNDS = [
     (PlantedInteractionsConfig(), BARE, (1 - 0.909, AFFINE)),
     (PlantedInteractionsConfig(interaction_share=0.5), {"depth": 0, "norm.kind": "off"}, (0.5, AFFINE)),
     (PlantedInteractionsConfig(), {"norm.kind": "off"}, None),
+    (PlantedInteractionsConfig(), ODD, (1 - 0.909, "an odd map")),
+    (PlantedInteractionsConfig(), ODD | {"ffn.activation": "relu"}, None),
     (PlantedInteractionsConfig(), {"name": "factorization_machine"}, None),
     # P9 and long range: what lies out of sight.
     (DelayConfig(), {"attention.kind": "off"}, (0, "sees 0 back, not 1")),

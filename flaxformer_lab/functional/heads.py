@@ -1,0 +1,28 @@
+"""Query, key and value of every head as one array.
+
+Head by head: for each head of the key in turn the query heads that share it, the key, the value. So one matrix projects
+them all, and an equal share of its columns is a share of whole heads (Shoeybi et al. 2019, section 3).
+"""
+
+import itertools
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def fuse_heads(parts: Sequence[Float[Array, "*batch _"]], groups: int) -> Float[Array, "*batch features"]:
+    """The parts of each group side by side; each part has an equal share of its features in every group."""
+    by_group = [part.reshape(*part.shape[:-1], groups, -1) for part in parts]
+    joined = jnp.concatenate(by_group, axis=-1)
+    return joined.reshape(*joined.shape[:-2], -1)
+
+
+def split_heads(
+    x: Float[Array, "*batch features"], counts: Sequence[int], head_dim: int
+) -> list[Float[Array, "*batch _ {head_dim}"]]:
+    """Each part's heads; counts: how many heads of each part a group has."""
+    # Split, not sliced: the gradient of a split is one concatenation, that of slices a sum of padded copies.
+    grid = x.reshape(*x.shape[:-1], -1, sum(counts), head_dim)
+    parts = jnp.split(grid, list(itertools.accumulate(counts[:-1])), axis=-2)
+    return [part.reshape(*x.shape[:-1], -1, head_dim) for part in parts]
