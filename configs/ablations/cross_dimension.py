@@ -62,7 +62,7 @@ def get_config() -> ConfigDict:
                     variants={"tanh FFN": _ffn(activation="tanh"), "bilinear FFN": _ffn(kind="bilinear")},
                 ),
                 "product_of_three": _entry(
-                    "product_of_three", 400, model=small, variants={"one token": {"task": {"tokens": 1}}}, threshold=0.5
+                    "product_of_three", 300, model=small, variants={"one token": {"task": {"tokens": 1}}}, threshold=0.5
                 ),
                 "rotation": _entry(
                     "rotation",
@@ -73,13 +73,13 @@ def get_config() -> ConfigDict:
                 ),
                 "pointers": _entry(
                     "pointers",
-                    450,
+                    300,
                     model=narrow,
                     variants={"1 head": _attention(num_heads=1), "2 heads": _attention(num_heads=2)},
                 ),
                 "nearest": _entry(
                     "nearest",
-                    400,
+                    300,
                     model=narrow,
                     variants={
                         "8 heads of 1": _attention(num_heads=8, head_dim=1),
@@ -89,7 +89,7 @@ def get_config() -> ConfigDict:
                 "planted_interactions": _entry("planted_interactions", 300, model=small),
                 "delay": _entry("delay", 200, task={"tokens": 4}, model=small),
                 "recall": _entry(
-                    "recall", 250, task={"vocabulary": 16, "sequence_length": 12, "pairs": 2}, model={"width": 32}
+                    "recall", 200, task={"vocabulary": 16, "sequence_length": 12, "pairs": 2}, model={"width": 32}
                 ),
             },
             "variants": {name: name for name in VARIANTS},
