@@ -57,12 +57,12 @@ def get_config() -> ConfigDict:
             "tasks": {
                 "product": _entry(
                     "product",
-                    250,
+                    200,
                     model=small,
                     variants={"tanh FFN": _ffn(activation="tanh"), "bilinear FFN": _ffn(kind="bilinear")},
                 ),
                 "product_of_three": _entry(
-                    "product_of_three", 300, model=small, variants={"one token": {"task": {"tokens": 1}}}, threshold=0.5
+                    "product_of_three", 400, model=small, variants={"one token": {"task": {"tokens": 1}}}, threshold=0.5
                 ),
                 "rotation": _entry(
                     "rotation",
@@ -73,23 +73,23 @@ def get_config() -> ConfigDict:
                 ),
                 "pointers": _entry(
                     "pointers",
-                    300,
+                    500,
                     model=narrow,
                     variants={"1 head": _attention(num_heads=1), "2 heads": _attention(num_heads=2)},
                 ),
                 "nearest": _entry(
                     "nearest",
-                    300,
+                    400,
                     model=narrow,
                     variants={
                         "8 heads of 1": _attention(num_heads=8, head_dim=1),
                         "8 heads of 8": _attention(num_heads=8, head_dim=8),
                     },
                 ),
-                "planted_interactions": _entry("planted_interactions", 300, model=small),
-                "delay": _entry("delay", 200, task={"tokens": 4}, model=small),
+                "planted_interactions": _entry("planted_interactions", 250, model=small),
+                "delay": _entry("delay", 150, task={"tokens": 4}, model=small),
                 "recall": _entry(
-                    "recall", 200, task={"vocabulary": 16, "sequence_length": 12, "pairs": 2}, model={"width": 32}
+                    "recall", 150, task={"vocabulary": 16, "sequence_length": 12, "pairs": 2}, model={"width": 32}
                 ),
             },
             "variants": {name: name for name in VARIANTS},
