@@ -20,10 +20,10 @@ def get_config() -> ConfigDict:
             "model": {"width": 64, "depth": 2, "attention": {"num_heads": 1}, "ffn": {"kind": "off"}, "causal": True},
             "optimizer": {"learning_rate": 0.003, "warmup_steps": 50, "clip_norm": 1.0},
             "training": {
-                "steps": 2000,
+                "steps": 1750,
                 "batch_size": 64,
-                "evaluate_every": 500,
-                "checkpoint_every": 2000,
+                "evaluate_every": 350,
+                "checkpoint_every": 1750,
                 "steps_per_call": 50,
                 "evaluate_batch_size": 1024,
             },
