@@ -4,7 +4,6 @@ Head by head: for each head of the key in turn the query heads that share it, th
 them all, and an equal share of its columns is a share of whole heads (Shoeybi et al. 2019, section 3).
 """
 
-import itertools
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -24,5 +23,5 @@ def split_heads(
     """Each part's heads; counts: how many heads of each part a group has."""
     # Split, not sliced: the gradient of a split is one concatenation, that of slices a sum of padded copies.
     grid = x.reshape(*x.shape[:-1], -1, sum(counts), head_dim)
-    parts = jnp.split(grid, list(itertools.accumulate(counts[:-1])), axis=-2)
+    parts = jnp.split(grid, [sum(counts[:number]) for number in range(1, len(counts))], axis=-2)
     return [part.reshape(*x.shape[:-1], -1, head_dim) for part in parts]
