@@ -46,10 +46,32 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
-class ParallelismConfig:
-    """auto: pmap when there are several devices, else one device."""
+class MeshConfig:
+    """How many ways each axis of the mesh shares out its part; data None: what is left of the devices.
 
-    strategy: Literal["auto", "single", "pmap"] = "auto"
+    data: examples. fsdp: examples, and parameters in shares of the width. tensor: heads and hidden units.
+    """
+
+    data: AtLeastOne | None = None
+    fsdp: AtLeastOne = 1
+    tensor: AtLeastOne = 1
+
+
+@dataclass(frozen=True)
+class ParallelismConfig:
+    """auto: mesh where the mesh asks for more than data, else pmap when there are several devices, else one device."""
+
+    strategy: Literal["auto", "single", "pmap", "mesh"] = "auto"
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+    def rules(self) -> None:
+        """Raises ConfigError when keys contradict one another."""
+        if self.strategy in ("single", "pmap") and self.mesh != MeshConfig():
+            asked = next(f.name for f in dataclasses.fields(self.mesh) if getattr(self.mesh, f.name) != f.default)
+            raise ConfigError(
+                f"parallelism.mesh.{asked}={getattr(self.mesh, asked)} needs parallelism.strategy=mesh or auto, "
+                f"not {self.strategy}"
+            )
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,10 @@ EVERYTHING = tree_of(
         "training.keep_best": 0,
         "training.steps_per_call": 7,
         "training.input": "stream",
-        "parallelism.strategy": "pmap",
+        "parallelism.strategy": "mesh",
+        "parallelism.mesh.data": 2,
+        "parallelism.mesh.fsdp": 3,
+        "parallelism.mesh.tensor": 4,
     }
 )
 
@@ -336,7 +339,7 @@ UNKNOWN = [
     ("optimizer.lr", 1, ["unknown key optimizer.lr", "optimizer has name, learning_rate"]),
     ("training.step", 1, ["unknown key training.step", "did you mean steps"]),
     ("parallelism.stratgy", "pmap", ["unknown key parallelism.stratgy", "did you mean strategy?"]),
-    ("parallelism.mesh", 2, ["unknown key parallelism.mesh", "parallelism has strategy"]),
+    ("parallelism.mesh", 2, ["parallelism.mesh=2 must be a group of keys: data, fsdp, tensor"]),
     ("task.sequence_length", 8, ["unknown key task.sequence_length", "task has name, dataset, patch_size"]),
 ]
 
@@ -456,7 +459,9 @@ CHOICES = [
     ("optimizer.name", "adam", ["optimizer.name=adam", "did you mean adamw?", "adamw, muon, sgd"]),
     ("optimizer.schedule", "cosin", ["optimizer.schedule=cosin", "did you mean cosine?"]),
     ("training.input", "disk", ["training.input=disk is not a choice", "auto, device, stream"]),
-    ("parallelism.strategy", "mesh", ["parallelism.strategy=mesh is not a choice", "auto, single, pmap"]),
+    ("parallelism.strategy", "shard", ["parallelism.strategy=shard is not a choice", "auto, single, pmap, mesh"]),
+    ("parallelism.mesh.fsdp", 0, ["parallelism.mesh.fsdp=0"]),
+    ("parallelism.mesh.model", 2, ["unknown key parallelism.mesh.model", "parallelism.mesh has data, fsdp, tensor"]),
 ]
 
 

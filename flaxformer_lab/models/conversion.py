@@ -92,9 +92,9 @@ class MaskedHead(nnx.Module):
 
     def __init__(self, config: TransformerConfig, outputs: int, *, rngs: Rngs):
         self._activation = ACTIVATIONS[config.ffn.activation]
-        self.transform = Dense(config.width, config.width, bias=True, rngs=rngs)
+        self.transform = Dense(config.width, config.width, axes=("width", None), bias=True, rngs=rngs)
         self.norm = LayerNorm(config)
-        self.output = Dense(config.width, outputs, bias=True, rngs=rngs)
+        self.output = Dense(config.width, outputs, axes=("width", None), bias=True, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch outputs"]:
         return self.output(self.norm(self._activation(self.transform(x))))

@@ -20,7 +20,7 @@ class Convolution(nnx.Module):
     def __init__(self, config: ConvolutionConfig, *, grid: tuple[int, ...], rngs: Rngs):
         self._config, self._grid = config, grid
         window = config.kernel_size ** (2 if config.name == "cnn_2d" else 1)
-        self.map = Dense(window * config.width, config.width, bias=config.bias, rngs=rngs)
+        self.map = Dense(window * config.width, config.width, axes=(None, "width"), bias=config.bias, rngs=rngs)
 
     def __call__(self, x: Stream, valid: Bool[Array, "batch tokens"] | None) -> Stream:
         x = x if valid is None else x * valid[:, :, None].astype(x.dtype)

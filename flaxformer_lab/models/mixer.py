@@ -23,10 +23,10 @@ class MixerBlock(nnx.Module):
         self._activation = ACTIVATIONS[config.activation]
         hidden = max(1, round(config.width * config.expansion))
         self.token_norm, self.feature_norm = make_norm(config), make_norm(config)
-        self.token_up = Dense(tokens, config.token_hidden, bias=config.bias, rngs=rngs)
-        self.token_down = Dense(config.token_hidden, tokens, bias=config.bias, rngs=rngs)
-        self.feature_up = Dense(config.width, hidden, bias=config.bias, rngs=rngs)
-        self.feature_down = Dense(hidden, config.width, bias=config.bias, rngs=rngs)
+        self.token_up = Dense(tokens, config.token_hidden, axes=(None, None), bias=config.bias, rngs=rngs)
+        self.token_down = Dense(config.token_hidden, tokens, axes=(None, None), bias=config.bias, rngs=rngs)
+        self.feature_up = Dense(config.width, hidden, axes=("width", "hidden"), bias=config.bias, rngs=rngs)
+        self.feature_down = Dense(hidden, config.width, axes=("hidden", "width"), bias=config.bias, rngs=rngs)
 
     def __call__(self, x: Stream, valid: Bool[Array, "batch tokens"] | None) -> Stream:
         y = self.token_norm(x) if self.token_norm else x

@@ -8,6 +8,7 @@ from flaxformer_lab.functional.feedforward import ACTIVATIONS
 from flaxformer_lab.model_config import FactorizationMachineConfig, MLPConfig
 from flaxformer_lab.modules.projection import Dense
 from flaxformer_lab.modules.rngs import Rngs
+from flaxformer_lab.modules.sharding import read
 from flaxformer_lab.modules.taps import CLOSED, Taps
 
 Stream = Float[Array, "batch tokens width"]
@@ -20,7 +21,10 @@ class MLP(nnx.Module):
         del grid
         self._activation = ACTIVATIONS[config.activation]
         self.layers = nnx.List(
-            [Dense(config.width, config.width, bias=config.bias, rngs=rngs) for _ in range(config.depth)]
+            [
+                Dense(config.width, config.width, axes=("width", None), bias=config.bias, rngs=rngs)
+                for _ in range(config.depth)
+            ]
         )
 
     def __call__(self, x: Stream, *, valid=None, keys=None, taps: Taps = CLOSED) -> Stream:
@@ -38,12 +42,12 @@ class FactorizationMachine(nnx.Module):
 
     def __init__(self, config: FactorizationMachineConfig, *, grid: tuple[int, ...], rngs: Rngs):
         del grid
-        self.linear = Dense(config.width, config.width, bias=config.bias, rngs=rngs)
-        self.factors = Dense(config.width, config.width, bias=False, rngs=rngs)
+        self.linear = Dense(config.width, config.width, axes=("width", None), bias=config.bias, rngs=rngs)
+        self.factors = Dense(config.width, config.width, axes=("width", None), bias=False, rngs=rngs)
 
     def __call__(self, x: Stream, *, valid=None, keys=None, taps: Taps = CLOSED) -> Stream:
         del valid, keys  # no token sees another
         taps.add("input", lambda: x)
-        x = self.linear(x) + pairwise_products(x, self.factors.kernel[...].astype(x.dtype))
+        x = self.linear(x) + pairwise_products(x, read(self.factors.kernel).astype(x.dtype))
         taps.add("output", lambda: x)
         return x

@@ -1,7 +1,7 @@
 """A whole network, from raw inputs to logits, and its pure form: plain parameters in, logits out."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models.bodies import make_body
 from flaxformer_lab.modules.projection import Dense
 from flaxformer_lab.modules.rngs import Rngs
+from flaxformer_lab.modules.sharding import Axes
 from flaxformer_lab.modules.taps import CLOSED, Taps
 
 Tree = Any  # a pytree of arrays
@@ -40,7 +41,7 @@ class Network(nnx.Module):
         self._pooling, self._causal = pooling, config.causal
         self.embedding = embedding
         self.body = make_body(config, grid=grid, rngs=rngs)
-        self.head = head or Dense(config.width, outputs, bias=config.bias, rngs=rngs)
+        self.head = head or Dense(config.width, outputs, axes=("width", None), bias=config.bias, rngs=rngs)
 
     def __call__(
         self,
@@ -101,7 +102,7 @@ class PureNetwork:
     """A network as functions of plain pytrees; the static part was captured once.
 
     init(key) -> (params, model_state). params are what the optimizer moves; model_state is the rest (often empty).
-    shapes: the same pair as shapes and types.
+    shapes: the same pair as shapes and types. axes: the names of each parameter's axes, by its dotted name.
     apply(params, model_state, inputs, *, valid, keys, taps) -> logits.
     embed(params, model_state, inputs) -> token vectors; body(params, model_state, vectors, *, valid, taps) -> token
     vectors: the parts of `apply` between which the measures of mixing look.
@@ -114,6 +115,7 @@ class PureNetwork:
     apply: Callable[..., Array]
     embed: Callable[[Tree, Tree, Array], Array]
     body: Callable[..., Array]
+    axes: dict[str, Axes] = field(default_factory=dict)
     read: Callable[..., tuple[Array, Tree]] | None = None
     step: Callable[..., tuple[Array, Tree]] | None = None
 
@@ -148,7 +150,8 @@ def purify(build: Callable[[Rngs], nnx.Module]) -> PureNetwork:
     def step(params: Tree, model_state: Tree, inputs: Array, cache: Tree) -> tuple[Array, Tree]:
         return nnx.merge(graph, params, model_state).step(inputs, cache)
 
-    return PureNetwork(jax.jit(init), tuple(map(nnx.to_pure_dict, shapes)), apply, embed, body, read, step)
+    axes = {".".join(map(str, path)): variable.axes for path, variable in nnx.to_flat_state(shapes[0])}
+    return PureNetwork(jax.jit(init), tuple(map(nnx.to_pure_dict, shapes)), apply, embed, body, axes, read, step)
 
 
 def leaf_paths(tree: Tree) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from jaxtyping import Array, Float
 
 from flaxformer_lab.functional.recurrence import gru, lstm
 from flaxformer_lab.model_config import RecurrentConfig
-from flaxformer_lab.modules.projection import Dense, read, zeros
+from flaxformer_lab.modules.projection import Dense, zeros
 from flaxformer_lab.modules.rngs import Rngs
+from flaxformer_lab.modules.sharding import read
 from flaxformer_lab.modules.taps import CLOSED, Taps
 
 Stream = Float[Array, "batch tokens width"]
@@ -17,13 +18,13 @@ class LSTM(nnx.Module):
 
     def __init__(self, config: RecurrentConfig, *, rngs: Rngs):
         width = config.width
-        self.input = Dense(width, 4 * width, bias=config.bias, rngs=rngs)
+        self.input = Dense(width, 4 * width, axes=("width", None), bias=config.bias, rngs=rngs)
         if config.bias:
             self.input.bias[...] = self.input.bias[...].at[width : 2 * width].set(1)
-        self.state = Dense(width, 4 * width, bias=False, rngs=rngs)
+        self.state = Dense(width, 4 * width, axes=("width", None), bias=False, rngs=rngs)
 
     def __call__(self, x: Stream) -> Stream:
-        return lstm(self.input(x), self.state.kernel[...].astype(x.dtype))
+        return lstm(self.input(x), read(self.state.kernel).astype(x.dtype))
 
 
 class GRU(nnx.Module):
@@ -31,14 +32,14 @@ class GRU(nnx.Module):
 
     def __init__(self, config: RecurrentConfig, *, rngs: Rngs):
         width = config.width
-        self.input = Dense(width, 3 * width, bias=config.bias, rngs=rngs)
-        self.state = Dense(width, 3 * width, bias=False, rngs=rngs)
-        self.candidate_bias = zeros((width,)) if config.bias else None
+        self.input = Dense(width, 3 * width, axes=("width", None), bias=config.bias, rngs=rngs)
+        self.state = Dense(width, 3 * width, axes=("width", None), bias=False, rngs=rngs)
+        self.candidate_bias = zeros((width,), ("width",)) if config.bias else None
 
     def __call__(self, x: Stream) -> Stream:
         bias = read(self.candidate_bias)
         return gru(
-            self.input(x), self.state.kernel[...].astype(x.dtype), None if bias is None else bias.astype(x.dtype)
+            self.input(x), read(self.state.kernel).astype(x.dtype), None if bias is None else bias.astype(x.dtype)
         )
 
 

@@ -16,6 +16,7 @@ from flaxformer_lab.modules.block import Block
 from flaxformer_lab.modules.norm import make_norm
 from flaxformer_lab.modules.projection import normal
 from flaxformer_lab.modules.rngs import Rngs
+from flaxformer_lab.modules.sharding import laid, read
 from flaxformer_lab.modules.taps import CLOSED, Taps
 
 Stream = Float[Array, "batch tokens width"]
@@ -32,7 +33,11 @@ class Transformer(nnx.Module):
         self._config = config
         self._tokens = tokens = math.prod(grid)
         # Small at the start, so that a token's content is not drowned by its place.
-        self.position = normal(rngs, (tokens, config.width), config.width) if config.position == "learned" else None
+        self.position = (
+            normal(rngs, (tokens, config.width), config.width, (None, "width"))
+            if config.position == "learned"
+            else None
+        )
         blocks = (Block(config, tokens=tokens, layer=layer, rngs=rngs) for layer in range(config.depth))
         self.blocks = nnx.List(list(blocks))
         self.norm = make_norm(config)
@@ -45,7 +50,7 @@ class Transformer(nnx.Module):
         keys: Key[Array, " batch"] | None = None,
         taps: Taps = CLOSED,
     ) -> Stream:
-        x = self._entering(x)
+        x = laid(self._entering(x), "batch", "tokens", None)
         taps.add("input", lambda: x)
         for number, block in enumerate(self.blocks):
             block_keys = None if keys is None else fold_in(keys, number)
@@ -95,7 +100,7 @@ class Transformer(nnx.Module):
                 "shorten it, train with longer sequences, or choose position sinusoidal, rotary or off"
             )
         if self.position is not None:
-            table = self.position[...]
+            table = read(self.position)
         elif self._config.position == "sinusoidal":
             table = sinusoidal(max(tokens, self._tokens), self._config.width)
         else:

@@ -27,6 +27,7 @@ from flaxformer_lab.model_config import TransformerConfig
 from flaxformer_lab.modules.norm import make_norm
 from flaxformer_lab.modules.projection import PROJECTIONS, Dense, ones, zeros
 from flaxformer_lab.modules.rngs import Rngs
+from flaxformer_lab.modules.sharding import laid, read
 from flaxformer_lab.modules.taps import CLOSED, Taps
 
 Stream = Float[Array, "batch tokens width"]
@@ -58,11 +59,13 @@ class Attention(nnx.Module):
         self._counts = (self._heads // self._kv_heads, 1, 1)[-self.parts :]
         projected = sum(self._counts) * self._kv_heads * self._head_dim
         self.projection = PROJECTIONS[attention.projection](
-            config.width, projected, groups=self._kv_heads, bias=config.bias, rngs=rngs
+            config.width, projected, axes=("width", "heads"), groups=self._kv_heads, bias=config.bias, rngs=rngs
         )
         self._arrange()
-        self.output = PROJECTIONS[attention.output](merged, config.width, bias=config.bias, rngs=rngs)
-        self.norm = make_norm(config, kind=attention.norm, features=merged)
+        self.output = PROJECTIONS[attention.output](
+            merged, config.width, axes=("heads", "width"), bias=config.bias, rngs=rngs
+        )
+        self.norm = make_norm(config, kind=attention.norm, features=merged, axis="heads")
         self.gate = Gate(config, merged, rngs=rngs) if attention.gate else None
 
     def __call__(self, x: Stream, *, valid: Valid | None = None, taps: Taps = CLOSED) -> Stream:
@@ -80,11 +83,14 @@ class Attention(nnx.Module):
 
     def entering(self, x: Stream) -> list[Heads]:
         """Query, key and value (or the value alone) as heads."""
-        return split_heads(self._activation(self.projection(x)), self._counts, self._head_dim)
+        fused = laid(self._activation(self.projection(x)), "batch", "tokens", "heads")
+        return [
+            laid(part, "batch", "tokens", "heads", None) for part in split_heads(fused, self._counts, self._head_dim)
+        ]
 
     def leaving(self, x: Stream, mixed: Heads) -> Stream:
         """Merged heads, normalised and gated where these knobs are on, at the model's width."""
-        merged = mixed.reshape(*x.shape[:2], -1)
+        merged = laid(mixed.reshape(*x.shape[:2], -1), "batch", "tokens", "heads")
         merged = self.norm(merged) if self.norm else merged
         merged = merged * self.gate(x) if self.gate else merged
         return self.output(merged)
@@ -105,8 +111,8 @@ class Gate(nnx.Module):
     """sigmoid(x W1 W2), of rank head_dim (Qin et al. 2023, TransNormerLLM's gate, in its low-rank form)."""
 
     def __init__(self, config: TransformerConfig, features: int, *, rngs: Rngs):
-        self.down = Dense(config.width, config.head_dim, bias=config.bias, rngs=rngs)
-        self.up = Dense(config.head_dim, features, bias=config.bias, rngs=rngs)
+        self.down = Dense(config.width, config.head_dim, axes=("width", None), bias=config.bias, rngs=rngs)
+        self.up = Dense(config.head_dim, features, axes=(None, "heads"), bias=config.bias, rngs=rngs)
 
     def __call__(self, x: Stream) -> Float[Array, "batch tokens merged"]:
         return jax.nn.sigmoid(self.up(self.down(x)))
@@ -187,12 +193,12 @@ class ChannelAttention(Attention):
 
     def __init__(self, config: TransformerConfig, *, tokens: int, layer: int = 0, rngs: Rngs):
         super().__init__(config, tokens=tokens, layer=layer, rngs=rngs)
-        self.temperature = ones((self._heads,))
+        self.temperature = ones((self._heads,), ("heads",))
 
     def mix(self, query: Heads, key: Shared, value: Shared, *, valid: Valid | None, taps: Taps):
         query, key = map(self.turn(), (query, key))
         key, value = (repeated(x, self._heads) for x in (key, value))
-        temperature = self.temperature[...]
+        temperature = read(self.temperature)
         taps.add("channel_weights", lambda: formulas.channel_weights(query, key, temperature, valid=valid))
         return formulas.channel_attention(query, key, value, temperature, valid=valid)
 
@@ -230,7 +236,7 @@ class StaticAttention(Attention):
 
     def __init__(self, config: TransformerConfig, *, tokens: int, layer: int = 0, rngs: Rngs):
         super().__init__(config, tokens=tokens, layer=layer, rngs=rngs)
-        self.scores = zeros((self._heads, tokens, tokens))
+        self.scores = zeros((self._heads, tokens, tokens), ("heads", None, None))
 
     def mix(self, value: Shared, *, valid: Valid | None, taps: Taps) -> Heads:
         tokens, most = value.shape[1], self.scores.shape[1]
@@ -240,7 +246,7 @@ class StaticAttention(Attention):
                 "for; shorten it or train with longer sequences"
             )
         options = {"causal": self._causal, "valid": valid, "window": self._window}
-        weights = formulas.static_weights(self.scores[...], tokens, **options)
+        weights = formulas.static_weights(read(self.scores), tokens, **options)
         taps.add("weights", lambda: weights)
         return formulas.apply_weights(weights, repeated(value, self._heads))
 

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from flaxformer_lab.modules.projection import PROJECTIONS, Dense, normal
 from flaxformer_lab.modules.rngs import Rngs
+from flaxformer_lab.modules.sharding import read
 
 
 class TokenEmbedding(nnx.Module):
@@ -14,10 +15,10 @@ class TokenEmbedding(nnx.Module):
 
     def __init__(self, vocabulary: int, width: int, *, dtype: str, rngs: Rngs):
         self._dtype = jnp.dtype(dtype)
-        self.table = normal(rngs, (vocabulary, width), 1)
+        self.table = normal(rngs, (vocabulary, width), 1, (None, "width"))
 
     def __call__(self, symbols: Int[Array, "batch tokens"]) -> Float[Array, "batch tokens width"]:
-        return jnp.take(self.table[...].astype(self._dtype), symbols, axis=0)
+        return jnp.take(read(self.table).astype(self._dtype), symbols, axis=0)
 
 
 class FeatureEmbedding(nnx.Module):
@@ -25,7 +26,7 @@ class FeatureEmbedding(nnx.Module):
 
     def __init__(self, kind: str, features: int, width: int, *, bias: bool, dtype: str, rngs: Rngs):
         self._dtype = jnp.dtype(dtype)
-        self.projection = PROJECTIONS[kind](features, width, bias=bias, rngs=rngs)
+        self.projection = PROJECTIONS[kind](features, width, axes=(None, "width"), bias=bias, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch tokens features"]) -> Float[Array, "batch tokens width"]:
         return self.projection(x.astype(self._dtype))
@@ -36,11 +37,11 @@ class ColumnEmbedding(nnx.Module):
 
     def __init__(self, columns: int, width: int, *, dtype: str, rngs: Rngs):
         self._dtype = jnp.dtype(dtype)
-        self.directions = normal(rngs, (columns, width), 1)
-        self.offsets = normal(rngs, (columns, width), 1)
+        self.directions = normal(rngs, (columns, width), 1, (None, "width"))
+        self.offsets = normal(rngs, (columns, width), 1, (None, "width"))
 
     def __call__(self, x: Float[Array, "batch columns"]) -> Float[Array, "batch columns width"]:
-        directions, offsets = (table[...].astype(self._dtype)[None] for table in (self.directions, self.offsets))
+        directions, offsets = (read(table).astype(self._dtype)[None] for table in (self.directions, self.offsets))
         return x.astype(self._dtype)[:, :, None] * directions + offsets
 
 
@@ -59,14 +60,14 @@ class PatchEmbedding(nnx.Module):
         rngs: Rngs,
     ):
         self._patch_size, self._dtype = patch_size, jnp.dtype(dtype)
-        self.projection = Dense(patch_size * patch_size * channels, width, bias=bias, rngs=rngs)
-        self.class_token = normal(rngs, (width,), 1) if class_token else None
+        self.projection = Dense(patch_size * patch_size * channels, width, axes=(None, "width"), bias=bias, rngs=rngs)
+        self.class_token = normal(rngs, (width,), 1, ("width",)) if class_token else None
 
     def __call__(self, images: Float[Array, "batch rows columns channels"]) -> Float[Array, "batch tokens width"]:
         tokens = self.projection(patches(images.astype(self._dtype), self._patch_size))
         if self.class_token is None:
             return tokens
-        first = jnp.broadcast_to(self.class_token[...].astype(tokens.dtype), (tokens.shape[0], 1, tokens.shape[2]))
+        first = jnp.broadcast_to(read(self.class_token).astype(tokens.dtype), (tokens.shape[0], 1, tokens.shape[2]))
         return jnp.concatenate([first, tokens], axis=1)
 
 

@@ -5,8 +5,9 @@ from jaxtyping import Array, Float
 
 from flaxformer_lab.functional import feedforward as formulas
 from flaxformer_lab.model_config import TransformerConfig
-from flaxformer_lab.modules.projection import Dense, normal, read, zeros
+from flaxformer_lab.modules.projection import Dense, normal, zeros
 from flaxformer_lab.modules.rngs import Rngs
+from flaxformer_lab.modules.sharding import laid, read
 
 Stream = Float[Array, "batch tokens width"]
 
@@ -17,11 +18,11 @@ class MLP(nnx.Module):
     def __init__(self, config: TransformerConfig, rngs: Rngs):
         hidden = max(1, round(config.width * config.ffn.expansion))
         self._activation = formulas.ACTIVATIONS[config.ffn.activation]
-        self.up = Dense(config.width, hidden, bias=config.bias, rngs=rngs)
-        self.down = Dense(hidden, config.width, bias=config.bias, rngs=rngs)
+        self.up = Dense(config.width, hidden, axes=("width", "hidden"), bias=config.bias, rngs=rngs)
+        self.down = Dense(hidden, config.width, axes=("hidden", "width"), bias=config.bias, rngs=rngs)
 
     def __call__(self, x: Stream) -> Stream:
-        return self.down(self._activation(self.up(x)))
+        return self.down(laid(self._activation(self.up(x)), "batch", "tokens", "hidden"))
 
 
 class GatedMLP(nnx.Module):
@@ -30,12 +31,12 @@ class GatedMLP(nnx.Module):
     def __init__(self, config: TransformerConfig, rngs: Rngs, activation: str | None = None):
         hidden = max(1, round(config.width * config.ffn.expansion))
         self._activation = formulas.ACTIVATIONS[activation or config.ffn.activation]
-        self.gate = Dense(config.width, hidden, bias=config.bias, rngs=rngs)
-        self.up = Dense(config.width, hidden, bias=config.bias, rngs=rngs)
-        self.down = Dense(hidden, config.width, bias=config.bias, rngs=rngs)
+        self.gate = Dense(config.width, hidden, axes=("width", "hidden"), bias=config.bias, rngs=rngs)
+        self.up = Dense(config.width, hidden, axes=("width", "hidden"), bias=config.bias, rngs=rngs)
+        self.down = Dense(hidden, config.width, axes=("hidden", "width"), bias=config.bias, rngs=rngs)
 
     def __call__(self, x: Stream) -> Stream:
-        return self.down(formulas.gate(self.gate(x), self.up(x), self._activation))
+        return self.down(laid(formulas.gate(self.gate(x), self.up(x), self._activation), "batch", "tokens", "hidden"))
 
 
 class BilinearMLP(GatedMLP):
@@ -51,14 +52,14 @@ class DiagonalMLP(nnx.Module):
     def __init__(self, config: TransformerConfig, rngs: Rngs):
         hidden = max(1, round(config.ffn.expansion))
         self._activation = formulas.ACTIVATIONS[config.ffn.activation]
-        self.up = normal(rngs, (config.width, hidden), 1)
-        self.up_bias = zeros((config.width, hidden)) if config.bias else None
-        self.down = normal(rngs, (config.width, hidden), hidden)
-        self.down_bias = zeros((config.width,)) if config.bias else None
+        self.up = normal(rngs, (config.width, hidden), 1, ("width", None))
+        self.up_bias = zeros((config.width, hidden), ("width", None)) if config.bias else None
+        self.down = normal(rngs, (config.width, hidden), hidden, ("width", None))
+        self.down_bias = zeros((config.width,), ("width",)) if config.bias else None
 
     def __call__(self, x: Stream) -> Stream:
         return formulas.per_feature_mlp(
-            x, self.up[...], read(self.up_bias), self.down[...], read(self.down_bias), self._activation
+            x, read(self.up), read(self.up_bias), read(self.down), read(self.down_bias), self._activation
         )
 
 

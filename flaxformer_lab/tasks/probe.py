@@ -79,7 +79,7 @@ class ContinuousProbe(Probe):
             embedding = FeatureEmbedding(
                 task.embedding, self.features, config.width, bias=config.bias, dtype=config.dtype, rngs=rngs
             )
-            head = PROJECTIONS[task.head](config.width, self.outputs, bias=config.bias, rngs=rngs)
+            head = PROJECTIONS[task.head](config.width, self.outputs, axes=("width", None), bias=config.bias, rngs=rngs)
             return Network(config, embedding=embedding, grid=(self.tokens,), outputs=self.outputs, head=head, rngs=rngs)
 
         return purify(build)

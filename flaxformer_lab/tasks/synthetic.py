@@ -14,6 +14,7 @@ from flaxformer_lab.models import theory
 from flaxformer_lab.models.network import Network
 from flaxformer_lab.modules.projection import Dense, normal
 from flaxformer_lab.modules.rngs import Rngs
+from flaxformer_lab.modules.sharding import read
 from flaxformer_lab.tasks.probe import SymbolProbe
 from flaxformer_lab.tasks.task import Bound
 
@@ -153,12 +154,12 @@ class PositionDecoder(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, tokens: int, outputs: int, rngs: Rngs):
         self._activation = ACTIVATIONS["gelu"]
-        self.position = normal(rngs, (tokens, config.width), 1)
-        self.up = Dense(config.width, 4 * config.width, bias=config.bias, rngs=rngs)
-        self.down = Dense(4 * config.width, outputs, bias=config.bias, rngs=rngs)
+        self.position = normal(rngs, (tokens, config.width), 1, (None, "width"))
+        self.up = Dense(config.width, 4 * config.width, axes=("width", "hidden"), bias=config.bias, rngs=rngs)
+        self.down = Dense(4 * config.width, outputs, axes=("hidden", None), bias=config.bias, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch width"]) -> Float[Array, "batch tokens outputs"]:
-        at_each = x[:, None] + self.position[...][None].astype(x.dtype)
+        at_each = x[:, None] + read(self.position)[None].astype(x.dtype)
         return self.down(self._activation(self.up(at_each)))
 
 

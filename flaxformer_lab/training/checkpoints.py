@@ -78,15 +78,19 @@ class Checkpoints:
         except Exception as error:
             raise self._unsaved("in progress", error) from error
 
-    def restore(self, abstract: State, step: int | None = None) -> State:
+    def restore(self, abstract: State, step: int | None = None, layout: State | None = None) -> State:
         """The state after update `step` (default: the last one), with the shapes and types of `abstract`.
+
+        layout: where its leaves shall lie, whatever devices they were saved from; None is the first local device.
 
         Raises:
             RunError: there is no such checkpoint, it is damaged, or it belongs to another model.
         """
         step = self._existing(step)
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), vars(abstract))
+        layout = vars(layout) if layout else jax.tree.map(lambda leaf: here, vars(abstract))
+        placed = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)  # noqa: E731
+        target = jax.tree.map(placed, vars(abstract), layout)
         try:
             tree = self._orbax.load(step, target)
             digest = self._orbax.metadata(step).custom_metadata["digest"]

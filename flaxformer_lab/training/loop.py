@@ -1,6 +1,7 @@
 """Training from a config to a checkpoint and its test figure."""
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,7 +56,7 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None, qu
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(folder.checkpoints, **keep))
         state = first_state(experiment, checkpoints, display)
-        start, state = int(state.step), experiment.strategy.place(state)
+        start, state = int(state.step), experiment.strategy.place_state(state, experiment.network.axes)
         log = stack.enter_context(MetricsLog(folder.metrics, folder.tensorboard, resumed_step=start))
         evaluate = make_evaluate(experiment)
 
@@ -88,8 +89,9 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None, qu
 def first_state(experiment: Experiment, checkpoints: Checkpoints, display: Display) -> State:
     """The state of the last checkpoint, or a fresh one."""
     if not checkpoints.steps:
-        return jax.jit(lambda: initial_state(experiment.network, experiment.optimizer, experiment.config.seed))()
-    state = checkpoints.restore(experiment.abstract_state)
+        start = functools.partial(initial_state, experiment.network, experiment.optimizer, experiment.config.seed)
+        return jax.jit(start, out_shardings=experiment.layout)()
+    state = checkpoints.restore(experiment.abstract_state, layout=experiment.layout)
     display.say(f"resumed from the checkpoint of step {int(state.step)}")
     return state
 

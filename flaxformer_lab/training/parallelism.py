@@ -1,8 +1,10 @@
-"""Ways to run one compiled step: on one device, or replicated over all local devices with `jax.pmap`.
+"""Ways to run one compiled step: on one device, replicated over all local devices with `jax.pmap`, or on a mesh.
 
-Both offer the same verbs, so the loop does not know which one it has: `compile` a function of trees, `place` what every
-device holds in full, `split` what the devices share out along an axis, `gather` what was split along the first one,
-and `fetch` a value that all agree on.
+All offer the same verbs, so the loop does not know which one it has: `compile` a function of trees, `place` what every
+device holds in full, `place_state` a state by the names of its parameters' axes, `split` what the devices share out
+along an axis, `gather` what was split along the first one, and `fetch` a value that all agree on. `layout` says where
+the leaves of a state lie, None where all are whole; a function of which it is given returns (state, rest), and leaves
+the state there. `num_shares` is how many ways a batch is split.
 """
 
 from collections.abc import Callable
@@ -11,10 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from flaxformer_lab.config import Config
+from flaxformer_lab.config import Config, MeshConfig
 from flaxformer_lab.errors import ConfigError
-
-Tree = Any  # a pytree of arrays
+from flaxformer_lab.models.network import PureNetwork
+from flaxformer_lab.modules.sharding import Axes
+from flaxformer_lab.training.mesh import Mesh
+from flaxformer_lab.training.state import State, Tree
 
 
 class Single:
@@ -22,13 +26,26 @@ class Single:
 
     name = "single"
     axis_name = None
-    num_devices = 1
+    num_devices = num_shares = 1
 
-    def compile(self, function: Callable[..., Tree], *, donate: tuple[int, ...] = ()) -> Callable[..., Tree]:
+    def compile(
+        self, function: Callable[..., Tree], *, donate: tuple[int, ...] = (), layout: Tree = None
+    ) -> Callable[..., Tree]:
+        del layout
         return jax.jit(function, donate_argnums=donate)
 
     def place(self, tree: Tree) -> Tree:
         return jax.device_put(tree, jax.local_devices()[0])
+
+    def place_state(self, state: State, axes: dict[str, Axes]) -> State:
+        del axes
+        return self.place(state)
+
+    def layout(self, state: State, axes: dict[str, Axes]) -> None:
+        del state, axes
+
+    def adapted(self, network: PureNetwork) -> PureNetwork:
+        return network
 
     def split(self, tree: Tree, batch_axis: int) -> Tree:
         del batch_axis
@@ -44,7 +61,7 @@ class Single:
         return jax.device_get(tree)
 
 
-class Pmap:
+class Pmap(Single):
     """`jax.pmap` over the local devices: parameters replicated, the batch split, gradients summed across devices."""
 
     name = "pmap"
@@ -53,10 +70,13 @@ class Pmap:
     def __init__(self) -> None:
         devices = np.array(jax.local_devices())
         mesh = jax.sharding.Mesh(devices, (self.axis_name,))
-        self.num_devices = len(devices)
+        self.num_devices = self.num_shares = len(devices)
         self._sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(self.axis_name))
 
-    def compile(self, function: Callable[..., Tree], *, donate: tuple[int, ...] = ()) -> Callable[..., Tree]:
+    def compile(
+        self, function: Callable[..., Tree], *, donate: tuple[int, ...] = (), layout: Tree = None
+    ) -> Callable[..., Tree]:
+        del layout
         return jax.pmap(function, axis_name=self.axis_name, donate_argnums=donate)
 
     def place(self, tree: Tree) -> Tree:
@@ -85,7 +105,7 @@ class Pmap:
         return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), jax.device_get(tree))
 
 
-Strategy = Single | Pmap
+Strategy = Single | Pmap | Mesh
 
 
 def make_strategy(config: Config) -> Strategy:
@@ -94,19 +114,21 @@ def make_strategy(config: Config) -> Strategy:
     Raises:
         ConfigError: a batch that the devices cannot share equally.
     """
-    name, devices = config.parallelism.strategy, jax.local_device_count()
-    strategy = Pmap() if name == "pmap" or (name == "auto" and devices > 1) else Single()
-    shares = strategy.num_devices * config.training.accumulate
+    name, mesh = config.parallelism.strategy, config.parallelism.mesh
+    if name == "auto":
+        name = "mesh" if mesh != MeshConfig() else "pmap" if jax.local_device_count() > 1 else "single"
+    strategy = Mesh(mesh) if name == "mesh" else Pmap() if name == "pmap" else Single()
+    shares = strategy.num_shares * config.training.accumulate
     if config.training.batch_size % shares:
         raise ConfigError(
-            f"training.batch_size={config.training.batch_size} cannot be shared equally by {strategy.num_devices} "
+            f"training.batch_size={config.training.batch_size} cannot be shared equally by {strategy.num_shares} "
             f"devices x training.accumulate={config.training.accumulate}; choose a multiple of {shares}, "
             "or parallelism.strategy=single"
         )
-    if config.training.evaluate_batch_size % strategy.num_devices:
+    if config.training.evaluate_batch_size % strategy.num_shares:
         raise ConfigError(
             f"training.evaluate_batch_size={config.training.evaluate_batch_size} cannot be shared equally by "
-            f"{strategy.num_devices} devices; choose a multiple of {strategy.num_devices}, "
+            f"{strategy.num_shares} devices; choose a multiple of {strategy.num_shares}, "
             "or parallelism.strategy=single"
         )
     return strategy

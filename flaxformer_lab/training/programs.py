@@ -43,6 +43,11 @@ class Experiment:
         """Shapes and types of the state."""
         return jax.eval_shape(lambda: initial_state(self.network, self.optimizer, self.config.seed))
 
+    @functools.cached_property
+    def layout(self) -> State | None:
+        """Where the leaves of the state lie; None where every device holds all of it."""
+        return self.strategy.layout(self.abstract_state, self.network.axes)
+
 
 def make_experiment(
     config: Config, facts: dict[str, Any] | None = None, strategy: Strategy | None = None
@@ -51,7 +56,7 @@ def make_experiment(
     strategy = strategy or make_strategy(config)
     task = make_task(config.task, facts)
     optimizer = make_optimizer(config.optimizer, config.training.steps)
-    return Experiment(config, task, task.network(config.model), optimizer, strategy)
+    return Experiment(config, task, strategy.adapted(task.network(config.model)), optimizer, strategy)
 
 
 def run_steps_of(experiment: Experiment, examples: Examples) -> Callable[..., tuple[State, History]]:
@@ -89,7 +94,9 @@ def make_run_steps(experiment: Experiment, examples: Examples) -> tuple[Callable
     """Returns the compiled `run_steps(state, data, feed, count)` and the data that it wants on the device."""
     run_steps = functools.partial(run_steps_of(experiment, examples), np.uint32(experiment.config.seed))
     resident = lives_on_device(experiment.config, examples)
-    return experiment.strategy.compile(run_steps, donate=(0,)), examples.load() if resident else {}
+    return experiment.strategy.compile(
+        run_steps, donate=(0,), layout=experiment.layout
+    ), examples.load() if resident else {}
 
 
 def calls(config: Config, start: int, last: int) -> Iterator[tuple[int, int]]:

@@ -274,7 +274,7 @@ def test_linear_only_is_linear_from_token_vectors_to_logits(draw_module, stream)
 
         def network():
             rngs = Rngs(0)
-            embedding = Identity(8, 8, bias=False, rngs=rngs)
+            embedding = Identity(8, 8, axes=(None, "width"), bias=False, rngs=rngs)
             return Network(model, embedding=embedding, grid=(4,), outputs=5, rngs=rngs)
 
         return nonlinearity(draw_module(network), x, y)

@@ -48,7 +48,7 @@ def test_the_parts_follow_one_another(draw_module, pooling, valid):
 def test_a_head_that_is_given_takes_the_place_of_the_dense_one(draw_module):
     def build():
         rngs = Rngs(0)
-        head = Identity(8, 8, bias=False, rngs=rngs)
+        head = Identity(8, 8, axes=(None, "width"), bias=False, rngs=rngs)
         embedding = TokenEmbedding(5, 8, dtype="float32", rngs=rngs)
         config = parse_config({"model": {"name": "gru", "width": 8, "depth": 1}}).model
         return Network(config, embedding=embedding, grid=(4,), outputs=8, head=head, rngs=rngs)

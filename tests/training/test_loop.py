@@ -14,6 +14,7 @@ from flaxformer_lab.tasks.examples import Examples
 from flaxformer_lab.training import optimizer
 from flaxformer_lab.training.checkpoints import Checkpoints
 from flaxformer_lab.training.loop import train
+from flaxformer_lab.training.programs import make_experiment
 
 
 def lines(folder, split=None):
@@ -142,9 +143,12 @@ def test_no_hidden_copies_between_host_and_device(plain, tmp_path, monkeypatch):
     jnp.add(jnp.ones(3), np.ones(3, np.float32))
 
 
-def test_every_strategy_is_a_run(plain, finished, tmp_path):
+@pytest.mark.parametrize(
+    "parallelism", [{"strategy": "pmap"}, {"strategy": "mesh"}, {"strategy": "auto", "mesh.fsdp": 2, "mesh.tensor": 2}]
+)
+def test_every_strategy_is_a_run(plain, finished, tmp_path, parallelism):
     folder, returned = finished
-    train(plain({"parallelism.strategy": "pmap"}), tmp_path, quiet=True)
+    train(plain({f"parallelism.{key}": value for key, value in parallelism.items()}), tmp_path, quiet=True)
     for split, step in (("train", 2), ("train", 12), ("validation", 8), ("test", 12)):
         for name, value in values(tmp_path, split, step).items():
             assert value == pytest.approx(values(folder, split, step)[name], abs=1e-5), (split, step, name)
@@ -152,6 +156,20 @@ def test_every_strategy_is_a_run(plain, finished, tmp_path):
 
 
 # ----------------------------------------------------------------------------------------------- resuming
+
+
+def test_a_checkpoint_goes_on_on_any_devices(rich, straight, tmp_path, assert_same, assert_close):
+    """Stopped three times, and each time resumed in another way; what is restored is what was saved, bit for bit."""
+    folder, _ = straight
+    ways = ({"strategy": "single"}, {"strategy": "mesh", "mesh.fsdp": 4}, {"strategy": "pmap"}, {"mesh.tensor": 2})
+    for number, way in enumerate(ways, start=1):
+        config = rich({f"parallelism.{key}": value for key, value in ({"strategy": "auto"} | way).items()})
+        if number > 1:
+            experiment, saved = make_experiment(config), load_run(tmp_path).state
+            with Checkpoints(tmp_path / "checkpoints", writable=False) as checkpoints:
+                assert_same(checkpoints.restore(experiment.abstract_state, layout=experiment.layout), saved)
+        train(config, tmp_path, stop_at=10 * number, quiet=True)
+    assert_close(load_run(tmp_path).state, load_run(folder).state, 1e-4)
 
 
 def test_a_run_that_was_stopped_twice_goes_on_to_the_same_bits(straight, rich, tmp_path, assert_same):

@@ -1,0 +1,109 @@
+"""The mesh strategy: `jax.jit` over all devices, each array placed by the names of its axes (Xu et al. 2021, GSPMD).
+
+The program is that of one device. Where arrays lie, `modules/sharding.py` says in one table; the compiler adds what
+has to be sent.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from flaxformer_lab.config import MeshConfig
+from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.models.network import PureNetwork
+from flaxformer_lab.modules.sharding import GATHERED, MESH_AXES, PLACES, Axes, kept
+from flaxformer_lab.training.state import State, Tree
+
+Spec = jax.sharding.PartitionSpec
+
+
+class Mesh:
+    """A mesh of all devices with the axes data, fsdp, tensor and sequence."""
+
+    name = "mesh"
+    axis_name = None
+
+    def __init__(self, config: MeshConfig):
+        devices = jax.devices()
+        rest = config.fsdp * config.tensor
+        if len(devices) % rest or (config.data or len(devices) // rest) * rest != len(devices):
+            asked = f"fsdp={config.fsdp} x tensor={config.tensor}"
+            asked = asked if config.data is None else f"data={config.data} x {asked}"
+            raise ConfigError(
+                f"parallelism.mesh: {asked} do not make {len(devices)} devices; choose sizes whose product is "
+                f"{len(devices)}, or one that divides it and leave data to none"
+            )
+        self._sizes = {"data": len(devices) // rest, "fsdp": config.fsdp, "tensor": config.tensor, "sequence": 1}
+        self.num_devices, self.num_shares = len(devices), self._sizes["data"] * config.fsdp
+        automatic = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
+        self._mesh = jax.make_mesh(tuple(self._sizes.values()), MESH_AXES, axis_types=automatic)
+
+    def compile(
+        self, function: Callable[..., Tree], *, donate: tuple[int, ...] = (), layout: Tree = None
+    ) -> Callable[..., Tree]:
+        whole = self._sharding(Spec())
+        results = whole if layout is None else (layout, whole)
+        compiled = jax.jit(function, donate_argnums=donate, out_shardings=results)
+
+        def call(*arguments: Tree) -> Tree:
+            with jax.set_mesh(self._mesh):
+                return compiled(*arguments)
+
+        return call
+
+    def place(self, tree: Tree) -> Tree:
+        return jax.device_put(tree, self._sharding(Spec()))
+
+    def place_state(self, state: State, axes: dict[str, Axes]) -> State:
+        return jax.device_put(state, self.layout(state, axes))
+
+    def layout(self, state: State, axes: dict[str, Axes]) -> State:
+        """Where each leaf of a state lies: a parameter by its axes, and what the optimizer keeps beside it likewise.
+
+        Raises:
+            ConfigError: an axis that the mesh cannot share out equally.
+        """
+
+        def place(path: tuple, leaf: Any) -> jax.sharding.NamedSharding:
+            names = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", "")))) for key in path]
+            tails = (".".join(names[start:]) for start in range(len(names)))
+            name = next((tail for tail in tails if len(axes.get(tail, ())) == leaf.ndim > 0), None)
+            if name is None:
+                return self._sharding(Spec())
+            self._require_equal_shares(name, axes[name], leaf.shape)
+            return self._sharding(kept(axes[name]))
+
+        return jax.tree_util.tree_map_with_path(place, state)
+
+    def adapted(self, network: PureNetwork) -> PureNetwork:
+        """The network that gathers its parameters anew in the backward pass, where they are kept in shares."""
+        if self._sizes["fsdp"] == 1:
+            return network
+        policy = jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
+        return dataclasses.replace(network, apply=jax.checkpoint(network.apply, policy=policy))
+
+    def split(self, tree: Tree, batch_axis: int) -> Tree:
+        return jax.device_put(tree, self._sharding(Spec(*(None,) * batch_axis, PLACES["batch"])))
+
+    def unreplicated(self, tree: Tree) -> Tree:
+        return tree
+
+    def fetch(self, tree: Tree) -> Tree:
+        return jax.device_get(tree)
+
+    def gather(self, tree: Tree) -> Tree:
+        return jax.device_get(tree)
+
+    def _sharding(self, spec: Spec) -> jax.sharding.NamedSharding:
+        return jax.sharding.NamedSharding(self._mesh, spec)
+
+    def _require_equal_shares(self, name: str, axes: Axes, shape: tuple[int, ...]) -> None:
+        for axis, size, place in zip(axes, shape, (*kept(axes), *(None,) * len(axes)), strict=False):
+            if place is not None and size % self._sizes[place]:
+                divisors = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
+                raise ConfigError(
+                    f"parallelism.mesh.{place}={self._sizes[place]} does not divide the axis {axis}={size} of {name}; "
+                    f"choose one of {divisors}"
+                )
