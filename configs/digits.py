@@ -2,8 +2,8 @@
 
 Command: python train.py --config=configs/digits.py
 Hardware: 2 cores of an AMD EPYC, no accelerator.
-Time: 44 s of training, 57 s from the command to the end.
-Result: test accuracy 0.9833, test loss 0.0435 (validation 0.9800, 0.0597), with 152,074 parameters.
+Time: 46 s of training, 52 s from the command to the end.
+Result: test accuracy 0.9767, test loss 0.0810 (validation 0.9800, 0.0541), with 152,074 parameters.
 """
 
 from ml_collections import ConfigDict
