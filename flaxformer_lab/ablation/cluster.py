@@ -43,9 +43,11 @@ def cluster(address: str | None, cpus: int) -> Iterator[Trainer]:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
     except (ConnectionError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ConfigError(
-            f"--ray_address={address}: no cluster answers there ({reason}); start one: ray start --head"
-        ) from error
+        if address:
+            reason = f"--ray_address={address}: no cluster answers there ({reason}); start one: ray start --head"
+        else:
+            reason = f"--engine=ray: no cluster could be made on this machine ({reason}); give --ray_address of another"
+        raise ConfigError(reason) from error
     try:
         most = int(max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]))
         if cpus > most:

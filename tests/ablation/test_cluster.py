@@ -103,13 +103,19 @@ def test_without_ray_the_error_says_how_to_get_it(monkeypatch):
         pass
 
 
-def test_where_no_cluster_answers_the_error_says_so(monkeypatch):
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("host:1", r"--ray_address=host:1: no cluster answers there \(nobody listens\)"),
+        (None, r"--engine=ray: no cluster could be made on this machine \(nobody listens\)"),
+    ],
+)
+def test_where_no_cluster_answers_the_error_says_so(monkeypatch, address, message):
     ray = pytest.importorskip("ray")
 
     def refuse(**options):
         raise ConnectionError("nobody listens\nand more")
 
     monkeypatch.setattr(ray, "init", refuse)
-    message = r"--ray_address=host:1: no cluster answers there \(nobody listens\)"
-    with pytest.raises(ConfigError, match=message), cluster("host:1", 1):
+    with pytest.raises(ConfigError, match=message), cluster(address, 1):
         pass
