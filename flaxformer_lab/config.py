@@ -111,6 +111,12 @@ class Config:
                 f"training.accumulate={training.accumulate} does not divide "
                 f"training.batch_size={training.batch_size}; choose one of its divisors"
             )
+        tensor = self.parallelism.mesh.tensor
+        if isinstance(model, TransformerConfig) and model.attention.kind != "off" and model.num_kv_heads % tensor:
+            raise ConfigError(
+                f"parallelism.mesh.tensor={tensor} does not divide the {model.num_kv_heads} heads of keys and values "
+                "(model.attention.num_kv_heads); a device works on whole heads; choose a divisor"
+            )
         if optimizer.warmup_steps > training.steps:
             raise ConfigError(
                 f"optimizer.warmup_steps={optimizer.warmup_steps} is more than training.steps={training.steps}; "

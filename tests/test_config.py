@@ -89,7 +89,7 @@ EVERYTHING = tree_of(
         "model.attention.kind": "static",
         "model.attention.num_heads": 3,
         "model.attention.head_dim": 5,
-        "model.attention.num_kv_heads": 1,
+        "model.attention.num_kv_heads": 3,
         "model.attention.window": 9,
         "model.attention.slopes": "minimax",
         "model.attention.activation": "silu",
@@ -128,8 +128,8 @@ EVERYTHING = tree_of(
         "training.input": "stream",
         "parallelism.strategy": "mesh",
         "parallelism.mesh.data": 2,
-        "parallelism.mesh.fsdp": 3,
-        "parallelism.mesh.tensor": 4,
+        "parallelism.mesh.fsdp": 4,
+        "parallelism.mesh.tensor": 3,
     }
 )
 
@@ -527,6 +527,10 @@ CONTRADICTIONS = {
     "more heads than features": (
         {"model.width": 2, "model.attention.num_heads": 4},
         ["model.attention.num_heads=4 does not divide model.width=2", "choose one of 1, 2"],
+    ),
+    "heads that devices cannot share": (
+        {"model.attention.num_heads": 4, "model.attention.num_kv_heads": 2, "parallelism.mesh.tensor": 4},
+        ["parallelism.mesh.tensor=4 does not divide the 2 heads of keys and values", "choose a divisor"],
     ),
     "nothing left": (
         {"model.attention.kind": "off", "model.ffn.kind": "off"},

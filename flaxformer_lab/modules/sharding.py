@@ -5,7 +5,6 @@ The one table says which mesh axes share out an axis of an array; what it does n
 - data, fsdp: the examples of a batch. Over fsdp, matrices are kept in shares of the model's width too, and gathered
   where they are used; so is their gradient scattered (Rajbhandari et al. 2020, ZeRO stage 3).
 - tensor: heads and hidden units, with one sum over devices after each part of a block (Shoeybi et al. 2019).
-- sequence: tokens; keys and values are gathered.
 """
 
 import functools
@@ -18,8 +17,8 @@ from jaxtyping import Array
 Axes = tuple[str | None, ...]
 Spec = jax.sharding.PartitionSpec
 
-MESH_AXES = ("data", "fsdp", "tensor", "sequence")
-PLACES = {"batch": ("data", "fsdp"), "tokens": "sequence", "width": "fsdp", "heads": "tensor", "hidden": "tensor"}
+MESH_AXES = ("data", "fsdp", "tensor")
+PLACES = {"batch": ("data", "fsdp"), "width": "fsdp", "heads": "tensor", "hidden": "tensor"}
 GATHERED = "gathered"  # the name of what a backward pass gathers anew instead of keeping it
 
 

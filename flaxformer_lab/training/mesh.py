@@ -20,7 +20,7 @@ Spec = jax.sharding.PartitionSpec
 
 
 class Mesh:
-    """A mesh of all devices with the axes data, fsdp, tensor and sequence."""
+    """A mesh of all devices with the axes data, fsdp and tensor."""
 
     name = "mesh"
     axis_name = None
@@ -35,10 +35,10 @@ class Mesh:
                 f"parallelism.mesh: {asked} do not make {len(devices)} devices; choose sizes whose product is "
                 f"{len(devices)}, or one that divides it and leave data to none"
             )
-        self._sizes = {"data": len(devices) // rest, "fsdp": config.fsdp, "tensor": config.tensor, "sequence": 1}
+        self._sizes = {"data": len(devices) // rest, "fsdp": config.fsdp, "tensor": config.tensor}
         self.num_devices, self.num_shares = len(devices), self._sizes["data"] * config.fsdp
         automatic = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
-        self._mesh = jax.make_mesh(tuple(self._sizes.values()), MESH_AXES, axis_types=automatic)
+        self.mesh = jax.make_mesh(tuple(self._sizes.values()), MESH_AXES, axis_types=automatic)
 
     def compile(
         self, function: Callable[..., Tree], *, donate: tuple[int, ...] = (), layout: Tree = None
@@ -48,7 +48,7 @@ class Mesh:
         compiled = jax.jit(function, donate_argnums=donate, out_shardings=results)
 
         def call(*arguments: Tree) -> Tree:
-            with jax.set_mesh(self._mesh):
+            with jax.set_mesh(self.mesh):
                 return compiled(*arguments)
 
         return call
@@ -97,7 +97,7 @@ class Mesh:
         return jax.device_get(tree)
 
     def _sharding(self, spec: Spec) -> jax.sharding.NamedSharding:
-        return jax.sharding.NamedSharding(self._mesh, spec)
+        return jax.sharding.NamedSharding(self.mesh, spec)
 
     def _require_equal_shares(self, name: str, axes: Axes, shape: tuple[int, ...]) -> None:
         for axis, size, place in zip(axes, shape, (*kept(axes), *(None,) * len(axes)), strict=False):
