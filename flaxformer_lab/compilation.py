@@ -5,8 +5,11 @@ from typing import Any
 
 from flaxformer_lab.cache import cache_folder
 
-# LLVM's optimisation, and XLA's newer way of emitting loops, both cost more in a small program than they bring.
-BRIEFLY = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+# LLVM's optimisation, XLA's newer way of emitting loops, and compiling a program in parts that run side by side all
+# cost more in a small program than they bring.
+BRIEFLY = (
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
 
 
 def use_compilation_cache() -> None:

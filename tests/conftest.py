@@ -35,11 +35,8 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# For this process alone: what a command compiles is that command's own affair.
-with pytest.MonkeyPatch.context() as patch:
-    patch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
-    compile_small_programs_briefly()
-    jax.devices()
+# Here and in the commands that tests start: all of it is small.
+compile_small_programs_briefly()
 
 # Tracing leaves many objects that live on; looking through them all again and again would take a good part of the time.
 gc.freeze()

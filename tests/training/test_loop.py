@@ -159,9 +159,9 @@ def test_every_strategy_is_a_run(plain, finished, tmp_path, parallelism):
 
 
 def test_a_checkpoint_goes_on_on_any_devices(rich, straight, tmp_path, assert_same, assert_close):
-    """Stopped three times, and each time resumed in another way; what is restored is what was saved, bit for bit."""
+    """Stopped twice, and each time resumed in another way; what is restored is what was saved, bit for bit."""
     folder, _ = straight
-    ways = ({"strategy": "single"}, {"strategy": "mesh", "mesh.fsdp": 4}, {"strategy": "pmap"}, {"mesh.tensor": 2})
+    ways = ({"strategy": "single"}, {"strategy": "mesh", "mesh.fsdp": 2, "mesh.tensor": 2}, {"strategy": "pmap"})
     for number, way in enumerate(ways, start=1):
         config = rich({f"parallelism.{key}": value for key, value in ({"strategy": "auto"} | way).items()})
         if number > 1:
@@ -169,7 +169,7 @@ def test_a_checkpoint_goes_on_on_any_devices(rich, straight, tmp_path, assert_sa
             with Checkpoints(tmp_path / "checkpoints", writable=False) as checkpoints:
                 assert_same(checkpoints.restore(experiment.abstract_state, layout=experiment.layout), saved)
         train(config, tmp_path, stop_at=10 * number, quiet=True)
-    assert_close(load_run(tmp_path).state, load_run(folder).state, 1e-4)
+    assert_close(load_run(tmp_path).state, load_run(folder, step=30).state, 1e-4)
 
 
 def test_a_run_that_was_stopped_twice_goes_on_to_the_same_bits(straight, rich, tmp_path, assert_same):

@@ -18,7 +18,6 @@ from flaxformer_lab.training.step import make_train_step
 MESHES = {
     "data=4": {"data": 4},
     "fsdp=4": {"fsdp": 4},
-    "data=2 fsdp=2": {"data": 2, "fsdp": 2},
     "tensor=2 data=2": {"tensor": 2},
     "tensor=2 fsdp=2": {"tensor": 2, "fsdp": 2},
 }
