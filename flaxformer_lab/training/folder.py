@@ -56,9 +56,9 @@ class RunFolder:
 
     def _refuse_another(self, config: Config) -> None:
         ours, theirs = flatten(as_dict(config)), flatten(as_dict(self.read()[0]))
-        differing = [key for key in ours | theirs if ours.get(key, "-") != theirs.get(key, "-")]
         # On which devices a run goes on changes nothing but rounding.
-        differing = [key for key in differing if not key.startswith("parallelism.")]
+        decisive = [key for key in ours | theirs if not key.startswith("parallelism.")]
+        differing = [key for key in decisive if ours.get(key, "-") != theirs.get(key, "-")]
         if differing:
             shown = "\n".join(f"  {key}: {theirs.get(key, '-')} there, {ours.get(key, '-')} now" for key in differing)
             raise ConfigError(

@@ -56,7 +56,7 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None, qu
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(folder.checkpoints, **keep))
         state = first_state(experiment, checkpoints, display)
-        start, state = int(state.step), experiment.strategy.place_state(state, experiment.network.axes)
+        start, state = int(state.step), experiment.strategy.place_state(state, experiment.layout)
         log = stack.enter_context(MetricsLog(folder.metrics, folder.tensorboard, resumed_step=start))
         evaluate = make_evaluate(experiment)
 

@@ -14,12 +14,13 @@ from flaxformer_lab.config import MeshConfig
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.models.network import PureNetwork
 from flaxformer_lab.modules.sharding import GATHERED, MESH_AXES, PLACES, Axes, kept
+from flaxformer_lab.training.single import Single
 from flaxformer_lab.training.state import State, Tree
 
 Spec = jax.sharding.PartitionSpec
 
 
-class Mesh:
+class Mesh(Single):
     """A mesh of all devices with the axes data, fsdp and tensor."""
 
     name = "mesh"
@@ -56,8 +57,8 @@ class Mesh:
     def place(self, tree: Tree) -> Tree:
         return jax.device_put(tree, self._sharding(Spec()))
 
-    def place_state(self, state: State, axes: dict[str, Axes]) -> State:
-        return jax.device_put(state, self.layout(state, axes))
+    def place_state(self, state: State, layout: State | None) -> State:
+        return jax.device_put(state, layout)
 
     def layout(self, state: State, axes: dict[str, Axes]) -> State:
         """Where each leaf of a state lies: a parameter by its axes, and what the optimizer keeps beside it likewise.
@@ -86,15 +87,6 @@ class Mesh:
 
     def split(self, tree: Tree, batch_axis: int) -> Tree:
         return jax.device_put(tree, self._sharding(Spec(*(None,) * batch_axis, PLACES["batch"])))
-
-    def unreplicated(self, tree: Tree) -> Tree:
-        return tree
-
-    def fetch(self, tree: Tree) -> Tree:
-        return jax.device_get(tree)
-
-    def gather(self, tree: Tree) -> Tree:
-        return jax.device_get(tree)
 
     def _sharding(self, spec: Spec) -> jax.sharding.NamedSharding:
         return jax.sharding.NamedSharding(self.mesh, spec)

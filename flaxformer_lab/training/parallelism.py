@@ -1,10 +1,10 @@
 """Ways to run one compiled step: on one device, replicated over all local devices with `jax.pmap`, or on a mesh.
 
 All offer the same verbs, so the loop does not know which one it has: `compile` a function of trees, `place` what every
-device holds in full, `place_state` a state by the names of its parameters' axes, `split` what the devices share out
-along an axis, `gather` what was split along the first one, and `fetch` a value that all agree on. `layout` says where
-the leaves of a state lie, None where all are whole; a function of which it is given returns (state, rest), and leaves
-the state there. `num_shares` is how many ways a batch is split.
+device holds in full, `place_state` a state where `layout` says that its leaves lie (None: all are whole), `split` what
+the devices share out along an axis, `gather` what was split along the first one, and `fetch` a value that all agree on.
+A function that is compiled with a layout returns (state, rest), and leaves the state there. `num_shares` is how many
+ways a batch is split.
 """
 
 from collections.abc import Callable
@@ -15,50 +15,9 @@ import numpy as np
 
 from flaxformer_lab.config import Config, MeshConfig
 from flaxformer_lab.errors import ConfigError
-from flaxformer_lab.models.network import PureNetwork
-from flaxformer_lab.modules.sharding import Axes
 from flaxformer_lab.training.mesh import Mesh
-from flaxformer_lab.training.state import State, Tree
-
-
-class Single:
-    """`jax.jit` on the first device."""
-
-    name = "single"
-    axis_name = None
-    num_devices = num_shares = 1
-
-    def compile(
-        self, function: Callable[..., Tree], *, donate: tuple[int, ...] = (), layout: Tree = None
-    ) -> Callable[..., Tree]:
-        del layout
-        return jax.jit(function, donate_argnums=donate)
-
-    def place(self, tree: Tree) -> Tree:
-        return jax.device_put(tree, jax.local_devices()[0])
-
-    def place_state(self, state: State, axes: dict[str, Axes]) -> State:
-        del axes
-        return self.place(state)
-
-    def layout(self, state: State, axes: dict[str, Axes]) -> None:
-        del state, axes
-
-    def adapted(self, network: PureNetwork) -> PureNetwork:
-        return network
-
-    def split(self, tree: Tree, batch_axis: int) -> Tree:
-        del batch_axis
-        return self.place(tree)
-
-    def unreplicated(self, tree: Tree) -> Tree:
-        return tree
-
-    def fetch(self, tree: Tree) -> Tree:
-        return jax.device_get(tree)
-
-    def gather(self, tree: Tree) -> Tree:
-        return jax.device_get(tree)
+from flaxformer_lab.training.single import Single
+from flaxformer_lab.training.state import Tree
 
 
 class Pmap(Single):
@@ -109,7 +68,7 @@ Strategy = Single | Pmap | Mesh
 
 
 def make_strategy(config: Config) -> Strategy:
-    """The strategy that `config.parallelism` names; auto takes pmap when there are several devices.
+    """The strategy that `config.parallelism` names; auto takes a mesh where one is asked for, pmap for many devices.
 
     Raises:
         ConfigError: a batch that the devices cannot share equally.

@@ -94,9 +94,8 @@ def make_run_steps(experiment: Experiment, examples: Examples) -> tuple[Callable
     """Returns the compiled `run_steps(state, data, feed, count)` and the data that it wants on the device."""
     run_steps = functools.partial(run_steps_of(experiment, examples), np.uint32(experiment.config.seed))
     resident = lives_on_device(experiment.config, examples)
-    return experiment.strategy.compile(
-        run_steps, donate=(0,), layout=experiment.layout
-    ), examples.load() if resident else {}
+    compiled = experiment.strategy.compile(run_steps, donate=(0,), layout=experiment.layout)
+    return compiled, examples.load() if resident else {}
 
 
 def calls(config: Config, start: int, last: int) -> Iterator[tuple[int, int]]:

@@ -38,7 +38,7 @@ def trained(config, steps=20):
     experiment = make_experiment(config)
     strategy, examples = experiment.strategy, experiment.task.examples("train")
     start = jax.jit(lambda: initial_state(experiment.network, experiment.optimizer, config.seed))()
-    state, losses = strategy.place_state(start, experiment.network.axes), []
+    state, losses = strategy.place_state(start, experiment.layout), []
     run_steps, data = make_run_steps(experiment, examples)
     data, plan = strategy.place(data), [(begin, 5) for begin in range(0, steps, 5)]
     for feed in make_feeds(experiment, examples, plan):
@@ -75,7 +75,7 @@ def shares(state, name):
 def test_parameters_lie_where_the_table_says(whole):
     experiment = make_experiment(on_mesh(whole, tensor=2, fsdp=2))
     start = jax.jit(lambda: initial_state(experiment.network, experiment.optimizer, 0))()
-    state = experiment.strategy.place_state(start, experiment.network.axes)
+    state = experiment.strategy.place_state(start, experiment.layout)
     assert shares(state, "attention.projection.kernel") == (8, 24)  # of [16, 48]
     assert shares(state, "attention.output.kernel") == (8, 8)  # of [16, 16]
     assert shares(state, "ffn.up.kernel") == (8, 16)  # of [16, 32]
@@ -135,7 +135,7 @@ MATRICES = 2 + 2 * 4  # the symbols' table and the head; query, key and value, o
 
 
 def compiled_update(sizes):
-    """One update of a small language model as a compiled program of four devices, and the bytes of its arguments."""
+    """One update of a small language model as a compiled program of four devices."""
     experiment = make_experiment(on_mesh(parse_config(TEXT), **sizes))
     strategy, layout = experiment.strategy, experiment.layout
     step = make_train_step(experiment.task, experiment.network, experiment.optimizer, seed=0)

@@ -1,0 +1,49 @@
+"""The strategy of one device, and what the others share with it."""
+
+from collections.abc import Callable
+
+import jax
+
+from flaxformer_lab.models.network import PureNetwork
+from flaxformer_lab.modules.sharding import Axes
+from flaxformer_lab.training.state import State, Tree
+
+
+class Single:
+    """`jax.jit` on the first device."""
+
+    name = "single"
+    axis_name = None
+    num_devices = num_shares = 1
+
+    def compile(
+        self, function: Callable[..., Tree], *, donate: tuple[int, ...] = (), layout: Tree = None
+    ) -> Callable[..., Tree]:
+        del layout
+        return jax.jit(function, donate_argnums=donate)
+
+    def place(self, tree: Tree) -> Tree:
+        return jax.device_put(tree, jax.local_devices()[0])
+
+    def place_state(self, state: State, layout: State | None) -> State:
+        del layout
+        return self.place(state)
+
+    def layout(self, state: State, axes: dict[str, Axes]) -> None:
+        del state, axes
+
+    def adapted(self, network: PureNetwork) -> PureNetwork:
+        return network
+
+    def split(self, tree: Tree, batch_axis: int) -> Tree:
+        del batch_axis
+        return self.place(tree)
+
+    def unreplicated(self, tree: Tree) -> Tree:
+        return tree
+
+    def fetch(self, tree: Tree) -> Tree:
+        return jax.device_get(tree)
+
+    def gather(self, tree: Tree) -> Tree:
+        return jax.device_get(tree)
