@@ -32,10 +32,14 @@ def compile_small_programs_briefly() -> None:
 
 
 def compile_at(level: int, lowered: Any) -> Any:
-    """Compiles a lowered program with LLVM's optimisation level, 0 to 3, on a CPU; elsewhere with all of it."""
+    """Compiles a lowered program with LLVM's optimisation level, 0 to 3, on a CPU; elsewhere with all of it.
+
+    FLAXFORMER_LAB_COMPILE_LEVEL, where it is set, is the highest that is taken: 0 for tests, which run little.
+    """
     import jax
 
     if jax.default_backend() != "cpu":
         return lowered.compile(compiler_options={"xla_backend_optimization_level": 3})
+    level = min(level, int(os.environ.get("FLAXFORMER_LAB_COMPILE_LEVEL", level)))
     options = {"xla_backend_optimization_level": level, "xla_cpu_use_fusion_emitters": level > 0}
     return lowered.compile(compiler_options=options)

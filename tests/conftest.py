@@ -37,6 +37,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Here and in the commands that tests start: all of it is small.
 compile_small_programs_briefly()
+os.environ.setdefault("FLAXFORMER_LAB_COMPILE_LEVEL", "0")
 
 # Tracing leaves many objects that live on; looking through them all again and again would take a good part of the time.
 gc.freeze()

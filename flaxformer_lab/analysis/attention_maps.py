@@ -1,11 +1,13 @@
 """What attention weights look like: how spread, how far, and how different from head to head."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 Weights = Float[Array, "batch heads tokens tokens"]
 
 
+@jax.jit
 def entropy(weights: Weights) -> Float[Array, " heads"]:
     """-sum a log a / log T, the mean over examples and queries: 1 for equal weights, 0 for a single token."""
     tokens = weights.shape[-1]
@@ -15,6 +17,7 @@ def entropy(weights: Weights) -> Float[Array, " heads"]:
     return jnp.mean(-jnp.sum(positive * jnp.log(positive) * (weights > 0), axis=-1), axis=(0, 2)) / jnp.log(tokens)
 
 
+@jax.jit
 def mean_distance(weights: Weights) -> Float[Array, " heads"]:
     """sum_k a_qk |q - k|, the mean over examples and queries, in tokens."""
     places = jnp.arange(weights.shape[-1])
@@ -22,6 +25,7 @@ def mean_distance(weights: Weights) -> Float[Array, " heads"]:
     return jnp.mean(jnp.sum(weights * distance[None, None], axis=-1), axis=(0, 2))
 
 
+@jax.jit
 def head_diversity(weights: Weights) -> Float[Array, ""]:
     """1 - the mean cosine between two different heads' maps: 0 when all heads look alike. One head has none: 0."""
     maps = _unit_maps(weights)
@@ -33,6 +37,7 @@ def head_diversity(weights: Weights) -> Float[Array, ""]:
     return 1 - jnp.mean(apart) / (heads * (heads - 1))
 
 
+@jax.jit
 def effective_rank(weights: Weights) -> Float[Array, ""]:
     """exp(entropy of the normalised singular values) of the heads' maps (Roy & Vetterli 2007), from 1 to heads."""
     gram = jnp.einsum("bhm,bgm->bhg", *[_unit_maps(weights)] * 2)

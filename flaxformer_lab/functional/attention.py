@@ -4,6 +4,8 @@
 than so many positions away, itself counted. Softmax attention itself, with all its ways, is in `softmax_attention.py`.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -54,6 +56,7 @@ def mean_weights(
     return masked_softmax(jnp.zeros((batch, 1, tokens, tokens)), causal=causal, valid=valid, window=window)
 
 
+@functools.partial(jax.jit, static_argnames=("causal", "window"))
 def mean_attention(
     value: Float[Array, "batch tokens heads value_dim"],
     *,
@@ -104,6 +107,7 @@ def apply_weights(
     return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
 
 
+@jax.jit
 def channel_weights(
     query: Heads, key: Heads, temperature: Float[Array, " heads"], *, valid: Valid | None = None
 ) -> Float[Array, "batch heads head_dim head_dim"]:

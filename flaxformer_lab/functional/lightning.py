@@ -177,6 +177,7 @@ def blockwise(
     return _forward(query, key, value, slopes, block, implementation)[0]
 
 
+@functools.partial(jax.jit, static_argnums=(4, 5))
 def _forward(query, key, value, slopes, block, implementation):
     if implementation != "blockwise":
         interpret = implementation == "interpreted kernel"
@@ -196,6 +197,7 @@ def _forward(query, key, value, slopes, block, implementation):
     return join_blocks(mixed, query.shape[1]), (query, key, value, slopes)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _backward(block, implementation, residuals, gradient):
     """Inside a block dP = (dO V^T) * M, dQ = dP K, dK = dP^T Q, dV = ((Q K^T) * M)^T dO.
 

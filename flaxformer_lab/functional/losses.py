@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Int
 WeightedSum = tuple[Float[Array, ""], Float[Array, ""]]
 
 
+@jax.jit
 def cross_entropy(
     logits: Float[Array, "*batch classes"], targets: Int[Array, "*batch"], weights: Float[Array, "*batch"]
 ) -> WeightedSum:
@@ -19,6 +20,7 @@ def cross_entropy(
     return jnp.sum(losses * weights), jnp.sum(weights)
 
 
+@jax.jit
 def squared_error(
     outputs: Float[Array, "*batch features"],
     targets: Float[Array, "*batch features"],
@@ -31,6 +33,7 @@ def squared_error(
     return jnp.sum(errors * weights), jnp.sum(weights)
 
 
+@jax.jit
 def explained_variance(
     outputs: Float[Array, "*batch features"], targets: Float[Array, "*batch features"], weights: Float[Array, "*batch"]
 ) -> WeightedSum:
@@ -44,6 +47,7 @@ def explained_variance(
     return jnp.sum((squares - errors) * weights), jnp.sum(squares * weights)
 
 
+@jax.jit
 def accuracy(
     logits: Float[Array, "*batch classes"], targets: Int[Array, "*batch"], weights: Float[Array, "*batch"]
 ) -> WeightedSum:

@@ -45,6 +45,7 @@ def standardised(x: Float[Array, "*batch features"], epsilon: float, centred: bo
     return _forward(x, epsilon, centred)[0]
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def _forward(x: Float[Array, "*batch features"], epsilon: float, centred: bool):
     mean = _mean(x) if centred else 0.0
     inverse = jax.lax.rsqrt(_mean((x - mean) ** 2) + epsilon)
@@ -52,6 +53,7 @@ def _forward(x: Float[Array, "*batch features"], epsilon: float, centred: bool):
     return (x - mean) * inverse, (x, mean, inverse)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _backward(epsilon: float, centred: bool, residuals, gradient: Float[Array, "*batch features"]):
     x, mean, inverse = residuals
     y = (x - mean) * inverse

@@ -1,5 +1,6 @@
 """Where a token stands in its sequence."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -13,6 +14,7 @@ def sinusoidal(tokens: int, width: int) -> Float[Array, "{tokens} {width}"]:
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
+@jax.jit
 def rotary(
     x: Float[Array, "batch tokens heads head_dim"], first: Int[Array, " batch"] | None = None
 ) -> Float[Array, "batch tokens heads head_dim"]:

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 Stream = Float[Array, "batch tokens width"]
 
 
+@jax.jit
 def lstm(
     inputs: Float[Array, "batch tokens gates"], kernel: Float[Array, "width gates"]
 ) -> Float[Array, "batch tokens width"]:
@@ -29,6 +30,7 @@ def lstm(
     return _over_tokens(cell, (empty, empty), inputs)
 
 
+@jax.jit
 def gru(
     inputs: Float[Array, "batch tokens gates"],
     kernel: Float[Array, "width gates"],

@@ -30,6 +30,7 @@ def row_blocked_attention(
     return _forward(query, key, value, valid, causal, window)[0]
 
 
+@functools.partial(jax.jit, static_argnums=(4, 5))
 def _forward(query, key, value, valid, causal, window):
     query, key, value = map(_swap, (query, key, value))
     outputs, largests, shares = [], [], []
@@ -47,6 +48,7 @@ def _forward(query, key, value, valid, causal, window):
     return _swap(output), (query, key, value, valid, output, *(jnp.concatenate(x, axis=2) for x in (largests, shares)))
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _backward(causal, window, residuals, gradient):
     """With P the weights: dV = P^T dO, dS = P (dO V^T - rowsum(dO O)) / sqrt(head_dim), dQ = dS K, dK = dS^T Q."""
     query, key, value, valid, output, largest, share = residuals

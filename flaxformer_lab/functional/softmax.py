@@ -1,10 +1,13 @@
 """Softmax over the keys that a query may see: not those that come after it, not padding, not those beyond a window."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 
+@functools.partial(jax.jit, static_argnames=("causal", "window"))
 def masked_softmax(
     scores: Float[Array, "batch heads rows keys"],
     *,
