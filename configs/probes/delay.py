@@ -5,7 +5,8 @@ Without a token mixer R2 = 0.
 Command: python train.py --config=configs/probes/delay.py
 Variants to try: --ablation=attention_off (0), --ablation=mean_attention
 Hardware: 2 cores of an AMD EPYC, no accelerator.
-Result: in docs/science.md.
+Time: 77 s (attention_off 41 s).
+Result: R2 1.000; attention_off 0.
 """
 
 from ml_collections import ConfigDict

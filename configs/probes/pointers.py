@@ -5,7 +5,8 @@ One layer with H heads and input-independent value content: R2 <= min(H, 4) / 4,
 Command: python train.py --config=configs/probes/pointers.py
 Variants to try: --config.model.attention.num_heads=1 (0.25), 2 (0.5), 8; --ablation=mean_attention (1/8)
 Hardware: 2 cores of an AMD EPYC, no accelerator.
-Result: in docs/science.md.
+Time: 28 s (1 head 19 s).
+Result: R2 1.000; 2 heads 0.502, 1 head 0.278, mean attention 0.126.
 """
 
 from ml_collections import ConfigDict

@@ -5,7 +5,8 @@ Attention is cubic in its input once there are several tokens; with one token an
 Command: python train.py --config=configs/probes/product_of_three.py
 Variants to try: --config.task.tokens=1 (R2 = 0), --config.task.tokens=1 --config.model.norm.kind=rmsnorm
 Hardware: 2 cores of an AMD EPYC, no accelerator.
-Result: in docs/science.md.
+Time: 47 s (one token 10 s).
+Result: R2 0.874; one token 0, with RMSNorm 0.988.
 """
 
 from ml_collections import ConfigDict

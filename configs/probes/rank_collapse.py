@@ -5,7 +5,8 @@ not. Meant for `tools/probe_table.py` and for measures of fresh models; trained,
 
 Command: make probes ARGS=P7
 Hardware: 2 cores of an AMD EPYC, no accelerator.
-Result: in docs/science.md.
+Time: 11 s.
+Result: -log of the rank residual by layer 0.36, 1.64, 5.48, 15.3; with skip connections 0.03 to 0.27.
 """
 
 from ml_collections import ConfigDict

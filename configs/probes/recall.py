@@ -5,7 +5,8 @@ Two layers of attention solve it, no FFN needed; one layer guesses among the val
 Command: python train.py --config=configs/probes/recall.py
 Variants to try: --config.model.depth=1
 Hardware: 2 cores of an AMD EPYC, no accelerator.
-Result: in docs/science.md.
+Time: 124 s (one layer 74 s).
+Result: accuracy 1.000; one layer 0.304.
 """
 
 from ml_collections import ConfigDict

@@ -5,7 +5,8 @@ Without any path between features R2 <= mean(R_ii^2): 0 for the cyclic shift.
 Command: python train.py --config=configs/probes/rotation.py
 Variants to try: --ablation=per_dimension (R2 = 0), --config.task.rotation=random, --ablation=linear_only
 Hardware: 2 cores of an AMD EPYC, no accelerator.
-Result: in docs/science.md.
+Time: 6 s.
+Result: R2 1.000; per_dimension 0, of a random rotation 0.030.
 """
 
 from ml_collections import ConfigDict

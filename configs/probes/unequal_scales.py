@@ -5,7 +5,8 @@ Standardisation feature by feature removes the difficulty; a norm token by token
 Command: python train.py --config=configs/probes/unequal_scales.py
 Variants to try: --config.task.log_scale=0 or 2, --config.model.norm.kind=rmsnorm, --config.task.standardised=true
 Hardware: 2 cores of an AMD EPYC, no accelerator.
-Result: in docs/science.md.
+Time: 22 s.
+Result: R2 0.976; standardised 0.985, RMSNorm 0.315.
 """
 
 from ml_collections import ConfigDict
