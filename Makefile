@@ -22,7 +22,7 @@ installed = $(patsubst %,$(VENV)/.installed-%,core $(1) $(EXTRAS))
 .DELETE_ON_ERROR:
 # Two installations into one environment must not meet.
 .NOTPARALLEL:
-.PHONY: help setup train speeches test test-slow test-typed lint format benchmark ablation probes parity browser clean
+.PHONY: help setup train speeches test test-slow test-typed lint format benchmark ablation probes faults parity browser clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS=...] [EXTRAS=cuda|tpu] [PYTHON=...]"
@@ -61,6 +61,9 @@ ablation: $(call installed,) ## train every variant on every probe, with interva
 
 probes: $(call installed,) ## train every probe and write the table in docs/science.md
 	@$(RUN) tools/probe_table.py $(ARGS)
+
+faults: $(call installed,) ## kill, damage and starve runs, and write what came of it into docs/reliability.md
+	@$(RUN) tools/faults.py $(ARGS)
 
 parity: $(call installed,parity) ## make the parity tests' golden files again (installs PyTorch)
 	@$(RUN) tools/make_parity_goldens.py $(ARGS)

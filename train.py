@@ -15,12 +15,27 @@ STOP_AT = flags.DEFINE_integer(
     "stop_at", None, "End after this step with a checkpoint; a later run goes on.", lower_bound=1
 )
 
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "Train with the other processes of this job, as SLURM, Open MPI, Kubernetes or a TPU describe it.",
+)
+COORDINATOR = flags.DEFINE_string(
+    "coordinator_address", None, "HOST:PORT of the first process, where nothing describes it."
+)
+PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes train together.", lower_bound=1)
+PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
+
 
 def main(overrides: list[str]) -> None:
     """Trains what the flags describe."""
     config = load_config(CONFIG.value, overrides, ABLATION.value)
+    from flaxformer_lab.training import hosts
     from flaxformer_lab.training.loop import train
 
+    others = (COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    if DISTRIBUTED.value or any(value is not None for value in others):
+        hosts.join(*others)
     train(config, WORKDIR.value or default_workdir(), stop_at=STOP_AT.value)
 
 

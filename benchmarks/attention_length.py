@@ -10,6 +10,9 @@ beside its arguments: for JAX what the compiler plans (temporaries and outputs),
 GPU and what the process grows by on a CPU. The exponent is that of memory against length, by least squares on the
 logarithms. Flatness is the largest time a token over the smallest, from 1k tokens on. A peer that is not installed is
 named as such.
+
+Then attention over tokens beside attention over features as the width grows. Together they decide two claims of
+docs/science.md on cost, C9 and C15, and are drawn in docs/results/attention_cost_cpu.svg (or _gpu).
 """
 
 import argparse
@@ -17,8 +20,10 @@ import os
 import statistics
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from attention_cost import decide_claims, draw_cost
 from contest import Contestant, Work, exponent, take_turns, versions, write_result
 from train_step import machine
 
@@ -26,6 +31,8 @@ QUADRATIC = ("softmax", "torch_sdpa", "static")
 LINEAR = ("lightning", "linear", "channel", "mean", "lightning_kernel", "fla_naive", "ejkernel_lightning")
 CPU_LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 GPU_LENGTHS = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
+WIDE, FEW, WIDTHS = ("softmax", "channel"), 256, (32, 64, 128, 256, 512, 1024, 2048)  # one head of all features
+FIGURES = Path(__file__).parents[1] / "docs" / "results"
 LIBRARIES = ("jax", "jaxlib", "torch", "flash-linear-attention", "ejkernel")
 
 
@@ -134,9 +141,9 @@ def contestant(kind: str, **case: Any) -> Work:
 
 
 def compare(
-    players: dict[str, Contestant], kinds: list[str], case: dict[str, Any], tokens: int, rounds: int
+    players: dict[str, Contestant], kinds: list[str], case: dict[str, Any], rounds: int
 ) -> tuple[list[dict], list[dict]]:
-    """Rows of one case, one for each kind, and what is absent or failed."""
+    """Rows of one case, one for each kind, and what is absent or failed; prints both."""
     there, missing, peaks = [], [], {}
     for kind in kinds:
         try:
@@ -145,6 +152,7 @@ def compare(
             there.append(players[kind])
         except (ModuleNotFoundError, RuntimeError) as error:
             missing.append({"kind": kind, **case, "reason": str(error).splitlines()[0]})
+    tokens = case["batch"] * case["length"]
     rows = [
         {
             "kind": kind,
@@ -156,6 +164,14 @@ def compare(
         }
         for kind, times in take_turns(there, rounds).items()
     ]
+    start = f"| {case['length']} | {case['heads'] * case['head_dim']} "
+    start += "| forward and backward " if case["backward"] else "| forward "
+    for row in rows:
+        peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.1f}"
+        times = f"{row['milliseconds']:.3f} | {row['microseconds_a_token']:.3f}"
+        print(f"{start}| {row['kind']} | {times} | {peak} |", flush=True)
+    for each in missing:
+        print(f"{start}| {each['kind']} | {each['reason']} | | |", flush=True)
     return rows, missing
 
 
@@ -220,41 +236,36 @@ def main() -> None:
     arguments.head_dim = arguments.head_dim or (64 if cpu else 128)
     most = arguments.quadratic_most or (16384 if cpu else 65536)
     kinds = arguments.kinds or [kind for kind in (*QUADRATIC, *LINEAR) if not (cpu and kind == "lightning_kernel")]
-    settings = {name: getattr(arguments, name) for name in ("device", "batch", "heads", "head_dim")}
-    players = {kind: Contestant(kind, contestant, {"kind": kind} | settings) for kind in kinds}
+    sizes = {name: getattr(arguments, name) for name in ("batch", "heads", "head_dim")}
+    players = {kind: Contestant(kind, contestant, {"kind": kind, "device": arguments.device}) for kind in kinds}
     rows: list[dict] = []
     missing: list[dict] = []
-    print("| length | direction | kind | ms | µs a token | peak MiB |\n|---|---|---|---|---|---|")
+    print("| length | width | direction | kind | ms | µs a token | peak MiB |\n|---|---|---|---|---|---|---|")
     for length in arguments.lengths or (CPU_LENGTHS if cpu else GPU_LENGTHS):
         for backward in (False,) if arguments.forward_only else (False, True):
             # Static attention owns its quadratic matrix; a table for tens of thousands of tokens makes no sense.
             limits = {"static": min(most, 4096), "softmax": most, "torch_sdpa": most}
             gone = {each["kind"] for each in missing if "No module" in each["reason"]}
             now = [kind for kind in kinds if length <= limits.get(kind, length) and kind not in gone]
-            case = {"length": length, "backward": backward}
-            found, absent = compare(players, now, case, arguments.batch * length, arguments.rounds)
+            case = {"length": length, "backward": backward} | sizes
+            found, absent = compare(players, now, case, arguments.rounds)
             rows, missing = rows + found, missing + absent
-            for row in found:
-                peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.1f}"
-                direction = "forward and backward" if backward else "forward"
-                print(
-                    f"| {length} | {direction} | {row['kind']} | {row['milliseconds']:.3f} "
-                    f"| {row['microseconds_a_token']:.3f} | {peak} |",
-                    flush=True,
-                )
-            for each in absent:
-                print(f"| {length} | | {each['kind']} | {each['reason']} | | |", flush=True)
+    wide: list[dict] = []
+    for width in WIDTHS if set(WIDE) <= set(kinds) and not arguments.lengths else ():
+        case = {"length": FEW, "backward": True, "batch": 1, "heads": 1, "head_dim": width}
+        wide += compare(players, list(WIDE), case, arguments.rounds)[0]
     for each in players.values():
         each.end()
     summary = summarise(rows)
     for name, values in summary.items():
         print(f"{name}: {values}")
     if whole or arguments.write:
-        sizes = {name: getattr(arguments, name) for name in ("batch", "heads", "head_dim", "rounds")}
-        result = {"machine": machine(arguments.device), "versions": versions(LIBRARIES), **sizes}
-        write_result(
-            f"attention_length_{arguments.device}", result | {"summary": summary, "rows": rows, "missing": missing}
-        )
+        result = {"machine": machine(arguments.device), "versions": versions(LIBRARIES), "rounds": arguments.rounds}
+        result |= sizes | {"summary": summary}
+        if wide:
+            result["claims"] = decide_claims(rows, wide)
+            draw_cost(rows, wide, FIGURES / f"attention_cost_{arguments.device}.svg", result["machine"])
+        write_result(f"attention_length_{arguments.device}", result | {"rows": rows, "wide": wide, "missing": missing})
 
 
 if __name__ == "__main__":

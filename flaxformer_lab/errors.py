@@ -40,6 +40,12 @@ class MeasureError(LabError):
     exit_code = 6
 
 
+class Terminated(LabError):
+    """The process was asked to end (SIGTERM); what it did so far is saved."""
+
+    exit_code = 143
+
+
 class AblationError(LabError):
     """Cells of an ablation that failed; the others are finished."""
 

@@ -80,15 +80,27 @@ class Decision:
 def decide(claim: Claim, summary: Summary) -> Decision:
     """The verdict of one claim; undecided where it depends on an answer that is open."""
     findings = tuple(_find(comparison, summary) for comparison in claim.comparisons)
-    possible = [(True, False) if f.answer == "open" else (f.answer == "yes",) for f in findings]
-    outcomes = {claim.rule(*answers) for answers in itertools.product(*possible)}
-    if len(outcomes) == 1:
-        verdict, reason = outcomes.pop()
-        return Decision(claim, verdict, reason, findings)
+    outcome = conclude(claim.rule, [finding.answer for finding in findings])
+    if outcome is not None:
+        return Decision(claim, *outcome, findings)
     unclear = [finding for finding in findings if finding.answer == "open"]
     why = "not measured here" if any(f.interval is None for f in unclear) else "the interval holds the threshold"
     questions = "; ".join(finding.comparison.question for finding in unclear)
     return Decision(claim, "undecided", f"open: {questions} ({why})", findings)
+
+
+def conclude(rule: Callable[..., tuple[Verdict, str]], answers: Iterable[Answer]) -> tuple[Verdict, str] | None:
+    """What the rule says whichever way the open answers turn out; None where it depends on them."""
+    possible = [(True, False) if answer == "open" else (answer == "yes",) for answer in answers]
+    outcomes = {rule(*each) for each in itertools.product(*possible)}
+    return outcomes.pop() if len(outcomes) == 1 else None
+
+
+def answer_to(interval: Interval, threshold: float) -> Answer:
+    """Whether the figure is above the threshold; open where its interval holds it, or is unknown."""
+    if interval.low > threshold:
+        return "yes"
+    return "no" if interval.high <= threshold else "open"
 
 
 def named(ids: Iterable[str]) -> tuple[Claim, ...]:
@@ -114,9 +126,7 @@ def _find(comparison: Comparison, summary: Summary) -> Finding:
     if less is not None and comparison.less is not None:
         values = values - comparison.less.of(less)
     interval = bootstrap_interval(values)
-    if interval.low > comparison.threshold:
-        return Finding(comparison, interval, "yes")
-    return Finding(comparison, interval, "no" if interval.high <= comparison.threshold else "open")
+    return Finding(comparison, interval, answer_to(interval, comparison.threshold))
 
 
 # -------------------------------------------------------------------------------------------------- the claims

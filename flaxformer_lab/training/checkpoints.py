@@ -1,5 +1,8 @@
 """Checkpoints, by Orbax: asynchronous, atomic, the last few and the best few. Nothing else in the lab knows Orbax."""
 
+import contextlib
+import math
+import tempfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from flaxformer_lab.errors import RunError
+from flaxformer_lab.training import hosts
 from flaxformer_lab.training.state import State
 
 Tree = Any  # a pytree of arrays
@@ -27,18 +31,23 @@ class Checkpoints:
             raise RunError(f"{folder} is a file, not a folder of checkpoints; move it away or choose another --workdir")
         if not writable and not folder.exists():
             raise self._empty()
-        best = _policies.BestN(get_metric_fn=lambda metrics: metrics["loss"], reverse=True, n=keep_best)
-        keep = [_policies.LatestN(keep_last)] + ([best] if keep_best else [])
+        # One without metrics was saved when the run was asked to end; only the latest are kept of those.
+        of_loss = {"get_metric_fn": lambda metrics: metrics["loss"], "reverse": True}
+        best = _policies.BestN(**of_loss, n=keep_best, keep_checkpoints_without_metrics=False)
+        keep = _policies.AnyPreservationPolicy([_policies.LatestN(keep_last)] + ([best] if keep_best else []))
+        options = {"preservation_policy": keep, "cleanup_tmp_directories": writable}
+        self.set_aside: list[str] = []
         try:
-            self._orbax = ocp.training.Checkpointer(
-                folder,
-                preservation_policy=_policies.AnyPreservationPolicy(keep),
-                cleanup_tmp_directories=writable,
-            )
+            self._orbax = ocp.training.Checkpointer(folder, **options)
         except Exception as error:
-            raise RunError(
-                f"the checkpoints in {folder} cannot be read: {_first_line(error)}; move the damaged one away"
-            ) from error
+            for step in [path for path in folder.iterdir() if path.name.isdecimal()] if writable else ():
+                if not _readable(step):
+                    self._set_aside(step.name, "it cannot be read")
+            if not self.set_aside:
+                raise RunError(
+                    f"the checkpoints in {folder} cannot be read: {_first_line(error)}; move the damaged one away"
+                ) from error
+            self._orbax = ocp.training.Checkpointer(folder, **options)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -62,8 +71,8 @@ class Checkpoints:
             raise RunError(f"{self._folder} holds no checkpoint with a validation loss, so none is the best")
         return min(scored)[1]
 
-    def save(self, state: State, metrics: dict[str, float]) -> None:
-        """Starts to save `state` under its step and returns once the state may be changed; metrics rank it."""
+    def save(self, state: State, metrics: dict[str, float] | None) -> None:
+        """Starts to save `state` under its step and returns once the state may be changed; metrics, if any, rank it."""
         step, tree = int(state.step), vars(state)
         digest = {"digest": _digest(tree)}
         try:
@@ -87,20 +96,56 @@ class Checkpoints:
             RunError: there is no such checkpoint, it is damaged, or it belongs to another model.
         """
         step = self._existing(step)
+        try:
+            return self._whole(step, abstract, layout)
+        except ValueError as error:
+            raise self._damaged(step, str(error)) from error
+
+    def restore_newest(self, abstract: State, layout: State | None = None) -> State | None:
+        """The newest state that is whole; None where there never was one. `set_aside` tells of those that are not.
+
+        A damaged checkpoint is moved to the folder `damaged` beside this one, so that the run can save its step anew.
+
+        Raises:
+            RunError: every checkpoint is damaged.
+        """
+        while self.steps:
+            step = self.steps[-1]
+            try:
+                return self._whole(step, abstract, layout)
+            except ValueError as error:
+                self._set_aside(str(step), str(error))
+                self._orbax.reload()
+        if self.set_aside:
+            raise RunError(
+                f"no checkpoint in {self._folder} is whole: {'; '.join(self.set_aside)}; "
+                "the same command starts from the beginning"
+            )
+        return None
+
+    def _whole(self, step: int, abstract: State, layout: State | None) -> State:
+        """Raises a ValueError that says why the checkpoint is not the one that was saved."""
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        layout = vars(layout) if layout else jax.tree.map(lambda leaf: here, vars(abstract))
+        places = vars(layout) if layout else jax.tree.map(lambda leaf: here, vars(abstract))
         placed = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)  # noqa: E731
-        target = jax.tree.map(placed, vars(abstract), layout)
+        target = jax.tree.map(placed, vars(abstract), places)
         try:
             tree = self._orbax.load(step, target)
             digest = self._orbax.metadata(step).custom_metadata["digest"]
         except Exception as error:
-            raise self._damaged(step, _first_line(error)) from error
+            raise ValueError(_first_line(error)) from error
         if digest != _digest(tree):
-            raise self._damaged(step, "its values are not the ones that were saved")
+            raise ValueError("its values are not the ones that were saved")
         if int(tree["step"]) != step:
-            raise self._damaged(step, f"it holds step {int(tree['step'])}")
+            raise ValueError(f"it holds step {int(tree['step'])}")
         return State(**tree)
+
+    def _set_aside(self, step: str, why: str) -> None:
+        place = self._folder.parent / "damaged"
+        place.mkdir(exist_ok=True)
+        target = next(path for number in range(10**6) if not (path := place / f"{step}-{number}").exists())
+        (self._folder / step).rename(target)
+        self.set_aside.append(f"the checkpoint of step {step} is damaged ({why}) and was moved to {target}")
 
     def _existing(self, step: int | None) -> int:
         if not self.steps:
@@ -126,14 +171,42 @@ class Checkpoints:
         )
 
 
+def _readable(step: Path) -> bool:
+    """Whether Orbax can open a folder in which this checkpoint is the only one."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Exception):
+        (Path(folder) / step.name).symlink_to(step)
+        ocp.training.Checkpointer(folder, cleanup_tmp_directories=False).close()
+        return True
+    return False
+
+
 def _digest(tree: Tree) -> str:
-    """A checksum of every leaf's path, type, shape and bytes."""
-    digest = 0
+    """A checksum of every leaf's path, type, shape and values, the same however they are shared out over devices."""
+    names, total = 0, 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.ascontiguousarray(jax.device_get(leaf))
-        digest = zlib.crc32(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode(), digest)
-        digest = zlib.crc32(array.tobytes(), digest)
-    return f"{digest:08x}"
+        names = zlib.crc32(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode(), names)
+        for shard in leaf.addressable_shards:
+            if shard.replica_id == 0:
+                total += _mixed_sum(np.asarray(shard.data), shard.index, leaf.shape, names)
+    return f"{names:08x}{hosts.sum_of_all(total):016x}"
+
+
+def _mixed_sum(values: np.ndarray, index: tuple[slice, ...], shape: tuple[int, ...], salt: int) -> int:
+    """The sum modulo 2^64 of each value's bits, mixed with the value's place in the whole array.
+
+    The mixing is that of SplitMix64 (Steele et al. 2014): one to one, so a single value that is not what it was never
+    goes unnoticed, and several do by a chance of 2^-64.
+    """
+    place = np.array(salt, np.uint64)
+    for axis, (part, size) in enumerate(zip(index, shape, strict=True)):
+        along = np.arange(*part.indices(size), dtype=np.uint64) * np.uint64(math.prod(shape[axis + 1 :]))
+        place = place[..., None] + along
+    bits = np.ascontiguousarray(values).view(f"u{values.dtype.itemsize}").astype(np.uint64)
+    with np.errstate(over="ignore"):  # modulo 2^64 is meant
+        mixed = bits + np.uint64(0x9E3779B97F4A7C15) * (place + np.uint64(1))
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return int((mixed ^ (mixed >> np.uint64(31))).sum(dtype=np.uint64))
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,6 +1,10 @@
 """A run's folder, which describes itself: config.json, task.json, metrics.jsonl, checkpoints/, tensorboard/."""
 
+import contextlib
+import fcntl
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,33 @@ class RunFolder:
         self.tensorboard = self.path / "tensorboard"
         self._config, self._facts = self.path / "config.json", self.path / "task.json"
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps every other run out of the folder, which is made where there is none.
+
+        Raises:
+            RunError: another run is at work in it, or it cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        try:
+            # The folder itself: no file is left behind, and the lock ends with the process, however that ends.
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise RunError(
+                f"another run is at work in {self.path}; wait for its end, or choose another --workdir"
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
     def claim(self, config: Config, facts: dict[str, Any]) -> None:
         """Makes the folder this config's own, or finds that it already is.
 
@@ -36,7 +67,10 @@ class RunFolder:
             _write_json(self._facts, facts)
             _write_json(self._config, as_dict(config))
         except OSError as error:
-            raise RunError(f"{self.path} cannot be written: {error.strerror}; choose another --workdir") from error
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> RunError:
+        return RunError(f"{self.path} cannot be written: {error.strerror}; choose another --workdir")
 
     def read(self) -> tuple[Config, dict[str, Any]]:
         """The config and the task's facts.

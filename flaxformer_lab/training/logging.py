@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,26 +14,43 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from tensorboardX import SummaryWriter
 
+from flaxformer_lab.errors import RunError
+
 
 class MetricsLog:
     """Appends to metrics.jsonl (one object a line: step, split, name, value) and to TensorBoard.
 
-    A run that resumes from step N drops what was written after N, and writes nothing a second time.
+    A run that resumes from step N drops what was written after N, and writes nothing a second time. Of several
+    processes one `writes`. What cannot be written is a RunError.
     """
 
-    def __init__(self, metrics: Path, tensorboard: Path, *, resumed_step: int):
-        self._there = _drop_after(metrics, resumed_step)
-        self._file = metrics.open("a")
-        self._tensorboard = SummaryWriter(str(tensorboard), purge_step=resumed_step + 1 if resumed_step else None)
+    def __init__(self, metrics: Path, tensorboard: Path, *, resumed_step: int, writes: bool = True):
+        self._path = metrics
+        with self._explained():
+            self._there = _drop_after(metrics, resumed_step) if writes else set()
+            self._file = (metrics if writes else Path(os.devnull)).open("a")
+            purge = {"purge_step": resumed_step + 1} if resumed_step else {}
+            self._tensorboard = SummaryWriter(str(tensorboard), write_to_disk=writes, **purge)
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
         """Writes one line a value."""
-        for name, value in values.items():
-            if (step, split, name) in self._there:
-                continue
-            self._file.write(json.dumps({"step": step, "split": split, "name": name, "value": value}) + "\n")
-            self._tensorboard.add_scalar(f"{split}/{name}", value, step)
-        self._file.flush()
+        with self._explained():
+            for name, value in values.items():
+                if (step, split, name) in self._there:
+                    continue
+                self._file.write(json.dumps({"step": step, "split": split, "name": name, "value": value}) + "\n")
+                self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+            self._file.flush()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                f"{error.filename or self._path} cannot be written: {error.strerror}; checkpoints are untouched; "
+                "make room or access and run the same command to resume"
+            ) from error
 
     def __enter__(self) -> "MetricsLog":
         return self

@@ -12,10 +12,11 @@ import numpy as np
 from jaxtyping import Float
 
 from flaxformer_lab.config import Config
-from flaxformer_lab.errors import NonFiniteError
+from flaxformer_lab.errors import NonFiniteError, Terminated
 from flaxformer_lab.models.cost import forward_flops, parameters, parameters_by_part
 from flaxformer_lab.tasks import SPLITS
 from flaxformer_lab.tasks.examples import Examples
+from flaxformer_lab.training import hosts
 from flaxformer_lab.training.checkpoints import Checkpoints
 from flaxformer_lab.training.folder import RunFolder
 from flaxformer_lab.training.logging import Display, MetricsLog
@@ -31,6 +32,7 @@ from flaxformer_lab.training.programs import (
     make_run_steps,
 )
 from flaxformer_lab.training.state import State, Tree, initial_state
+from flaxformer_lab.training.termination import Termination
 
 
 def train(config: Config, workdir: str | Path, *, stop_at: int | None = None, quiet: bool = False) -> Values:
@@ -42,22 +44,30 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None, qu
         ConfigError: the config cannot be run, or the folder belongs to another one; nothing has been written.
         RunError: the folder cannot be read or written.
         NonFiniteError: the loss or the gradient stopped being finite; the last good checkpoint stays.
+        Terminated: the process was asked to end; the state is saved, and the same call goes on from there.
     """
     experiment = make_experiment(config)
     # All of them at the start, so that a test split which cannot be used does not show after hours of training.
     train_examples, validation, test = map(experiment.task.examples, SPLITS)
     folder = RunFolder(workdir)
-    folder.claim(config, dict(experiment.task.facts))
     training = config.training
     last = min(training.steps, stop_at or training.steps)
+    quiet = quiet or not hosts.is_primary()
     display = Display(steps=training.steps, units=experiment.task.units, batch_size=training.batch_size, quiet=quiet)
-    show_cost(experiment, display)
     keep = {"keep_last": training.keep_last, "keep_best": training.keep_best}
     with contextlib.ExitStack() as stack:
+        termination = stack.enter_context(Termination())
+        if hosts.is_primary():
+            stack.enter_context(folder.locked())
+            folder.claim(config, dict(experiment.task.facts))
+        hosts.wait_for_all("the folder is claimed")
+        show_cost(experiment, display)
         checkpoints = stack.enter_context(Checkpoints(folder.checkpoints, **keep))
         state = first_state(experiment, checkpoints, display)
         start, state = int(state.step), experiment.strategy.place_state(state, experiment.layout)
-        log = stack.enter_context(MetricsLog(folder.metrics, folder.tensorboard, resumed_step=start))
+        log = stack.enter_context(
+            MetricsLog(folder.metrics, folder.tensorboard, resumed_step=start, writes=hosts.is_primary())
+        )
         evaluate = make_evaluate(experiment)
 
         def judge(step: int, state: State, split: str, examples: Examples) -> Values:
@@ -71,12 +81,17 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None, qu
 
         values: Values = {}
         with display.training(start):
-            yields = updates(experiment, train_examples, state, start, last, log, display, folder)
+            yields = updates(experiment, train_examples, state, start, last, log, display, folder, termination)
             for step, now in stack.enter_context(contextlib.closing(yields)):
                 state = now
-                values = judge(step, state, "validation", validation)
-                if due(step, last, training.checkpoint_every):
-                    checkpoints.save(experiment.strategy.unreplicated(state), values)
+                judged = due(step, last, training.evaluate_every, training.checkpoint_every)
+                if judged:
+                    values = judge(step, state, "validation", validation)
+                if termination.agreed() or due(step, last, training.checkpoint_every):
+                    checkpoints.save(experiment.strategy.unreplicated(state), values if judged else None)
+                if termination.agreed():
+                    checkpoints.wait()
+                    raise Terminated(f"asked to end; step {step} is saved, and the same command goes on from there")
         if last == training.steps:
             values = judge(last, state, "test", test)
         elif not values:  # nothing was left to do
@@ -87,11 +102,13 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None, qu
 
 
 def first_state(experiment: Experiment, checkpoints: Checkpoints, display: Display) -> State:
-    """The state of the last checkpoint, or a fresh one."""
-    if not checkpoints.steps:
+    """The state of the newest checkpoint that is whole, or a fresh one where there is none."""
+    state = checkpoints.restore_newest(experiment.abstract_state, experiment.layout)
+    for warning in checkpoints.set_aside:
+        display.say(f"warning: {warning}")
+    if state is None:
         start = functools.partial(initial_state, experiment.network, experiment.optimizer, experiment.config.seed)
         return jax.jit(start, out_shardings=experiment.layout)()
-    state = checkpoints.restore(experiment.abstract_state, layout=experiment.layout)
     display.say(f"resumed from the checkpoint of step {int(state.step)}")
     return state
 
@@ -105,8 +122,11 @@ def updates(
     log: MetricsLog,
     display: Display,
     folder: RunFolder,
+    termination: Termination,
 ) -> Iterator[tuple[int, State]]:
     """Applies the updates from `start` to `last`; yields (step, state) where an evaluation or a checkpoint is due.
+
+    So it does between any two calls when the process is asked to end.
 
     The state that comes in is used up, as is each that is yielded once the next is asked for.
     """
@@ -134,7 +154,7 @@ def updates(
             if waiting:
                 report(*waiting)
             done, waiting = begin + count, (begin + count, count, metrics)
-            if due(done, last, training.evaluate_every, training.checkpoint_every):
+            if termination.agreed() or due(done, last, training.evaluate_every, training.checkpoint_every):
                 report(*waiting)
                 waiting = None
                 yield done, state

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from flaxformer_lab.config import MeshConfig
 from flaxformer_lab.errors import ConfigError
@@ -85,8 +86,23 @@ class Mesh(Single):
         policy = jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
         return dataclasses.replace(network, apply=jax.checkpoint(network.apply, policy=policy))
 
+    def mine(self, size: int) -> slice | np.ndarray:
+        if jax.process_count() == 1:
+            return slice(None)
+        held = self._sharding(Spec(PLACES["batch"])).addressable_devices_indices_map((size,))
+        return np.unique(np.concatenate([np.arange(size)[rows] for (rows,) in held.values()]))
+
     def split(self, tree: Tree, batch_axis: int) -> Tree:
-        return jax.device_put(tree, self._sharding(Spec(*(None,) * batch_axis, PLACES["batch"])))
+        sharding = self._sharding(Spec(*(None,) * batch_axis, PLACES["batch"]))
+        if jax.process_count() == 1:
+            return jax.device_put(tree, sharding)
+        shares = self.num_shares // len(self.mine(self.num_shares))
+
+        def whole(leaf: np.ndarray) -> jax.Array:
+            shape = (*leaf.shape[:batch_axis], shares * leaf.shape[batch_axis], *leaf.shape[batch_axis + 1 :])
+            return jax.make_array_from_process_local_data(sharding, leaf, shape)
+
+        return jax.tree.map(whole, tree)
 
     def _sharding(self, spec: Spec) -> jax.sharding.NamedSharding:
         return jax.sharding.NamedSharding(self.mesh, spec)

@@ -2,9 +2,9 @@
 
 All offer the same verbs, so the loop does not know which one it has: `compile` a function of trees, `place` what every
 device holds in full, `place_state` a state where `layout` says that its leaves lie (None: all are whole), `split` what
-the devices share out along an axis, `gather` what was split along the first one, and `fetch` a value that all agree on.
-A function that is compiled with a layout returns (state, rest), and leaves the state there. `num_shares` is how many
-ways a batch is split.
+the devices share out along an axis, of a batch the rows that are `mine`, this process's; `gather` what was split along
+the first axis, and `fetch` a value that all agree on. A function that is compiled with a layout returns (state, rest),
+and leaves the state there. `num_shares` is how many ways a batch is split.
 """
 
 from collections.abc import Callable
@@ -15,9 +15,10 @@ import numpy as np
 
 from flaxformer_lab.config import Config, MeshConfig
 from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.modules.sharding import Axes
 from flaxformer_lab.training.mesh import Mesh
 from flaxformer_lab.training.single import Single
-from flaxformer_lab.training.state import Tree
+from flaxformer_lab.training.state import State, Tree
 
 
 class Pmap(Single):
@@ -29,8 +30,10 @@ class Pmap(Single):
     def __init__(self) -> None:
         devices = np.array(jax.local_devices())
         mesh = jax.sharding.Mesh(devices, (self.axis_name,))
-        self.num_devices = self.num_shares = len(devices)
+        self.num_devices, self.num_shares = len(devices), jax.device_count()
         self._sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(self.axis_name))
+        everywhere = jax.sharding.Mesh(np.array(jax.devices()), (self.axis_name,))
+        self._everywhere = jax.sharding.NamedSharding(everywhere, jax.sharding.PartitionSpec())
 
     def compile(
         self, function: Callable[..., Tree], *, donate: tuple[int, ...] = (), layout: Tree = None
@@ -45,6 +48,15 @@ class Pmap(Single):
         host = np.asarray(jax.device_get(leaf))
         return jax.device_put(np.broadcast_to(host, (self.num_devices, *host.shape)), self._sharding)
 
+    def layout(self, state: State, axes: dict[str, Axes]) -> State | None:
+        """Where a state lies that is saved or restored: several processes must say that they mean the same one."""
+        del axes
+        return None if jax.process_count() == 1 else jax.tree.map(lambda leaf: self._everywhere, state)
+
+    def mine(self, size: int) -> slice | np.ndarray:
+        share = size // jax.process_count()
+        return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+
     def split(self, tree: Tree, batch_axis: int) -> Tree:
         def shards(leaf: np.ndarray) -> jax.Array:
             shape = leaf.shape
@@ -54,14 +66,25 @@ class Pmap(Single):
         return jax.tree.map(shards, tree)
 
     def unreplicated(self, tree: Tree) -> Tree:
-        # The first device's shard as it stands: indexing the whole array instead would move data between devices.
-        return jax.tree.map(lambda leaf: leaf.addressable_shards[0].data.reshape(leaf.shape[1:]), tree)
+        if jax.process_count() == 1:
+            return jax.tree.map(_first, tree)
+
+        def joined(leaf: jax.Array) -> jax.Array:
+            shards = [shard.data.reshape(leaf.shape[1:]) for shard in leaf.addressable_shards]
+            return jax.make_array_from_single_device_arrays(leaf.shape[1:], self._everywhere, shards)
+
+        return jax.tree.map(joined, tree)
 
     def fetch(self, tree: Tree) -> Tree:
-        return jax.device_get(self.unreplicated(tree))
+        return jax.device_get(jax.tree.map(_first, tree))
 
     def gather(self, tree: Tree) -> Tree:
         return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), jax.device_get(tree))
+
+
+def _first(leaf: jax.Array) -> jax.Array:
+    # The first device's shard as it stands: indexing the whole array instead would move data between devices.
+    return leaf.addressable_shards[0].data.reshape(leaf.shape[1:])
 
 
 Strategy = Single | Pmap | Mesh
@@ -75,7 +98,7 @@ def make_strategy(config: Config) -> Strategy:
     """
     name, mesh = config.parallelism.strategy, config.parallelism.mesh
     if name == "auto":
-        name = "mesh" if mesh != MeshConfig() else "pmap" if jax.local_device_count() > 1 else "single"
+        name = "mesh" if mesh != MeshConfig() else "pmap" if jax.device_count() > 1 else "single"
     strategy = Mesh(mesh) if name == "mesh" else Pmap() if name == "pmap" else Single()
     shares = strategy.num_shares * config.training.accumulate
     if config.training.batch_size % shares:

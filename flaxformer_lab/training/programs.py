@@ -23,6 +23,7 @@ from flaxformer_lab.training.parallelism import Strategy, make_strategy
 from flaxformer_lab.training.state import Seed, State, Tree, initial_state
 from flaxformer_lab.training.step import Metrics, make_evaluation_step, make_train_step
 
+ALL = slice(None)
 DEVICE_BYTES = 2**30  # a training set up to this size lives on the device
 Values = dict[str, float]
 History = dict[str, tuple[Float[Array, " steps"], Float[Array, " steps"]]]  # the metrics of each update of a call
@@ -113,18 +114,21 @@ def due(step: int, last: int, *intervals: int) -> bool:
     return step == last or any(step % every == 0 for every in intervals)
 
 
-def host_feed(config: Config, examples: Examples, seed: int, begin: int, count: int) -> Tree:
+def host_feed(
+    config: Config, examples: Examples, seed: int, begin: int, count: int, mine: slice | np.ndarray = ALL
+) -> Tree:
     """What one call trains on, [steps_per_call, batch, ...]: row numbers of resident data, or the examples themselves.
 
-    A short call repeats its last batch in the rows that it will not reach.
+    A short call repeats its last batch in the rows that it will not reach. mine: the rows of each batch that are
+    wanted; no others are read.
     """
     size = config.training.batch_size
     steps = [min(step, begin + count - 1) for step in range(begin, begin + config.training.steps_per_call)]
-    rows = np.stack([examples.training_rows(seed, step, size) for step in steps])
+    rows = np.stack([examples.training_rows(seed, step, size)[mine] for step in steps])
     resident = lives_on_device(config, examples)
     stored = {"example": rows} if resident else stacked([examples.read(each) for each in rows])
     return stored | {
-        "row": np.broadcast_to(np.arange(size, dtype=np.int32), rows.shape),
+        "row": np.broadcast_to(np.arange(size, dtype=np.int32)[mine], rows.shape),
         "weight": np.ones(rows.shape, np.float32),
     }
 
@@ -132,22 +136,23 @@ def host_feed(config: Config, examples: Examples, seed: int, begin: int, count: 
 def make_feeds(experiment: Experiment, examples: Examples, plan: list[tuple[int, int]]) -> Iterator[Tree]:
     """For each call of the plan, what it trains on, where the strategy wants it."""
     config, strategy = experiment.config, experiment.strategy
+    mine = strategy.mine(config.training.batch_size)
 
     def feed(number: int) -> Tree:
-        return strategy.split(host_feed(config, examples, config.seed, *plan[number]), batch_axis=1)
+        return strategy.split(host_feed(config, examples, config.seed, *plan[number], mine), batch_axis=1)
 
     return prefetch(feed, 0, len(plan))
 
 
-def host_evaluation(config: Config, examples: Examples) -> Iterator[Tree]:
-    """The batches of a whole split, in the order of the data."""
+def host_evaluation(config: Config, examples: Examples, mine: slice | np.ndarray = ALL) -> Iterator[Tree]:
+    """The batches of a whole split, in the order of the data; mine: the rows of each that are wanted."""
     size = config.training.evaluate_batch_size
     stream = examples.load() if examples.num_bytes <= DEVICE_BYTES else None
     all_indices, all_weights = evaluation_batches(examples.number, size)
     for number, (indices, weight) in enumerate(zip(all_indices, all_weights, strict=True)):
-        rows = examples.evaluation_rows(indices)
+        rows = examples.evaluation_rows(indices[mine])
         batch = examples.read(rows) if stream is None else examples.take(stream, rows)
-        yield batch | {"row": (number * size + np.arange(size)).astype(np.int32), "weight": weight}
+        yield batch | {"row": (number * size + np.arange(size)).astype(np.int32)[mine], "weight": weight[mine]}
 
 
 def make_evaluate(experiment: Experiment) -> Callable[[Tree, Tree, Examples], Values]:
@@ -157,10 +162,12 @@ def make_evaluate(experiment: Experiment) -> Callable[[Tree, Tree, Examples], Va
         make_evaluation_step(experiment.task, experiment.network, seed=config.seed, axis_name=strategy.axis_name)
     )
 
+    mine = strategy.mine(config.training.evaluate_batch_size)
+
     def evaluate(params: Tree, model_state: Tree, examples: Examples) -> Values:
         batches = [
             evaluation_step(params, model_state, strategy.split(batch, batch_axis=0))
-            for batch in host_evaluation(config, examples)
+            for batch in host_evaluation(config, examples, mine)
         ]
         return averages(strategy.fetch(batches))
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import numpy as np
 
 from flaxformer_lab.models.network import PureNetwork
 from flaxformer_lab.modules.sharding import Axes
@@ -34,6 +35,11 @@ class Single:
 
     def adapted(self, network: PureNetwork) -> PureNetwork:
         return network
+
+    def mine(self, size: int) -> slice | np.ndarray:
+        """Which rows of a batch of this size the devices of this process hold."""
+        del size
+        return slice(None)
 
     def split(self, tree: Tree, batch_axis: int) -> Tree:
         del batch_axis

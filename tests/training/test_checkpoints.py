@@ -8,7 +8,7 @@ from orbax.checkpoint import v1 as ocp
 
 from flaxformer_lab.config import OptimizerConfig
 from flaxformer_lab.errors import RunError
-from flaxformer_lab.training.checkpoints import Checkpoints
+from flaxformer_lab.training.checkpoints import Checkpoints, _digest
 from flaxformer_lab.training.optimizer import make_optimizer
 from flaxformer_lab.training.state import State
 
@@ -285,6 +285,46 @@ def test_values_that_are_not_the_saved_ones_are_refused(two, tmp_path, monkeypat
         monkeypatch.setattr(checkpoints._orbax, "load", wrong, raising=False)
         with pytest.raises(RunError, match="its values are not the ones that were saved"):
             checkpoints.restore(shapes(make_state()))
+
+
+def test_the_digest_sees_every_bit_and_its_place_and_not_where_it_lies():
+    mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    values = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+    values[0, 0] = 0.0
+
+    def digest(values, spec=None):
+        return _digest({"x": jax.device_put(values, jax.NamedSharding(mesh, spec or jax.P()))})
+
+    whole = digest(values)
+    assert all(
+        digest(values, spec) == whole for spec in (jax.P("a"), jax.P(None, "b"), jax.P("b", "a"), jax.P(("a", "b")))
+    )
+    changed = []
+    for place in np.ndindex(values.shape):
+        other = values.copy()
+        other.view(np.uint32)[place] ^= 1
+        changed.append(digest(other))
+    negative = values.copy()
+    negative[0, 0] = -0.0
+    others = (values[::-1], values[:, ::-1], values.reshape(6, 4), values.astype(np.float16), negative)
+    assert len({whole, *changed, *map(digest, others)}) == 1 + values.size + len(others)
+
+
+def test_what_makes_the_folder_unreadable_is_set_aside(two_small, tmp_path, assert_same):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(two_small, folder)
+    for path in (folder / "7" / "metrics").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"{")
+    with Checkpoints(folder) as checkpoints:
+        assert_same(checkpoints.restore_newest(shapes(few(7))), few(3))
+        assert [text.partition(" (")[0] for text in checkpoints.set_aside] == ["the checkpoint of step 7 is damaged"]
+    assert (tmp_path / "damaged" / "7-0").is_dir()
+
+
+def test_without_checkpoints_there_is_no_newest_one(tmp_path):
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.restore_newest(shapes(few(7))) is None and checkpoints.set_aside == []
 
 
 def test_a_checkpoint_under_the_number_of_another_is_refused(two, tmp_path):

@@ -1,6 +1,7 @@
 import contextlib
 import json
 import os
+import signal
 import stat
 
 import jax
@@ -8,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxformer_lab.errors import ConfigError, NonFiniteError, RunError
+from flaxformer_lab.errors import ConfigError, NonFiniteError, RunError, Terminated
 from flaxformer_lab.evaluate import load_run
 from flaxformer_lab.tasks.examples import Examples
 from flaxformer_lab.training import optimizer
 from flaxformer_lab.training.checkpoints import Checkpoints
+from flaxformer_lab.training.folder import RunFolder
+from flaxformer_lab.training.logging import MetricsLog
 from flaxformer_lab.training.loop import train
 from flaxformer_lab.training.programs import make_experiment
 
@@ -288,13 +291,71 @@ def test_a_folder_that_is_read_only_is_one_clear_error(plain, tmp_path):
         train(plain(), tmp_path / "run", quiet=True)
 
 
-def test_a_damaged_checkpoint_is_not_trained_on(finished, plain, tmp_path):
-    train(plain({"training.steps": 4}), tmp_path, quiet=True)
-    for path in (tmp_path / "checkpoints" / "4" / "state").rglob("*"):
+def zero(folder):
+    """Overwrites what a checkpoint's files of values hold."""
+    for path in (folder / "state").rglob("*"):
         if path.is_file() and path.parent.name == "d":
             path.write_bytes(bytes(path.stat().st_size))
-    with pytest.raises(RunError, match="is damaged"):
+
+
+def test_a_run_goes_back_to_the_newest_checkpoint_that_is_whole(plain, finished, tmp_path, capsys, assert_same):
+    train(plain(), tmp_path, quiet=True, stop_at=8)
+    zero(tmp_path / "checkpoints" / "8")
+    assert train(plain(), tmp_path) == finished[1]
+    out = capsys.readouterr().out
+    moved = tmp_path / "damaged" / "8-0"
+    assert "warning: the checkpoint of step 8 is damaged (" in out and f"was moved to {moved}" in out
+    assert "resumed from the checkpoint of step 4" in out and moved.is_dir()
+    assert_same(load_run(tmp_path).state, load_run(finished[0]).state)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (finished[0] / "metrics.jsonl").read_bytes()
+
+
+def test_where_every_checkpoint_is_damaged_nothing_is_trained(plain, tmp_path):
+    train(plain({"training.steps": 4}), tmp_path, quiet=True)
+    zero(tmp_path / "checkpoints" / "4")
+    with pytest.raises(RunError, match=r"no checkpoint in .* is whole: the checkpoint of step 4 is damaged"):
         train(plain({"training.steps": 4}), tmp_path, quiet=True)
+
+
+def test_a_run_that_is_asked_to_end_saves_first_and_goes_on_from_there(
+    plain, finished, tmp_path, monkeypatch, assert_same
+):
+    write = MetricsLog.write
+
+    def write_and_ask(self, step, split, values):
+        write(self, step, split, values)
+        if step == 6:  # between two checkpoints
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsLog, "write", write_and_ask)
+        with pytest.raises(Terminated, match="step 8 is saved") as caught:
+            train(plain({"training.evaluate_every": 12, "training.checkpoint_every": 12}), tmp_path, quiet=True)
+    assert caught.value.exit_code == 143 and signal.getsignal(signal.SIGTERM) is before
+    assert load_run(tmp_path).step in (6, 8)
+    train(plain({"training.evaluate_every": 12, "training.checkpoint_every": 12}), tmp_path, quiet=True)
+    assert_same(load_run(tmp_path).state, load_run(finished[0]).state)
+
+
+def test_a_second_run_in_a_folder_is_refused_while_the_first_is_at_work(plain, finished, tmp_path):
+    train(plain(), tmp_path, quiet=True, stop_at=4)
+    before = content(tmp_path)
+    with RunFolder(tmp_path).locked(), pytest.raises(RunError, match=r"another run is at work in .*--workdir"):
+        train(plain(), tmp_path, quiet=True)
+    assert content(tmp_path) == before
+    assert train(plain(), tmp_path, quiet=True) == finished[1]
+
+
+def test_files_that_cannot_be_written_are_one_clear_error(plain, finished, tmp_path):
+    train(plain(), tmp_path, quiet=True, stop_at=4)
+    (tmp_path / "metrics.jsonl").rename(tmp_path / "kept")
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(RunError, match=r"metrics\.jsonl cannot be written: Is a directory"):
+        train(plain(), tmp_path, quiet=True)
+    (tmp_path / "metrics.jsonl").rmdir()
+    (tmp_path / "kept").rename(tmp_path / "metrics.jsonl")
+    assert train(plain(), tmp_path, quiet=True) == finished[1]
 
 
 # ----------------------------------------------------------------------------------- numbers that are none

@@ -23,7 +23,7 @@ def test_a_strategy_is_chosen_by_name(plain, name, kind, devices):
 
 
 def test_auto_takes_one_device_where_there_is_one(plain, monkeypatch):
-    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
     assert type(make_strategy(plain({"parallelism.strategy": "auto"}))) is Single
 
 

@@ -1,0 +1,70 @@
+"""What each kind of attention learns: recall of what was seen before (MQAR), speeches and handwritten digits.
+
+What each costs against length is measured by benchmarks/attention_length.py.
+
+Command: python -m flaxformer_lab.ablate --config=configs/ablations/attention_kinds.py --workdir=runs/attention_kinds
+Variants to try: --config.match=parameters
+Hardware: 2 cores of an AMD EPYC, no accelerator.
+Result: not measured yet.
+"""
+
+from ml_collections import ConfigDict
+
+WINDOW = {"model": {"attention": {"window": 8}}}
+CAUSAL = {
+    "linear": "linear_attention",
+    "lightning": "lightning_attention",
+    "mean": "mean_attention",
+    "static": "static_attention",
+    "softmax, window of 8": WINDOW,
+    "off": "attention_off",
+}
+BOTH_WAYS = {"channel": "channel_attention"}  # a causal channel attention does not exist
+
+
+def _training(steps: int, evaluate_batch_size: int) -> dict:
+    return {
+        "steps": steps,
+        "evaluate_every": steps // 4,
+        "checkpoint_every": steps,
+        "steps_per_call": 50,
+        "evaluate_batch_size": evaluate_batch_size,
+    }
+
+
+def get_config() -> ConfigDict:
+    """The ablation."""
+    return ConfigDict(
+        {
+            "tasks": {
+                "mqar": {
+                    "recipe": "../probes/mqar.py",
+                    "overrides": {
+                        "task": {"vocabulary": 32, "sequence_length": 32, "evaluation_examples": 512},
+                        "model": {"width": 32},
+                        "training": _training(800, 512),
+                    },
+                    "threshold": 0.9,
+                    "only": ("baseline", *CAUSAL),
+                },
+                "speeches": {
+                    "recipe": "../speeches.py",
+                    "overrides": {
+                        "task": {"sequence_length": 64},
+                        "model": {"width": 48, "depth": 2},
+                        "training": _training(200, 256),
+                    },
+                    "threshold": 0.4,
+                    "only": ("baseline", *CAUSAL),
+                },
+                "digits": {
+                    "recipe": "../digits.py",
+                    "overrides": {"model": {"width": 32, "depth": 2}, "training": _training(300, 300)},
+                    "threshold": 0.9,
+                },
+            },
+            "variants": CAUSAL | BOTH_WAYS,
+            "learning_rates": (0.003, 0.01, 0.03),
+            "seeds": (0, 1, 2, 3, 4),
+        }
+    )
