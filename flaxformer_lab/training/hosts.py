@@ -6,7 +6,7 @@ from jax.experimental import multihost_utils
 
 from flaxformer_lab.errors import ConfigError
 
-HEARTBEAT_SECONDS = 30  # a process that has not been heard of for so long is lost, and the others end with an error
+PATIENCE = 30  # seconds: a process that has not been heard of for so long is lost, and the others end with an error
 
 
 def join(coordinator: str | None = None, number: int | None = None, process: int | None = None) -> None:
@@ -23,7 +23,8 @@ def join(coordinator: str | None = None, number: int | None = None, process: int
         missing = ", ".join(f"--{name}" for name, value in given.items() if value is None)
         raise ConfigError(f"{missing} is missing; give all of --{', --'.join(given)}, or --distributed alone")
     try:
-        jax.distributed.initialize(**given, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+        patience = {"heartbeat_timeout_seconds": PATIENCE, "shutdown_timeout_seconds": PATIENCE}
+        jax.distributed.initialize(**given, **patience)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         way_out = "start all processes" if coordinator else "give --coordinator_address and the others"
@@ -48,8 +49,9 @@ def any_of_all(flag: bool) -> bool:
 
 def sum_of_all(value: int) -> int:
     """The sum modulo 2^64 of what the processes have; every process has to ask."""
+    value %= 2**64
     if jax.process_count() == 1:
-        return value % 2**64
+        return value
     halves = _of_all(np.array([value >> 32, value & 0xFFFFFFFF], np.uint32)).astype(object)
     return int((halves[:, 0].sum() << 32) + halves[:, 1].sum()) % 2**64
 

@@ -100,7 +100,8 @@ class Mesh(Single):
 
         def whole(leaf: np.ndarray) -> jax.Array:
             shape = (*leaf.shape[:batch_axis], shares * leaf.shape[batch_axis], *leaf.shape[batch_axis + 1 :])
-            return jax.make_array_from_process_local_data(sharding, leaf, shape)
+            with jax.transfer_guard("allow"):  # as explicit as device_put, but the guard does not know
+                return jax.make_array_from_process_local_data(sharding, leaf, shape)
 
         return jax.tree.map(whole, tree)
 
