@@ -49,11 +49,13 @@ class TrainingConfig:
 class MeshConfig:
     """How many ways each axis of the mesh shares out its part; data None: what is left of the devices.
 
-    data: examples. fsdp: examples, and parameters in shares of the width. tensor: heads and hidden units.
+    data: examples. fsdp: examples, and parameters in shares of the width. sequence: tokens. tensor: heads and hidden
+    units.
     """
 
     data: AtLeastOne | None = None
     fsdp: AtLeastOne = 1
+    sequence: AtLeastOne = 1
     tensor: AtLeastOne = 1
 
 
@@ -116,6 +118,12 @@ class Config:
             raise ConfigError(
                 f"parallelism.mesh.tensor={tensor} does not divide the {model.num_kv_heads} heads of keys and values "
                 "(model.attention.num_kv_heads); a device works on whole heads; choose a divisor"
+            )
+        sequence = self.parallelism.mesh.sequence
+        if sequence > 1 and not isinstance(model, TransformerConfig):
+            raise ConfigError(
+                f"parallelism.mesh.sequence={sequence} with model.name={model.name}: only model.name=transformer "
+                "works on tokens in shares; set parallelism.mesh.sequence=1 and leave the devices to data"
             )
         if optimizer.warmup_steps > training.steps:
             raise ConfigError(

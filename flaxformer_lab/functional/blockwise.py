@@ -24,26 +24,32 @@ Seen = Bool[Array, "blocks batch size"]
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def blockwise_attention(
     query: Float[Array, "batch tokens heads head_dim"],
-    key: Float[Array, "batch tokens kv_heads head_dim"],
-    value: Float[Array, "batch tokens kv_heads value_dim"],
-    valid: Bool[Array, "batch tokens"] | None,
+    key: Float[Array, "batch keys kv_heads head_dim"],
+    value: Float[Array, "batch keys kv_heads value_dim"],
+    valid: Bool[Array, "batch keys"] | None,
     causal: bool,
     window: int | None = None,
     block: int = 512,
+    first: Int[Array, ""] | int = 0,
 ) -> Float[Array, "batch tokens heads value_dim"]:
-    """softmax(Q K^T / sqrt(head_dim)) V, exact, with float32 scores and sums; kv_heads divides heads."""
-    return _forward(query, key, value, valid, causal, window, block)[0]
+    """softmax(Q K^T / sqrt(head_dim)) V, exact, with float32 scores and sums; kv_heads divides heads.
+
+    first: where the first query stands among the keys, for queries that are a part of a sequence.
+    """
+    return _forward(query, key, value, valid, causal, window, block, first)[0]
 
 
-def _forward(query, key, value, valid, causal, window, block):
+def _forward(query, key, value, valid, causal, window, block, first):
     tokens = query.shape[1]
-    seen = _seen(valid, tokens, query.shape[0], block)
+    seen = _seen(valid, key.shape[1], query.shape[0], block)
     queries, keys, values = _grouped(query, key.shape[2], block), split_blocks(key, block), split_blocks(value, block)
 
     def attend(number: Int[Array, ""]):
+        start = first + number * block
+
         def add(other: Int[Array, ""], carry: tuple[Array, Array, Array]):
             mixed, largest, total = carry
-            scores = _scores(queries[number], keys[other], _taken(seen, other), number, other, causal, window)
+            scores = _scores(queries[number], keys[other], _taken(seen, other), start, other, causal, window)
             new = jnp.maximum(largest, jnp.max(scores, axis=-1, keepdims=True))
             weights, shrink = jnp.exp(scores - new), jnp.exp(largest - new)
             arriving = product("bgrqk,bgkd->bgrqd", weights.astype(value.dtype), values[other])
@@ -53,28 +59,30 @@ def _forward(query, key, value, valid, causal, window, block):
         # The least finite number, as for a key that is not seen: what a row collects before it sees one key is
         # multiplied by exp(least - score) = 0 when it does.
         least = jnp.full((*rows, 1), jnp.finfo(jnp.float32).min)
-        start = (jnp.zeros((*rows, value.shape[-1])), least, jnp.zeros((*rows, 1)))
-        mixed, largest, total = jax.lax.fori_loop(*_reach(number, len(keys), block, causal, window), add, start)
+        empty = (jnp.zeros((*rows, value.shape[-1])), least, jnp.zeros((*rows, 1)))
+        mixed, largest, total = jax.lax.fori_loop(*_reach(start, len(keys), block, causal, window), add, empty)
         return (mixed / total).astype(value.dtype), largest, 1 / total
 
     outputs, largests, shares = jax.lax.map(attend, jnp.arange(len(queries)))
-    residuals = (query, key, value, valid, outputs, largests, shares)
+    residuals = (query, key, value, valid, first, outputs, largests, shares)
     return _ungrouped(outputs, tokens), residuals
 
 
 def _backward(causal, window, block, residuals, gradient):
     """With P the weights: dV = P^T dO, dS = P (dO V^T - rowsum(dO O)) / sqrt(head_dim), dQ = dS K, dK = dS^T Q."""
-    query, key, value, valid, outputs, largests, shares = residuals
-    tokens, scale = query.shape[1], query.shape[-1] ** -0.5
-    seen = _seen(valid, tokens, query.shape[0], block)
+    query, key, value, valid, first, outputs, largests, shares = residuals
+    scale = query.shape[-1] ** -0.5
+    seen = _seen(valid, key.shape[1], query.shape[0], block)
     queries, keys, values = _grouped(query, key.shape[2], block), split_blocks(key, block), split_blocks(value, block)
     gradients = _grouped(gradient, key.shape[2], block)
     dots = jnp.sum((gradients * outputs).astype(jnp.float32), axis=-1, keepdims=True)
 
     def attend(totals: tuple[Array, Array], number: Int[Array, ""]):
+        start = first + number * block
+
         def add(other: Int[Array, ""], carry: tuple[Array, Array, Array]):
             of_query, of_keys, of_values = carry
-            scores = _scores(queries[number], keys[other], _taken(seen, other), number, other, causal, window)
+            scores = _scores(queries[number], keys[other], _taken(seen, other), start, other, causal, window)
             weights = jnp.exp(scores - largests[number]) * shares[number]
             through = product("bgrqd,bgkd->bgrqk", gradients[number], values[other])
             change = (weights * (through - dots[number]) * scale).astype(query.dtype)
@@ -84,26 +92,31 @@ def _backward(causal, window, block, residuals, gradient):
             of_values = of_values.at[other].add(product("bgrqk,bgrqd->bgkd", weights, gradients[number]))
             return of_query, of_keys, of_values
 
-        start = (jnp.zeros(queries.shape[1:]), *totals)
-        bounds = _reach(number, len(keys), block, causal, window)
-        of_query, *totals = jax.lax.fori_loop(*bounds, add, start)
+        bounds = _reach(start, len(keys), block, causal, window)
+        of_query, *totals = jax.lax.fori_loop(*bounds, add, (jnp.zeros(queries.shape[1:]), *totals))
         return tuple(totals), of_query.astype(query.dtype)
 
     empty = (jnp.zeros(keys.shape), jnp.zeros(values.shape))
     (of_keys, of_values), of_queries = jax.lax.scan(attend, empty, jnp.arange(len(queries)))
-    of_key, of_value = (join_blocks(x, tokens) for x in (of_keys.astype(key.dtype), of_values.astype(value.dtype)))
-    return _ungrouped(of_queries, tokens), of_key, of_value, None
+    of_keys, of_values = of_keys.astype(key.dtype), of_values.astype(value.dtype)
+    of_key, of_value = (join_blocks(x, key.shape[1]) for x in (of_keys, of_values))
+    return _ungrouped(of_queries, query.shape[1]), of_key, of_value, None, None
 
 
 blockwise_attention.defvjp(_forward, _backward)
 
 
-def _reach(number: Int[Array, ""], blocks: int, size: int, causal: bool, window: int | None):
-    """The first block of keys that a block of queries may see, and the one after the last."""
-    first, last = 0, number + 1 if causal else blocks
+def _reach(start: Int[Array, ""], blocks: int, size: int, causal: bool, window: int | None):
+    """The first block of keys that a block of queries, which begins at token `start`, may see; the one after the last.
+
+    Rows that fill up the last block may stand beyond all keys.
+    """
+    last_row, first, last = start + size - 1, 0, blocks
+    if causal:
+        last = jnp.minimum(blocks, last_row // size + 1)
     if window is not None:
-        first = jnp.maximum(0, (number * size - (window - 1)) // size)
-        last = last if causal else jnp.minimum(blocks, ((number + 1) * size + window - 2) // size + 1)
+        first = jnp.maximum(0, (start - (window - 1)) // size)
+        last = last if causal else jnp.minimum(blocks, (last_row + window - 1) // size + 1)
     return first, last
 
 
@@ -111,15 +124,15 @@ def _scores(
     query: Float[Array, "batch kv_heads group rows head_dim"],
     key: Float[Array, "batch kv_heads keys head_dim"],
     seen: Bool[Array, "batch keys"] | None,
-    number: Int[Array, ""],
+    start: Int[Array, ""],
     other: Int[Array, ""],
     causal: bool,
     window: int | None,
 ) -> Float[Array, "batch kv_heads group rows keys"]:
-    """Scaled scores of a block of queries and one of keys, the least finite number where a key may not be seen."""
+    """Scaled scores of the queries from `start` on and a block of keys; the least finite number for a key not seen."""
     rows, keys, floor = query.shape[-2], key.shape[-2], jnp.finfo(jnp.float32).min
     scores = product("bgrqd,bgkd->bgrqk", query, key) * query.shape[-1] ** -0.5
-    near = visible(number * rows + jnp.arange(rows), other * keys + jnp.arange(keys), causal=causal, window=window)
+    near = visible(start + jnp.arange(rows), other * keys + jnp.arange(keys), causal=causal, window=window)
     if near is not None:
         scores = jnp.where(near[None, None, None], scores, floor)
     if seen is not None:

@@ -10,15 +10,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from flaxformer_lab.functional.blockwise import blockwise_attention
 from flaxformer_lab.functional.choice import Choice, asked_for
 from flaxformer_lab.functional.row_blocks import row_blocked_attention
 
 Query = Float[Array, "batch tokens heads head_dim"]
-Key = Float[Array, "batch tokens kv_heads head_dim"]
-Value = Float[Array, "batch tokens kv_heads value_dim"]
+Key = Float[Array, "batch keys kv_heads head_dim"]
+Value = Float[Array, "batch keys kv_heads value_dim"]
 Valid = Bool[Array, "batch tokens"]
 Mixed = Float[Array, "batch tokens heads value_dim"]
 
@@ -75,6 +75,21 @@ def softmax_attention(
         choice = asked_for(implementation, tuple(IMPLEMENTATIONS))
     output = IMPLEMENTATIONS[choice.name](query, key, value, causal, valid, window)
     return (output, choice) if explain else output
+
+
+def attention_of_share(
+    query: Query,
+    key: Key,
+    value: Value,
+    first: Int[Array, ""] | int,
+    *,
+    causal: bool = False,
+    valid: Bool[Array, "batch keys"] | None = None,
+    window: int | None = None,
+) -> Mixed:
+    """What `softmax_attention` gives for a share of the queries, the first of which is token `first` of the keys'."""
+    _check(query, key, window)
+    return blockwise_attention(query, key, value, valid, causal, window, _block_size(query.shape[1]), first)
 
 
 def choose(problem: Problem, platform: str) -> Choice:
@@ -147,9 +162,13 @@ def _row_blocks(query, key, value, causal, valid, window):
 
 
 def _blockwise(query, key, value, causal, valid, window):
-    # Blocks of one size, a multiple of 8, that leave little of the last one empty.
-    size = math.ceil(query.shape[1] / math.ceil(query.shape[1] / BLOCK))
-    return blockwise_attention(query, key, value, valid, causal, window, 8 * math.ceil(size / 8))
+    return blockwise_attention(query, key, value, valid, causal, window, _block_size(query.shape[1]))
+
+
+def _block_size(tokens: int) -> int:
+    """Of blocks of one size, a multiple of 8, that leave little of the last one empty."""
+    size = math.ceil(tokens / math.ceil(tokens / BLOCK))
+    return 8 * math.ceil(size / 8)
 
 
 def _library(implementation: str) -> Callable[..., Mixed]:

@@ -22,12 +22,12 @@ from flaxformer_lab.functional.attention import Heads, Valid
 from flaxformer_lab.functional.feedforward import ACTIVATIONS
 from flaxformer_lab.functional.heads import fuse_heads, split_heads
 from flaxformer_lab.functional.position import rotary
-from flaxformer_lab.functional.softmax_attention import repeated, softmax_attention
+from flaxformer_lab.functional.softmax_attention import attention_of_share, repeated, softmax_attention
 from flaxformer_lab.model_config import TransformerConfig
 from flaxformer_lab.modules.norm import make_norm
 from flaxformer_lab.modules.projection import PROJECTIONS, Dense, ones, zeros
 from flaxformer_lab.modules.rngs import Rngs
-from flaxformer_lab.modules.sharding import laid, read
+from flaxformer_lab.modules.sharding import by_shares, laid, read, tokens_in_shares
 from flaxformer_lab.modules.taps import CLOSED, Taps
 
 Stream = Float[Array, "batch tokens width"]
@@ -125,6 +125,9 @@ class SoftmaxAttention(Attention):
         query, key = map(self.turn(), (query, key))
         options = {"causal": self._causal, "valid": valid, "window": self._window}
         taps.add("weights", lambda: formulas.softmax_weights(query, key, **options))
+        if tokens_in_shares():
+            attend = functools.partial(attention_of_share, causal=self._causal, window=self._window)
+            return by_shares(attend, query, key, value, valid=valid)
         return softmax_attention(query, key, value, **options)
 
     def remember(self, query: Heads, key: Shared, value: Shared, lengths: Places) -> Cache:

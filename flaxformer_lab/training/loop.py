@@ -47,6 +47,7 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None, qu
         Terminated: the process was asked to end; the state is saved, and the same call goes on from there.
     """
     experiment = make_experiment(config)
+    layout = experiment.layout
     # All of them at the start, so that a test split which cannot be used does not show after hours of training.
     train_examples, validation, test = map(experiment.task.examples, SPLITS)
     folder = RunFolder(workdir)
@@ -64,7 +65,7 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None, qu
         show_cost(experiment, display)
         checkpoints = stack.enter_context(Checkpoints(folder.checkpoints, **keep))
         state = first_state(experiment, checkpoints, display)
-        start, state = int(state.step), experiment.strategy.place_state(state, experiment.layout)
+        start, state = int(state.step), experiment.strategy.place_state(state, layout)
         log = stack.enter_context(
             MetricsLog(folder.metrics, folder.tensorboard, resumed_step=start, writes=hosts.is_primary())
         )

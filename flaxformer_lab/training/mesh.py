@@ -22,22 +22,22 @@ Spec = jax.sharding.PartitionSpec
 
 
 class Mesh(Single):
-    """A mesh of all devices with the axes data, fsdp and tensor."""
+    """A mesh of all devices with the axes data, fsdp, sequence and tensor."""
 
     name = "mesh"
     axis_name = None
 
     def __init__(self, config: MeshConfig):
         devices = jax.devices()
-        rest = config.fsdp * config.tensor
+        sizes = {"data": config.data, "fsdp": config.fsdp, "sequence": config.sequence, "tensor": config.tensor}
+        rest = config.fsdp * config.sequence * config.tensor
         if len(devices) % rest or (config.data or len(devices) // rest) * rest != len(devices):
-            asked = f"fsdp={config.fsdp} x tensor={config.tensor}"
-            asked = asked if config.data is None else f"data={config.data} x {asked}"
+            asked = " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size not in (None, 1))
             raise ConfigError(
-                f"parallelism.mesh: {asked} do not make {len(devices)} devices; choose sizes whose product is "
+                f"parallelism.mesh: {asked} cannot use {len(devices)} devices; choose sizes whose product is "
                 f"{len(devices)}, or one that divides it and leave data to none"
             )
-        self._sizes = {"data": len(devices) // rest, "fsdp": config.fsdp, "tensor": config.tensor}
+        self._sizes = sizes | {"data": len(devices) // rest}
         self.num_devices, self.num_shares = len(devices), self._sizes["data"] * config.fsdp
         automatic = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
         self.mesh = jax.make_mesh(tuple(self._sizes.values()), MESH_AXES, axis_types=automatic)
@@ -79,8 +79,15 @@ class Mesh(Single):
 
         return jax.tree_util.tree_map_with_path(place, state)
 
-    def adapted(self, network: PureNetwork) -> PureNetwork:
-        """The network that gathers its parameters anew in the backward pass, where they are kept in shares."""
+    def adapted(self, network: PureNetwork, inputs: jax.ShapeDtypeStruct) -> PureNetwork:
+        """The network that gathers its parameters anew in the backward pass, where they are kept in shares.
+
+        Raises:
+            ConfigError: tokens that the mesh cannot share out equally.
+        """
+        if self._sizes["sequence"] > 1:
+            tokens = jax.eval_shape(network.embed, *network.shapes, inputs).shape[:2]
+            self._require_equal_shares("a sequence", ("tokens",), tokens[1:])
         if self._sizes["fsdp"] == 1:
             return network
         policy = jax.checkpoint_policies.save_anything_except_these_names(GATHERED)

@@ -57,7 +57,8 @@ def make_experiment(
     strategy = strategy or make_strategy(config)
     task = make_task(config.task, facts)
     optimizer = make_optimizer(config.optimizer, config.training.steps)
-    return Experiment(config, task, strategy.adapted(task.network(config.model)), optimizer, strategy)
+    network = strategy.adapted(task.network(config.model), task.dummy(1))
+    return Experiment(config, task, network, optimizer, strategy)
 
 
 def run_steps_of(experiment: Experiment, examples: Examples) -> Callable[..., tuple[State, History]]:

@@ -33,7 +33,8 @@ class Single:
     def layout(self, state: State, axes: dict[str, Axes]) -> None:
         del state, axes
 
-    def adapted(self, network: PureNetwork) -> PureNetwork:
+    def adapted(self, network: PureNetwork, inputs: jax.ShapeDtypeStruct) -> PureNetwork:
+        del inputs
         return network
 
     def mine(self, size: int) -> slice | np.ndarray:

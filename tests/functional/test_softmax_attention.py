@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 
 from flaxformer_lab.functional import softmax_attention as ways
 from flaxformer_lab.functional.blockwise import blockwise_attention
-from flaxformer_lab.functional.softmax_attention import IMPLEMENTATIONS, Problem, choose, softmax_attention
+from flaxformer_lab.functional.softmax_attention import (
+    IMPLEMENTATIONS,
+    Problem,
+    attention_of_share,
+    choose,
+    softmax_attention,
+)
 
 BATCH, TOKENS, HEADS, KV_HEADS, HEAD_DIM, VALUE_DIM = 2, 21, 4, 2, 4, 3
 GENERATOR = np.random.default_rng(0)
@@ -64,10 +70,18 @@ def small_blocks(query, key, value, causal, valid, window):
     return blockwise_attention(query, key, value, valid, causal, window, 8)
 
 
+def in_shares(query, key, value, causal, valid, window):
+    """The first five queries and the others, each share against all keys."""
+    options = {"causal": causal, "valid": valid, "window": window}
+    parts = ((query[:, :5], 0), (query[:, 5:], 5))
+    return jnp.concatenate([attention_of_share(part, key, value, first, **options) for part, first in parts], axis=1)
+
+
 WAYS = {
     "row_blocks": IMPLEMENTATIONS["row_blocks"],
     "small blocks": small_blocks,
     "one block": IMPLEMENTATIONS["blockwise"],
+    "shares": in_shares,
 }
 
 

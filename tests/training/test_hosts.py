@@ -95,13 +95,18 @@ def test_two_processes_train_like_one_device(pair, tmp_path, assert_close):
 def test_when_one_process_dies_the_other_ends_with_an_error(pair, tmp_path):
     both = pair(tmp_path / "run", "--config.training.steps=100000", "--config.parallelism.strategy=pmap")
     for line in both[0].stdout:
-        if line.startswith("step 10 | validation"):
+        if line.startswith("step 40 | validation"):  # the first checkpoint is on disk
             break
     both[1].kill()
     start = time.monotonic()
     both[0].communicate(timeout=120)
     assert both[0].returncode not in (0, None) and time.monotonic() - start < 60
-    assert load_run(tmp_path / "run").step >= 10
+    both = pair(
+        tmp_path / "run", "--config.training.steps=100000", "--config.parallelism.strategy=pmap", "--stop_at=60"
+    )
+    outputs = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0] and "resumed from the checkpoint of" in outputs[0][0]
+    assert load_run(tmp_path / "run").step == 60
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 
 from flaxformer_lab.config import MeshConfig, ParallelismConfig, parse_config
 from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.training.loop import train
 from flaxformer_lab.training.mesh import Mesh
 from flaxformer_lab.training.parallelism import make_strategy
 from flaxformer_lab.training.programs import make_evaluate, make_experiment, make_feeds, make_run_steps
@@ -20,6 +21,28 @@ MESHES = {
     "fsdp=4": {"fsdp": 4},
     "tensor=2 data=2": {"tensor": 2},
     "tensor=2 fsdp=2": {"tensor": 2, "fsdp": 2},
+    "sequence=4": {"sequence": 4},
+    "sequence=2 tensor=2": {"sequence": 2, "tensor": 2},
+}
+
+TEXT = {
+    "task": {
+        "name": "language_modelling",
+        "dataset": "lab_speeches",
+        "tokenizer": "bytes",
+        "objective": "next_token",
+        "sequence_length": 16,
+    },
+    "model": {
+        "width": 16,
+        "depth": 2,
+        "attention": {"num_heads": 4},
+        "position": "rotary",
+        "bias": False,
+        "causal": True,
+    },
+    "optimizer": {"clip_norm": 1.0},
+    "training": {"batch_size": 8},
 }
 
 
@@ -64,6 +87,40 @@ def test_a_mesh_trains_like_one_device(whole, alone, sizes, assert_close):
         assert figures[name] == pytest.approx(value, abs=1e-5)
 
 
+def one_update(config, weight):
+    """The figures of a first update, of as many examples as there are weights."""
+    experiment = make_experiment(config)
+    strategy, layout = experiment.strategy, experiment.layout
+    start = jax.jit(lambda: initial_state(experiment.network, experiment.optimizer, config.seed))()
+    rows = np.arange(len(weight), dtype=np.int32)
+    batch = experiment.task.examples("train").read(rows) | {"row": rows, "weight": np.float32(weight)}
+    step = make_train_step(experiment.task, experiment.network, experiment.optimizer, seed=config.seed)
+    step = strategy.compile(step, layout=layout)
+    return strategy.fetch(step(strategy.place_state(start, layout), strategy.split(batch, 0))[1])
+
+
+def test_padding_may_lie_anywhere(whole):
+    """Four devices with 8, 5, 1 and no examples that count."""
+    weight = [1] * 13 + [0] * 3 + [1] + [0] * 15
+    expected = one_update(whole, weight)
+    assert expected["loss"][1] == 14
+    for sizes in ({"data": 4}, {"fsdp": 2, "sequence": 2}):
+        for name, pair in one_update(on_mesh(whole, **sizes), weight).items():
+            np.testing.assert_allclose(pair, expected[name], rtol=1e-5, err_msg=f"{sizes} {name}")
+
+
+KINDS = ({"kind": "softmax", "window": 5}, {"kind": "linear"}, {"kind": "lightning"}, {"kind": "mean"})
+
+
+@pytest.mark.parametrize("attention", KINDS, ids=str)
+def test_every_kind_of_attention_works_on_tokens_in_shares(attention):
+    changes = {"model": TEXT["model"] | {"depth": 1, "attention": {"num_heads": 4} | attention}}
+    config = parse_config(TEXT | changes | {"parallelism": {"strategy": "single"}})
+    figures = [one_update(each, np.ones(8)) for each in (config, on_mesh(config, sequence=4))]
+    for name in ("loss", "gradient_norm"):
+        np.testing.assert_allclose(figures[1][name], figures[0][name], rtol=1e-5)
+
+
 def shares(state, name):
     """The shape of what one device holds of a parameter."""
     leaf = state.params["body"]["blocks"][0]
@@ -85,9 +142,10 @@ def test_parameters_lie_where_the_table_says(whole):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"fsdp": 3}, "parallelism.mesh: fsdp=3 x tensor=1 do not make 4 devices"),
-        ({"data": 2, "fsdp": 4}, "data=2 x fsdp=4 x tensor=1 do not make 4 devices"),
-        ({"data": 2}, "data=2 x fsdp=1 x tensor=1 do not make 4 devices"),
+        ({"fsdp": 3}, "parallelism.mesh: fsdp=3 cannot use 4 devices"),
+        ({"data": 2, "fsdp": 4}, "data=2 x fsdp=4 cannot use 4 devices"),
+        ({"data": 2}, "data=2 cannot use 4 devices"),
+        ({"sequence": 8}, "sequence=8 cannot use 4 devices"),
     ],
 )
 def test_sizes_that_do_not_make_the_devices_are_refused(whole, sizes, message):
@@ -95,42 +153,27 @@ def test_sizes_that_do_not_make_the_devices_are_refused(whole, sizes, message):
         make_strategy(on_mesh(whole, **sizes))
 
 
-def test_what_cannot_be_shared_equally_is_named(rich):
+def test_what_cannot_be_shared_equally_is_named(rich, tmp_path):
     config = rich({"model.width": 6, "model.attention.num_heads": 1})
-    experiment = make_experiment(on_mesh(config, fsdp=4))
     with pytest.raises(
         ConfigError, match=r"mesh.fsdp=4 does not divide the axis width=6 of .*; choose one of 1, 2, 3, 6"
     ):
-        _ = experiment.layout
+        train(on_mesh(config, fsdp=4), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"mesh.sequence=2 does not divide the axis tokens=5 of a sequence"):
+        train(on_mesh(rich({"task.pooling": "class_token"}), sequence=2), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_mesh_is_chosen_where_one_is_asked_for(rich):
     assert type(make_strategy(rich({"parallelism.strategy": "auto", "parallelism.mesh.fsdp": 2}))) is Mesh
     with pytest.raises(ConfigError, match=r"mesh\.fsdp=2 needs parallelism\.strategy=mesh or auto, not pmap"):
         rich({"parallelism.strategy": "pmap", "parallelism.mesh.fsdp": 2})
+    with pytest.raises(ConfigError, match=r"mesh\.sequence=2 with model\.name=mlp: only model\.name=transformer"):
+        rich({"model": {"name": "mlp"}, "parallelism.strategy": "auto", "parallelism.mesh.sequence": 2})
 
 
 # ------------------------------------------------------------------------------------------------- what is sent
 
-TEXT = {
-    "task": {
-        "name": "language_modelling",
-        "dataset": "lab_speeches",
-        "tokenizer": "bytes",
-        "objective": "next_token",
-        "sequence_length": 16,
-    },
-    "model": {
-        "width": 16,
-        "depth": 2,
-        "attention": {"num_heads": 4},
-        "position": "rotary",
-        "bias": False,
-        "causal": True,
-    },
-    "optimizer": {"clip_norm": 1.0},
-    "training": {"batch_size": 8},
-}
 MATRICES = 2 + 2 * 4  # the symbols' table and the head; query, key and value, output, up, down of two blocks
 
 
@@ -159,6 +202,9 @@ def compiled_update(sizes):
         ({"tensor": 4}, {"all-reduce": 8}),
         # As data and as tensor: gradients of what is shared out and of what is not are summed apart.
         ({"tensor": 2}, {"all-reduce": 8 + 2}),
+        # Keys and values of two blocks, and their gradients. Inputs and targets are cut from one text, a symbol apart:
+        # each device receives its neighbour's.
+        ({"sequence": 4}, {"all-gather": 2 * 2, "reduce-scatter": 2 * 2, "all-reduce": 1, "collective-permute": 2}),
     ],
     ids=str,
 )
