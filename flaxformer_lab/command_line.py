@@ -133,5 +133,7 @@ def read_recipe(recipe: str) -> dict[str, Any]:
 
 
 def _fail(message: str, exit_code: int) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    # A message may quote a file; what would steer the terminal is shown instead of done.
+    shown = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in message)
+    print(f"error: {shown}", file=sys.stderr)
     sys.exit(exit_code)

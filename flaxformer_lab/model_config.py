@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from flaxformer_lab.errors import ConfigError
-from flaxformer_lab.parsing import AtLeastOne, NonNegative, Positive, Rate
+from flaxformer_lab.parsing import AtLeastOne, Depth, Positive, Rate
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh", "identity"]
 
@@ -74,7 +74,7 @@ class TransformerConfig:
 
     name: Literal["transformer"] = "transformer"
     width: AtLeastOne = 64
-    depth: NonNegative = 4
+    depth: Depth = 4
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     ffn: FeedForwardConfig = field(default_factory=FeedForwardConfig)
     norm: NormConfig = field(default_factory=NormConfig)
@@ -166,7 +166,7 @@ class MLPConfig:
 
     name: Literal["mlp"] = "mlp"
     width: AtLeastOne = 64
-    depth: NonNegative = 2
+    depth: Depth = 2
     activation: Activation = "gelu"
     bias: bool = True
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -192,7 +192,7 @@ class ConvolutionConfig:
 
     name: Literal["cnn_1d", "cnn_2d"] = "cnn_1d"
     width: AtLeastOne = 64
-    depth: NonNegative = 4
+    depth: Depth = 4
     kernel_size: AtLeastOne = 3
     activation: Activation = "gelu"
     norm: NormConfig = field(default_factory=NormConfig)
@@ -221,7 +221,7 @@ class RecurrentConfig:
 
     name: Literal["lstm", "gru"] = "lstm"
     width: AtLeastOne = 64
-    depth: NonNegative = 2
+    depth: Depth = 2
     bias: bool = True
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -234,7 +234,7 @@ class MixerConfig:
 
     name: Literal["mixer"] = "mixer"
     width: AtLeastOne = 64
-    depth: NonNegative = 4
+    depth: Depth = 4
     token_hidden: AtLeastOne = 32
     expansion: Positive = 4.0
     activation: Activation = "gelu"

@@ -64,6 +64,12 @@ class AblationConfig:
 
     def rules(self) -> None:
         """Raises ConfigError when keys contradict one another."""
+        for name in (*self.tasks, *self.variants, *(name for entry in self.tasks.values() for name in entry.variants)):
+            if not name.isprintable() or name[:1] in {"", "=", "+", "-", "@"}:
+                raise ConfigError(
+                    f"the name {name!r} of a task or variant must be printable and must not begin with =, +, - or @, "
+                    "which a spreadsheet would take for a formula; choose another"
+                )
         for task, entry in self.tasks.items():
             known = {BASELINE} | self.variants.keys()
             for name in entry.only or ():
@@ -95,7 +101,7 @@ class Cell:
     def key(self) -> str:
         """A digest of everything that the result follows from."""
         tree = as_dict(self.config)
-        del tree["seed"], tree["optimizer"]["learning_rate"]
+        del tree["seed"], tree["optimizer"]["learning_rate"], tree["parallelism"]  # which changes nothing but rounding
         content = {
             "format": RESULT_FORMAT,
             "config": tree,
@@ -208,12 +214,13 @@ def _matched(recipe: Config, change: Change, baseline: Config, match: Match) -> 
     wanted = cost(baseline)[which]
     if cost(variant)[which] == wanted:
         return variant
-    heads = getattr(getattr(variant.model, "attention", None), "num_heads", 1)
-    unit = math.lcm(heads, 2) if heads != variant.model.width else 2
+    # A head for each feature: it is the variant that says how many, at every width anew.
+    grows = _heads(variant) == variant.model.width
+    unit = _width_unit(recipe if grows else variant)
 
     def at(units: int) -> Config:
-        tree = override(as_dict(recipe), "model.width", units * unit)
-        return apply_change(parse_config(tree), change)
+        widened = parse_config(override(as_dict(recipe if grows else variant), "model.width", units * unit))
+        return apply_change(widened, change) if grows else widened
 
     low, high = 1, max(2, 2 * variant.model.width // unit)
     while cost(at(high))[which] < wanted:
@@ -222,6 +229,16 @@ def _matched(recipe: Config, change: Change, baseline: Config, match: Match) -> 
         middle = (low + high) // 2
         low, high = (middle, high) if cost(at(middle))[which] < wanted else (low, middle)
     return min((at(low), at(high)), key=lambda config: abs(cost(config)[which] - wanted))
+
+
+def _heads(config: Config) -> int:
+    return getattr(getattr(config.model, "attention", None), "num_heads", 1)
+
+
+def _width_unit(config: Config) -> int:
+    """What a width must be a multiple of: whole heads, and pairs of features where positions turn them."""
+    pairs = getattr(config.model, "position", None) in ("rotary", "sinusoidal")
+    return 2 * _heads(config) if pairs else math.lcm(_heads(config), 2)
 
 
 def _nameless(config: Config) -> Config:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,10 +126,14 @@ def task_table(summary: Summary, scores: list[Score]) -> str:
 
 
 def table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
-    """A Markdown table; a bar inside a cell is escaped, and a cell stays on its line."""
+    """A Markdown table; bars and tags inside a cell are escaped, and a cell stays on its line."""
     lines = [header, ("---",) * len(header), *rows]
-    said = [[" ".join(str(cell).replace("|", "\\|").split()) for cell in line] for line in lines]
+    said = [[" ".join(_plain(str(cell)).split()) for cell in line] for line in lines]
     return "\n".join("| " + " | ".join(line) + " |" for line in said)
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"<(?=[A-Za-z/!])", "&lt;", text.replace("|", "\\|"))
 
 
 def _exact(value: float | None) -> str:

@@ -66,7 +66,7 @@ class Store:
             result = read_json(path)
         except RunError:
             return None
-        return result if result.get("key") == cell.key and "replicas" in result else None
+        return result if _is_result_of(cell, result) else None
 
     def failure(self, cell: Cell) -> str | None:
         """What went wrong the last time, in one line."""
@@ -121,6 +121,30 @@ class Store:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+
+
+def _is_result_of(cell: Cell, result: Result) -> bool:
+    """Whether it is what `finish` writes for this cell, with a number or null wherever a report wants one."""
+    number = lambda value: value is None or isinstance(value, int | float)  # noqa: E731
+    try:
+        steps, replicas, bound = result["steps"], result["replicas"], result["bound"]
+        pairs = [(each.seed, each.learning_rate) for each in cell.replicas]
+        names = {tuple(tuple(each[table]) for table in ("validation", "test", "measures")) for each in replicas}
+        curves = [curve for each in replicas for curve in each["validation"].values()]
+        figures = [figure for each in replicas for part in ("test", "measures") for figure in each[part].values()]
+        return (
+            result["key"] == cell.key
+            and [(each["seed"], each["learning_rate"]) for each in replicas] == pairs
+            and (bound is None or (isinstance(bound["value"], int | float) and isinstance(bound["metric"], str)))
+            and all(isinstance(result[name], int | float) for name in ("parameters", "forward_flops", "seconds"))
+            and len(names) == 1
+            and bool(curves)
+            and all(isinstance(step, int) for step in steps)
+            and all(len(curve) == len(steps) and all(map(number, curve)) for curve in curves)
+            and all(map(number, figures))
+        )
+    except (KeyError, TypeError, AttributeError):
+        return False
 
 
 def _grid_as_json(grid: Grid) -> dict[str, Any]:

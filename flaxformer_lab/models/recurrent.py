@@ -24,7 +24,7 @@ class LSTM(nnx.Module):
         self.state = Dense(width, 4 * width, axes=("width", None), bias=False, rngs=rngs)
 
     def __call__(self, x: Stream) -> Stream:
-        return lstm(self.input(x), read(self.state.kernel).astype(x.dtype))
+        return lstm(self.input(x), read(self.state.kernel, x.dtype))
 
 
 class GRU(nnx.Module):
@@ -38,9 +38,7 @@ class GRU(nnx.Module):
 
     def __call__(self, x: Stream) -> Stream:
         bias = read(self.candidate_bias)
-        return gru(
-            self.input(x), read(self.state.kernel).astype(x.dtype), None if bias is None else bias.astype(x.dtype)
-        )
+        return gru(self.input(x), read(self.state.kernel, x.dtype), None if bias is None else bias.astype(x.dtype))
 
 
 class RecurrentNetwork(nnx.Module):

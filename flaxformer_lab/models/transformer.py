@@ -1,6 +1,8 @@
 """The Transformer: positions, blocks, and the norm that its placement asks for."""
 
+import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ from flaxformer_lab.modules.block import Block
 from flaxformer_lab.modules.norm import make_norm
 from flaxformer_lab.modules.projection import normal
 from flaxformer_lab.modules.rngs import Rngs
-from flaxformer_lab.modules.sharding import laid, read
+from flaxformer_lab.modules.sharding import laid, outlives_forward_pass, parameters_in_shares, read
 from flaxformer_lab.modules.taps import CLOSED, Taps
 
 Stream = Float[Array, "batch tokens width"]
@@ -50,11 +52,13 @@ class Transformer(nnx.Module):
         keys: Key[Array, " batch"] | None = None,
         taps: Taps = CLOSED,
     ) -> Stream:
+        run, remat = Block.__call__, self._config.remat
+        if remat or parameters_in_shares():
+            run = functools.partial(_rematerialised, policy=None if remat else outlives_forward_pass)
         x = laid(self._entering(x), "batch", "tokens", None)
         taps.add("input", lambda: x)
         for number, block in enumerate(self.blocks):
             block_keys = None if keys is None else fold_in(keys, number)
-            run = _rematerialised if self._config.remat else Block.__call__
             x = run(block, x, valid=valid, keys=block_keys, taps=taps.within(f"blocks.{number}"))
         x = self._leaving(x)
         taps.add("output", lambda: x)
@@ -100,7 +104,7 @@ class Transformer(nnx.Module):
                 "shorten it, train with longer sequences, or choose position sinusoidal, rotary or off"
             )
         if self.position is not None:
-            table = read(self.position)
+            table = read(self.position, x.dtype)
         elif self._config.position == "sinusoidal":
             table = sinusoidal(max(tokens, self._tokens), self._config.width)
         else:
@@ -116,11 +120,15 @@ def _rematerialised(
     valid: Bool[Array, "batch tokens"] | None,
     keys: Key[Array, " batch"] | None,
     taps: Taps,
+    policy: Callable[..., bool] | None,
 ) -> Stream:
-    """The block with its activations recomputed in the backward pass instead of kept (Chen et al. 2016)."""
+    """The block with its activations recomputed in the backward pass instead of kept (Chen et al. 2016).
+
+    policy: which of them are kept (`jax.checkpoint_policies`); None keeps nothing.
+    """
     graph, parameters = nnx.split(block)
 
-    @jax.checkpoint
+    @functools.partial(jax.checkpoint, policy=policy)
     def run(parameters, x, valid, keys):
         # What is tapped must leave the rematerialised region as an output of it.
         inner = taps.fresh()

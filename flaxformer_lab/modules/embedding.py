@@ -18,7 +18,7 @@ class TokenEmbedding(nnx.Module):
         self.table = normal(rngs, (vocabulary, width), 1, (None, "width"))
 
     def __call__(self, symbols: Int[Array, "batch tokens"]) -> Float[Array, "batch tokens width"]:
-        return jnp.take(read(self.table).astype(self._dtype), symbols, axis=0)
+        return jnp.take(read(self.table, self._dtype), symbols, axis=0)
 
 
 class FeatureEmbedding(nnx.Module):
@@ -41,7 +41,7 @@ class ColumnEmbedding(nnx.Module):
         self.offsets = normal(rngs, (columns, width), 1, (None, "width"))
 
     def __call__(self, x: Float[Array, "batch columns"]) -> Float[Array, "batch columns width"]:
-        directions, offsets = (read(table).astype(self._dtype)[None] for table in (self.directions, self.offsets))
+        directions, offsets = (read(table, self._dtype)[None] for table in (self.directions, self.offsets))
         return x.astype(self._dtype)[:, :, None] * directions + offsets
 
 
@@ -67,7 +67,7 @@ class PatchEmbedding(nnx.Module):
         tokens = self.projection(patches(images.astype(self._dtype), self._patch_size))
         if self.class_token is None:
             return tokens
-        first = jnp.broadcast_to(read(self.class_token).astype(tokens.dtype), (tokens.shape[0], 1, tokens.shape[2]))
+        first = jnp.broadcast_to(read(self.class_token, tokens.dtype), (tokens.shape[0], 1, tokens.shape[2]))
         return jnp.concatenate([first, tokens], axis=1)
 
 

@@ -40,7 +40,7 @@ class Dense(nnx.Module):
         self.bias = zeros((features_out,), axes[1:]) if bias else None
 
     def __call__(self, x: Float[Array, "*batch features_in"]) -> Float[Array, "*batch features_out"]:
-        return linear.dense(x, read(self.kernel), read(self.bias))
+        return linear.dense(x, read(self.kernel, x.dtype), read(self.bias))
 
 
 class Diagonal(nnx.Module):

@@ -11,10 +11,11 @@ The one table says which mesh axes share out an axis of an array; what it does n
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 Axes = tuple[str | None, ...]
@@ -23,7 +24,6 @@ Heads = Float[Array, "batch tokens heads features"]
 
 MESH_AXES = ("data", "fsdp", "sequence", "tensor")
 PLACES = {"batch": ("data", "fsdp"), "tokens": "sequence", "width": "fsdp", "heads": "tensor", "hidden": "tensor"}
-GATHERED = "gathered"  # the name of what a backward pass gathers anew instead of keeping it
 
 
 def kept(axes: Axes) -> Spec:
@@ -65,23 +65,45 @@ def by_shares(
     return jax.shard_map(attend_share, **places)(query, key, value, valid)
 
 
-def read(parameter: nnx.Param | None) -> Array | None:
-    """The array of a parameter, whole where devices keep shares of it; None where a knob removed it."""
+def parameters_in_shares() -> bool:
+    """Whether each device holds a share of the parameters, which it gathers where it uses them."""
+    return _on_a_mesh() and jax.sharding.get_abstract_mesh().shape["fsdp"] > 1
+
+
+def read(parameter: nnx.Param | None, dtype: DTypeLike | None = None) -> Array | None:
+    """The array of a parameter, in another type where one is given, whole where devices keep shares of it.
+
+    None where a knob removed it.
+    """
     if parameter is None:
         return None
     value, axes = parameter[...], parameter.get_metadata().get("axes")
+    dtype = value.dtype if dtype is None else dtype
     if axes is None or kept(axes) == used(axes) or not _on_a_mesh():
-        return value
-    return checkpoint_name(_gathered(value, axes), GATHERED)
+        return value.astype(dtype)
+    return jax.lax.with_sharding_constraint(_with_gradient_in_shares(value, axes).astype(dtype), used(axes))
+
+
+def outlives_forward_pass(primitive: Any, *_: Any, **parameters: Any) -> bool:
+    """The policy of a backward pass that gathers parameters anew and keeps everything else (`jax.checkpoint`).
+
+    Of all that is laid out, only parameters do not lie by examples.
+    """
+    if primitive.name != "sharding_constraint":
+        return True
+    places = jax.tree.leaves(tuple(parameters["sharding"].spec))
+    return any(place in places for place in PLACES["batch"])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _gathered(x: Array, axes: Axes) -> Array:
-    return jax.lax.with_sharding_constraint(x, used(axes))
+def _with_gradient_in_shares(x: Array, axes: Axes) -> Array:
+    del axes
+    return x
 
 
 def _forward(x: Array, axes: Axes) -> tuple[Array, None]:
-    return _gathered(x, axes), None
+    del axes
+    return x, None
 
 
 def _backward(axes: Axes, _: None, gradient: Array) -> tuple[Array]:
@@ -90,7 +112,7 @@ def _backward(axes: Axes, _: None, gradient: Array) -> tuple[Array]:
     return (jax.lax.with_sharding_constraint(whole, kept(axes)),)
 
 
-_gathered.defvjp(_forward, _backward)
+_with_gradient_in_shares.defvjp(_forward, _backward)
 
 
 def _on_a_mesh() -> bool:

@@ -103,7 +103,7 @@ class RunFolder:
 def _write_json(path: Path, value: Any) -> None:
     """Writes the whole file or nothing."""
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
+    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     partial.replace(path)
 
 
@@ -114,8 +114,8 @@ def read_json(path: Path) -> dict[str, Any]:
         RunError: the file is missing, is no JSON, or holds something else.
     """
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} is missing or damaged: {error}") from error
     if not isinstance(value, dict):
         raise RunError(f"{path} is damaged: it holds {type(value).__name__}, not an object")

@@ -28,7 +28,7 @@ class MetricsLog:
         self._path = metrics
         with self._explained():
             self._there = _drop_after(metrics, resumed_step) if writes else set()
-            self._file = (metrics if writes else Path(os.devnull)).open("a")
+            self._file = (metrics if writes else Path(os.devnull)).open("a", encoding="utf-8")
             purge = {"purge_step": resumed_step + 1} if resumed_step else {}
             self._tensorboard = SummaryWriter(str(tensorboard), write_to_disk=writes, **purge)
 
@@ -69,13 +69,14 @@ def _drop_after(metrics: Path, step: int) -> set[tuple[int, str, str]]:
     if not metrics.exists():
         return set()
     kept = {}
-    for line in metrics.read_text().splitlines():
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # a line cut short by a crash is dropped
+    for line in metrics.read_bytes().splitlines():
+        # A line cut short by a crash, or one that we have not written, is dropped.
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
             entry = json.loads(line)
             if entry["step"] <= step:
-                kept[entry["step"], entry["split"], entry["name"]] = line + "\n"
+                kept[entry["step"], entry["split"], entry["name"]] = line + b"\n"
     partial = metrics.with_suffix(".partial")
-    partial.write_text("".join(kept.values()))
+    partial.write_bytes(b"".join(kept.values()))
     partial.replace(metrics)
     return set(kept)
 

@@ -4,7 +4,6 @@ The program is that of one device. Where arrays lie, `modules/sharding.py` says 
 has to be sent.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 from flaxformer_lab.config import MeshConfig
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.models.network import PureNetwork
-from flaxformer_lab.modules.sharding import GATHERED, MESH_AXES, PLACES, Axes, kept
+from flaxformer_lab.modules.sharding import MESH_AXES, PLACES, Axes, kept
 from flaxformer_lab.training.single import Single
 from flaxformer_lab.training.state import State, Tree
 
@@ -79,19 +78,10 @@ class Mesh(Single):
 
         return jax.tree_util.tree_map_with_path(place, state)
 
-    def adapted(self, network: PureNetwork, inputs: jax.ShapeDtypeStruct) -> PureNetwork:
-        """The network that gathers its parameters anew in the backward pass, where they are kept in shares.
-
-        Raises:
-            ConfigError: tokens that the mesh cannot share out equally.
-        """
+    def check(self, network: PureNetwork, inputs: jax.ShapeDtypeStruct) -> None:
         if self._sizes["sequence"] > 1:
-            tokens = jax.eval_shape(network.embed, *network.shapes, inputs).shape[:2]
-            self._require_equal_shares("a sequence", ("tokens",), tokens[1:])
-        if self._sizes["fsdp"] == 1:
-            return network
-        policy = jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
-        return dataclasses.replace(network, apply=jax.checkpoint(network.apply, policy=policy))
+            tokens = jax.eval_shape(network.embed, *network.shapes, inputs).shape[1:2]
+            self._require_equal_shares("a sequence", ("tokens",), tokens)
 
     def mine(self, size: int) -> slice | np.ndarray:
         if jax.process_count() == 1:

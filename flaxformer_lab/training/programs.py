@@ -57,7 +57,8 @@ def make_experiment(
     strategy = strategy or make_strategy(config)
     task = make_task(config.task, facts)
     optimizer = make_optimizer(config.optimizer, config.training.steps)
-    network = strategy.adapted(task.network(config.model), task.dummy(1))
+    network = task.network(config.model)
+    strategy.check(network, task.dummy(1))
     return Experiment(config, task, network, optimizer, strategy)
 
 

@@ -33,9 +33,9 @@ class Single:
     def layout(self, state: State, axes: dict[str, Axes]) -> None:
         del state, axes
 
-    def adapted(self, network: PureNetwork, inputs: jax.ShapeDtypeStruct) -> PureNetwork:
-        del inputs
-        return network
+    def check(self, network: PureNetwork, inputs: jax.ShapeDtypeStruct) -> None:
+        """Raises ConfigError where the tokens of these inputs cannot be shared out equally."""
+        del network, inputs
 
     def mine(self, size: int) -> slice | np.ndarray:
         """Which rows of a batch of this size the devices of this process hold."""

@@ -79,6 +79,16 @@ def test_the_recipes_own_seed_and_learning_rate_do_not_matter(grid, recipe):
     assert grid(recipe=other).cells[0].key == grid().cells[0].key
 
 
+@pytest.mark.parametrize("variant", ["cnn_1d", "per_dimension", "ffn_off", "lstm"])
+def test_a_matched_width_suits_the_variant_and_not_the_recipe(grid, recipe, variant):
+    """A convolution has no heads to divide; rotary positions turn pairs; a head a feature grows with the width."""
+    turning = recipe | {"model": recipe["model"] | {"width": 32, "position": "rotary", "attention": {"num_heads": 4}}}
+    changes = {"match": "parameters", "variants": {variant: variant}, "tasks": {"near": {"recipe": "delay.py"}}}
+    made = grid(changes, recipe=turning)
+    wanted, found = (cost(made.cell("near", name).config)[0] for name in (BASELINE, variant))
+    assert found == pytest.approx(wanted, rel=0.2)
+
+
 @pytest.mark.parametrize("match", ["parameters", "flops"])
 def test_matched_variants_cost_what_the_baseline_costs(grid, match):
     which = ("parameters", "flops").index(match)

