@@ -1,0 +1,146 @@
+"""What training pays beside its updates: saving checkpoints, and streaming data from the host.
+
+    python benchmarks/overheads.py             # about 6 minutes on 2 cores
+    python benchmarks/overheads.py --quick     # does it run at all?
+
+- A save: the speeches recipe, so many updates with a save at their start and without one, in turns. What the save adds
+  (waiting for the copy, and the cores that its writing takes from the updates) is set against 100 updates.
+- Streaming: the rate of updates with `training.input=stream` beside `device`, on the speeches and the digits recipes.
+- Memory: what the process holds while a small model streams 10,000 updates.
+
+A figure is the median over rounds; a ratio is taken round by round.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from contest import versions, write_result
+from train_step import machine
+
+from flaxformer_lab.command_line import load_config
+from flaxformer_lab.compilation import use_compilation_cache
+from flaxformer_lab.training.checkpoints import Checkpoints
+from flaxformer_lab.training.programs import calls, make_experiment, make_feeds, make_run_steps
+from flaxformer_lab.training.state import initial_state
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = ("model.width=8", "model.depth=1", "model.attention.num_heads=2", "training.batch_size=16")
+
+
+class Runner:
+    """A recipe's updates, to be applied so many at a time; each goes on from the state that the last one left."""
+
+    def __init__(self, recipe: str, *overrides: str):
+        keys = [f"--config.{override}" for override in ("parallelism.strategy=single", *overrides)]
+        self._config = load_config(str(ROOT / "configs" / f"{recipe}.py"), keys)
+        self._experiment = make_experiment(self._config)
+        self._examples = self._experiment.task.examples("train")
+        run_steps, data = make_run_steps(self._experiment, self._examples)
+        place = self._experiment.strategy.place
+        self._run_steps, self._data, self._place = run_steps, place(data), place
+        start = initial_state(self._experiment.network, self._experiment.optimizer, self._config.seed)
+        self.state, self._done = place(start), 0
+        self.seconds(self._config.training.steps_per_call)
+
+    def seconds(self, updates: int, save: Callable[[object], None] | None = None) -> float:
+        """Of this many updates; `save` is given the state before the first."""
+        begin = time.perf_counter()
+        if save is not None:
+            save(self.state)
+        plan = list(calls(self._config, self._done, self._done + updates))
+        for (_, count), feed in zip(plan, make_feeds(self._experiment, self._examples, plan), strict=True):
+            self.state, metrics = self._run_steps(self.state, self._data, feed, self._place(np.int32(count)))
+            jax.block_until_ready(metrics)
+        self._done += updates
+        return time.perf_counter() - begin
+
+
+def saving(updates: int, rounds: int) -> dict[str, object]:
+    """What one save adds to training on the speeches, as a share of 100 updates."""
+    runner = Runner("speeches", "training.steps=100000")
+    blocked: list[float] = []
+    with tempfile.TemporaryDirectory() as folder, Checkpoints(Path(folder) / "checkpoints") as checkpoints:
+
+        def save(state: object) -> None:
+            begin = time.perf_counter()
+            checkpoints.save(state, None)
+            blocked.append(time.perf_counter() - begin)
+
+        without, with_save = [], []
+        for _ in range(rounds):
+            without.append(runner.seconds(updates))
+            with_save.append(runner.seconds(updates, save))
+            checkpoints.wait()
+    extra = [a - b for a, b in zip(with_save, without, strict=True)]
+    hundred = 100 * statistics.median(without) / updates
+    return {
+        "updates": updates,
+        "seconds_of_100_updates": round(hundred, 2),
+        "seconds_that_a_save_blocks": round(statistics.median(blocked), 3),
+        "seconds_that_a_save_adds": round(statistics.median(extra), 3),
+        "range_over_rounds": [round(min(extra), 3), round(max(extra), 3)],
+        "share_of_100_updates": round(statistics.median(extra) / hundred, 4),
+    }
+
+
+def streaming(recipe: str, updates: int, rounds: int) -> dict[str, object]:
+    """The rate of updates on streamed data over that on data which lives on the device."""
+    runners = {name: Runner(recipe, f"training.input={name}", "training.steps=100000") for name in ("device", "stream")}
+    seconds = {name: [] for name in runners}
+    for _ in range(rounds):
+        for name, runner in runners.items():
+            seconds[name].append(runner.seconds(updates))
+    ratios = [a / b for a, b in zip(seconds["device"], seconds["stream"], strict=True)]
+    return {
+        "updates": updates,
+        "updates_a_second": {name: round(updates / statistics.median(each), 2) for name, each in seconds.items()},
+        "ratio": round(statistics.median(ratios), 3),
+        "range_over_rounds": [round(min(ratios), 3), round(max(ratios), 3)],
+    }
+
+
+def memory(updates: int) -> dict[str, object]:
+    """Megabytes that the process holds at each tenth of many streamed updates."""
+    runner = Runner("digits", "training.input=stream", "training.steps=100000", *SMALL)
+    held = []
+    for _ in range(10):
+        runner.seconds(updates // 10)
+        held.append(round(resident_bytes() / 2**20))
+    return {"updates": updates, "resident_mib": held}
+
+
+def resident_bytes() -> int:
+    """What this process holds in memory now (Linux)."""
+    line = next(each for each in Path("/proc/self/status").read_text().splitlines() if each.startswith("VmRSS"))
+    return 1024 * int(line.split()[1])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures, prints and writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a few updates; nothing is written")
+    quick = parser.parse_args(arguments).quick
+    use_compilation_cache()
+    rounds = 2 if quick else 5
+    result: dict[str, object] = {"machine": machine("cpu"), "versions": versions(("jax", "orbax-checkpoint"))}
+    parts = {
+        "saving": lambda: saving(10 if quick else 30, rounds),
+        "streaming_speeches": lambda: streaming("speeches", 10 if quick else 20, rounds),
+        "streaming_digits": lambda: streaming("digits", 20 if quick else 200, rounds),
+        "memory": lambda: memory(200 if quick else 10_000),
+    }
+    for name, part in parts.items():
+        result[name] = part()
+        print(f"{name}: {result[name]}", flush=True)
+    if not quick:
+        write_result(f"overheads_{jax.default_backend()}", result)
+
+
+if __name__ == "__main__":
+    main()
