@@ -24,14 +24,15 @@ from flaxformer_lab.evaluate import load_run
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
+EVERY = 12  # updates between evaluations
 KNOBS = {
     "task.patch_size": 4,
     "model.width": 8,
     "model.depth": 1,
     "model.attention.num_heads": 2,
-    "training.steps": 240,
+    "training.steps": 10 * EVERY,
     "training.batch_size": 16,
-    "training.evaluate_every": 24,
+    "training.evaluate_every": EVERY,
     "training.checkpoint_every": 6,
     "training.steps_per_call": 3,
 }
@@ -113,7 +114,7 @@ def asked_to_end(trial: Trial, times: int = 10) -> Outcome:
     for _ in range(times):
         folder = trial.folder()
         process = start(folder)
-        wait_for(process, f"step {24 * rng.randrange(1, 9)} | validation")
+        wait_for(process, f"step {EVERY * rng.randrange(1, 9)} | validation")
         time.sleep(rng.uniform(0, 0.5))
         process.send_signal(signal.SIGTERM)
         begin = time.perf_counter()
@@ -174,7 +175,7 @@ def disk_full(trial: Trial, times: int = 5) -> Outcome:
     good = 0
     for number in range(times):
         folder = trial.folder()
-        finish(start(folder, f"--stop_at={24 * (number + 1)}"))
+        finish(start(folder, f"--stop_at={EVERY * (number + 1)}"))
         limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
         size = 1024 * (number + 1)
         limit += f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))"
@@ -187,7 +188,7 @@ def not_a_number(trial: Trial, times: int = 5) -> Outcome:
     """The gradient is NaN in update k."""
     good = 0
     for number in range(times):
-        folder, step = trial.folder(), 10 + 37 * number
+        folder, step = trial.folder(), 10 + 22 * number
         spoil = (
             "import jax, jax.numpy as jnp\nfrom flaxformer_lab.functional import losses\nimport optax\n"
             "from flaxformer_lab.training import optimizer\nmake = optimizer.make_optimizer\n"
@@ -210,7 +211,7 @@ def two_on_one_folder(trial: Trial, times: int = 5) -> Outcome:
     for _ in range(times):
         folder = trial.folder()
         first = start(folder)
-        wait_for(first, "step 24 | validation")
+        wait_for(first, f"step {EVERY} | validation")
         code, _, err = finish(start(folder))
         refused = code == 4 and "another run is at work" in err
         good += refused and finish(first)[0] == 0 and same(folder, trial.undisturbed)
@@ -230,7 +231,7 @@ def clock_and_locale(trial: Trial) -> Outcome:
     for environment in settings:
         for clock in clocks:
             folder = trial.folder()
-            finish(start(folder, "--stop_at=120"))
+            finish(start(folder, f"--stop_at={5 * EVERY}"))
             good += finish(start(folder, before=clock, **environment))[0] == 0 and same(folder, trial.undisturbed)
             tried += 1
     return tried, f"{good} bit-identical"
@@ -239,7 +240,7 @@ def clock_and_locale(trial: Trial) -> Outcome:
 def read_only(trial: Trial) -> Outcome:
     """A folder that cannot be written: for root a read-only mount stands for it."""
     folder = trial.folder()
-    finish(start(folder, "--stop_at=120"))
+    finish(start(folder, f"--stop_at={5 * EVERY}"))
     mounted = (
         os.geteuid() == 0
         and not subprocess.run(

@@ -22,13 +22,13 @@ CAUSAL = {
 BOTH_WAYS = {"channel": "channel_attention"}  # a causal channel attention does not exist
 
 
-def _training(steps: int, evaluate_batch_size: int) -> dict:
+def _training(steps: int, evaluations: int, evaluate_batch_size: int, **more: int) -> dict:
     return {
         "steps": steps,
-        "evaluate_every": steps // 4,
+        "evaluate_every": steps // evaluations,
         "checkpoint_every": steps,
-        "steps_per_call": 50,
         "evaluate_batch_size": evaluate_batch_size,
+        **more,
     }
 
 
@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
                     "overrides": {
                         "task": {"vocabulary": 32, "sequence_length": 32, "evaluation_examples": 512},
                         "model": {"width": 32},
-                        "training": _training(800, 512),
+                        "training": _training(800, 8, 512, steps_per_call=50),
                     },
                     "threshold": 0.9,
                     "only": ("baseline", *CAUSAL),
@@ -52,14 +52,14 @@ def get_config() -> ConfigDict:
                     "overrides": {
                         "task": {"sequence_length": 64},
                         "model": {"width": 48, "depth": 2},
-                        "training": _training(200, 256),
+                        "training": _training(200, 2, 256, steps_per_call=50),
                     },
                     "threshold": 0.4,
                     "only": ("baseline", *CAUSAL),
                 },
                 "digits": {
                     "recipe": "../digits.py",
-                    "overrides": {"model": {"width": 32, "depth": 2}, "training": _training(300, 300)},
+                    "overrides": {"model": {"width": 32, "depth": 2}, "training": _training(300, 5, 300)},
                     "threshold": 0.9,
                 },
             },

@@ -37,8 +37,7 @@ class GRU(nnx.Module):
         self.candidate_bias = zeros((width,), ("width",)) if config.bias else None
 
     def __call__(self, x: Stream) -> Stream:
-        bias = read(self.candidate_bias)
-        return gru(self.input(x), read(self.state.kernel, x.dtype), None if bias is None else bias.astype(x.dtype))
+        return gru(self.input(x), read(self.state.kernel, x.dtype), read(self.candidate_bias, x.dtype))
 
 
 class RecurrentNetwork(nnx.Module):

@@ -104,7 +104,7 @@ def test_what_is_no_line_of_metrics_is_dropped(tmp_path_factory, content, entry)
     assert path.read_bytes().startswith(ours)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), value=VALUES, remove=st.booleans())
 def test_a_result_with_any_other_value_is_reported_or_made_again(grid, store, result, data, value, remove):
     made = grid({"variants": {"ffn_off": "ffn_off"}, "tasks": {"near": {"recipe": "delay.py"}}})
@@ -118,7 +118,7 @@ def test_a_result_with_any_other_value_is_reported_or_made_again(grid, store, re
     assert not any("<script" in (store.path / f"report.{kind}").read_text() for kind in ("html", "md"))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), value=VALUES, remove=st.booleans())
 def test_an_ablation_file_with_any_other_value_is_read_or_an_error(grid, store, data, value, remove):
     store.claim(grid())
