@@ -179,14 +179,19 @@ MATRICES = 2 + 2 * 4  # the symbols' table and the head; query, key and value, o
 
 
 def compiled_update(sizes):
-    """One update of a small language model as a compiled program of four devices."""
-    experiment = make_experiment(on_mesh(parse_config(TEXT), **sizes))
+    """One update of a small language model as a compiled program of four devices; sizes None: of pmap."""
+    replicated = parse_config(TEXT | {"parallelism": {"strategy": "pmap"}})
+    experiment = make_experiment(replicated if sizes is None else on_mesh(replicated, **sizes))
     strategy, layout = experiment.strategy, experiment.layout
-    step = make_train_step(experiment.task, experiment.network, experiment.optimizer, seed=0)
+    options = {"seed": 0, "axis_name": strategy.axis_name}
+    step = make_train_step(experiment.task, experiment.network, experiment.optimizer, **options)
     abstract = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)  # noqa: E731
-    state = jax.tree.map(abstract, experiment.abstract_state, layout)
+    state = experiment.abstract_state if layout is None else jax.tree.map(abstract, experiment.abstract_state, layout)
     rows = np.arange(8, dtype=np.int32)
     batch = experiment.task.examples("train").read(rows) | {"row": rows, "weight": np.ones(8, np.float32)}
+    if sizes is None:
+        replicas = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((4, *leaf.shape), leaf.dtype), state)
+        return strategy.compile(step).lower(replicas, strategy.split(batch, 0)).compile()
     with jax.set_mesh(strategy.mesh):
         results = (layout, jax.sharding.NamedSharding(strategy.mesh, jax.P()))
         return jax.jit(step, out_shardings=results).lower(state, strategy.split(batch, 0)).compile()
@@ -196,6 +201,7 @@ def compiled_update(sizes):
     ("sizes", "expected"),
     [
         # Gradients and metrics are summed at once.
+        (None, {"all-reduce": 1}),
         ({"data": 4}, {"all-reduce": 1}),
         # Each matrix is gathered, those of blocks once more for the backward pass; its gradient is summed by itself,
         # and metrics and the vectors' gradients at once.
