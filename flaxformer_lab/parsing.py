@@ -28,7 +28,7 @@ SMALL = Rule("must be below 2**31", lambda value: value < 2**31)  # what array i
 AtLeastOne = Annotated[int, Rule("must be at least 1", lambda value: value >= 1), SMALL]
 AtLeastTwo = Annotated[int, Rule("must be at least 2", lambda value: value >= 2), SMALL]
 NonNegative = Annotated[int, Rule("must not be negative", lambda value: value >= 0), SMALL]
-Depth = Annotated[int, Rule("must be at least 0 and at most 1000: each block is compiled", lambda v: 0 <= v <= 1000)]
+Depth = Annotated[NonNegative, Rule("must be at most 1000: each block is compiled", lambda value: value <= 1000)]
 Positive = Annotated[float, Rule("must be above 0", lambda value: value > 0)]
 Rate = Annotated[float, Rule("must be at least 0 and below 1", lambda value: 0 <= value < 1)]
 Decay = Annotated[float, Rule("must not be negative", lambda value: value >= 0)]

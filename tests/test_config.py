@@ -410,6 +410,7 @@ RANGES = [
     ("model.width", 0, ["model.width=0", "must be at least 1"]),
     ("model.width", -64, ["model.width=-64", "must be at least 1"]),
     ("model.depth", -1, ["model.depth=-1", "must not be negative"]),
+    ("model.depth", 1001, ["model.depth=1001", "must be at most 1000"]),
     ("model.attention.num_heads", 0, ["model.attention.num_heads=0", "must be at least 1"]),
     ("model.attention.head_dim", 0, ["model.attention.head_dim=0", "must be at least 1"]),
     ("model.attention.num_kv_heads", 0, ["model.attention.num_kv_heads=0", "must be at least 1"]),
