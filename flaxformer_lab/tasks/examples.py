@@ -13,6 +13,7 @@ from flaxformer_lab.data.order import positions, start_offset
 from flaxformer_lab.data.source import Source
 
 Arrays = dict[str, Any]  # NumPy arrays on the host, JAX arrays on the device
+HOST_BYTES = 2**32  # records up to this size stay in host memory once they are decoded
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,24 @@ def records(source: Source) -> Examples:
         num_bytes=source.num_bytes(),
         load=source.load,
         take=take,
-        read=source.read,
+        read=_decoded_once(source) if source.num_bytes() <= HOST_BYTES else source.read,
     )
+
+
+def _decoded_once(source: Source) -> Callable[[Int[np.ndarray, " batch"]], Arrays]:
+    """Returns `source.read` with a memory: decoding costs far more than copying, so it is not done every epoch."""
+    arrays = {name: np.empty((len(source), *shape), dtype) for name, (shape, dtype) in source.features.items()}
+    decoded = np.zeros(len(source), bool)
+
+    def read(rows: Int[np.ndarray, " batch"]) -> Arrays:
+        missing = np.unique(rows[~decoded[rows]])
+        if len(missing):
+            for name, values in source.read(missing).items():
+                arrays[name][missing] = values
+            decoded[missing] = True
+        return {name: array[rows] for name, array in arrays.items()}
+
+    return read
 
 
 def windows(symbols: UInt[np.ndarray, " length"], size: int, *, lookahead: int) -> Examples:

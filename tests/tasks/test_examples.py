@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,8 +97,13 @@ def test_windows_keep_the_type_of_the_symbols_and_say_what_they_hold():
 
 
 @pytest.fixture(scope="module")
-def digits():
-    return records(open_split("lab_digits", "validation"))
+def digits_source():
+    return open_split("lab_digits", "validation")
+
+
+@pytest.fixture(scope="module")
+def digits(digits_source):
+    return records(digits_source)
 
 
 def test_records_taken_on_the_device_are_those_read_from_disk(digits):
@@ -107,6 +114,31 @@ def test_records_taken_on_the_device_are_those_read_from_disk(digits):
     for name in taken:
         np.testing.assert_array_equal(taken[name], read[name])
     assert len(np.unique(read["image"].reshape(5, -1), axis=0)) == 4
+
+
+def test_records_are_decoded_once_where_memory_holds_them(digits_source, monkeypatch):
+    asked = []
+
+    class Counted:
+        def __len__(self):
+            return len(digits_source)
+
+        def __getitems__(self, indices):
+            asked.extend(indices)
+            return digits_source.examples.__getitems__(indices)
+
+    source = dataclasses.replace(digits_source, examples=Counted())
+    rows = np.array([5, 2, 5, 9])
+    kept = records(source)
+    first, again = kept.read(rows), kept.read(rows[::-1])
+    assert sorted(asked) == [2, 5, 9]
+    monkeypatch.setattr("flaxformer_lab.tasks.examples.HOST_BYTES", source.num_bytes() - 1)
+    decoded_anew = records(source)
+    for name, values in decoded_anew.read(rows).items():
+        np.testing.assert_array_equal(first[name], values)
+        np.testing.assert_array_equal(again[name], values[::-1])
+    decoded_anew.read(rows)
+    assert len(asked) == 3 + 2 * len(rows)
 
 
 def test_records_come_once_an_epoch(digits):

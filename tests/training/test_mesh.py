@@ -12,7 +12,15 @@ from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.training.loop import train
 from flaxformer_lab.training.mesh import Mesh
 from flaxformer_lab.training.parallelism import make_strategy
-from flaxformer_lab.training.programs import make_evaluate, make_experiment, make_feeds, make_run_steps
+from flaxformer_lab.training.programs import (
+    host_feed,
+    make_evaluate,
+    make_experiment,
+    make_feeds,
+    make_run_steps,
+    run_steps_of,
+    stacked,
+)
 from flaxformer_lab.training.state import initial_state
 from flaxformer_lab.training.step import make_train_step
 
@@ -56,35 +64,68 @@ def on_mesh(config, **sizes):
     return dataclasses.replace(config, parallelism=ParallelismConfig("mesh", MeshConfig(**sizes)))
 
 
-def trained(config, steps=20):
-    """The state after some updates, each one's loss, and the figures of validation."""
-    experiment = make_experiment(config)
+def trained(experiment, steps=20, call=5):
+    """The state after some updates, and each one's loss."""
+    config = experiment.config
     strategy, examples = experiment.strategy, experiment.task.examples("train")
     start = jax.jit(lambda: initial_state(experiment.network, experiment.optimizer, config.seed))()
     state, losses = strategy.place_state(start, experiment.layout), []
     run_steps, data = make_run_steps(experiment, examples)
-    data, plan = strategy.place(data), [(begin, 5) for begin in range(0, steps, 5)]
+    data, plan = strategy.place(data), [(begin, call) for begin in range(0, steps, call)]
     for feed in make_feeds(experiment, examples, plan):
-        state, history = run_steps(state, data, feed, strategy.place(np.int32(5)))
+        state, history = run_steps(state, data, feed, strategy.place(np.int32(call)))
         total, weight = strategy.fetch(history)["loss"]
         losses.extend(total / weight)
-    figures = make_evaluate(experiment)(state.params, state.model_state, experiment.task.examples("validation"))
-    return state, losses, figures
+    return state, losses
+
+
+def judged(experiment, state):
+    """The figures of validation."""
+    return make_evaluate(experiment)(state.params, state.model_state, experiment.task.examples("validation"))
 
 
 @pytest.fixture(scope="module")
 def alone(whole):
     """What one device makes of it."""
-    return trained(whole)
+    experiment = make_experiment(whole)
+    state, losses = trained(experiment)
+    return state, losses, judged(experiment, state)
 
 
 @pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
 def test_a_mesh_trains_like_one_device(whole, alone, sizes, assert_close):
-    state, losses, figures = trained(on_mesh(whole, **sizes))
+    experiment = make_experiment(on_mesh(whole, **sizes))
+    state, losses = trained(experiment)
+    figures = judged(experiment, state)
     np.testing.assert_allclose(losses, alone[1], atol=1e-5)
     assert_close(state, alone[0], 1e-5)
     for name, value in alone[2].items():
         assert figures[name] == pytest.approx(value, abs=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [{"data": 4}, {"fsdp": 2, "sequence": 2}], ids=str)
+def test_a_population_on_a_mesh_trains_like_each_replica_alone(sizes, assert_close):
+    """Two seeds under vmap, every parameter of each of them where the table says."""
+    training = {"batch_size": 8, "steps": 20, "steps_per_call": 20}
+    config = parse_config(TEXT | {"training": training, "parallelism": {"strategy": "single"}})
+    seeds = np.arange(2, dtype=np.uint32)
+    experiment = make_experiment(on_mesh(config, **sizes))
+    strategy, examples = experiment.strategy, experiment.task.examples("train")
+    beside = lambda place: jax.sharding.NamedSharding(place.mesh, jax.P(None, *place.spec))  # noqa: E731
+    layout = jax.tree.map(beside, experiment.layout)
+    start = jax.vmap(lambda seed: initial_state(experiment.network, experiment.optimizer, seed))
+    run_steps = jax.vmap(run_steps_of(experiment, examples), in_axes=(0, 0, None, 0, None))
+    feeds = [host_feed(config, examples, seed, 0, 20) for seed in seeds.tolist()]
+    feed = strategy.split(stacked(feeds), batch_axis=2)
+    data, count = strategy.place((examples.load(), np.int32(20)))
+    states, history = strategy.compile(run_steps, layout=layout)(
+        strategy.place(seeds), strategy.place_state(jax.jit(start)(seeds), layout), data, feed, count
+    )
+    for number, seed in enumerate(seeds.tolist()):
+        state, losses = trained(make_experiment(dataclasses.replace(config, seed=seed)), call=20)
+        assert_close(jax.tree.map(lambda leaf, number=number: leaf[number], states), state, 1e-5)
+        total, weight = strategy.fetch(history)["loss"]
+        np.testing.assert_allclose(total[number] / weight[number], losses, atol=1e-5)
 
 
 def one_update(config, weight):
