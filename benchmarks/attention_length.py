@@ -7,7 +7,7 @@
 Causal attention, forward alone and forward with the gradients of query, key and value. Contestants take turns, each in
 a process of its own; a figure is the median over rounds, a ratio is taken round by round. Memory is what a call needs
 beside its arguments: for JAX what the compiler plans (temporaries and outputs), for PyTorch the allocator's peak on a
-GPU and what the process grows by on a CPU. The exponent is that of memory against length, by least squares on the
+GPU and what the process grows by on a CPU, as for ejkernel. The exponent is that of memory against length, by least squares on the
 logarithms. Flatness is the largest time a token over the smallest, from 1k tokens on. A peer that is not installed is
 named as such.
 
@@ -52,14 +52,17 @@ def jax_contestant(kind: str, device: str, length: int, backward: bool, batch: i
         output, pull = jax.vjp(attend, query, key, value)
         return output, *pull(towards)
 
-    run = jax.jit(with_gradients if backward else attend)
+    run = with_gradients if backward else attend
+    if kind != "ejkernel_lightning":  # which cannot be traced: it takes an array for a constant
+        run = jax.jit(run)
     arguments = (query, key, value, towards) if backward else (query, key, value)
 
     def work() -> None:
         jax.block_until_ready(run(*arguments))
 
-    plan = run.lower(*arguments).compile().memory_analysis()
-    work.peak_bytes = lambda: plan.temp_size_in_bytes + plan.output_size_in_bytes
+    if kind != "ejkernel_lightning":
+        plan = run.lower(*arguments).compile().memory_analysis()
+        work.peak_bytes = lambda: plan.temp_size_in_bytes + plan.output_size_in_bytes
     return work
 
 
@@ -243,8 +246,9 @@ def main() -> None:
     print("| length | width | direction | kind | ms | µs a token | peak MiB |\n|---|---|---|---|---|---|---|")
     for length in arguments.lengths or (CPU_LENGTHS if cpu else GPU_LENGTHS):
         for backward in (False,) if arguments.forward_only else (False, True):
-            # Static attention owns its quadratic matrix; a table for tens of thousands of tokens makes no sense.
-            limits = {"static": min(most, 4096), "softmax": most, "torch_sdpa": most}
+            # Static attention owns its quadratic matrix; a table for tens of thousands of tokens makes no sense. The
+            # backward pass of flash-linear-attention's form without a kernel is quadratic in time.
+            limits = {"static": min(most, 4096), "softmax": most, "torch_sdpa": most, "fla_naive": min(most, 8192)}
             gone = {each["kind"] for each in missing if "No module" in each["reason"]}
             now = [kind for kind in kinds if length <= limits.get(kind, length) and kind not in gone]
             case = {"length": length, "backward": backward} | sizes

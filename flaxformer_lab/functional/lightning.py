@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from flaxformer_lab.functional import lightning_kernel
-from flaxformer_lab.functional.blocks import join_blocks, product, split_blocks
+from flaxformer_lab.functional.blocks import product, scan_blocks
 from flaxformer_lab.functional.choice import Choice, asked_for
 
 Heads = Float[Array, "batch tokens heads head_dim"]
@@ -20,9 +20,6 @@ Values = Float[Array, "batch tokens heads value_dim"]
 Valid = Bool[Array, "batch tokens"]
 Slopes = Float[Array, " heads"]
 Memory = Float[Array, "batch heads head_dim value_dim"]
-
-# Inside, blocks stand first: [blocks, batch, heads, size, features].
-Blocks = Float[Array, "blocks batch heads size features"]
 
 BLOCK = 64
 IMPLEMENTATIONS = ("blockwise", "kernel", "interpreted kernel")
@@ -192,9 +189,8 @@ def _forward(query, key, value, slopes, block, implementation):
         mixed += enter * product("bhqd,bhde->bhqe", query, memory)
         return across * memory + product("bhkd,bhke->bhde", key * leave, value), mixed
 
-    blocks = tuple(split_blocks(x, block) for x in (query, key, value))
-    _, mixed = jax.lax.scan(add, _empty(query, value), blocks)
-    return join_blocks(mixed, query.shape[1]), (query, key, value, slopes)
+    _, mixed = scan_blocks(add, _empty(query, value), (query, key, value), block)
+    return mixed, (query, key, value, slopes)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -206,7 +202,7 @@ def _backward(block, implementation, residuals, gradient):
     """
     query, key, value, slopes = residuals
     pair, enter, leave, across = _decays(slopes, block)
-    blocks = tuple(split_blocks(x, block) for x in (query, key, value, gradient.astype(value.dtype)))
+    arrays = (query, key, value, gradient.astype(value.dtype))
 
     def forward(memory: Memory, arriving: tuple[Array, ...]):
         query, key, value, gradient = arriving
@@ -223,10 +219,10 @@ def _backward(block, implementation, residuals, gradient):
         onward = across * onward + product("bhqd,bhqe->bhde", query * enter, gradient)
         return onward, (of_key.astype(key.dtype), of_value.astype(value.dtype))
 
-    empty, tokens = _empty(query, value), query.shape[1]
-    _, of_query = jax.lax.scan(forward, empty, blocks)
-    _, (of_key, of_value) = jax.lax.scan(backward, empty, blocks, reverse=True)
-    return *(join_blocks(x, tokens) for x in (of_query, of_key, of_value)), None
+    empty = _empty(query, value)
+    _, of_query = scan_blocks(forward, empty, arrays, block)
+    _, (of_key, of_value) = scan_blocks(backward, empty, arrays, block, reverse=True)
+    return of_query, of_key, of_value, None
 
 
 blockwise.defvjp(_forward, _backward)
