@@ -24,14 +24,17 @@ STYLES = {
 }
 
 
-def decide_claims(rows: Rows, wide: Rows) -> dict[str, dict[str, Any]]:
-    """The claims with their verdicts and the answers that these rest on; of forward and backward pass together."""
+def decide_claims(grown: Rows, wide: Rows) -> dict[str, dict[str, Any]]:
+    """The claims with their verdicts and the answers that these rest on; of forward and backward pass together.
+
+    grown: rows of single kinds whose lengths took turns; wide: rows of several widths.
+    """
     narrowest, widest = (pick(row["head_dim"] for row in wide) for pick in (min, max))
     tokens = wide[0]["length"]
     return {
         "C9": _decided(
             _c9,
-            ("does a token cost attention over features more in the longest sequence?", *_growth(rows, "channel")),
+            ("does a token cost attention over features more in the longest sequence?", *_growth(grown, "channel")),
             (
                 f"does it cost more than attention over {tokens} tokens, with {narrowest} features?",
                 *_beside(wide, narrowest),
@@ -40,8 +43,8 @@ def decide_claims(rows: Rows, wide: Rows) -> dict[str, dict[str, Any]]:
         ),
         "C15": _decided(
             _c15,
-            ("does a token cost Lightning attention more in the longest sequence?", *_growth(rows, "lightning")),
-            ("does it cost exact attention in blocks more?", *_growth(rows, "softmax")),
+            ("does a token cost Lightning attention more in the longest sequence?", *_growth(grown, "lightning")),
+            ("does it cost exact attention in blocks more?", *_growth(grown, "softmax")),
         ),
     }
 
@@ -79,9 +82,9 @@ def _decided(rule, *questions: tuple[str, Ratios, float]) -> dict[str, Any]:
     return {"verdict": verdict, "reason": reason, "answers": answers}
 
 
-def _growth(rows: Rows, kind: str) -> tuple[Ratios, float]:
-    """Time a token of the longest sequence over that of the first of 1,024 tokens or more, and what counts as more."""
-    own = [row for row in _whole(rows, kind) if row["length"] >= 1024]
+def _growth(grown: Rows, kind: str) -> tuple[Ratios, float]:
+    """Time a token of the longest sequence over that of the shortest, and what counts as more."""
+    own = _whole(grown, kind)
     short, long = own[0], own[-1]
     share = short["length"] / long["length"]
     pairs = zip(long["rounds_in_milliseconds"], short["rounds_in_milliseconds"], strict=True)

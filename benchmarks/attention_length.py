@@ -8,11 +8,12 @@ Causal attention, forward alone and forward with the gradients of query, key and
 a process of its own; a figure is the median over rounds, a ratio is taken round by round. Memory is what a call needs
 beside its arguments: for JAX what the compiler plans (temporaries and outputs), for PyTorch the allocator's peak on a
 GPU and what the process grows by on a CPU, as for ejkernel. The exponent is that of memory against length, by least
-squares on the logarithms. Flatness is the largest time a token over the smallest, from 1k tokens on. A peer that is not
-installed is named as such.
+squares on the logarithms. A peer that is not installed is named as such.
 
-Then attention over tokens beside attention over features as the width grows. Together they decide two claims of
-docs/science.md on cost, C9 and C15, and are drawn in docs/results/attention_cost_cpu.svg (or _gpu).
+Then some kinds alone, with their lengths in turns, so that a machine whose speed drifts is no growth. Flatness is the
+largest time a token over the smallest, from 1k tokens on. And attention over tokens beside attention over features as
+the width grows. These two decide two claims of docs/science.md on cost, C9 and C15; they are drawn in
+docs/results/attention_cost_cpu.svg (or _gpu).
 """
 
 import argparse
@@ -32,6 +33,7 @@ LINEAR = ("lightning", "linear", "channel", "mean", "lightning_kernel", "fla_nai
 CPU_LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 GPU_LENGTHS = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
 WIDE, FEW, WIDTHS = ("softmax", "channel"), 256, (32, 64, 128, 256, 512, 1024, 2048)  # one head of all features
+GROWING = (("lightning", False), ("lightning", True), ("channel", True), ("softmax", True))  # kind, backward
 FIGURES = Path(__file__).parents[1] / "docs" / "results"
 LIBRARIES = ("jax", "jaxlib", "torch", "flash-linear-attention", "ejkernel")
 
@@ -155,18 +157,7 @@ def compare(
             there.append(players[kind])
         except (ModuleNotFoundError, RuntimeError) as error:
             missing.append({"kind": kind, **case, "reason": str(error).splitlines()[0]})
-    tokens = case["batch"] * case["length"]
-    rows = [
-        {
-            "kind": kind,
-            **case,
-            "milliseconds": round(1e3 * statistics.median(times), 4),
-            "microseconds_a_token": round(1e6 * statistics.median(times) / tokens, 4),
-            "peak_bytes": peaks[kind],
-            "rounds_in_milliseconds": [round(1e3 * each, 4) for each in times],
-        }
-        for kind, times in take_turns(there, rounds).items()
-    ]
+    rows = [_row(kind, case, times) | {"peak_bytes": peaks[kind]} for kind, times in take_turns(there, rounds).items()]
     start = f"| {case['length']} | {case['heads'] * case['head_dim']} "
     start += "| forward and backward " if case["backward"] else "| forward "
     for row in rows:
@@ -178,27 +169,51 @@ def compare(
     return rows, missing
 
 
-def summarise(rows: list[dict]) -> dict[str, Any]:
-    """For each kind and direction: how time a token and memory grow; and ratios between kinds at each length."""
+def compare_lengths(kind: str, device: str, cases: list[dict[str, Any]], rounds: int) -> list[dict]:
+    """Rows of one kind at several lengths, a process for each, all of them in turns."""
+    players = [Contestant(str(case["length"]), contestant, {"kind": kind, "device": device}) for case in cases]
+    for player, case in zip(players, cases, strict=True):
+        player.ask("prepare", case)
+    seconds = take_turns(players, 2 * rounds, least=0.4)  # or the first call of a turn would weigh on short ones alone
+    for each in players:
+        each.end()
+    return [_row(kind, case, seconds[str(case["length"])]) for case in cases]
+
+
+def _row(kind: str, case: dict[str, Any], times: list[float]) -> dict[str, Any]:
+    median, tokens = statistics.median(times), case["batch"] * case["length"]
+    return {
+        "kind": kind,
+        **case,
+        "milliseconds": round(1e3 * median, 4),
+        "microseconds_a_token": round(1e6 * median / tokens, 4),
+        "rounds_in_milliseconds": [round(1e3 * each, 4) for each in times],
+    }
+
+
+def summarise(rows: list[dict], grown: list[dict]) -> dict[str, Any]:
+    """For each kind and direction: how time and memory grow; ratios between kinds at each length; flatness."""
     summary: dict[str, Any] = {}
     for kind in dict.fromkeys(row["kind"] for row in rows):
         for backward in (False, True):
             own = [row for row in rows if (row["kind"], row["backward"]) == (kind, backward)]
             if not own:
                 continue
-            long = [row["microseconds_a_token"] for row in own if row["length"] >= 1024]
             known = [row for row in own if row["peak_bytes"]]
-            grown = exponent([row["length"] for row in known], [row["peak_bytes"] for row in known])
+            of_memory = exponent([row["length"] for row in known], [row["peak_bytes"] for row in known])
             summary[f"{kind}, {'forward and backward' if backward else 'forward'}"] = {
                 "time_exponent": _rounded(exponent([r["length"] for r in own], [r["milliseconds"] for r in own])),
-                "memory_exponent": _rounded(grown),
-                "flatness_from_1k": _rounded(max(long) / min(long)) if len(long) > 1 else None,
+                "memory_exponent": _rounded(of_memory),
             }
     pairs = (("torch_sdpa", "softmax"), ("softmax", "lightning"), ("torch_sdpa", "lightning"))
     for slow, fast in (*pairs, ("lightning", "lightning_kernel")):
         ratios = _ratios(rows, slow, fast)
         if ratios:
             summary[f"time of {slow} over that of {fast}"] = ratios
+    for kind, backward in GROWING if grown else ():
+        own = [row["microseconds_a_token"] for row in grown if (row["kind"], row["backward"]) == (kind, backward)]
+        name = f"flatness of {kind}, {'forward and backward' if backward else 'forward'}"
+        summary[name] = _rounded(max(own) / min(own))
     return summary
 
 
@@ -262,16 +277,24 @@ def main() -> None:
         wide += compare(players, list(WIDE), case, arguments.rounds)[0]
     for each in players.values():
         each.end()
-    summary = summarise(rows)
+    grown: list[dict] = []
+    for kind, backward in GROWING if {kind for kind, _ in GROWING} <= set(kinds) and not arguments.lengths else ():
+        lengths = [n for n in (CPU_LENGTHS if cpu else GPU_LENGTHS) if n >= 1024 and (kind != "softmax" or n <= most)]
+        cases = [{"length": length, "backward": backward} | sizes for length in lengths]
+        grown += compare_lengths(kind, arguments.device, cases, arguments.rounds)
+    summary = summarise(rows, grown)
     for name, values in summary.items():
         print(f"{name}: {values}")
     if whole or arguments.write:
         result = {"machine": machine(arguments.device), "versions": versions(LIBRARIES), "rounds": arguments.rounds}
         result |= sizes | {"summary": summary}
         if wide:
-            result["claims"] = decide_claims(rows, wide)
+            result["claims"] = decide_claims(grown, wide)
             draw_cost(rows, wide, FIGURES / f"attention_cost_{arguments.device}.svg", result["machine"])
-        write_result(f"attention_length_{arguments.device}", result | {"rows": rows, "wide": wide, "missing": missing})
+        write_result(
+            f"attention_length_{arguments.device}",
+            result | {"rows": rows, "grown": grown, "wide": wide, "missing": missing},
+        )
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ class Contestant:
         theirs.close()
 
     def ask(self, request: str, *arguments: Any) -> Any:
-        """Sends `prepare` with a case, `time` or `peak`; returns what the other side answers.
+        """Sends `prepare` with a case, `time` with the least seconds, or `peak`; returns what the other side answers.
 
         Raises:
             ModuleNotFoundError: what the contestant needs is not installed.
@@ -66,7 +66,7 @@ def _serve(connection, build: Callable[..., Work], settings: dict[str, Any]) -> 
                     work()
                 answer = None
             else:
-                answer = timed(work) if request == "time" else peak_bytes(work)
+                answer = timed(work, *arguments) if request == "time" else peak_bytes(work)
             connection.send(("answer", answer))
         except ModuleNotFoundError as error:
             work = lambda: None  # noqa: E731
@@ -76,7 +76,7 @@ def _serve(connection, build: Callable[..., Work], settings: dict[str, Any]) -> 
             connection.send(("failed", f"{type(error).__name__}: {error}"))
 
 
-def timed(work: Work, least: float = 0.05) -> float:
+def timed(work: Work, least: float) -> float:
     """Seconds of one call, the mean of as many as take `least` seconds together."""
     calls, start = 0, time.perf_counter()
     while time.perf_counter() - start < least:
@@ -106,13 +106,15 @@ def _status(name: str) -> int:
     return 1024 * int(sizes[name].split()[0])
 
 
-def take_turns(contestants: list[Contestant], rounds: int, pause: float = 0.2) -> dict[str, list[float]]:
-    """Seconds of each contestant's prepared work, round by round."""
+def take_turns(
+    contestants: list[Contestant], rounds: int, pause: float = 0.2, least: float = 0.05
+) -> dict[str, list[float]]:
+    """Seconds of each contestant's prepared work, round by round; a turn lasts `least` seconds or longer."""
     seconds: dict[str, list[float]] = {each.name: [] for each in contestants}
     for _ in range(rounds):
         for each in contestants:
             time.sleep(pause)  # threads of the one before spin for a while on the cores that this one needs
-            seconds[each.name].append(each.ask("time"))
+            seconds[each.name].append(each.ask("time", least))
     return seconds
 
 

@@ -117,9 +117,10 @@ def channel_weights(
     """
     if valid is not None:
         query, key = (jnp.where(valid[:, :, None, None], x, 0) for x in (query, key))
-    query, key = (_unit_along_tokens(x.astype(jnp.float32)) for x in (query, key))
-    scores = jnp.einsum("bthe,bthd->bhed", query, key) * temperature[None, :, None, None]
-    return jax.nn.softmax(scores, axis=-1)
+    # Normalised after the product: [head_dim, head_dim] values a head instead of [tokens, head_dim], twice.
+    scores = jnp.einsum("bthe,bthd->bhed", query, key, preferred_element_type=jnp.float32)
+    scores = scores * _over_length(query)[..., :, None] * _over_length(key)[..., None, :]
+    return jax.nn.softmax(scores * temperature[None, :, None, None], axis=-1)
 
 
 def channel_attention(
@@ -130,5 +131,6 @@ def channel_attention(
     return jnp.einsum("bhed,bthd->bthe", weights.astype(value.dtype), value)
 
 
-def _unit_along_tokens(x: Heads) -> Heads:
-    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=1, keepdims=True) + 1e-12)
+def _over_length(x: Heads) -> Float[Array, "batch heads head_dim"]:
+    """One over the length along tokens of each feature."""
+    return jax.lax.rsqrt(jnp.sum(jnp.square(x.astype(jnp.float32)), axis=1) + 1e-12)
