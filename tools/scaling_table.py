@@ -1,6 +1,6 @@
 """Compiles the train step of large models for many devices, without running it, and writes docs/scaling.md's tables.
 
-    python tools/scaling_table.py       # about five minutes on 2 cores
+    python tools/scaling_table.py       # about three minutes on 2 cores
 
 The devices are simulated ones of the CPU, which exist in the compiler's eyes alone: up to 256 of them are tried, and
 for more the numbers are those of theory. A model is compiled with one block and with two, in processes of their own:
