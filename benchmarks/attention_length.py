@@ -55,14 +55,13 @@ def jax_contestant(kind: str, device: str, length: int, backward: bool, batch: i
         return output, *pull(towards)
 
     run = with_gradients if backward else attend
-    if kind != "ejkernel_lightning":  # which cannot be traced: it takes an array for a constant
-        run = jax.jit(run)
     arguments = (query, key, value, towards) if backward else (query, key, value)
 
     def work() -> None:
         jax.block_until_ready(run(*arguments))
 
-    if kind != "ejkernel_lightning":
+    if kind != "ejkernel_lightning":  # which cannot be traced: it takes an array for a constant
+        run = jax.jit(run)
         plan = run.lower(*arguments).compile().memory_analysis()
         work.peak_bytes = lambda: plan.temp_size_in_bytes + plan.output_size_in_bytes
     return work
@@ -159,7 +158,7 @@ def compare(
             missing.append({"kind": kind, **case, "reason": str(error).splitlines()[0]})
     rows = [_row(kind, case, times) | {"peak_bytes": peaks[kind]} for kind, times in take_turns(there, rounds).items()]
     start = f"| {case['length']} | {case['heads'] * case['head_dim']} "
-    start += "| forward and backward " if case["backward"] else "| forward "
+    start += f"| {_direction(case['backward'])} "
     for row in rows:
         peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.1f}"
         times = f"{row['milliseconds']:.3f} | {row['microseconds_a_token']:.3f}"
@@ -196,12 +195,12 @@ def summarise(rows: list[dict], grown: list[dict]) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     for kind in dict.fromkeys(row["kind"] for row in rows):
         for backward in (False, True):
-            own = [row for row in rows if (row["kind"], row["backward"]) == (kind, backward)]
+            own = _of(rows, kind, backward)
             if not own:
                 continue
             known = [row for row in own if row["peak_bytes"]]
             of_memory = exponent([row["length"] for row in known], [row["peak_bytes"] for row in known])
-            summary[f"{kind}, {'forward and backward' if backward else 'forward'}"] = {
+            summary[f"{kind}, {_direction(backward)}"] = {
                 "time_exponent": _rounded(exponent([r["length"] for r in own], [r["milliseconds"] for r in own])),
                 "memory_exponent": _rounded(of_memory),
             }
@@ -211,10 +210,17 @@ def summarise(rows: list[dict], grown: list[dict]) -> dict[str, Any]:
         if ratios:
             summary[f"time of {slow} over that of {fast}"] = ratios
     for kind, backward in GROWING if grown else ():
-        own = [row["microseconds_a_token"] for row in grown if (row["kind"], row["backward"]) == (kind, backward)]
-        name = f"flatness of {kind}, {'forward and backward' if backward else 'forward'}"
-        summary[name] = _rounded(max(own) / min(own))
+        own = [row["microseconds_a_token"] for row in _of(grown, kind, backward)]
+        summary[f"flatness of {kind}, {_direction(backward)}"] = _rounded(max(own) / min(own))
     return summary
+
+
+def _of(rows: list[dict], kind: str, backward: bool) -> list[dict]:
+    return [row for row in rows if (row["kind"], row["backward"]) == (kind, backward)]
+
+
+def _direction(backward: bool) -> str:
+    return "forward and backward" if backward else "forward"
 
 
 def _ratios(rows: list[dict], slow: str, fast: str) -> dict[str, float]:
@@ -224,8 +230,7 @@ def _ratios(rows: list[dict], slow: str, fast: str) -> dict[str, float]:
     for kind, length, backward in of:
         if kind == slow and (fast, length, backward) in of:
             pairs = zip(of[slow, length, backward], of[fast, length, backward], strict=True)
-            name = f"{length}, {'forward and backward' if backward else 'forward'}"
-            found[name] = round(statistics.median(a / b for a, b in pairs), 3)
+            found[f"{length}, {_direction(backward)}"] = round(statistics.median(a / b for a, b in pairs), 3)
     return found
 
 
@@ -288,7 +293,7 @@ def main() -> None:
     if whole or arguments.write:
         result = {"machine": machine(arguments.device), "versions": versions(LIBRARIES), "rounds": arguments.rounds}
         result |= sizes | {"summary": summary}
-        if wide:
+        if grown:
             result["claims"] = decide_claims(grown, wide)
             draw_cost(rows, wide, FIGURES / f"attention_cost_{arguments.device}.svg", result["machine"])
         write_result(

@@ -68,9 +68,13 @@ class Source:
                 for name, (shape, dtype) in self.features.items()
             }
 
+    def empty(self) -> dict[str, Shaped[np.ndarray, "examples ..."]]:
+        """Returns room for the features of fixed shape of all examples; it holds anything."""
+        return {name: np.empty((len(self), *shape), dtype) for name, (shape, dtype) in self.features.items()}
+
     def load(self) -> dict[str, Shaped[np.ndarray, "examples ..."]]:
         """Returns the features of fixed shape of all examples."""
-        arrays = {name: np.empty((len(self), *shape), dtype) for name, (shape, dtype) in self.features.items()}
+        arrays = self.empty()
         for start in range(0, len(self), _CHUNK):
             chunk = np.arange(start, min(start + _CHUNK, len(self)))
             for name, values in self.read(chunk).items():

@@ -1,6 +1,5 @@
 """Tokens in blocks of equal size, for forms of attention that go block by block."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,9 +24,8 @@ def scan_blocks(
     filled up with zeros; and new blocks, which are joined to arrays [batch, tokens, heads, features]. reverse: the last
     block comes first. Returns the last carry and the new arrays.
     """
-    tokens = arrays[0].shape[1]
-    number = math.ceil(tokens / size)
-    filled = [jnp.pad(x, ((0, 0), (0, number * size - tokens), (0, 0), (0, 0))) for x in arrays]
+    filled = [_filled_up(x, size) for x in arrays]
+    tokens, number = arrays[0].shape[1], filled[0].shape[1] // size
 
     def cut(place):
         return tuple(jnp.swapaxes(jax.lax.dynamic_slice_in_dim(x, place * size, size, 1), 1, 2) for x in filled)
@@ -50,10 +48,9 @@ def scan_blocks(
 
 def split_blocks(x: Array, size: int) -> Array:
     """[batch, tokens, heads, features] as [blocks, batch, heads, size, features]; the last one filled up with zeros."""
+    x = _filled_up(x, size)
     batch, tokens, heads, features = x.shape
-    blocks = math.ceil(tokens / size)
-    x = jnp.pad(x, ((0, 0), (0, blocks * size - tokens), (0, 0), (0, 0)))
-    return x.reshape(batch, blocks, size, heads, features).transpose(1, 0, 3, 2, 4)
+    return x.reshape(batch, tokens // size, size, heads, features).transpose(1, 0, 3, 2, 4)
 
 
 def join_blocks(
@@ -62,6 +59,11 @@ def join_blocks(
     """What `split_blocks` split, without what filled it up."""
     blocks, batch, heads, size, features = x.shape
     return x.transpose(1, 0, 3, 2, 4).reshape(batch, blocks * size, heads, features)[:, :tokens]
+
+
+def _filled_up(x: Array, size: int) -> Array:
+    """With tokens of zeros behind the last, so that blocks of this size hold all."""
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), (0, 0), (0, 0)))
 
 
 def product(indices: str, *factors: Array) -> Float[Array, "..."]:

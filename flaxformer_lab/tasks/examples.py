@@ -66,8 +66,7 @@ def records(source: Source) -> Examples:
 
 def _decoded_once(source: Source) -> Callable[[Int[np.ndarray, " batch"]], Arrays]:
     """Returns `source.read` with a memory: decoding costs far more than copying, so it is not done every epoch."""
-    arrays = {name: np.empty((len(source), *shape), dtype) for name, (shape, dtype) in source.features.items()}
-    decoded = np.zeros(len(source), bool)
+    arrays, decoded = source.empty(), np.zeros(len(source), bool)
 
     def read(rows: Int[np.ndarray, " batch"]) -> Arrays:
         missing = np.unique(rows[~decoded[rows]])
