@@ -12,6 +12,17 @@ BRIEFLY = (
 )
 
 
+# XLA's newer library of products packs all of a matrix anew in each call, which a few rows beside it do not repay.
+FEW_ROWS = {"xla_cpu_experimental_ynn_fusion_type": ""}
+
+
+def for_few_rows() -> dict[str, Any] | None:
+    """Options for `jax.jit` of a program that multiplies a few rows by large matrices, again and again."""
+    import jax
+
+    return FEW_ROWS if jax.default_backend() == "cpu" else None
+
+
 def use_compilation_cache() -> None:
     """Keeps compiled programs between runs; JAX_COMPILATION_CACHE_DIR, where it is set, says where."""
     import jax

@@ -5,6 +5,7 @@ network was trained on, so a text that has filled it is read anew from the last 
 """
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,12 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer, Key
 
+from flaxformer_lab.compilation import for_few_rows
 from flaxformer_lab.models.network import PureNetwork
 
 Tree = Any  # a pytree of arrays
 Symbols = Int[Array, "batch _"]
 
 STRIDE = 8  # symbols drawn in one compiled call
+SHORTEST = 32  # texts are read as if they were this long, or twice that, or twice that again: one program for each
 
 
 class Decoder:
@@ -66,7 +69,8 @@ class Decoder:
 
     def _padded(self, texts: list[list[int]]) -> tuple[Symbols, Int[Array, " batch"]]:
         """Texts as one array, each followed by padding that a causal network cannot see; and their lengths."""
-        symbols = np.zeros((len(texts), self._context), np.int32)
+        doublings = math.ceil(math.log2(max(map(len, texts)) / SHORTEST))
+        symbols = np.zeros((len(texts), min(self._context, SHORTEST * 2 ** max(0, doublings))), np.int32)
         for row, text in zip(symbols, texts, strict=True):
             row[: len(text)] = text
         return jnp.asarray(symbols), jnp.asarray([len(text) for text in texts], jnp.int32)
@@ -97,7 +101,7 @@ class Decoder:
             empty = jnp.zeros((logits.shape[0], STRIDE), jnp.int32)
             return jax.lax.fori_loop(0, count, one, (empty, logits, cache))
 
-        return jax.jit(go_on, donate_argnums=(2, 3))
+        return jax.jit(go_on, donate_argnums=(2, 3), compiler_options=for_few_rows())
 
     def _drawn(self, logits: Float[Array, "batch outputs"], key: Key[Array, ""]) -> Int[Array, " batch"]:
         if not self._temperature:
@@ -108,6 +112,10 @@ class Decoder:
 
 @jax.jit
 def _chosen(first: Bool[Array, " batch"], one: Tree, other: Tree) -> Tree:
-    """For each example of the batch the leaves of `one` or of `other`."""
-    pick = lambda a, b: jnp.where(first.reshape(-1, *(1,) * (a.ndim - 1)), a, b)  # noqa: E731
+    """For each example of the batch the leaves of `one` or of `other`, of which an example may own several rows."""
+
+    def pick(a: Array, b: Array) -> Array:
+        rows = jnp.repeat(first, len(a) // len(first))
+        return jnp.where(rows.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+
     return jax.tree.map(pick, one, other)

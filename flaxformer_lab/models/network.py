@@ -1,5 +1,6 @@
 """A whole network, from raw inputs to logits, and its pure form: plain parameters in, logits out."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,7 +39,7 @@ class Network(nnx.Module):
         head: nnx.Module | None = None,
         rngs: Rngs,
     ):
-        self._pooling, self._causal = pooling, config.causal
+        self._pooling, self._causal, self._tokens = pooling, config.causal, math.prod(grid)
         self.embedding = embedding
         self.body = make_body(config, grid=grid, rngs=rngs)
         self.head = head or Dense(config.width, outputs, axes=("width", None), bias=config.bias, rngs=rngs)
@@ -65,7 +66,8 @@ class Network(nnx.Module):
     ) -> tuple[Float[Array, "batch outputs"], Tree]:
         """Logits at the last of each example's first `lengths` inputs, and the cache from which `step` goes on.
 
-        A body that has no cache of its own keeps the inputs themselves, and reads them anew at each step.
+        There may be fewer than the network has tokens: the cache has room for the rest. A body that has no cache of its
+        own keeps the inputs themselves, and reads them anew at each step.
 
         Raises:
             ConfigError: the body is not causal, so what follows would change what has been.
@@ -75,11 +77,11 @@ class Network(nnx.Module):
                 "a model with model.causal=false sees what follows a token, so it cannot go on token by token; "
                 "set model.causal=true or choose another model.name"
             )
-        x = self.embedding(inputs)
         if hasattr(self.body, "step"):
-            x, cache = self.body.read(x, lengths)
+            x, cache = self.body.read(self.embedding(inputs), lengths)
         else:
-            x, cache = self.body(x), {"inputs": inputs, "lengths": lengths}
+            inputs = jnp.pad(inputs, ((0, 0), (0, self._tokens - inputs.shape[1])))
+            x, cache = self.body(self.embedding(inputs)), {"inputs": inputs, "lengths": lengths}
         last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)
         return self.head(last[:, 0]).astype(jnp.float32), cache
 

@@ -34,7 +34,7 @@ Stream = Float[Array, "batch tokens width"]
 Token = Float[Array, "batch 1 width"]
 Shared = Float[Array, "batch tokens kv_heads head_dim"]
 Places = Int[Array, " batch"]
-Cache = Any  # a pytree of arrays whose first axis is the batch
+Cache = Any  # a pytree of arrays, of which each example owns as many rows of the first axis as the next
 
 
 class Attention(nnx.Module):

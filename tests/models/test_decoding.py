@@ -10,6 +10,7 @@ import pytest
 
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.models import decoding
 from flaxformer_lab.models.decoding import Decoder
 from flaxformer_lab.models.network import Network, purify
 from flaxformer_lab.modules.embedding import TokenEmbedding
@@ -88,19 +89,21 @@ def test_every_position_has_the_logits_of_the_whole_sequence(draw, name):
 
 
 def test_a_cache_is_no_larger_than_it_must_be(draw):
-    """Past tokens, a window of them, or a state: [batch, slots, ...]."""
+    """Past tokens, a window of them, or a state; two texts of four heads of two features, unless heads are shared."""
 
-    def slots(name):
+    def shapes(name, tokens=TOKENS):
         network, params = build(name, draw)
-        _, cache = jax.eval_shape(network.read, params, {}, jnp.asarray(INPUTS), jnp.asarray(LENGTHS))
-        return {leaf.shape[1] for leaf in jax.tree.leaves(cache) if leaf.ndim > 3}
+        inputs = jnp.asarray(INPUTS[:, :tokens])
+        _, cache = jax.eval_shape(network.read, params, {}, inputs, jnp.asarray(LENGTHS))
+        return {leaf.shape for leaf in jax.tree.leaves(cache["blocks"])}
 
-    assert slots("softmax") == slots("static") == {TOKENS}
-    assert slots("softmax, rotary, shared heads, window") == {3}
-    assert slots("mean, window") == {4}
-    assert slots("linear") == slots("lightning") == {4}  # heads: [batch, heads, head_dim, value_dim]
-    assert slots("mean") == {1}
-    assert slots("no attention") == set()
+    assert shapes("softmax") == shapes("softmax", 5) == shapes("static") == {(8, TOKENS, 2)}
+    assert shapes("softmax, rotary, shared heads, window") == {(4, 3, 2)}
+    assert shapes("mean, window") == {(4, 4, 2)}
+    assert shapes("linear") == {(2, 4, 2, 2), (2, 4, 2)}
+    assert shapes("lightning") == {(2, 4, 2, 2)}
+    assert shapes("mean") == {(2, 1, 4, 2)}
+    assert shapes("no attention") == set()
 
 
 # ------------------------------------------------------------------------------------------------ whole texts
@@ -135,6 +138,19 @@ def test_greedy_texts_are_those_of_the_whole_forward_pass(draw, name):
     assert found.shape == (3, 23)
     for text, prompt in zip(found, prompts, strict=True):
         assert text.tolist() == greedy(*build(name, draw), prompt, 23)
+
+
+@pytest.mark.parametrize("name", ["softmax", "mean, window", "static", "linear", "mlp"])
+def test_short_texts_are_read_without_padding_to_the_whole_context(draw, name, monkeypatch):
+    monkeypatch.setattr(decoding, "SHORTEST", 2)
+    read = []
+    network, params = build(name, draw)
+    counting = dataclasses.replace(network, read=lambda *rest: (read.append(rest[2].shape[1]), network.read(*rest))[1])
+    decoder = Decoder(counting, params, {}, context=TOKENS, temperature=0.0)
+    for length, padded in ((1, 2), (3, 4), (6, 8), (9, 9)):
+        found = np.concatenate(list(decoder.write([INPUTS[0, :length]], 3)), axis=1)
+        assert found[0].tolist() == greedy(network, params, INPUTS[0, :length], 3)
+        assert padded in read
 
 
 def test_draws_follow_the_seed_and_the_place_and_no_other_text(draw):
