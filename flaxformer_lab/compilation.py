@@ -1,5 +1,6 @@
 """How programs are compiled: kept between runs, and with little optimisation where compiling is most of the time."""
 
+import functools
 import os
 from typing import Any
 
@@ -16,11 +17,21 @@ BRIEFLY = (
 FEW_ROWS = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
-def for_few_rows() -> dict[str, Any] | None:
-    """Options for `jax.jit` of a program that multiplies a few rows by large matrices, again and again."""
+@functools.cache
+def for_few_rows() -> dict[str, str] | None:
+    """Options for `jax.jit` of a program that multiplies a few rows by large matrices, again and again; None for none.
+
+    The option is an experimental one, so a version of XLA that does not know it does without.
+    """
     import jax
 
-    return FEW_ROWS if jax.default_backend() == "cpu" else None
+    if jax.default_backend() != "cpu":
+        return None
+    try:
+        jax.jit(lambda: 0, compiler_options=FEW_ROWS)()
+    except jax.errors.JaxRuntimeError:
+        return None
+    return FEW_ROWS
 
 
 def use_compilation_cache() -> None:
