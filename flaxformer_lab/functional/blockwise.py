@@ -6,6 +6,8 @@ and 4; the order of the loops as in Dao 2023). Memory beside the arguments is li
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,14 @@ from flaxformer_lab.functional.softmax import visible
 Rows = Float[Array, "blocks batch kv_heads group size features"]
 Keys = Float[Array, "blocks batch kv_heads size features"]
 Seen = Bool[Array, "blocks batch size"]
+Tree = Any  # a pytree of arrays
+
+
+class Masks(NamedTuple):
+    """Which keys a query may see, by where the two stand."""
+
+    causal: bool
+    window: int | None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
@@ -42,14 +52,15 @@ def blockwise_attention(
 def _forward(query, key, value, valid, causal, window, block, first):
     tokens = query.shape[1]
     seen = _seen(valid, key.shape[1], query.shape[0], block)
-    queries, keys, values = _grouped(query, key.shape[2], block), split_blocks(key, block), split_blocks(value, block)
+    queries, values = _grouped(query, key.shape[2], block), split_blocks(value, block)
+    columns = _transposed(split_blocks(key, block))
 
     def attend(number: Int[Array, ""]):
         start = first + number * block
 
-        def add(other: Int[Array, ""], carry: tuple[Array, Array, Array]):
+        def add(masks: Masks, other: Int[Array, ""], carry: tuple[Array, Array, Array]):
             mixed, largest, total = carry
-            scores = _scores(queries[number], keys[other], _taken(seen, other), start, other, causal, window)
+            scores = _scores(queries[number], columns[other], _taken(seen, other), start, other, masks)
             new = jnp.maximum(largest, jnp.max(scores, axis=-1, keepdims=True))
             weights, shrink = jnp.exp(scores - new), jnp.exp(largest - new)
             arriving = product("bgrqk,bgkd->bgrqd", weights.astype(value.dtype), values[other])
@@ -60,7 +71,7 @@ def _forward(query, key, value, valid, causal, window, block, first):
         # multiplied by exp(least - score) = 0 when it does.
         least = jnp.full((*rows, 1), jnp.finfo(jnp.float32).min)
         empty = (jnp.zeros((*rows, value.shape[-1])), least, jnp.zeros((*rows, 1)))
-        mixed, largest, total = jax.lax.fori_loop(*_reach(start, len(keys), block, causal, window), add, empty)
+        mixed, largest, total = _walk(start, len(values), block, Masks(causal, window), add, empty)
         return (mixed / total).astype(value.dtype), largest, 1 / total
 
     outputs, largests, shares = jax.lax.map(attend, jnp.arange(len(queries)))
@@ -69,36 +80,42 @@ def _forward(query, key, value, valid, causal, window, block, first):
 
 
 def _backward(causal, window, block, residuals, gradient):
-    """With P the weights: dV = P^T dO, dS = P (dO V^T - rowsum(dO O)) / sqrt(head_dim), dQ = dS K, dK = dS^T Q."""
+    """With P the weights: dV = P^T dO, dS = P (dO V^T - rowsum(dO O)) / sqrt(head_dim), dQ = dS K, dK = dS^T Q.
+
+    A row of P is a row of exp(scores - largest) times that row's share; dO is multiplied by it here, which has fewer
+    columns. dV^T = dO^T P and dK^T = Q^T dS take P and dS as they lie, where their own transposes would be copied.
+    """
     query, key, value, valid, first, outputs, largests, shares = residuals
     scale = query.shape[-1] ** -0.5
     seen = _seen(valid, key.shape[1], query.shape[0], block)
     queries, keys, values = _grouped(query, key.shape[2], block), split_blocks(key, block), split_blocks(value, block)
-    gradients = _grouped(gradient, key.shape[2], block)
-    dots = jnp.sum((gradients * outputs).astype(jnp.float32), axis=-1, keepdims=True)
+    key_columns, value_columns = _transposed(keys), _transposed(values)
+    gradients = _grouped(gradient, key.shape[2], block) * shares
+    dots = jnp.sum(gradients * outputs, axis=-1, keepdims=True)
+    gradients = gradients.astype(gradient.dtype)
 
     def attend(totals: tuple[Array, Array], number: Int[Array, ""]):
         start = first + number * block
 
-        def add(other: Int[Array, ""], carry: tuple[Array, Array, Array]):
+        def add(masks: Masks, other: Int[Array, ""], carry: tuple[Array, Array, Array]):
             of_query, of_keys, of_values = carry
-            scores = _scores(queries[number], keys[other], _taken(seen, other), start, other, causal, window)
-            weights = jnp.exp(scores - largests[number]) * shares[number]
-            through = product("bgrqd,bgkd->bgrqk", gradients[number], values[other])
+            scores = _scores(queries[number], key_columns[other], _taken(seen, other), start, other, masks)
+            weights = jnp.exp(scores - largests[number])
+            through = product("bgrqd,bgdk->bgrqk", gradients[number], value_columns[other])
             change = (weights * (through - dots[number]) * scale).astype(query.dtype)
             weights = weights.astype(value.dtype)
             of_query += product("bgrqk,bgkd->bgrqd", change, keys[other])
-            of_keys = of_keys.at[other].add(product("bgrqk,bgrqd->bgkd", change, queries[number]))
-            of_values = of_values.at[other].add(product("bgrqk,bgrqd->bgkd", weights, gradients[number]))
+            of_keys = of_keys.at[other].add(product("bgrqd,bgrqk->bgdk", queries[number], change))
+            of_values = of_values.at[other].add(product("bgrqd,bgrqk->bgdk", gradients[number], weights))
             return of_query, of_keys, of_values
 
-        bounds = _reach(start, len(keys), block, causal, window)
-        of_query, *totals = jax.lax.fori_loop(*bounds, add, (jnp.zeros(queries.shape[1:]), *totals))
+        empty = (jnp.zeros(queries.shape[1:]), *totals)
+        of_query, *totals = _walk(start, len(keys), block, Masks(causal, window), add, empty)
         return tuple(totals), of_query.astype(query.dtype)
 
-    empty = (jnp.zeros(keys.shape), jnp.zeros(values.shape))
+    empty = (jnp.zeros(key_columns.shape), jnp.zeros(value_columns.shape))
     (of_keys, of_values), of_queries = jax.lax.scan(attend, empty, jnp.arange(len(queries)))
-    of_keys, of_values = of_keys.astype(key.dtype), of_values.astype(value.dtype)
+    of_keys, of_values = _transposed(of_keys).astype(key.dtype), _transposed(of_values).astype(value.dtype)
     of_key, of_value = (join_blocks(x, key.shape[1]) for x in (of_keys, of_values))
     return _ungrouped(of_queries, query.shape[1]), of_key, of_value, None, None
 
@@ -106,33 +123,44 @@ def _backward(causal, window, block, residuals, gradient):
 blockwise_attention.defvjp(_forward, _backward)
 
 
-def _reach(start: Int[Array, ""], blocks: int, size: int, causal: bool, window: int | None):
-    """The first block of keys that a block of queries, which begins at token `start`, may see; the one after the last.
+def _walk(start: Int[Array, ""], blocks: int, size: int, masks: Masks, add: Callable[..., Tree], carry: Tree) -> Tree:
+    """add(masks, block, carry) -> carry over the blocks of keys that a block of queries may see from token `start` on.
 
-    Rows that fill up the last block may stand beyond all keys.
+    Most blocks are seen whole, by every query; there `add` is given no masks, for they cost as much as the softmax.
     """
-    last_row, first, last = start + size - 1, 0, blocks
-    if causal:
+    first, last = whole, edge = 0, blocks
+    last_row = start + size - 1  # of a last block that is not full it may stand beyond all keys
+    if masks.causal:
         last = jnp.minimum(blocks, last_row // size + 1)
-    if window is not None:
-        first = jnp.maximum(0, (start - (window - 1)) // size)
-        last = last if causal else jnp.minimum(blocks, (last_row + window - 1) // size + 1)
-    return first, last
+        edge = (start + 1) // size
+    if masks.window is not None:
+        first = jnp.maximum(0, (start - (masks.window - 1)) // size)
+        whole = (last_row - masks.window) // size + 1
+    if masks.window is not None and not masks.causal:
+        last = jnp.minimum(blocks, (last_row + masks.window - 1) // size + 1)
+        edge = (start + masks.window) // size
+    whole = jnp.clip(whole, first, last)
+    edge = jnp.clip(edge, whole, last)
+    if masks.window is not None:
+        carry = jax.lax.fori_loop(first, whole, functools.partial(add, masks), carry)
+    carry = jax.lax.fori_loop(whole, edge, functools.partial(add, Masks(False, None)), carry)
+    if masks.causal or masks.window is not None:
+        carry = jax.lax.fori_loop(edge, last, functools.partial(add, masks), carry)
+    return carry
 
 
 def _scores(
     query: Float[Array, "batch kv_heads group rows head_dim"],
-    key: Float[Array, "batch kv_heads keys head_dim"],
+    columns: Float[Array, "batch kv_heads head_dim keys"],
     seen: Bool[Array, "batch keys"] | None,
     start: Int[Array, ""],
     other: Int[Array, ""],
-    causal: bool,
-    window: int | None,
+    masks: Masks,
 ) -> Float[Array, "batch kv_heads group rows keys"]:
     """Scaled scores of the queries from `start` on and a block of keys; the least finite number for a key not seen."""
-    rows, keys, floor = query.shape[-2], key.shape[-2], jnp.finfo(jnp.float32).min
-    scores = product("bgrqd,bgkd->bgrqk", query, key) * query.shape[-1] ** -0.5
-    near = visible(start + jnp.arange(rows), other * keys + jnp.arange(keys), causal=causal, window=window)
+    rows, keys, floor = query.shape[-2], columns.shape[-1], jnp.finfo(jnp.float32).min
+    scores = product("bgrqd,bgdk->bgrqk", query, columns) * query.shape[-1] ** -0.5
+    near = visible(start + jnp.arange(rows), other * keys + jnp.arange(keys), causal=masks.causal, window=masks.window)
     if near is not None:
         scores = jnp.where(near[None, None, None], scores, floor)
     if seen is not None:
@@ -150,6 +178,11 @@ def _seen(valid: Bool[Array, "batch tokens"] | None, tokens: int, batch: int, si
 
 def _taken(seen: Seen | None, number: Int[Array, ""]) -> Bool[Array, "batch size"] | None:
     return None if seen is None else seen[number]
+
+
+def _transposed(x: Float[Array, "*batch rows columns"]) -> Float[Array, "*batch columns rows"]:
+    """Once for all blocks: a product copies what does not lie as it wants, anew each time."""
+    return jnp.swapaxes(x, -1, -2)
 
 
 def _grouped(x: Float[Array, "batch tokens heads features"], kv_heads: int, size: int) -> Rows:

@@ -50,22 +50,28 @@ def _forward(query, key, value, valid, causal, window):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _backward(causal, window, residuals, gradient):
-    """With P the weights: dV = P^T dO, dS = P (dO V^T - rowsum(dO O)) / sqrt(head_dim), dQ = dS K, dK = dS^T Q."""
+    """With P the weights: dV = P^T dO, dS = P (dO V^T - rowsum(dO O)) / sqrt(head_dim), dQ = dS K, dK = dS^T Q.
+
+    A row of P is a row of exp(scores - largest) times that row's share; dO is multiplied by it here, which has fewer
+    columns. dV^T = dO^T P and dK^T = Q^T dS take P and dS as they lie, where their own transposes would be copied.
+    """
     query, key, value, valid, output, largest, share = residuals
-    gradient = _swap(gradient)
-    dot = jnp.sum((gradient * output).astype(jnp.float32), axis=-1, keepdims=True)
-    query_gradients, key_gradient, value_gradient = [], jnp.zeros_like(key), jnp.zeros_like(value)
+    gradient = _swap(gradient) * share
+    dot = jnp.sum(gradient * output, axis=-1, keepdims=True)
+    gradient = gradient.astype(output.dtype)
+    query_gradients, (key_gradient, value_gradient) = [], (jnp.zeros_like(jnp.swapaxes(x, 2, 3)) for x in (key, value))
     for rows, seen in _blocks(query.shape[2], causal, window):
         scores = _scores(query, key, valid, rows, seen, causal, window)
-        weights = jnp.exp(scores - largest[:, :, rows]) * share[:, :, rows]
+        weights = jnp.exp(scores - largest[:, :, rows])
         arriving = gradient[:, :, rows]
         through = jnp.einsum("bhqd,bhkd->bhqk", arriving, value[:, :, seen], preferred_element_type=jnp.float32)
         scores = weights * (through - dot[:, :, rows]) * query.shape[-1] ** -0.5
         weights, scores = weights.astype(value.dtype), scores.astype(query.dtype)
         query_gradients.append(scores @ key[:, :, seen])
-        key_gradient = key_gradient.at[:, :, seen].add(jnp.einsum("bhqk,bhqd->bhkd", scores, query[:, :, rows]))
-        value_gradient = value_gradient.at[:, :, seen].add(jnp.einsum("bhqk,bhqd->bhkd", weights, arriving))
-    return *map(_swap, (jnp.concatenate(query_gradients, axis=2), key_gradient, value_gradient)), None
+        key_gradient = key_gradient.at[..., seen].add(jnp.einsum("bhqd,bhqk->bhdk", query[:, :, rows], scores))
+        value_gradient = value_gradient.at[..., seen].add(jnp.einsum("bhqd,bhqk->bhdk", arriving, weights))
+    of_query = _swap(jnp.concatenate(query_gradients, axis=2))
+    return of_query, *(x.transpose(0, 3, 1, 2) for x in (key_gradient, value_gradient)), None
 
 
 row_blocked_attention.defvjp(_forward, _backward)
