@@ -20,7 +20,7 @@ from flaxformer_lab.models.network import PureNetwork
 Tree = Any  # a pytree of arrays
 Symbols = Int[Array, "batch _"]
 
-STRIDE = 8  # symbols drawn in one compiled call
+STRIDE = 16  # symbols drawn in one compiled call: starting one takes as long as a small network needs for a symbol
 SHORTEST = 32  # texts are read as if they were this long, or twice that, or twice that again: one program for each
 
 
