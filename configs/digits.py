@@ -3,7 +3,7 @@
 Command: python train.py --config=configs/digits.py
 Hardware: 2 cores of an AMD EPYC, no accelerator.
 Time: 46 s of training, 52 s from the command to the end.
-Result: test accuracy 0.9767, test loss 0.0810 (validation 0.9800, 0.0541), with 152,074 parameters.
+Result: test accuracy 0.9800, test loss 0.0632 (validation 0.9867, 0.0227), with 152,074 parameters.
 """
 
 from ml_collections import ConfigDict
