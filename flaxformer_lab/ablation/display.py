@@ -12,6 +12,7 @@ from flaxformer_lab.ablation.engine import Event
 from flaxformer_lab.ablation.grid import Cell, Grid, cost
 from flaxformer_lab.ablation.population import Population
 from flaxformer_lab.ablation.store import Store
+from flaxformer_lab.training.logging import duration
 
 TRIAL_STEPS = 20  # updates of one cell from which the time of all is estimated
 
@@ -68,7 +69,7 @@ class Watcher:
     def _left(self) -> str:
         passed = time.monotonic() - self._start
         seconds = passed / max(self._behind, 1) * (self._updates - self._behind)
-        return f", about {_duration(seconds)} left" if seconds >= 1 else ""
+        return f", about {duration(seconds)} left" if seconds >= 1 else ""
 
     def _say(self, text: str) -> None:
         self._console.print(text, markup=False)
@@ -104,11 +105,6 @@ def _estimate(work: list[tuple[Cell, float]]) -> str:
     rate = operations / cell.config.training.steps / population.seconds_an_update(TRIAL_STEPS)
     seconds = compiling * len(work) + sum(each for _, each in work) / rate
     return (
-        f"estimate: {_duration(seconds)} (compiling {compiling:.1f} s a cell and {rate / 1e9:.1f} GFLOP/s, "
+        f"estimate: {duration(seconds)} (compiling {compiling:.1f} s a cell and {rate / 1e9:.1f} GFLOP/s, "
         f"from a trial of {cell.task} / {cell.variant}; compiling overlaps with training, so expect less)"
     )
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"

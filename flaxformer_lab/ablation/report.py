@@ -14,6 +14,7 @@ from flaxformer_lab.ablation.store import Store
 from flaxformer_lab.ablation.summary import Score, Summary, summarise
 from flaxformer_lab.ablation.wording import bound_said, findings_said, interval_said, p_said, reached_said
 from flaxformer_lab.errors import RunError
+from flaxformer_lab.training.folder import write_whole
 
 COLUMNS = ("task", "variant", "seed", "learning_rate", "chosen", "split", "step", "metric", "value")
 
@@ -40,16 +41,11 @@ def write_report(grid: Grid, store: Store) -> Report:
         "report.md": as_markdown(summary, decisions),
         "report.html": as_page(summary, decisions),
     }
-    files = []
     try:
-        for name, text in contents.items():
-            path = store.path / name
-            partial = path.with_name(f"{name}.partial")
-            partial.write_text(text, encoding="utf-8")
-            files.append(partial.replace(path))
+        files = tuple(write_whole(store.path / name, text) for name, text in contents.items())
     except OSError as error:
         raise RunError(f"{store.path} cannot be written: {error.strerror}; make room for it") from error
-    return Report(summary, decisions, tuple(files))
+    return Report(summary, decisions, files)
 
 
 def as_csv(grid: Grid, store: Store, summary: Summary) -> str:

@@ -7,7 +7,6 @@ process, however it ends.
 import contextlib
 import fcntl
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 from flaxformer_lab.ablation.grid import Cell, Grid, parse_ablation, replicas_of
 from flaxformer_lab.config import as_dict, parse_config
 from flaxformer_lab.errors import ConfigError, RunError
-from flaxformer_lab.training.folder import read_json
+from flaxformer_lab.training.folder import read_json, write_whole
 
 Result = dict[str, Any]  # plain JSON
 
@@ -41,7 +40,7 @@ class Store:
                     f"{self.path} holds files but no ablation.json, so it is no ablation; choose another --workdir"
                 )
             self._cells.mkdir(parents=True, exist_ok=True)
-            self._write(self._config, _grid_as_json(grid))
+            _write(self._config, _grid_as_json(grid))
         except OSError as error:
             raise RunError(f"{self.path} cannot be written: {error.strerror}; choose another --workdir") from error
 
@@ -82,7 +81,7 @@ class Store:
             RunError: it cannot be written.
         """
         try:
-            self._write(self._path(cell, "json"), {"key": cell.key} | result)
+            _write(self._path(cell, "json"), {"key": cell.key} | result)
             self._path(cell, "failed.json").unlink(missing_ok=True)
         except OSError as error:
             raise RunError(f"{self._cells} cannot be written: {error.strerror}; make room for it") from error
@@ -91,7 +90,7 @@ class Store:
         """Keeps what went wrong with a cell."""
         with contextlib.suppress(OSError):
             record = {"task": cell.task, "variant": cell.variant, "error": error, "details": details}
-            self._write(self._path(cell, "failed.json"), record)
+            _write(self._path(cell, "failed.json"), record)
 
     @contextlib.contextmanager
     def locked(self, cell: Cell) -> Iterator[bool]:
@@ -112,15 +111,9 @@ class Store:
     def _path(self, cell: Cell, suffix: str) -> Path:
         return self._cells / f"{cell.key}.{suffix}"
 
-    @staticmethod
-    def _write(path: Path, value: Any) -> None:
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+
+def _write(path: Path, value: Any) -> None:
+    write_whole(path, json.dumps(value, indent=1) + "\n")
 
 
 def _is_result_of(cell: Cell, result: Result) -> bool:

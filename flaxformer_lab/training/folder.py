@@ -12,6 +12,8 @@ from flaxformer_lab.config import Config, as_dict, parse_config
 from flaxformer_lab.errors import ConfigError, RunError
 from flaxformer_lab.parsing import flatten
 
+PARTIAL = ".partial"  # how the name of a file ends that is not yet written whole
+
 
 class RunFolder:
     """The files of one run. Reading never executes and never unpickles what it finds."""
@@ -61,13 +63,17 @@ class RunFolder:
             self._refuse_another(config)
             return
         try:
-            if self.path.exists() and any(self.path.iterdir()):
+            if self.path.exists() and not all(map(self._half_claimed, self.path.iterdir())):
                 raise RunError(f"{self.path} holds files but no config.json, so it is no run; choose another --workdir")
             self.path.mkdir(parents=True, exist_ok=True)
-            _write_json(self._facts, facts)
-            _write_json(self._config, as_dict(config))
+            write_whole(self._facts, json.dumps(facts, indent=2) + "\n")
+            write_whole(self._config, json.dumps(as_dict(config), indent=2) + "\n")
         except OSError as error:
             raise self._unwritable(error) from error
+
+    def _half_claimed(self, path: Path) -> bool:
+        """Whether it is what an interrupted `claim` leaves behind."""
+        return path == self._facts or path.name.endswith(PARTIAL)
 
     def _unwritable(self, error: OSError) -> RunError:
         return RunError(f"{self.path} cannot be written: {error.strerror}; choose another --workdir")
@@ -100,11 +106,23 @@ class RunFolder:
             )
 
 
-def _write_json(path: Path, value: Any) -> None:
-    """Writes the whole file or nothing."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+def write_whole(path: Path, contents: str) -> Path:
+    """Writes the whole file, safe from a crash of the machine too, or leaves things as they were; returns its path.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(contents)
+            file.flush()
+            os.fsync(file.fileno())
+        return partial.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
 
 
 def read_json(path: Path) -> dict[str, Any]:

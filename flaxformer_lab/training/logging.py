@@ -15,6 +15,7 @@ from rich.table import Table
 from tensorboardX import SummaryWriter
 
 from flaxformer_lab.errors import RunError
+from flaxformer_lab.training.folder import write_whole
 
 
 class MetricsLog:
@@ -74,10 +75,8 @@ def _drop_after(metrics: Path, step: int) -> set[tuple[int, str, str]]:
         with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
             entry = json.loads(line)
             if entry["step"] <= step:
-                kept[entry["step"], entry["split"], entry["name"]] = line + b"\n"
-    partial = metrics.with_suffix(".partial")
-    partial.write_bytes(b"".join(kept.values()))
-    partial.replace(metrics)
+                kept[entry["step"], entry["split"], entry["name"]] = line.decode() + "\n"
+    write_whole(metrics, "".join(kept.values()))
     return set(kept)
 
 
@@ -119,7 +118,7 @@ class Display:
             shown += f" | {rate:.1f} steps/s, {rate * self._per_step:,.0f} {self._units}/s"
         self._bar.update(self._task, completed=step, shown=shown)
         if not self.console.is_terminal and (now - self._last_line > 5 or step == self._steps):
-            left = f", {_duration((self._steps - step) * seconds / steps)} left" if steps and step < self._steps else ""
+            left = f", {duration((self._steps - step) * seconds / steps)} left" if steps and step < self._steps else ""
             self.console.print(f"step {step}/{self._steps} | {shown}{left}", markup=False)
             self._last_line = now
 
@@ -137,6 +136,7 @@ class Display:
         self.console.print(table)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """minutes:seconds, or hours:minutes:seconds from an hour on."""
     minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes}:{seconds:02d}"
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"

@@ -149,7 +149,7 @@ def test_the_three_files_agree(filled):
 
 def test_a_folder_that_cannot_be_written_is_an_error_with_a_way_out(filled):
     made, store = filled()
-    (store.path / "report.html.partial").mkdir()
+    (store.path / "report.html").mkdir()
     with pytest.raises(RunError, match=r"cannot be written: .*; make room for it"):
         write_report(made, store)
 

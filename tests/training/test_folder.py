@@ -1,11 +1,12 @@
 import dataclasses
 import json
+import os
 
 import pytest
 
 from flaxformer_lab.config import as_dict
 from flaxformer_lab.errors import ConfigError, RunError
-from flaxformer_lab.training.folder import RunFolder
+from flaxformer_lab.training.folder import RunFolder, write_whole
 
 FACTS = {"image_shape": [8, 8, 1], "num_classes": 10}
 
@@ -69,6 +70,13 @@ def test_a_folder_with_other_files_is_refused_and_left_alone(plain, tmp_path):
     assert content(tmp_path) == {(tmp_path / "thesis.tex").relative_to(tmp_path): b"years of work"}
 
 
+def test_what_an_interrupted_claim_left_is_claimed(plain, tmp_path):
+    (tmp_path / "task.json").write_text("{}")
+    (tmp_path / "config.json.4711.partial").write_text('{"model":')
+    RunFolder(tmp_path).claim(plain(), FACTS)
+    assert RunFolder(tmp_path).read() == (plain(), FACTS)
+
+
 def test_an_empty_folder_may_be_claimed(plain, tmp_path):
     RunFolder(tmp_path).claim(plain(), FACTS)
     assert RunFolder(tmp_path).read()[0] == plain()
@@ -85,6 +93,20 @@ def test_a_file_in_the_way_is_one_clear_error(plain, tmp_path, inside):
 def test_a_home_folder_is_understood(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert RunFolder("~/run").path == tmp_path / "run"
+
+
+def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "config.json"
+    assert write_whole(path, "before") == path
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(path, "after")
+    assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
+    assert path.read_text() == "before"
 
 
 # ----------------------------------------------------------------------------------------------- reading

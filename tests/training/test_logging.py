@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
-from flaxformer_lab.training.logging import Display, MetricsLog
+from flaxformer_lab.training.logging import Display, MetricsLog, duration
 
 
 def lines(path):
@@ -159,3 +159,10 @@ def test_a_table_has_every_cell(monkeypatch):
     printed = text.getvalue()
     for part in ("[bold] parameters", "part", "number", "embedding", "1,234,567", "0.5", "[x]"):
         assert part in printed
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3600, "1:00:00"), (3725, "1:02:05")]
+)
+def test_a_duration_in_words(seconds, said):
+    assert duration(seconds) == said
