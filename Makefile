@@ -9,8 +9,9 @@ CONSTRAINTS ?= constraints.txt
 EXTRAS ?=
 # More flags for the script that a target runs: `make train ARGS=--config.training.steps=100`.
 ARGS ?=
-# Flags for pytest: `make test PYTEST_ARGS="-k attention"`. By default two processes, each with whole files.
-PYTEST_ARGS ?= --numprocesses=2 --dist=loadfile -m 'not slow'
+# Flags for pytest: `make test PYTEST_ARGS="-k attention"`. By default two processes: each begins with
+# half of the files, whose tests share compiled functions, and who is done takes over from the other.
+PYTEST_ARGS ?= --numprocesses=2 --dist=worksteal -m 'not slow'
 
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check --quiet

@@ -4,7 +4,7 @@ Eight probes whose outcome theory predicts, with every variant that changes some
 
 Command: python -m flaxformer_lab.ablate --config=configs/ablations/cross_dimension.py --workdir=runs/cross_dimension
 Hardware: 2 cores of an AMD EPYC, no accelerator.
-Time: 13:25 minutes.
+Time: 14:51 minutes.
 Result: docs/results/cross_dimension.md.
 """
 
