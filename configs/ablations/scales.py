@@ -6,7 +6,7 @@ Transformer tells whether what is lost is lost by attention.
 
 Command: python -m flaxformer_lab.ablate --config=configs/ablations/scales.py --workdir=runs/scales
 Hardware: 2 cores of an AMD EPYC, no accelerator.
-Time: 8:35 minutes.
+Time: 8:55 minutes.
 Result: docs/results/scales.md.
 """
 
