@@ -2,7 +2,7 @@
 
 Command: python train.py --config=configs/digits.py
 Hardware: 2 cores of an AMD EPYC, no accelerator.
-Time: 46 s of training, 52 s from the command to the end.
+Time: 50 s of training, 55 s from the command to the end.
 Result: test accuracy 0.9800, test loss 0.0632 (validation 0.9867, 0.0227), with 152,074 parameters.
 """
 

@@ -12,8 +12,6 @@ from flaxformer_lab.config import Config, as_dict, parse_config
 from flaxformer_lab.errors import ConfigError, RunError
 from flaxformer_lab.parsing import flatten
 
-PARTIAL = ".partial"  # how the name of a file ends that is not yet written whole
-
 
 class RunFolder:
     """The files of one run. Reading never executes and never unpickles what it finds."""
@@ -53,27 +51,26 @@ class RunFolder:
             os.close(descriptor)
 
     def claim(self, config: Config, facts: dict[str, Any]) -> None:
-        """Makes the folder this config's own, or finds that it already is.
+        """Makes the folder this config's own, or finds that it already is; clears away what a kill left half written.
 
         Raises:
             ConfigError: it belongs to another config; the message shows the difference.
             RunError: it holds something else, or cannot be written.
         """
-        if self._config.exists():
-            self._refuse_another(config)
-            return
         try:
-            if self.path.exists() and not all(map(self._half_claimed, self.path.iterdir())):
+            half_written = [path for one in (self._config, self._facts, self.metrics) for path in _half_written(one)]
+            if self._config.exists():
+                self._refuse_another(config)
+            elif self.path.exists() and not {self._facts, *half_written}.issuperset(self.path.iterdir()):
                 raise RunError(f"{self.path} holds files but no config.json, so it is no run; choose another --workdir")
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_whole(self._facts, json.dumps(facts, indent=2) + "\n")
-            write_whole(self._config, json.dumps(as_dict(config), indent=2) + "\n")
+            for path in half_written:
+                path.unlink()
+            if not self._config.exists():
+                self.path.mkdir(parents=True, exist_ok=True)
+                write_whole(self._facts, json.dumps(facts, indent=2) + "\n")
+                write_whole(self._config, json.dumps(as_dict(config), indent=2) + "\n")
         except OSError as error:
             raise self._unwritable(error) from error
-
-    def _half_claimed(self, path: Path) -> bool:
-        """Whether it is what an interrupted `claim` leaves behind."""
-        return path == self._facts or path.name.endswith(PARTIAL)
 
     def _unwritable(self, error: OSError) -> RunError:
         return RunError(f"{self.path} cannot be written: {error.strerror}; choose another --workdir")
@@ -112,7 +109,7 @@ def write_whole(path: Path, contents: str) -> Path:
     Raises:
         OSError: it cannot be written.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("w", encoding="utf-8") as file:
             file.write(contents)
@@ -123,6 +120,11 @@ def write_whole(path: Path, contents: str) -> Path:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
+
+
+def _half_written(path: Path) -> Iterator[Path]:
+    """What a process that was killed in `write_whole` left beside the path."""
+    return path.parent.glob(f"{path.name}.*.partial")
 
 
 def read_json(path: Path) -> dict[str, Any]:

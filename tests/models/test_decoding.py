@@ -140,7 +140,7 @@ def test_greedy_texts_are_those_of_the_whole_forward_pass(draw, name):
         assert text.tolist() == greedy(*build(name, draw), prompt, 23)
 
 
-@pytest.mark.parametrize("name", ["softmax", "mean, window", "linear", "mlp"])
+@pytest.mark.parametrize("name", ["softmax", "mean, window", "static", "linear", "mlp"])
 def test_short_texts_are_read_without_padding_to_the_whole_context(draw, name, monkeypatch):
     monkeypatch.setattr(decoding, "SHORTEST", 2)
     read = []

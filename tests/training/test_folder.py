@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -75,6 +76,20 @@ def test_what_an_interrupted_claim_left_is_claimed(plain, tmp_path):
     (tmp_path / "config.json.4711.partial").write_text('{"model":')
     RunFolder(tmp_path).claim(plain(), FACTS)
     assert RunFolder(tmp_path).read() == (plain(), FACTS)
+    assert set(content(tmp_path)) == {Path("config.json"), Path("task.json")}
+
+
+def test_what_a_killed_run_left_half_written_is_cleared_away_when_it_goes_on(claimed, plain):
+    (claimed.path / "metrics.jsonl.4711.partial").write_text('{"step":')
+    claimed.claim(plain(), FACTS)
+    assert set(content(claimed.path)) == {Path("config.json"), Path("task.json")}
+
+
+def test_an_unfinished_file_of_somebody_else_is_refused_and_left_alone(plain, tmp_path):
+    (tmp_path / "thesis.partial").write_text("years of work")
+    with pytest.raises(RunError, match=r"holds files but no config\.json.*choose another --workdir"):
+        RunFolder(tmp_path).claim(plain(), FACTS)
+    assert content(tmp_path) == {Path("thesis.partial"): b"years of work"}
 
 
 def test_an_empty_folder_may_be_claimed(plain, tmp_path):
