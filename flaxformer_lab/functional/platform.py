@@ -1,0 +1,29 @@
+"""Where the program that is being traced will run, which is not always where it is traced."""
+
+import jax
+
+
+def target_platform() -> str:
+    """`cpu`, `gpu` or `tpu`: the platform of the mesh in use, else of `jax.default_device`, else JAX's own default.
+
+    A mesh knows its devices while a program is traced for them, also when it is compiled on a machine without any
+    (`jax.experimental.topologies`).
+    """
+    device = _target_device()
+    name = jax.default_backend() if device is None else device.platform
+    return "gpu" if name in ("cuda", "rocm") else name
+
+
+def target_device_kind() -> str:
+    """The name of that device's model, like `NVIDIA H100 80GB HBM3` or `TPU v5 lite`."""
+    device = _target_device()
+    return (jax.devices()[0] if device is None else device).device_kind
+
+
+def _target_device():
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is None:
+        device = jax.config.jax_default_device
+    if isinstance(device, str):  # `jax.default_device("cpu")` names a platform
+        device = jax.devices(device)[0]
+    return device
