@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from flaxformer_lab.functional.products import einsum, product
 from flaxformer_lab.functional.softmax import masked_softmax
 from flaxformer_lab.functional.softmax_attention import repeated
 
@@ -27,7 +28,7 @@ def softmax_weights(
 ) -> Float[Array, "batch heads tokens tokens"]:
     """softmax(Q K^T / sqrt(head_dim)), the weights that `softmax_attention` applies; float32."""
     key = repeated(key, query.shape[2])
-    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+    scores = product("bqhd,bkhd->bhqk", query, key)
     return masked_softmax(scores * query.shape[-1] ** -0.5, causal=causal, valid=valid, window=window)
 
 
@@ -103,8 +104,29 @@ def apply_weights(
 ) -> Float[Array, "batch tokens heads value_dim"]:
     """Each token becomes the weighted sum of the tokens that it attends to."""
     if weights.shape[0] == 1:
-        return jnp.einsum("hqk,bkhd->bqhd", weights[0].astype(value.dtype), value)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
+        return apply_shared_weights(weights[0], value)
+    return einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
+
+
+@jax.custom_vjp
+def apply_shared_weights(
+    weights: Float[Array, "heads tokens tokens"], value: Float[Array, "batch tokens heads value_dim"]
+) -> Float[Array, "batch tokens heads value_dim"]:
+    """The same weights for every example; their gradient, a sum over examples, is summed in float32."""
+    return einsum("hqk,bkhd->bqhd", weights.astype(value.dtype), value)
+
+
+def _shared_forward(weights, value):
+    return apply_shared_weights(weights, value), (weights, value)
+
+
+def _shared_backward(residuals, gradient):
+    weights, value = residuals
+    dvalue = einsum("hqk,bqhd->bkhd", weights.astype(value.dtype), gradient)
+    return product("bqhd,bkhd->hqk", gradient, value).astype(weights.dtype), dvalue
+
+
+apply_shared_weights.defvjp(_shared_forward, _shared_backward)
 
 
 @jax.jit
@@ -118,7 +140,7 @@ def channel_weights(
     if valid is not None:
         query, key = (jnp.where(valid[:, :, None, None], x, 0) for x in (query, key))
     # Normalised after the product: [head_dim, head_dim] values a head instead of [tokens, head_dim], twice.
-    scores = jnp.einsum("bthe,bthd->bhed", query, key, preferred_element_type=jnp.float32)
+    scores = product("bthe,bthd->bhed", query, key)
     scores = scores * _over_length(query)[..., :, None] * _over_length(key)[..., None, :]
     return jax.nn.softmax(scores * temperature[None, :, None, None], axis=-1)
 
@@ -128,7 +150,7 @@ def channel_attention(
 ) -> Heads:
     """Attention over features instead of tokens: linear in tokens, quadratic in head_dim (El-Nouby et al. 2021)."""
     weights = channel_weights(query, key, temperature, valid=valid)
-    return jnp.einsum("bhed,bthd->bthe", weights.astype(value.dtype), value)
+    return einsum("bhed,bthd->bthe", weights.astype(value.dtype), value)
 
 
 def _over_length(x: Heads) -> Float[Array, "batch heads head_dim"]:

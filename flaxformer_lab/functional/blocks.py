@@ -64,8 +64,3 @@ def join_blocks(
 def _filled_up(x: Array, size: int) -> Array:
     """With tokens of zeros behind the last, so that blocks of this size hold all."""
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), (0, 0), (0, 0)))
-
-
-def product(indices: str, *factors: Array) -> Float[Array, "..."]:
-    """An einsum whose sums are float32, whatever its factors are."""
-    return jnp.einsum(indices, *factors, preferred_element_type=jnp.float32)

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from flaxformer_lab.functional.blocks import join_blocks, product, split_blocks
+from flaxformer_lab.functional.blocks import join_blocks, split_blocks
+from flaxformer_lab.functional.products import product
 from flaxformer_lab.functional.softmax import visible
 
 # Inside, arrays stand block by block: queries [blocks, batch, kv_heads, group, size, head_dim], where a group is the

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from flaxformer_lab.functional.linear import broadcast_parameter
+
 Activation = Callable[[Array], Array]
 
 
@@ -43,7 +45,7 @@ def per_feature_mlp(
     """y_c = sum_h down_ch activation(up_ch x_c + b_ch) + b_c: a small MLP for each feature; none meets another."""
 
     def per_token(parameter: Array) -> Array:
-        return parameter.astype(x.dtype).reshape((1,) * (x.ndim - 1) + parameter.shape)
+        return broadcast_parameter(parameter, (*x.shape, *parameter.shape[1:]), x.dtype)
 
     hidden = x[..., None] * per_token(up)
     if up_bias is not None:

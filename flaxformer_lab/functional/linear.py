@@ -1,6 +1,32 @@
-"""Linear maps over features. Parameters are cast to the input's dtype, so the input decides the precision."""
+"""Linear maps over features. Parameters are cast to the input's dtype, so the input decides the precision.
 
-from jaxtyping import Array, Float
+A parameter's gradient is a sum over examples and tokens. It is summed and returned in the parameter's own float32, also
+where the computation has 16 bits: a sum of 8,192 ones in bfloat16 is 256.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from flaxformer_lab.functional.products import matmul as product_of_matrices
+from flaxformer_lab.functional.products import product_precision
+
+
+def diagonal(
+    x: Float[Array, "*batch features"],
+    scale: Float[Array, " features"],
+    bias: Float[Array, " features"] | None = None,
+) -> Float[Array, "*batch features"]:
+    """x_c w_c + b_c: every output feature sees one input feature, its own."""
+    return add_bias(x * broadcast_parameter(scale, x.shape, x.dtype), bias)
+
+
+def add_bias(
+    x: Float[Array, "*batch features"], bias: Float[Array, " features"] | None
+) -> Float[Array, "*batch features"]:
+    """x + b, or x where there is none."""
+    return x if bias is None else x + broadcast_parameter(bias, x.shape, x.dtype)
 
 
 def over_features(
@@ -10,21 +36,80 @@ def over_features(
     return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
 
 
-def dense(
-    x: Float[Array, "*batch features_in"],
-    kernel: Float[Array, "features_in features_out"],
-    bias: Float[Array, " features_out"] | None = None,
+# ------------------------------------------------------------------------------------------------- how parameters act
+
+
+def broadcast_parameter(
+    parameter: Float[Array, "*own"], shape: tuple[int, ...], dtype: DTypeLike
+) -> Float[Array, "*shape"]:
+    """A parameter repeated over the first axes of `shape`, whose last axes are its own, in the type of the computation.
+
+    Its gradient is the sum over those first axes.
+    """
+    return _broadcast(parameter, shape, dtype) if parameter.dtype == dtype else _cast(parameter, shape, dtype)
+
+
+def _broadcast(parameter, shape, dtype):
+    ones = (1,) * (len(shape) - parameter.ndim)
+    return jnp.broadcast_to(parameter.astype(dtype).reshape(ones + parameter.shape), shape)
+
+
+_cast = jax.custom_vjp(_broadcast, nondiff_argnums=(1, 2))
+
+
+def _cast_forward(parameter, shape, dtype):
+    return _cast(parameter, shape, dtype), parameter
+
+
+def _cast_backward(shape, dtype, parameter, gradient):
+    del dtype
+    return (jnp.sum(gradient.astype(parameter.dtype), axis=tuple(range(len(shape) - parameter.ndim))),)
+
+
+def matmul(
+    x: Float[Array, "*batch features_in"], kernel: Float[Array, "features_in features_out"]
 ) -> Float[Array, "*batch features_out"]:
-    """x W + b: every output feature is a weighted sum of all input features."""
-    y = x @ kernel.astype(x.dtype)
-    return y if bias is None else y + over_features(bias.astype(x.dtype), y)
+    """x W: every output feature is a weighted sum of all input features."""
+    return product_of_matrices(x, kernel) if x.dtype == kernel.dtype else _matmul(x, kernel)
 
 
-def diagonal(
-    x: Float[Array, "*batch features"],
-    scale: Float[Array, " features"],
-    bias: Float[Array, " features"] | None = None,
+@jax.custom_vjp
+def _matmul(x, kernel):
+    return product_of_matrices(x, kernel.astype(x.dtype))
+
+
+def _matmul_forward(x, kernel):
+    return _matmul(x, kernel), (x, kernel)
+
+
+def _matmul_backward(residuals, gradient):
+    x, kernel = residuals
+    return matmul_input_gradient(gradient, kernel.astype(x.dtype)), matmul_kernel_gradient(x, gradient)
+
+
+def matmul_input_gradient(
+    gradient: Float[Array, "*batch features_out"], kernel: Float[Array, "features_in features_out"]
+) -> Float[Array, "*batch features_in"]:
+    """dx = dy W^T."""
+    dimensions = (((gradient.ndim - 1,), (1,)), ((), ()))
+    return jax.lax.dot_general(gradient, kernel, dimensions, precision=product_precision(gradient, kernel))
+
+
+def matmul_kernel_gradient(
+    x: Float[Array, "*batch features_in"], gradient: Float[Array, "*batch features_out"]
+) -> Float[Array, "features_in features_out"]:
+    """dW = sum over examples and tokens of x^T dy, in float32."""
+    summed = tuple(range(x.ndim - 1))
+    options = {"precision": product_precision(x, gradient), "preferred_element_type": jnp.float32}
+    return jax.lax.dot_general(gradient, x, ((summed, summed), ((), ())), **options).T
+
+
+def take_rows(
+    table: Float[Array, "rows features"], indices: Int[Array, "*batch"], dtype: DTypeLike
 ) -> Float[Array, "*batch features"]:
-    """x_c w_c + b_c: every output feature sees one input feature, its own."""
-    y = x * over_features(scale.astype(x.dtype), x)
-    return y if bias is None else y + over_features(bias.astype(x.dtype), y)
+    """Rows of a table. Cast after they are taken: the gradient of taking adds up rows in the table's type."""
+    return jnp.take(table, indices, axis=0).astype(dtype)
+
+
+_cast.defvjp(_cast_forward, _cast_backward)
+_matmul.defvjp(_matmul_forward, _matmul_backward)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from flaxformer_lab.functional import lightning
+from flaxformer_lab.functional.products import einsum, product
 
 Heads = Float[Array, "batch tokens heads head_dim"]
 Values = Float[Array, "batch tokens heads value_dim"]
@@ -52,20 +53,22 @@ def linear_attention(
     if query.shape[1] == 0:
         raise ValueError("linear_attention needs at least one token; the sequence is empty")
     query, key = _features(query, key, valid)
-    top, total = (_sums_of_seen if causal else _sums_of_all)(query, key, value.astype(jnp.float32), turn)
+    top, total = (_sums_of_seen if causal else _sums_of_all)(query, key, value, turn)
     return (top / jnp.maximum(total, LEAST)).astype(value.dtype)
 
 
 def _sums_of_all(query: Heads, key: Heads, value: Values, turn: Turn):
     """Every token sees the same sums."""
-    memory = jnp.einsum("bthd,bthe->bhde", turn(key), value)
-    return jnp.einsum("bthd,bhde->bthe", turn(query), memory), _dot(query, jnp.sum(key, axis=1, keepdims=True))
+    memory = product("bthd,bthe->bhde", _turned(turn, key, value), value)
+    top = product("bthd,bhde->bthe", _turned(turn, query, value), memory)
+    return top, _dot(query, jnp.sum(key, axis=1, keepdims=True))
 
 
 def _sums_of_seen(query: Heads, key: Heads, value: Values, turn: Turn):
     """Every token sees the sums up to itself."""
     no_decay = jnp.zeros(query.shape[2])
-    top = lightning.blockwise(turn(query), turn(key), value, no_decay, lightning.BLOCK)
+    query_features, key_features = (_turned(turn, x, value) for x in (query, key))
+    top = lightning.blockwise(query_features, key_features, value, no_decay, lightning.block_size())
     return top, _dot(query, jnp.cumsum(key, axis=1))
 
 
@@ -76,7 +79,7 @@ def linear_weights(
     query, key = _features(query, key, valid)
     seen = jnp.tri(query.shape[1], dtype=bool) if causal else jnp.ones((query.shape[1],) * 2, bool)
     top, total = (
-        jnp.where(seen[None, None], jnp.einsum("bqhd,bkhd->bhqk", *pair), 0)
+        jnp.where(seen[None, None], einsum("bqhd,bkhd->bhqk", *pair), 0)
         for pair in ((turn(query), turn(key)), (query, key))
     )
     return top / jnp.maximum(jnp.sum(total, axis=-1, keepdims=True), LEAST)
@@ -86,7 +89,7 @@ def memory_after(key: Heads, value: Values, lengths: Int[Array, " batch"], *, tu
     """The memory after the first `lengths` tokens of each example."""
     valid = jnp.arange(key.shape[1])[None] < lengths[:, None]
     _, key = _features(key, key, valid)
-    return jnp.einsum("bthd,bthe->bhde", turn(key), value.astype(jnp.float32)), jnp.sum(key, axis=1)
+    return product("bthd,bthe->bhde", turn(key), value.astype(jnp.float32)), jnp.sum(key, axis=1)
 
 
 def step(
@@ -99,15 +102,20 @@ def step(
 ) -> tuple[Float[Array, "batch 1 heads value_dim"], Memory]:
     """One more token, at a cost that does not depend on how many came before; the memory includes it."""
     query, key = positive(query), positive(key)
-    products = memory[0] + jnp.einsum("bthd,bthe->bhde", turn(key), value.astype(jnp.float32))
+    products = memory[0] + product("bthd,bthe->bhde", turn(key), value.astype(jnp.float32))
     total = memory[1] + key[:, 0]
-    top = jnp.einsum("bthd,bhde->bthe", turn(query), products)
+    top = einsum("bthd,bhde->bthe", turn(query), products)
     return (top / jnp.maximum(_dot(query, total[:, None]), LEAST)).astype(value.dtype), (products, total)
 
 
 def _features(query: Heads, key: Heads, valid: Valid | None) -> tuple[Heads, Heads]:
     query, key = positive(query), positive(key)
     return query, key if valid is None else jnp.where(valid[:, :, None, None], key, 0)
+
+
+def _turned(turn: Turn, features: Heads, value: Values) -> Heads:
+    """Features in the type of the values: their products need no more than the values have."""
+    return turn(features).astype(value.dtype)
 
 
 def _dot(a: Heads, b: Float[Array, "batch #tokens heads head_dim"]) -> Float[Array, "batch tokens heads 1"]:

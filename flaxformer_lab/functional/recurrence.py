@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from flaxformer_lab.functional.linear import add_bias, matmul
+
 Stream = Float[Array, "batch tokens width"]
 
 
@@ -21,7 +23,7 @@ def lstm(
 
     def cell(state: tuple[Array, Array], arriving: Array) -> tuple[tuple[Array, Array], Array]:
         hidden, memory = state
-        enter, forget, candidate, leave = jnp.split(arriving + hidden @ kernel, 4, axis=-1)
+        enter, forget, candidate, leave = jnp.split(arriving + matmul(hidden, kernel), 4, axis=-1)
         memory = jax.nn.sigmoid(forget) * memory + jax.nn.sigmoid(enter) * jnp.tanh(candidate)
         hidden = jax.nn.sigmoid(leave) * jnp.tanh(memory)
         return (hidden, memory), hidden
@@ -44,9 +46,8 @@ def gru(
 
     def cell(hidden: Array, arriving: Array) -> tuple[Array, Array]:
         reset, update, candidate = jnp.split(arriving, 3, axis=-1)
-        state_reset, state_update, state_candidate = jnp.split(hidden @ kernel, 3, axis=-1)
-        if candidate_bias is not None:
-            state_candidate = state_candidate + candidate_bias[None]
+        state_reset, state_update, state_candidate = jnp.split(matmul(hidden, kernel), 3, axis=-1)
+        state_candidate = add_bias(state_candidate, candidate_bias)
         update = jax.nn.sigmoid(update + state_update)
         new = jnp.tanh(candidate + jax.nn.sigmoid(reset + state_reset) * state_candidate)
         hidden = (1 - update) * new + update * hidden

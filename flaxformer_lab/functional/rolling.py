@@ -9,6 +9,8 @@ moved into this one at each step, and two axes in the place of one copied, with 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from flaxformer_lab.functional.products import product
+
 Slots = Float[Array, "batch_kv_heads slots features"]
 
 
@@ -39,7 +41,7 @@ def slot_scores(query: Float[Array, "batch 1 heads features"], key: Slots) -> Fl
     """Q K^T / sqrt(head_dim) of one query, in float32; heads share the key's in groups."""
     batch, _, heads, features = query.shape
     grouped = query.reshape(len(key), -1, features)
-    scores = jnp.einsum("ngd,nsd->ngs", grouped, key, preferred_element_type=jnp.float32)
+    scores = product("ngd,nsd->ngs", grouped, key)
     return scores.reshape(batch, heads, -1) * features**-0.5
 
 
@@ -52,5 +54,5 @@ def mixed(
     weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
     weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
     grouped = weights.reshape(len(value), -1, slots).astype(value.dtype)
-    output = jnp.einsum("ngs,nse->nge", grouped, value, preferred_element_type=jnp.float32)
+    output = product("ngs,nse->nge", grouped, value)
     return output.reshape(batch, 1, heads, -1).astype(value.dtype)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from flaxformer_lab.functional.products import einsum, matmul, product
 from flaxformer_lab.functional.softmax import masked_scores
 
 Valid = Bool[Array, "batch tokens"]
@@ -40,7 +41,7 @@ def _forward(query, key, value, valid, causal, window):
         weights = jnp.exp(scores - largest)
         total = jnp.sum(weights, axis=-1, keepdims=True)
         # Divided after the product: [rows, value_dim] values instead of [rows, keys].
-        outputs.append((weights.astype(value.dtype) @ value[:, :, seen] / total).astype(value.dtype))
+        outputs.append((matmul(weights.astype(value.dtype), value[:, :, seen]) / total).astype(value.dtype))
         largests.append(largest)
         shares.append(1 / total)
     output = jnp.concatenate(outputs, axis=2)
@@ -64,12 +65,12 @@ def _backward(causal, window, residuals, gradient):
         scores = _scores(query, key, valid, rows, seen, causal, window)
         weights = jnp.exp(scores - largest[:, :, rows])
         arriving = gradient[:, :, rows]
-        through = jnp.einsum("bhqd,bhkd->bhqk", arriving, value[:, :, seen], preferred_element_type=jnp.float32)
+        through = product("bhqd,bhkd->bhqk", arriving, value[:, :, seen])
         scores = weights * (through - dot[:, :, rows]) * query.shape[-1] ** -0.5
         weights, scores = weights.astype(value.dtype), scores.astype(query.dtype)
-        query_gradients.append(scores @ key[:, :, seen])
-        key_gradient = key_gradient.at[..., seen].add(jnp.einsum("bhqd,bhqk->bhdk", query[:, :, rows], scores))
-        value_gradient = value_gradient.at[..., seen].add(jnp.einsum("bhqd,bhqk->bhdk", arriving, weights))
+        query_gradients.append(matmul(scores, key[:, :, seen]))
+        key_gradient = key_gradient.at[..., seen].add(einsum("bhqd,bhqk->bhdk", query[:, :, rows], scores))
+        value_gradient = value_gradient.at[..., seen].add(einsum("bhqd,bhqk->bhdk", arriving, weights))
     of_query = _swap(jnp.concatenate(query_gradients, axis=2))
     return of_query, *(x.transpose(0, 3, 1, 2) for x in (key_gradient, value_gradient)), None
 
@@ -95,7 +96,7 @@ def _scores(
     causal: bool,
     window: int | None,
 ) -> Float[Array, "batch heads rows keys"]:
-    scores = jnp.einsum("bhqd,bhkd->bhqk", query[:, :, rows], key[:, :, seen], preferred_element_type=jnp.float32)
+    scores = product("bhqd,bhkd->bhqk", query[:, :, rows], key[:, :, seen])
     options = {"causal": causal, "valid": valid, "window": window}
     scores = scores * query.shape[-1] ** -0.5
     return masked_scores(scores, **options, first_row=rows.start, first_key=seen.start)

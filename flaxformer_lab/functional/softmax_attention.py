@@ -14,6 +14,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from flaxformer_lab.functional.blockwise import blockwise_attention
 from flaxformer_lab.functional.choice import Choice, asked_for
+from flaxformer_lab.functional.platform import target_platform
+from flaxformer_lab.functional.products import library_precision
 from flaxformer_lab.functional.row_blocks import row_blocked_attention
 
 Query = Float[Array, "batch tokens heads head_dim"]
@@ -70,14 +72,14 @@ def softmax_attention(
     _check(query, key, window)
     problem = _problem(query, value, causal, valid, window)
     if implementation is None:
-        choice = choose(problem, jax.default_backend())
+        choice = choose(problem, target_platform())
     else:
         choice = asked_for(implementation, tuple(IMPLEMENTATIONS))
     output = IMPLEMENTATIONS[choice.name](query, key, value, causal, valid, window)
     return (output, choice) if explain else output
 
 
-def attention_of_share(
+def context_parallel_attention(
     query: Query,
     key: Key,
     value: Value,
@@ -93,7 +95,7 @@ def attention_of_share(
 
 
 def choose(problem: Problem, platform: str) -> Choice:
-    """The way that softmax_attention takes on a platform: cpu, gpu (cuda, rocm) or tpu."""
+    """The way that softmax_attention takes on a platform: cpu, gpu or tpu."""
     size = f"all scores at once would take {problem.quadratic_bytes / 2**20:.0f} MiB"
     if platform == "cpu":
         if problem.tokens <= ROW_BLOCK_TOKENS and problem.quadratic_bytes <= QUADRATIC_BYTES:
@@ -175,7 +177,8 @@ def _library(implementation: str) -> Callable[..., Mixed]:
     def attend(query, key, value, causal, valid, window):
         mask = None if valid is None else valid[:, None, None, :]
         options = {"mask": mask, "is_causal": causal, "local_window_size": _sides(causal, window)}
-        return jax.nn.dot_product_attention(query, key, value, implementation=implementation, **options)
+        with library_precision(query):
+            return jax.nn.dot_product_attention(query, key, value, implementation=implementation, **options)
 
     return attend
 
@@ -186,7 +189,8 @@ def _tokamax(query, key, value, causal, valid, window):
 
     mask = None if valid is None else valid[:, None, None, :]
     options = {"mask": mask, "is_causal": causal, "local_window_size": _sides(causal, window)}
-    return tokamax.dot_product_attention(query, key, value, **options)
+    with library_precision(query):
+        return tokamax.dot_product_attention(query, key, value, **options)
 
 
 def _sides(causal: bool, window: int | None) -> tuple[int, int] | None:
@@ -211,7 +215,8 @@ def _splash(query, key, value, causal, valid, window, *, interpret: bool = False
     seen = jnp.ones((batch, tokens), jnp.int32) if valid is None else valid.astype(jnp.int32)
     front = (jnp.swapaxes(repeated(x, heads), 1, 2) for x in (query * head_dim**-0.5, key, value))
     segments = kernel.SegmentIds(q=jnp.ones_like(seen), kv=seen)
-    return jnp.swapaxes(jax.vmap(attend)(*front, segments), 1, 2)
+    with library_precision(query):
+        return jnp.swapaxes(jax.vmap(attend)(*front, segments), 1, 2)
 
 
 IMPLEMENTATIONS: dict[str, Callable[..., Mixed]] = {

@@ -48,6 +48,6 @@ class FactorizationMachine(nnx.Module):
     def __call__(self, x: Stream, *, valid=None, keys=None, taps: Taps = CLOSED) -> Stream:
         del valid, keys  # no token sees another
         taps.add("input", lambda: x)
-        x = self.linear(x) + pairwise_products(x, read(self.factors.kernel, x.dtype))
+        x = self.linear(x) + pairwise_products(x, read(self.factors.kernel))
         taps.add("output", lambda: x)
         return x

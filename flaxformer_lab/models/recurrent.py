@@ -24,7 +24,7 @@ class LSTM(nnx.Module):
         self.state = Dense(width, 4 * width, axes=("width", None), bias=False, rngs=rngs)
 
     def __call__(self, x: Stream) -> Stream:
-        return lstm(self.input(x), read(self.state.kernel, x.dtype))
+        return lstm(self.input(x), read(self.state.kernel))
 
 
 class GRU(nnx.Module):
@@ -37,7 +37,7 @@ class GRU(nnx.Module):
         self.candidate_bias = zeros((width,), ("width",)) if config.bias else None
 
     def __call__(self, x: Stream) -> Stream:
-        return gru(self.input(x), read(self.state.kernel, x.dtype), read(self.candidate_bias, x.dtype))
+        return gru(self.input(x), read(self.state.kernel), read(self.candidate_bias))
 
 
 class RecurrentNetwork(nnx.Module):

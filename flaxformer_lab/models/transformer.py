@@ -5,12 +5,12 @@ import math
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.functional.dropout import fold_in
+from flaxformer_lab.functional.linear import broadcast_parameter, take_rows
 from flaxformer_lab.functional.position import sinusoidal
 from flaxformer_lab.model_config import TransformerConfig
 from flaxformer_lab.modules.attention import Cache
@@ -18,7 +18,12 @@ from flaxformer_lab.modules.block import Block
 from flaxformer_lab.modules.norm import make_norm
 from flaxformer_lab.modules.projection import normal
 from flaxformer_lab.modules.rngs import Rngs
-from flaxformer_lab.modules.sharding import laid, outlives_forward_pass, parameters_in_shares, read
+from flaxformer_lab.modules.sharding import (
+    read,
+    save_all_but_gathered_parameters,
+    sharded_over,
+    with_logical_constraint,
+)
 from flaxformer_lab.modules.taps import CLOSED, Taps
 
 Stream = Float[Array, "batch tokens width"]
@@ -53,9 +58,9 @@ class Transformer(nnx.Module):
         taps: Taps = CLOSED,
     ) -> Stream:
         run, remat = Block.__call__, self._config.remat
-        if remat or parameters_in_shares():
-            run = functools.partial(_rematerialised, policy=None if remat else outlives_forward_pass)
-        x = laid(self._entering(x), "batch", "tokens", None)
+        if remat or sharded_over("fsdp"):
+            run = functools.partial(_rematerialised, policy=None if remat else save_all_but_gathered_parameters)
+        x = with_logical_constraint(self._entering(x), "batch", "tokens", None)
         taps.add("input", lambda: x)
         for number, block in enumerate(self.blocks):
             block_keys = None if keys is None else fold_in(keys, number)
@@ -104,13 +109,14 @@ class Transformer(nnx.Module):
                 "shorten it, train with longer sequences, or choose position sinusoidal, rotary or off"
             )
         if self.position is not None:
-            table = read(self.position, x.dtype)
+            table = read(self.position)
         elif self._config.position == "sinusoidal":
             table = sinusoidal(max(tokens, self._tokens), self._config.width)
         else:
             return x
-        places = table[None, :tokens] if first is None else jnp.take(table, first, axis=0)[:, None]
-        return x + places.astype(x.dtype)
+        if first is None:
+            return x + broadcast_parameter(table[:tokens], x.shape, x.dtype)
+        return x + take_rows(table, first, x.dtype)[:, None]
 
 
 def _rematerialised(

@@ -18,16 +18,23 @@ from jaxtyping import Array, Float, Int
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.functional import attention as formulas
 from flaxformer_lab.functional import lightning, linear_attention, rolling
+from flaxformer_lab.functional import softmax_attention as softmax
 from flaxformer_lab.functional.attention import Heads, Valid
 from flaxformer_lab.functional.feedforward import ACTIVATIONS
 from flaxformer_lab.functional.heads import fuse_heads, split_heads
 from flaxformer_lab.functional.position import rotary
-from flaxformer_lab.functional.softmax_attention import attention_of_share, repeated, softmax_attention
+from flaxformer_lab.functional.softmax_attention import repeated
 from flaxformer_lab.model_config import TransformerConfig
 from flaxformer_lab.modules.norm import make_norm
 from flaxformer_lab.modules.projection import PROJECTIONS, Dense, ones, zeros
 from flaxformer_lab.modules.rngs import Rngs
-from flaxformer_lab.modules.sharding import by_shares, laid, read, tokens_in_shares
+from flaxformer_lab.modules.sharding import (
+    context_parallel_attention,
+    read,
+    shard_map_attention,
+    sharded_over,
+    with_logical_constraint,
+)
 from flaxformer_lab.modules.taps import CLOSED, Taps
 
 Stream = Float[Array, "batch tokens width"]
@@ -83,14 +90,15 @@ class Attention(nnx.Module):
 
     def entering(self, x: Stream) -> list[Heads]:
         """Query, key and value (or the value alone) as heads."""
-        fused = laid(self._activation(self.projection(x)), "batch", "tokens", "heads")
+        fused = with_logical_constraint(self._activation(self.projection(x)), "batch", "tokens", "heads")
         return [
-            laid(part, "batch", "tokens", "heads", None) for part in split_heads(fused, self._counts, self._head_dim)
+            with_logical_constraint(part, "batch", "tokens", "heads", None)
+            for part in split_heads(fused, self._counts, self._head_dim)
         ]
 
     def leaving(self, x: Stream, mixed: Heads) -> Stream:
         """Merged heads, normalised and gated where these knobs are on, at the model's width."""
-        merged = laid(mixed.reshape(*x.shape[:2], -1), "batch", "tokens", "heads")
+        merged = with_logical_constraint(mixed.reshape(*x.shape[:2], -1), "batch", "tokens", "heads")
         merged = self.norm(merged) if self.norm else merged
         merged = merged * self.gate(x) if self.gate else merged
         return self.output(merged)
@@ -125,10 +133,12 @@ class SoftmaxAttention(Attention):
         query, key = map(self.turn(), (query, key))
         options = {"causal": self._causal, "valid": valid, "window": self._window}
         taps.add("weights", lambda: formulas.softmax_weights(query, key, **options))
-        if tokens_in_shares():
-            attend = functools.partial(attention_of_share, causal=self._causal, window=self._window)
-            return by_shares(attend, query, key, value, valid=valid)
-        return softmax_attention(query, key, value, **options)
+        masks = {"causal": self._causal, "window": self._window}
+        if sharded_over("sequence"):
+            attend = functools.partial(softmax.context_parallel_attention, **masks)
+            return context_parallel_attention(attend, query, key, value, valid=valid)
+        attend = functools.partial(softmax.softmax_attention, **masks)
+        return shard_map_attention(attend, query, key, value, valid=valid)
 
     def remember(self, query: Heads, key: Shared, value: Shared, lengths: Places) -> Cache:
         return [rolling.filled(x, lengths, self._slots) for x in (self.turn()(key), value)]
@@ -171,7 +181,11 @@ class LightningAttention(Attention):
         query, key, value = self._placed(query, key, value)
         options = {"causal": self._causal, "valid": valid}
         taps.add("scores", lambda: lightning.lightning_scores(query, key, self._slopes(), **options))
-        return lightning.lightning_attention(query, key, value, self._slopes(), **options)
+        if sharded_over("sequence"):  # the blockwise form, which the compiler partitions
+            options["implementation"] = "blockwise"
+            return lightning.lightning_attention(query, key, value, self._slopes(), **options)
+        attend = functools.partial(lightning.lightning_attention, causal=self._causal)
+        return shard_map_attention(attend, query, key, value, valid=valid, slopes=self._slopes())
 
     def remember(self, query: Heads, key: Shared, value: Shared, lengths: Places) -> Cache:
         _, key, value = self._placed(query, key, value)

@@ -11,7 +11,7 @@ from flaxformer_lab.modules.attention import Cache, make_attention
 from flaxformer_lab.modules.feedforward import make_feed_forward
 from flaxformer_lab.modules.norm import make_norm
 from flaxformer_lab.modules.rngs import Rngs
-from flaxformer_lab.modules.sharding import laid
+from flaxformer_lab.modules.sharding import with_logical_constraint
 from flaxformer_lab.modules.taps import CLOSED, Taps
 
 Stream = Float[Array, "batch tokens width"]
@@ -77,7 +77,7 @@ class Block(nnx.Module):
         """What a part makes of the stream: x + y (pre), or norm(x + y) where the norm comes after (post)."""
         if keys is not None and self._config.dropout:
             y = dropout(y, keys, self._config.dropout)
-        y = laid(x + y if skip else y, "batch", "tokens", None)
+        y = with_logical_constraint(x + y if skip else y, "batch", "tokens", None)
         return norm(y) if norm and self._config.norm.placement == "post" else y
 
 

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from flaxformer_lab.functional.linear import broadcast_parameter
 from flaxformer_lab.modules.projection import PROJECTIONS, Dense, normal
 from flaxformer_lab.modules.rngs import Rngs
-from flaxformer_lab.modules.sharding import read
+from flaxformer_lab.modules.sharding import read, take_rows
 
 
 class TokenEmbedding(nnx.Module):
@@ -18,7 +19,7 @@ class TokenEmbedding(nnx.Module):
         self.table = normal(rngs, (vocabulary, width), 1, (None, "width"))
 
     def __call__(self, symbols: Int[Array, "batch tokens"]) -> Float[Array, "batch tokens width"]:
-        return jnp.take(read(self.table, self._dtype), symbols, axis=0)
+        return take_rows(self.table, symbols, self._dtype)
 
 
 class FeatureEmbedding(nnx.Module):
@@ -41,7 +42,10 @@ class ColumnEmbedding(nnx.Module):
         self.offsets = normal(rngs, (columns, width), 1, (None, "width"))
 
     def __call__(self, x: Float[Array, "batch columns"]) -> Float[Array, "batch columns width"]:
-        directions, offsets = (read(table, self._dtype)[None] for table in (self.directions, self.offsets))
+        shape = (len(x), *self.offsets.shape)
+        directions, offsets = (
+            broadcast_parameter(read(table), shape, self._dtype) for table in (self.directions, self.offsets)
+        )
         return x.astype(self._dtype)[:, :, None] * directions + offsets
 
 
@@ -67,7 +71,7 @@ class PatchEmbedding(nnx.Module):
         tokens = self.projection(patches(images.astype(self._dtype), self._patch_size))
         if self.class_token is None:
             return tokens
-        first = jnp.broadcast_to(read(self.class_token, tokens.dtype), (tokens.shape[0], 1, tokens.shape[2]))
+        first = broadcast_parameter(read(self.class_token), (len(tokens), 1, tokens.shape[2]), tokens.dtype)
         return jnp.concatenate([first, tokens], axis=1)
 
 

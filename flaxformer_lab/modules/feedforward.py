@@ -7,7 +7,7 @@ from flaxformer_lab.functional import feedforward as formulas
 from flaxformer_lab.model_config import TransformerConfig
 from flaxformer_lab.modules.projection import Dense, normal, zeros
 from flaxformer_lab.modules.rngs import Rngs
-from flaxformer_lab.modules.sharding import laid, read
+from flaxformer_lab.modules.sharding import read, with_logical_constraint
 
 Stream = Float[Array, "batch tokens width"]
 
@@ -22,7 +22,7 @@ class MLP(nnx.Module):
         self.down = Dense(hidden, config.width, axes=("hidden", "width"), bias=config.bias, rngs=rngs)
 
     def __call__(self, x: Stream) -> Stream:
-        return self.down(laid(self._activation(self.up(x)), "batch", "tokens", "hidden"))
+        return self.down(with_logical_constraint(self._activation(self.up(x)), "batch", "tokens", "hidden"))
 
 
 class GatedMLP(nnx.Module):
@@ -36,7 +36,11 @@ class GatedMLP(nnx.Module):
         self.down = Dense(hidden, config.width, axes=("hidden", "width"), bias=config.bias, rngs=rngs)
 
     def __call__(self, x: Stream) -> Stream:
-        return self.down(laid(formulas.gate(self.gate(x), self.up(x), self._activation), "batch", "tokens", "hidden"))
+        return self.down(
+            with_logical_constraint(
+                formulas.gate(self.gate(x), self.up(x), self._activation), "batch", "tokens", "hidden"
+            )
+        )
 
 
 class BilinearMLP(GatedMLP):

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from flaxformer_lab.functional import linear
 from flaxformer_lab.functional.heads import fuse_heads
 from flaxformer_lab.modules.rngs import Rngs
-from flaxformer_lab.modules.sharding import Axes, read
+from flaxformer_lab.modules.sharding import Axes, matmul, read
 
 
 def normal(rngs: Rngs, shape: tuple[int, ...], fan_in: int, axes: Axes) -> nnx.Param:
@@ -40,7 +40,7 @@ class Dense(nnx.Module):
         self.bias = zeros((features_out,), axes[1:]) if bias else None
 
     def __call__(self, x: Float[Array, "*batch features_in"]) -> Float[Array, "*batch features_out"]:
-        return linear.dense(x, read(self.kernel, x.dtype), read(self.bias))
+        return linear.add_bias(matmul(x, self.kernel), read(self.bias))
 
 
 class Diagonal(nnx.Module):

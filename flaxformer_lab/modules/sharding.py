@@ -1,119 +1,273 @@
-"""Where the arrays of a network lie on a mesh of devices. Without a mesh nothing here does anything.
+"""Where the arrays of a network are on a mesh of devices. Without a mesh nothing here does anything.
 
-The one table says which mesh axes share out an axis of an array; what it does not name, every device holds whole:
+One table of rules says which mesh axes divide an axis of an array; an axis that it does not name is on every device:
 
-- data, fsdp: the examples of a batch. Over fsdp, matrices are kept in shares of the model's width too, and gathered
-  where they are used; so is their gradient scattered (Rajbhandari et al. 2020, ZeRO stage 3).
-- sequence: tokens. Where queries meet keys, keys and values are gathered, and their gradient is scattered (Dubey et al.
-  2024, Llama 3, section 3.3.2).
+- data, fsdp: the examples of a batch. Over fsdp, matrices are sharded by the model's width too: gathered where they are
+  used, in the type of the computation, and their gradient is reduce-scattered in float32 (Rajbhandari et al. 2020, ZeRO
+  stage 3).
+- sequence: tokens. Where queries meet keys, keys and values are gathered, and their gradient is reduce-scattered (Dubey
+  et al. 2024, Llama 3, section 3.3.2).
 - tensor: heads and hidden units, with one sum over devices after each part of a block (Shoeybi et al. 2019).
+
+Collectives over fsdp are explicit (`shard_map`): what a compiler finds by itself differs from device to device.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
+
+from flaxformer_lab.functional import linear
 
 Axes = tuple[str | None, ...]
 Spec = jax.sharding.PartitionSpec
 Heads = Float[Array, "batch tokens heads features"]
 
 MESH_AXES = ("data", "fsdp", "sequence", "tensor")
-PLACES = {"batch": ("data", "fsdp"), "tokens": "sequence", "width": "fsdp", "heads": "tensor", "hidden": "tensor"}
+LOGICAL_AXIS_RULES = {
+    "batch": ("data", "fsdp"),
+    "tokens": "sequence",
+    "width": "fsdp",
+    "heads": "tensor",
+    "hidden": "tensor",
+}
 
 
-def kept(axes: Axes) -> Spec:
-    """Where a parameter, its gradient and what the optimizer knows of it are kept.
+def param_spec(axes: Axes) -> Spec:
+    """Where a parameter, its gradient and its optimizer state are stored.
 
-    A vector of the model's width stays whole: gathering it would take longer than it saves.
+    A vector of the model's width is replicated: gathering it would take longer than it saves.
     """
-    return Spec() if axes == ("width",) else Spec(*(PLACES.get(axis) for axis in axes))
+    return Spec() if axes == ("width",) else Spec(*(LOGICAL_AXIS_RULES.get(axis) for axis in axes))
 
 
-def used(axes: Axes) -> Spec:
+def compute_spec(axes: Axes) -> Spec:
     """Where a parameter is when it is used: gathered over fsdp."""
-    return Spec(*(None if place == "fsdp" else place for place in kept(axes)))
+    return Spec(*(None if place == "fsdp" else place for place in param_spec(axes)))
 
 
-def laid(x: Array, *axes: str | None) -> Array:
-    """The array, laid out by the names of its axes."""
-    return jax.lax.with_sharding_constraint(x, Spec(*(PLACES.get(axis) for axis in axes))) if _on_a_mesh() else x
+def with_logical_constraint(x: Array, *axes: str | None) -> Array:
+    """The array, sharded by the names of its axes."""
+    if not on_a_mesh():
+        return x
+    return jax.lax.with_sharding_constraint(x, Spec(*(LOGICAL_AXIS_RULES.get(axis) for axis in axes)))
 
 
-def tokens_in_shares() -> bool:
-    """Whether each device holds a share of the tokens."""
-    return _on_a_mesh() and jax.sharding.get_abstract_mesh().shape["sequence"] > 1
+def on_a_mesh() -> bool:
+    """Whether the program being traced runs on a mesh with these axes."""
+    return jax.sharding.get_abstract_mesh().axis_names == MESH_AXES
 
 
-def by_shares(
+def sharded_over(axis: str) -> bool:
+    """Whether a mesh axis has more than one device."""
+    return on_a_mesh() and jax.sharding.get_abstract_mesh().shape[axis] > 1
+
+
+# ------------------------------------------------------------------------------------------------------- attention
+
+
+def context_parallel_attention(
     attend: Callable[..., Heads], query: Heads, key: Heads, value: Heads, *, valid: Bool[Array, "batch tokens"] | None
 ) -> Heads:
     """`attend(query, key, value, first, valid=valid)` on each device's queries, the first of which is token `first`."""
-    share, whole = Spec(PLACES["batch"], PLACES["tokens"], PLACES["heads"], None), Spec(PLACES["batch"], None)
+    batch, tokens, heads = (LOGICAL_AXIS_RULES[axis] for axis in ("batch", "tokens", "heads"))
+    shard, whole = Spec(batch, tokens, heads, None), Spec(batch, None)
 
-    def attend_share(query: Heads, key: Heads, value: Heads, valid: Bool[Array, "batch tokens"] | None) -> Heads:
-        key, value = (jax.lax.all_gather(x, PLACES["tokens"], axis=1, tiled=True) for x in (key, value))
-        first = jax.lax.axis_index(PLACES["tokens"]) * query.shape[1]
+    def attend_locally(query: Heads, key: Heads, value: Heads, valid: Bool[Array, "batch tokens"] | None) -> Heads:
+        key, value = (jax.lax.all_gather(x, tokens, axis=1, tiled=True) for x in (key, value))
+        first = jax.lax.axis_index(tokens) * query.shape[1]
         return attend(query, key, value, first, valid=valid)
 
-    # Every axis of the mesh is named in `share`, so there is nothing for the check of replicated values to find.
-    places = {"in_specs": (share, share, share, whole), "out_specs": share, "check_vma": False}
-    return jax.shard_map(attend_share, **places)(query, key, value, valid)
+    # Every axis of the mesh is named in `shard`, so there is nothing for the check of replicated values to find.
+    specs = {"in_specs": (shard, shard, shard, whole), "out_specs": shard, "check_vma": False}
+    return jax.shard_map(attend_locally, **specs)(query, key, value, valid)
 
 
-def parameters_in_shares() -> bool:
-    """Whether each device holds a share of the parameters, which it gathers where it uses them."""
-    return _on_a_mesh() and jax.sharding.get_abstract_mesh().shape["fsdp"] > 1
+def shard_map_attention(
+    attend: Callable[..., Heads], *heads: Heads, valid: Bool[Array, "batch tokens"] | None, **of_heads: Array
+) -> Heads:
+    """`attend(*heads, valid=valid, **of_heads)` on each device's own examples and heads; they need no others.
 
-
-def read(parameter: nnx.Param | None, dtype: DTypeLike | None = None) -> Array | None:
-    """The array of a parameter, in another type where one is given, whole where devices keep shares of it.
-
-    None where a knob removed it.
+    The compiler cannot partition a kernel (cuDNN, Pallas). of_heads: arrays [heads]. Each device computes all of what
+    the devices do not divide equally.
     """
+    if not on_a_mesh():
+        return attend(*heads, valid=valid, **of_heads)
+    batch = _divided("batch", heads[0].shape[0])
+    sizes = [x.shape[2] for x in heads] + [len(x) for x in of_heads.values()]
+    head = LOGICAL_AXIS_RULES["heads"] if all(_divided("heads", size) for size in sizes) else None
+    # Tokens are whole here; but the backward pass sums over an axis that no spec names, also over a single device.
+    shard = Spec(batch, LOGICAL_AXIS_RULES["tokens"], head, None)
+    specs = (shard,) * len(heads), Spec(batch, None), {name: Spec(head) for name in of_heads}
+
+    def attend_locally(heads: tuple[Heads, ...], valid: Bool[Array, "batch tokens"] | None, of_heads: dict[str, Array]):
+        return attend(*heads, valid=valid, **of_heads)
+
+    sharded = jax.shard_map(attend_locally, in_specs=specs, out_specs=shard, check_vma=False)
+    return sharded(heads, valid, of_heads)
+
+
+def _divided(axis: str, size: int) -> str | tuple[str, ...] | None:
+    """The mesh axes that divide an axis of this size; None where they do not divide it equally."""
+    places = LOGICAL_AXIS_RULES[axis]
+    return None if size % _devices_along(places) else places
+
+
+def _devices_along(places: str | tuple[str, ...]) -> int:
+    shape, devices = jax.sharding.get_abstract_mesh().shape, 1
+    for place in (places,) if isinstance(places, str) else places:
+        devices *= shape[place]
+    return devices
+
+
+# ------------------------------------------------------------------------------------------------------ parameters
+
+
+def read(parameter: nnx.Param | None) -> Array | None:
+    """The array of a parameter, gathered where devices hold shards of it; None where a knob removed it."""
     if parameter is None:
         return None
-    value, axes = parameter[...], parameter.get_metadata().get("axes")
-    dtype = value.dtype if dtype is None else dtype
-    if axes is None or kept(axes) == used(axes) or not _on_a_mesh():
-        return value.astype(dtype)
-    return jax.lax.with_sharding_constraint(_with_gradient_in_shares(value, axes).astype(dtype), used(axes))
+    value, axes = parameter[...], _axes(parameter)
+    if axes is None:
+        return value
+    return jax.lax.with_sharding_constraint(_with_sharded_gradient(value, axes), compute_spec(axes))
 
 
-def outlives_forward_pass(primitive: Any, *_: Any, **parameters: Any) -> bool:
-    """The policy of a backward pass that gathers parameters anew and keeps everything else (`jax.checkpoint`).
+def matmul(x: Float[Array, "*batch features_in"], kernel: nnx.Param) -> Float[Array, "*batch features_out"]:
+    """x W in x's type."""
+    return _apply(_MATMUL, x, kernel, x.dtype)
 
-    Of all that is laid out, only parameters do not lie by examples.
+
+def take_rows(table: nnx.Param, indices: Int[Array, "*batch"], dtype: DTypeLike) -> Float[Array, "*batch features"]:
+    """Rows of a table, in another type."""
+    return _apply(_TAKE_ROWS, indices, table, dtype)
+
+
+def save_all_but_gathered_parameters(primitive: Any, *_: Any, **parameters: Any) -> bool:
+    """The policy of a backward pass that gathers parameters again and saves everything else (`jax.checkpoint`).
+
+    Of all arrays with a sharding constraint, only parameters are not sharded by examples.
     """
     if primitive.name != "sharding_constraint":
         return True
     places = jax.tree.leaves(tuple(parameters["sharding"].spec))
-    return any(place in places for place in PLACES["batch"])
+    return any(place in places for place in LOGICAL_AXIS_RULES["batch"])
+
+
+def _axes(parameter: nnx.Param) -> Axes | None:
+    """The names of its axes where devices hold shards of it that must be gathered, else None."""
+    axes = parameter.get_metadata().get("axes")
+    gathered = axes is not None and sharded_over("fsdp") and param_spec(axes) != compute_spec(axes)
+    return axes if gathered else None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _with_gradient_in_shares(x: Array, axes: Axes) -> Array:
+def _with_sharded_gradient(x: Array, axes: Axes) -> Array:
     del axes
     return x
 
 
-def _forward(x: Array, axes: Axes) -> tuple[Array, None]:
+def _identity_forward(x: Array, axes: Axes) -> tuple[Array, None]:
     del axes
     return x, None
 
 
-def _backward(axes: Axes, _: None, gradient: Array) -> tuple[Array]:
-    # Summed over examples first, then shared out: asked for the share alone, the compiler may rather send activations.
-    whole = jax.lax.with_sharding_constraint(gradient, used(axes))
-    return (jax.lax.with_sharding_constraint(whole, kept(axes)),)
+def _identity_backward(axes: Axes, _: None, gradient: Array) -> tuple[Array]:
+    # Summed over examples first, then sharded: asked for the shard alone, the compiler may rather send activations.
+    whole = jax.lax.with_sharding_constraint(gradient, compute_spec(axes))
+    return (jax.lax.with_sharding_constraint(whole, param_spec(axes)),)
 
 
-_with_gradient_in_shares.defvjp(_forward, _backward)
+_with_sharded_gradient.defvjp(_identity_forward, _identity_backward)
 
 
-def _on_a_mesh() -> bool:
-    return jax.sharding.get_abstract_mesh().axis_names == MESH_AXES
+class _Linear(NamedTuple):
+    """A map that is linear in its parameter: forward(x, W, dtype), dx of (dy, W), and dW of (x, dy, shape of W).
+
+    axes_of_x: the logical axis of each last axis of x, by those of W. dx is None where x has no gradient.
+    """
+
+    forward: Callable[..., Array]
+    input_gradient: Callable[..., Array] | None
+    parameter_gradient: Callable[..., Array]
+    axes_of_x: Callable[[Axes], Axes]
+
+
+def _rows_gradient(indices: Array, gradient: Array, shape: tuple[int, ...]) -> Float[Array, "rows features"]:
+    return jnp.zeros(shape, jnp.float32).at[indices].add(gradient.astype(jnp.float32))
+
+
+_MATMUL = _Linear(
+    lambda x, kernel, dtype: linear.matmul(x.astype(dtype), kernel),
+    linear.matmul_input_gradient,
+    lambda x, gradient, shape: linear.matmul_kernel_gradient(x, gradient),
+    lambda axes: axes[:1],
+)
+_TAKE_ROWS = _Linear(lambda x, table, dtype: linear.take_rows(table, x, dtype), None, _rows_gradient, lambda axes: ())
+
+
+def _apply(function: _Linear, x: Array, parameter: nnx.Param, dtype: DTypeLike) -> Array:
+    axes = _axes(parameter)
+    if axes is None:
+        return function.forward(x, parameter[...], dtype)
+    if _divided("batch", x.shape[0]) is None:
+        return function.forward(x, read(parameter), dtype)
+    return _apply_gathered(function, x, parameter[...], axes, jnp.dtype(dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
+def _apply_gathered(function: _Linear, x: Array, shard: Array, axes: Axes, dtype: jnp.dtype) -> Array:
+    return function.forward(x, _all_gather(shard, axes, dtype), dtype)
+
+
+def _gathered_forward(function, x, shard, axes, dtype):
+    return _apply_gathered(function, x, shard, axes, dtype), (x, shard)
+
+
+def _gathered_backward(function, axes, dtype, residuals, gradient):
+    x, shard = residuals
+    dx = None if function.input_gradient is None else function.input_gradient(gradient, _all_gather(shard, axes, dtype))
+    inner = function.axes_of_x(axes)
+    rows = _row_places(x.shape[: x.ndim - len(inner)])
+    summed = tuple(place for place in jax.tree.leaves(rows) if place != "fsdp" and sharded_over(place))
+
+    def local_gradient(x: Array, gradient: Array) -> Array:
+        whole = _local_shape(axes, shard.shape)
+        partial = function.parameter_gradient(x, gradient, whole)
+        partial = jax.lax.psum_scatter(partial, "fsdp", scatter_dimension=axes.index("width"), tiled=True)
+        return jax.lax.psum(partial, summed) if summed else partial
+
+    in_specs = (Spec(*rows, *compute_spec(inner)), Spec(*rows, *compute_spec(axes[1:])))
+    sharded = jax.shard_map(local_gradient, in_specs=in_specs, out_specs=param_spec(axes), check_vma=False)
+    return dx, sharded(x, gradient).astype(shard.dtype)
+
+
+_apply_gathered.defvjp(_gathered_forward, _gathered_backward)
+
+
+def _all_gather(shard: Array, axes: Axes, dtype: jnp.dtype) -> Array:
+    """A parameter gathered over fsdp; cast first, so that the devices send the type of the computation."""
+
+    def gather(shard: Array) -> Array:
+        return jax.lax.all_gather(shard.astype(dtype), "fsdp", axis=axes.index("width"), tiled=True)
+
+    return jax.shard_map(gather, in_specs=param_spec(axes), out_specs=compute_spec(axes), check_vma=False)(shard)
+
+
+def _row_places(shape: tuple[int, ...]) -> list[str | tuple[str, ...] | None]:
+    """The mesh axes of the first axes of activations: [batch], [batch, tokens], or [batch, rows, columns]."""
+    places = [_divided("batch", shape[0]), *(None,) * (len(shape) - 1)]
+    if len(shape) == 2:
+        places[1] = _divided("tokens", shape[1])
+    return places
+
+
+def _local_shape(axes: Axes, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a gathered parameter on one device: divided by tensor alone."""
+    places = (*compute_spec(axes), *(None,) * (len(shape) - len(compute_spec(axes))))
+    return tuple(size // _devices_along(place or ()) for size, place in zip(shape, places, strict=True))

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from flaxformer_lab.functional.feedforward import ACTIVATIONS
+from flaxformer_lab.functional.linear import broadcast_parameter
 from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models import theory
 from flaxformer_lab.models.network import Network
@@ -159,7 +160,8 @@ class PositionDecoder(nnx.Module):
         self.down = Dense(4 * config.width, outputs, axes=("hidden", None), bias=config.bias, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch width"]) -> Float[Array, "batch tokens outputs"]:
-        at_each = x[:, None] + read(self.position)[None].astype(x.dtype)
+        position = read(self.position)
+        at_each = x[:, None] + broadcast_parameter(position, (len(x), *position.shape), x.dtype)
         return self.down(self._activation(self.up(at_each)))
 
 

@@ -4,7 +4,7 @@ The program is that of one device. Where arrays lie, `modules/sharding.py` says 
 has to be sent.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 from flaxformer_lab.config import MeshConfig
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.models.network import PureNetwork
-from flaxformer_lab.modules.sharding import MESH_AXES, PLACES, Axes, kept
+from flaxformer_lab.modules.sharding import LOGICAL_AXIS_RULES, MESH_AXES, Axes, param_spec
 from flaxformer_lab.training.single import Single
 from flaxformer_lab.training.state import State, Tree
 
@@ -26,8 +26,9 @@ class Mesh(Single):
     name = "mesh"
     axis_name = None
 
-    def __init__(self, config: MeshConfig):
-        devices = jax.devices()
+    def __init__(self, config: MeshConfig, devices: Sequence[jax.Device] | None = None):
+        """devices: default all of this job; those of `jax.experimental.topologies` to compile for absent ones."""
+        devices = jax.devices() if devices is None else devices
         sizes = {"data": config.data, "fsdp": config.fsdp, "sequence": config.sequence, "tensor": config.tensor}
         rest = config.fsdp * config.sequence * config.tensor
         if len(devices) % rest or (config.data or len(devices) // rest) * rest != len(devices):
@@ -39,7 +40,7 @@ class Mesh(Single):
         self._sizes = sizes | {"data": len(devices) // rest}
         self.num_devices, self.num_shares = len(devices), self._sizes["data"] * config.fsdp
         automatic = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
-        self.mesh = jax.make_mesh(tuple(self._sizes.values()), MESH_AXES, axis_types=automatic)
+        self.mesh = jax.make_mesh(tuple(self._sizes.values()), MESH_AXES, axis_types=automatic, devices=devices)
 
     def compile(
         self, function: Callable[..., Tree], *, donate: tuple[int, ...] = (), layout: Tree = None
@@ -74,7 +75,7 @@ class Mesh(Single):
             if name is None:
                 return self._sharding(Spec())
             self._require_equal_shares(name, axes[name], leaf.shape)
-            return self._sharding(kept(axes[name]))
+            return self._sharding(param_spec(axes[name]))
 
         return jax.tree_util.tree_map_with_path(place, state)
 
@@ -86,11 +87,11 @@ class Mesh(Single):
     def mine(self, size: int) -> slice | np.ndarray:
         if jax.process_count() == 1:
             return slice(None)
-        held = self._sharding(Spec(PLACES["batch"])).addressable_devices_indices_map((size,))
+        held = self._sharding(Spec(LOGICAL_AXIS_RULES["batch"])).addressable_devices_indices_map((size,))
         return np.unique(np.concatenate([np.arange(size)[rows] for (rows,) in held.values()]))
 
     def split(self, tree: Tree, batch_axis: int) -> Tree:
-        sharding = self._sharding(Spec(*(None,) * batch_axis, PLACES["batch"]))
+        sharding = self._sharding(Spec(*(None,) * batch_axis, LOGICAL_AXIS_RULES["batch"]))
         if jax.process_count() == 1:
             return jax.device_put(tree, sharding)
         shares = self.num_shares // len(self.mine(self.num_shares))
@@ -106,7 +107,7 @@ class Mesh(Single):
         return jax.sharding.NamedSharding(self.mesh, spec)
 
     def _require_equal_shares(self, name: str, axes: Axes, shape: tuple[int, ...]) -> None:
-        for axis, size, place in zip(axes, shape, (*kept(axes), *(None,) * len(axes)), strict=False):
+        for axis, size, place in zip(axes, shape, (*param_spec(axes), *(None,) * len(axes)), strict=False):
             if place is not None and size % self._sizes[place]:
                 divisors = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
                 raise ConfigError(

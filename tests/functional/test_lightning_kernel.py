@@ -1,4 +1,6 @@
-"""The Pallas kernel, interpreted on the CPU, against loops in float64; and the choice of it."""
+"""Both forms of the Pallas kernel, interpreted on the CPU, against loops in float64; and the choice of it."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -26,20 +28,26 @@ def by_hand(query, key, value, slopes):
     return output
 
 
+@functools.partial(jax.jit, static_argnums=4)
+def interpreted(query, key, value, slopes, platform):
+    decays = lightning.block_decays(slopes, 8)
+    return lightning_kernel.forward(query, key, value, decays, platform=platform, interpret=True)
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
 @pytest.mark.parametrize(("tokens", "head_dim", "value_dim"), [(32, 16, 16), (21, 5, 20), (1, 17, 1)])
-def test_the_kernel_serves_every_size(tokens, head_dim, value_dim):
+def test_the_kernel_serves_every_size(tokens, head_dim, value_dim, platform):
     heads = heads_of(tokens, head_dim, value_dim)
-    arrays = (jnp.asarray(x, jnp.float32) for x in (*heads, SLOPES))
-    result = lightning.lightning_attention(*arrays, block=8, implementation="interpreted kernel")
+    result = interpreted(*(jnp.asarray(x, jnp.float32) for x in (*heads, SLOPES)), platform)
     expected = by_hand(*heads, SLOPES)
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
-def test_half_precision_comes_within_a_hundredth():
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_half_precision_comes_within_a_hundredth(platform):
     heads = [jnp.asarray(x, jnp.bfloat16) for x in heads_of(21, 16, 16)]
-    slopes = jnp.asarray(SLOPES, jnp.float32)
-    result = lightning.lightning_attention(*heads, slopes, block=8, implementation="interpreted kernel")
-    assert result.dtype == jnp.bfloat16
+    result = interpreted(*heads, jnp.asarray(SLOPES, jnp.float32), platform)
+    assert result.dtype == jnp.float32
     expected = by_hand(*(np.asarray(x, np.float64) for x in heads), SLOPES)
     np.testing.assert_allclose(np.asarray(result, np.float64), expected, atol=1e-2 * np.abs(expected).max())
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxformer_lab.functional.linear import dense, diagonal, over_features
+from flaxformer_lab.functional.linear import add_bias, diagonal, matmul, over_features, take_rows
 
 GENERATOR = np.random.default_rng(0)
 X, KERNEL, BIAS = (GENERATOR.normal(size=shape).astype(np.float32) for shape in ((2, 4, 8), (8, 5), (5,)))
@@ -12,7 +12,7 @@ X, KERNEL, BIAS = (GENERATOR.normal(size=shape).astype(np.float32) for shape in 
 
 @pytest.mark.parametrize("bias", [None, BIAS])
 def test_dense_is_a_weighted_sum_of_all_features(bias):
-    result = dense(jnp.asarray(X), jnp.asarray(KERNEL), None if bias is None else jnp.asarray(bias))
+    result = add_bias(matmul(jnp.asarray(X), jnp.asarray(KERNEL)), None if bias is None else jnp.asarray(bias))
     expected = np.zeros((2, 4, 5))
     for batch, token, out in np.ndindex(expected.shape):
         expected[batch, token, out] = sum(float(X[batch, token, c]) * float(KERNEL[c, out]) for c in range(8))
@@ -38,5 +38,6 @@ def test_over_features_gives_a_vector_the_rank_of_what_it_acts_on(rank):
 
 def test_the_input_decides_the_precision():
     x = jnp.asarray(X, jnp.bfloat16)
-    assert dense(x, jnp.asarray(KERNEL), jnp.asarray(BIAS)).dtype == jnp.bfloat16
+    assert add_bias(matmul(x, jnp.asarray(KERNEL)), jnp.asarray(BIAS)).dtype == jnp.bfloat16
+    assert take_rows(jnp.asarray(KERNEL), jnp.asarray([1, 2]), jnp.bfloat16).dtype == jnp.bfloat16
     assert diagonal(x, jnp.ones(8), jnp.ones(8)).dtype == jnp.bfloat16

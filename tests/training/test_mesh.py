@@ -244,9 +244,9 @@ def compiled_update(sizes):
         # Gradients and metrics are summed at once.
         (None, {"all-reduce": 1}),
         ({"data": 4}, {"all-reduce": 1}),
-        # Each matrix is gathered, those of blocks once more for the backward pass; its gradient is summed by itself,
-        # and metrics and the vectors' gradients at once.
-        ({"fsdp": 4}, {"all-gather": MATRICES + 2 * 4, "all-reduce": MATRICES}),
+        # Each matrix is gathered, those of blocks once more for the backward pass; its gradient is reduce-scattered.
+        # The loss' weight, which the gradient waits for, and the metrics with the vectors' gradients are summed.
+        ({"fsdp": 4}, {"all-gather": MATRICES + 2 * 4, "reduce-scatter": MATRICES, "all-reduce": 2}),
         # After attention and after the FFN, forward and backward, in two blocks.
         ({"tensor": 4}, {"all-reduce": 8}),
         # As data and as tensor: gradients of what is shared out and of what is not are summed apart.
