@@ -1,37 +1,28 @@
 """How programs are compiled: kept between runs, and with little optimisation where compiling is most of the time."""
 
 import functools
+import importlib.metadata
+import importlib.util
 import os
+import pkgutil
+from collections.abc import Mapping
 from typing import Any
 
 from flaxformer_lab.cache import cache_folder
 
-# LLVM's optimisation, XLA's newer way of emitting loops, and compiling a program in parts that run side by side all
-# cost more in a small program than they bring.
-BRIEFLY = (
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-)
+Option = str | int | bool
 
+# LLVM's optimisation, XLA's newer way of emitting loops, and compiling a program in parts that run side by side all
+# cost more in a small program than they bring. Beside each flag stands the first jaxlib that does not know it, or the
+# first that the lab was not tested with: jaxlib ends the process for a flag that it does not know.
+BRIEFLY = {
+    "--xla_backend_optimization_level=0": (0, 13),
+    "--xla_cpu_use_fusion_emitters=false": (0, 11),
+    "--xla_cpu_parallel_codegen_split_count=1": (0, 13),
+}
 
 # XLA's newer library of products packs all of a matrix anew in each call, which a few rows beside it do not repay.
 FEW_ROWS = {"xla_cpu_experimental_ynn_fusion_type": ""}
-
-
-@functools.cache
-def for_few_rows() -> dict[str, str] | None:
-    """Options for `jax.jit` of a program that multiplies a few rows by large matrices, again and again; None for none.
-
-    The option is an experimental one, so a version of XLA that does not know it does without.
-    """
-    import jax
-
-    if jax.default_backend() != "cpu":
-        return None
-    try:
-        jax.jit(lambda: 0, compiler_options=FEW_ROWS)()
-    except jax.errors.JaxRuntimeError:
-        return None
-    return FEW_ROWS
 
 
 def use_compilation_cache() -> None:
@@ -43,14 +34,34 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def compile_small_programs_briefly() -> None:
-    """Makes all that is compiled from now on compile briefly on a CPU, but for what `compile_at` compiles.
+def known_options(options: Mapping[str, Option]) -> dict[str, Option]:
+    """Those of XLA's options for `jax.jit(compiler_options=...)` that this version knows for the target platform."""
+    from flaxformer_lab.functional.platform import target_platform
 
-    To be called before JAX looks for devices; later it has no effect.
+    platform = target_platform()
+    return {name: value for name, value in options.items() if _is_known(name, value, platform)}
+
+
+@functools.cache
+def _is_known(name: str, value: Option, platform: str) -> bool:
+    import jax
+
+    del platform  # of the default device, for which JAX compiles; it tells the cached answers apart
+    try:
+        jax.jit(lambda: 0).lower().compile(compiler_options={name: value})
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
+def for_few_rows() -> dict[str, Option] | None:
+    """Options for `jax.jit` of a program that multiplies a few rows by large matrices, again and again; None for none.
+
+    The option is an experimental one, so a version of XLA that does not know it does without.
     """
-    given = os.environ.get("XLA_FLAGS", "")
-    if BRIEFLY not in given:
-        os.environ["XLA_FLAGS"] = f"{given} {BRIEFLY}".strip()
+    from flaxformer_lab.functional.platform import target_platform
+
+    return known_options(FEW_ROWS) or None if target_platform() == "cpu" else None
 
 
 def compile_at(level: int, lowered: Any) -> Any:
@@ -58,10 +69,57 @@ def compile_at(level: int, lowered: Any) -> Any:
 
     FLAXFORMER_LAB_COMPILE_LEVEL, where it is set, is the highest that is taken: 0 for tests, which run little.
     """
-    import jax
+    from flaxformer_lab.functional.platform import target_platform
 
-    if jax.default_backend() != "cpu":
-        return lowered.compile(compiler_options={"xla_backend_optimization_level": 3})
+    if target_platform() != "cpu":
+        return lowered.compile()
     level = min(level, int(os.environ.get("FLAXFORMER_LAB_COMPILE_LEVEL", level)))
     options = {"xla_backend_optimization_level": level, "xla_cpu_use_fusion_emitters": level > 0}
-    return lowered.compile(compiler_options=options)
+    return lowered.compile(compiler_options=known_options(options))
+
+
+def compile_small_programs_briefly() -> None:
+    """Makes all that is compiled from now on compile briefly on a CPU, but for what `compile_at` compiles.
+
+    To be called before JAX looks for devices; later it has no effect. XLA_FLAGS reach every device, so it has none
+    either where JAX may find another device than the CPU: set JAX_PLATFORMS=cpu where a plugin for one is installed
+    and not meant. A flag that XLA_FLAGS has already keeps its value.
+    """
+    if not only_cpu():
+        return
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    given = {_name(flag) for flag in flags}
+    flags += [flag for flag in _known_flags() if _name(flag) not in given]
+    os.environ["XLA_FLAGS"] = " ".join(flags)
+
+
+def only_cpu() -> bool:
+    """Whether JAX can find no device but the CPU: it is told to look for no other, or has no plugin for another.
+
+    It does not look for devices, which a process may do only once.
+    """
+    import jax
+
+    if jax.config.jax_platforms:
+        return set(jax.config.jax_platforms.split(",")) == {"cpu"}
+    return not _device_plugins()
+
+
+def _device_plugins() -> set[str]:
+    """What JAX would load for other devices than the CPU: modules, and libraries that the environment names."""
+    package = importlib.util.find_spec("jax_plugins")
+    modules = pkgutil.iter_modules(package.submodule_search_locations) if package else ()
+    plugins = {module.name for module in modules}
+    plugins |= {entry.value for entry in importlib.metadata.entry_points(group="jax_plugins")}
+    if importlib.util.find_spec("libtpu"):
+        plugins.add("libtpu")
+    return plugins | {os.environ.get(name, "") for name in ("TPU_LIBRARY_PATH", "PJRT_NAMES_AND_LIBRARY_PATHS")} - {""}
+
+
+def _known_flags() -> list[str]:
+    version = tuple(int(part) for part in importlib.metadata.version("jaxlib").split(".")[:2])
+    return [flag for flag, unknown_from in BRIEFLY.items() if version < unknown_from]
+
+
+def _name(flag: str) -> str:
+    return flag.partition("=")[0]

@@ -1,6 +1,8 @@
 """A small ablation, and stores filled with results that were never trained."""
 
-from collections.abc import Callable, Mapping
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +95,27 @@ def result() -> Callable[..., dict[str, Any]]:
 def store(tmp_path) -> Store:
     """An empty store."""
     return Store(tmp_path / "ablation")
+
+
+@pytest.fixture
+def work_elsewhere(store) -> Iterator[Callable[[Cell], subprocess.Popen]]:
+    """The function that starts another process, which has a cell's lock until it is killed."""
+    script = (
+        "import fcntl, sys\n"
+        "file = open(sys.argv[1], 'a')\n"
+        "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n"
+        "print('locked', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    processes = []
+
+    def work(cell: Cell) -> subprocess.Popen:
+        command = [sys.executable, "-c", script, str(store.path / "cells" / f"{cell.key}.lock")]
+        processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        assert processes[-1].stdout.readline() == "locked\n"
+        return processes[-1]
+
+    yield work
+    for process in processes:
+        process.kill()
+        process.communicate()

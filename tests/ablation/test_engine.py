@@ -1,13 +1,12 @@
 """The engine in this process, on cells that train in no time."""
 
-import multiprocessing
-import threading
+import types
 
 import jax
 import numpy as np
 import pytest
 
-from flaxformer_lab.ablation import local
+from flaxformer_lab.ablation import engine, local
 from flaxformer_lab.ablation.engine import primary_metric, run_cells
 from flaxformer_lab.ablation.local import train_here
 from flaxformer_lab.ablation.population import train_population
@@ -89,47 +88,45 @@ def test_an_interruption_is_no_failure(grid, store, events, monkeypatch):
         assert free and next_one_too
 
 
-def test_a_cell_that_another_process_works_on_is_left_to_it(grid, store, result, events):
+@pytest.fixture
+def waits(monkeypatch):
+    """The function that takes what happens while the engine waits for other processes, each time."""
+
+    def set_up(happen):
+        monkeypatch.setattr(engine, "time", types.SimpleNamespace(sleep=lambda seconds: happen()))
+
+    return set_up
+
+
+def test_a_cell_that_another_process_works_on_is_left_to_it(grid, store, result, events, work_elsewhere, waits):
     made = grid(ONE)
     store.claim(made)
     theirs = made.cells[0]
-    context = multiprocessing.get_context("fork")
-    taken, release = context.Event(), context.Event()
+    other = work_elsewhere(theirs)
 
-    def work():
-        with store.locked(theirs):
-            taken.set()
-            release.wait(120)
-            store.finish(theirs, result(theirs, 0.25))
+    def finish():
+        store.finish(theirs, result(theirs, 0.25))
+        other.kill()
+        other.wait(60)
 
-    other = context.Process(target=work)
-    other.start()
-    assert taken.wait(60)
-    threading.Timer(3, release.set).start()
-    run_cells(made.cells, store, "none", events.append, train_here)  # waits for the other one, and does not do its cell
-    other.join(60)
-    assert of_kind(events, "started") == [("far", "baseline")]
+    waits(finish)
+    run_cells(made.cells, store, "none", events.append, train_here)
+    assert other.poll() is not None and of_kind(events, "started") == [("far", "baseline")]
     assert store.result(theirs)["replicas"][0]["test"]["r2"] == 0.25
 
 
-def test_a_cell_whose_process_died_is_taken_over(grid, store, events):
+def test_a_cell_whose_process_died_is_taken_over(grid, store, events, work_elsewhere, waits):
     made = grid({**ONE, "tasks": {"near": {"recipe": "delay.py"}}})
     store.claim(made)
-    context = multiprocessing.get_context("fork")
-    taken = context.Event()
+    other = work_elsewhere(made.cells[0])
 
-    def work():
-        with store.locked(made.cells[0]):
-            taken.set()
-            threading.Event().wait(120)
+    def die():
+        other.kill()
+        other.wait(60)
 
-    other = context.Process(target=work)
-    other.start()
-    assert taken.wait(60)
-    threading.Timer(1, other.kill).start()
+    waits(die)
     run_cells(made.cells, store, "none", events.append, train_here)
-    other.join(60)
-    assert store.result(made.cells[0]) is not None
+    assert other.poll() is not None and store.result(made.cells[0]) is not None
 
 
 @pytest.mark.parametrize(("keep", "number"), [("chosen", 2), ("all", 4)])

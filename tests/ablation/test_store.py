@@ -1,7 +1,6 @@
 """An ablation's folder."""
 
 import json
-import multiprocessing
 
 import pytest
 
@@ -51,24 +50,14 @@ def test_a_damaged_result_counts_as_none(grid, store, result, content):
     assert store.result(cell) is None
 
 
-def hold(path, cell, taken, release):
-    with Store(path).locked(cell) as mine:
-        taken.put(mine)
-        release.wait(60)
-
-
-def test_a_cell_belongs_to_one_process_at_a_time_and_is_free_when_that_dies(grid, store):
+def test_a_cell_belongs_to_one_process_at_a_time_and_is_free_when_that_dies(grid, store, work_elsewhere):
     store.claim(grid())
     cell, other = grid().cells[:2]
-    context = multiprocessing.get_context("fork")
-    taken, release = context.Queue(), context.Event()
-    process = context.Process(target=hold, args=(store.path, cell, taken, release))
-    process.start()
-    assert taken.get(timeout=60)
+    process = work_elsewhere(cell)
     with store.locked(cell) as mine, store.locked(other) as free:
         assert not mine and free
     process.kill()
-    process.join(60)
+    process.wait(60)
     with store.locked(cell) as mine:
         assert mine
 
