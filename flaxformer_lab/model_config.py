@@ -10,6 +10,9 @@ from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.parsing import AtLeastOne, Depth, Positive, Rate
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh", "identity"]
+# Of float32 products, in JAX's words. GPUs and TPUs can multiply float32 faster in fewer bits; a CPU never does.
+# highest: float32; high: TF32 on a GPU, three passes of bfloat16 on a TPU; default: the device's fastest.
+Precision = Literal["highest", "high", "default"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class TransformerConfig:
     causal: bool = False
     dropout: Rate = 0.0
     dtype: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "highest"
     remat: bool = False
 
     @property
@@ -170,6 +174,7 @@ class MLPConfig:
     activation: Activation = "gelu"
     bias: bool = True
     dtype: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "highest"
 
     causal = True  # a token sees nothing that comes after it
 
@@ -182,6 +187,7 @@ class FactorizationMachineConfig:
     width: AtLeastOne = 64
     bias: bool = True
     dtype: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "highest"
 
     causal = True
 
@@ -199,6 +205,7 @@ class ConvolutionConfig:
     bias: bool = True
     causal: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "highest"
 
     @property
     def reach(self) -> int:
@@ -224,6 +231,7 @@ class RecurrentConfig:
     depth: Depth = 2
     bias: bool = True
     dtype: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "highest"
 
     causal = True
 
@@ -241,6 +249,7 @@ class MixerConfig:
     norm: NormConfig = field(default_factory=NormConfig)
     bias: bool = True
     dtype: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "highest"
 
     causal = False
 

@@ -36,7 +36,8 @@ def _baseline(name: str) -> Callable[[Config], dict[str, Any]]:
             return dataclasses.asdict(config.model)
         kinds = typing.get_args(ModelConfig)
         kind = next(kind for kind in kinds if name in typing.get_args(typing.get_type_hints(kind)["name"]))
-        knobs = {knob.name for knob in dataclasses.fields(kind)} & {"width", "depth", "bias", "dtype", "causal"}
+        shared = {"width", "depth", "bias", "dtype", "precision", "causal"}
+        knobs = shared & {knob.name for knob in dataclasses.fields(kind)}
         return {"name": name} | {knob: getattr(config.model, knob) for knob in knobs if hasattr(config.model, knob)}
 
     return model

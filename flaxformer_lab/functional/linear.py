@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from flaxformer_lab.functional.products import matmul as product_of_matrices
-from flaxformer_lab.functional.products import product_precision
+from flaxformer_lab.functional.products import multipliable, product_precision
 
 
 def diagonal(
@@ -101,7 +101,7 @@ def matmul_kernel_gradient(
     """dW = sum over examples and tokens of x^T dy, in float32."""
     summed = tuple(range(x.ndim - 1))
     options = {"precision": product_precision(x, gradient), "preferred_element_type": jnp.float32}
-    return jax.lax.dot_general(gradient, x, ((summed, summed), ((), ())), **options).T
+    return jax.lax.dot_general(*multipliable(gradient, x), ((summed, summed), ((), ())), **options).T
 
 
 def take_rows(

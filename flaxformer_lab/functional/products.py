@@ -5,12 +5,18 @@ the caller asks JAX for less (`jax.default_matmul_precision`, which is how `mode
 """
 
 import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from flaxformer_lab.functional.platform import target_platform
+
 Precision = jax.lax.Precision
+Function = Callable[..., Any]
 NARROW = frozenset(map(jnp.dtype, (jnp.bfloat16, jnp.float16)))
 
 
@@ -36,12 +42,40 @@ def einsum(indices: str, *factors: Array) -> Float[Array, "..."]:
 def product(indices: str, *factors: Array) -> Float[Array, "..."]:
     """An einsum whose sums and result are float32, whatever its factors are."""
     options = {"precision": product_precision(*factors), "preferred_element_type": jnp.float32}
-    return jnp.einsum(indices, *factors, **options)
+    return jnp.einsum(indices, *multipliable(*factors), **options)
+
+
+def multipliable(*factors: Array) -> tuple[Array, ...]:
+    """Factors of a product whose result is float32, in types that the device can multiply so.
+
+    XLA multiplies two 16-bit arrays into float32 on a CPU in some layouts only, and two different types not everywhere.
+    """
+    types = {jnp.dtype(factor.dtype) for factor in factors}
+    if len(types) == 1 and (target_platform() != "cpu" or not types <= NARROW):
+        return factors
+    return tuple(factor.astype(jnp.float32) for factor in factors)
 
 
 def matmul(a: Float[Array, "*batch rows inner"], b: Float[Array, "*batch inner columns"]) -> Float[Array, "..."]:
     """a b in the type of the two."""
     return jnp.matmul(a, b, precision=product_precision(a, b))
+
+
+def at_precision(precision: str) -> Callable[[Function], Function]:
+    """Decorates a function so that it is traced at a precision: `highest`, `high` or `default`.
+
+    `jax.default_matmul_precision` is no such decorator: one instance of it cannot be entered twice.
+    """
+
+    def decorate(function: Function) -> Function:
+        @functools.wraps(function)
+        def traced(*arguments: Any, **options: Any) -> Any:
+            with jax.default_matmul_precision(precision):
+                return function(*arguments, **options)
+
+        return traced
+
+    return decorate
 
 
 def library_precision(*factors: Array) -> contextlib.AbstractContextManager:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from flaxformer_lab.functional.products import einsum, matmul, product
+from flaxformer_lab.functional.products import matmul, product
 from flaxformer_lab.functional.softmax import masked_scores
 
 Valid = Bool[Array, "batch tokens"]
@@ -60,7 +60,9 @@ def _backward(causal, window, residuals, gradient):
     gradient = _swap(gradient) * share
     dot = jnp.sum(gradient * output, axis=-1, keepdims=True)
     gradient = gradient.astype(output.dtype)
-    query_gradients, (key_gradient, value_gradient) = [], (jnp.zeros_like(jnp.swapaxes(x, 2, 3)) for x in (key, value))
+    # Sums over blocks of rows, in float32 whatever the type.
+    dk, dv = (jnp.zeros_like(jnp.swapaxes(x, 2, 3), jnp.float32) for x in (key, value))
+    dq = []
     for rows, seen in _blocks(query.shape[2], causal, window):
         scores = _scores(query, key, valid, rows, seen, causal, window)
         weights = jnp.exp(scores - largest[:, :, rows])
@@ -68,11 +70,11 @@ def _backward(causal, window, residuals, gradient):
         through = product("bhqd,bhkd->bhqk", arriving, value[:, :, seen])
         scores = weights * (through - dot[:, :, rows]) * query.shape[-1] ** -0.5
         weights, scores = weights.astype(value.dtype), scores.astype(query.dtype)
-        query_gradients.append(matmul(scores, key[:, :, seen]))
-        key_gradient = key_gradient.at[..., seen].add(einsum("bhqd,bhqk->bhdk", query[:, :, rows], scores))
-        value_gradient = value_gradient.at[..., seen].add(einsum("bhqd,bhqk->bhdk", arriving, weights))
-    of_query = _swap(jnp.concatenate(query_gradients, axis=2))
-    return of_query, *(x.transpose(0, 3, 1, 2) for x in (key_gradient, value_gradient)), None
+        dq.append(matmul(scores, key[:, :, seen]))
+        dk = dk.at[..., seen].add(product("bhqd,bhqk->bhdk", query[:, :, rows], scores))
+        dv = dv.at[..., seen].add(product("bhqd,bhqk->bhdk", arriving, weights))
+    dk, dv = (dx.transpose(0, 3, 1, 2).astype(x.dtype) for dx, x in ((dk, key), (dv, value)))
+    return _swap(jnp.concatenate(dq, axis=2)), dk, dv, None
 
 
 row_blocked_attention.defvjp(_forward, _backward)

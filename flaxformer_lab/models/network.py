@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.functional.products import at_precision
 from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models.bodies import make_body
 from flaxformer_lab.modules.projection import Dense
@@ -40,6 +41,7 @@ class Network(nnx.Module):
         rngs: Rngs,
     ):
         self._pooling, self._causal, self._tokens = pooling, config.causal, math.prod(grid)
+        self.precision = config.precision
         self.embedding = embedding
         self.body = make_body(config, grid=grid, rngs=rngs)
         self.head = head or Dense(config.width, outputs, axes=("width", None), bias=config.bias, rngs=rngs)
@@ -110,6 +112,7 @@ class PureNetwork:
     vectors: the parts of `apply` between which the measures of mixing look.
     read(params, model_state, inputs, lengths) -> (logits, cache); step(params, model_state, inputs, cache) -> (logits,
     cache): a causal network token by token (`Network.read`, `Network.step`).
+    precision: of the float32 products (`model.precision`), for those who trace more than these functions.
     """
 
     init: Callable[[Key[Array, ""]], tuple[Tree, Tree]]
@@ -120,6 +123,7 @@ class PureNetwork:
     axes: dict[str, Axes] = field(default_factory=dict)
     read: Callable[..., tuple[Array, Tree]] | None = None
     step: Callable[..., tuple[Array, Tree]] | None = None
+    precision: str = "highest"
 
     def intermediates(self, params: Tree, model_state: Tree, inputs: Array, **options: Any) -> dict[str, Array]:
         """Every value that the network's modules offer, by dotted name: attention weights, each block's output."""
@@ -129,31 +133,38 @@ class PureNetwork:
 
 
 def purify(build: Callable[[Rngs], nnx.Module]) -> PureNetwork:
-    """Returns the pure form of the network that `build` makes."""
+    """Returns the pure form of the network that `build` makes; it computes at the network's own precision."""
     abstract = nnx.eval_shape(lambda: build(Rngs(0)))
     graph, *shapes = nnx.split(abstract, nnx.Param, ...)
+    precision = getattr(abstract, "precision", "highest")
 
     def init(key: Key[Array, ""]) -> tuple[Tree, Tree]:
         _, params, model_state = nnx.split(build(Rngs(key)), nnx.Param, ...)
         return nnx.to_pure_dict(params), nnx.to_pure_dict(model_state)
 
+    @at_precision(precision)
     def apply(params: Tree, model_state: Tree, inputs: Array, **options: Any) -> Array:
         return nnx.merge(graph, params, model_state)(inputs, **options)
 
+    @at_precision(precision)
     def embed(params: Tree, model_state: Tree, inputs: Array) -> Array:
         return nnx.merge(graph, params, model_state).embedding(inputs)
 
+    @at_precision(precision)
     def body(params: Tree, model_state: Tree, vectors: Array, **options: Any) -> Array:
         return nnx.merge(graph, params, model_state).body(vectors, **options)
 
+    @at_precision(precision)
     def read(params: Tree, model_state: Tree, inputs: Array, lengths: Array) -> tuple[Array, Tree]:
         return nnx.merge(graph, params, model_state).read(inputs, lengths)
 
+    @at_precision(precision)
     def step(params: Tree, model_state: Tree, inputs: Array, cache: Tree) -> tuple[Array, Tree]:
         return nnx.merge(graph, params, model_state).step(inputs, cache)
 
     axes = {".".join(map(str, path)): variable.axes for path, variable in nnx.to_flat_state(shapes[0])}
-    return PureNetwork(jax.jit(init), tuple(map(nnx.to_pure_dict, shapes)), apply, embed, body, axes, read, step)
+    shapes = tuple(map(nnx.to_pure_dict, shapes))
+    return PureNetwork(jax.jit(init), shapes, apply, embed, body, axes, read, step, precision)
 
 
 def leaf_paths(tree: Tree) -> dict[str, Any]:

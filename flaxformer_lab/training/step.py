@@ -12,6 +12,7 @@ import optax
 from jaxtyping import Array, Int, Key
 
 from flaxformer_lab.functional.losses import WeightedSum
+from flaxformer_lab.functional.products import at_precision
 from flaxformer_lab.models.network import PureNetwork
 from flaxformer_lab.tasks.task import Batch, Task
 from flaxformer_lab.training.state import Seed, State, Stream, Tree, stream_key
@@ -40,6 +41,8 @@ def make_train_step(
         metrics = task.measure(network.apply(params, model_state, prepared["inputs"], keys=keys), prepared)
         return metrics["loss"][0], metrics
 
+    # The backward pass and the optimizer are traced outside the network's own functions.
+    @at_precision(network.precision)
     def train_step(state: State, batch: Batch) -> tuple[State, Metrics]:
         def gradients(micro_batch: Batch) -> tuple[Tree, Metrics]:
             arguments = (state.params, state.model_state, micro_batch, state.step)
@@ -65,6 +68,7 @@ def make_evaluation_step(
 ) -> Callable[[Tree, Tree, Batch], Metrics]:
     """Returns `evaluation_step(params, model_state, batch) -> metrics`, the sums of one batch, without dropout."""
 
+    @at_precision(network.precision)
     def evaluation_step(params: Tree, model_state: Tree, batch: Batch) -> Metrics:
         prepared = task.prepare(batch, row_keys(seed, Stream.EVALUATE, 0, batch["row"]), training=False)
         metrics = task.measure(network.apply(params, model_state, prepared["inputs"]), prepared)
