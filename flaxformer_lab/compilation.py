@@ -24,6 +24,20 @@ BRIEFLY = {
 # XLA's newer library of products packs all of a matrix anew in each call, which a few rows beside it do not repay.
 FEW_ROWS = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
+# On GPUs some operations (scatter-add) sum in the order in which threads come, and the fastest form of a product is
+# found by trying, anew in each process. With this, two runs give the same bytes.
+DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
+
+
+def deterministic_options(deterministic: bool = True) -> dict[str, Option] | None:
+    """Options for `jax.jit` of a program that gives the same bytes each time it is compiled and run; None for none.
+
+    CPUs and TPUs need none.
+    """
+    from flaxformer_lab.functional.platform import target_platform
+
+    return DETERMINISTIC if deterministic and target_platform() == "gpu" else None
+
 
 def use_compilation_cache() -> None:
     """Keeps compiled programs between runs; JAX_COMPILATION_CACHE_DIR, where it is set, says where."""

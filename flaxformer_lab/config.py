@@ -31,6 +31,7 @@ class TrainingConfig:
 
     accumulate: micro-batches whose gradients are added before one update.
     steps_per_call: updates inside one compiled call. input: the data lives on the device, or streams from the host.
+    deterministic: the same bytes from the same config on the same machine; on GPUs this costs some speed.
     """
 
     steps: AtLeastOne = 1000
@@ -43,6 +44,7 @@ class TrainingConfig:
     keep_best: NonNegative = 1
     steps_per_call: AtLeastOne = 10
     input: Literal["auto", "device", "stream"] = "auto"
+    deterministic: bool = True
 
 
 @dataclass(frozen=True)

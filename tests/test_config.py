@@ -108,6 +108,7 @@ EVERYTHING = tree_of(
         "model.dropout": 0.1,
         "model.dtype": "bfloat16",
         "model.remat": True,
+        "model.precision": "high",
         "optimizer.name": "sgd",
         "optimizer.learning_rate": 0.1,
         "optimizer.schedule": "linear",
@@ -126,6 +127,7 @@ EVERYTHING = tree_of(
         "training.keep_best": 0,
         "training.steps_per_call": 7,
         "training.input": "stream",
+        "training.deterministic": False,
         "parallelism.strategy": "mesh",
         "parallelism.mesh.data": 2,
         "parallelism.mesh.fsdp": 4,
@@ -347,13 +349,13 @@ UNKNOWN = [
 OF_ANOTHER = [
     (
         {"model.name": "lstm", "model.attention.kind": "softmax"},
-        ["unknown key model.attention", "model has name, width, depth, bias, dtype where model.name=lstm"],
+        ["unknown key model.attention", "model has name, width, depth, bias, dtype, precision where model.name=lstm"],
     ),
     ({"model.name": "cnn_2d", "model.dropout": 0.1}, ["unknown key model.dropout", "where model.name=cnn_2d"]),
     ({"model.name": "mlp", "model.causal": True}, ["unknown key model.causal (value True)", "where model.name=mlp"]),
     (
         {"model.name": "factorization_machine", "model.depth": 2},
-        ["unknown key model.depth", "name, width, bias, dtype"],
+        ["unknown key model.depth", "name, width, bias, dtype, precision"],
     ),
     ({"model.kernel_size": 3}, ["unknown key model.kernel_size", "where model.name=transformer"]),
     ({"model.token_hidden": 3}, ["unknown key model.token_hidden", "where model.name=transformer"]),

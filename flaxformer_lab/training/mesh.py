@@ -26,7 +26,7 @@ class Mesh(Single):
     name = "mesh"
     axis_name = None
 
-    def __init__(self, config: MeshConfig, devices: Sequence[jax.Device] | None = None):
+    def __init__(self, config: MeshConfig, devices: Sequence[jax.Device] | None = None, *, deterministic: bool = True):
         """devices: default all of this job; those of `jax.experimental.topologies` to compile for absent ones."""
         devices = jax.devices() if devices is None else devices
         sizes = {"data": config.data, "fsdp": config.fsdp, "sequence": config.sequence, "tensor": config.tensor}
@@ -41,13 +41,15 @@ class Mesh(Single):
         self.num_devices, self.num_shares = len(devices), self._sizes["data"] * config.fsdp
         automatic = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
         self.mesh = jax.make_mesh(tuple(self._sizes.values()), MESH_AXES, axis_types=automatic, devices=devices)
+        with jax.set_mesh(self.mesh):
+            super().__init__(deterministic=deterministic)
 
     def compile(
         self, function: Callable[..., Tree], *, donate: tuple[int, ...] = (), layout: Tree = None
     ) -> Callable[..., Tree]:
         whole = self._sharding(Spec())
         results = whole if layout is None else (layout, whole)
-        compiled = jax.jit(function, donate_argnums=donate, out_shardings=results)
+        compiled = jax.jit(function, donate_argnums=donate, out_shardings=results, compiler_options=self._options)
 
         def call(*arguments: Tree) -> Tree:
             with jax.set_mesh(self.mesh):

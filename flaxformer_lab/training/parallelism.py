@@ -7,12 +7,13 @@ the first axis, and `fetch` a value that all agree on. A function that is compil
 and leaves the state there. `num_shares` is how many ways a batch is split.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from flaxformer_lab.compilation import Option
 from flaxformer_lab.config import Config, MeshConfig
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.modules.sharding import Axes
@@ -27,7 +28,8 @@ class Pmap(Single):
     name = "pmap"
     axis_name = "devices"
 
-    def __init__(self) -> None:
+    def __init__(self, *, deterministic: bool = True):
+        super().__init__(deterministic=deterministic)
         devices = np.array(jax.local_devices())
         mesh = jax.sharding.Mesh(devices, (self.axis_name,))
         self.num_devices, self.num_shares = len(devices), jax.device_count()
@@ -39,7 +41,8 @@ class Pmap(Single):
         self, function: Callable[..., Tree], *, donate: tuple[int, ...] = (), layout: Tree = None
     ) -> Callable[..., Tree]:
         del layout
-        return jax.pmap(function, axis_name=self.axis_name, donate_argnums=donate)
+        compiled = jax.pmap(function, axis_name=self.axis_name, donate_argnums=donate)
+        return WithOptions(compiled, self._options) if self._options else compiled
 
     def place(self, tree: Tree) -> Tree:
         return jax.tree.map(self._replicated, tree)
@@ -87,6 +90,33 @@ def _first(leaf: jax.Array) -> jax.Array:
     return leaf.addressable_shards[0].data.reshape(leaf.shape[1:])
 
 
+class WithOptions:
+    """A function compiled with options, for `jax.pmap`, which takes none: once for each structure of arguments."""
+
+    def __init__(self, function: Any, options: Mapping[str, Option]):
+        self._function, self._options, self._programs = function, dict(options), {}
+
+    def lower(self, *arguments: Tree) -> "Lowered":
+        return Lowered(self._function.lower(*arguments), self._options)
+
+    def __call__(self, *arguments: Tree) -> Tree:
+        leaves, structure = jax.tree.flatten(arguments)
+        key = structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+        if key not in self._programs:
+            self._programs[key] = self.lower(*arguments).compile()
+        return self._programs[key](*arguments)
+
+
+class Lowered(NamedTuple):
+    """A lowered program, and the options that it will be compiled with."""
+
+    program: jax.stages.Lowered
+    options: Mapping[str, Option]
+
+    def compile(self, compiler_options: Mapping[str, Option] | None = None) -> jax.stages.Compiled:
+        return self.program.compile(compiler_options={**self.options, **(compiler_options or {})})
+
+
 Strategy = Single | Pmap | Mesh
 
 
@@ -99,7 +129,8 @@ def make_strategy(config: Config) -> Strategy:
     name, mesh = config.parallelism.strategy, config.parallelism.mesh
     if name == "auto":
         name = "mesh" if mesh != MeshConfig() else "pmap" if jax.device_count() > 1 else "single"
-    strategy = Mesh(mesh) if name == "mesh" else Pmap() if name == "pmap" else Single()
+    options = {"deterministic": config.training.deterministic}
+    strategy = Mesh(mesh, **options) if name == "mesh" else Pmap(**options) if name == "pmap" else Single(**options)
     shares = strategy.num_shares * config.training.accumulate
     if config.training.batch_size % shares:
         raise ConfigError(

@@ -5,23 +5,30 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from flaxformer_lab.compilation import deterministic_options
 from flaxformer_lab.models.network import PureNetwork
 from flaxformer_lab.modules.sharding import Axes
 from flaxformer_lab.training.state import State, Tree
 
 
 class Single:
-    """`jax.jit` on the first device."""
+    """`jax.jit` on the first device.
+
+    deterministic: a program gives the same bytes each time (`training.deterministic`).
+    """
 
     name = "single"
     axis_name = None
     num_devices = num_shares = 1
 
+    def __init__(self, *, deterministic: bool = True):
+        self._options = deterministic_options(deterministic)
+
     def compile(
         self, function: Callable[..., Tree], *, donate: tuple[int, ...] = (), layout: Tree = None
     ) -> Callable[..., Tree]:
         del layout
-        return jax.jit(function, donate_argnums=donate)
+        return jax.jit(function, donate_argnums=donate, compiler_options=self._options)
 
     def place(self, tree: Tree) -> Tree:
         return jax.device_put(tree, jax.local_devices()[0])
