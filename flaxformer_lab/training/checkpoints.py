@@ -188,7 +188,7 @@ def _digest(tree: Tree) -> str:
         for shard in leaf.addressable_shards:
             if shard.replica_id == 0:
                 total += _mixed_sum(np.asarray(shard.data), shard.index, leaf.shape, names)
-    return f"{names:08x}{hosts.sum_of_all(total):016x}"
+    return f"{names:08x}{hosts.all_reduce_sum(total):016x}"
 
 
 def _mixed_sum(values: np.ndarray, index: tuple[slice, ...], shape: tuple[int, ...], salt: int) -> int:

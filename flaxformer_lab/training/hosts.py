@@ -1,33 +1,47 @@
 """Several processes that train as one, on one machine or on many: how they join, agree, and who of them writes."""
 
+import os
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.training import launcher
 
-PATIENCE = 30  # seconds: a process that has not been heard of for so long is lost, and the others end with an error
+TIMEOUT_S = 30  # a process that has sent no heartbeat for so long is lost, and the others end with an error
 
 
-def join(coordinator: str | None = None, number: int | None = None, process: int | None = None) -> None:
+def join(
+    coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
     """Makes this process one of several; without arguments as SLURM, Open MPI, Kubernetes or a TPU pod describe them.
 
-    coordinator: HOST:PORT of the first process; number: how many there are; process: which of them this is, from 0. To
-    be called before JAX looks for devices.
+    coordinator_address: HOST:PORT of process 0; process_id: from 0. Under SLURM and Open MPI the GPUs of a node are
+    divided among its processes, see `launcher.local_device_ids`. To be called before JAX looks for devices.
 
     Raises:
-        ConfigError: the environment describes no such job, or the others did not come.
+        ConfigError: the environment describes no such job, the others did not come, or the GPUs of this node cannot be
+            divided equally.
     """
-    given = {"coordinator_address": coordinator, "num_processes": number, "process_id": process}
+    given = {"coordinator_address": coordinator_address, "num_processes": num_processes, "process_id": process_id}
     if any(value is not None for value in given.values()) and None in given.values():
         missing = ", ".join(f"--{name}" for name, value in given.items() if value is None)
         raise ConfigError(f"{missing} is missing; give all of --{', --'.join(given)}, or --distributed alone")
+    arguments = given if coordinator_address else launcher.open_mpi_arguments(os.environ)
+    local_device_ids = launcher.local_device_ids(os.environ)
+    # JAX's service for preemptions takes SIGTERM and ignores it; until training handles it, it ends the process.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
-        patience = {"heartbeat_timeout_seconds": PATIENCE, "shutdown_timeout_seconds": PATIENCE}
-        jax.distributed.initialize(**given, **patience)
+        jax.distributed.initialize(
+            **arguments,
+            local_device_ids=local_device_ids,
+            heartbeat_timeout_seconds=TIMEOUT_S,
+            shutdown_timeout_seconds=TIMEOUT_S,
+        )
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        way_out = "start all processes" if coordinator else "give --coordinator_address and the others"
+        way_out = "start all processes" if coordinator_address else "give --coordinator_address and the others"
         raise ConfigError(f"this process could not join the others: {reason}; {way_out}") from error
 
 
@@ -42,20 +56,20 @@ def wait_for_all(where: str) -> None:
         multihost_utils.sync_global_devices(where)
 
 
-def any_of_all(flag: bool) -> bool:
+def all_reduce_any(flag: bool) -> bool:
     """Whether the flag is true in one process at least; every process has to ask."""
-    return flag if jax.process_count() == 1 else bool(_of_all(np.array([flag], np.uint32)).any())
+    return flag if jax.process_count() == 1 else bool(_all_gather(np.array([flag], np.uint32)).any())
 
 
-def sum_of_all(value: int) -> int:
+def all_reduce_sum(value: int) -> int:
     """The sum modulo 2^64 of what the processes have; every process has to ask."""
     value %= 2**64
     if jax.process_count() == 1:
         return value
-    halves = _of_all(np.array([value >> 32, value & 0xFFFFFFFF], np.uint32)).astype(object)
+    halves = _all_gather(np.array([value >> 32, value & 0xFFFFFFFF], np.uint32)).astype(object)
     return int((halves[:, 0].sum() << 32) + halves[:, 1].sum()) % 2**64
 
 
-def _of_all(values: np.ndarray) -> np.ndarray:
+def _all_gather(values: np.ndarray) -> np.ndarray:
     with jax.transfer_guard("allow"):
         return np.asarray(multihost_utils.process_allgather(values)).reshape(jax.process_count(), -1)

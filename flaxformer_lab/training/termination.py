@@ -5,7 +5,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-from flaxformer_lab.training.hosts import any_of_all
+from flaxformer_lab.training.hosts import all_reduce_any
 
 
 class Termination:
@@ -25,7 +25,7 @@ class Termination:
 
     def agreed(self) -> bool:
         """Whether any of the processes that train as one was asked; every one of them has to ask here."""
-        self.asked = any_of_all(self.asked)
+        self.asked = all_reduce_any(self.asked)
         return self.asked
 
     def _ask(self, number: int, frame: FrameType | None) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 
 from flaxformer_lab.config import parse_config
-from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.errors import ConfigError, Terminated
 from flaxformer_lab.evaluate import load_run
 from flaxformer_lab.training import hosts
 from flaxformer_lab.training.loop import train
@@ -125,9 +127,62 @@ def test_a_process_that_cannot_join_says_why(arguments, message, monkeypatch):
         hosts.join(*arguments)
 
 
+SRUN = """#!/bin/bash
+printf '%s\\n' "$@" > srun.txt
+[ -z "$SCANCEL" ] || kill -TERM $PPID
+exit "$CODE"
+"""
+
+
+@pytest.fixture
+def slurm_script(tmp_path):
+    """The function that runs the script of docs/scaling.md where srun ends with `code`: (code, requeued jobs)."""
+    text = (REPOSITORY / "docs" / "scaling.md").read_text()
+    (script,) = re.findall(r"^```bash\n(#!/bin/bash\n.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    (tmp_path / "job.sh").write_text(script)
+    commands = {"srun": SRUN, "scontrol": '#!/bin/bash\n[ "$1" = requeue ] && echo "$2" >> requeued.txt\n'}
+    for name, content in commands.items():
+        (tmp_path / name).write_text(content)
+        (tmp_path / name).chmod(0o755)
+
+    def run(code, scancel=""):
+        more = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "37", "SLURM_CPUS_PER_TASK": "64"}
+        environment = os.environ | more | {"CODE": str(code), "SCANCEL": scancel}
+        ended = subprocess.run(["bash", "job.sh"], cwd=tmp_path, env=environment)
+        requeued = tmp_path / "requeued.txt"
+        return ended.returncode, requeued.read_text().split() if requeued.exists() else []
+
+    return run
+
+
+def test_the_slurm_script_requeues_a_run_that_was_asked_to_end(slurm_script):
+    assert slurm_script(Terminated.exit_code) == (143, ["37"])
+
+
+@pytest.mark.parametrize("code", [0, 1, 2])
+def test_the_slurm_script_requeues_nothing_else(code, slurm_script):
+    assert slurm_script(code) == (code, [])
+
+
+def test_a_cancelled_slurm_job_is_not_requeued(slurm_script):
+    """scancel ends the script as well, which may not catch the signal."""
+    assert slurm_script(143, scancel="yes") == (-signal.SIGTERM, [])
+
+
+def test_the_slurm_script_sends_the_signal_to_a_command_that_train_takes(slurm_script, tmp_path):
+    """To the processes: with B: it would be for the script alone. The requeued job may be requeued again."""
+    slurm_script(0)
+    options = re.findall(r"^#SBATCH (.*)$", (tmp_path / "job.sh").read_text(), re.MULTILINE)
+    assert {"--signal=TERM@120", "--requeue", "--ntasks-per-node=1"} <= set(" ".join(options).split())
+    cpus, python, script, config, *arguments = (tmp_path / "srun.txt").read_text().splitlines()
+    assert (cpus, python, script) == ("--cpus-per-task=64", "python", "train.py")
+    assert (REPOSITORY / config.removeprefix("--config=")).exists() and "--distributed" in arguments
+    assert f"--workdir={os.environ['HOME']}/runs/speeches" in arguments
+
+
 def test_one_process_is_all_of_them():
-    assert hosts.is_primary() and hosts.any_of_all(True) and not hosts.any_of_all(False)
-    assert hosts.sum_of_all(2**64 + 3) == 3
+    assert hosts.is_primary() and hosts.all_reduce_any(True) and not hosts.all_reduce_any(False)
+    assert hosts.all_reduce_sum(2**64 + 3) == 3
 
 
 def test_each_process_reads_the_rows_of_its_own_devices(monkeypatch):
