@@ -28,7 +28,7 @@ class Task(NamedTuple):
 
 
 def local_device_ids(environment: Mapping[str, str]) -> list[int] | None:
-    """Which of the GPUs that this process sees it uses: their indices, or [] for all.
+    """The indices, among the GPUs that this process sees, of those that it uses; [] means all.
 
     One process a node uses all. Several divide them equally, in the order of their local ranks, unless the launcher has
     done so already. None where `JAX_LOCAL_DEVICE_IDS` is set: JAX reads it.
@@ -42,7 +42,7 @@ def local_device_ids(environment: Mapping[str, str]) -> list[int] | None:
     if task is None or task.local_size == 1:
         return []
     gpus = visible_gpus(environment)
-    if not gpus:  # or some that cannot be counted: then one each, as JAX has it
+    if not gpus:  # where JAX finds some all the same, each process takes one, as it does by default
         return [task.local_rank]
     if _already_divided(task, gpus, environment):
         return []
@@ -51,7 +51,7 @@ def local_device_ids(environment: Mapping[str, str]) -> list[int] | None:
         possible = ", ".join(str(size) for size in range(1, gpus + 1) if gpus % size == 0)
         raise ConfigError(
             f"{task.launcher} started {task.local_size} processes on this node, which do not divide its {gpus} visible "
-            f"GPUs equally; start {possible} a node, or set JAX_LOCAL_DEVICE_IDS in each process"
+            f"GPUs equally; start one of {possible} a node, or set JAX_LOCAL_DEVICE_IDS in each process"
         )
     return list(range(task.local_rank * share, (task.local_rank + 1) * share))
 
@@ -82,19 +82,21 @@ def local_task(environment: Mapping[str, str]) -> Task | None:
     if "OMPI_COMM_WORLD_LOCAL_RANK" in environment:  # first: mpirun may itself run inside SLURM
         rank, size = (int(environment[f"OMPI_COMM_WORLD_LOCAL_{name}"]) for name in ("RANK", "SIZE"))
         return Task("Open MPI", rank, size, None)
-    if {"SLURM_STEP_NODELIST", "SLURM_LOCALID"} <= environment.keys():  # not so in the batch script outside srun
+    if {"SLURM_STEP_NODELIST", "SLURM_LOCALID"} <= environment.keys():  # the first only under srun
         gpus = environment.get("SLURM_GPUS_ON_NODE")
-        return Task("SLURM", int(environment["SLURM_LOCALID"]), _slurm_local_size(environment), gpus and int(gpus))
+        return Task(
+            "SLURM", int(environment["SLURM_LOCALID"]), _slurm_local_size(environment), int(gpus) if gpus else None
+        )
     return None
 
 
 def visible_gpus(environment: Mapping[str, str]) -> int:
-    """How many GPUs JAX would find here without further restriction; 0 where none is known of."""
+    """How many GPUs JAX would find here without further restriction; 0 where none is known."""
     platforms = environment.get("JAX_PLATFORMS")
     if platforms and not {"cuda", "rocm", "gpu"} & set(platforms.split(",")):
         return 0
     for variable in GPU_VARIABLES:
-        if variable in environment:  # a name that is none, such as -1 or NoDevFiles, hides all that follow
+        if variable in environment:  # an entry that names no GPU (-1, NoDevFiles) hides all that follow
             return len(list(itertools.takewhile(GPU_NAME.fullmatch, environment[variable].split(","))))
     return len(glob.glob(GPU_FILES))
 
