@@ -7,8 +7,9 @@ import os
 import runpy
 import sys
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -29,7 +30,9 @@ from flaxformer_lab.modules.taps import Taps
 from flaxformer_lab.parsing import override
 
 # In the environment too, for the commands that tests start; JAX has read it already here.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # also where a plugin for another device is installed
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder("test-compiled")))
+jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 jax.config.update("jax_num_cpu_devices", 4)
@@ -44,6 +47,17 @@ gc.freeze()
 gc.set_threshold(100_000, 50, 50)
 
 TOKENS, WIDTH = 4, 8
+
+
+# A file beside this one, which is no package.
+reads_are_transfers = runpy.run_path(str(Path(__file__).with_name("accelerator.py")))["reads_are_transfers"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def accelerator() -> Iterator[None]:
+    """A hidden read of an array fails in guarded regions, as it does on accelerators."""
+    with reads_are_transfers():
+        yield
 
 
 @dataclass(frozen=True)

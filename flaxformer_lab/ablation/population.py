@@ -26,6 +26,7 @@ from flaxformer_lab.analysis.jacobian import cross_shares
 from flaxformer_lab.compilation import compile_at
 from flaxformer_lab.config import Config
 from flaxformer_lab.data.prefetch import prefetch
+from flaxformer_lab.models.footprint import program_bytes
 from flaxformer_lab.task_config import TaskConfig
 from flaxformer_lab.tasks import SPLITS, make_task
 from flaxformer_lab.training.checkpoints import Checkpoints
@@ -83,12 +84,14 @@ class Outcome:
 class Population:
     """The compiled programs of a population: made (which takes seconds) apart from being run.
 
-    memory: bytes that a device may use; where the compiler says that all replicas need more, they train in chunks.
+    memory: bytes that a device may use; where a program for all replicas needs more, they train in chunks.
     """
 
     def __init__(self, config: Config, replicas: Sequence[Replica], *, memory: int | None = None):
         begin = time.perf_counter()
         strategy = Pmap() if jax.local_device_count() > 1 and len(replicas) > 1 else Single()
+        # Asked before the population takes any itself, since its programs' figures include all that it holds.
+        memory = available_memory() // jax.local_device_count() if memory is None else memory
         experiment = make_experiment(config, strategy=Single())
         optimizer = make_population_optimizer(config.optimizer, config.training.steps)
         self._experiment = dataclasses.replace(experiment, optimizer=optimizer)
@@ -98,7 +101,6 @@ class Population:
         resident = lives_on_device(config, self._examples["train"])
         self._data = strategy.place(self._examples["train"].load() if resident else {})
         self._steps = tuple(calls(config, 0, config.training.steps))
-        memory = memory or available_memory() // strategy.num_devices
         per_device = -(-len(self.replicas) // strategy.num_devices)
         while True:
             self.chunk = per_device * strategy.num_devices
@@ -113,9 +115,8 @@ class Population:
         experiment, strategy, examples = self._experiment, self._strategy, self._examples
         replicas = self._chunks()[0]
         seeds, rates = self._seeds_and_rates(replicas)
-        run = strategy.compile(
-            jax.vmap(run_steps_of(experiment, examples["train"]), in_axes=(0, 0, None, 0, None)), donate=(1,)
-        )
+        run_steps = jax.vmap(run_steps_of(experiment, examples["train"]), in_axes=(0, 0, None, 0, None))
+        run = strategy.compile(run_steps, donate=(1,))
         evaluate, measure = (strategy.compile(jax.vmap(each)) for each in (self._figures, self._measures))
         state = self._start(seeds, rates)
         feed, count = self._feed(replicas, *self._steps[0]), strategy.place(np.int32(1))
@@ -128,8 +129,8 @@ class Population:
         # Compiling a small program takes longer than running it, and its products of matrices are library calls.
         with futures.ThreadPoolExecutor() as threads:
             self._run, self._evaluate, self._measure = threads.map(compile_at, (1, 1, 0), lowered)
-        memory = self._run.memory_analysis()
-        self.device_bytes = int(memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes)
+        arguments = jax.tree.map(self._of_one_device, (seeds, state, self._data, feed, count))
+        self.device_bytes = program_bytes(self._run, run_steps, *arguments)
 
     def run(self, progress: Callable[[int, int], None] = lambda done, total: None) -> Outcome:
         """Trains all replicas; tells progress(updates applied, updates to apply), counting each chunk's as one."""
@@ -160,7 +161,8 @@ class Population:
         curve = []
         feeds = prefetch(lambda call: self._feed(replicas, *self._steps[call]), 0, len(self._steps))
         for (begin, count), feed in zip(self._steps, feeds, strict=True):
-            state, _ = self._run(seeds, state, self._data, feed, strategy.place(np.int32(count)))
+            with jax.transfer_guard("disallow"):  # as in the loop of a single run
+                state, _ = self._run(seeds, state, self._data, feed, strategy.place(np.int32(count)))
             if due(begin + count, training.steps, training.evaluate_every):
                 curve.append(self._judge(seeds, state, "validation"))
             progress(begin + count)
@@ -251,6 +253,10 @@ class Population:
         rates = np.array([replica.learning_rate for replica in replicas], np.float32)
         return self._strategy.split((seeds, rates), 0)
 
+    def _of_one_device(self, leaf: Array) -> jax.ShapeDtypeStruct:
+        shape = leaf.shape[1:] if self._strategy.num_devices > 1 else leaf.shape
+        return jax.ShapeDtypeStruct(shape, leaf.dtype)
+
     def _feed(self, replicas: tuple[Replica, ...], begin: int, count: int) -> Tree:
         examples = self._examples["train"]
         by_seed = {replica.seed: host_feed(self.config, examples, replica.seed, begin, count) for replica in replicas}
@@ -296,8 +302,12 @@ def save_replica(config: Config, outcome: Outcome, number: int, workdir: str | P
 
 
 def available_memory() -> int:
-    """Bytes that a population may use: what the accelerator has, or most of the machine's free memory."""
-    statistics = jax.local_devices()[0].memory_stats() or {}
-    if "bytes_limit" in statistics:
-        return int(0.9 * statistics["bytes_limit"]) * jax.local_device_count()
+    """Bytes that a population may use: most of what is free on the accelerators, or of the machine's free memory.
+
+    Devices have equal parts of a population, so the fullest of them decides for all.
+    """
+    statistics = [device.memory_stats() or {} for device in jax.local_devices()]
+    if all("bytes_limit" in each for each in statistics):
+        free = min(int(0.9 * each["bytes_limit"]) - each.get("bytes_in_use", 0) for each in statistics)
+        return max(free, 0) * len(statistics)
     return int(0.8 * psutil.virtual_memory().available)

@@ -1,13 +1,17 @@
-"""What a network costs: parameters by part, and floating-point operations as the compiler counts them."""
+"""What a network costs: parameters by part, floating-point operations, bytes."""
 
 from typing import Any
 
 import jax
 import numpy as np
 
+from flaxformer_lab.models.flops import count_flops
+from flaxformer_lab.models.footprint import program_bytes
 from flaxformer_lab.models.network import PureNetwork, leaf_paths
 
 Tree = Any  # a pytree of arrays
+# No device at all but a name for what a program is traced for (`target_platform`).
+CPU = jax.sharding.AbstractMesh((), (), abstract_device=jax.sharding.AbstractDevice("cpu", None, "cpu"))
 
 
 def parameters(params: Tree) -> int:
@@ -27,12 +31,15 @@ def parameters_by_part(params: Tree) -> dict[str, int]:
 
 
 def forward_flops(network: PureNetwork, params: Tree, model_state: Tree, inputs: jax.ShapeDtypeStruct) -> int:
-    """Operations of one forward pass over `inputs`, from XLA's own analysis of the program before optimisation."""
-    lowered = jax.jit(network.apply).lower(params, model_state, inputs)
-    return int(lowered.cost_analysis()["flops"])
+    """Operations of one forward pass over `inputs`, as `count_flops` counts them.
+
+    Parts take the form that they have on a CPU, so the figure is the same wherever it is asked for.
+    """
+    with jax.sharding.use_abstract_mesh(CPU):
+        return count_flops(network.apply, params, model_state, inputs)
 
 
 def compiled_bytes(network: PureNetwork, params: Tree, model_state: Tree, inputs: jax.ShapeDtypeStruct) -> int:
-    """Peak bytes of a forward pass over `inputs` by the compiler's report: arguments, outputs and what lies between."""
-    memory = jax.jit(network.apply).lower(params, model_state, inputs).compile().memory_analysis()
-    return int(memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes)
+    """Peak bytes of a forward pass over `inputs`: arguments, outputs and what lies between (`program_bytes`)."""
+    arguments = params, model_state, inputs
+    return program_bytes(jax.jit(network.apply).lower(*arguments).compile(), network.apply, *arguments)

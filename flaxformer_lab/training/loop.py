@@ -147,18 +147,23 @@ def updates(
 
     plan = list(calls(config, start, last))
     data, waiting = strategy.place(data), None
-    # Explicit placement only: an implicit copy between host and device would be a hidden cost of every step.
-    with jax.transfer_guard("disallow"):
-        for (begin, count), feed in zip(plan, make_feeds(experiment, examples, plan), strict=True):
-            state, metrics = run_steps(state, data, feed, strategy.place(np.int32(count)))
+    # Each of the few there are is placed once: among several processes placing is an agreement, which takes time.
+    counts = {count: strategy.place(np.int32(count)) for count in sorted({count for _, count in plan})}
+    for (begin, count), feed in zip(plan, make_feeds(experiment, examples, plan), strict=True):
+        # Explicit placement only: an implicit copy between host and device would be a hidden cost of every step. The
+        # guard ends before what is due is done: it belongs to the thread and would hold there too.
+        with jax.transfer_guard("disallow"):
+            state, metrics = run_steps(state, data, feed, counts[count])
             # The figures of a call are fetched while the next one runs.
             if waiting:
                 report(*waiting)
             done, waiting = begin + count, (begin + count, count, metrics)
-            if termination.agreed() or due(done, last, training.evaluate_every, training.checkpoint_every):
+            interrupted = termination.agreed() or due(done, last, training.evaluate_every, training.checkpoint_every)
+            if interrupted:
                 report(*waiting)
                 waiting = None
-                yield done, state
+        if interrupted:
+            yield done, state
 
 
 def show_cost(experiment: Experiment, display: Display) -> None:

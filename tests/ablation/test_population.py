@@ -1,12 +1,20 @@
 """Each replica of a population is the same run alone."""
 
 import dataclasses
+import types
 
 import jax
 import numpy as np
+import psutil
 import pytest
 
-from flaxformer_lab.ablation.population import Population, Replica, save_replica, train_population
+from flaxformer_lab.ablation.population import (
+    Population,
+    Replica,
+    available_memory,
+    save_replica,
+    train_population,
+)
 from flaxformer_lab.analysis.jacobian import mixing_energy
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.evaluate import load_run
@@ -42,6 +50,7 @@ DIGITS = PROBE | {
     "optimizer": {"name": "muon", "learning_rate": 0.01},
 }
 SEEDS, RATES = (0, 2**32 - 1), (0.003, 0.03)  # the largest seed is one like any other
+GB = 10**9
 REPLICAS = tuple(Replica(seed, rate) for rate in RATES for seed in SEEDS)
 
 
@@ -94,12 +103,17 @@ def test_seeds_and_learning_rates_matter(population):
     assert len(set(scores.tolist())) == len(scores) == 4
 
 
-def test_more_replicas_change_no_others_result_and_train_in_chunks_where_memory_is_short(ready, population):
+def test_more_replicas_change_no_others_result_and_train_in_chunks_where_memory_is_short(
+    ready, population, monkeypatch
+):
     assert ready.chunk == 4
     # One device each already; so let a single device do it, where there is something to divide.
     more = REPLICAS + tuple(Replica(seed, 0.01) for seed in range(3))
-    chunked, seen = Population(parse_config(PROBE), more, memory=1), []
+    with monkeypatch.context() as patch:
+        patch.setattr(jax.stages.Compiled, "memory_analysis", lambda self: None)  # some compilers have none
+        chunked, seen = Population(parse_config(PROBE), more, memory=1), []
     assert chunked.chunk == jax.local_device_count() == 4
+    assert ready.device_bytes / 2 < chunked.device_bytes < 3 * ready.device_bytes  # of one replica both
     outcome = chunked.run(lambda done, total: seen.append((done, total)))
     assert len(outcome.states) == 7 and outcome.test["loss"].shape == (7,)
     assert_close(outcome.states[:4], population.states)
@@ -132,6 +146,29 @@ def test_a_replica_that_diverges_leaves_the_others_alone(population):
     assert np.isfinite(outcome.test["loss"][0]) and not np.isfinite(outcome.test["loss"][1])
     same = train_population(parse_config(tree), (Replica(0, 1e-3),))
     assert_close(outcome.states[0], same.states[0])
+
+
+class FakeDevice:
+    def __init__(self, **statistics):
+        self.memory_stats = lambda: statistics or None
+
+
+@pytest.mark.parametrize(
+    ("devices", "gigabytes"),
+    [
+        ([FakeDevice(bytes_limit=100 * GB, bytes_in_use=0)], 90),
+        ([FakeDevice(bytes_limit=100 * GB, bytes_in_use=60 * GB)], 30),
+        # All have equal parts, so what the fullest one has left is what each can have.
+        ([FakeDevice(bytes_limit=100 * GB, bytes_in_use=used * GB) for used in (0, 50, 10, 0)], 4 * 40),
+        ([FakeDevice(bytes_limit=100 * GB, bytes_in_use=95 * GB)], 0),
+        ([FakeDevice(bytes_limit=100 * GB)], 90),
+        ([FakeDevice()] * 2, 8),  # as on a CPU
+    ],
+)
+def test_memory_is_what_other_programs_have_left(devices, gigabytes, monkeypatch):
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(available=10 * GB))
+    assert available_memory() == gigabytes * GB
 
 
 def test_a_replicas_config_differs_in_two_keys():

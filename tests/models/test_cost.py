@@ -1,4 +1,4 @@
-"""What networks cost, against a count by hand."""
+"""What networks cost, against a count by hand and XLA's own, which it has on a CPU."""
 
 import jax
 import jax.numpy as jnp
@@ -6,11 +6,12 @@ import pytest
 
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.models.cost import compiled_bytes, forward_flops, parameters, parameters_by_part
+from flaxformer_lab.models.flops import count_flops
 from flaxformer_lab.models.network import Network, purify
 from flaxformer_lab.modules.embedding import PatchEmbedding
 from flaxformer_lab.parsing import override
 
-# 32 x 32 x 3 images in 16 patches, 10 classes. ReLU, since the compiler counts some 60 operations for one GELU.
+# 32 x 32 x 3 images in 16 patches, 10 classes. ReLU, since one GELU counts some 60 operations.
 WIDTH, DEPTH, HIDDEN, TOKENS, PATCH, CLASSES = 96, 2, 384, 16, 8 * 8 * 3, 10
 BASE = {"width": WIDTH, "depth": DEPTH, "attention": {"num_heads": 4}, "ffn": {"expansion": 4.0, "activation": "relu"}}
 IMAGES = jax.ShapeDtypeStruct((3, 32, 32, 3), jnp.float32)
@@ -23,14 +24,15 @@ OUTSIDE = 2 * TOKENS * PATCH * WIDTH + 2 * WIDTH * CLASSES
 
 
 def network(knobs):
-    tree = dict(BASE)
+    tree = {} if "name" in knobs else dict(BASE)
     for key, value in knobs.items():
         tree = override(tree, key, value)
     config = parse_config({"model": tree}).model
 
     def build(rngs):
         embedding = PatchEmbedding(8, 3, WIDTH, bias=config.bias, class_token=False, dtype=config.dtype, rngs=rngs)
-        return Network(config, embedding=embedding, grid=(TOKENS,), outputs=CLASSES, pooling="mean", rngs=rngs)
+        grid = (4, 4) if config.name == "cnn_2d" else (TOKENS,)
+        return Network(config, embedding=embedding, grid=grid, outputs=CLASSES, pooling="mean", rngs=rngs)
 
     return purify(build)
 
@@ -58,6 +60,53 @@ def test_operations_are_those_of_the_matrix_products_and_little_more(knobs, bloc
     by_hand = IMAGES.shape[0] * (DEPTH * block + OUTSIDE)
     counted = forward_flops(pure, *abstract(pure), IMAGES)
     assert by_hand < counted < 1.04 * by_hand
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"ffn.activation": "gelu", "causal": True, "position": "rotary"},
+        {"attention.kind": "linear", "ffn.kind": "gated", "norm.kind": "rmsnorm"},
+        {"attention.kind": "lightning", "ffn.kind": "bilinear", "norm.placement": "post"},
+        {"attention.kind": "channel", "ffn.kind": "diagonal", "attention.projection": "diagonal"},
+        {"attention.kind": "mean", "ffn.activation": "silu", "position": "sinusoidal", "remat": True},
+        {"attention.kind": "static", "ffn.activation": "gelu_tanh", "bias": False, "dtype": "bfloat16"},
+        {"attention.kind": "off", "norm.kind": "off"},
+        {"name": "mlp", "width": WIDTH},
+        {"name": "factorization_machine", "width": WIDTH},
+        {"name": "cnn_1d", "width": WIDTH, "depth": 2},
+        {"name": "cnn_2d", "width": WIDTH, "depth": 2},
+        {"name": "mixer", "width": WIDTH, "depth": 2},
+    ],
+    ids=lambda knobs: knobs.get("name") or knobs.get("attention.kind", "softmax"),
+)
+def test_operations_are_those_that_xla_counts(knobs):
+    pure = network(knobs)
+    arguments = *pure.shapes, IMAGES
+    counted = jax.jit(pure.apply).lower(*arguments).cost_analysis()["flops"]
+    assert forward_flops(pure, *arguments) == pytest.approx(counted, rel=0.001)
+
+
+@pytest.mark.parametrize(("name", "gates"), [("lstm", 4), ("gru", 3)])
+def test_a_recurrent_network_counts_every_token(name, gates):
+    """XLA takes a loop's body once, so that half of the products would be counted for one token alone."""
+    pure = network({"name": name, "width": WIDTH, "depth": DEPTH})
+    by_hand = IMAGES.shape[0] * (DEPTH * 2 * TOKENS * 2 * WIDTH * gates * WIDTH + OUTSIDE)
+    assert by_hand < forward_flops(pure, *pure.shapes, IMAGES) < 1.04 * by_hand
+
+
+def test_the_figures_are_the_same_where_the_compiler_has_none_and_parts_take_other_forms(monkeypatch):
+    pure = network({"causal": True, "dtype": "bfloat16"})
+    arguments = *pure.shapes, IMAGES
+    flops, peak = forward_flops(pure, *arguments), compiled_bytes(pure, *arguments)
+    monkeypatch.setattr(jax.stages.Lowered, "cost_analysis", lambda self: None)
+    monkeypatch.setattr(jax.stages.Compiled, "memory_analysis", lambda self: None)
+    tpu = jax.sharding.AbstractDevice("TPU v5 lite", 1, "tpu")
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=tpu)):
+        # There it would be another program.
+        assert count_flops(pure.apply, *arguments) != flops
+        assert forward_flops(pure, *arguments) == flops
+    assert peak / 2 < compiled_bytes(pure, *arguments) < 2 * peak
 
 
 def test_parameters_by_part_are_all_there_is():

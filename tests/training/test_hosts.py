@@ -55,7 +55,8 @@ def pair(recipe):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
-        line = [sys.executable, "train.py", f"--config={recipe}", f"--workdir={folder}", *arguments]
+        line = [sys.executable, "tests/accelerator.py", "train.py"]
+        line += [f"--config={recipe}", f"--workdir={folder}", *arguments]
         line += [f"--coordinator_address=localhost:{port}", "--num_processes=2"]
         environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

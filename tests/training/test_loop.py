@@ -12,7 +12,7 @@ import pytest
 from flaxformer_lab.errors import ConfigError, NonFiniteError, RunError, Terminated
 from flaxformer_lab.evaluate import load_run
 from flaxformer_lab.tasks.examples import Examples
-from flaxformer_lab.training import optimizer
+from flaxformer_lab.training import optimizer, programs
 from flaxformer_lab.training.checkpoints import Checkpoints
 from flaxformer_lab.training.folder import RunFolder
 from flaxformer_lab.training.logging import MetricsLog
@@ -129,21 +129,32 @@ def test_the_same_config_gives_the_same_bytes_and_another_seed_does_not(plain, f
 
 
 def test_no_hidden_copies_between_host_and_device(plain, tmp_path, monkeypatch):
-    """The guard is on inside the loop, and off again behind it."""
+    """The guard is on where updates run and their figures are fetched, and off where the run evaluates and saves."""
     from flaxformer_lab.training import loop
 
-    seen, original = [], loop.Display.step
+    seen, x = {"updates": [], "validation": [], "save": []}, jnp.ones(3)
+
+    def watched(place, original):
+        def call(*arguments):
+            seen[place].append(jax.config.jax_transfer_guard_host_to_device)
+            return original(*arguments)
+
+        return call
 
     def step(self, *arguments):
-        seen.append(jax.config.jax_transfer_guard_host_to_device)
-        with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
-            jnp.add(jnp.float32(1), np.ones(3, np.float32))
-        original(self, *arguments)
+        for direction, copy in (("host-to-device", lambda: x + np.ones(3, np.float32)), ("device-to-host", x.tolist)):
+            with pytest.raises(Exception, match=f"Disallowed {direction} transfer"):
+                copy()
 
-    monkeypatch.setattr(loop.Display, "step", step)
+    monkeypatch.setattr(loop.Display, "step", watched("updates", step))
+    monkeypatch.setattr(loop, "make_evaluate", lambda made: watched("validation", programs.make_evaluate(made)))
+    monkeypatch.setattr(Checkpoints, "save", watched("save", Checkpoints.save))
     train(plain({"training.steps": 4}), tmp_path, quiet=True)
-    assert set(seen) == {"disallow"}
-    jnp.add(jnp.ones(3), np.ones(3, np.float32))
+    assert {place: set(levels) for place, levels in seen.items()} == {
+        "updates": {"disallow"},
+        "validation": {None},
+        "save": {None},
+    }
 
 
 @pytest.mark.parametrize(
@@ -390,8 +401,6 @@ def test_a_loss_that_is_no_number_ends_the_run(plain, finished, tmp_path, monkey
 
 
 def test_a_gradient_that_is_no_number_ends_the_run(plain, tmp_path, monkeypatch):
-    from flaxformer_lab.training import programs
-
     original = programs.make_train_step
 
     def make_train_step(*arguments, **options):

@@ -1,0 +1,60 @@
+"""Bytes that a program holds at most: by its compiler's report, or, where the compiler makes none, by its jaxpr."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+from jax.extend.core import Jaxpr, Var
+
+from flaxformer_lab.models.flops import inner_jaxprs
+
+
+def program_bytes(compiled: jax.stages.Compiled, function: Callable[..., Any], *arguments: Any) -> int:
+    """Bytes of arguments, results and what lies between, on one device.
+
+    function, arguments: what was compiled, the arguments as pytrees of arrays or of their shapes and types, as one
+    device has them.
+    """
+    memory = compiled.memory_analysis()
+    if memory is None:
+        return live_bytes(function, *arguments)
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes  # less what takes the place of an argument
+    return int(memory.argument_size_in_bytes + results + memory.temp_size_in_bytes)
+
+
+def live_bytes(function: Callable[..., Any], *arguments: Any) -> int:
+    """The same if the function's operations run one by one, and each result is kept until its last use.
+
+    A compiler that merges operations needs less as a rule; so this is an estimate for the safe side.
+    """
+    return _peak(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _peak(jaxpr: Jaxpr) -> int:
+    last_use = {
+        variable: number
+        for number, equation in enumerate(jaxpr.eqns)
+        for variable in filter(_is_variable, (*equation.outvars, *equation.invars))
+    }
+    kept = {*jaxpr.constvars, *jaxpr.invars, *filter(_is_variable, jaxpr.outvars)}
+    held = peak = _bytes({*jaxpr.constvars, *jaxpr.invars})
+    for number, equation in enumerate(jaxpr.eqns):
+        # The arguments of an inner program are held outside it.
+        inside = max((_peak(inner) - _bytes(inner.invars) for inner in inner_jaxprs(equation)), default=0)
+        peak = max(peak, held + inside)
+        held += _bytes(equation.outvars)
+        peak = max(peak, held)
+        used = {*filter(_is_variable, (*equation.outvars, *equation.invars))} - kept
+        held -= _bytes(variable for variable in used if last_use[variable] == number)
+    return peak
+
+
+def _is_variable(atom: Any) -> bool:
+    return isinstance(atom, Var)
+
+
+def _bytes(variables: Iterable[Any]) -> int:
+    """Of values; what holds none, like a token or a reference's index, counts nothing."""
+    values = (variable.aval for variable in variables if hasattr(variable.aval, "shape"))
+    return sum(math.prod(value.shape) * value.dtype.itemsize for value in values)
