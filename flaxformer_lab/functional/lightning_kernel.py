@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
 from flaxformer_lab.functional.platform import target_platform
-from flaxformer_lab.functional.products import product_precision
+from flaxformer_lab.functional.products import kernel_precision
 
 # From how many tokens on the kernel was measured faster than the blockwise form, by the name of the device
 # (`jax.devices()[0].device_kind`), with benchmarks/attention_length.py. A device that is not here does not use it.
@@ -119,7 +119,7 @@ def _advance(memory: Array, decays: list[Array], query: Array, key: Array, value
     """One block: O = ((Q K^T) * M) V + Lq Q KV and the next KV = lambda^B KV + (Lk K)^T V."""
     pair, enter, leave, across = decays
     # Of the inputs' type for the state too: one pass rounds it no more coarsely than 16-bit inputs are rounded.
-    product = functools.partial(_product, precision=product_precision(query))
+    product = functools.partial(_product, precision=kernel_precision(query))
     scores = product(query, key, 1, 1) * pair
     mixed = product(scores.astype(value.dtype), value, 1, 0)
     mixed += enter * product(query.astype(jnp.float32), memory, 1, 0)
@@ -127,7 +127,7 @@ def _advance(memory: Array, decays: list[Array], query: Array, key: Array, value
     return mixed, across * memory + product(weighed, value, 0, 0)
 
 
-def _product(a: Array, b: Array, of_a: int, of_b: int, *, precision: jax.lax.Precision | None) -> Array:
+def _product(a: Array, b: Array, of_a: int, of_b: int, *, precision: jax.lax.Precision) -> Array:
     """a b summed over one axis of each, in float32."""
     axes = (((of_a,), (of_b,)), ((), ()))
     return jax.lax.dot_general(a, b, axes, precision=precision, preferred_element_type=jnp.float32)

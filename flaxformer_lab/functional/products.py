@@ -34,6 +34,13 @@ def product_precision(*factors: Array) -> Precision | None:
     return None if jax.config.jax_default_matmul_precision is not None else Precision.HIGHEST
 
 
+def kernel_precision(*factors: Array) -> Precision:
+    """As `product_precision`, for the products inside a kernel: Pallas has nothing between HIGHEST and DEFAULT."""
+    precision = product_precision(*factors)
+    asked = jax.config.jax_default_matmul_precision if precision is None else precision.name.lower()
+    return Precision.DEFAULT if asked in ("default", "fastest", "bfloat16") else Precision.HIGHEST
+
+
 def einsum(indices: str, *factors: Array) -> Float[Array, "..."]:
     """An einsum in the type of its factors."""
     return jnp.einsum(indices, *factors, precision=product_precision(*factors))
@@ -80,6 +87,33 @@ def at_precision(precision: str) -> Callable[[Function], Function]:
 
 def library_precision(*factors: Array) -> contextlib.AbstractContextManager:
     """A context in which the products of a library follow `product_precision` too."""
-    if product_precision(*factors) is Precision.HIGHEST:
-        return jax.default_matmul_precision("highest")
-    return contextlib.nullcontext()
+    precision = product_precision(*factors)
+    return contextlib.nullcontext() if precision is None else jax.default_matmul_precision(precision.name.lower())
+
+
+def call_library(function: Function, *arguments: Any) -> Any:
+    """`function(*arguments)`, whose products follow `kernel_precision` of the last argument in both passes.
+
+    A library's own backward pass is traced later than its forward pass, where another precision may be in force.
+    """
+    return _call_library(function, kernel_precision(arguments[-1]).name.lower(), *arguments)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _call_library(function: Function, precision: str, *arguments: Any) -> Any:
+    with jax.default_matmul_precision(precision):
+        return function(*arguments)
+
+
+def _call_library_forward(function: Function, precision: str, *arguments: Any) -> tuple[Any, Function]:
+    with jax.default_matmul_precision(precision):
+        return jax.vjp(function, *arguments)
+
+
+def _call_library_backward(function: Function, precision: str, pull: Function, gradient: Any) -> Any:
+    del function
+    with jax.default_matmul_precision(precision):
+        return pull(gradient)
+
+
+_call_library.defvjp(_call_library_forward, _call_library_backward)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from flaxformer_lab.functional.blockwise import blockwise_attention
 from flaxformer_lab.functional.choice import Choice, asked_for
 from flaxformer_lab.functional.platform import target_platform
-from flaxformer_lab.functional.products import library_precision
+from flaxformer_lab.functional.products import call_library, library_precision
 from flaxformer_lab.functional.row_blocks import row_blocked_attention
 
 Query = Float[Array, "batch tokens heads head_dim"]
@@ -213,10 +213,10 @@ def _splash(query, key, value, causal, valid, window, *, interpret: bool = False
         masks.MultiHeadMask([mask] * heads), head_shards=1, q_seq_shards=1, interpret=interpret
     )
     seen = jnp.ones((batch, tokens), jnp.int32) if valid is None else valid.astype(jnp.int32)
-    front = (jnp.swapaxes(repeated(x, heads), 1, 2) for x in (query * head_dim**-0.5, key, value))
+    front = [jnp.swapaxes(repeated(x, heads), 1, 2) for x in (query * head_dim**-0.5, key, value)]
     segments = kernel.SegmentIds(q=jnp.ones_like(seen), kv=seen)
-    with library_precision(query):
-        return jnp.swapaxes(jax.vmap(attend)(*front, segments), 1, 2)
+    over_examples = jax.vmap(lambda attend, segments, *front: attend(*front, segments), in_axes=(None, 0, 0, 0, 0))
+    return jnp.swapaxes(call_library(over_examples, attend, segments, *front), 1, 2)
 
 
 IMPLEMENTATIONS: dict[str, Callable[..., Mixed]] = {

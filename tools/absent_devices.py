@@ -1,0 +1,160 @@
+"""Train steps compiled for devices that are not here, by their own compilers: libtpu's, and XLA's for CUDA.
+
+The extras `tpu-compile` and `cuda-compile` install them. Nothing runs; a program's text and memory can be read.
+"""
+
+import collections
+import functools
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+
+from flaxformer_lab.modules.sharding import LOGICAL_AXIS_RULES
+from flaxformer_lab.training.mesh import Mesh
+from flaxformer_lab.training.programs import Experiment
+from flaxformer_lab.training.state import Tree
+from flaxformer_lab.training.step import make_train_step
+
+H100 = Path(__file__).parent / "h100.txtpb"  # what XLA asks a GPU about itself
+
+# Without these libtpu asks a cloud's metadata server which devices it has, and waits.
+WITHOUT_A_TPU = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+
+KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
+COLLECTIVE = re.compile(rf" = (?P<shapes>\S.*?) (?P<kind>{KINDS})(?P<start>-start)?\(.*?\)(?P<options>.*)")
+SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "u16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8}
+
+
+@functools.cache
+def tpus(slice_name: str) -> tuple[jax.Device, ...]:
+    """The chips of a slice, by its name: `v5e:2x4`, `v5p:16x16x16`."""
+    for name, value in WITHOUT_A_TPU.items():
+        os.environ.setdefault(name, value)
+    return tuple(topologies.get_topology_desc(slice_name, platform="tpu").devices)
+
+
+@functools.cache
+def h100s(number: int) -> tuple[jax.Device, ...]:
+    """NVIDIA H100s in machines of eight."""
+    local = math.gcd(number, 8)
+    shape = f"1x{number // local}x{local}"  # networks x machines x GPUs of a machine
+    options = {"target_config": H100.read_text(encoding="utf-8"), "topology": shape}
+    return tuple(topologies.get_topology_desc("h100", "cuda", **options).devices)
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One exchange between devices. num_bytes: of its result on each device; among: how many devices take part."""
+
+    kind: str
+    dtype: str
+    num_bytes: int
+    among: int
+
+    @property
+    def received(self) -> float:
+        """Bytes that a device receives, by the best algorithm."""
+        others = (self.among - 1) / self.among
+        factor = {"all-reduce": 2 * others, "reduce-scatter": self.among - 1, "collective-permute": 1.0}
+        return self.num_bytes * factor.get(self.kind, others)
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a compiler made for one device of many."""
+
+    compiled: jax.stages.Compiled
+    num_devices: int
+
+    @functools.cached_property
+    def text(self) -> str:
+        """Its instructions."""
+        return self.compiled.as_text()
+
+    @functools.cached_property
+    def kernels(self) -> set[str]:
+        """The names of what XLA calls but did not write itself."""
+        return set(re.findall(r'custom_call_target="([^"]+)"', self.text))
+
+    @functools.cached_property
+    def collectives(self) -> list[Collective]:
+        """All exchanges between devices, each array for itself where XLA sends several as one."""
+        found, chains = [], set()
+        for match in COLLECTIVE.finditer(self.text):
+            chain = re.search(r'chain_id="(\d+)"', match["options"])
+            if chain and chain[1] in chains:
+                continue  # libtpu writes an asynchronous one again wherever it takes another step
+            chains |= {chain[1]} if chain else set()
+            shapes = SHAPE.findall(match["shapes"])
+            if match["start"] and match["kind"] in ("all-gather", "collective-permute"):
+                shapes = shapes[len(shapes) // 2 :]  # (operands, results)
+            among = _among(match["options"], self.num_devices)
+            found += [Collective(match["kind"], dtype, _bytes(dtype, dims), among) for dtype, dims in shapes]
+        return found
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """`{"all-gather bf16": 3}`."""
+        return dict(sorted(collections.Counter(f"{each.kind} {each.dtype}" for each in self.collectives).items()))
+
+    @property
+    def temporary_bytes(self) -> int:
+        """What a device needs beside arguments and results."""
+        return self.compiled.memory_analysis().temp_size_in_bytes
+
+
+def _bytes(dtype: str, dims: str) -> int:
+    return BYTES[dtype] * math.prod(map(int, filter(None, dims.split(","))))
+
+
+def _among(options: str, num_devices: int) -> int:
+    """The size of a group: `replica_groups={{0,1},{2,3}}`, or the same as `[groups,size]<=[devices]`; `{}` is all."""
+    iota = re.search(r"replica_groups=\[\d+,(\d+)\]", options)
+    if iota:
+        return int(iota[1])
+    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", options)
+    return len(listed[1].split(",")) if listed else num_devices
+
+
+def compile_train_step(experiment: Experiment, devices: tuple[jax.Device, ...], batch_dtype: jnp.dtype) -> Program:
+    """One update of a language model or an image classifier, as its strategy (single or mesh) runs it.
+
+    batch_dtype: of the symbols or pixels that are stored.
+    """
+    strategy = experiment.strategy
+    mesh = strategy.mesh if isinstance(strategy, Mesh) else jax.sharding.Mesh(devices, ("single",))
+    whole = jax.sharding.NamedSharding(mesh, jax.P())
+    rows = jax.sharding.NamedSharding(mesh, jax.P(LOGICAL_AXIS_RULES["batch"])) if mesh.size > 1 else whole
+    state = experiment.abstract_state
+    layout = experiment.layout or jax.tree.map(lambda _: whole, state)
+    place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
+    batch = jax.tree.map(lambda leaf: place(leaf, rows), abstract_batch(experiment, batch_dtype))
+    step = make_train_step(experiment.task, experiment.network, experiment.optimizer, seed=0)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, whole))
+    with jax.set_mesh(mesh):
+        return Program(jitted.lower(jax.tree.map(place, state, layout), batch).compile(), len(devices))
+
+
+def abstract_batch(experiment: Experiment, dtype: jnp.dtype) -> Tree:
+    """The shapes of a batch as its task stores it."""
+    task, size = experiment.config.task, experiment.config.training.batch_size
+    if task.name == "image_classification":
+        image = tuple(experiment.task.facts["image_shape"])
+        shapes = {"image": (image, dtype), "label": ((), jnp.int32)}
+    else:
+        stored = task.sequence_length + (task.objective == "next_token")
+        shapes = {"symbols": ((stored,), dtype), "weights": ((task.sequence_length,), jnp.float32)}
+    shapes |= {"row": ((), jnp.int32), "weight": ((), jnp.float32)}
+    return {key: jax.ShapeDtypeStruct((size, *shape), kind) for key, (shape, kind) in shapes.items()}
