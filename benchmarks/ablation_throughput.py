@@ -1,6 +1,7 @@
 """Runs an hour of an ablation: populations beside one process a run, and beside a loop in one process.
 
-    python benchmarks/ablation_throughput.py             # about 6 minutes on 2 cores
+    python benchmarks/ablation_throughput.py                 # about 6 minutes on 2 cores
+    python benchmarks/ablation_throughput.py --device=gpu    # one round, within two minutes
     python benchmarks/ablation_throughput.py --quick     # does it run at all?
 
 The same recipe, a probe, in three ways that take turns:
@@ -29,7 +30,7 @@ from train_step import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "configs" / "probes" / "product.py"
-FIGURE = ROOT / "docs" / "results" / "replicas.svg"
+FIGURES = ROOT / "docs" / "results"
 TRAINING = {"steps": 250, "evaluate_every": 50, "checkpoint_every": 250, "batch_size": 64, "evaluate_batch_size": 1024}
 KNOBS = {"model.width": 32, "model.depth": 1, "task.evaluation_examples": 1024} | {
     f"training.{name}": value for name, value in TRAINING.items()
@@ -129,7 +130,7 @@ def cost_of_replicas(numbers: Sequence[int]) -> list[dict[str, float]]:
     return rows
 
 
-def draw(rows: list[dict[str, float]]) -> None:
+def draw(rows: list[dict[str, float]], path: Path) -> None:
     """Milliseconds an update for each replica, against their number."""
     from matplotlib import pyplot
 
@@ -144,22 +145,25 @@ def draw(rows: list[dict[str, float]]) -> None:
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    FIGURE.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(FIGURE, metadata={"Date": None})
-    print(f"written to {FIGURE}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+    print(f"written to {path}")
 
 
 def main() -> None:
     """Runs the comparison, prints a table and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, help="default: 3, on a GPU 1, so that it ends within two minutes")
     parser.add_argument("--runs", type=int, default=6, help="how many single runs a round has")
     parser.add_argument("--quick", action="store_true", help="one round of few runs; writes nothing")
     arguments = parser.parse_args()
     if arguments.device == "cpu":
         os.environ["JAX_PLATFORMS"] = "cpu"
-    rounds, runs = (1, 2) if arguments.quick else (arguments.rounds, arguments.runs)
+    else:  # processes share one GPU, so none may take all of its memory in advance
+        os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    rounds = arguments.rounds or (3 if arguments.device == "cpu" else 1)
+    rounds, runs = (1, 2) if arguments.quick else (rounds, arguments.runs)
     with tempfile.TemporaryDirectory() as cache:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
         for way in WAYS:  # fills the cache
@@ -176,7 +180,7 @@ def main() -> None:
         print(f"| {way} | {statistics.median(figures):,.0f} | {middle:.1f} ({low:.1f} to {high:.1f}) |")
     rows = cost_of_replicas((1, 2) if arguments.quick else (1, 2, 4, 8, 16, 32, 64))
     if not arguments.quick:
-        draw(rows)
+        draw(rows, FIGURES / f"replicas{'' if arguments.device == 'cpu' else '_gpu'}.svg")
         write_result(
             f"ablation_throughput_{arguments.device}",
             {

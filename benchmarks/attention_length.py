@@ -1,7 +1,8 @@
 """Time and memory of every kind of attention against length, beside PyTorch and other libraries, in one run.
 
     python benchmarks/attention_length.py                  # CPU, float32: to 16k tokens, linear kinds to 64k
-    python benchmarks/attention_length.py --device=gpu     # bfloat16, batch 4, 32 heads of 128: 1k to 64k
+    python benchmarks/attention_length.py --device=gpu     # bfloat16, 4 x 32 heads of 128, within two minutes
+    python benchmarks/attention_length.py --device=gpu --whole    # all kinds from 1k to 64k, and the claims
     python benchmarks/attention_length.py --lengths 64 128 --rounds=2 --heads=2 --head-dim=8   # does it run at all?
 
 Causal attention, forward alone and forward with the gradients of query, key and value. Contestants take turns, each in
@@ -32,6 +33,8 @@ QUADRATIC = ("softmax", "torch_sdpa", "static")
 LINEAR = ("lightning", "linear", "channel", "mean", "lightning_kernel", "fla_naive", "ejkernel_lightning")
 CPU_LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 GPU_LENGTHS = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
+# What a GPU is asked in two minutes, most of which goes into compiling.
+BRIEF_KINDS, BRIEF_LENGTHS = ("softmax", "torch_sdpa", "lightning", "lightning_kernel", "linear"), (1024, 8192, 32768)
 WIDE, FEW, WIDTHS = ("softmax", "channel"), 256, (32, 64, 128, 256, 512, 1024, 2048)  # one head of all features
 GROWING = (("lightning", False), ("lightning", True), ("channel", True), ("softmax", True))  # kind, backward
 FIGURES = Path(__file__).parents[1] / "docs" / "results"
@@ -150,8 +153,10 @@ def compare(
     """Rows of one case, one for each kind, and what is absent or failed; prints both."""
     there, missing, peaks = [], [], {}
     for kind in kinds:
+        players[kind].send("prepare", case)
+    for kind in kinds:
         try:
-            players[kind].ask("prepare", case)
+            players[kind].answer()
             peaks[kind] = players[kind].ask("peak")
             there.append(players[kind])
         except (ModuleNotFoundError, RuntimeError) as error:
@@ -250,21 +255,25 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="*", choices=(*QUADRATIC, *LINEAR))
     parser.add_argument("--quadratic-most", type=int, help="longest sequence of the kinds that are quadratic in time")
     parser.add_argument("--forward-only", action="store_true")
+    parser.add_argument("--whole", action="store_true", help="on a GPU, which is asked for less by default")
     parser.add_argument("--write", action="store_true", help="write the result though some of it was left out")
     arguments = parser.parse_args()
     whole = not (arguments.lengths or arguments.kinds or arguments.forward_only)
     cpu = arguments.device == "cpu"
+    brief = not cpu and not arguments.whole
     arguments.batch = arguments.batch or (1 if cpu else 4)
     arguments.heads = arguments.heads or (4 if cpu else 32)
     arguments.head_dim = arguments.head_dim or (64 if cpu else 128)
     most = arguments.quadratic_most or (16384 if cpu else 65536)
-    kinds = arguments.kinds or [kind for kind in (*QUADRATIC, *LINEAR) if not (cpu and kind == "lightning_kernel")]
+    kinds = [kind for kind in (*QUADRATIC, *LINEAR) if not (cpu and kind == "lightning_kernel")]
+    kinds = arguments.kinds or (list(BRIEF_KINDS) if brief else kinds)
+    lengths = CPU_LENGTHS if cpu else BRIEF_LENGTHS if brief else GPU_LENGTHS
     sizes = {name: getattr(arguments, name) for name in ("batch", "heads", "head_dim")}
     players = {kind: Contestant(kind, contestant, {"kind": kind, "device": arguments.device}) for kind in kinds}
     rows: list[dict] = []
     missing: list[dict] = []
     print("| length | width | direction | kind | ms | µs a token | peak MiB |\n|---|---|---|---|---|---|---|")
-    for length in arguments.lengths or (CPU_LENGTHS if cpu else GPU_LENGTHS):
+    for length in arguments.lengths or lengths:
         for backward in (False,) if arguments.forward_only else (False, True):
             # Static attention owns its quadratic matrix; a table for tens of thousands of tokens makes no sense. The
             # backward pass of flash-linear-attention's form without a kernel is quadratic in time, and ejkernel, which
@@ -284,8 +293,8 @@ def main() -> None:
         each.end()
     grown: list[dict] = []
     for kind, backward in GROWING if {kind for kind, _ in GROWING} <= set(kinds) and not arguments.lengths else ():
-        lengths = [n for n in (CPU_LENGTHS if cpu else GPU_LENGTHS) if n >= 1024 and (kind != "softmax" or n <= most)]
-        cases = [{"length": length, "backward": backward} | sizes for length in lengths]
+        long = [length for length in lengths if length >= 1024 and (kind != "softmax" or length <= most)]
+        cases = [{"length": length, "backward": backward} | sizes for length in long]
         grown += compare_lengths(kind, arguments.device, cases, arguments.rounds)
     summary = summarise(rows, grown)
     for name, values in summary.items():

@@ -38,7 +38,15 @@ class Contestant:
             ModuleNotFoundError: what the contestant needs is not installed.
             RuntimeError: it failed in another way; the message is its own.
         """
+        self.send(request, *arguments)
+        return self.answer()
+
+    def send(self, request: str, *arguments: Any) -> None:
+        """Sends a request, whose `answer` is then owed: several contestants may prepare side by side."""
         self._end.send((request, arguments))
+
+    def answer(self) -> Any:
+        """The answer to what was sent; raises as `ask` does."""
         kind, answer = self._end.recv()
         if kind == "absent":
             raise ModuleNotFoundError(answer)
@@ -107,11 +115,17 @@ def _status(name: str) -> int:
 
 
 def take_turns(
-    contestants: list[Contestant], rounds: int, pause: float = 0.2, least: float = 0.05
+    contestants: list[Contestant], rounds: int, pause: float = 0.2, least: float = 0.05, limit_s: float = math.inf
 ) -> dict[str, list[float]]:
-    """Seconds of each contestant's prepared work, round by round; a turn lasts `least` seconds or longer."""
+    """Seconds of each contestant's prepared work, round by round; a turn lasts `least` seconds or longer.
+
+    limit_s: no round begins after so many seconds, but for the first.
+    """
     seconds: dict[str, list[float]] = {each.name: [] for each in contestants}
-    for _ in range(rounds):
+    start = time.perf_counter()
+    for number in range(rounds):
+        if number and time.perf_counter() - start > limit_s:
+            break
         for each in contestants:
             time.sleep(pause)  # threads of the one before spin for a while on the cores that this one needs
             seconds[each.name].append(each.ask("time", least))
