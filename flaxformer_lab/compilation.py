@@ -5,6 +5,7 @@ import importlib.metadata
 import importlib.util
 import os
 import pkgutil
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ Option = str | int | bool
 # first that the lab was not tested with: jaxlib ends the process for a flag that it does not know.
 BRIEFLY = {
     "--xla_backend_optimization_level=0": (0, 13),
-    "--xla_cpu_use_fusion_emitters=false": (0, 11),
+    "--xla_cpu_use_fusion_emitters=false": (0, 11, 1),
     "--xla_cpu_parallel_codegen_split_count=1": (0, 13),
 }
 
@@ -127,11 +128,12 @@ def _device_plugins() -> set[str]:
     plugins |= {entry.value for entry in importlib.metadata.entry_points(group="jax_plugins")}
     if importlib.util.find_spec("libtpu"):
         plugins.add("libtpu")
-    return plugins | {os.environ.get(name, "") for name in ("TPU_LIBRARY_PATH", "PJRT_NAMES_AND_LIBRARY_PATHS")} - {""}
+    named = {os.environ.get(name, "") for name in ("TPU_LIBRARY_PATH", "PJRT_NAMES_AND_LIBRARY_PATHS")}
+    return plugins | (named - {""})
 
 
 def _known_flags() -> list[str]:
-    version = tuple(int(part) for part in importlib.metadata.version("jaxlib").split(".")[:2])
+    version = tuple(int(part) for part in re.findall(r"\d+", importlib.metadata.version("jaxlib"))[:3])
     return [flag for flag, unknown_from in BRIEFLY.items() if version < unknown_from]
 
 
