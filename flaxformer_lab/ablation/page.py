@@ -311,7 +311,7 @@ def _reading(summary: Summary) -> Markup:
             f"The most that theory allows. Broken: the whole interval is more than {SLACK:g} above it.",
         ),
         ("Steps to threshold", "The median over seeds, or how many seeds arrived where not all did."),
-        ("FLOPs", "Of a forward pass of one example, as the compiler counts them."),
+        ("FLOPs", "Of a forward pass of one example, the same on every device."),
     )
     return tag("dl", [(tag("dt", word), tag("dd", meaning)) for word, meaning in notes], class_="notes")
 
