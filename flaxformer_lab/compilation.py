@@ -1,6 +1,7 @@
 """How programs are compiled: kept between runs, and with little optimisation where compiling is most of the time."""
 
 import functools
+import glob
 import importlib.metadata
 import importlib.util
 import os
@@ -20,6 +21,12 @@ BRIEFLY = {
     "--xla_backend_optimization_level=0": (0, 13),
     "--xla_cpu_use_fusion_emitters=false": (0, 11, 1),
     "--xla_cpu_parallel_codegen_split_count=1": (0, 13),
+}
+
+# How the devices of a plugin show. A plugin may be installed without any, to compile for a machine that has them.
+DEVICE_FILES = {
+    "libtpu": ("/dev/accel*", "/dev/vfio/[0-9]*"),
+    "xla_cuda": ("/dev/nvidia[0-9]*", "/dev/nvidiactl", "/dev/dxg"),
 }
 
 # XLA's newer library of products packs all of a matrix anew in each call, which a few rows beside it do not repay.
@@ -96,9 +103,8 @@ def compile_at(level: int, lowered: Any) -> Any:
 def compile_small_programs_briefly() -> None:
     """Makes all that is compiled from now on compile briefly on a CPU, but for what `compile_at` compiles.
 
-    To be called before JAX looks for devices; later it has no effect. XLA_FLAGS reach every device, so it has none
-    either where JAX may find another device than the CPU: set JAX_PLATFORMS=cpu where a plugin for one is installed
-    and not meant. A flag that XLA_FLAGS has already keeps its value.
+    To be called before JAX looks for devices; later it has no effect. XLA_FLAGS reach every device, so it has no effect
+    either where JAX may find another device than the CPU (see `only_cpu`). A flag that XLA_FLAGS has keeps its value.
     """
     if not only_cpu():
         return
@@ -109,15 +115,21 @@ def compile_small_programs_briefly() -> None:
 
 
 def only_cpu() -> bool:
-    """Whether JAX can find no device but the CPU: it is told to look for no other, or has no plugin for another.
+    """Whether JAX can find no device but the CPU: it is told to look for no other, or has no plugin with a device.
 
-    It does not look for devices, which a process may do only once.
+    It does not look for devices, which a process may do only once. A plugin whose devices are not known to show as
+    files counts as having one: JAX_PLATFORMS=cpu says that it is not meant.
     """
     import jax
 
     if jax.config.jax_platforms:
         return set(jax.config.jax_platforms.split(",")) == {"cpu"}
-    return not _device_plugins()
+    return not any(_may_have_device(plugin) for plugin in _device_plugins())
+
+
+def _may_have_device(plugin: str) -> bool:
+    patterns = [files for name, files in DEVICE_FILES.items() if plugin.rpartition(".")[2].startswith(name)]
+    return not patterns or any(glob.glob(pattern) for pattern in patterns[0])
 
 
 def _device_plugins() -> set[str]:

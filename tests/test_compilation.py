@@ -118,18 +118,27 @@ def test_flags_where_no_plugin_is_installed(site, briefly):
     assert briefly() == [LEVEL, SPLIT]
 
 
-@pytest.mark.parametrize("plugin", ["jax_plugins/xla_cuda13", "libtpu"])
-def test_no_flags_where_a_plugin_is_installed_unless_the_cpu_is_named(plugin, site, platforms, briefly):
+@pytest.mark.parametrize("plugin", ["jax_plugins/xla_cuda13", "jax_plugins/other", "libtpu"])
+def test_no_flags_where_a_plugin_may_have_a_device_unless_the_cpu_is_named(
+    plugin, site, platforms, briefly, monkeypatch
+):
     (site / plugin).mkdir(parents=True)
     (site / plugin / "__init__.py").write_text("raise AssertionError('imported')")
+    monkeypatch.setattr(compilation, "DEVICE_FILES", dict.fromkeys(compilation.DEVICE_FILES, (str(site / "device*"),)))
+    assert briefly() == ([] if plugin == "jax_plugins/other" else [LEVEL, SPLIT])
+    (site / "device0").touch()
     assert briefly() == []
     platforms("cpu")
     assert briefly() == [LEVEL, SPLIT]
 
 
-def test_no_flags_where_a_package_advertises_a_plugin(site, briefly):
-    (site / "jax_metal-1.0.dist-info").mkdir()
-    (site / "jax_metal-1.0.dist-info" / "entry_points.txt").write_text("[jax_plugins]\nmetal = jax_metal\n")
+@pytest.mark.parametrize(("module", "expected"), [("jax_metal", []), ("jax_plugins.xla_cuda12", [LEVEL, SPLIT])])
+def test_a_plugin_that_a_package_advertises_counts_too(module, expected, site, briefly, monkeypatch):
+    monkeypatch.setattr(compilation, "DEVICE_FILES", {"xla_cuda": (str(site / "device*"),)})
+    (site / "plugin-1.0.dist-info").mkdir()
+    (site / "plugin-1.0.dist-info" / "entry_points.txt").write_text(f"[jax_plugins]\nplugin = {module}\n")
+    assert briefly() == expected
+    (site / "device0").touch()
     assert briefly() == []
 
 
