@@ -117,6 +117,8 @@ def _not_cudnn(problem: Problem) -> str | None:
         return "cuDNN's kernel takes 16-bit types alone"
     if problem.head_dim != problem.value_dim or problem.head_dim % 8 or problem.head_dim > 128:
         return f"cuDNN's kernel wants one head_dim, a multiple of 8 up to 128, not {_dims(problem)}"
+    if problem.tokens % 2:
+        return f"cuDNN's kernel with gradients wants an even number of tokens, not {problem.tokens}"
     if problem.padded:
         return "cuDNN's kernel would turn the padding mask into a quadratic bias"
     if problem.window is not None and not problem.causal:

@@ -197,6 +197,7 @@ def problem(**changes):
         ("cpu", {"batch": 4096}, "blockwise", "would take 16384 MiB"),
         ("gpu", {}, "cudnn", "fused"),
         ("gpu", {"tokens": 65536}, "cudnn", "fused"),
+        ("gpu", {"tokens": 37}, "xla", "even number of tokens, not 37"),
         ("gpu", {"half": False}, "xla", "16-bit types alone; .* 4 MiB, which fits"),
         ("gpu", {"half": False, "tokens": 65536}, "blockwise", "16-bit types alone; .* linear in tokens"),
         ("gpu", {"head_dim": 60}, "blockwise", "multiple of 8 up to 128, not head_dim 60 and value_dim 64"),
