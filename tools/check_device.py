@@ -50,7 +50,7 @@ class Check(NamedTuple):
 
 # In one process that holds the devices. Nothing but JAX and the lab's own functions, then modules, then whole runs.
 HERE = (
-    Check("precision", "training.precision"),
+    Check("precision", "modules.precision"),
     *(
         Check(f"attention.softmax.{name}", "formulas.softmax", {"implementation": name})
         for name in ("row_blocks", "blockwise", "xla", "cudnn", "splash", "tokamax")
@@ -97,7 +97,8 @@ COMMANDS = (
     Check("commands.ablate_ray", "commands.ablate", {"engine": "ray"}),
 )
 CHECKS = HERE + COMMANDS
-LONGEST = 150  # seconds that one check may take
+LONGEST = 180  # seconds that one check may take
+CHILD = (sys.executable, __file__)
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "optax", "orbax-checkpoint")
 
 
@@ -305,10 +306,10 @@ class Supervisor:
         log = self._folder / f"{kind}.log"
         read, write = os.pipe()
         names = ",".join(check.name for check in waiting)
-        line = [sys.executable, __file__, f"--child={kind}", f"--folder={self._folder}", f"--pipe={write}"]
+        line = [*CHILD, f"--child={kind}", f"--folder={self._folder}", f"--pipe={write}", f"--only={names}"]
         with log.open("a") as output:
             options = {"stdout": output, "stderr": output, "pass_fds": [write], "start_new_session": True}
-            process = subprocess.Popen([*line, f"--only={names}"], env=_environment(self._folder), **options)
+            process = subprocess.Popen(line, env=_environment(self._folder), **options)
         os.close(write)
         begin = time.monotonic()
         try:

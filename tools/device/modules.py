@@ -27,6 +27,24 @@ BATCH, TOKENS, WIDTH = 3, 6, 6
 STREAM = {"x": drawn(0, BATCH, TOKENS, WIDTH)}
 
 
+def precision() -> Figures:
+    """Products of float32 are float32, unless one asks JAX for less."""
+    module = projection.Dense(257, 257, axes=(None, None), bias=False, rngs=Rngs(0))
+    graph, params = nnx.split(module)
+    x = np.random.default_rng(0).normal(size=(257, 257)).astype(np.float32)
+    exact = x.astype(np.float64) @ np.asarray(module.kernel[...], np.float64)
+
+    def error() -> float:
+        found = jax.device_get(jax.jit(lambda params, x: nnx.merge(graph, params)(x))(params, x))
+        return float(np.max(np.abs(found - exact)) / np.max(np.abs(exact)))
+
+    figures = {"float32": error()}
+    for asked in ("high", "default"):
+        with jax.default_matmul_precision(asked):
+            figures[asked] = error()
+    return required(figures["float32"] <= 1e-6, "products of float32 are not float32", figures)
+
+
 def projections_and_norms() -> Figures:
     """Every projection and every norm."""
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from flaxformer_lab.config import parse_config
@@ -164,25 +163,6 @@ def transfer_guard() -> Figures:
     figures = {"refuses an implicit read": refused}
     required(np.array_equal(explicit, [0, 2, 4]), "an explicit transfer went wrong", figures)
     return required(refused or jax.default_backend() == "cpu", "an implicit read is not refused", figures)
-
-
-def precision() -> Figures:
-    """Products of float32 are float32, unless one asks JAX for less."""
-    from flaxformer_lab.functional.linear import dense
-
-    x, kernel = (np.random.default_rng(n).normal(size=(257, 257)).astype(np.float32) for n in (0, 1))
-    exact = x.astype(np.float64) @ kernel.astype(np.float64)
-    arguments = jnp.asarray(x), jnp.asarray(kernel)
-
-    def error() -> float:
-        found = jax.device_get(jax.jit(lambda *arguments: dense(*arguments))(*arguments))
-        return float(np.max(np.abs(found - exact)) / np.max(np.abs(exact)))
-
-    figures = {"float32": error()}
-    for asked in ("high", "default"):
-        with jax.default_matmul_precision(asked):
-            figures[asked] = error()
-    return required(figures["float32"] <= 1e-6, "products of float32 are not float32", figures)
 
 
 # ----------------------------------------------------------------------------------------------- comparisons
