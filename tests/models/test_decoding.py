@@ -14,16 +14,15 @@ from flaxformer_lab.models import decoding
 from flaxformer_lab.models.decoding import Decoder
 from flaxformer_lab.models.network import Network, purify
 from flaxformer_lab.modules.embedding import TokenEmbedding
-from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.parsing import override
 
 TOKENS, SYMBOLS = 9, 7
 INPUTS = np.random.default_rng(0).integers(0, SYMBOLS, (2, TOKENS)).astype(np.int32)
 LENGTHS = np.array([2, 5])
 
-BASE = {"width": 8, "depth": 2, "causal": True, "attention.num_heads": 4, "ffn.expansion": 1.0}
+BASE = {"width": 8, "depth": 1, "causal": True, "attention.num_heads": 4, "ffn.expansion": 1.0}
 CASES = {
-    "softmax": {},
+    "softmax": {"depth": 2},
     "softmax, sinusoidal, no norm": {"position": "sinusoidal", "norm.kind": "off"},
     "softmax, rotary, shared heads, window": {
         "position": "rotary",
@@ -33,7 +32,7 @@ CASES = {
     },
     "linear": {"attention.kind": "linear", "attention.num_kv_heads": 1},
     "linear, rotary": {"attention.kind": "linear", "position": "rotary"},
-    "lightning": {"attention.kind": "lightning", "attention.slopes": "flash_linear_attention"},
+    "lightning": {"depth": 2, "attention.kind": "lightning", "attention.slopes": "flash_linear_attention"},
     "lightning, rotary, norm and gate": {
         "attention.kind": "lightning",
         "attention.activation": "silu",
@@ -48,8 +47,12 @@ CASES = {
     "static, window": {"attention.kind": "static", "attention.window": 4},
     "no attention": {"attention.kind": "off"},
 }
-WITHOUT_CACHE = {name: {"name": name, "width": 8} for name in ("mlp", "factorization_machine", "lstm", "gru")} | {
-    "cnn_1d": {"name": "cnn_1d", "width": 8, "depth": 1, "causal": True}
+WITHOUT_CACHE = {
+    "mlp": {"depth": 1},
+    "factorization_machine": {},
+    "lstm": {"depth": 1},
+    "gru": {"depth": 2},
+    "cnn_1d": {"depth": 1, "causal": True},
 }
 
 
@@ -57,7 +60,8 @@ WITHOUT_CACHE = {name: {"name": name, "width": 8} for name in ("mlp", "factoriza
 def build(name, draw):
     """The network of a case with drawn parameters: (network, params)."""
     tree = {}
-    for key, value in (WITHOUT_CACHE.get(name) or BASE | CASES[name]).items():
+    knobs = BASE | CASES[name] if name in CASES else {"name": name, "width": 8, **WITHOUT_CACHE[name]}
+    for key, value in knobs.items():
         tree = override(tree, key, value)
     config = parse_config({"model": tree}).model
 
@@ -69,11 +73,25 @@ def build(name, draw):
     return pure, draw(pure.shapes[0])
 
 
+@functools.cache
+def whole(name, draw):
+    """The compiled forward pass of a case over two whole sequences."""
+    network, params = build(name, draw)
+    apply = jax.jit(network.apply)
+    return lambda inputs: np.asarray(apply(params, {}, jnp.asarray(inputs)))
+
+
+@functools.cache
+def decoder(name, draw, temperature=0.0):
+    """The decoder of a case, the same one each time, so that its programs are compiled once for a number of texts."""
+    return Decoder(*build(name, draw), {}, context=TOKENS, temperature=temperature)
+
+
 @pytest.mark.parametrize("name", [*CASES, *WITHOUT_CACHE])
 def test_every_position_has_the_logits_of_the_whole_sequence(draw, name):
     """Two texts of unequal length, each continued at its own place to the end of what was trained on."""
     network, params = build(name, draw)
-    expected = np.asarray(jax.jit(network.apply)(params, {}, jnp.asarray(INPUTS)))
+    expected = whole(name, draw)(INPUTS)
     padded = np.where(np.arange(TOKENS)[None] < LENGTHS[:, None], INPUTS, 0)
     logits, cache = jax.jit(network.read)(params, {}, jnp.asarray(padded), jnp.asarray(LENGTHS))
     step = jax.jit(network.step)
@@ -109,25 +127,22 @@ def test_a_cache_is_no_larger_than_it_must_be(draw):
 # ------------------------------------------------------------------------------------------------ whole texts
 
 
-def greedy(network, params, text, length):
+def greedy(name, draw, text, length):
     """The most likely symbol, again and again, by the whole forward pass: over at most TOKENS symbols, and where these
     are all used, over the last half of them."""
     context, written = list(text[-TOKENS:]), []
-    apply = jax.jit(network.apply)
     while len(written) < length:
         if len(context) > TOKENS:
             context = context[-(TOKENS // 2) :]
-        padded = np.zeros((1, TOKENS), np.int32)
+        padded = np.zeros((2, TOKENS), np.int32)
         padded[0, : len(context)] = context
-        written.append(int(np.argmax(apply(params, {}, jnp.asarray(padded))[0, len(context) - 1])))
+        written.append(int(np.argmax(whole(name, draw)(padded)[0, len(context) - 1])))
         context.append(written[-1])
     return written
 
 
 def texts(name, draw, prompts, length, temperature=0.0, seed=0):
-    network, params = build(name, draw)
-    decoder = Decoder(network, params, {}, context=TOKENS, temperature=temperature)
-    return np.concatenate(list(decoder.write(prompts, length, seed)), axis=1)
+    return np.concatenate(list(decoder(name, draw, temperature).write(prompts, length, seed)), axis=1)
 
 
 @pytest.mark.parametrize("name", ["softmax", "softmax, rotary, shared heads, window", "lightning", "static", "gru"])
@@ -137,19 +152,28 @@ def test_greedy_texts_are_those_of_the_whole_forward_pass(draw, name):
     found = texts(name, draw, prompts, 23)
     assert found.shape == (3, 23)
     for text, prompt in zip(found, prompts, strict=True):
-        assert text.tolist() == greedy(*build(name, draw), prompt, 23)
+        assert text.tolist() == greedy(name, draw, prompt, 23)
 
 
-@pytest.mark.parametrize("name", ["softmax", "mean, window", "static", "linear", "mlp"])
-def test_short_texts_are_read_without_padding_to_the_whole_context(draw, name, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "lengths"),
+    [
+        ("softmax", {1: 2, 3: 4, 6: 8, 9: 9}),
+        ("mean, window", {3: 4, 6: 8}),  # shorter and longer than the window
+        ("static", {1: 2, 6: 8}),
+        ("linear", {3: 4}),
+        ("mlp", {3: 4}),
+    ],
+)
+def test_short_texts_are_read_without_padding_to_the_whole_context(draw, name, lengths, monkeypatch):
     monkeypatch.setattr(decoding, "SHORTEST", 2)
     read = []
     network, params = build(name, draw)
     counting = dataclasses.replace(network, read=lambda *rest: (read.append(rest[2].shape[1]), network.read(*rest))[1])
     decoder = Decoder(counting, params, {}, context=TOKENS, temperature=0.0)
-    for length, padded in ((1, 2), (3, 4), (6, 8), (9, 9)):
+    for length, padded in lengths.items():
         found = np.concatenate(list(decoder.write([INPUTS[0, :length]], 3)), axis=1)
-        assert found[0].tolist() == greedy(network, params, INPUTS[0, :length], 3)
+        assert found[0].tolist() == greedy(name, draw, INPUTS[0, :length], 3)
         assert padded in read
 
 
@@ -164,11 +188,9 @@ def test_draws_follow_the_seed_and_the_place_and_no_other_text(draw):
 
 
 def test_draws_have_the_distribution_of_the_logits(draw):
-    network, params = build("softmax", draw)
-    logits = np.asarray(network.apply(params, {}, jnp.asarray(INPUTS[:1])))[0, -1]
+    logits = whole("softmax", draw)(INPUTS)[0, -1]
     expected = np.exp(logits / 2) / np.exp(logits / 2).sum()
-    decoder = Decoder(network, params, {}, context=TOKENS, temperature=2.0)
-    found = next(decoder.write([INPUTS[0]] * 4000, 1))[:, 0]
+    found = next(decoder("softmax", draw, 2.0).write([INPUTS[0]] * 4000, 1))[:, 0]
     shares = np.bincount(found, minlength=SYMBOLS) / len(found)
     np.testing.assert_allclose(shares, expected, atol=0.04)
 
@@ -195,7 +217,11 @@ def test_nothing_to_go_on_from_is_refused(draw, prompts):
 
 def test_a_network_that_is_not_causal_is_refused():
     config = parse_config({"model": {"width": 8, "depth": 1, "causal": False}}).model
-    embedding = TokenEmbedding(SYMBOLS, 8, dtype="float32", rngs=Rngs(0))
-    network = Network(config, embedding=embedding, grid=(TOKENS,), outputs=SYMBOLS, rngs=Rngs(0))
+
+    def build(rngs):
+        embedding = TokenEmbedding(SYMBOLS, 8, dtype="float32", rngs=rngs)
+        return Network(config, embedding=embedding, grid=(TOKENS,), outputs=SYMBOLS, rngs=rngs)
+
+    network = purify(build)
     with pytest.raises(ConfigError, match=r"model\.causal=false sees what follows .* set model\.causal=true"):
-        network.read(jnp.asarray(INPUTS), jnp.asarray(LENGTHS))
+        jax.eval_shape(network.read, network.shapes[0], {}, jnp.asarray(INPUTS), jnp.asarray(LENGTHS))
