@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
+from jax.experimental import pallas
 
 from flaxformer_lab.models.flops import count_flops
 
@@ -94,6 +95,15 @@ def test_a_program_of_several_devices_counts_what_all_of_them_do():
     spread = jax.shard_map(lambda x, y: x @ y, mesh=mesh, in_specs=(jax.P("a"), jax.P()), out_specs=jax.P("a"))
     # The axis b repeats what a shares out.
     assert count_flops(spread, SQUARE, SQUARE) == 2 * PRODUCT
+
+
+def test_a_kernel_counts_every_program_of_its_grid():
+    def kernel(x_ref, y_ref, out_ref):
+        out_ref[...] = x_ref[...] @ y_ref[...]
+
+    rows = pallas.BlockSpec((5, SIZE), lambda row: (row, 0))
+    options = {"grid": (2,), "in_specs": [rows, pallas.BlockSpec((SIZE, SIZE), lambda row: (0, 0))], "out_specs": rows}
+    assert count_flops(pallas.pallas_call(kernel, out_shape=SQUARE, **options), SQUARE, SQUARE) == PRODUCT
 
 
 def test_gradients_of_a_product_are_two_products():
