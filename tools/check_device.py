@@ -62,6 +62,7 @@ HERE = (
         for name in ("blockwise", "recurrent", "kernel")
     ),
     Check("attention.others", "formulas.other_mixing"),
+    Check("losses", "formulas.losses"),
     Check("modules.projections_and_norms", "modules.projections_and_norms"),
     Check("modules.feed_forwards", "modules.feed_forwards"),
     Check("modules.embeddings_and_positions", "modules.embeddings_and_positions"),
@@ -383,7 +384,9 @@ def _child(options: argparse.Namespace) -> int:
     from flaxformer_lab.compilation import compile_small_programs_briefly
 
     compile_small_programs_briefly()  # where there is nothing but a CPU
-    jax.config.update("jax_num_cpu_devices", min(max(2, os.cpu_count() or 1), 4))
+    if "device_count" not in os.environ.get("XLA_FLAGS", ""):
+        # A CPU is shown as several devices, so that they have something to share.
+        jax.config.update("jax_num_cpu_devices", min(max(2, os.cpu_count() or 1), 4))
     if options.child == "commands":
         jax.config.update("jax_platforms", "cpu")  # the devices are for the processes that it starts
     with open(options.pipe, "w", encoding="utf-8") as pipe:

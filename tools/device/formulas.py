@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxformer_lab.functional import attention, lightning
+from flaxformer_lab.functional import losses as formulas_of_losses
 from flaxformer_lab.functional.linear_attention import linear_attention
 from flaxformer_lab.functional.position import rotary
 from flaxformer_lab.functional.softmax_attention import softmax_attention
@@ -38,7 +39,7 @@ def softmax(implementation: str | None = None) -> Figures:
     if implementation == "cudnn":
         if "cuda" not in jax.devices()[0].client.platform_version.lower():
             raise Skip("cuDNN is for NVIDIA's GPUs")
-        masks, types = ("all", "causal", "causal window"), ("bfloat16",)
+        masks, types, tokens = ("all", "causal", "causal window"), ("bfloat16",), TOKENS + 1  # an even number
     if implementation == "splash":
         if jax.default_backend() != "tpu":
             raise Skip("the splash kernel is for TPUs")
@@ -93,6 +94,32 @@ def other_mixing() -> Figures:
             *_cases(attention.mean_attention, references.mean_attention, value, MASKS, "mean"),
             *_cases(by_scores, references.static_attention, static, ("all", "causal padded window"), "static"),
             Case("rotary", lambda value: rotary(value), lambda value: references.rotary(value), value),
+        ]
+    )
+
+
+def losses() -> Figures:
+    """Sums of losses, with weights."""
+    logits, targets = {"logits": drawn(6, 5, 7, 11)}, np.random.default_rng(7).integers(0, 11, (5, 7))
+    others = {"targets": targets, "weights": np.abs(drawn(8, 5, 7))}
+
+    def cross_entropy(logits: jax.Array, **others: jax.Array) -> jax.Array:
+        return formulas_of_losses.cross_entropy(logits, **others)[0]
+
+    def squared_error(outputs: jax.Array, **others: jax.Array) -> jax.Array:
+        return formulas_of_losses.squared_error(outputs, **others, variance=2.0)[0]
+
+    regression = {"targets": drawn(9, 5, 7, 11), "weights": others["weights"]}
+    return compare(
+        [
+            Case("cross_entropy", cross_entropy, references.cross_entropy, logits, others=others),
+            Case(
+                "squared_error",
+                squared_error,
+                references.squared_error,
+                {"outputs": logits["logits"]},
+                others=regression,
+            ),
         ]
     )
 

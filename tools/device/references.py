@@ -99,6 +99,16 @@ def sinusoidal(tokens, width):
     return np.concatenate([np.sin(angle), np.cos(angle)], axis=-1)
 
 
+def cross_entropy(logits, targets, weights):
+    """-log softmax(logits)[target], a weighted sum."""
+    return -np.sum(np.log(np.take_along_axis(softmax(logits), targets[..., None], -1))[..., 0] * weights)
+
+
+def squared_error(outputs, targets, weights):
+    """The mean over features in units of a variance of 2, a weighted sum."""
+    return np.sum(np.mean((outputs - targets) ** 2, axis=-1) / 2 * weights)
+
+
 # ---------------------------------------------------------------------------- modules: p are parameters by name
 
 

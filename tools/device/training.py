@@ -18,38 +18,56 @@ from tools.device.outcome import Figures, Skip, required
 
 STEPS = 12
 DEVICES = "devices"  # as many as there are
-# What 1, 2, 3, 4, 6, 8, 12, 16, 24 or 48 devices can share equally.
-SIZES = {"model.width": 48, "training.batch_size": 96, "training.evaluate_batch_size": 288, "training.steps": STEPS}
+# What 1, 2, 3, 4, 6, 8, 12, 16, 24 or 48 devices can share equally, also in two micro-batches.
+WIDTH, BATCH, EVALUATE = 48, 96, 288
 
 # Everything that draws random numbers or keeps a state of its own. Without biases: that of a key has no gradient but
 # rounding, which Adam and Muon magnify to a whole update.
 IMAGES = {
     "seed": 5,
     "task": {"name": "image_classification", "dataset": "lab_digits", "patch_size": 4, "shift": 1},
-    "model": {"depth": 1, "attention": {"num_heads": 2, "head_dim": 24}, "bias": False, "dropout": 0.2},
+    "model": {
+        "width": WIDTH,
+        "depth": 1,
+        "attention": {"num_heads": 2},
+        "bias": False,
+        "dropout": 0.2,
+    },
     "optimizer": {"name": "muon", "learning_rate": 0.01, "warmup_steps": 5, "weight_decay": 0.1, "clip_norm": 1.0},
-    "training": {"accumulate": 2, "evaluate_every": 4, "checkpoint_every": 4, "steps_per_call": 2, "keep_last": 10},
+    "training": {
+        "steps": STEPS,
+        "batch_size": BATCH,
+        "accumulate": 2,
+        "evaluate_every": 4,
+        "evaluate_batch_size": EVALUATE,
+        "checkpoint_every": 4,
+        "steps_per_call": 2,
+        "keep_last": 10,
+    },
     "parallelism": {"strategy": "single"},
 }
+AT_THE_END = {"steps": STEPS, "batch_size": BATCH, "evaluate_every": STEPS, "checkpoint_every": STEPS}
+# It is judged on a million characters, so it is small.
 TEXT = {
     "task": {"name": "language_modelling", "dataset": "lab_speeches", "sequence_length": 32},
-    "model": {"depth": 1, "attention": {"num_heads": 2}, "position": "rotary", "bias": False, "causal": True},
+    "model": {
+        "width": WIDTH // 2,
+        "depth": 1,
+        "attention": {"num_heads": 2},
+        "ffn": {"expansion": 1.0},
+        "position": "rotary",
+        "bias": False,
+        "causal": True,
+    },
     "optimizer": {"learning_rate": 0.01, "clip_norm": 1.0},
-    "training": {"evaluate_every": STEPS, "checkpoint_every": STEPS},
+    "training": AT_THE_END | {"evaluate_batch_size": 8 * EVALUATE},
 }
 PROBE = {
-    "task": {"name": "product", "evaluation_examples": 576},
-    "model": {"depth": 1, "attention": {"num_heads": 2}, "position": "off", "bias": False},
+    "task": {"name": "product", "evaluation_examples": 2 * EVALUATE},
+    "model": {"width": WIDTH, "depth": 1, "attention": {"num_heads": 2}, "position": "off", "bias": False},
     "optimizer": {"name": "sgd", "learning_rate": 0.01, "schedule": "constant"},
-    "training": {"evaluate_every": STEPS, "checkpoint_every": STEPS},
+    "training": AT_THE_END | {"evaluate_batch_size": EVALUATE},
 }
-
-
-def recipe(tree: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A small recipe with its sizes and with changes, as a nested mapping."""
-    for key, value in (SIZES | dict(changes or {})).items():
-        tree = override(tree, key, value)
-    return dict(tree)
 
 
 RUNS: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
@@ -65,9 +83,10 @@ RUNS: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
 @functools.cache
 def trained(folder: Path, name: str) -> Path:
     """The finished run of one of RUNS; it is trained when it is first asked for."""
-    tree, changes = RUNS[name]
-    changes = {key: jax.device_count() if value is DEVICES else value for key, value in changes.items()}
-    train(parse_config(recipe(tree, changes)), folder / name, quiet=True)
+    recipe, changes = RUNS[name]
+    for key, value in changes.items():
+        recipe = override(recipe, key, jax.device_count() if value is DEVICES else value)
+    train(parse_config(recipe), folder / name, quiet=True)
     return folder / name
 
 
@@ -82,7 +101,7 @@ def single(folder: Path) -> Figures:
 
 def strategy(folder: Path, name: str) -> Figures:
     """Another way to run the same updates, on all devices, gives what one device gives."""
-    if SIZES["training.batch_size"] // IMAGES["training"]["accumulate"] % jax.device_count():
+    if BATCH // 2 % jax.device_count():
         raise Skip(f"{jax.device_count()} devices cannot share the small recipe equally")
     figures = {"devices": jax.device_count()} | difference(trained(folder, name), trained(folder, "images"))
     return required(figures["largest difference"] <= 1e-4, "parameters differ from those of one device", figures)
@@ -90,7 +109,7 @@ def strategy(folder: Path, name: str) -> Figures:
 
 def resumed(folder: Path) -> Figures:
     """Some updates, a new start, and the rest: all updates, bit for bit."""
-    config = parse_config(recipe(IMAGES))
+    config = parse_config(IMAGES)
     train(config, folder / "resumed", stop_at=4, quiet=True)
     train(config, folder / "resumed", quiet=True)
     return same(folder / "resumed", trained(folder, "images"))
@@ -98,7 +117,7 @@ def resumed(folder: Path) -> Figures:
 
 def again(folder: Path) -> Figures:
     """The same run once more in this process, compiled once more."""
-    train(parse_config(recipe(IMAGES)), folder / "again", quiet=True)
+    train(parse_config(IMAGES), folder / "again", quiet=True)
     return same(folder / "again", trained(folder, "images"))
 
 
@@ -137,7 +156,7 @@ def population(folder: Path) -> Figures:
     """Replicas that train together are the runs that they would be alone."""
     from flaxformer_lab.ablation.population import Replica, train_population
 
-    config = parse_config(recipe(PROBE, {"parallelism.strategy": "single"}))
+    config = parse_config(override(PROBE, "parallelism.strategy", "single"))
     replicas = [Replica(seed, rate) for seed in (0, 1) for rate in (0.01, 0.03)]
     outcome = train_population(config, replicas)
     errors = []
