@@ -11,7 +11,7 @@ EXTRAS ?=
 ARGS ?=
 # Flags for pytest: `make test PYTEST_ARGS="-k attention"`. By default two processes: each begins with
 # half of the files, whose tests share compiled functions, and who is done takes over from the other.
-PYTEST_ARGS ?= --numprocesses=2 --dist=worksteal -m 'not slow'
+PYTEST_ARGS ?= --numprocesses=2 --dist=worksteal -m 'not (slow or tpu or cuda)'
 
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check --quiet
@@ -23,11 +23,11 @@ installed = $(patsubst %,$(VENV)/.installed-%,core $(1) $(EXTRAS))
 .DELETE_ON_ERROR:
 # Two installations into one environment must not meet.
 .NOTPARALLEL:
-.PHONY: help setup train speeches test test-slow test-typed lint format benchmark ablation probes faults parity browser clean
+.PHONY: help setup train speeches test test-slow test-tpu test-cuda test-typed lint format benchmark ablation probes faults parity check-device browser clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS=...] [EXTRAS=cuda|tpu] [PYTHON=...]"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(call installed,) ## make .venv and install the lab
 
@@ -42,6 +42,12 @@ test: lint browser ## lint, then run all tests
 
 test-slow: $(call installed,test) ## the tests that train for long
 	@$(RUN) -m pytest -m slow
+
+test-tpu: $(call installed,test tpu-compile) ## compile for TPUs, which need not be there (installs libtpu)
+	@$(RUN) -m pytest --numprocesses=2 --dist=worksteal -m tpu tests/devices $(ARGS)
+
+test-cuda: $(call installed,test cuda-compile) ## compile for GPUs, which need not be there (installs CUDA's libraries, 3.4 GB)
+	@$(RUN) -m pytest --numprocesses=2 --dist=worksteal -m cuda tests/devices $(ARGS)
 
 test-typed: $(call installed,test) ## all tests again, with every annotation of type and shape checked as they run
 	@$(RUN) -m pytest $(PYTEST_ARGS) --jaxtyping-packages=flaxformer_lab,beartype.beartype
@@ -68,6 +74,9 @@ faults: $(call installed,) ## kill, damage and starve runs, and write what came 
 
 parity: $(call installed,parity) ## make the parity tests' golden files again (installs PyTorch)
 	@$(RUN) tools/make_parity_goldens.py $(ARGS)
+
+check-device: $(call installed,) ## check formulas, modules and commands on the devices of this machine, without a network
+	@$(RUN) tools/check_device.py $(ARGS)
 
 clean: ## remove caches and build products; .venv and runs stay
 	@rm -rf build dist .pytest_cache .ruff_cache .hypothesis *.egg-info

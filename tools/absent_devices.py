@@ -8,13 +8,16 @@ import functools
 import math
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
+from flaxformer_lab.compilation import deterministic_options
 from flaxformer_lab.modules.sharding import LOGICAL_AXIS_RULES
 from flaxformer_lab.training.mesh import Mesh
 from flaxformer_lab.training.programs import Experiment
@@ -98,8 +101,10 @@ class Program:
                 continue  # libtpu writes an asynchronous one again wherever it takes another step
             chains |= {chain[1]} if chain else set()
             shapes = SHAPE.findall(match["shapes"])
-            if match["start"] and match["kind"] in ("all-gather", "collective-permute"):
-                shapes = shapes[len(shapes) // 2 :]  # (operands, results)
+            if match["start"] and match["kind"] == "collective-permute":
+                shapes = shapes[1:2]  # operand, result, and what else a TPU keeps
+            elif match["start"] and match["kind"] != "all-reduce":
+                shapes = shapes[len(shapes) // 2 :]  # operands, results
             among = _among(match["options"], self.num_devices)
             found += [Collective(match["kind"], dtype, _bytes(dtype, dims), among) for dtype, dims in shapes]
         return found
@@ -120,10 +125,16 @@ def _bytes(dtype: str, dims: str) -> int:
 
 
 def _among(options: str, num_devices: int) -> int:
-    """The size of a group: `replica_groups={{0,1},{2,3}}`, or the same as `[groups,size]<=[devices]`; `{}` is all."""
-    iota = re.search(r"replica_groups=\[\d+,(\d+)\]", options)
-    if iota:
+    """The size of a group of devices, of which XLA has three notations.
+
+    `{{0,1},{2,3}}`; the same as `[groups,size]<=[devices]`; axes of a mesh, whole or in parts, as
+    `mesh['a'=2,'b'=4] {'a','b':(1)2}`.
+    """
+    if iota := re.search(r"replica_groups=\[\d+,(\d+)\]", options):
         return int(iota[1])
+    if mesh := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", options):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+        return math.prod(int(part or sizes[axis]) for axis, part in re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2]))
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", options)
     return len(listed[1].split(",")) if listed else num_devices
 
@@ -142,9 +153,16 @@ def compile_train_step(experiment: Experiment, devices: tuple[jax.Device, ...], 
     place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
     batch = jax.tree.map(lambda leaf: place(leaf, rows), abstract_batch(experiment, batch_dtype))
     step = make_train_step(experiment.task, experiment.network, experiment.optimizer, seed=0)
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, whole))
+    return compile_for(
+        mesh, step, jax.tree.map(place, state, layout), batch, donate_argnums=0, out_shardings=(layout, whole)
+    )
+
+
+def compile_for(mesh: jax.sharding.Mesh, function: Callable[..., Tree], *arguments: Tree, **options: Any) -> Program:
+    """A function of shapes as `jax.jit` with these options compiles it for the devices of a mesh."""
     with jax.set_mesh(mesh):
-        return Program(jitted.lower(jax.tree.map(place, state, layout), batch).compile(), len(devices))
+        lowered = jax.jit(function, **options).lower(*arguments)
+        return Program(lowered.compile(compiler_options=deterministic_options()), mesh.size)
 
 
 def abstract_batch(experiment: Experiment, dtype: jnp.dtype) -> Tree:
