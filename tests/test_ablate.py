@@ -1,6 +1,5 @@
-"""The commands `ablate` and `report`, as processes that are killed and as calls."""
+"""The commands `ablate` and `report`, as processes that are killed and as calls in this one."""
 
-import contextlib
 import csv
 import json
 import os
@@ -12,8 +11,10 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
+from flaxformer_lab.ablation import local
 from flaxformer_lab.ablation.store import Store
 
 REPOSITORY = Path(__file__).parents[1]
@@ -49,23 +50,38 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def command(config):
-    """The function that starts the command as a process."""
+    """The function that starts the command as a process, with as many devices as this one has."""
 
-    def start(workdir, *arguments):
-        line = [sys.executable, "-m", "flaxformer_lab.ablate", f"--config={config}", f"--workdir={workdir}", *arguments]
+    def start(workdir):
+        line = [sys.executable, "-m", "flaxformer_lab.ablate", f"--config={config}", f"--workdir={workdir}"]
+        line += [f"--cpu_devices={jax.device_count()}"]
         return subprocess.Popen(line, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     return start
 
 
+@pytest.fixture
+def call(run_command, monkeypatch):
+    """The function that runs a command in this process; returns exit code, output and error lines."""
+    monkeypatch.setenv("COLUMNS", "200")
+    return run_command
+
+
 @pytest.fixture(scope="module")
-def undisturbed(command, tmp_path_factory):
+def once():
+    """What the first test that needs it has made, for the others."""
+    return {}
+
+
+@pytest.fixture
+def undisturbed(call, config, once, tmp_path_factory):
     """The folder of an ablation that ran through, and what it said."""
-    workdir = tmp_path_factory.mktemp("ablation") / "run"
-    process = command(workdir)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return workdir, out
+    if not once:
+        workdir = tmp_path_factory.mktemp("ablation") / "run"
+        code, out, err = call("flaxformer_lab.ablate", f"--config={config}", f"--workdir={workdir}")
+        assert code == 0, err
+        once.update(workdir=workdir, out="\n".join(out))
+    return once["workdir"], once["out"]
 
 
 def test_it_ends_in_a_report(undisturbed):
@@ -80,12 +96,12 @@ def test_it_ends_in_a_report(undisturbed):
     assert "## near" in (workdir / "report.md").read_text()
 
 
-def test_the_same_command_does_nothing_twice_and_writes_the_same_bytes(undisturbed, command):
+def test_the_same_command_does_nothing_twice_and_writes_the_same_bytes(undisturbed, call, config):
     workdir, _ = undisturbed
     before = (workdir / "results.csv").read_bytes()
     cells = {path: path.stat().st_mtime_ns for path in (workdir / "cells").glob("*.json")}
-    out, err = command(workdir).communicate(timeout=300)
-    assert "2 of 2 cells are finished already" in out, err
+    code, out, err = call("flaxformer_lab.ablate", f"--config={config}", f"--workdir={workdir}")
+    assert code == 0 and "2 of 2 cells are finished already" in "\n".join(out), err
     assert (workdir / "results.csv").read_bytes() == before
     assert {path: path.stat().st_mtime_ns for path in (workdir / "cells").glob("*.json")} == cells
 
@@ -117,63 +133,58 @@ def test_killed_at_twenty_random_moments_it_ends_in_the_same_table(undisturbed, 
     assert interrupted >= 10
 
 
-def test_a_signal_ends_it_at_once_with_its_own_code(command, tmp_path):
-    process = command(tmp_path / "run")
-    while not list((tmp_path / "run" / "cells").glob("*.lock")):
+@pytest.fixture(scope="module")
+def ended(command, tmp_path_factory):
+    """The folder of an ablation that a signal ended in its first cell, its exit code and its errors."""
+    workdir = tmp_path_factory.mktemp("ended") / "run"
+    process = command(workdir)
+    while not list((workdir / "cells").glob("*.lock")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 143 and err.startswith("error: ended by a signal; finished cells are kept")
+    return workdir, process.returncode, err
+
+
+def test_a_signal_ends_it_at_once_with_its_own_code(ended):
+    _, code, err = ended
+    assert code == 143 and err.startswith("error: ended by a signal; finished cells are kept")
     assert len(err.splitlines()) == 1
 
 
-def test_two_engines_finish_what_a_killed_one_left_and_do_no_cell_twice(undisturbed, command, tmp_path):
-    workdir = tmp_path / "run"
-    killed = command(workdir)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        killed.communicate(timeout=random.Random(0).uniform(0.5, 8))
-    killed.kill()
-    killed.communicate()
+def test_two_engines_finish_what_an_ended_one_left_and_do_no_cell_twice(undisturbed, ended, command, call, config):
+    """One of them in this process."""
+    workdir, *_ = ended
     finished = len(list(workdir.glob("cells/*.json")))
-    both = [command(workdir), command(workdir)]
-    said = [process.communicate(timeout=300) for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    done = [line for out, _ in said for line in out.splitlines() if " s" in line and "/2 near" in line]
+    other = command(workdir)
+    code, out, err = call("flaxformer_lab.ablate", f"--config={config}", f"--workdir={workdir}")
+    theirs, errors = other.communicate(timeout=300)
+    assert (code, other.returncode) == (0, 0), (err, errors)
+    done = [line for line in [*out, *theirs.splitlines()] if " s" in line and "/2 near" in line]
     assert len(done) == 2 - finished
     assert (workdir / "results.csv").read_bytes() == (undisturbed[0] / "results.csv").read_bytes()
     assert not list(workdir.rglob("*.partial"))
 
 
-def test_a_failed_cell_shows_in_the_exit_code_and_the_rest_is_there(config, tmp_path):
-    script = (
-        "import sys, runpy\n"
-        "import flaxformer_lab.ablation.local as local\n"
-        "whole = local.Population\n"
-        "def broken(config, replicas):\n"
-        "    if config.model.attention.kind == 'off': raise ValueError('no luck')\n"
-        "    return whole(config, replicas)\n"
-        "local.Population = broken\n"
-        f"sys.argv = ['ablate', '--config={config}', '--workdir={tmp_path / 'run'}']\n"
-        "runpy.run_module('flaxformer_lab.ablate', run_name='__main__')\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 7 and "Traceback" not in done.stderr
-    assert done.stderr.startswith("error: 1 of 2 cells failed, the first near / attention_off: ValueError: no luck")
-    assert "FAILED: ValueError: no luck" in done.stdout
+def test_a_failed_cell_shows_in_the_exit_code_and_the_rest_is_there(call, config, tmp_path, monkeypatch):
+    whole = local.Population
+
+    def broken(config, replicas):
+        if config.model.attention.kind == "off":
+            raise ValueError("no luck")
+        return whole(config, replicas)
+
+    monkeypatch.setattr(local, "Population", broken)
+    code, out, err = call("flaxformer_lab.ablate", f"--config={config}", f"--workdir={tmp_path / 'run'}")
+    assert code == 7 and not any("Traceback" in line for line in err)
+    assert err[0].startswith("error: 1 of 2 cells failed, the first near / attention_off: ValueError: no luck")
+    assert any("FAILED: ValueError: no luck" in line for line in out)
     names = [path.name for path in (tmp_path / "run" / "cells").glob("*.json")]
     assert sorted(name.endswith(".failed.json") for name in names) == [False, True]
     assert "Failed: near / attention_off" in (tmp_path / "run" / "report.md").read_text()
 
 
-# ---------------------------------------------------------------------------------- as calls in this process
-
-
-@pytest.fixture
-def call(run_command, monkeypatch):
-    """The function that runs a command in this process; returns exit code, output and error lines."""
-    monkeypatch.setenv("COLUMNS", "200")
-    return run_command
+# ---------------------------------------------------------------------------------- without training anything
 
 
 def test_a_dry_run_shows_the_cells_with_keys_overridden_and_writes_nothing(call, config, tmp_path, monkeypatch):
