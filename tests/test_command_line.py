@@ -238,7 +238,7 @@ BAD_FLAGS = {
         ["--config.model.name=lstm"],
         [
             "unknown key model.attention",
-            "model has name, width, depth, bias, dtype where model.name=lstm",
+            "model has name, width, depth, bias, dtype, precision where model.name=lstm",
             "--ablation=lstm takes that model",
         ],
     ),
@@ -392,35 +392,45 @@ def test_compiled_programs_are_kept_where_the_user_says_or_in_the_cache(monkeypa
 
 COMMANDS = {
     "unknown key": (
-        ["train.py", f"--config={DIGITS}", "--config.optimizer.lr=1"],
+        ["train", "--workdir=run", f"--config={DIGITS}", "--config.optimizer.lr=1"],
         ["unknown key optimizer.lr (value '1')", "optimizer has name, learning_rate"],
     ),
-    "recipe that is not there": (["train.py"], ["--config=configs/digits.py is not a file"]),
+    "recipe that is not there": (["train", "--workdir=run"], ["--config=configs/digits.py is not a file"]),
     "patches that do not fit the images": (
-        ["train.py", f"--config={DIGITS}", "--config.task.patch_size=3"],
+        ["train", "--workdir=run", f"--config={DIGITS}", "--config.task.patch_size=3"],
         ["task.patch_size=3 does not divide the 8 x 8 images of lab_digits", "choose one of 1, 2, 4, 8"],
     ),
     "text that is not there": (
-        ["train.py", f"--config={SPEECHES}", "--config.task.dataset=lab_digits"],
+        ["train", "--workdir=run", f"--config={SPEECHES}", "--config.task.dataset=lab_digits"],
         ["task.dataset=lab_digits has no text, which language_modelling needs", "it has image, label"],
     ),
     "evaluation of a changed config": (
-        ["-m", "flaxformer_lab.evaluate", "--workdir=run", "--config.seed=1"],
+        ["flaxformer_lab.evaluate", "--workdir=run", "--config.seed=1"],
         ["--config.seed=1: a checkpoint keeps the config that it was trained with", "drop this flag"],
     ),
 }
 
 
-@pytest.mark.parametrize(("arguments", "fragments"), COMMANDS.values(), ids=COMMANDS.keys())
-def test_real_commands(tmp_path, arguments, fragments):
-    if arguments[0] == "train.py":
-        arguments = [str(REPOSITORY / "train.py"), "--workdir=run", *arguments[1:]]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "timeout": 300}
-    ended = subprocess.run([sys.executable, *arguments], **options)
-    assert (ended.returncode, ended.stdout) == (2, "")
-    assert list(tmp_path.iterdir()) == []
+def assert_refused(folder, out, err, fragments):
+    assert (out, list(folder.iterdir())) == ("", [])
     # The first command on a machine prepares the data, and says so.
-    message = one_line(re.sub(r"^preparing .*\n", "", ended.stderr))
+    message = one_line(re.sub(r"^preparing .*\n", "", err))
     for fragment in fragments:
         assert fragment in message
+
+
+@pytest.mark.parametrize(("arguments", "fragments"), COMMANDS.values(), ids=COMMANDS.keys())
+def test_real_commands(command_texts, tmp_path, monkeypatch, arguments, fragments):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = command_texts(*arguments)
+    assert code == 2
+    assert_refused(tmp_path, out, err, fragments)
+
+
+def test_a_real_command_as_a_process_of_its_own(tmp_path):
+    _, *arguments = COMMANDS["unknown key"][0]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "timeout": 300}
+    ended = subprocess.run([sys.executable, REPOSITORY / "train.py", *arguments], **options)
+    assert ended.returncode == 2
+    assert_refused(tmp_path, ended.stdout, ended.stderr, COMMANDS["unknown key"][1])

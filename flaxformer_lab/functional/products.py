@@ -63,7 +63,7 @@ def multipliable(*factors: Array) -> tuple[Array, ...]:
     return tuple(factor.astype(jnp.float32) for factor in factors)
 
 
-def matmul(a: Float[Array, "*batch rows inner"], b: Float[Array, "*batch inner columns"]) -> Float[Array, "..."]:
+def matmul(a: Float[Array, "*batch inner"], b: Float[Array, "... inner columns"]) -> Float[Array, "..."]:
     """a b in the type of the two."""
     return jnp.matmul(a, b, precision=product_precision(a, b))
 

@@ -58,7 +58,16 @@ class Mesh(Single):
         return call
 
     def place(self, tree: Tree) -> Tree:
-        return jax.device_put(tree, self._sharding(Spec()))
+        sharding = self._sharding(Spec())
+
+        def replicated(leaf: Any) -> jax.Array:
+            if jax.process_count() == 1 or isinstance(leaf, jax.Array):
+                return jax.device_put(leaf, sharding)
+            # device_put would send what each process has to all others, to compare.
+            with jax.transfer_guard("allow"):
+                return jax.make_array_from_callback(np.shape(leaf), sharding, lambda index: np.asarray(leaf)[index])
+
+        return jax.tree.map(replicated, tree)
 
     def place_state(self, state: State, layout: State | None) -> State:
         return jax.device_put(state, layout)
