@@ -128,6 +128,10 @@ def main(arguments: Sequence[str]) -> int:
     options = _parse(arguments)
     if options.child:
         return _child(options)
+    missing = [name for name in ("jax", "numpy") if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"error: {' and '.join(missing)} not installed, so there is nothing to check", file=sys.stderr)
+        return 1
     checks = [check for check in CHECKS if any(f"{check.name}.".startswith(f"{name}.") for name in options.only)]
     report = Report(options.out, checks)
     with tempfile.TemporaryDirectory(prefix="check_device-") as folder:
@@ -283,17 +287,25 @@ class Supervisor:
     def __init__(self, folder: Path, report: Report, deadline: float):
         self._folder, self._report, self._deadline = folder, report, deadline
         self._known, self._alone = threading.Event(), False  # whether one process alone may have the devices
+        self._running: set[subprocess.Popen] = set()
 
     def run(self, checks: Sequence[Check]) -> None:
         """Both kinds side by side where several processes may have the devices, else one after the other."""
+        kinds = {"here": HERE, "commands": COMMANDS}
+        waiting = {kind: [check for check in those if check in checks] for kind, those in kinds.items()}
         with futures.ThreadPoolExecutor() as threads:
-            here = threads.submit(self._work, "here", [check for check in HERE if check in checks])
-            while not self._known.wait(0.5) and not here.done():
-                pass
-            if self._alone:
+            try:
+                here = threads.submit(self._work, "here", waiting["here"])
+                while not self._known.wait(0.5) and not here.done():
+                    pass
+                if self._alone:
+                    here.result()
+                threads.submit(self._work, "commands", waiting["commands"]).result()
                 here.result()
-            self._work("commands", [check for check in COMMANDS if check in checks])
-            here.result()
+            finally:  # nothing is left running where this process is asked to end
+                self._deadline = 0.0
+                for process in list(self._running):
+                    _kill(process)
 
     def _work(self, kind: str, waiting: list[Check]) -> None:
         """Starts a process for the checks that wait, and another one for the rest where that one dies."""
@@ -312,6 +324,7 @@ class Supervisor:
             options = {"stdout": output, "stderr": output, "pass_fds": [write], "start_new_session": True}
             process = subprocess.Popen(line, env=_environment(self._folder), **options)
         os.close(write)
+        self._running.add(process)
         begin = time.monotonic()
         try:
             for message in _messages(read, self._deadline):
@@ -328,6 +341,7 @@ class Supervisor:
             return begin, f"it did not end within {LONGEST} s"
         finally:
             _kill(process)
+            self._running.discard(process)
 
 
 def _environment(folder: Path) -> dict[str, str]:
@@ -400,4 +414,8 @@ def _child(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the table holds what was done")
