@@ -47,6 +47,9 @@ gc.freeze()
 gc.set_threshold(100_000, 50, 50)
 
 TOKENS, WIDTH = 4, 8
+# Flags of commands that tests import: another command, run in the same process, may define them too.
+COMMAND_FLAGS = ("config", "workdir", "seed", "ablation", "stop_at")
+COMMAND_FLAGS += ("distributed", "coordinator_address", "num_processes", "process_id")
 
 
 # A file beside this one, which is no package.
@@ -172,8 +175,7 @@ def command_texts(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
     def call(module: str, *arguments: Any) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [module.rpartition(".")[2], *map(str, arguments)])
         monkeypatch.delitem(sys.modules, module, raising=False)
-        # Other commands, which other tests import, have flags of the same names.
-        theirs = {name: flags.FLAGS[name] for name in ("config", "workdir", "seed") if name in flags.FLAGS}
+        theirs = {name: flags.FLAGS[name] for name in COMMAND_FLAGS if name in flags.FLAGS}
         for name in theirs:
             delattr(flags.FLAGS, name)
         before = set(flags.FLAGS)
@@ -184,7 +186,9 @@ def command_texts(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
             code = end.code or 0
         finally:
             for name in set(flags.FLAGS) - before:
-                delattr(flags.FLAGS, name)
+                # Those of a library stay, as it stays imported.
+                if flags.FLAGS.find_module_defining_flag(name) == sys.argv[0]:
+                    delattr(flags.FLAGS, name)
             for name, flag in theirs.items():
                 flags.FLAGS[name] = flag
             flags.FLAGS.unparse_flags()

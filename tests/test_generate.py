@@ -1,5 +1,7 @@
 """Writing text: what a run's own model draws, and the command."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.evaluate import Run
 from flaxformer_lab.generate import generate
 from flaxformer_lab.parsing import override
-from flaxformer_lab.training.loop import train
+from flaxformer_lab.training.checkpoints import Checkpoints
+from flaxformer_lab.training.folder import RunFolder
 from flaxformer_lab.training.programs import make_experiment
 from flaxformer_lab.training.state import initial_state
 
@@ -28,7 +31,11 @@ def run_of(changes=None, facts=FACTS):
     for key, value in (changes or {}).items():
         tree = override(tree, key, value)
     experiment = make_experiment(parse_config(tree), facts)
-    return Run(experiment, initial_state(experiment.network, experiment.optimizer, 0))
+    return Run(experiment, fresh(experiment))
+
+
+def fresh(experiment):
+    return jax.jit(lambda: initial_state(experiment.network, experiment.optimizer, 0))()
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +107,14 @@ def test_what_cannot_be_is_refused(changes, prompt, temperature, message):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("text") / "run"
-    train(parse_config(TEXT), folder, quiet=True)
-    return folder
+    """A run of one step, as training would leave it."""
+    folder = RunFolder(tmp_path_factory.mktemp("text") / "run")
+    config = parse_config(TEXT)
+    experiment = make_experiment(config)
+    folder.claim(config, experiment.task.facts)
+    with Checkpoints(folder.checkpoints) as checkpoints:
+        checkpoints.save(dataclasses.replace(fresh(experiment), step=jax.numpy.int32(1)), {"loss": 1.0})
+    return folder.path
 
 
 def test_one_text_streams_and_several_come_one_after_the_other(command_texts, folder):

@@ -64,34 +64,29 @@ def test_the_command_prints_a_table_and_writes_values_and_figures(measure, folde
             image.verify()
 
 
-def test_what_is_written_is_what_the_function_finds(measure, folder):
+def test_what_is_written_is_what_the_function_finds_and_a_delayed_model_never_looks_ahead(measure, folder):
     measure(f"--workdir={folder}", "--measures=mixing", "--examples=5", "--split=validation")
     written = json.loads((folder / "measures" / "4" / "measures.json").read_text())
     subject = subject_of(load_run(folder), split="validation", examples=5)
     features, tokens = mixing_energy(subject.body, subject.vectors)
     np.testing.assert_allclose(written["feature_energy"], features.matrix, rtol=1e-5)
     assert written["cross_token_energy"]["value"] == pytest.approx(tokens.cross.value)
+    energy = np.array(written["token_energy"])
+    assert np.all(np.triu(energy, 1) == 0) and np.all(np.diag(energy) > 0) and np.any(np.tril(energy, -1) > 0)
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_what_is_measured_are_the_examples_of_evaluation(trained, split):
     run = load_run(trained)
     subject = subject_of(run, split=split, examples=64)
-    outputs = run.model.apply(run.params, run.state.model_state, subject.batch["inputs"])
+    outputs = jax.jit(run.model.apply)(run.params, run.state.model_state, subject.batch["inputs"])
     total, weight = run.task.measure(outputs, subject.batch)["loss"]
     assert float(total / weight) == pytest.approx(run.evaluate(split)["loss"], rel=1e-6)
 
 
-def test_a_delayed_model_never_looks_ahead(measure, folder):
-    measure(f"--workdir={folder}", "--measures=mixing")
-    values = json.loads((folder / "measures" / "4" / "measures.json").read_text())
-    energy = np.array(values["token_energy"])
-    assert np.all(np.triu(energy, 1) == 0) and np.all(np.diag(energy) > 0) and np.any(np.tril(energy, -1) > 0)
-
-
 def test_two_calls_write_the_same_bytes(measure, folder):
     target = folder / "measures" / "4" / "measures.json"
-    arguments = [f"--workdir={folder}", "--measures=mixing,symmetry", "--examples=8"]
+    arguments = [f"--workdir={folder}", "--measures=depth,symmetry", "--examples=8"]
     measure(*arguments)
     first = target.read_bytes()
     measure(*arguments)
@@ -106,7 +101,8 @@ def test_an_earlier_checkpoint_has_measures_of_its_own(measure, folder):
 
 
 def test_figures_of_an_earlier_call_do_not_stay_beside_new_values(measure, folder):
-    measure(f"--workdir={folder}", "--measures=mixing,depth")
+    measure(f"--workdir={folder}", "--measures=attention,depth")
+    assert (folder / "measures" / "4" / "attention_maps.png").exists()
     measure(f"--workdir={folder}", "--measures=depth")
     assert {path.name for path in (folder / "measures" / "4").iterdir()} == {"measures.json", "depth.png"}
 

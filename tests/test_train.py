@@ -1,4 +1,4 @@
-"""The real commands, each as a process of its own."""
+"""The real commands, as processes and as calls in this one."""
 
 import json
 import os
@@ -25,6 +25,7 @@ SMALL = {
     "training.steps_per_call": 2,
     "optimizer.warmup_steps": 2,
     "optimizer.name": "sgd",
+    "parallelism.strategy": "single",
 }
 
 
@@ -36,31 +37,26 @@ def place(tmp_path_factory):
     return folder
 
 
-def start(place, *arguments, script=(REPOSITORY / "train.py",)):
+def start(place, *arguments):
     """Starts a command in `place`."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would hand down a deaf ear
-    command = [sys.executable, *map(str, script), *map(str, arguments)]
+    command = [sys.executable, *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=place, env=environment, **pipes)
-
-
-def call(place, *arguments, **options):
-    """Runs a command to its end; returns exit code, output lines, and error lines."""
-    process = start(place, *arguments, **options)
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out.splitlines(), err.splitlines()
 
 
 def flags(**changes):
     return [f"--config.{key}={value}" for key, value in (SMALL | changes).items()]
 
 
-def test_a_run_stops_resumes_and_is_evaluated(place):
+def test_a_run_stops_resumes_and_is_evaluated(place, run_command, monkeypatch):
+    """It is evaluated by a process of its own."""
+    monkeypatch.chdir(place)
     recipe = ["--config=configs/digits.py", "--ablation=single_head", *flags()]
     folder = place / "runs" / "digits-single_head"  # the default, named after recipe and ablation
 
-    code, out, err = call(place, *recipe, "--stop_at=8")
+    code, out, err = run_command("train", *recipe, "--stop_at=8")
     assert code == 0, err
     assert any("step 8 | validation " in line for line in out) and not any("| test " in line for line in out)
     assert out[-1] == f"the run is in {folder}"
@@ -68,7 +64,7 @@ def test_a_run_stops_resumes_and_is_evaluated(place):
     assert loaded.step == 8
     assert (loaded.config.model.attention.num_heads, loaded.config.model.width, loaded.config.task.shift) == (1, 8, 1)
 
-    code, out, err = call(place, *recipe)
+    code, out, err = run_command("train", *recipe)
     assert code == 0, err
     assert "resumed from the checkpoint of step 8" in out
     shown = [line for line in out if line.startswith("step 12 | test ")]
@@ -77,13 +73,14 @@ def test_a_run_stops_resumes_and_is_evaluated(place):
     entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     test = {entry["name"]: entry["value"] for entry in entries if entry["split"] == "test"}
     assert shown[0] == f"step 12 | test accuracy {test['accuracy']:.4f}, loss {test['loss']:.4f}"
-    code, out, err = call(place, f"--workdir={folder}", script=("-m", "flaxformer_lab.evaluate"))
-    assert code == 0, err
-    assert json.loads(out[-1]) == {"step": 12, "split": "test", **test}
+    process = start(place, "-m", "flaxformer_lab.evaluate", f"--workdir={folder}")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert json.loads(out.splitlines()[-1]) == {"step": 12, "split": "test", **test}
 
 
 def test_an_interrupted_run_says_how_to_go_on(place, tmp_path):
-    arguments = [f"--workdir={tmp_path / 'run'}", *flags(**{"training.steps": 1_000_000})]
+    arguments = [REPOSITORY / "train.py", f"--workdir={tmp_path / 'run'}", *flags(**{"training.steps": 1_000_000})]
     process = start(place, *arguments)
     for line in process.stdout:
         if line.startswith("step 8 | validation"):
