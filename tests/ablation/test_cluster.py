@@ -1,18 +1,17 @@
 """Cells as tasks of a real Ray cluster on this machine, one of whose nodes is killed half way."""
 
 import json
-import subprocess
 import sys
-from pathlib import Path
 
+import jax
 import pytest
 
 from flaxformer_lab.ablation.cluster import cluster
 from flaxformer_lab.ablation.engine import run_cells
+from flaxformer_lab.ablation.local import train_here
 from flaxformer_lab.ablation.store import Store
 from flaxformer_lab.errors import ConfigError
 
-REPOSITORY = Path(__file__).parents[2]
 GRID = {"learning_rates": (0.01, 0.03), "seeds": (0, 1), "variants": {}}
 
 
@@ -32,7 +31,7 @@ def figures(store, cell):
     return {key: value for key, value in store.result(cell).items() if key != "seconds"}
 
 
-def test_a_killed_node_costs_nothing_but_time(two_nodes, grid, tmp_path):
+def test_a_killed_node_costs_nothing_but_time(two_nodes, grid, tmp_path, monkeypatch):
     nodes, second = two_nodes
     made, here, there = grid(GRID), Store(tmp_path / "here"), Store(tmp_path / "there")
     there.claim(made)
@@ -50,20 +49,10 @@ def test_a_killed_node_costs_nothing_but_time(two_nodes, grid, tmp_path):
     assert len(finished) == len(made.cells) < len(started)  # what the second node had in hand was started again
     assert {event.cell.key for event in progress if event.done == event.total} == {cell.key for cell in made.cells}
 
-    # The same in a process of its own, whose CPU is one device as in a worker: the same figures to the last bit.
+    # The same here, on one device as in a worker: the same figures to the last bit.
     here.claim(made)
-    script = (
-        "import sys, jax\n"
-        "from flaxformer_lab.ablation.engine import run_cells\n"
-        "from flaxformer_lab.ablation.local import train_here\n"
-        "from flaxformer_lab.ablation.store import Store\n"
-        "from flaxformer_lab.compilation import compile_small_programs_briefly\n"
-        "compile_small_programs_briefly()\n"
-        "jax.config.update('jax_num_cpu_devices', 1)\n"
-        "store = Store(sys.argv[1])\n"
-        "run_cells(store.read().cells, store, 'none', lambda event: None, train_here)\n"
-    )
-    subprocess.run([sys.executable, "-c", script, str(here.path)], cwd=REPOSITORY, check=True, timeout=300)
+    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+    run_cells(made.cells, here, "none", lambda event: None, train_here)
     assert [figures(there, cell) for cell in made.cells] == [figures(here, cell) for cell in made.cells]
     kept = sorted(path.name for path in (there.path / "runs").iterdir())
     assert kept == sorted(cell.key for cell in made.cells)
