@@ -150,3 +150,20 @@ def test_no_file_imports_another_framework():
     for name, tree in FILES.items():
         outside = {other.partition(".")[0] for other in imports(tree, lazy=True)}
         assert not outside & {"tensorflow", "torch", "transformers"}, name
+
+
+def test_only_who_draws_imports_matplotlib():
+    drawing = {
+        name
+        for name, tree in FILES.items()
+        if any(other.partition(".")[0] == "matplotlib" for other in imports(tree, lazy=False))
+    }
+    assert "analysis.figures" in drawing
+    reached, waiting = set(), {"training.loop", "evaluate", "generate"}
+    while waiting:
+        reached |= waiting
+        waiting = {other for name in waiting for other in own_imports(FILES[name], lazy=False)} - reached
+    assert "training.step" in reached and not reached & drawing
+    # Which would look for a screen.
+    for name, tree in FILES.items():
+        assert "matplotlib.pyplot" not in {other[:17] for other in imports(tree, lazy=True)}, name
