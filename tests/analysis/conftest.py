@@ -24,7 +24,8 @@ SMALL = {"width": 8, "depth": 1, "attention": {"num_heads": 2}, "ffn": {"expansi
 def _batch(task: str, examples: int) -> tuple[Task, Batch]:
     made = make_task(parse_config({"task": json.loads(task)}).task, {})
     stored = {"index": jnp.arange(examples, dtype=jnp.int32), "weight": jnp.ones(examples)}
-    return made, made.prepare(stored, jax.random.split(jax.random.key(1), examples), training=False)
+    prepare = jax.jit(lambda stored, keys: made.prepare(stored, keys, training=False))
+    return made, prepare(stored, jax.random.split(jax.random.key(1), examples))
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +43,7 @@ def subject(draw) -> Callable[..., Subject]:
         config = apply_variants(parse_config(tree), variants).model
         task, batch = _batch(task, examples)
         network = task.network(config)
-        params, model_state = network.init(jax.random.key(0)) if fresh else draw(network.shapes)
+        params, model_state = jax.jit(network.init)(jax.random.key(0)) if fresh else draw(network.shapes)
         return Subject(config, task, network, params, model_state, batch)
 
     def by_value(
