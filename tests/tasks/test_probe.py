@@ -147,7 +147,7 @@ def test_evaluation_does_not_depend_on_its_batch_size():
     figures = []
     for size in (40, 12):
         experiment = make_experiment(parse_config(tree | {"training": {"evaluate_batch_size": size}}))
-        params, state = experiment.network.init(jax.random.key(0))
+        params, state = jax.jit(experiment.network.init)(jax.random.key(0))
         placed = experiment.strategy.place((params, state))
         figures.append(make_evaluate(experiment)(*placed, experiment.task.examples("test")))
     assert figures[0] == pytest.approx(figures[1], rel=1e-5)

@@ -1,5 +1,6 @@
 """Probes made of symbols, each read back by a plain loop over its tokens."""
 
+import functools
 import itertools
 
 import jax
@@ -334,12 +335,16 @@ def test_memorization_has_one_map_for_all_examples(examples_of, config):
 
 def test_the_map_to_memorize_is_the_same_in_training_and_evaluation_of_any_run():
     maps = []
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def prepare(stored, keys, training):
+        return make_task(MemorizationConfig(vocabulary=33)).prepare(stored, keys, training=training)
+
     for seed, training, first in ((0, True, 0), (1, True, 0), (0, False, 2**30), (5, False, 2**30 + 2**29)):
-        task = make_task(MemorizationConfig(vocabulary=33))
         index = first + np.arange(256, dtype=np.int32)
         stored = {"index": index, "weight": np.ones(256, np.float32)}
         keys = jax.random.split(jax.random.key(seed), 256)
-        batch = task.prepare(jax.tree.map(jnp.asarray, stored), keys, training=training)
+        batch = prepare(jax.tree.map(jnp.asarray, stored), keys, training)
         maps.append(memorized(*(np.asarray(batch[part]) for part in ("inputs", "targets", "weights")), 33))
     assert maps[0] == maps[1] == maps[2] == maps[3] and len(set(maps[0].values())) > 5
 
@@ -347,5 +352,6 @@ def test_the_map_to_memorize_is_the_same_in_training_and_evaluation_of_any_run()
 def test_the_training_set_shows_every_key_to_memorize():
     task = make_task(MemorizationConfig())
     stored = {"index": jnp.arange(256), "weight": jnp.ones(256)}
-    batch = task.prepare(stored, jax.random.split(jax.random.key(0), 256), training=True)
+    prepare = jax.jit(lambda stored, keys: task.prepare(stored, keys, training=True))
+    batch = prepare(stored, jax.random.split(jax.random.key(0), 256))
     assert len(memorized(*(np.asarray(batch[part]) for part in ("inputs", "targets", "weights")), 256)) == 127
