@@ -47,6 +47,7 @@ gc.freeze()
 gc.set_threshold(100_000, 50, 50)
 
 TOKENS, WIDTH = 4, 8
+DECODED: dict[tuple[str, str], dict[str, np.ndarray]] = {}  # what `decoded_once` remembers
 # Flags of commands that tests import: another command, run in the same process, may define them too.
 COMMAND_FLAGS = ("config", "workdir", "seed", "ablation", "stop_at")
 COMMAND_FLAGS += ("distributed", "coordinator_address", "num_processes", "process_id")
@@ -166,6 +167,24 @@ def body() -> Callable[..., Drawn]:
 def stream() -> np.ndarray:
     """Token vectors [2, 4, 8]."""
     return np.random.default_rng(0).normal(size=(2, TOKENS, WIDTH)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def decoded_once() -> Iterator[None]:
+    """Each split is decoded once in this process; who loads it gets a copy."""
+    from flaxformer_lab.data.source import Source
+
+    whole = Source.load
+
+    def load(self: Source) -> dict[str, np.ndarray]:
+        place = (str(self.info.data_dir), self.name)
+        if place not in DECODED:
+            DECODED[place] = whole(self)
+        return {name: array.copy() for name, array in DECODED[place].items()}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Source, "load", load)
+        yield
 
 
 @pytest.fixture

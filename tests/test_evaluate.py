@@ -42,7 +42,7 @@ TEXT = {
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
+def images(decoded_once, tmp_path_factory):
     """The folder of a finished run on images; not to be written."""
     folder = tmp_path_factory.mktemp("images") / "run"
     train(parse_config(IMAGES), folder, quiet=True)

@@ -75,6 +75,11 @@ RICH = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def data(decoded_once):
+    """Most tests here train on the same digits."""
+
+
 def changed(tree: dict, changes: dict):
     """The config of a mapping with some of its dotted keys set."""
     for key, value in changes.items():
