@@ -32,8 +32,8 @@ DEVICE_FILES = {
 # XLA's newer library of products packs all of a matrix anew in each call, which a few rows beside it do not repay.
 FEW_ROWS = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
-# On GPUs some operations (scatter-add) sum in the order in which threads come, and the fastest form of a product is
-# found by trying, anew in each process. With this, two runs give the same bytes.
+# On GPUs some operations (scatter-add) sum in the order in which threads come, and each process finds the fastest form
+# of a product by trying. With this option two runs give the same bytes.
 DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
 
 

@@ -31,7 +31,8 @@ class TrainingConfig:
 
     accumulate: micro-batches whose gradients are added before one update.
     steps_per_call: updates inside one compiled call. input: the data lives on the device, or streams from the host.
-    deterministic: the same bytes from the same config on the same machine; on GPUs this costs some speed.
+    deterministic: the same bytes from the same config on the same machine, on GPUs too, where it costs some speed;
+        none means that it is so in float32.
     """
 
     steps: AtLeastOne = 1000
@@ -44,7 +45,7 @@ class TrainingConfig:
     keep_best: NonNegative = 1
     steps_per_call: AtLeastOne = 10
     input: Literal["auto", "device", "stream"] = "auto"
-    deterministic: bool = True
+    deterministic: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,12 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     parallelism: ParallelismConfig = field(default_factory=ParallelismConfig)
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the same bytes are promised: `training.deterministic`, by default in float32 alone."""
+        asked = self.training.deterministic
+        return self.model.dtype == "float32" if asked is None else asked
 
     def rules(self) -> None:
         """Raises ConfigError when parts contradict one another."""

@@ -93,7 +93,7 @@ def load_run(workdir: str | Path, step: int | str | None = None) -> Run:
     try:
         strategy = make_strategy(config)
     except ConfigError:  # this machine has other devices than the run had; one alone gives the same figures
-        strategy = Single(deterministic=config.training.deterministic)
+        strategy = Single(deterministic=config.model.dtype == "float32")
     try:
         experiment = make_experiment(config, facts, strategy)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:

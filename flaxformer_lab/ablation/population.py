@@ -90,7 +90,7 @@ class Population:
     def __init__(self, config: Config, replicas: Sequence[Replica], *, memory: int | None = None):
         begin = time.perf_counter()
         kind = Pmap if jax.local_device_count() > 1 and len(replicas) > 1 else Single
-        strategy = kind(deterministic=config.training.deterministic)
+        strategy = kind(deterministic=config.deterministic)
         # Asked before the population takes any itself, since its programs' figures include all that it holds.
         memory = available_memory() // jax.local_device_count() if memory is None else memory
         experiment = make_experiment(config, strategy=Single())

@@ -16,6 +16,7 @@ import numpy as np
 from flaxformer_lab.compilation import Option
 from flaxformer_lab.config import Config, MeshConfig
 from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.functional.platform import target_platform
 from flaxformer_lab.modules.sharding import Axes
 from flaxformer_lab.training.mesh import Mesh
 from flaxformer_lab.training.single import Single
@@ -120,6 +121,21 @@ class Lowered(NamedTuple):
 Strategy = Single | Pmap | Mesh
 
 
+def _refuse_nondeterministic_attention(config: Config) -> None:
+    """Raises ConfigError where the same bytes are asked of cuDNN's attention.
+
+    Under XLA's option for it, a model of several such blocks ended with an IndexError on an H200 (jax 0.11.2).
+    """
+    model = config.model
+    on_cudnn = model.dtype == "bfloat16" and model.name == "transformer" and model.attention.kind == "softmax"
+    if config.deterministic and on_cudnn and target_platform() == "gpu":
+        raise ConfigError(
+            "training.deterministic=true with model.dtype=bfloat16 and model.attention.kind=softmax on a GPU: cuDNN's "
+            "attention fails under XLA's deterministic operations; set training.deterministic to none, or choose "
+            "model.dtype=float32 or another attention.kind"
+        )
+
+
 def make_strategy(config: Config) -> Strategy:
     """The strategy that `config.parallelism` names; auto takes a mesh where one is asked for, pmap for many devices.
 
@@ -129,7 +145,8 @@ def make_strategy(config: Config) -> Strategy:
     name, mesh = config.parallelism.strategy, config.parallelism.mesh
     if name == "auto":
         name = "mesh" if mesh != MeshConfig() else "pmap" if jax.device_count() > 1 else "single"
-    options = {"deterministic": config.training.deterministic}
+    _refuse_nondeterministic_attention(config)
+    options = {"deterministic": config.deterministic}
     strategy = Mesh(mesh, **options) if name == "mesh" else Pmap(**options) if name == "pmap" else Single(**options)
     shares = strategy.num_shares * config.training.accumulate
     if config.training.batch_size % shares:

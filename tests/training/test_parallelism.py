@@ -3,8 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flaxformer_lab import compilation
 from flaxformer_lab.errors import ConfigError
-from flaxformer_lab.training.parallelism import Pmap, Single, make_strategy
+from flaxformer_lab.training import parallelism
+from flaxformer_lab.training.parallelism import Pmap, Single, WithOptions, make_strategy
 from flaxformer_lab.training.step import make_evaluation_step, make_train_step
 
 STRATEGIES = [Single, Pmap]
@@ -40,6 +42,52 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(plain, changes, messag
     with pytest.raises(ConfigError, match=message):
         make_strategy(plain(changes | {"parallelism.strategy": "pmap"}))
     assert type(make_strategy(plain(changes))) is Single  # one device shares with nobody
+
+
+# ------------------------------------------------------------------------------------------- the same bytes
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch):
+    """What asks for the target platform hears of a GPU; `jax.jit` records the options that it is given."""
+    given = []
+    monkeypatch.setattr("flaxformer_lab.functional.platform.target_platform", lambda: "gpu")
+    monkeypatch.setattr(parallelism, "target_platform", lambda: "gpu")
+    monkeypatch.setattr(jax, "jit", lambda function, **options: given.append(options["compiler_options"]))
+    return given
+
+
+@pytest.mark.parametrize(
+    ("changes", "deterministic"),
+    [
+        ({}, True),
+        ({"training.deterministic": False}, False),
+        ({"model.dtype": "bfloat16"}, False),
+        ({"model.dtype": "bfloat16", "model.attention.kind": "linear", "training.deterministic": True}, True),
+    ],
+)
+def test_programs_for_gpus_are_deterministic_by_default_in_float32(plain, on_a_gpu, changes, deterministic):
+    make_strategy(plain(changes)).compile(lambda: 0)
+    assert on_a_gpu == [compilation.DETERMINISTIC if deterministic else None]
+
+
+def test_a_cpu_is_asked_for_nothing():
+    assert compilation.deterministic_options() is None
+
+
+def test_the_same_bytes_are_refused_where_cudnn_cannot_give_them(plain, on_a_gpu):
+    with pytest.raises(ConfigError, match=r"training\.deterministic=true .* set training\.deterministic to none"):
+        make_strategy(plain({"model.dtype": "bfloat16", "training.deterministic": True}))
+
+
+def test_pmap_compiles_with_options_once_for_each_shape():
+    programs = WithOptions(jax.pmap(lambda x: 2 * x), {"xla_backend_optimization_level": 1})
+    for size in (3, 3, 5):
+        x = np.arange(4 * size, dtype=np.float32).reshape(4, size)
+        np.testing.assert_array_equal(programs(x), 2 * x)
+    assert len(programs._programs) == 2
+    with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
+        programs.lower(x).compile(compiler_options={"no_such_option": True})
 
 
 # ------------------------------------------------------------------------------------------------ placing
