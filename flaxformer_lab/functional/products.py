@@ -4,7 +4,6 @@ GPUs and TPUs multiply float32 in fewer bits by default (TF32, one pass of bfloa
 the caller asks JAX for less (`jax.default_matmul_precision`, which is how `model.precision` works).
 """
 
-import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -36,9 +35,13 @@ def product_precision(*factors: Array) -> Precision | None:
 
 def kernel_precision(*factors: Array) -> Precision:
     """As `product_precision`, for the products inside a kernel: Pallas has nothing between HIGHEST and DEFAULT."""
+    return Precision.DEFAULT if _precision_name(*factors) in ("default", "fastest", "bfloat16") else Precision.HIGHEST
+
+
+def _precision_name(*factors: Array) -> str:
+    """What `product_precision` comes to, in the words of `jax.default_matmul_precision`."""
     precision = product_precision(*factors)
-    asked = jax.config.jax_default_matmul_precision if precision is None else precision.name.lower()
-    return Precision.DEFAULT if asked in ("default", "fastest", "bfloat16") else Precision.HIGHEST
+    return jax.config.jax_default_matmul_precision if precision is None else precision.name.lower()
 
 
 def einsum(indices: str, *factors: Array) -> Float[Array, "..."]:
@@ -85,10 +88,9 @@ def at_precision(precision: str) -> Callable[[Function], Function]:
     return decorate
 
 
-def library_precision(*factors: Array) -> contextlib.AbstractContextManager:
-    """A context in which the products of a library follow `product_precision` too."""
-    precision = product_precision(*factors)
-    return contextlib.nullcontext() if precision is None else jax.default_matmul_precision(precision.name.lower())
+def library_precision(factor: Array) -> Any:
+    """A context in which the products of a library follow `product_precision`."""
+    return jax.default_matmul_precision(_precision_name(factor))
 
 
 def call_library(function: Function, *arguments: Any) -> Any:
