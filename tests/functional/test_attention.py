@@ -55,7 +55,8 @@ def scaled_dot_product(b, h, i, j):
 @pytest.mark.parametrize("value_dim", [HEAD_DIM, HEAD_DIM - 1])
 def test_softmax_attention(causal, valid, value_dim):
     value = VALUE[..., :value_dim]
-    result = softmax_attention(*arrays(QUERY, KEY, value), **options(causal, valid))
+    run = jax.jit(lambda *heads: softmax_attention(*heads, **options(causal, valid)))
+    result = run(*arrays(QUERY, KEY, value))
     expected = mix(weigh(scaled_dot_product, causal, valid), value)
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
 
@@ -63,28 +64,38 @@ def test_softmax_attention(causal, valid, value_dim):
 @causality
 @masks
 def test_softmax_weights(causal, valid):
-    result = attention.softmax_weights(*arrays(QUERY, KEY), **options(causal, valid))
+    run = jax.jit(lambda *heads: attention.softmax_weights(*heads, **options(causal, valid)))
+    result = run(*arrays(QUERY, KEY))
     np.testing.assert_allclose(result, weigh(scaled_dot_product, causal, valid), rtol=1e-5, atol=1e-6)
 
 
 @causality
 @masks
 def test_static_weights_and_their_application(causal, valid):
-    weights = attention.static_weights(*arrays(SCORES), TOKENS, **options(causal, valid))
+
+    @jax.jit
+    def run(scores, value):
+        weights = attention.static_weights(scores, TOKENS, **options(causal, valid))
+        return weights, attention.apply_weights(weights, value)
+
+    weights, result = run(*arrays(SCORES, VALUE))
     assert weights.shape[0] == (1 if valid is None else BATCH)
     expected = weigh(lambda b, h, i, j: SCORES[h, i, j], causal, valid)
     np.testing.assert_allclose(np.broadcast_to(weights, expected.shape), expected, rtol=1e-5, atol=1e-6)
-    result = attention.apply_weights(weights, *arrays(VALUE))
     np.testing.assert_allclose(result, mix(expected, VALUE), rtol=1e-5, atol=1e-6)
 
 
 @causality
 @masks
 def test_mean_attention_and_its_weights(causal, valid):
+    @jax.jit
+    def run(value):
+        narrow = options(causal, valid)
+        return attention.mean_weights(BATCH, TOKENS, **narrow), attention.mean_attention(value, **narrow)
+
     expected = weigh(lambda b, h, i, j: 0.0, causal, valid)
-    weights = attention.mean_weights(BATCH, TOKENS, **options(causal, valid))
+    weights, result = run(*arrays(VALUE))
     np.testing.assert_allclose(np.broadcast_to(weights, expected.shape), expected, rtol=1e-6)
-    result = attention.mean_attention(*arrays(VALUE), **options(causal, valid))
     np.testing.assert_allclose(result, mix(expected, VALUE), rtol=1e-5, atol=1e-6)
 
 
@@ -102,9 +113,14 @@ def test_channel_attention_and_its_weights(valid):
             for t in range(TOKENS):
                 expected[b, t, h, e] = weights[b, h, e] @ VALUE[b, t, h]
     mask = None if valid is None else jnp.asarray(valid)
-    result = attention.channel_weights(*arrays(QUERY, KEY, temperature), valid=mask)
-    np.testing.assert_allclose(result, weights, rtol=1e-5, atol=1e-6)
-    result = attention.channel_attention(*arrays(QUERY, KEY, VALUE, temperature), valid=mask)
+
+    @jax.jit
+    def run(query, key, value, temperature):
+        of_weights = attention.channel_weights(query, key, temperature, valid=mask)
+        return of_weights, attention.channel_attention(query, key, value, temperature, valid=mask)
+
+    of_weights, result = run(*arrays(QUERY, KEY, VALUE, temperature))
+    np.testing.assert_allclose(of_weights, weights, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -122,10 +138,13 @@ def test_gradients_flow_from_the_tokens_that_may_be_seen_and_from_no_others(kind
         weights = attention.static_weights(*arrays(SCORES), TOKENS, **options(causal, valid))
         return attention.apply_weights(weights, value)
 
-    _, pull = jax.vjp(output, key, value)
-    for i in range(TOKENS):
-        of_token_i = VALUE * (np.arange(TOKENS) == i)[None, :, None, None]
-        of_key, of_value = (np.abs(gradient).max(axis=(2, 3)) for gradient in pull(*arrays(of_token_i)))
+    @jax.jit
+    def pulled(of_tokens):
+        return jax.vmap(jax.vjp(output, key, value)[1])(of_tokens)
+
+    of_tokens = VALUE * np.eye(TOKENS)[:, None, :, None, None]  # [token, *VALUE.shape]
+    of_keys, of_values = (np.abs(gradients).max(axis=(3, 4)) for gradients in pulled(*arrays(of_tokens)))
+    for i, of_key, of_value in zip(range(TOKENS), of_keys, of_values, strict=True):
         seen = np.ones((BATCH, TOKENS), bool) if valid is None else valid.copy()
         seen &= np.arange(TOKENS) <= i if causal else True
         assert np.array_equal(of_value != 0, seen)
@@ -184,11 +203,15 @@ def test_a_window_narrows_what_static_and_mean_weights_see(causal, valid, window
         static = weigh(near(lambda b, h, i, j: SCORES[h, i, j]), causal, valid)
         mean = weigh(near(lambda b, h, i, j: 0.0), causal, valid)
     sighted = ~np.isnan(mean).any(-1)[:, 0]
-    narrow = options(causal, valid) | {"window": window}
-    found = np.broadcast_to(attention.static_weights(*arrays(SCORES), TOKENS, **narrow), static.shape)
+
+    @jax.jit
+    def run(scores, value):
+        narrow = options(causal, valid) | {"window": window}
+        of_static = attention.static_weights(scores, TOKENS, **narrow)
+        return of_static, attention.mean_weights(BATCH, TOKENS, **narrow), attention.mean_attention(value, **narrow)
+
+    of_static, of_mean, result = run(*arrays(SCORES, VALUE))
     where = np.broadcast_to(sighted[:, None, :, None], static.shape)
-    np.testing.assert_allclose(found[where], static[where], rtol=1e-5, atol=1e-6)
-    found = np.broadcast_to(attention.mean_weights(BATCH, TOKENS, **narrow), mean.shape)
-    np.testing.assert_allclose(found[where], mean[where], rtol=1e-5, atol=1e-6)
-    result = attention.mean_attention(*arrays(VALUE), **narrow)
+    np.testing.assert_allclose(np.broadcast_to(of_static, static.shape)[where], static[where], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(np.broadcast_to(of_mean, mean.shape)[where], mean[where], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(np.asarray(result)[sighted], mix(mean, VALUE)[sighted], rtol=1e-5, atol=1e-6)

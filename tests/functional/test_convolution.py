@@ -1,5 +1,6 @@
 """Neighbourhoods times a kernel against SciPy's correlations."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ IMAGES = GENERATOR.normal(size=(2, 5, 4, 3))
 def test_a_kernel_over_neighbourhoods_is_a_correlation(size, causal):
     """The full correlation has size - 1 more places in front; a centred window starts size // 2 before its token."""
     kernel = GENERATOR.normal(size=(size, 3, 2))
-    windows = neighbourhood_1d(jnp.asarray(SEQUENCES, jnp.float32), size, causal=causal)
+    windows = jax.jit(lambda x: neighbourhood_1d(x, size, causal=causal))(jnp.asarray(SEQUENCES, jnp.float32))
     assert windows.shape == (2, 6, size * 3)
     before = size - 1 if causal else size // 2
     for sequence, result in zip(SEQUENCES, np.asarray(windows) @ kernel.reshape(-1, 2), strict=True):
@@ -30,7 +31,7 @@ def test_a_kernel_over_neighbourhoods_is_a_correlation(size, causal):
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_a_kernel_over_square_neighbourhoods_is_a_correlation(size):
     kernel = GENERATOR.normal(size=(size, size, 3, 2))
-    windows = neighbourhood_2d(jnp.asarray(IMAGES, jnp.float32), size)
+    windows = jax.jit(lambda x: neighbourhood_2d(x, size))(jnp.asarray(IMAGES, jnp.float32))
     assert windows.shape == (2, 5, 4, size * size * 3)
     start = size - 1 - size // 2
     for image, result in zip(IMAGES, np.asarray(windows) @ kernel.reshape(-1, 2), strict=True):
@@ -41,8 +42,14 @@ def test_a_kernel_over_square_neighbourhoods_is_a_correlation(size):
 
 
 def test_windows_by_hand():
-    x = jnp.arange(1.0, 5.0)[None, :, None]
-    assert neighbourhood_1d(x, 3, causal=False)[0].tolist() == [[0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 0]]
-    assert neighbourhood_1d(x, 3, causal=True)[0].tolist() == [[0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4]]
-    assert neighbourhood_1d(x, 2, causal=False)[0].tolist() == [[0, 1], [1, 2], [2, 3], [3, 4]]
-    assert neighbourhood_2d(x.reshape(1, 2, 2, 1), 3)[0, 1, 0].tolist() == [0, 1, 2, 0, 3, 4, 0, 0, 0]
+    @jax.jit
+    def windows(x):
+        sizes = ((3, False), (3, True), (2, False))
+        lines = [neighbourhood_1d(x, size, causal=causal)[0] for size, causal in sizes]
+        return *lines, neighbourhood_2d(x.reshape(1, 2, 2, 1), 3)[0, 1, 0]
+
+    centred, causal, even, square = (each.tolist() for each in windows(jnp.asarray([[[1.0], [2.0], [3.0], [4.0]]])))
+    assert centred == [[0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 0]]
+    assert causal == [[0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4]]
+    assert even == [[0, 1], [1, 2], [2, 3], [3, 4]]
+    assert square == [0, 1, 2, 0, 3, 4, 0, 0, 0]

@@ -16,13 +16,13 @@ def test_pairwise_products_are_those_of_the_double_loop():
     expected = np.zeros((2, 3, 4))
     for i, j in itertools.combinations(range(5), 2):
         expected += X[..., i, None] * X[..., j, None] * FACTORS[i] * FACTORS[j]
-    result = pairwise_products(jnp.asarray(X, jnp.float32), jnp.asarray(FACTORS, jnp.float32))
+    result = jax.jit(pairwise_products)(jnp.asarray(X, jnp.float32), jnp.asarray(FACTORS, jnp.float32))
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_no_feature_is_multiplied_with_itself():
     """The Hessian of each output has zeros on its diagonal, and v_i v_j beside it."""
     function = lambda x: pairwise_products(x, jnp.asarray(FACTORS, jnp.float32))  # noqa: E731
-    hessian = np.asarray(jax.hessian(function)(jnp.asarray(X[0, 0], jnp.float32)))
+    hessian = np.asarray(jax.jit(jax.hessian(function))(jnp.asarray(X[0, 0], jnp.float32)))
     expected = np.einsum("ir,jr->rij", FACTORS, FACTORS) * (1 - np.eye(5))
     np.testing.assert_allclose(hessian, expected, rtol=1e-4, atol=1e-5)

@@ -24,7 +24,7 @@ FORMULAS = {
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activation_follows_its_formula(name):
     x = np.linspace(-6, 6, 97)
-    result = ACTIVATIONS[name](jnp.asarray(x, jnp.float32))
+    result = jax.jit(ACTIVATIONS[name])(jnp.asarray(x, jnp.float32))
     np.testing.assert_allclose(result, FORMULAS[name](x), rtol=1e-5, atol=1e-6)
 
 
@@ -35,7 +35,8 @@ def test_every_activation_of_the_config_is_there():
 @pytest.mark.parametrize("name", ["silu", "identity"])
 def test_gate_multiplies_what_is_activated_with_what_is_not(name):
     a, b = np.random.default_rng(0).normal(size=(2, 2, 3, 4))
-    result = gate(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32), ACTIVATIONS[name])
+    run = jax.jit(lambda a, b: gate(a, b, ACTIVATIONS[name]))
+    result = run(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
     np.testing.assert_allclose(result, FORMULAS[name](a) * b, rtol=1e-5, atol=1e-6)
 
 
@@ -49,13 +50,13 @@ def test_per_feature_mlp_follows_its_formula_and_keeps_features_apart():
     for row, c in np.ndindex(x.shape):
         hidden = [down[c, h] * np.tanh(up[c, h] * x[row, c] + up_bias[c, h]) for h in range(5)]
         expected[row, c] = sum(hidden) + down_bias[c]
-    np.testing.assert_allclose(run(jnp.asarray(x, jnp.float32)), expected, rtol=1e-5, atol=1e-6)
-    jacobian = np.asarray(jax.jacrev(lambda one: run(one[None])[0])(jnp.asarray(x[0], jnp.float32)))
+    np.testing.assert_allclose(jax.jit(run)(jnp.asarray(x, jnp.float32)), expected, rtol=1e-5, atol=1e-6)
+    jacobian = np.asarray(jax.jit(jax.jacrev(lambda one: run(one[None])[0]))(jnp.asarray(x[0], jnp.float32)))
     assert np.all(np.diag(jacobian) != 0)
     assert np.all(jacobian[~np.eye(3, dtype=bool)] == 0)
 
 
 def test_per_feature_mlp_without_biases():
     x, up, down = jnp.array([[2.0, -1.0]]), jnp.array([[1.0, 3.0], [0.5, -2.0]]), jnp.array([[1.0, 1.0], [4.0, 0.5]])
-    result = per_feature_mlp(x, up, None, down, None, ACTIVATIONS["relu"])
+    result = jax.jit(lambda x: per_feature_mlp(x, up, None, down, None, ACTIVATIONS["relu"]))(x)
     assert result.tolist() == [[2 * 1 + 6 * 1, 0 * 4 + 2 * 0.5]]

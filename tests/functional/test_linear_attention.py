@@ -48,9 +48,14 @@ def test_values_and_weights(causal, valid, rotate):
     options = {"causal": causal, "valid": None if valid is None else jnp.asarray(valid)}
     options |= {"turn": rotary} if rotate else {}
     expected = weigh(causal, valid, rotate)
-    weights = formulas.linear_weights(*arrays(QUERY, KEY), **options)
+
+    @jax.jit
+    def run(query, key, value):
+        weights = formulas.linear_weights(query, key, **options)
+        return weights, formulas.linear_attention(query, key, value, **options)
+
+    weights, result = run(*arrays(QUERY, KEY, VALUE))
     np.testing.assert_allclose(weights, expected, rtol=1e-5, atol=1e-6)
-    result = formulas.linear_attention(*arrays(QUERY, KEY, VALUE), **options)
     np.testing.assert_allclose(result, np.einsum("bhts,bshd->bthd", expected, VALUE), rtol=1e-5, atol=1e-6)
 
 

@@ -17,14 +17,14 @@ ARGUMENTS = (jnp.asarray(LOGITS, jnp.float32), jnp.asarray(TARGETS), jnp.asarray
 
 
 def test_cross_entropy_agrees_with_log_loss():
-    total, weight = cross_entropy(*ARGUMENTS)
+    total, weight = jax.jit(cross_entropy)(*ARGUMENTS)
     expected = log_loss(TARGETS, softmax(LOGITS, axis=-1), sample_weight=WEIGHTS, labels=range(5))
     assert float(weight) == WEIGHTS.sum()
     assert float(total) / WEIGHTS.sum() == pytest.approx(expected, rel=1e-5)
 
 
 def test_accuracy_agrees_with_accuracy_score():
-    total, weight = accuracy(*ARGUMENTS)
+    total, weight = jax.jit(accuracy)(*ARGUMENTS)
     expected = accuracy_score(TARGETS, LOGITS.argmax(axis=-1), sample_weight=WEIGHTS)
     assert 0 < expected < 1
     assert float(weight) == WEIGHTS.sum()
@@ -33,6 +33,7 @@ def test_accuracy_agrees_with_accuracy_score():
 
 @pytest.mark.parametrize("measure", [cross_entropy, accuracy])
 def test_parts_of_a_batch_add_up_to_the_whole(measure):
+    measure = jax.jit(measure)
     whole = [float(value) for value in measure(*ARGUMENTS)]
     parts = [measure(*(jnp.asarray(np.asarray(x)[rows]) for x in ARGUMENTS)) for rows in (slice(10), slice(10, 20))]
     np.testing.assert_allclose(np.asarray(parts).sum(axis=0), whole, rtol=1e-6)
@@ -42,11 +43,12 @@ def test_parts_of_a_batch_add_up_to_the_whole(measure):
 def test_tokens_of_an_example_count_one_by_one(measure):
     shapes = ((4, 5, 5), (4, 5), (4, 5))
     in_sequences = (jnp.asarray(np.asarray(x).reshape(shape)) for x, shape in zip(ARGUMENTS, shapes, strict=True))
+    measure = jax.jit(measure)
     np.testing.assert_allclose(measure(*in_sequences), measure(*ARGUMENTS), rtol=1e-6)
 
 
 def test_gradient_of_cross_entropy_is_softmax_minus_target():
-    gradient = jax.grad(lambda logits: cross_entropy(logits, *ARGUMENTS[1:])[0])(ARGUMENTS[0])
+    gradient = jax.jit(jax.grad(lambda logits: cross_entropy(logits, *ARGUMENTS[1:])[0]))(ARGUMENTS[0])
     expected = (softmax(LOGITS, axis=-1) - np.eye(5)[TARGETS]) * WEIGHTS[:, None]
     np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-6)
 
@@ -70,7 +72,7 @@ VECTORS = (*(jnp.asarray(x, jnp.float32) for x in (OUTPUTS, VALUES)), ARGUMENTS[
 
 
 def test_squared_error_agrees_with_mean_squared_error():
-    total, weight = squared_error(*VECTORS, variance=2.5)
+    total, weight = jax.jit(lambda *x: squared_error(*x, variance=2.5))(*VECTORS)
     expected = mean_squared_error(VALUES, OUTPUTS, sample_weight=WEIGHTS) / 2.5
     assert float(weight) == WEIGHTS.sum()
     assert float(total) / WEIGHTS.sum() == pytest.approx(expected, rel=1e-5)
@@ -82,7 +84,7 @@ def test_squared_error_is_1_for_the_mean_of_targets_of_that_variance():
 
 
 def test_explained_variance_agrees_with_r2_score():
-    total, weight = explained_variance(*VECTORS)
+    total, weight = jax.jit(explained_variance)(*VECTORS)
     expected = r2_score(VALUES, OUTPUTS, sample_weight=WEIGHTS, multioutput="variance_weighted")
     assert float(total) / float(weight) == pytest.approx(expected, rel=1e-4)
 
@@ -91,6 +93,7 @@ def test_explained_variance_agrees_with_r2_score():
     "measure", [lambda *x: squared_error(*x, variance=2.0), explained_variance], ids=["error", "explained"]
 )
 def test_vectors_add_up_and_count_one_by_one(measure):
+    measure = jax.jit(measure)
     whole = [float(value) for value in measure(*VECTORS)]
     parts = [measure(*(jnp.asarray(np.asarray(x)[rows]) for x in VECTORS)) for rows in (slice(7), slice(7, 20))]
     np.testing.assert_allclose(np.asarray(parts).sum(axis=0), whole, rtol=1e-5)

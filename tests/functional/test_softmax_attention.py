@@ -15,8 +15,8 @@ from flaxformer_lab.functional.blockwise import blockwise_attention
 from flaxformer_lab.functional.softmax_attention import (
     IMPLEMENTATIONS,
     Problem,
-    context_parallel_attention,
     choose,
+    context_parallel_attention,
     softmax_attention,
 )
 
@@ -74,7 +74,9 @@ def in_shares(query, key, value, causal, valid, window):
     """The first five queries and the others, each share against all keys."""
     options = {"causal": causal, "valid": valid, "window": window}
     parts = ((query[:, :5], 0), (query[:, 5:], 5))
-    return jnp.concatenate([context_parallel_attention(part, key, value, first, **options) for part, first in parts], axis=1)
+    return jnp.concatenate(
+        [context_parallel_attention(part, key, value, first, **options) for part, first in parts], axis=1
+    )
 
 
 WAYS = {
