@@ -134,13 +134,16 @@ def test_every_golden_belongs_to_a_variant():
     assert {path.stem for path in GOLDENS.glob("*.json")} == {"baseline", *VARIANTS}
 
 
+@functools.cache
+def logits_of(draw, recipe, *names):
+    _, network, abstract = build(recipe, *names)
+    return np.asarray(network.apply(draw(abstract), {}, INPUTS[recipe]))
+
+
 @pytest.mark.parametrize(("recipe", "name"), CASES)
 def test_output_changes(draw, recipe, name):
     """Parameters of one name and shape are the same on both sides, so the difference is the variant's."""
-    _, baseline, of_baseline = build(recipe)
-    _, network, abstract = build(recipe, name)
-    expected = np.asarray(baseline.apply(draw(of_baseline), {}, INPUTS[recipe]))
-    logits = np.asarray(network.apply(draw(abstract), {}, INPUTS[recipe]))
+    expected, logits = logits_of(draw, recipe), logits_of(draw, recipe, name)
     assert logits.shape == expected.shape
     assert np.all(np.isfinite(logits))
     assert np.all(np.abs(logits - expected).reshape(2, -1).max(axis=1) > 1e-5)
