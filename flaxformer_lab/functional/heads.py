@@ -7,10 +7,10 @@ them all, and an equal share of its columns is a share of whole heads (Shoeybi e
 from collections.abc import Sequence
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Shaped
 
 
-def fuse_heads(parts: Sequence[Float[Array, "*batch _"]], groups: int) -> Float[Array, "*batch features"]:
+def fuse_heads(parts: Sequence[Shaped[Array, "*batch _"]], groups: int) -> Shaped[Array, "*batch features"]:
     """The parts of each group side by side; each part has an equal share of its features in every group."""
     by_group = [part.reshape(*part.shape[:-1], groups, -1) for part in parts]
     joined = jnp.concatenate(by_group, axis=-1)
@@ -18,8 +18,8 @@ def fuse_heads(parts: Sequence[Float[Array, "*batch _"]], groups: int) -> Float[
 
 
 def split_heads(
-    x: Float[Array, "*batch features"], counts: Sequence[int], head_dim: int
-) -> list[Float[Array, "*batch _ {head_dim}"]]:
+    x: Shaped[Array, "*batch features"], counts: Sequence[int], head_dim: int
+) -> list[Shaped[Array, "*batch _ {head_dim}"]]:
     """Each part's heads; counts: how many heads of each part a group has."""
     # Split, not sliced: the gradient of a split is one concatenation, that of slices a sum of padded copies.
     grid = x.reshape(*x.shape[:-1], -1, sum(counts), head_dim)

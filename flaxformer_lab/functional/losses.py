@@ -26,7 +26,7 @@ def squared_error(
     targets: Float[Array, "*batch features"],
     weights: Float[Array, "*batch"],
     *,
-    variance: float,
+    variance: float | Float[Array, ""],
 ) -> WeightedSum:
     """The mean over features of (output - target)^2, in units of the target's variance: 1 for a guess of the mean."""
     errors = jnp.mean(jnp.square(outputs.astype(jnp.float32) - targets), axis=-1) / variance
