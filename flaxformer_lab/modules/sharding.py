@@ -23,6 +23,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from flaxformer_lab.functional import linear
+from flaxformer_lab.modules import torus
 
 Axes = tuple[str | None, ...]
 Spec = jax.sharding.PartitionSpec
@@ -89,7 +90,10 @@ def context_parallel_attention(
 
 
 def shard_map_attention(
-    attend: Callable[..., Heads], *heads: Heads, valid: Bool[Array, "batch tokens"] | None, **of_heads: Array
+    attend: Callable[..., Heads],
+    *heads: Float[Array, "batch tokens _ _"],
+    valid: Bool[Array, "batch tokens"] | None,
+    **of_heads: Array,
 ) -> Heads:
     """`attend(*heads, valid=valid, **of_heads)` on each device's own examples and heads; they need no others.
 
@@ -239,7 +243,7 @@ def _gathered_backward(function, axes, dtype, residuals, gradient):
     def local_gradient(x: Array, gradient: Array) -> Array:
         whole = _local_shape(axes, shard.shape)
         partial = function.parameter_gradient(x, gradient, whole)
-        partial = jax.lax.psum_scatter(partial, "fsdp", scatter_dimension=axes.index("width"), tiled=True)
+        partial = torus.psum_scatter(partial, "fsdp", axes.index("width"))
         return jax.lax.psum(partial, summed) if summed else partial
 
     in_specs = (Spec(*rows, *compute_spec(inner)), Spec(*rows, *compute_spec(axes[1:])))
@@ -254,7 +258,7 @@ def _all_gather(shard: Array, axes: Axes, dtype: jnp.dtype) -> Array:
     """A parameter gathered over fsdp; cast first, so that the devices send the type of the computation."""
 
     def gather(shard: Array) -> Array:
-        return jax.lax.all_gather(shard.astype(dtype), "fsdp", axis=axes.index("width"), tiled=True)
+        return torus.all_gather(shard.astype(dtype), "fsdp", axes.index("width"))
 
     return jax.shard_map(gather, in_specs=param_spec(axes), out_specs=compute_spec(axes), check_vma=False)(shard)
 

@@ -14,6 +14,7 @@ from flaxformer_lab.config import MeshConfig
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.models.network import PureNetwork
 from flaxformer_lab.modules.sharding import LOGICAL_AXIS_RULES, MESH_AXES, Axes, param_spec
+from flaxformer_lab.modules.torus import learn_rings
 from flaxformer_lab.training.single import Single
 from flaxformer_lab.training.state import State, Tree
 
@@ -41,6 +42,7 @@ class Mesh(Single):
         self.num_devices, self.num_shares = len(devices), self._sizes["data"] * config.fsdp
         automatic = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
         self.mesh = jax.make_mesh(tuple(self._sizes.values()), MESH_AXES, axis_types=automatic, devices=devices)
+        learn_rings(self.mesh, "fsdp")
         with jax.set_mesh(self.mesh):
             super().__init__(deterministic=deterministic)
 

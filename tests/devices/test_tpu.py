@@ -1,13 +1,16 @@
 """Every kind of part, every strategy and the kernels, compiled for TPUs that are not here (`make test-tpu`)."""
 
 import functools
+import math
 
+import jax
 import jax.numpy as jnp
 import pytest
 
 from flaxformer_lab.functional.lightning import lightning_attention
 from flaxformer_lab.functional.softmax_attention import softmax_attention
-from tools.absent_devices import tpus
+from flaxformer_lab.modules.torus import learn_rings, psum_scatter
+from tools.absent_devices import compile_for, tpus
 
 pytestmark = pytest.mark.tpu
 
@@ -59,6 +62,21 @@ def test_what_a_mesh_sends(chips, train_step, fused, sizes, assert_golden):
 
 def test_fsdp_sends_what_theory_says(chips, train_step, experiment, fused, assert_fsdp):
     assert_fsdp(experiment(chips, fused, fsdp=8), train_step(chips, fused, fsdp=8))
+
+
+@pytest.mark.parametrize(("slice_name", "sizes"), [("v5e:16x16", (1, 256)), ("v5p:16x16x16", (16, 256))])
+@pytest.mark.parametrize("shape", [(2048, 6144), (2048, 50304)])
+def test_a_torus_scatters_natively_ring_by_ring(slice_name, sizes, shape):
+    """Asked for 256 chips at once, or for columns in no whole tiles, libtpu sums whole matrices over all of them."""
+    mesh = jax.make_mesh(sizes, ("data", "fsdp"), devices=tpus(slice_name))
+    learn_rings(mesh, "fsdp")
+    whole = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=jax.NamedSharding(mesh, jax.P()))
+    scatter = functools.partial(psum_scatter, axis="fsdp", dimension=0)
+    program = compile_for(
+        mesh, jax.shard_map(scatter, mesh=mesh, in_specs=jax.P(), out_specs=jax.P("fsdp"), check_vma=False), whole
+    )
+    assert program.counts == {"reduce-scatter f32": 2}
+    assert sum(each.received for each in program.collectives) <= 1.02 * 4 * math.prod(shape)
 
 
 @pytest.mark.parametrize("tokens", [2048, 32768])
