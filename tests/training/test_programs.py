@@ -47,9 +47,19 @@ def changed(experiment, **training):
     return dataclasses.replace(experiment, config=config)
 
 
+PROGRAMS = {}
+
+
+def program(experiment, examples):
+    """The compiled calls of an experiment and their data, made once; kept beside it, so that its id stays its own."""
+    if id(experiment) not in PROGRAMS:
+        PROGRAMS[id(experiment)] = experiment, make_run_steps(experiment, examples)
+    return PROGRAMS[id(experiment)][1]
+
+
 def run(experiment, examples, state, plan):
     """The state after the calls of a plan, and the metrics of each step."""
-    run_steps, data = make_run_steps(experiment, examples)
+    run_steps, data = program(experiment, examples)
     strategy = experiment.strategy
     state, data, history = strategy.place(state), strategy.place(data), []
     for (_, count), feed in zip(plan, make_feeds(experiment, examples, plan), strict=True):
