@@ -9,7 +9,8 @@ import pytest
 from flaxformer_lab.ablation import engine, local
 from flaxformer_lab.ablation.engine import primary_metric, run_cells
 from flaxformer_lab.ablation.local import train_here
-from flaxformer_lab.ablation.population import train_population
+from flaxformer_lab.ablation.population import Outcome, train_population
+from flaxformer_lab.ablation.store import Store
 from flaxformer_lab.evaluate import load_run
 
 ONE = {"variants": {}, "learning_rates": (0.01, 0.03), "seeds": (0, 1)}
@@ -21,17 +22,59 @@ def events():
     return []
 
 
+@pytest.fixture
+def without_training(monkeypatch):
+    """Populations that are done at once, where what the engine does around them is the point.
+
+    The function that it gives makes those of some numbers of tokens fail.
+    """
+    failing = set()
+
+    class Population:
+        def __init__(self, config, replicas):
+            if config.task.tokens in failing:
+                raise ValueError("out of luck\nand more")
+            self.replicas = tuple(replicas)
+
+        def run(self, progress):
+            progress(4, 4)
+            ends, number = (2, 4), len(self.replicas)
+            validation, test = ({name: np.zeros(shape) for name in ("loss", "r2")} for shape in ((number, 2), number))
+            return Outcome(self.replicas, ends, validation, test, {}, (), seconds=0.0)
+
+    def fail(*tokens):
+        failing.clear()
+        failing.update(tokens)
+
+    monkeypatch.setattr(local, "Population", Population)
+    return fail
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """The function that trains a cell's population, once."""
+    outcomes = {}
+
+    def train(cell):
+        if cell.key not in outcomes:
+            outcomes[cell.key] = train_population(cell.config, cell.replicas)
+        return outcomes[cell.key]
+
+    return train
+
+
 def of_kind(events, what):
     return [(each.cell.task, each.cell.variant) for each in events if each.what == what]
 
 
-def test_every_cell_is_trained_once_and_its_result_is_that_of_its_population(grid, store, events):
+def test_every_cell_is_trained_once_and_its_result_is_that_of_its_population(grid, store, events, trained):
     made = grid({**ONE, "tasks": {"near": {"recipe": "delay.py"}}})
     store.claim(made)
-    run_cells(made.cells, store, "none", events.append, train_here)
+    run_cells(made.cells, store, "chosen", events.append, train_here)
     assert of_kind(events, "finished") == [("near", "baseline")]
     (cell,) = made.cells
-    outcome, found = train_population(cell.config, cell.replicas), store.result(cell)
+    outcome, found = trained(cell), store.result(cell)
+    assert len(list((store.path / "runs" / cell.key).iterdir())) == 2
     assert [(each["seed"], each["learning_rate"]) for each in found["replicas"]] == [
         (replica.seed, replica.learning_rate) for replica in cell.replicas
     ]
@@ -40,39 +83,26 @@ def test_every_cell_is_trained_once_and_its_result_is_that_of_its_population(gri
         np.testing.assert_allclose(each["validation"]["loss"], outcome.validation["loss"][number], atol=1e-6)
     assert found["steps"] == [2, 4] and found["parameters"] > 0 and found["forward_flops"] > 0
     assert found["bound"] is None
+    progress = [(each.done, each.total) for each in events if each.what == "progress"]
+    assert progress[-1] == (4, 4) and progress == sorted(progress)
     events.clear()
     run_cells(made.cells, store, "none", events.append, train_here)
     assert events == []
 
 
-def test_progress_reaches_its_total(grid, store, events):
-    made = grid({**ONE, "tasks": {"near": {"recipe": "delay.py"}}})
-    store.claim(made)
-    run_cells(made.cells, store, "none", events.append, train_here)
-    progress = [(each.done, each.total) for each in events if each.what == "progress"]
-    assert progress[-1] == (4, 4) and progress == sorted(progress)
-
-
-def test_a_cell_that_fails_is_recorded_and_the_rest_goes_on(grid, store, events, monkeypatch):
+def test_a_cell_that_fails_is_recorded_and_the_rest_goes_on(grid, store, events, without_training):
     made = grid(ONE)
     store.claim(made)
-    whole = local.Population.__init__
-
-    def broken(self, config, replicas):
-        if config.task.tokens == 4:
-            raise ValueError("out of luck\nand more")
-        whole(self, config, replicas)
-
-    monkeypatch.setattr(local.Population, "__init__", broken)
+    without_training(4)
     run_cells(made.cells, store, "none", events.append, train_here)
     assert of_kind(events, "failed") == [("near", "baseline")] and of_kind(events, "finished") == [("far", "baseline")]
     assert store.failure(made.cells[0]) == "ValueError: out of luck"
-    monkeypatch.setattr(local.Population, "__init__", whole)
+    without_training()
     run_cells(made.cells, store, "none", events.append, train_here)  # the next time it is tried again
     assert store.failure(made.cells[0]) is None and store.result(made.cells[0]) is not None
 
 
-def test_an_interruption_is_no_failure(grid, store, events, monkeypatch):
+def test_an_interruption_is_no_failure(grid, store, events, without_training):
     made = grid(ONE)
     store.claim(made)
 
@@ -98,7 +128,9 @@ def waits(monkeypatch):
     return set_up
 
 
-def test_a_cell_that_another_process_works_on_is_left_to_it(grid, store, result, events, work_elsewhere, waits):
+def test_a_cell_that_another_process_works_on_is_left_to_it(
+    grid, store, result, events, work_elsewhere, waits, without_training
+):
     made = grid(ONE)
     store.claim(made)
     theirs = made.cells[0]
@@ -115,7 +147,7 @@ def test_a_cell_that_another_process_works_on_is_left_to_it(grid, store, result,
     assert store.result(theirs)["replicas"][0]["test"]["r2"] == 0.25
 
 
-def test_a_cell_whose_process_died_is_taken_over(grid, store, events, work_elsewhere, waits):
+def test_a_cell_whose_process_died_is_taken_over(grid, store, events, work_elsewhere, waits, without_training):
     made = grid({**ONE, "tasks": {"near": {"recipe": "delay.py"}}})
     store.claim(made)
     other = work_elsewhere(made.cells[0])
@@ -129,22 +161,23 @@ def test_a_cell_whose_process_died_is_taken_over(grid, store, events, work_elsew
     assert other.poll() is not None and store.result(made.cells[0]) is not None
 
 
-@pytest.mark.parametrize(("keep", "number"), [("chosen", 2), ("all", 4)])
-def test_replicas_are_kept_as_ordinary_runs(grid, store, keep, number):
-    made = grid({**ONE, "tasks": {"near": {"recipe": "delay.py"}}})
-    store.claim(made)
-    run_cells(made.cells, store, keep, lambda event: None, train_here)
-    folders = sorted((store.path / "runs" / made.cells[0].key).iterdir())
-    assert len(folders) == number
-    found = store.result(made.cells[0])["replicas"]
-    for folder in folders:
+def test_replicas_are_kept_as_ordinary_runs(grid, store, trained, tmp_path):
+    """Those of the rate that was chosen, or all of them."""
+    (cell,) = grid({**ONE, "tasks": {"near": {"recipe": "delay.py"}}}).cells
+    outcome = trained(cell)
+    found = engine.result_of(cell, outcome)
+    chosen = engine.save_kept(cell, outcome, found, store, "chosen")
+    assert len(chosen) == 2 and sorted((store.path / "runs" / cell.key).iterdir()) == sorted(chosen)
+    for folder in chosen:
         run = load_run(folder)
         (same,) = [
             each
-            for each in found
+            for each in found["replicas"]
             if (each["seed"], each["learning_rate"]) == (run.config.seed, run.config.optimizer.learning_rate)
         ]
         assert run.evaluate("test")["r2"] == pytest.approx(same["test"]["r2"], abs=1e-6)
+    kept = engine.save_kept(cell, outcome, found, Store(tmp_path / "other"), "all")
+    assert [load_run(folder).config.seed for folder in kept] == [each.seed for each in cell.replicas]
 
 
 def test_what_a_task_is_judged_by():
@@ -153,7 +186,7 @@ def test_what_a_task_is_judged_by():
     assert primary_metric(["loss", "bits"]) == ("loss", False)
 
 
-def test_programs_of_earlier_cells_are_forgotten(grid, store, monkeypatch):
+def test_programs_of_earlier_cells_are_forgotten(grid, store, monkeypatch, without_training):
     cleared = []
     monkeypatch.setattr(local, "CELLS_A_CACHE", 2)
     monkeypatch.setattr(jax, "clear_caches", lambda: cleared.append(1))
