@@ -29,6 +29,11 @@ ROW_BLOCK_TOKENS = 1024  # on the CPU; beyond, walking over blocks of keys was a
 QUADRATIC_BYTES = 2**30
 BLOCK = 512
 
+# With fewer features than this a head's scores are no work for a matrix unit, and XLA makes them as one array: with
+# heads of one feature it needs 540 MB for a model of 1M parameters, and minutes to compile that for a GPU.
+LEAST_HEAD_DIM = 8
+NARROW_BLOCK = 32
+
 
 class Problem(NamedTuple):
     """What the choice rests on: shapes, type, and masks."""
@@ -106,6 +111,8 @@ def choose(problem: Problem, platform: str) -> Choice:
     if obstacle is None:
         name = "splash" if platform == "tpu" else "cudnn"
         return Choice(name, f"on a {platform}, the fused kernel serves these shapes and masks")
+    if problem.head_dim < LEAST_HEAD_DIM:
+        return Choice("blockwise", f"{obstacle}; the scores of such heads are much larger than what they come from")
     if problem.quadratic_bytes <= QUADRATIC_BYTES and problem.head_dim == problem.value_dim:
         return Choice("xla", f"{obstacle}; {size}, which fits")
     return Choice("blockwise", f"{obstacle}; {size}, and the blockwise form needs memory linear in tokens")
@@ -166,7 +173,9 @@ def _row_blocks(query, key, value, causal, valid, window):
 
 
 def _blockwise(query, key, value, causal, valid, window):
-    return blockwise_attention(query, key, value, valid, causal, window, _block_size(query.shape[1]))
+    narrow = query.shape[-1] < LEAST_HEAD_DIM and target_platform() != "cpu"
+    size = NARROW_BLOCK if narrow else _block_size(query.shape[1])
+    return blockwise_attention(query, key, value, valid, causal, window, size)
 
 
 def _block_size(tokens: int) -> int:

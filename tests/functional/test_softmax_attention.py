@@ -222,6 +222,9 @@ def problem(**changes):
         ("tpu", {"head_dim": 128, "value_dim": 128}, "splash", "fused"),
         ("tpu", {"tokens": 500, "head_dim": 128, "value_dim": 128}, "xla", "multiples of 128, not 500 tokens"),
         ("tpu", {"tokens": 99999}, "blockwise", "multiples of 128"),
+        ("gpu", {"half": False, "head_dim": 1, "value_dim": 1}, "blockwise", "scores of such heads are much larger"),
+        ("tpu", {"head_dim": 4, "value_dim": 4}, "blockwise", "scores of such heads are much larger"),
+        ("cpu", {"head_dim": 1, "value_dim": 1}, "row_blocks", "512 tokens are few"),
     ],
 )
 def test_the_choice_and_its_reason(platform, changes, name, reason):
