@@ -9,6 +9,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from flaxformer_lab.functional import lightning_kernel
@@ -78,7 +79,7 @@ def lightning_attention(
     """
     if query.shape[1] == 0:
         raise ValueError("lightning_attention needs at least one token; the sequence is empty")
-    choice = asked_for(implementation, IMPLEMENTATIONS) if implementation else choose(query.shape[1])
+    choice = asked_for(implementation, IMPLEMENTATIONS) if implementation else choose(query.shape, query.dtype)
     key, block = _without_padding(key, valid), block or block_size()
     mixed = blockwise(query, key, value, slopes, block, choice.name)
     if not causal:
@@ -94,12 +95,15 @@ def block_size() -> int:
     return BLOCK[target_platform()]
 
 
-def choose(tokens: int, device: str | None = None) -> Choice:
-    """The kernel where it was measured to be faster on this device, else the blockwise form."""
-    device = device or target_device_kind()
-    start = lightning_kernel.FASTER_FROM.get(device)
+def choose(shape: tuple[int, ...], dtype: DTypeLike, device: str | None = None) -> Choice:
+    """The kernel where it was measured to be faster for such a query on this device, else the blockwise form."""
+    (batch, tokens, heads, _), device = shape, device or target_device_kind()
+    start, programs = lightning_kernel.FASTER_FROM.get(device), lightning_kernel.LEAST_PROGRAMS
     if start is None:
         return Choice("blockwise", f"on {device} the kernel has not been measured to be faster")
+    if jnp.dtype(dtype).itemsize != 2 or batch * heads < programs:
+        measured = f"the kernel was measured in 16 bits with {programs} heads"
+        return Choice("blockwise", f"on {device} {measured}, not in {jnp.dtype(dtype).name} with {batch} x {heads}")
     if tokens < start:
         return Choice("blockwise", f"on {device} the kernel is faster from {start} tokens on, not with {tokens}")
     return Choice("kernel", f"on {device} the kernel is faster from {start} tokens on")

@@ -65,10 +65,13 @@ def test_its_gradient_is_that_of_the_naive_form():
 
 
 def test_the_kernel_is_chosen_only_where_it_was_measured_to_be_faster(monkeypatch):
-    assert lightning.choose(10**6, "a device never measured").name == "blockwise"
+    assert lightning.choose((4, 10**6, 32, 128), jnp.bfloat16, "a device never measured").name == "blockwise"
     monkeypatch.setitem(lightning_kernel.FASTER_FROM, "fast device", 2048)
-    assert lightning.choose(1024, "fast device").name == "blockwise"
-    assert lightning.choose(2048, "fast device") == (
+    assert lightning.choose((4, 1024, 32, 128), jnp.bfloat16, "fast device").name == "blockwise"
+    assert lightning.choose((4, 2048, 32, 128), jnp.float32, "fast device").name == "blockwise"
+    few = lightning.choose((1, 2048, 32, 128), jnp.bfloat16, "fast device")
+    assert few.name == "blockwise" and "not in bfloat16 with 1 x 32" in few.reason
+    assert lightning.choose((4, 2048, 32, 128), jnp.bfloat16, "fast device") == (
         "kernel",
         "on fast device the kernel is faster from 2048 tokens on",
     )
