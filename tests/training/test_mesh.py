@@ -1,6 +1,7 @@
 """One program over a mesh of four devices: the figures of one device, in less memory."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -103,11 +104,21 @@ def test_a_mesh_trains_like_one_device(whole, alone, sizes, assert_close):
         assert figures[name] == pytest.approx(value, abs=1e-5)
 
 
+def replica_config(seed=0):
+    training = {"batch_size": 8, "steps": 20, "steps_per_call": 20}
+    return parse_config(TEXT | {"seed": seed, "training": training, "parallelism": {"strategy": "single"}})
+
+
+@functools.cache
+def replica_alone(seed):
+    """The state of one replica that trains by itself, and each update's loss."""
+    return trained(make_experiment(replica_config(seed)), call=20)
+
+
 @pytest.mark.parametrize("sizes", [{"data": 4}, {"fsdp": 2, "sequence": 2}], ids=str)
 def test_a_population_on_a_mesh_trains_like_each_replica_alone(sizes, assert_close):
     """Two seeds under vmap, every parameter of each of them where the table says."""
-    training = {"batch_size": 8, "steps": 20, "steps_per_call": 20}
-    config = parse_config(TEXT | {"training": training, "parallelism": {"strategy": "single"}})
+    config = replica_config()
     seeds = np.arange(2, dtype=np.uint32)
     experiment = make_experiment(on_mesh(config, **sizes))
     strategy, examples = experiment.strategy, experiment.task.examples("train")
@@ -122,7 +133,7 @@ def test_a_population_on_a_mesh_trains_like_each_replica_alone(sizes, assert_clo
         strategy.place(seeds), strategy.place_state(jax.jit(start)(seeds), layout), data, feed, count
     )
     for number, seed in enumerate(seeds.tolist()):
-        state, losses = trained(make_experiment(dataclasses.replace(config, seed=seed)), call=20)
+        state, losses = replica_alone(seed)
         assert_close(jax.tree.map(lambda leaf, number=number: leaf[number], states), state, 1e-5)
         total, weight = strategy.fetch(history)["loss"]
         np.testing.assert_allclose(total[number] / weight[number], losses, atol=1e-5)

@@ -126,7 +126,7 @@ def gradient(model, size, **parts):
     strategy, layout = experiment.strategy, experiment.layout
     options = {"seed": 0, "accumulate": experiment.config.training.accumulate, "axis_name": strategy.axis_name}
     step = make_train_step(experiment.task, experiment.network, experiment.optimizer, **options)
-    params, model_state = experiment.network.init(jax.random.key(0))
+    params, model_state = jax.jit(experiment.network.init)(jax.random.key(0))
     start = jax.tree.map(jnp.zeros_like, experiment.optimizer.init(params))
     state = type(experiment.abstract_state)(jnp.zeros((), jnp.int32), params, model_state, start)
     before = leaf_paths(jax.device_get(params))
