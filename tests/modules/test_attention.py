@@ -2,6 +2,7 @@
 
 import typing
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from flaxformer_lab.config import parse_config
 from flaxformer_lab.model_config import AttentionConfig, TransformerConfig
 from flaxformer_lab.modules.attention import ATTENTIONS, make_attention
 from flaxformer_lab.modules.rngs import Rngs
-from flaxformer_lab.modules.taps import Taps
+from flaxformer_lab.modules.taps import CLOSED, Taps
 
 TOKENS, WIDTH = 4, 8
 X = np.random.default_rng(0).normal(size=(2, TOKENS, WIDTH))
@@ -41,8 +42,18 @@ def merge(p, mixed):
     return mixed.swapaxes(1, 2).reshape(2, TOKENS, -1) @ p["output.kernel"] + p["output.bias"]
 
 
-def run(module, **options):
-    return module(jnp.asarray(X, jnp.float32), **options)
+def run(module, taps=None, **options):
+    """The output, from one compiled program; what it taps goes into `taps`."""
+
+    @jax.jit
+    def call(x):
+        inner = Taps()
+        return module(x, taps=CLOSED if taps is None else inner, **options), inner.values
+
+    output, values = call(jnp.asarray(X, jnp.float32))
+    if taps is not None:
+        taps.values.update(values)
+    return output
 
 
 @pytest.mark.parametrize("causal", [False, True])
