@@ -80,13 +80,28 @@ def context_parallel_attention(
     shard, whole = Spec(batch, tokens, heads, None), Spec(batch, None)
 
     def attend_locally(query: Heads, key: Heads, value: Heads, valid: Bool[Array, "batch tokens"] | None) -> Heads:
-        key, value = (jax.lax.all_gather(x, tokens, axis=1, tiled=True) for x in (key, value))
+        key, value = _gather_tokens(key), _gather_tokens(value)
         first = jax.lax.axis_index(tokens) * query.shape[1]
         return attend(query, key, value, first, valid=valid)
 
     # Every axis of the mesh is named in `shard`, so there is nothing for the check of replicated values to find.
     specs = {"in_specs": (shard, shard, shard, whole), "out_specs": shard, "check_vma": False}
     return jax.shard_map(attend_locally, **specs)(query, key, value, valid)
+
+
+@jax.custom_vjp
+def _gather_tokens(x: Heads) -> Heads:
+    return jax.lax.all_gather(x, LOGICAL_AXIS_RULES["tokens"], axis=1, tiled=True)
+
+
+def _scatter_gradient(_: None, gradient: Heads) -> tuple[Heads]:
+    # Every device's queries have a part in it, so it is a sum over tokens: in float32.
+    places = {"scatter_dimension": 1, "tiled": True}
+    summed = jax.lax.psum_scatter(gradient.astype(jnp.float32), LOGICAL_AXIS_RULES["tokens"], **places)
+    return (summed.astype(gradient.dtype),)
+
+
+_gather_tokens.defvjp(lambda x: (_gather_tokens(x), None), _scatter_gradient)
 
 
 def shard_map_attention(
