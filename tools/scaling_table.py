@@ -1,25 +1,26 @@
-"""Compiles the train step of large models for many devices, without running it, and writes docs/scaling.md's tables.
+"""Compiles the train step of large models for TPUs and GPUs that are not here, and writes docs/scaling.md's tables.
 
-    python tools/scaling_table.py       # about three minutes on 2 cores
+    pip install -e '.[tpu-compile,cuda-compile]'
+    python tools/scaling_table.py                        # all of them, about an hour on 2 cores
+    python tools/scaling_table.py --only='7B on h100'    # those whose name begins so; the others stay as they are
 
-The devices are simulated ones of the CPU, which exist in the compiler's eyes alone: up to 256 of them are tried, and
-for more the numbers are those of theory. A model is compiled with one block and with two, in processes of their own:
-the second block costs what every further one does, so the numbers of the whole model follow.
+What the compilers say is kept in docs/results/scaling.json, from which the tables are made. Where all blocks of a model
+take too long to compile, it is compiled with one block and with two: the second costs what every further one does, so
+the figures of the whole model follow. Each program is compiled in a process of its own.
 """
 
+import argparse
+import collections
 import json
-import math
-import re
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "scaling.md"
+ROOT = Path(__file__).resolve().parents[1]
+PAGE, FIGURES = ROOT / "docs" / "scaling.md", ROOT / "docs" / "results" / "scaling.json"
 SYMBOLS = 50304
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "u16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8}
-COLLECTIVE = re.compile(r" = (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
-SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 
 
 @dataclass(frozen=True)
@@ -32,133 +33,153 @@ class Size:
     tokens: int
 
 
+@dataclass(frozen=True)
+class Place:
+    """Devices, and how a mesh divides them; one example a device."""
+
+    devices: str
+    number: int
+    data: int
+    fsdp: int
+
+    @property
+    def mesh(self) -> str:
+        """In the words of the config."""
+        return f"fsdp={self.fsdp}" if self.data == 1 else f"data={self.data} fsdp={self.fsdp}"
+
+
 SIZES = {"124M": Size(768, 12, 12, 1024), "1.3B": Size(2048, 24, 16, 2048), "7B": Size(4096, 32, 32, 4096)}
+PLACES = {
+    "v5e:16x16": Place("TPU v5e x 256", 256, 1, 256),
+    "v5p:16x16x16": Place("TPU v5p x 4,096", 4096, 16, 256),
+    "h100:8": Place("H100 x 8", 8, 1, 8),
+    "h100:256": Place("H100 x 256", 256, 1, 256),
+    "h100:4096": Place("H100 x 4,096", 4096, 16, 256),
+}
+KINDS = {"all-gather": "gathered", "reduce-scatter": "scattered", "all-reduce": "summed"}
 
 
-def compiled(name: str, depth: int, devices: int, batch: int) -> dict[str, float]:
-    """Of one update with fsdp over all devices: parameters, bytes a device holds and needs, bytes it receives."""
-    import jax
-
-    jax.config.update("jax_num_cpu_devices", devices)
+def compiled(name: str, place: str, depth: int) -> dict[str, float]:
+    """Of one update: bytes that a device holds, needs beside, and receives by each kind of collective."""
     import jax.numpy as jnp
 
-    from flaxformer_lab.config import parse_config
-    from flaxformer_lab.models.cost import parameters
-    from flaxformer_lab.modules.sharding import PLACES
+    from flaxformer_lab.config import MeshConfig, parse_config
+    from flaxformer_lab.training.mesh import Mesh
     from flaxformer_lab.training.programs import make_experiment
-    from flaxformer_lab.training.step import make_train_step
+    from tools.absent_devices import compile_train_step, h100s, tpus
 
-    size = SIZES[name]
+    size, where = SIZES[name], PLACES[place]
+    devices = h100s(where.number) if place.startswith("h100") else tpus(place)
     model = {"width": size.width, "depth": depth, "attention": {"num_heads": size.heads}, "dtype": "bfloat16"}
     tree = {
         "task": {"name": "language_modelling", "tokenizer": "bytes", "sequence_length": size.tokens},
         "model": model | {"position": "rotary", "bias": False, "causal": True, "remat": True},
-        "training": {"batch_size": batch, "evaluate_batch_size": batch},
-        "parallelism": {"strategy": "mesh", "mesh": {"fsdp": devices}},
+        "training": {"batch_size": where.number, "evaluate_batch_size": where.number},
+        "parallelism": {"strategy": "mesh"},
     }
-    experiment = make_experiment(parse_config(tree), {"num_symbols": SYMBOLS})
-    mesh = experiment.strategy.mesh
-    rows = jax.sharding.NamedSharding(mesh, jax.P(PLACES["batch"]))
-    shapes = {"symbols": ((size.tokens + 1,), jnp.uint16), "weights": ((size.tokens,), jnp.float32)}
-    shapes |= {"row": ((), jnp.int32), "weight": ((), jnp.float32)}
-    inputs = {key: jax.ShapeDtypeStruct((batch, *shape), kind, sharding=rows) for key, (shape, kind) in shapes.items()}
-    state = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        experiment.abstract_state,
-        experiment.layout,
-    )
-    step = make_train_step(experiment.task, experiment.network, experiment.optimizer, seed=0)
-    results = (experiment.layout, jax.sharding.NamedSharding(mesh, jax.P()))
-    with jax.set_mesh(mesh):
-        lowered = jax.jit(step, out_shardings=results, donate_argnums=0).lower(state, inputs)
-        # With the barriers in place that keep what the backward pass makes anew from being made early.
-        program = lowered.compile(
-            {"xla_llvm_disable_expensive_passes": True, "xla_disable_hlo_passes": "cse_barrier_expander"}
-        )
-    memory = program.memory_analysis()
-    return {
-        "parameters": parameters(experiment.abstract_state.params),
-        "held": memory.argument_size_in_bytes,
-        "needed": memory.temp_size_in_bytes,
-        "received": received_bytes(program.as_text(), devices),
-    }
+    mesh = Mesh(MeshConfig(data=where.data, fsdp=where.fsdp), devices)
+    experiment = make_experiment(parse_config(tree), {"num_symbols": SYMBOLS}, mesh)
+    program = compile_train_step(experiment, devices, jnp.uint16)
+    memory = program.compiled.memory_analysis()
+    figures = collections.Counter({"held": memory.argument_size_in_bytes, "temporary": memory.temp_size_in_bytes})
+    for each in program.collectives:
+        figures[f"{each.kind} {each.dtype}"] += each.received
+        figures[f"count {each.kind}"] += 1
+    return dict(figures)
 
 
-def received_bytes(program: str, devices: int) -> float:
-    """What a device receives by the program's collectives, each over all devices and the best way there is."""
-    total = 0.0
-    for shapes, kind in COLLECTIVE.findall(program):
-        size = sum(BYTES[t] * math.prod(map(int, filter(None, dims.split(",")))) for t, dims in SHAPE.findall(shapes))
-        share = size * (devices - 1) / devices
-        total += {"all-reduce": 2 * share, "reduce-scatter": share * devices}.get(kind, share)
-    return total
-
-
-def whole(name: str, devices: int, batch: int) -> dict[str, float]:
+def whole(name: str, place: str) -> dict[str, float]:
     """The figures of a model with all of its blocks."""
-    figures = []
-    for depth in (1, 2):
-        line = [sys.executable, __file__, name, str(depth), str(devices), str(batch)]
-        done = subprocess.run(line, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{name} for {devices} devices: {done.stderr[-2000:]}")
-        figures.append(json.loads(done.stdout))
-    one, two = figures
     depth = SIZES[name].depth
-    result = {key: one[key] + (depth - 1) * (two[key] - one[key]) for key in one}
-    result["in blocks"] = depth * (two["parameters"] - one["parameters"])
-    print(name, devices, {key: f"{value:.3g}" for key, value in result.items()}, flush=True)
-    return result
+    if depth <= 12 or place.startswith("h100"):
+        return in_a_process(name, place, depth)
+    one, two = (in_a_process(name, place, few) for few in (1, 2))
+    return {key: one.get(key, 0) + (depth - 1) * (two.get(key, 0) - one.get(key, 0)) for key in sorted({*one, *two})}
 
 
-def in_gigabytes(number: float) -> str:
+def in_a_process(name: str, place: str, depth: int) -> dict[str, float]:
+    """`compiled`, in a process of its own."""
+    line = [sys.executable, __file__, "--program", name, place, str(depth)]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]])}
+    done = subprocess.run(line, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"{name} on {place}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def parameters(name: str) -> tuple[int, int]:
+    """Of a model's matrices: all, and those of its blocks."""
+    size = SIZES[name]
+    hidden = 4 * size.width
+    of_blocks = size.depth * (4 * size.width**2 + 2 * size.width * hidden)
+    return of_blocks + 2 * SYMBOLS * size.width, of_blocks
+
+
+def theory(name: str, place: str) -> dict[str, float]:
+    """What a device holds and receives by stage 3 of Rajbhandari et al. 2020."""
+    (everything, of_blocks), where = parameters(name), PLACES[place]
+    others = (where.fsdp - 1) / where.fsdp
+    return {
+        "held": 12 * everything / where.fsdp,
+        "gathered": 2 * (everything + of_blocks) * others,
+        "scattered": 4 * everything * others,
+        "summed": 2 * 4 * everything / where.fsdp * (where.data - 1) / where.data,
+    }
+
+
+def received(figures: dict[str, float], kind: str) -> float:
+    """Bytes that a device receives by one kind of collective, of any type."""
+    return sum(value for key, value in figures.items() if key.startswith(f"{kind} "))
+
+
+def gigabytes(number: float) -> str:
     """Three digits of a number of bytes."""
     return f"{number / 1e9:.3g}" if number < 1e11 else f"{number / 1e9:.0f}"
 
 
-def few_devices() -> list[str]:
-    """Rows of memory a device against devices: the 124M model, eight examples."""
-    rows = ["| devices | held | needed beside | received an update |", "|---|---|---|---|"]
-    for devices in (1, 2, 4, 8):
-        of = whole("124M", devices, 8)
-        rows.append(
-            f"| {devices} | " + " | ".join(in_gigabytes(of[key]) for key in ("held", "needed", "received")) + " |"
-        )
-    return rows
-
-
-def many_devices() -> list[str]:
-    """Rows of large models on 256 devices as compiled, and on 256 and 4096 as theory says."""
-    rows = [
-        "| model | parameters | devices | held: compiled | theory | needed beside | received: compiled | theory |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+def rows(of: dict[str, dict[str, float]]) -> list[str]:
+    """The table: what was compiled, and what theory says in brackets."""
+    head = ["model", "devices", "mesh", "held", "temporary", "gathered", "scattered", "summed", "collectives"]
+    table = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for name in SIZES:
-        of = whole(name, 256, 256)
-        parameters = of["parameters"]
-        state, sent = 12 * parameters / 256, 4 * (2 * parameters + of["in blocks"]) * 255 / 256
-        size = f"{name} | {parameters / 1e6:,.0f}M"
-        numbers = (of["held"], state, of["needed"], of["received"], sent)
-        rows.append(f"| {size} | 256: fsdp=256 | " + " | ".join(map(in_gigabytes, numbers)) + " |")
-        more = sent + 2 * 4 * parameters / 256 * 15 / 16
-        rows.append(
-            f"| {size} | 4096: data=16 fsdp=256 | not compiled | {in_gigabytes(state)} | not compiled | not compiled | "
-            f"{in_gigabytes(more)} |"
-        )
-    return rows
+        for place, where in PLACES.items():
+            figures, expected = of.get(f"{name} on {place}"), theory(name, place)
+            if figures is None:
+                continue
+            pairs = [(figures["held"], "held"), *((received(figures, kind), word) for kind, word in KINDS.items())]
+            held, *sent = (f"{gigabytes(found)} ({gigabytes(expected[word])})" for found, word in pairs)
+            counts = ", ".join(f"{figures.get(f'count {kind}', 0):.0f} {word}" for kind, word in KINDS.items())
+            cells = [name, where.devices, where.mesh, held, gigabytes(figures["temporary"]), *sent, counts]
+            table.append(f"| {' | '.join(cells)} |")
+    return table
 
 
-def keep(name: str, rows: list[str]) -> None:
+def keep(name: str, lines: list[str]) -> None:
     """Puts a table between its marks."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     text = PAGE.read_text(encoding="utf-8")
     before, rest = text.split(begin)
-    PAGE.write_text(before + begin + "\n" + "\n".join(rows) + "\n" + end + rest.split(end)[1], encoding="utf-8")
+    PAGE.write_text(before + begin + "\n" + "\n".join(lines) + "\n" + end + rest.split(end)[1], encoding="utf-8")
+
+
+def main() -> None:
+    """Compiles what is asked for, and writes the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="the begin of the names to compile: '7B on h100'")
+    parser.add_argument("--program", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.program:
+        name, place, depth = options.program
+        print(json.dumps(compiled(name, place, int(depth))))
+        return
+    of = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.exists() else {}
+    for case in (f"{name} on {place}" for name in SIZES for place in PLACES):
+        if case.startswith(options.only):
+            of[case] = whole(*case.split(" on "))
+            print(case, {key: f"{value:.3g}" for key, value in of[case].items()}, flush=True)
+            FIGURES.write_text(json.dumps(of, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    keep("many devices", rows(of))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        print(json.dumps(compiled(sys.argv[1], *map(int, sys.argv[2:]))))
-    else:
-        keep("few devices", few_devices())
-        keep("many devices", many_devices())
+    main()
