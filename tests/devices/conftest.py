@@ -44,6 +44,7 @@ PARTS: dict[str, dict[str, Any]] = {
         "model.ffn.kind": "gated",
         "model.norm.kind": "rmsnorm",
         "model.position": "rotary",
+        "model.precision": "high",
         "optimizer.name": "muon",
     },
     "lightning": {
@@ -67,6 +68,7 @@ PARTS: dict[str, dict[str, Any]] = {
         "model.attention.window": 16,
         "model.ffn.kind": "diagonal",
         "model.position": "sinusoidal",
+        "model.precision": "default",
         "optimizer.name": "sgd",
     },
     "static": {
