@@ -203,7 +203,7 @@ def _described(error: Exception) -> str:
 
 
 class Report:
-    """The table: told line by line, and written anew after each check."""
+    """The table: told line by line, and written again after each check."""
 
     def __init__(self, out: Path, checks: Sequence[Check]):
         self._out, self._order = out, [check.name for check in checks]
