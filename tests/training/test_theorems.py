@@ -50,14 +50,16 @@ def test_an_odd_network_cannot_learn_the_product_of_two_features(ffn):
     assert bound == 0 and score < 0.02
 
 
-@pytest.mark.parametrize("ffn", [{"kind": "mlp", "activation": "relu"}, {"kind": "bilinear"}])
+@pytest.mark.parametrize(
+    "ffn", [{"kind": "mlp", "activation": "relu"}, pytest.param({"kind": "bilinear"}, marks=SLOW)]
+)
 def test_a_network_that_is_not_odd_learns_it(ffn):
     model = ODD | {"width": 16, "depth": 1, "ffn": ffn}
     score, bound = fit({"name": "product", "tokens": 2, "features": 4}, model, steps=300, learning_rate=2e-2)
     assert bound is None and score > 0.9
 
 
-@pytest.mark.parametrize("rotation", ["shift", "random"])
+@pytest.mark.parametrize("rotation", ["shift", pytest.param("random", marks=SLOW)])
 def test_without_a_path_between_features_a_rotation_is_learned_as_far_as_its_diagonal(rotation):
     task = {"name": "rotation", "features": 8, "rotation": rotation, "embedding": "identity", "head": "identity"}
     model = PLAIN | {"width": 8, "depth": 1, "skip": {"attention": False}}
