@@ -50,9 +50,7 @@ def test_an_odd_network_cannot_learn_the_product_of_two_features(ffn):
     assert bound == 0 and score < 0.02
 
 
-@pytest.mark.parametrize(
-    "ffn", [{"kind": "mlp", "activation": "relu"}, pytest.param({"kind": "bilinear"}, marks=SLOW)]
-)
+@pytest.mark.parametrize("ffn", [{"kind": "mlp", "activation": "relu"}, pytest.param({"kind": "bilinear"}, marks=SLOW)])
 def test_a_network_that_is_not_odd_learns_it(ffn):
     model = ODD | {"width": 16, "depth": 1, "ffn": ffn}
     score, bound = fit({"name": "product", "tokens": 2, "features": 4}, model, steps=300, learning_rate=2e-2)
