@@ -1,10 +1,8 @@
 """What a run tells: metrics.jsonl and TensorBoard for machines, a progress line for people."""
 
 import contextlib
-import importlib
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from tensorboardX import SummaryWriter
 
 from flaxformer_lab.errors import RunError
 from flaxformer_lab.training.folder import write_whole
@@ -32,7 +31,7 @@ class MetricsLog:
             self._there = _drop_after(metrics, resumed_step) if writes else set()
             self._file = (metrics if writes else Path(os.devnull)).open("a", encoding="utf-8")
             purge = {"purge_step": resumed_step + 1} if resumed_step else {}
-            self._tensorboard = _summary_writer(str(tensorboard), write_to_disk=writes, **purge)
+            self._tensorboard = SummaryWriter(str(tensorboard), write_to_disk=writes, **purge)
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
         """Writes one line a value."""
@@ -64,22 +63,6 @@ class MetricsLog:
         """Finishes both files."""
         self._file.close()
         self._tensorboard.close()
-
-
-def _summary_writer(folder: str, **options: Any) -> Any:
-    """A writer for TensorBoard.
-
-    tensorboardX imports PyTorch, where it is installed, to name a type. That takes seconds, so it is imported without.
-    """
-    if "tensorboardX" not in sys.modules and "torch" not in sys.modules:
-        sys.modules["torch"] = None  # so that importing it fails, which tensorboardX allows for
-        try:
-            importlib.import_module("tensorboardX")
-        finally:
-            del sys.modules["torch"]
-    from tensorboardX import SummaryWriter
-
-    return SummaryWriter(folder, **options)
 
 
 def _drop_after(metrics: Path, step: int) -> set[tuple[int, str, str]]:
