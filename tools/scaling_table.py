@@ -1,12 +1,11 @@
-"""Compiles the train step of large models for TPUs and GPUs that are not here, and writes docs/scaling.md's tables.
+"""Compiles the train step of large models for TPUs and GPUs that are not here, and writes docs/scaling.md's table.
 
     pip install -e '.[tpu-compile,cuda-compile]'
-    python tools/scaling_table.py                        # all of them, about an hour on 2 cores
+    python tools/scaling_table.py                        # all of them, about 40 minutes on 2 cores
     python tools/scaling_table.py --only='7B on h100'    # those whose name begins so; the others stay as they are
 
-What the compilers say is kept in docs/results/scaling.json, from which the tables are made. Where all blocks of a model
-take too long to compile, it is compiled with one block and with two: the second costs what every further one does, so
-the figures of the whole model follow. Each program is compiled in a process of its own.
+What the compilers say is kept in docs/results/scaling.json, from which the table is made. Each program is compiled in
+a process of its own.
 """
 
 import argparse
@@ -59,7 +58,7 @@ PLACES = {
 KINDS = {"all-gather": "gathered", "reduce-scatter": "scattered", "all-reduce": "summed"}
 
 
-def compiled(name: str, place: str, depth: int) -> dict[str, float]:
+def compiled(name: str, place: str) -> dict[str, float]:
     """Of one update: bytes that a device holds, needs beside, and receives by each kind of collective."""
     import jax.numpy as jnp
 
@@ -70,7 +69,7 @@ def compiled(name: str, place: str, depth: int) -> dict[str, float]:
 
     size, where = SIZES[name], PLACES[place]
     devices = h100s(where.number) if place.startswith("h100") else tpus(place)
-    model = {"width": size.width, "depth": depth, "attention": {"num_heads": size.heads}, "dtype": "bfloat16"}
+    model = {"width": size.width, "depth": size.depth, "attention": {"num_heads": size.heads}, "dtype": "bfloat16"}
     tree = {
         "task": {"name": "language_modelling", "tokenizer": "bytes", "sequence_length": size.tokens},
         "model": model | {"position": "rotary", "bias": False, "causal": True, "remat": True},
@@ -88,18 +87,9 @@ def compiled(name: str, place: str, depth: int) -> dict[str, float]:
     return dict(figures)
 
 
-def whole(name: str, place: str) -> dict[str, float]:
-    """The figures of a model with all of its blocks."""
-    depth = SIZES[name].depth
-    if depth <= 12 or place.startswith("h100"):
-        return in_a_process(name, place, depth)
-    one, two = (in_a_process(name, place, few) for few in (1, 2))
-    return {key: one.get(key, 0) + (depth - 1) * (two.get(key, 0) - one.get(key, 0)) for key in sorted({*one, *two})}
-
-
-def in_a_process(name: str, place: str, depth: int) -> dict[str, float]:
+def in_a_process(name: str, place: str) -> dict[str, float]:
     """`compiled`, in a process of its own."""
-    line = [sys.executable, __file__, "--program", name, place, str(depth)]
+    line = [sys.executable, __file__, "--program", name, place]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]])}
     done = subprocess.run(line, capture_output=True, text=True, env=environment)
     if done.returncode:
@@ -163,22 +153,21 @@ def keep(name: str, lines: list[str]) -> None:
 
 
 def main() -> None:
-    """Compiles what is asked for, and writes the tables."""
+    """Compiles what is asked for, and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="the begin of the names to compile: '7B on h100'")
-    parser.add_argument("--program", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--program", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.program:
-        name, place, depth = options.program
-        print(json.dumps(compiled(name, place, int(depth))))
+        print(json.dumps(compiled(*options.program)))
         return
     of = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.exists() else {}
     for case in (f"{name} on {place}" for name in SIZES for place in PLACES):
         if case.startswith(options.only):
-            of[case] = whole(*case.split(" on "))
+            of[case] = in_a_process(*case.split(" on "))
             print(case, {key: f"{value:.3g}" for key, value in of[case].items()}, flush=True)
             FIGURES.write_text(json.dumps(of, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    keep("many devices", rows(of))
+    keep("absent devices", rows(of))
 
 
 if __name__ == "__main__":
