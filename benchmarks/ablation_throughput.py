@@ -124,7 +124,7 @@ def cost_of_replicas(numbers: Sequence[int]) -> list[dict[str, float]]:
     rows = []
     for number in numbers:
         ready = Population(config, [Replica(seed, 0.003) for seed in range(number)])
-        update = statistics.median(ready.seconds_an_update(50) for _ in range(3))
+        update = statistics.median(ready.seconds_per_update(50) for _ in range(3))
         rows.append({"replicas": number, "update_ms": 1e3 * update, "preparing_s": ready.preparing_seconds})
         print(f"{number} replicas: {1e3 * update:.2f} ms an update, prepared in {ready.preparing_seconds:.1f} s")
     return rows

@@ -29,7 +29,7 @@ from flaxformer_lab.command_line import load_config
 from flaxformer_lab.compilation import use_compilation_cache
 from flaxformer_lab.tasks import examples
 from flaxformer_lab.training.checkpoints import Checkpoints
-from flaxformer_lab.training.programs import calls, make_experiment, make_feeds, make_run_steps
+from flaxformer_lab.training.programs import make_experiment, make_feeds, make_run_steps
 from flaxformer_lab.training.state import initial_state
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,7 +56,7 @@ class Runner:
         begin = time.perf_counter()
         if save is not None:
             save(self.state)
-        plan = list(calls(self._config, self._done, self._done + updates))
+        plan = list(call_schedule(self._config, self._done, self._done + updates))
         for (_, count), feed in zip(plan, make_feeds(self._experiment, self._examples, plan), strict=True):
             self.state, metrics = self._run_steps(self.state, self._data, feed, self._place(np.int32(count)))
             jax.block_until_ready(metrics)

@@ -88,7 +88,7 @@ def ours(size: Size, device: str, **changes: Any) -> Callable[[], None]:
     }
     for key, value in changes.items():
         tree = override(tree, key, value)
-    experiment = make_experiment(parse_config(tree), facts={"num_symbols": size.vocabulary})
+    experiment = make_experiment(parse_config(tree), metadata={"num_symbols": size.vocabulary})
     symbols = np.random.default_rng(0).integers(0, 256, 100_000).astype(np.uint8)
     examples = windows(symbols, size.tokens, lookahead=1)
     run_steps, data = make_run_steps(experiment, examples)

@@ -107,12 +107,12 @@ class Config:
         if task.causal is not None and task.causal != model.causal:
             reason = "lets a token see the one that it must predict" if task.causal else "hides what follows a token"
             way_out = f"set model.causal={_word(task.causal)}" if _has_knob(model) else "choose another model.name"
-            raise ConfigError(f"{_task_said(task)} with {_causality_said(model)} {reason}; {way_out}")
+            raise ConfigError(f"{_format_task(task)} with {_format_causality(model)} {reason}; {way_out}")
         if isinstance(task, ImageClassificationConfig) and task.pooling == "class_token":
             attends = model.name == "mixer" or (model.name == "transformer" and model.attention.kind != "off")
             if model.causal or not attends:
                 blind = "model.attention.kind=off" if model.name == "transformer" else f"model.name={model.name}"
-                blind = _causality_said(model) if model.causal else blind
+                blind = _format_causality(model) if model.causal else blind
                 raise ConfigError(
                     f"task.pooling=class_token with {blind} hides the image from the class token, which "
                     "comes first; set task.pooling=mean"
@@ -141,12 +141,12 @@ class Config:
             )
 
 
-def _task_said(task: TaskConfig) -> str:
+def _format_task(task: TaskConfig) -> str:
     objective = getattr(task, "objective", None)
     return f"task.objective={objective}" if objective else f"task.name={task.name}"
 
 
-def _causality_said(model: ModelConfig) -> str:
+def _format_causality(model: ModelConfig) -> str:
     return f"model.causal={_word(model.causal)}" if _has_knob(model) else f"model.name={model.name}"
 
 

@@ -89,15 +89,15 @@ def load_run(workdir: str | Path, step: int | str | None = None) -> Run:
         RunError: the folder is missing, empty or damaged, or has no such checkpoint.
     """
     folder = RunFolder(workdir)
-    config, facts = folder.read()
+    config, metadata = folder.read()
     try:
         strategy = make_strategy(config)
     except ConfigError:  # this machine has other devices than the run had; one alone gives the same figures
         strategy = Single(deterministic=config.model.dtype == "float32")
     try:
-        experiment = make_experiment(config, facts, strategy)
+        experiment = make_experiment(config, metadata, strategy)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{folder.path / 'task.json'} is damaged: {type(error).__name__}: {error}") from error
+        raise RunError(f"{folder.path / 'metadata.json'} is damaged: {type(error).__name__}: {error}") from error
     with Checkpoints(folder.checkpoints, writable=False) as checkpoints:
         chosen = checkpoints.best() if step == "best" else step
         return Run(experiment, checkpoints.restore(experiment.abstract_state, chosen))

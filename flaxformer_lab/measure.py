@@ -22,16 +22,16 @@ from flaxformer_lab.evaluate import Run, load_run
 from flaxformer_lab.tasks import SPLITS
 from flaxformer_lab.training.folder import RunFolder
 from flaxformer_lab.training.logging import Display
-from flaxformer_lab.training.state import Stream
-from flaxformer_lab.training.step import row_keys
+from flaxformer_lab.training.state import RngStream
+from flaxformer_lab.training.step import example_keys
 
 
 def subject_of(loaded: Run, *, split: str = "test", examples: int = 64) -> Subject:
     """The run's model with the first examples of a split."""
     source = loaded.task.examples(split)
     rows = np.arange(min(examples, source.number))
-    stored = source.read(source.evaluation_rows(rows))
-    keys = row_keys(loaded.config.seed, Stream.EVALUATE, 0, jax.numpy.asarray(rows, "int32"))
+    stored = source.read(source.evaluation_indices(rows))
+    keys = example_keys(loaded.config.seed, RngStream.EVALUATE, 0, jax.numpy.asarray(rows, "int32"))
     stored = jax.tree.map(jax.numpy.asarray, stored) | {"weight": jax.numpy.ones(len(rows))}
     batch = loaded.task.prepare(stored, keys, training=False)
     return Subject(loaded.config.model, loaded.task, loaded.model, loaded.params, loaded.state.model_state, batch)

@@ -25,8 +25,8 @@ from flaxformer_lab.config import parse_config
 from flaxformer_lab.models.bodies import make_body
 from flaxformer_lab.models.network import leaf_paths
 from flaxformer_lab.models.transformer import Transformer
+from flaxformer_lab.modules.intermediates import Intermediates
 from flaxformer_lab.modules.rngs import Rngs
-from flaxformer_lab.modules.taps import Taps
 from flaxformer_lab.parsing import override
 
 # In the environment too, for the commands that tests start; JAX has read it already here.
@@ -88,9 +88,9 @@ class Drawn:
         return {name: np.asarray(leaf, np.float64) for name, leaf in leaf_paths(self.params).items()}
 
     def intermediates(self, x: np.ndarray) -> dict[str, np.ndarray]:
-        taps = Taps()
-        self(x, taps=taps)
-        return {name: np.asarray(value) for name, value in taps.values.items()}
+        intermediates = Intermediates()
+        self(x, intermediates=intermediates)
+        return {name: np.asarray(value) for name, value in intermediates.values.items()}
 
     def jacobian(self, x: np.ndarray, **options: Any) -> np.ndarray:
         """d output[t, c] / d input[s, d] of the first example: [t, c, s, d]."""

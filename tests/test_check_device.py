@@ -103,7 +103,7 @@ options = dict(argument[2:].split("=", 1) for argument in sys.argv[1:])
 with open(int(options["pipe"]), "w") as pipe:
     tell = lambda message: print(json.dumps(message), file=pipe, flush=True)
     if options["child"] == "here":
-        tell({"facts": {"devices": "2 x made up", "platform": PLATFORM}})
+        tell({"metadata": {"devices": "2 x made up", "platform": PLATFORM}})
     for name in options["only"].split(","):
         if DEEDS.get(name) == "dies":
             print("last words", flush=True)

@@ -148,14 +148,19 @@ def untouched(folder):
     [
         (shutil.rmtree, [], 4, r"run does not exist"),
         (without("config.json"), [], 4, r"no config\.json"),
-        (without("task.json"), [], 4, r"task\.json is missing or damaged"),
+        (without("metadata.json"), [], 4, r"metadata\.json is missing or damaged"),
         (without("checkpoints"), [], 4, r"holds no checkpoint; train first"),
         (damaged("config.json", '{"seed": 0,'), [], 4, r"config\.json is missing or damaged"),
         (damaged("config.json", "[]"), [], 4, r"config\.json is damaged"),
         (damaged("config.json", '{"sead": 0}'), [], 4, r"config\.json is damaged .*did you mean seed"),
-        (damaged("task.json", "{}"), [], 4, r"task\.json is damaged"),
-        (damaged("task.json", '{"image_shape": 3, "num_classes": "x"}'), [], 4, r"task\.json is damaged"),
-        (damaged("task.json", '{"image_shape": [8, 8, 1], "num_classes": 11}'), [], 4, r"damaged or of another model"),
+        (damaged("metadata.json", "{}"), [], 4, r"metadata\.json is damaged"),
+        (damaged("metadata.json", '{"image_shape": 3, "num_classes": "x"}'), [], 4, r"metadata\.json is damaged"),
+        (
+            damaged("metadata.json", '{"image_shape": [8, 8, 1], "num_classes": 11}'),
+            [],
+            4,
+            r"damaged or of another model",
+        ),
         (spoilt_values, [], 4, r"is damaged"),
         (untouched, ["--step=5"], 4, r"no checkpoint of step 5; choose one of 4, 8, 12"),
         (untouched, ["--step=last"], 2, r"--step=last must be a whole number or best"),
@@ -232,7 +237,7 @@ def test_text_is_predicted_symbol_by_symbol(text):
     run = load_run(text)
     symbols = run.task.encode("We the People of the United Stat" * 4)
     logits = run.predict(symbols[None].astype(np.int32))
-    assert logits.shape == (1, 128, run.task.facts["num_symbols"])
+    assert logits.shape == (1, 128, run.task.metadata["num_symbols"])
     with pytest.raises(ConfigError, match=r"which takes \(batch, 128\)"):
         run.predict(symbols[None, :127].astype(np.int32))
 

@@ -25,12 +25,12 @@ TEXT = {
 FACTS = {"num_symbols": 5, "symbols": "\N{REPLACEMENT CHARACTER}abc "}
 
 
-def run_of(changes=None, facts=FACTS):
+def run_of(changes=None, metadata=FACTS):
     """A run without training."""
     tree = TEXT
     for key, value in (changes or {}).items():
         tree = override(tree, key, value)
-    experiment = make_experiment(parse_config(tree), facts)
+    experiment = make_experiment(parse_config(tree), metadata)
     return Run(experiment, fresh(experiment))
 
 
@@ -75,8 +75,8 @@ def test_characters_of_several_bytes_survive_the_pieces(monkeypatch):
         run.model.apply,
         run.model.embed,
         run.model.body,
-        read=lambda params, state, inputs, lengths: (logits_at(lengths - 1), lengths),
-        step=lambda params, state, inputs, cache: (logits_at(cache), cache + 1),
+        prefill=lambda params, state, inputs, lengths: (logits_at(lengths - 1), lengths),
+        decode=lambda params, state, inputs, cache: (logits_at(cache), cache + 1),
     )
     monkeypatch.setattr(Run, "model", network)
     assert "".join(piece for (piece,) in generate(run, "x", len(spelled), temperature=0.0)) == wanted
@@ -111,7 +111,7 @@ def folder(tmp_path_factory):
     folder = RunFolder(tmp_path_factory.mktemp("text") / "run")
     config = parse_config(TEXT)
     experiment = make_experiment(config)
-    folder.claim(config, experiment.task.facts)
+    folder.claim(config, experiment.task.metadata)
     with Checkpoints(folder.checkpoints) as checkpoints:
         checkpoints.save(dataclasses.replace(fresh(experiment), step=jax.numpy.int32(1)), {"loss": 1.0})
     return folder.path

@@ -169,7 +169,7 @@ def abstract_batch(experiment: Experiment, dtype: jnp.dtype) -> Tree:
     """The shapes of a batch as its task stores it."""
     task, size = experiment.config.task, experiment.config.training.batch_size
     if task.name == "image_classification":
-        image = tuple(experiment.task.facts["image_shape"])
+        image = tuple(experiment.task.metadata["image_shape"])
         shapes = {"image": (image, dtype), "label": ((), jnp.int32)}
     else:
         stored = task.sequence_length + (task.objective == "next_token")

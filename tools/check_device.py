@@ -136,7 +136,7 @@ def main(arguments: Sequence[str]) -> int:
     report = Report(options.out, checks)
     with tempfile.TemporaryDirectory(prefix="check_device-") as folder:
         if options.in_process:
-            report.begins(facts())
+            report.begins(metadata())
             for check in checks:
                 report.add(run_check(check, Path(folder)))
         else:
@@ -208,15 +208,15 @@ class Report:
     def __init__(self, out: Path, checks: Sequence[Check]):
         self._out, self._order = out, [check.name for check in checks]
         self._results: dict[str, Result] = {}
-        self._facts: dict[str, Any] = {}
+        self._metadata: dict[str, Any] = {}
         self._begin, self._lock = time.monotonic(), threading.Lock()
         out.mkdir(parents=True, exist_ok=True)
 
-    def begins(self, facts: dict[str, Any]) -> None:
-        """Takes the facts about the devices and the versions."""
-        if not self._facts:
-            self._facts = facts
-            print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
+    def begins(self, metadata: dict[str, Any]) -> None:
+        """Takes the metadata about the devices and the versions."""
+        if not self._metadata:
+            self._metadata = metadata
+            print(", ".join(f"{name} {value}" for name, value in metadata.items()), flush=True)
 
     def add(self, result: Result) -> None:
         """Takes a result, once for each check."""
@@ -243,14 +243,14 @@ class Report:
     def _write(self) -> None:
         results = [self._results[name] for name in self._order if name in self._results]
         seconds = round(time.monotonic() - self._begin, 1)
-        head = {**self._facts, "seconds": seconds, **self._counts()}
+        head = {**self._metadata, "seconds": seconds, **self._counts()}
         tree = head | {"checks": [dataclasses.asdict(result) for result in results]}
         cell = lambda text: text.replace("|", "\\|")  # noqa: E731
         rows = [f"| {r.name} | {r.outcome} | {r.seconds:.1f} | {cell(r.found)} |" for r in results]
-        title = f"# The lab on {self._facts.get('devices', 'unknown devices')}"
-        facts = ", ".join(f"{name} {value}" for name, value in head.items() if name != "devices")
+        title = f"# The lab on {self._metadata.get('devices', 'unknown devices')}"
+        metadata = ", ".join(f"{name} {value}" for name, value in head.items() if name != "devices")
         text = "\n".join(
-            [title, "", facts, "", "| check | outcome | seconds | found |", "|---|---|---|---|", *rows, ""]
+            [title, "", metadata, "", "| check | outcome | seconds | found |", "|---|---|---|---|", *rows, ""]
         )
         for name, content in (("check_device.json", json.dumps(tree, indent=1) + "\n"), ("check_device.md", text)):
             partial = self._out / f"{name}.partial"
@@ -258,7 +258,7 @@ class Report:
             partial.replace(self._out / name)
 
 
-def facts() -> dict[str, Any]:
+def metadata() -> dict[str, Any]:
     """The devices of this process, and versions."""
     import jax
 
@@ -328,9 +328,9 @@ class Supervisor:
         begin = time.monotonic()
         try:
             for message in _messages(read, self._deadline):
-                if "facts" in message:
-                    self._report.begins(message["facts"])
-                    self._alone = message["facts"]["platform"] == "tpu"
+                if "metadata" in message:
+                    self._report.begins(message["metadata"])
+                    self._alone = message["metadata"]["platform"] == "tpu"
                     self._known.set()
                 else:
                     self._report.add(Result(**message))
@@ -406,7 +406,7 @@ def _child(options: argparse.Namespace) -> int:
     with open(options.pipe, "w", encoding="utf-8") as pipe:
         tell = lambda message: print(json.dumps(message), file=pipe, flush=True)  # noqa: E731
         if options.child == "here":
-            tell({"facts": facts()})
+            tell({"metadata": metadata()})
         for check in CHECKS:
             if check.name in options.only:
                 tell(dataclasses.asdict(run_check(check, options.folder)))

@@ -31,8 +31,8 @@ def main(workdirs: list[str]) -> None:
     rows, baseline = [], None
     for workdir in workdirs:
         folder = RunFolder(workdir)
-        config, facts = folder.read()
-        experiment = make_experiment(config, facts)
+        config, metadata = folder.read()
+        experiment = make_experiment(config, metadata)
         state = experiment.abstract_state
         flops = forward_flops(experiment.network, state.params, state.model_state, experiment.task.dummy(1))
         rows.append((folder.path.name, parameters(state.params), flops, last_figures(folder.metrics)))

@@ -102,7 +102,7 @@ def _estimate(work: list[tuple[Cell, float]]) -> str:
     start = time.perf_counter()
     population = Population(cell.config, cell.replicas)
     compiling = time.perf_counter() - start
-    rate = operations / cell.config.training.steps / population.seconds_an_update(TRIAL_STEPS)
+    rate = operations / cell.config.training.steps / population.seconds_per_update(TRIAL_STEPS)
     seconds = compiling * len(work) + sum(each for _, each in work) / rate
     return (
         f"estimate: {duration(seconds)} (compiling {compiling:.1f} s a cell and {rate / 1e9:.1f} GFLOP/s, "

@@ -29,7 +29,7 @@ from flaxformer_lab.ablation.drawing import (
 from flaxformer_lab.ablation.markup import Markup, tag
 from flaxformer_lab.ablation.statistics import Interval
 from flaxformer_lab.ablation.summary import Difference, Score
-from flaxformer_lab.ablation.wording import ends_said, interval_said, mean_said, metric_said, p_said
+from flaxformer_lab.ablation.wording import format_ends, format_interval, format_mean, format_metric, format_p_value
 
 Box = tuple[Number, Number, Number, Number]  # left, top, right, bottom
 CLEAR = 0.05  # a difference whose corrected p is below this is drawn and counted as one
@@ -86,7 +86,7 @@ def curves(
         behind,
         _band(score, x, y, "of-baseline" if baseline is score else "of-variant"),
         None if bound is None else line(left, y(bound), right, y(bound), "bound"),
-        label=_curve_said(score, baseline, bound),
+        label=_format_curve(score, baseline, bound),
     )
 
 
@@ -117,14 +117,16 @@ def _bound(score: Score) -> Number | None:
     return None if score.bound is None or score.bound["metric"] != score.metric else float(score.bound["value"])
 
 
-def _curve_said(score: Score, baseline: Score | None, bound: Number | None) -> str:
-    said = f"Validation {metric_said(score.metric)} of {score.variant} over {score.steps[-1]} steps {_end_said(score)}"
+def _format_curve(score: Score, baseline: Score | None, bound: Number | None) -> str:
+    said = (
+        f"Validation {format_metric(score.metric)} of {score.variant} over {score.steps[-1]} steps {_format_end(score)}"
+    )
     if baseline is not None and baseline is not score:
-        said += f"; the baseline {_end_said(baseline)}"
+        said += f"; the baseline {_format_end(baseline)}"
     return typographic(said + ("" if bound is None else f"; theory allows {bound:.3f}"))
 
 
-def _end_said(score: Score) -> str:
+def _format_end(score: Score) -> str:
     low, middle, high = (each[-1] for each in seed_range(score.curves))
     if not np.isfinite(middle):
         return "is not finite at the end"
@@ -146,31 +148,30 @@ def forest(differences: Sequence[Difference], metric: str, width: Number = 620) 
         grid_x(x, top, bottom),
         line(x(0), top - 4, x(0), bottom, "zero"),
         [_forest_row(each, x, width, top + row * (k + 0.5)) for k, each in enumerate(differences)],
-        text((left + right) / 2, bottom + 33, f"difference in {metric_said(metric)}; right is better", "axis"),
-        label=_forest_said(differences, metric),
+        text((left + right) / 2, bottom + 33, f"difference in {format_metric(metric)}; right is better", "axis"),
+        label=_format_forest(differences, metric),
     )
 
 
 def _forest_row(difference: Difference, x: Scale, width: Number, y: Number) -> Markup:
     name, interval = difference.variant, difference.interval
-    said = (
-        f"{name}: {typographic(interval_said(interval, signed=True))}, Holm p {p_said(difference.corrected_p) or '?'}"
-    )
+    p_value = format_p_value(difference.corrected_p) or "?"
+    said = f"{name}: {typographic(format_interval(interval, signed=True))}, Holm p {p_value}"
     parts = [tag("title", said), text(x.start - 10, y + 4, clipped(name, 24), "name", "end")]
     if math.isfinite(interval.mean):
         class_ = direction(difference)
         parts += [whisker_x(interval, x, y, f"whisker {class_}"), dot(x(interval.mean), y, f"mark {class_}", 4.5)]
     numbers = (
-        text(width - 122, y + 4, typographic(mean_said(interval, signed=True)), "name", "end"),
-        text(width - 4, y + 4, typographic(ends_said(interval, signed=True)), "tick", "end"),
+        text(width - 122, y + 4, typographic(format_mean(interval, signed=True)), "name", "end"),
+        text(width - 4, y + 4, typographic(format_ends(interval, signed=True)), "tick", "end"),
     )
     return tag("g", parts, numbers)
 
 
-def _forest_said(differences: Sequence[Difference], metric: str) -> str:
-    each = "; ".join(f"{d.variant} {interval_said(d.interval, signed=True)}" for d in differences)
+def _format_forest(differences: Sequence[Difference], metric: str) -> str:
+    each = "; ".join(f"{d.variant} {format_interval(d.interval, signed=True)}" for d in differences)
     return typographic(
-        f"Paired difference in {metric_said(metric)} to {differences[0].baseline}, with 95% intervals: {each}"
+        f"Paired difference in {format_metric(metric)} to {differences[0].baseline}, with 95% intervals: {each}"
     )
 
 
@@ -199,7 +200,7 @@ def scatter(
         text(0, 0, y_label, "axis", transform=f"translate(12 {(top + bottom) / 2:g}) rotate(-90)"),
         [_point(each, place, x, y) for each, place in zip(shown, places, strict=True)],
         _marks(shown, places, (left, top, right, bottom)),
-        label=_scatter_said(points, x_label, y_label),
+        label=_format_scatter(points, x_label, y_label),
     )
 
 
@@ -216,7 +217,7 @@ def _ends_of(intervals: Iterable[Interval]) -> list[Number]:
 
 def _point(point: Point, place: tuple[Number, Number], x: Scale, y: Scale) -> Markup:
     class_ = "of-baseline" if point.is_baseline else "of-variant"
-    said = f"{point.name}: {interval_said(point.y)} at {_x_said(point.x)}"
+    said = f"{point.name}: {format_interval(point.y)} at {_format_x(point.x)}"
     return tag(
         "g",
         whisker_y(point.y, y, place[0], f"whisker thin {class_}"),
@@ -258,12 +259,12 @@ def _overlap(one: Box, other: Box) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
-def _x_said(interval: Interval) -> str:
-    return f"{interval.mean:,.0f}" if interval.mean == round(interval.mean) > 1 else interval_said(interval)
+def _format_x(interval: Interval) -> str:
+    return f"{interval.mean:,.0f}" if interval.mean == round(interval.mean) > 1 else format_interval(interval)
 
 
-def _scatter_said(points: Sequence[Point], x_label: str, y_label: str) -> str:
-    each = "; ".join(f"{p.name} {interval_said(p.y)} at {_x_said(p.x)}" for p in points)
+def _format_scatter(points: Sequence[Point], x_label: str, y_label: str) -> str:
+    each = "; ".join(f"{p.name} {format_interval(p.y)} at {_format_x(p.x)}" for p in points)
     return typographic(f"{y_label} against {x_label}: {each}")
 
 
@@ -282,6 +283,6 @@ def strip(interval: Interval, threshold: Number, question: str, width: Number = 
         text(x(threshold), 33, short(threshold), "tick strong"),
         whisker_x(interval, x, 12, f"whisker {side}"),
         dot(x(interval.mean), 12, f"mark {side}", 5.0) if math.isfinite(interval.mean) else None,
-        label=typographic(f"{question} {interval_said(interval)}, {side} the threshold of {threshold:g}"),
+        label=typographic(f"{question} {format_interval(interval)}, {side} the threshold of {threshold:g}"),
         class_="chart strip",
     )

@@ -14,7 +14,7 @@ from flaxformer_lab.ablation.figures import direction, strip
 from flaxformer_lab.ablation.markup import Markup, breakable, join, scrolling, tag
 from flaxformer_lab.ablation.summary import SLACK, Difference, Summary
 from flaxformer_lab.ablation.task_section import task_section
-from flaxformer_lab.ablation.wording import ends_said, interval_said, mean_said, p_said
+from flaxformer_lab.ablation.wording import format_ends, format_interval, format_mean, format_p_value
 
 # Even if a name could become markup, the browser would fetch and run nothing.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -165,7 +165,7 @@ def _evidence(finding: Finding) -> Markup:
     if interval is None:
         answer = [tag("strong", "not measured"), " yet"]
     else:
-        said = typographic(f"{mean_said(interval)} {ends_said(interval)}".rstrip())
+        said = typographic(f"{format_mean(interval)} {format_ends(interval)}".rstrip())
         answer = [tag("strong", finding.answer), f": {said}, threshold {comparison.threshold:g}"]
     return tag(
         "li",
@@ -215,8 +215,8 @@ def _overview_cell(summary: Summary, task: str, variant: str) -> Markup:
     if difference is not None and math.isfinite(difference.interval.mean):
         return _difference_cell(summary, difference)
     if score is not None:
-        said = typographic(mean_said(score.interval))
-        return tag("td", said, class_="base", title=f"{score.metric} {typographic(interval_said(score.interval))}")
+        said = typographic(format_mean(score.interval))
+        return tag("td", said, class_="base", title=f"{score.metric} {typographic(format_interval(score.interval))}")
     if any((cell.task, cell.variant) == (task, variant) for cell, _ in summary.failures):
         return tag("td", "failed", class_="failed")
     if any((cell.task, cell.variant) == (task, variant) for cell in summary.missing):
@@ -228,8 +228,9 @@ def _overview_cell(summary: Summary, task: str, variant: str) -> Markup:
 def _difference_cell(summary: Summary, difference: Difference) -> Markup:
     mean = difference.interval.mean
     share = min(abs(mean) / _full_colour(summary, difference.task), 1.0)
-    said = typographic(mean_said(difference.interval, signed=True))
-    details = f"{interval_said(difference.interval, signed=True)}, Holm p {p_said(difference.corrected_p) or 'unknown'}"
+    said = typographic(format_mean(difference.interval, signed=True))
+    p_value = format_p_value(difference.corrected_p) or "unknown"
+    details = f"{format_interval(difference.interval, signed=True)}, Holm p {p_value}"
     clear = direction(difference) != "level"
     return tag(
         "td",

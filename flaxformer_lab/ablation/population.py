@@ -36,17 +36,17 @@ from flaxformer_lab.training.parallelism import Pmap, Single
 from flaxformer_lab.training.programs import (
     Experiment,
     averages,
-    calls,
-    due,
+    call_schedule,
     host_evaluation,
     host_feed,
     lives_on_device,
     make_experiment,
     run_steps_of,
-    stacked,
+    should_run,
+    stack_trees,
 )
-from flaxformer_lab.training.state import Seed, State, Stream, initial_state
-from flaxformer_lab.training.step import row_keys
+from flaxformer_lab.training.state import RngStream, Seed, State, initial_state
+from flaxformer_lab.training.step import example_keys
 
 Tree = Any  # a pytree of arrays
 MEASURED_EXAMPLES, PROBES = 16, 64  # for the shares of cross energy of each replica
@@ -101,7 +101,7 @@ class Population:
         self._examples = dict(zip(SPLITS, map(experiment.task.examples, SPLITS), strict=True))
         resident = lives_on_device(config, self._examples["train"])
         self._data = strategy.place(self._examples["train"].load() if resident else {})
-        self._steps = tuple(calls(config, 0, config.training.steps))
+        self._steps = tuple(call_schedule(config, 0, config.training.steps))
         per_device = -(-len(self.replicas) // strategy.num_devices)
         while True:
             self.chunk = per_device * strategy.num_devices
@@ -164,15 +164,15 @@ class Population:
         for (begin, count), feed in zip(self._steps, feeds, strict=True):
             with jax.transfer_guard("disallow"):  # as in the loop of a single run
                 state, _ = self._run(seeds, state, self._data, feed, strategy.place(np.int32(count)))
-            if due(begin + count, training.steps, training.evaluate_every):
-                curve.append(self._judge(seeds, state, "validation"))
+            if should_run(begin + count, training.steps, training.evaluate_every):
+                curve.append(self._evaluate_split(seeds, state, "validation"))
             progress(begin + count)
         few = self._few(self._prepared(seeds, next(host_evaluation(self.config, self._examples["test"]))))
         measures = self._measure(state.params, state.model_state, few)
         validation = {name: np.stack([values[name] for values in curve], axis=1) for name in curve[0]}
-        return validation, self._judge(seeds, state, "test"), strategy.gather(measures), strategy.gather(state)
+        return validation, self._evaluate_split(seeds, state, "test"), strategy.gather(measures), strategy.gather(state)
 
-    def seconds_an_update(self, updates: int) -> float:
+    def seconds_per_update(self, updates: int) -> float:
         """What one update of all replicas takes, from a trial whose results are thrown away."""
         replicas = self._chunks()[0]
         seeds, rates = self._seeds_and_rates(replicas)
@@ -190,9 +190,9 @@ class Population:
     def _evaluated(self) -> tuple[int, ...]:
         training = self.config.training
         ends = (begin + count for begin, count in self._steps)
-        return tuple(end for end in ends if due(end, training.steps, training.evaluate_every))
+        return tuple(end for end in ends if should_run(end, training.steps, training.evaluate_every))
 
-    def _judge(self, seeds: Array, state: State, split: str) -> dict[str, Float[np.ndarray, " replicas"]]:
+    def _evaluate_split(self, seeds: Array, state: State, split: str) -> dict[str, Float[np.ndarray, " replicas"]]:
         batches = [
             self._strategy.gather(self._evaluate(state.params, state.model_state, self._prepared(seeds, batch)))
             for batch in host_evaluation(self.config, self._examples[split])
@@ -223,7 +223,9 @@ class Population:
 
     def _figures(self, params: Tree, model_state: Tree, prepared: Tree):
         experiment = self._experiment
-        return experiment.task.measure(experiment.network.apply(params, model_state, prepared["inputs"]), prepared)
+        return experiment.task.loss_and_metrics(
+            experiment.network.apply(params, model_state, prepared["inputs"]), prepared
+        )
 
     def _measures(self, params: Tree, model_state: Tree, prepared: Tree) -> dict[str, Array]:
         """What a replica mixes, on a few examples of its own."""
@@ -261,7 +263,7 @@ class Population:
     def _feed(self, replicas: tuple[Replica, ...], begin: int, count: int) -> Tree:
         examples = self._examples["train"]
         by_seed = {replica.seed: host_feed(self.config, examples, replica.seed, begin, count) for replica in replicas}
-        return self._strategy.split(stacked([by_seed[replica.seed] for replica in replicas]), 0)
+        return self._strategy.split(stack_trees([by_seed[replica.seed] for replica in replicas]), 0)
 
     def _few(self, prepared: Tree) -> Tree:
         """The first examples of each replica."""
@@ -275,7 +277,7 @@ def preparation(config: TaskConfig, num_devices: int) -> Callable[[Array, Tree],
     task, strategy = make_task(config), Pmap() if num_devices > 1 else Single()
 
     def prepare(seed: Seed, batch: Tree) -> Tree:
-        return task.prepare(batch, row_keys(seed, Stream.EVALUATE, 0, batch["row"]), training=False)
+        return task.prepare(batch, example_keys(seed, RngStream.EVALUATE, 0, batch["row"]), training=False)
 
     return strategy.compile(jax.vmap(prepare, in_axes=(0, None)))
 
@@ -294,7 +296,7 @@ def save_replica(config: Config, outcome: Outcome, number: int, workdir: str | P
     own = outcome.replicas[number].config(config)
     experiment: Experiment = make_experiment(own, strategy=Single())
     folder = RunFolder(workdir)
-    folder.claim(own, dict(experiment.task.facts))
+    folder.claim(own, dict(experiment.task.metadata))
     metrics = {name: float(values[number, -1]) for name, values in outcome.validation.items()}
     with Checkpoints(folder.checkpoints) as checkpoints:
         if not checkpoints.steps:

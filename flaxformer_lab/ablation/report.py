@@ -12,9 +12,15 @@ from flaxformer_lab.ablation.grid import Grid
 from flaxformer_lab.ablation.page import as_page
 from flaxformer_lab.ablation.store import Store
 from flaxformer_lab.ablation.summary import Score, Summary, summarise
-from flaxformer_lab.ablation.wording import bound_said, findings_said, interval_said, p_said, reached_said
+from flaxformer_lab.ablation.wording import (
+    format_bound,
+    format_findings,
+    format_interval,
+    format_p_value,
+    format_steps_to_threshold,
+)
 from flaxformer_lab.errors import RunError
-from flaxformer_lab.training.folder import write_whole
+from flaxformer_lab.training.folder import write_atomic
 
 COLUMNS = ("task", "variant", "seed", "learning_rate", "chosen", "split", "step", "metric", "value")
 
@@ -42,7 +48,7 @@ def write_report(grid: Grid, store: Store) -> Report:
         "report.html": as_page(summary, decisions),
     }
     try:
-        files = tuple(write_whole(store.path / name, text) for name, text in contents.items())
+        files = tuple(write_atomic(store.path / name, text) for name, text in contents.items())
     except OSError as error:
         raise RunError(f"{store.path} cannot be written: {error.strerror}; make room for it") from error
     return Report(summary, decisions, files)
@@ -74,7 +80,7 @@ def as_markdown(summary: Summary, decisions: tuple[Decision, ...]) -> str:
     """The verdicts and a table for each task, for a README or a pull request."""
     parts = [f"# Ablation: {len(summary.scores)} of {len(summary.grid.cells)} cells\n"]
     if decisions:
-        rows = [(d.claim.id, d.claim.statement, f"**{d.verdict}**", d.reason, findings_said(d)) for d in decisions]
+        rows = [(d.claim.id, d.claim.statement, f"**{d.verdict}**", d.reason, format_findings(d)) for d in decisions]
         parts.append(table(("claim", "statement", "verdict", "because", "differences [95% interval]"), rows))
     for task in summary.grid.config.tasks:
         scores = [each for each in summary.scores if each.task == task]
@@ -107,15 +113,15 @@ def task_table(summary: Summary, scores: list[Score]) -> str:
         rows.append(
             (
                 score.variant,
-                interval_said(score.interval),
-                "" if difference is None else interval_said(difference.interval, signed=True),
-                "" if difference is None else p_said(difference.corrected_p),
+                format_interval(score.interval),
+                "" if difference is None else format_interval(difference.interval, signed=True),
+                "" if difference is None else format_p_value(difference.corrected_p),
                 "" if difference is None else f"{difference.probability_of_improvement:.2f}",
-                bound_said(score),
+                format_bound(score),
                 f"{score.parameters:,}",
                 f"{score.forward_flops:,}",
                 f"{score.learning_rate:g}",
-                reached_said(score),
+                format_steps_to_threshold(score),
             )
         )
     return table(header, rows)

@@ -14,7 +14,7 @@ from typing import Any
 from flaxformer_lab.ablation.grid import Cell, Grid, parse_ablation, replicas_of
 from flaxformer_lab.config import as_dict, parse_config
 from flaxformer_lab.errors import ConfigError, RunError
-from flaxformer_lab.training.folder import read_json, write_whole
+from flaxformer_lab.training.folder import read_json, write_atomic
 
 Result = dict[str, Any]  # plain JSON
 
@@ -113,7 +113,7 @@ class Store:
 
 
 def _write(path: Path, value: Any) -> None:
-    write_whole(path, json.dumps(value, indent=1) + "\n")
+    write_atomic(path, json.dumps(value, indent=1) + "\n")
 
 
 def _is_result_of(cell: Cell, result: Result) -> bool:

@@ -10,13 +10,13 @@ from flaxformer_lab.ablation.markup import Markup, breakable, scrolling, tag
 from flaxformer_lab.ablation.statistics import Interval, bootstrap_interval
 from flaxformer_lab.ablation.summary import Score, Summary
 from flaxformer_lab.ablation.wording import (
-    bound_said,
-    ends_said,
-    interval_said,
-    mean_said,
-    metric_said,
-    p_said,
-    reached_said,
+    format_bound,
+    format_ends,
+    format_interval,
+    format_mean,
+    format_metric,
+    format_p_value,
+    format_steps_to_threshold,
 )
 
 MIXING = {"cross_feature_energy": "cross-feature energy", "cross_token_energy": "cross-token energy"}
@@ -69,7 +69,7 @@ def _said(summary: Summary, scores: Sequence[Score]) -> str:
         return f"The baseline, {name}, has not finished here, so nothing can be compared with it yet."
     who = "The baseline" if name == BASELINE else f"The baseline, {name},"
     reaches = "reaches" if math.isfinite(base.interval.mean) else "is"
-    said = f"{who} {reaches} {interval_said(base.interval)} in {_metric(base)}."
+    said = f"{who} {reaches} {format_interval(base.interval)} in {_metric(base)}."
     found = [direction(each) for each in summary.differences if each.task == task]
     if found:
         counts = [(found.count(way), words) for way, words in WAYS.items()]
@@ -78,7 +78,7 @@ def _said(summary: Summary, scores: Sequence[Score]) -> str:
 
 
 def _metric(score: Score) -> str:
-    name = metric_said(score.metric)
+    name = format_metric(score.metric)
     return name if score.higher_is_better else f"{name} (less is better)"
 
 
@@ -114,7 +114,7 @@ def _row(summary: Summary, score: Score, number: int) -> Markup:
     if difference is not None:
         compared = [
             _interval_cell(difference.interval, direction(difference), signed=True),
-            _cell(p_said(difference.corrected_p)),
+            _cell(format_p_value(difference.corrected_p)),
             _cell(f"{difference.probability_of_improvement:.2f}"),
         ]
     return tag(
@@ -128,7 +128,7 @@ def _row(summary: Summary, score: Score, number: int) -> Markup:
         _cell(f"{score.parameters:,}"),
         _cell(f"{score.forward_flops:,}"),
         _cell(f"{score.learning_rate:g}"),
-        _cell(reached_said(score)),
+        _cell(format_steps_to_threshold(score)),
         class_="is-baseline" if is_baseline else None,
     )
 
@@ -138,13 +138,13 @@ def _cell(said: str, class_: str | None = None) -> Markup:
 
 
 def _interval_cell(interval: Interval, class_: str | None = None, *, signed: bool = False) -> Markup:
-    mean, ends = (typographic(say(interval, signed=signed)) for say in (mean_said, ends_said))
+    mean, ends = (typographic(say(interval, signed=signed)) for say in (format_mean, format_ends))
     parts = tag("span", mean, class_="mean"), tag("span", f" {ends}", class_="ends") if ends else None
     return tag("td", parts, class_=class_)
 
 
 def _bound_cell(score: Score) -> Markup:
-    value, _, held = bound_said(score).rpartition(" ")
+    value, _, held = format_bound(score).rpartition(" ")
     if not held:
         return _cell("")
     return tag("td", value, tag("span", f" {held}", class_="ends"), class_="held" if score.bound_held else "broken")

@@ -96,7 +96,7 @@ def _symmetry(subject: Subject, probes: int) -> Values:
 def _attention(subject: Subject, probes: int) -> Values:
     del probes
     values: Values = {}
-    for layer, weights in subject.tapped("attention.weights").items():
+    for layer, weights in subject.intermediates_named("attention.weights").items():
         weights = jnp.broadcast_to(weights, (len(subject.vectors), *weights.shape[1:]))
         values |= {
             f"{layer}.attention_entropy": np.asarray(attention_maps.entropy(weights)),
@@ -110,7 +110,7 @@ def _attention(subject: Subject, probes: int) -> Values:
 
 def _depth(subject: Subject, probes: int) -> Values:
     del probes
-    layers = [subject.vectors, *subject.tapped("output").values()]
+    layers = [subject.vectors, *subject.intermediates_named("output").values()]
     return {
         "rank_residual": np.array([float(jnp.mean(rank.rank_residual(x))) for x in layers]),
         "stable_rank": np.array([float(jnp.mean(rank.stable_rank(x))) for x in layers]),
@@ -127,9 +127,9 @@ def _importance(subject: Subject, probes: int) -> Values:
         leaves = [outputs.get(path, leaf) for path, leaf in paths.items()]
         params = jax.tree.unflatten(jax.tree.structure(subject.params), leaves)
         one = jax.tree.map(lambda leaf: leaf[None], example)
-        total, weight = subject.task.measure(subject.network.apply(params, subject.model_state, one["inputs"]), one)[
-            "loss"
-        ]
+        total, weight = subject.task.loss_and_metrics(
+            subject.network.apply(params, subject.model_state, one["inputs"]), one
+        )["loss"]
         return total / jnp.maximum(weight, 1e-30)
 
     heads = subject.config.attention.num_heads

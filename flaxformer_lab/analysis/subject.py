@@ -68,7 +68,7 @@ class Subject:
         run = jax.jit(self.network.intermediates)
         return run(self.params, self.model_state, self.batch["inputs"])
 
-    def tapped(self, name: str) -> dict[str, Array]:
+    def intermediates_named(self, name: str) -> dict[str, Array]:
         """The intermediates called `name`, by the block or layer that offers them, in order of depth."""
         found = {
             path.removesuffix(f".{name}"): value

@@ -7,37 +7,37 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 Function = Callable[[Float[Array, "batch tokens features"]], Float[Array, "batch tokens outputs"]]
-Stream = Float[Array, "batch tokens features"]
+TokenVectors = Float[Array, "batch tokens features"]
 Permutation = Int[np.ndarray, " places"]
 Scalar = Float[Array, ""]
 
 
-def oddness(function: Function, x: Stream) -> Scalar:
+def oddness(function: Function, x: TokenVectors) -> Scalar:
     """||f(X) + f(-X)|| / ||f(X) - f(-X)||: 0 for an odd function, infinite for an even one."""
     forward, backward = function(x), function(-x)
     return _ratio(forward + backward, forward - backward)
 
 
-def linearity_error(function: Function, x: Stream, y: Stream, a: float = 0.7, b: float = -1.3) -> Scalar:
+def linearity_error(function: Function, x: TokenVectors, y: TokenVectors, a: float = 0.7, b: float = -1.3) -> Scalar:
     """||f(aX + bY) - a f(X) - b f(Y)|| / ||a f(X) + b f(Y)||."""
     apart = a * function(x) + b * function(y)
     return _ratio(function(a * x + b * y) - apart, apart)
 
 
-def token_equivariance_error(function: Function, x: Stream, permutation: Permutation) -> Scalar:
+def token_equivariance_error(function: Function, x: TokenVectors, permutation: Permutation) -> Scalar:
     """||f(P X) - P f(X)|| / ||f(X)|| for a permutation P of the tokens."""
     y = function(x)
     return _ratio(function(x[:, permutation]) - y[:, permutation], y)
 
 
-def feature_equivariance_error(function: Function, x: Stream, permutation: Permutation) -> Scalar:
+def feature_equivariance_error(function: Function, x: TokenVectors, permutation: Permutation) -> Scalar:
     """||f(X P) - f(X) P|| / ||f(X)|| for a permutation P of the features; inputs and outputs must have as many."""
     y = function(x)
     return _ratio(function(x[:, :, permutation]) - y[:, :, permutation], y)
 
 
 def equivariance_errors(
-    function: Function, x: Stream, tokens: Int[np.ndarray, " tokens"], features: Int[np.ndarray, " features"]
+    function: Function, x: TokenVectors, tokens: Int[np.ndarray, " tokens"], features: Int[np.ndarray, " features"]
 ) -> tuple[Scalar, Scalar]:
     """Both of the above, of a function that keeps examples apart, from a single call of it."""
     y, of_tokens, of_features = jnp.split(function(jnp.concatenate([x, x[:, tokens], x[:, :, features]])), 3)

@@ -99,26 +99,26 @@ def _backward(causal, window, block, residuals, gradient):
         start = first + number * block
 
         def add(masks: Masks, other: Int[Array, ""], carry: tuple[Array, Array, Array]):
-            of_query, of_keys, of_values = carry
+            dq, dks, dvs = carry
             scores = _scores(queries[number], key_columns[other], _taken(seen, other), start, other, masks)
             weights = jnp.exp(scores - largests[number])
-            through = product("bgrqd,bgdk->bgrqk", gradients[number], value_columns[other])
-            change = (weights * (through - dots[number]) * scale).astype(query.dtype)
+            dp = product("bgrqd,bgdk->bgrqk", gradients[number], value_columns[other])
+            ds = (weights * (dp - dots[number]) * scale).astype(query.dtype)
             weights = weights.astype(value.dtype)
-            of_query += product("bgrqk,bgkd->bgrqd", change, keys[other])
-            of_keys = of_keys.at[other].add(product("bgrqd,bgrqk->bgdk", queries[number], change))
-            of_values = of_values.at[other].add(product("bgrqd,bgrqk->bgdk", gradients[number], weights))
-            return of_query, of_keys, of_values
+            dq += product("bgrqk,bgkd->bgrqd", ds, keys[other])
+            dks = dks.at[other].add(product("bgrqd,bgrqk->bgdk", queries[number], ds))
+            dvs = dvs.at[other].add(product("bgrqd,bgrqk->bgdk", gradients[number], weights))
+            return dq, dks, dvs
 
         empty = (jnp.zeros(queries.shape[1:]), *totals)
-        of_query, *totals = _walk(start, len(keys), block, Masks(causal, window), add, empty)
-        return tuple(totals), of_query.astype(query.dtype)
+        dq, *totals = _walk(start, len(keys), block, Masks(causal, window), add, empty)
+        return tuple(totals), dq.astype(query.dtype)
 
     empty = (jnp.zeros(key_columns.shape), jnp.zeros(value_columns.shape))
-    (of_keys, of_values), of_queries = jax.lax.scan(attend, empty, jnp.arange(len(queries)))
-    of_keys, of_values = _transposed(of_keys).astype(key.dtype), _transposed(of_values).astype(value.dtype)
-    of_key, of_value = (join_blocks(x, key.shape[1]) for x in (of_keys, of_values))
-    return _ungrouped(of_queries, query.shape[1]), of_key, of_value, None, None
+    (dks, dvs), dqs = jax.lax.scan(attend, empty, jnp.arange(len(queries)))
+    dks, dvs = _transposed(dks).astype(key.dtype), _transposed(dvs).astype(value.dtype)
+    dk, dv = (join_blocks(x, key.shape[1]) for x in (dks, dvs))
+    return _ungrouped(dqs, query.shape[1]), dk, dv, None, None
 
 
 blockwise_attention.defvjp(_forward, _backward)

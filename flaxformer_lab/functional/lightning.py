@@ -147,11 +147,11 @@ def recurrent(
     batch, _, heads, head_dim = query.shape
     memory = jnp.zeros((batch, heads, head_dim, value.shape[-1])) if memory is None else memory
     tokens = (jnp.swapaxes(x, 0, 1) for x in (query, _without_padding(key, valid), value))
-    memory, mixed = jax.lax.scan(lambda memory, token: step(*token, slopes, memory)[::-1], memory, tuple(tokens))
+    memory, mixed = jax.lax.scan(lambda memory, token: decode_step(*token, slopes, memory)[::-1], memory, tuple(tokens))
     return jnp.swapaxes(mixed, 0, 1), memory
 
 
-def step(
+def decode_step(
     query: Float[Array, "batch heads head_dim"],
     key: Float[Array, "batch heads head_dim"],
     value: Float[Array, "batch heads value_dim"],
@@ -164,7 +164,7 @@ def step(
     return product("bhd,bhde->bhe", query, memory).astype(value.dtype), memory
 
 
-def memory_after(key: Heads, value: Values, slopes: Slopes, lengths: Int[Array, " batch"]) -> Memory:
+def init_state(key: Heads, value: Values, slopes: Slopes, lengths: Int[Array, " batch"]) -> Memory:
     """The memory after the first `lengths` tokens of each example, as `recurrent` would leave it."""
     distance = lengths[:, None] - 1 - jnp.arange(key.shape[1])[None]
     decay = jnp.exp(-slopes[None, None] * jnp.maximum(distance, 0)[:, :, None])
@@ -221,22 +221,22 @@ def _backward(block, implementation, residuals, gradient):
     def forward(memory: Memory, arriving: tuple[Array, ...]):
         query, key, value, gradient = arriving
         scores = product("bhqe,bhke->bhqk", gradient, value) * pair
-        of_query = product("bhqk,bhkd->bhqd", scores, key) + enter * product("bhqe,bhde->bhqd", gradient, memory)
-        return across * memory + product("bhkd,bhke->bhde", key * leave, value), of_query.astype(query.dtype)
+        dq = product("bhqk,bhkd->bhqd", scores, key) + enter * product("bhqe,bhde->bhqd", gradient, memory)
+        return across * memory + product("bhkd,bhke->bhde", key * leave, value), dq.astype(query.dtype)
 
     def backward(onward: Memory, arriving: tuple[Array, ...]):
         query, key, value, gradient = arriving
-        through = product("bhqe,bhke->bhqk", gradient, value) * pair
+        dp = product("bhqe,bhke->bhqk", gradient, value) * pair
         scores = product("bhqd,bhkd->bhqk", query, key) * pair
-        of_key = product("bhqk,bhqd->bhkd", through, query) + leave * product("bhke,bhde->bhkd", value, onward)
-        of_value = product("bhqk,bhqe->bhke", scores, gradient) + product("bhkd,bhde->bhke", key * leave, onward)
+        dk = product("bhqk,bhqd->bhkd", dp, query) + leave * product("bhke,bhde->bhkd", value, onward)
+        dv = product("bhqk,bhqe->bhke", scores, gradient) + product("bhkd,bhde->bhke", key * leave, onward)
         onward = across * onward + product("bhqd,bhqe->bhde", query * enter, gradient)
-        return onward, (of_key.astype(key.dtype), of_value.astype(value.dtype))
+        return onward, (dk.astype(key.dtype), dv.astype(value.dtype))
 
     empty = _empty(query, value)
-    _, of_query = scan_blocks(forward, empty, arrays, block)
-    _, (of_key, of_value) = scan_blocks(backward, empty, arrays, block, reverse=True)
-    return of_query, of_key, of_value, None
+    _, dq = scan_blocks(forward, empty, arrays, block)
+    _, (dk, dv) = scan_blocks(backward, empty, arrays, block, reverse=True)
+    return dq, dk, dv, None
 
 
 blockwise.defvjp(_forward, _backward)

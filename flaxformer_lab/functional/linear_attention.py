@@ -16,7 +16,7 @@ from flaxformer_lab.functional.products import einsum, product
 Heads = Float[Array, "batch tokens heads head_dim"]
 Values = Float[Array, "batch tokens heads value_dim"]
 Valid = Bool[Array, "batch tokens"]
-Turn = Callable[[Heads], Heads]
+Rope = Callable[[Heads], Heads]
 # What a token's successors need of all tokens up to it: sums of phi(k) v^T and of phi(k).
 Memory = tuple[Float[Array, "batch heads head_dim value_dim"], Float[Array, "batch heads head_dim"]]
 
@@ -29,7 +29,7 @@ def positive(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
     return jax.nn.elu(x.astype(jnp.float32)) + 1
 
 
-def unplaced(x: Heads) -> Heads:
+def identity(x: Heads) -> Heads:
     """x: features that do not know where they stand."""
     return x
 
@@ -41,9 +41,9 @@ def linear_attention(
     *,
     causal: bool = False,
     valid: Valid | None = None,
-    turn: Turn = unplaced,
+    apply_rope: Rope = identity,
 ) -> Values:
-    """Linear attention. turn: applied to the features of the numerator alone, as rotary positions are.
+    """Linear attention. apply_rope: applied to the features of the numerator alone, as rotary positions are.
 
     Turned numerators over plain denominators are eq. 19 of Su et al. 2021: the sum of weights stays above 0.
 
@@ -53,58 +53,58 @@ def linear_attention(
     if query.shape[1] == 0:
         raise ValueError("linear_attention needs at least one token; the sequence is empty")
     query, key = _features(query, key, valid)
-    top, total = (_sums_of_seen if causal else _sums_of_all)(query, key, value, turn)
+    top, total = (_sums_of_seen if causal else _sums_of_all)(query, key, value, apply_rope)
     return (top / jnp.maximum(total, LEAST)).astype(value.dtype)
 
 
-def _sums_of_all(query: Heads, key: Heads, value: Values, turn: Turn):
+def _sums_of_all(query: Heads, key: Heads, value: Values, apply_rope: Rope):
     """Every token sees the same sums."""
-    memory = product("bthd,bthe->bhde", _turned(turn, key, value), value)
-    top = product("bthd,bhde->bthe", _turned(turn, query, value), memory)
+    memory = product("bthd,bthe->bhde", _rotated(apply_rope, key, value), value)
+    top = product("bthd,bhde->bthe", _rotated(apply_rope, query, value), memory)
     return top, _dot(query, jnp.sum(key, axis=1, keepdims=True))
 
 
-def _sums_of_seen(query: Heads, key: Heads, value: Values, turn: Turn):
+def _sums_of_seen(query: Heads, key: Heads, value: Values, apply_rope: Rope):
     """Every token sees the sums up to itself."""
     no_decay = jnp.zeros(query.shape[2])
-    query_features, key_features = (_turned(turn, x, value) for x in (query, key))
+    query_features, key_features = (_rotated(apply_rope, x, value) for x in (query, key))
     top = lightning.blockwise(query_features, key_features, value, no_decay, lightning.block_size())
     return top, _dot(query, jnp.cumsum(key, axis=1))
 
 
 def linear_weights(
-    query: Heads, key: Heads, *, causal: bool = False, valid: Valid | None = None, turn: Turn = unplaced
+    query: Heads, key: Heads, *, causal: bool = False, valid: Valid | None = None, apply_rope: Rope = identity
 ) -> Float[Array, "batch heads tokens tokens"]:
     """What `linear_attention` multiplies the values by; rows sum to 1 unless the numerator is turned."""
     query, key = _features(query, key, valid)
     seen = jnp.tri(query.shape[1], dtype=bool) if causal else jnp.ones((query.shape[1],) * 2, bool)
     top, total = (
         jnp.where(seen[None, None], einsum("bqhd,bkhd->bhqk", *pair), 0)
-        for pair in ((turn(query), turn(key)), (query, key))
+        for pair in ((apply_rope(query), apply_rope(key)), (query, key))
     )
     return top / jnp.maximum(jnp.sum(total, axis=-1, keepdims=True), LEAST)
 
 
-def memory_after(key: Heads, value: Values, lengths: Int[Array, " batch"], *, turn: Turn = unplaced) -> Memory:
+def init_state(key: Heads, value: Values, lengths: Int[Array, " batch"], *, apply_rope: Rope = identity) -> Memory:
     """The memory after the first `lengths` tokens of each example."""
     valid = jnp.arange(key.shape[1])[None] < lengths[:, None]
     _, key = _features(key, key, valid)
-    return product("bthd,bthe->bhde", turn(key), value.astype(jnp.float32)), jnp.sum(key, axis=1)
+    return product("bthd,bthe->bhde", apply_rope(key), value.astype(jnp.float32)), jnp.sum(key, axis=1)
 
 
-def step(
+def decode_step(
     query: Float[Array, "batch 1 heads head_dim"],
     key: Float[Array, "batch 1 heads head_dim"],
     value: Float[Array, "batch 1 heads value_dim"],
     memory: Memory,
     *,
-    turn: Turn = unplaced,
+    apply_rope: Rope = identity,
 ) -> tuple[Float[Array, "batch 1 heads value_dim"], Memory]:
     """One more token, at a cost that does not depend on how many came before; the memory includes it."""
     query, key = positive(query), positive(key)
-    products = memory[0] + product("bthd,bthe->bhde", turn(key), value.astype(jnp.float32))
+    products = memory[0] + product("bthd,bthe->bhde", apply_rope(key), value.astype(jnp.float32))
     total = memory[1] + key[:, 0]
-    top = einsum("bthd,bhde->bthe", turn(query), products)
+    top = einsum("bthd,bhde->bthe", apply_rope(query), products)
     return (top / jnp.maximum(_dot(query, total[:, None]), LEAST)).astype(value.dtype), (products, total)
 
 
@@ -113,9 +113,9 @@ def _features(query: Heads, key: Heads, valid: Valid | None) -> tuple[Heads, Hea
     return query, key if valid is None else jnp.where(valid[:, :, None, None], key, 0)
 
 
-def _turned(turn: Turn, features: Heads, value: Values) -> Heads:
+def _rotated(apply_rope: Rope, features: Heads, value: Values) -> Heads:
     """Features in the type of the values: their products need no more than the values have."""
-    return turn(features).astype(value.dtype)
+    return apply_rope(features).astype(value.dtype)
 
 
 def _dot(a: Heads, b: Float[Array, "batch #tokens heads head_dim"]) -> Float[Array, "batch tokens heads 1"]:

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from flaxformer_lab.functional.linear import add_bias, matmul
 
-Stream = Float[Array, "batch tokens width"]
+TokenVectors = Float[Array, "batch tokens width"]
 
 
 @jax.jit
@@ -56,5 +56,5 @@ def gru(
     return _over_tokens(cell, jnp.zeros((inputs.shape[0], kernel.shape[0]), inputs.dtype), inputs)
 
 
-def _over_tokens(cell: Callable, state: Array | tuple[Array, Array], inputs: Array) -> Stream:
+def _over_tokens(cell: Callable, state: Array | tuple[Array, Array], inputs: Array) -> TokenVectors:
     return jnp.swapaxes(jax.lax.scan(cell, state, jnp.swapaxes(inputs, 0, 1))[1], 0, 1)

@@ -67,8 +67,8 @@ def _backward(causal, window, residuals, gradient):
         scores = _scores(query, key, valid, rows, seen, causal, window)
         weights = jnp.exp(scores - largest[:, :, rows])
         arriving = gradient[:, :, rows]
-        through = product("bhqd,bhkd->bhqk", arriving, value[:, :, seen])
-        scores = weights * (through - dot[:, :, rows]) * query.shape[-1] ** -0.5
+        dp = product("bhqd,bhkd->bhqk", arriving, value[:, :, seen])
+        scores = weights * (dp - dot[:, :, rows]) * query.shape[-1] ** -0.5
         weights, scores = weights.astype(value.dtype), scores.astype(query.dtype)
         dq.append(matmul(scores, key[:, :, seen]))
         dk = dk.at[..., seen].add(product("bhqd,bhqk->bhdk", query[:, :, rows], scores))

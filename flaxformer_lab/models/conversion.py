@@ -27,7 +27,7 @@ from safetensors.numpy import load_file
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.functional.feedforward import ACTIVATIONS
 from flaxformer_lab.model_config import TransformerConfig
-from flaxformer_lab.models.network import Network, PureNetwork, Tree, leaf_paths, purify
+from flaxformer_lab.models.network import Network, PureNetwork, Tree, functionalize, leaf_paths
 from flaxformer_lab.modules.embedding import PatchEmbedding, TokenEmbedding
 from flaxformer_lab.modules.norm import LayerNorm
 from flaxformer_lab.modules.projection import Dense
@@ -81,7 +81,7 @@ def from_huggingface(
     plan = PLANS[kind](settings, tensors)
     tensors = _with_ties(tensors, plan.ties)
     _check_names(tensors, plan)
-    network = purify(plan.build)
+    network = functionalize(plan.build)
     shapes, _ = network.shapes
     leaves = [_make_leaf(path, like.shape, plan.table[path], tensors) for path, like in leaf_paths(shapes).items()]
     return Converted(plan.config, network, jax.tree.unflatten(jax.tree.structure(shapes), leaves))

@@ -6,12 +6,12 @@ from jaxtyping import Array, Bool, Float
 from flaxformer_lab.functional.convolution import neighbourhood_1d, neighbourhood_2d
 from flaxformer_lab.functional.feedforward import ACTIVATIONS
 from flaxformer_lab.model_config import ConvolutionConfig
+from flaxformer_lab.modules.intermediates import DISABLED, Intermediates
 from flaxformer_lab.modules.norm import make_norm
 from flaxformer_lab.modules.projection import Dense
 from flaxformer_lab.modules.rngs import Rngs
-from flaxformer_lab.modules.taps import CLOSED, Taps
 
-Stream = Float[Array, "batch tokens width"]
+TokenVectors = Float[Array, "batch tokens width"]
 
 
 class Convolution(nnx.Module):
@@ -22,7 +22,7 @@ class Convolution(nnx.Module):
         window = config.kernel_size ** (2 if config.name == "cnn_2d" else 1)
         self.map = Dense(window * config.width, config.width, axes=(None, "width"), bias=config.bias, rngs=rngs)
 
-    def __call__(self, x: Stream, valid: Bool[Array, "batch tokens"] | None) -> Stream:
+    def __call__(self, x: TokenVectors, valid: Bool[Array, "batch tokens"] | None) -> TokenVectors:
         x = x if valid is None else x * valid[:, :, None].astype(x.dtype)
         if self._config.name == "cnn_1d":
             return self.map(neighbourhood_1d(x, self._config.kernel_size, causal=self._config.causal))
@@ -39,7 +39,7 @@ class ConvolutionBlock(nnx.Module):
         self.first = Convolution(config, grid=grid, rngs=rngs)
         self.second = Convolution(config, grid=grid, rngs=rngs)
 
-    def __call__(self, x: Stream, valid: Bool[Array, "batch tokens"] | None) -> Stream:
+    def __call__(self, x: TokenVectors, valid: Bool[Array, "batch tokens"] | None) -> TokenVectors:
         y = self.norm(x) if self.norm else x
         return x + self.second(self._activation(self.first(y, valid)), valid)
 
@@ -52,13 +52,18 @@ class ConvolutionalNetwork(nnx.Module):
         self.norm = make_norm(config)
 
     def __call__(
-        self, x: Stream, *, valid: Bool[Array, "batch tokens"] | None = None, keys=None, taps: Taps = CLOSED
-    ) -> Stream:
+        self,
+        x: TokenVectors,
+        *,
+        valid: Bool[Array, "batch tokens"] | None = None,
+        keys=None,
+        intermediates: Intermediates = DISABLED,
+    ) -> TokenVectors:
         del keys  # nothing is drawn
-        taps.add("input", lambda: x)
+        intermediates.add("input", lambda: x)
         for number, block in enumerate(self.blocks):
             x = block(x, valid)
-            taps.within(f"blocks.{number}").add("output", lambda x=x: x)
+            intermediates.within(f"blocks.{number}").add("output", lambda x=x: x)
         x = self.norm(x) if self.norm else x
-        taps.add("output", lambda: x)
+        intermediates.add("output", lambda: x)
         return x

@@ -77,7 +77,7 @@ class Decoder:
 
     @functools.cached_property
     def _read(self):
-        return jax.jit(self._network.read)
+        return jax.jit(self._network.prefill)
 
     @functools.cached_property
     def _go_on(self):
@@ -95,7 +95,7 @@ class Decoder:
             def one(number: Int[Array, ""], carry: tuple[Symbols, Array, Tree]):
                 written, logits, cache = carry
                 symbols = self._drawn(logits, jax.random.fold_in(key, first + number))
-                logits, cache = self._network.step(params, model_state, symbols, cache)
+                logits, cache = self._network.decode(params, model_state, symbols, cache)
                 return written.at[:, number].set(symbols), logits, cache
 
             empty = jnp.zeros((logits.shape[0], STRIDE), jnp.int32)

@@ -8,12 +8,12 @@ from jaxtyping import Array, Bool, Float
 
 from flaxformer_lab.functional.feedforward import ACTIVATIONS
 from flaxformer_lab.model_config import MixerConfig
+from flaxformer_lab.modules.intermediates import DISABLED, Intermediates
 from flaxformer_lab.modules.norm import make_norm
 from flaxformer_lab.modules.projection import Dense
 from flaxformer_lab.modules.rngs import Rngs
-from flaxformer_lab.modules.taps import CLOSED, Taps
 
-Stream = Float[Array, "batch tokens width"]
+TokenVectors = Float[Array, "batch tokens width"]
 
 
 class MixerBlock(nnx.Module):
@@ -28,7 +28,7 @@ class MixerBlock(nnx.Module):
         self.feature_up = Dense(config.width, hidden, axes=("width", "hidden"), bias=config.bias, rngs=rngs)
         self.feature_down = Dense(hidden, config.width, axes=("hidden", "width"), bias=config.bias, rngs=rngs)
 
-    def __call__(self, x: Stream, valid: Bool[Array, "batch tokens"] | None) -> Stream:
+    def __call__(self, x: TokenVectors, valid: Bool[Array, "batch tokens"] | None) -> TokenVectors:
         y = self.token_norm(x) if self.token_norm else x
         y = y if valid is None else y * valid[:, :, None].astype(y.dtype)
         y = self.token_down(self._activation(self.token_up(jnp.swapaxes(y, 1, 2))))
@@ -45,13 +45,18 @@ class Mixer(nnx.Module):
         self.norm = make_norm(config)
 
     def __call__(
-        self, x: Stream, *, valid: Bool[Array, "batch tokens"] | None = None, keys=None, taps: Taps = CLOSED
-    ) -> Stream:
+        self,
+        x: TokenVectors,
+        *,
+        valid: Bool[Array, "batch tokens"] | None = None,
+        keys=None,
+        intermediates: Intermediates = DISABLED,
+    ) -> TokenVectors:
         del keys  # nothing is drawn
-        taps.add("input", lambda: x)
+        intermediates.add("input", lambda: x)
         for number, block in enumerate(self.blocks):
             x = block(x, valid)
-            taps.within(f"blocks.{number}").add("output", lambda x=x: x)
+            intermediates.within(f"blocks.{number}").add("output", lambda x=x: x)
         x = self.norm(x) if self.norm else x
-        taps.add("output", lambda: x)
+        intermediates.add("output", lambda: x)
         return x

@@ -6,12 +6,12 @@ from jaxtyping import Array, Float
 from flaxformer_lab.functional.factorization import pairwise_products
 from flaxformer_lab.functional.feedforward import ACTIVATIONS
 from flaxformer_lab.model_config import FactorizationMachineConfig, MLPConfig
+from flaxformer_lab.modules.intermediates import DISABLED, Intermediates
 from flaxformer_lab.modules.projection import Dense
 from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.modules.sharding import read
-from flaxformer_lab.modules.taps import CLOSED, Taps
 
-Stream = Float[Array, "batch tokens width"]
+TokenVectors = Float[Array, "batch tokens width"]
 
 
 class MLP(nnx.Module):
@@ -27,13 +27,15 @@ class MLP(nnx.Module):
             ]
         )
 
-    def __call__(self, x: Stream, *, valid=None, keys=None, taps: Taps = CLOSED) -> Stream:
+    def __call__(
+        self, x: TokenVectors, *, valid=None, keys=None, intermediates: Intermediates = DISABLED
+    ) -> TokenVectors:
         del valid, keys  # no token sees another
-        taps.add("input", lambda: x)
+        intermediates.add("input", lambda: x)
         for number, layer in enumerate(self.layers):
             x = self._activation(layer(x))
-            taps.within(f"layers.{number}").add("output", lambda x=x: x)
-        taps.add("output", lambda: x)
+            intermediates.within(f"layers.{number}").add("output", lambda x=x: x)
+        intermediates.add("output", lambda: x)
         return x
 
 
@@ -45,9 +47,11 @@ class FactorizationMachine(nnx.Module):
         self.linear = Dense(config.width, config.width, axes=("width", None), bias=config.bias, rngs=rngs)
         self.factors = Dense(config.width, config.width, axes=("width", None), bias=False, rngs=rngs)
 
-    def __call__(self, x: Stream, *, valid=None, keys=None, taps: Taps = CLOSED) -> Stream:
+    def __call__(
+        self, x: TokenVectors, *, valid=None, keys=None, intermediates: Intermediates = DISABLED
+    ) -> TokenVectors:
         del valid, keys  # no token sees another
-        taps.add("input", lambda: x)
+        intermediates.add("input", lambda: x)
         x = self.linear(x) + pairwise_products(x, read(self.factors.kernel))
-        taps.add("output", lambda: x)
+        intermediates.add("output", lambda: x)
         return x

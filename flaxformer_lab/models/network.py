@@ -14,10 +14,10 @@ from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.functional.products import at_precision
 from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models.bodies import make_body
+from flaxformer_lab.modules.intermediates import DISABLED, Intermediates
 from flaxformer_lab.modules.projection import Dense
 from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.modules.sharding import Axes
-from flaxformer_lab.modules.taps import CLOSED, Taps
 
 Tree = Any  # a pytree of arrays
 
@@ -52,9 +52,9 @@ class Network(nnx.Module):
         *,
         valid: Bool[Array, "batch tokens"] | None = None,
         keys: Key[Array, " batch"] | None = None,
-        taps: Taps = CLOSED,
+        intermediates: Intermediates = DISABLED,
     ) -> Float[Array, "batch *tokens outputs"]:
-        x = self.body(self.embedding(inputs), valid=valid, keys=keys, taps=taps)
+        x = self.body(self.embedding(inputs), valid=valid, keys=keys, intermediates=intermediates)
         if self._pooling == "mean":
             x = jnp.mean(x, axis=1) if valid is None else _mean_of_valid(x, valid)
         elif self._pooling == "class_token":
@@ -63,10 +63,10 @@ class Network(nnx.Module):
             x = x[:, -1]
         return self.head(x).astype(jnp.float32)
 
-    def read(
+    def prefill(
         self, inputs: Int[Array, "batch tokens"], lengths: Int[Array, " batch"]
     ) -> tuple[Float[Array, "batch outputs"], Tree]:
-        """Logits at the last of each example's first `lengths` inputs, and the cache from which `step` goes on.
+        """Logits at the last of each example's first `lengths` inputs, and the cache from which `decode` goes on.
 
         There may be fewer than the network has tokens: the cache has room for the rest. A body that has no cache of its
         own keeps the inputs themselves, and reads them anew at each step.
@@ -79,20 +79,20 @@ class Network(nnx.Module):
                 "a model with model.causal=false sees what follows a token, so it cannot go on token by token; "
                 "set model.causal=true or choose another model.name"
             )
-        if hasattr(self.body, "step"):
-            x, cache = self.body.read(self.embedding(inputs), lengths)
+        if hasattr(self.body, "decode"):
+            x, cache = self.body.prefill(self.embedding(inputs), lengths)
         else:
             inputs = jnp.pad(inputs, ((0, 0), (0, self._tokens - inputs.shape[1])))
             x, cache = self.body(self.embedding(inputs)), {"inputs": inputs, "lengths": lengths}
         last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)
         return self.head(last[:, 0]).astype(jnp.float32), cache
 
-    def step(self, inputs: Int[Array, " batch"], cache: Tree) -> tuple[Float[Array, "batch outputs"], Tree]:
+    def decode(self, inputs: Int[Array, " batch"], cache: Tree) -> tuple[Float[Array, "batch outputs"], Tree]:
         """Logits after one more input of each example, and the cache that includes it."""
-        if not hasattr(self.body, "step"):
+        if not hasattr(self.body, "decode"):
             lengths = cache["lengths"]
-            return self.read(cache["inputs"].at[jnp.arange(len(inputs)), lengths].set(inputs), lengths + 1)
-        x, cache = self.body.step(self.embedding(inputs[:, None]), cache)
+            return self.prefill(cache["inputs"].at[jnp.arange(len(inputs)), lengths].set(inputs), lengths + 1)
+        x, cache = self.body.decode(self.embedding(inputs[:, None]), cache)
         return self.head(x[:, 0]).astype(jnp.float32), cache
 
 
@@ -107,11 +107,11 @@ class PureNetwork:
 
     init(key) -> (params, model_state). params are what the optimizer moves; model_state is the rest (often empty).
     shapes: the same pair as shapes and types. axes: the names of each parameter's axes, by its dotted name.
-    apply(params, model_state, inputs, *, valid, keys, taps) -> logits.
-    embed(params, model_state, inputs) -> token vectors; body(params, model_state, vectors, *, valid, taps) -> token
-    vectors: the parts of `apply` between which the measures of mixing look.
-    read(params, model_state, inputs, lengths) -> (logits, cache); step(params, model_state, inputs, cache) -> (logits,
-    cache): a causal network token by token (`Network.read`, `Network.step`).
+    apply(params, model_state, inputs, *, valid, keys, intermediates) -> logits.
+    embed(params, model_state, inputs) -> token vectors; body(params, model_state, vectors, *, valid, intermediates)
+    -> token vectors: the parts of `apply` between which the measures of mixing look.
+    prefill(params, model_state, inputs, lengths) -> (logits, cache); decode(params, model_state, inputs, cache) ->
+    (logits, cache): a causal network token by token (`Network.prefill`, `Network.decode`).
     precision: of the float32 products (`model.precision`), for those who trace more than these functions.
     """
 
@@ -121,18 +121,18 @@ class PureNetwork:
     embed: Callable[[Tree, Tree, Array], Array]
     body: Callable[..., Array]
     axes: dict[str, Axes] = field(default_factory=dict)
-    read: Callable[..., tuple[Array, Tree]] | None = None
-    step: Callable[..., tuple[Array, Tree]] | None = None
+    prefill: Callable[..., tuple[Array, Tree]] | None = None
+    decode: Callable[..., tuple[Array, Tree]] | None = None
     precision: str = "highest"
 
     def intermediates(self, params: Tree, model_state: Tree, inputs: Array, **options: Any) -> dict[str, Array]:
         """Every value that the network's modules offer, by dotted name: attention weights, each block's output."""
-        taps = Taps()
-        self.apply(params, model_state, inputs, taps=taps, **options)
-        return taps.values
+        intermediates = Intermediates()
+        self.apply(params, model_state, inputs, intermediates=intermediates, **options)
+        return intermediates.values
 
 
-def purify(build: Callable[[Rngs], nnx.Module]) -> PureNetwork:
+def functionalize(build: Callable[[Rngs], nnx.Module]) -> PureNetwork:
     """Returns the pure form of the network that `build` makes; it computes at the network's own precision."""
     abstract = nnx.eval_shape(lambda: build(Rngs(0)))
     graph, *shapes = nnx.split(abstract, nnx.Param, ...)
@@ -155,16 +155,16 @@ def purify(build: Callable[[Rngs], nnx.Module]) -> PureNetwork:
         return nnx.merge(graph, params, model_state).body(vectors, **options)
 
     @at_precision(precision)
-    def read(params: Tree, model_state: Tree, inputs: Array, lengths: Array) -> tuple[Array, Tree]:
-        return nnx.merge(graph, params, model_state).read(inputs, lengths)
+    def prefill(params: Tree, model_state: Tree, inputs: Array, lengths: Array) -> tuple[Array, Tree]:
+        return nnx.merge(graph, params, model_state).prefill(inputs, lengths)
 
     @at_precision(precision)
-    def step(params: Tree, model_state: Tree, inputs: Array, cache: Tree) -> tuple[Array, Tree]:
-        return nnx.merge(graph, params, model_state).step(inputs, cache)
+    def decode(params: Tree, model_state: Tree, inputs: Array, cache: Tree) -> tuple[Array, Tree]:
+        return nnx.merge(graph, params, model_state).decode(inputs, cache)
 
     axes = {".".join(map(str, path)): variable.axes for path, variable in nnx.to_flat_state(shapes[0])}
     shapes = tuple(map(nnx.to_pure_dict, shapes))
-    return PureNetwork(jax.jit(init), shapes, apply, embed, body, axes, read, step, precision)
+    return PureNetwork(jax.jit(init), shapes, apply, embed, body, axes, prefill, decode, precision)
 
 
 def leaf_paths(tree: Tree) -> dict[str, Any]:

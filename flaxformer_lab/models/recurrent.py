@@ -5,12 +5,12 @@ from jaxtyping import Array, Float
 
 from flaxformer_lab.functional.recurrence import gru, lstm
 from flaxformer_lab.model_config import RecurrentConfig
+from flaxformer_lab.modules.intermediates import DISABLED, Intermediates
 from flaxformer_lab.modules.projection import Dense, zeros
 from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.modules.sharding import read
-from flaxformer_lab.modules.taps import CLOSED, Taps
 
-Stream = Float[Array, "batch tokens width"]
+TokenVectors = Float[Array, "batch tokens width"]
 
 
 class LSTM(nnx.Module):
@@ -23,7 +23,7 @@ class LSTM(nnx.Module):
             self.input.bias[...] = self.input.bias[...].at[width : 2 * width].set(1)
         self.state = Dense(width, 4 * width, axes=("width", None), bias=False, rngs=rngs)
 
-    def __call__(self, x: Stream) -> Stream:
+    def __call__(self, x: TokenVectors) -> TokenVectors:
         return lstm(self.input(x), read(self.state.kernel))
 
 
@@ -36,7 +36,7 @@ class GRU(nnx.Module):
         self.state = Dense(width, 3 * width, axes=("width", None), bias=False, rngs=rngs)
         self.candidate_bias = zeros((width,), ("width",)) if config.bias else None
 
-    def __call__(self, x: Stream) -> Stream:
+    def __call__(self, x: TokenVectors) -> TokenVectors:
         return gru(self.input(x), read(self.state.kernel), read(self.candidate_bias))
 
 
@@ -48,11 +48,13 @@ class RecurrentNetwork(nnx.Module):
         layer = {"lstm": LSTM, "gru": GRU}[config.name]
         self.layers = nnx.List([layer(config, rngs=rngs) for _ in range(config.depth)])
 
-    def __call__(self, x: Stream, *, valid=None, keys=None, taps: Taps = CLOSED) -> Stream:
+    def __call__(
+        self, x: TokenVectors, *, valid=None, keys=None, intermediates: Intermediates = DISABLED
+    ) -> TokenVectors:
         del valid, keys
-        taps.add("input", lambda: x)
+        intermediates.add("input", lambda: x)
         for number, layer in enumerate(self.layers):
             x = layer(x)
-            taps.within(f"layers.{number}").add("output", lambda x=x: x)
-        taps.add("output", lambda: x)
+            intermediates.within(f"layers.{number}").add("output", lambda x=x: x)
+        intermediates.add("output", lambda: x)
         return x

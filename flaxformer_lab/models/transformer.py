@@ -15,6 +15,7 @@ from flaxformer_lab.functional.position import sinusoidal
 from flaxformer_lab.model_config import TransformerConfig
 from flaxformer_lab.modules.attention import Cache
 from flaxformer_lab.modules.block import Block
+from flaxformer_lab.modules.intermediates import DISABLED, Intermediates
 from flaxformer_lab.modules.norm import make_norm
 from flaxformer_lab.modules.projection import normal
 from flaxformer_lab.modules.rngs import Rngs
@@ -24,9 +25,8 @@ from flaxformer_lab.modules.sharding import (
     sharded_over,
     with_logical_constraint,
 )
-from flaxformer_lab.modules.taps import CLOSED, Taps
 
-Stream = Float[Array, "batch tokens width"]
+TokenVectors = Float[Array, "batch tokens width"]
 
 
 class Transformer(nnx.Module):
@@ -51,50 +51,50 @@ class Transformer(nnx.Module):
 
     def __call__(
         self,
-        x: Stream,
+        x: TokenVectors,
         *,
         valid: Bool[Array, "batch tokens"] | None = None,
         keys: Key[Array, " batch"] | None = None,
-        taps: Taps = CLOSED,
-    ) -> Stream:
+        intermediates: Intermediates = DISABLED,
+    ) -> TokenVectors:
         run, remat = Block.__call__, self._config.remat
         if remat or sharded_over("fsdp"):
             run = functools.partial(_rematerialised, policy=None if remat else save_all_but_gathered_parameters)
-        x = with_logical_constraint(self._entering(x), "batch", "tokens", None)
-        taps.add("input", lambda: x)
+        x = with_logical_constraint(self._embed_positions(x), "batch", "tokens", None)
+        intermediates.add("input", lambda: x)
         for number, block in enumerate(self.blocks):
             block_keys = None if keys is None else fold_in(keys, number)
-            x = run(block, x, valid=valid, keys=block_keys, taps=taps.within(f"blocks.{number}"))
-        x = self._leaving(x)
-        taps.add("output", lambda: x)
+            x = run(block, x, valid=valid, keys=block_keys, intermediates=intermediates.within(f"blocks.{number}"))
+        x = self._final_norm(x)
+        intermediates.add("output", lambda: x)
         return x
 
-    def read(self, x: Stream, lengths: Int[Array, " batch"]) -> tuple[Stream, Cache]:
+    def prefill(self, x: TokenVectors, lengths: Int[Array, " batch"]) -> tuple[TokenVectors, Cache]:
         """The output of a causal sequence, and the cache after each example's first `lengths` tokens."""
-        x, caches = self._entering(x), []
+        x, caches = self._embed_positions(x), []
         for block in self.blocks:
-            x, cache = block.read(x, lengths)
+            x, cache = block.prefill(x, lengths)
             caches.append(cache)
-        return self._leaving(x), {"position": lengths, "blocks": caches}
+        return self._final_norm(x), {"position": lengths, "blocks": caches}
 
-    def step(self, x: Float[Array, "batch 1 width"], cache: Cache) -> tuple[Float[Array, "batch 1 width"], Cache]:
+    def decode(self, x: Float[Array, "batch 1 width"], cache: Cache) -> tuple[Float[Array, "batch 1 width"], Cache]:
         """The output of one more token, and the cache that includes it."""
         position = cache["position"]
-        x, caches = self._entering(x, position), []
+        x, caches = self._embed_positions(x, position), []
         for block, of_block in zip(self.blocks, cache["blocks"], strict=True):
-            x, of_block = block.step(x, of_block, position)
+            x, of_block = block.decode(x, of_block, position)
             caches.append(of_block)
-        return self._leaving(x), {"position": position + 1, "blocks": caches}
+        return self._final_norm(x), {"position": position + 1, "blocks": caches}
 
-    def _entering(self, x: Stream, first: Int[Array, " batch"] | None = None) -> Stream:
+    def _embed_positions(self, x: TokenVectors, first: Int[Array, " batch"] | None = None) -> TokenVectors:
         """Token vectors in their places, normalised where the blocks do so after each part."""
         x = self.positioned(x, first)
         return self.norm(x) if self.norm and self._config.norm.placement == "post" else x
 
-    def _leaving(self, x: Stream) -> Stream:
+    def _final_norm(self, x: TokenVectors) -> TokenVectors:
         return self.norm(x) if self.norm and self._config.norm.placement == "pre" else x
 
-    def positioned(self, x: Stream, first: Int[Array, " batch"] | None = None) -> Stream:
+    def positioned(self, x: TokenVectors, first: Int[Array, " batch"] | None = None) -> TokenVectors:
         """Token vectors with their learned or sinusoidal positions added; `first`: where the only token stands.
 
         Raises:
@@ -121,13 +121,13 @@ class Transformer(nnx.Module):
 
 def _rematerialised(
     block: Block,
-    x: Stream,
+    x: TokenVectors,
     *,
     valid: Bool[Array, "batch tokens"] | None,
     keys: Key[Array, " batch"] | None,
-    taps: Taps,
+    intermediates: Intermediates,
     policy: Callable[..., bool] | None,
-) -> Stream:
+) -> TokenVectors:
     """The block with its activations recomputed in the backward pass instead of kept (Chen et al. 2016).
 
     policy: which of them are kept (`jax.checkpoint_policies`); None keeps nothing.
@@ -137,9 +137,9 @@ def _rematerialised(
     @functools.partial(jax.checkpoint, policy=policy)
     def run(parameters, x, valid, keys):
         # What is tapped must leave the rematerialised region as an output of it.
-        inner = taps.fresh()
-        return nnx.merge(graph, parameters)(x, valid=valid, keys=keys, taps=inner), inner.values
+        inner = intermediates.fresh()
+        return nnx.merge(graph, parameters)(x, valid=valid, keys=keys, intermediates=inner), inner.values
 
     x, tapped = run(parameters, x, valid, keys)
-    taps.values.update(tapped)
+    intermediates.values.update(tapped)
     return x

@@ -1,8 +1,8 @@
 """Token mixing with parameters: projections around one of the formulas of `functional/`.
 
-Each kind runs over a whole sequence, and also token by token: `read` takes the first tokens and leaves a cache of what
-those that follow will need, `step` takes one more. Softmax, static and windowed kinds keep past tokens; linear,
-lightning and mean a state whose size does not grow.
+Each kind runs over a whole sequence, and also token by token: `prefill` takes the first tokens and returns a cache of
+what those that follow need, `decode` takes one more. Softmax, static and windowed kinds keep past tokens; linear,
+lightning and mean keep a state whose size does not grow.
 """
 
 import functools
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.functional import attention as formulas
-from flaxformer_lab.functional import lightning, linear_attention, rolling
+from flaxformer_lab.functional import lightning, linear_attention, ring_buffer
 from flaxformer_lab.functional import softmax_attention as softmax
 from flaxformer_lab.functional.attention import Heads, Valid
 from flaxformer_lab.functional.feedforward import ACTIVATIONS
@@ -25,6 +25,7 @@ from flaxformer_lab.functional.heads import fuse_heads, split_heads
 from flaxformer_lab.functional.position import rotary
 from flaxformer_lab.functional.softmax_attention import repeated
 from flaxformer_lab.model_config import TransformerConfig
+from flaxformer_lab.modules.intermediates import DISABLED, Intermediates
 from flaxformer_lab.modules.norm import make_norm
 from flaxformer_lab.modules.projection import PROJECTIONS, Dense, ones, zeros
 from flaxformer_lab.modules.rngs import Rngs
@@ -35,12 +36,11 @@ from flaxformer_lab.modules.sharding import (
     sharded_over,
     with_logical_constraint,
 )
-from flaxformer_lab.modules.taps import CLOSED, Taps
 
-Stream = Float[Array, "batch tokens width"]
+TokenVectors = Float[Array, "batch tokens width"]
 Token = Float[Array, "batch 1 width"]
-Shared = Float[Array, "batch tokens kv_heads head_dim"]
-Places = Int[Array, " batch"]
+KVHeads = Float[Array, "batch tokens kv_heads head_dim"]
+Positions = Int[Array, " batch"]
 Cache = Any  # a pytree of arrays, of which each example owns as many rows of the first axis as the next
 
 
@@ -48,8 +48,8 @@ class Attention(nnx.Module):
     """project, mix within heads, merge heads, project back. A subclass says how a head mixes.
 
     `parts` counts what is projected from the input in one fused map: 3 for query, key and value, 1 for the value alone.
-    layer: which block this is, counted from 0. remember(*heads, lengths) -> cache and recall(*heads, cache, position)
-    -> (mixed, cache) are `mix` token by token; position is that of the new token.
+    layer: which block this is, counted from 0. init_cache(*heads, lengths) -> cache and decode_step(*heads, cache,
+    position) -> (mixed, cache) are `mix` token by token; position is that of the new token.
     """
 
     parts = 3
@@ -75,20 +75,24 @@ class Attention(nnx.Module):
         self.norm = make_norm(config, kind=attention.norm, features=merged, axis="heads")
         self.gate = Gate(config, merged, rngs=rngs) if attention.gate else None
 
-    def __call__(self, x: Stream, *, valid: Valid | None = None, taps: Taps = CLOSED) -> Stream:
-        return self.leaving(x, self.mix(*self.entering(x), valid=valid, taps=taps))
+    def __call__(
+        self, x: TokenVectors, *, valid: Valid | None = None, intermediates: Intermediates = DISABLED
+    ) -> TokenVectors:
+        return self.output_projection(x, self.mix(*self.project_qkv(x), valid=valid, intermediates=intermediates))
 
-    def read(self, x: Stream, lengths: Places) -> tuple[Stream, Cache]:
+    def prefill(self, x: TokenVectors, lengths: Positions) -> tuple[TokenVectors, Cache]:
         """The output of a causal sequence, and the cache after each example's first `lengths` tokens."""
-        heads = self.entering(x)
-        return self.leaving(x, self.mix(*heads, valid=None, taps=CLOSED)), self.remember(*heads, lengths)
+        heads = self.project_qkv(x)
+        return self.output_projection(x, self.mix(*heads, valid=None, intermediates=DISABLED)), self.init_cache(
+            *heads, lengths
+        )
 
-    def step(self, x: Token, cache: Cache, position: Places) -> tuple[Token, Cache]:
+    def decode(self, x: Token, cache: Cache, position: Positions) -> tuple[Token, Cache]:
         """The output of the token at `position`, and the cache that includes it."""
-        mixed, cache = self.recall(*self.entering(x), cache, position)
-        return self.leaving(x, mixed), cache
+        mixed, cache = self.decode_step(*self.project_qkv(x), cache, position)
+        return self.output_projection(x, mixed), cache
 
-    def entering(self, x: Stream) -> list[Heads]:
+    def project_qkv(self, x: TokenVectors) -> list[Heads]:
         """Query, key and value (or the value alone) as heads."""
         fused = with_logical_constraint(self._activation(self.projection(x)), "batch", "tokens", "heads")
         return [
@@ -96,7 +100,7 @@ class Attention(nnx.Module):
             for part in split_heads(fused, self._counts, self._head_dim)
         ]
 
-    def leaving(self, x: Stream, mixed: Heads) -> Stream:
+    def output_projection(self, x: TokenVectors, mixed: Heads) -> TokenVectors:
         """Merged heads, normalised and gated where these knobs are on, at the model's width."""
         merged = with_logical_constraint(mixed.reshape(*x.shape[:2], -1), "batch", "tokens", "heads")
         merged = self.norm(merged) if self.norm else merged
@@ -110,9 +114,9 @@ class Attention(nnx.Module):
             if isinstance(parameter, nnx.Param) and ends:
                 parameter.set_value(fuse_heads(jnp.split(parameter[...], ends, axis=-1), self._kv_heads))
 
-    def turn(self, first: Places | None = None) -> Callable[[Heads], Heads]:
+    def rope(self, first: Positions | None = None) -> Callable[[Heads], Heads]:
         """What `model.position` = rotary does to queries and keys; `first`: where their first token stands."""
-        return functools.partial(rotary, first=first) if self._rotary else linear_attention.unplaced
+        return functools.partial(rotary, first=first) if self._rotary else linear_attention.identity
 
 
 class Gate(nnx.Module):
@@ -122,17 +126,17 @@ class Gate(nnx.Module):
         self.down = Dense(config.width, config.head_dim, axes=("width", None), bias=config.bias, rngs=rngs)
         self.up = Dense(config.head_dim, features, axes=(None, "heads"), bias=config.bias, rngs=rngs)
 
-    def __call__(self, x: Stream) -> Float[Array, "batch tokens merged"]:
+    def __call__(self, x: TokenVectors) -> Float[Array, "batch tokens merged"]:
         return jax.nn.sigmoid(self.up(self.down(x)))
 
 
 class SoftmaxAttention(Attention):
     """Scaled dot-product attention."""
 
-    def mix(self, query: Heads, key: Shared, value: Shared, *, valid: Valid | None, taps: Taps):
-        query, key = map(self.turn(), (query, key))
+    def mix(self, query: Heads, key: KVHeads, value: KVHeads, *, valid: Valid | None, intermediates: Intermediates):
+        query, key = map(self.rope(), (query, key))
         options = {"causal": self._causal, "valid": valid, "window": self._window}
-        taps.add("weights", lambda: formulas.softmax_weights(query, key, **options))
+        intermediates.add("weights", lambda: formulas.softmax_weights(query, key, **options))
         masks = {"causal": self._causal, "window": self._window}
         if sharded_over("sequence"):
             attend = functools.partial(softmax.context_parallel_attention, **masks)
@@ -140,32 +144,32 @@ class SoftmaxAttention(Attention):
         attend = functools.partial(softmax.softmax_attention, **masks)
         return shard_map_attention(attend, query, key, value, valid=valid)
 
-    def remember(self, query: Heads, key: Shared, value: Shared, lengths: Places) -> Cache:
-        return [rolling.filled(x, lengths, self._slots) for x in (self.turn()(key), value)]
+    def init_cache(self, query: Heads, key: KVHeads, value: KVHeads, lengths: Positions) -> Cache:
+        return [ring_buffer.fill(x, lengths, self._slots) for x in (self.rope()(key), value)]
 
-    def recall(self, query: Heads, key: Shared, value: Shared, cache: Cache, position: Places):
-        query, key = map(self.turn(position), (query, key))
-        keys, values = (rolling.written(*pair, position) for pair in zip(cache, (key, value), strict=True))
-        seen = rolling.held_positions(position, self._slots) >= 0
-        return rolling.mixed(rolling.slot_scores(query, keys), values, seen), [keys, values]
+    def decode_step(self, query: Heads, key: KVHeads, value: KVHeads, cache: Cache, position: Positions):
+        query, key = map(self.rope(position), (query, key))
+        keys, values = (ring_buffer.update(*pair, position) for pair in zip(cache, (key, value), strict=True))
+        seen = ring_buffer.slot_positions(position, self._slots) >= 0
+        return ring_buffer.attend(ring_buffer.slot_scores(query, keys), values, seen), [keys, values]
 
 
 class LinearAttention(Attention):
     """Attention with weights that are products of positive features; rotary positions turn the numerator alone."""
 
-    def mix(self, query: Heads, key: Shared, value: Shared, *, valid: Valid | None, taps: Taps):
+    def mix(self, query: Heads, key: KVHeads, value: KVHeads, *, valid: Valid | None, intermediates: Intermediates):
         key, value = (repeated(x, self._heads) for x in (key, value))
-        options = {"causal": self._causal, "valid": valid, "turn": self.turn()}
-        taps.add("weights", lambda: linear_attention.linear_weights(query, key, **options))
+        options = {"causal": self._causal, "valid": valid, "apply_rope": self.rope()}
+        intermediates.add("weights", lambda: linear_attention.linear_weights(query, key, **options))
         return linear_attention.linear_attention(query, key, value, **options)
 
-    def remember(self, query: Heads, key: Shared, value: Shared, lengths: Places) -> Cache:
+    def init_cache(self, query: Heads, key: KVHeads, value: KVHeads, lengths: Positions) -> Cache:
         key, value = (repeated(x, self._heads) for x in (key, value))
-        return linear_attention.memory_after(key, value, lengths, turn=self.turn())
+        return linear_attention.init_state(key, value, lengths, apply_rope=self.rope())
 
-    def recall(self, query: Heads, key: Shared, value: Shared, cache: Cache, position: Places):
+    def decode_step(self, query: Heads, key: KVHeads, value: KVHeads, cache: Cache, position: Positions):
         key, value = (repeated(x, self._heads) for x in (key, value))
-        return linear_attention.step(query, key, value, cache, turn=self.turn(position))
+        return linear_attention.decode_step(query, key, value, cache, apply_rope=self.rope(position))
 
 
 class LightningAttention(Attention):
@@ -177,28 +181,30 @@ class LightningAttention(Attention):
         self._slopes = functools.partial(lightning.make_slopes, convention, self._heads, layer, config.depth)
         self._scale = lightning.score_scale(convention, self._head_dim)
 
-    def mix(self, query: Heads, key: Shared, value: Shared, *, valid: Valid | None, taps: Taps):
-        query, key, value = self._placed(query, key, value)
+    def mix(self, query: Heads, key: KVHeads, value: KVHeads, *, valid: Valid | None, intermediates: Intermediates):
+        query, key, value = self._scale_and_rotate(query, key, value)
         options = {"causal": self._causal, "valid": valid}
-        taps.add("scores", lambda: lightning.lightning_scores(query, key, self._slopes(), **options))
+        intermediates.add("scores", lambda: lightning.lightning_scores(query, key, self._slopes(), **options))
         if sharded_over("sequence"):  # the blockwise form, which the compiler partitions
             options["implementation"] = "blockwise"
             return lightning.lightning_attention(query, key, value, self._slopes(), **options)
         attend = functools.partial(lightning.lightning_attention, causal=self._causal)
         return shard_map_attention(attend, query, key, value, valid=valid, slopes=self._slopes())
 
-    def remember(self, query: Heads, key: Shared, value: Shared, lengths: Places) -> Cache:
-        _, key, value = self._placed(query, key, value)
-        return lightning.memory_after(key, value, self._slopes(), lengths)
+    def init_cache(self, query: Heads, key: KVHeads, value: KVHeads, lengths: Positions) -> Cache:
+        _, key, value = self._scale_and_rotate(query, key, value)
+        return lightning.init_state(key, value, self._slopes(), lengths)
 
-    def recall(self, query: Heads, key: Shared, value: Shared, cache: Cache, position: Places):
-        token = (x[:, 0] for x in self._placed(query, key, value, position))
-        mixed, cache = lightning.step(*token, self._slopes(), cache)
+    def decode_step(self, query: Heads, key: KVHeads, value: KVHeads, cache: Cache, position: Positions):
+        token = (x[:, 0] for x in self._scale_and_rotate(query, key, value, position))
+        mixed, cache = lightning.decode_step(*token, self._slopes(), cache)
         return mixed[:, None], cache
 
-    def _placed(self, query: Heads, key: Shared, value: Shared, first: Places | None = None) -> tuple[Heads, ...]:
+    def _scale_and_rotate(
+        self, query: Heads, key: KVHeads, value: KVHeads, first: Positions | None = None
+    ) -> tuple[Heads, ...]:
         """A key and a value for each head, scores scaled, and what rotary positions do."""
-        query, key = map(self.turn(first), (query * self._scale, key))
+        query, key = map(self.rope(first), (query * self._scale, key))
         return query, repeated(key, self._heads), repeated(value, self._heads)
 
 
@@ -212,11 +218,11 @@ class ChannelAttention(Attention):
         super().__init__(config, tokens=tokens, layer=layer, rngs=rngs)
         self.temperature = ones((self._heads,), ("heads",))
 
-    def mix(self, query: Heads, key: Shared, value: Shared, *, valid: Valid | None, taps: Taps):
-        query, key = map(self.turn(), (query, key))
+    def mix(self, query: Heads, key: KVHeads, value: KVHeads, *, valid: Valid | None, intermediates: Intermediates):
+        query, key = map(self.rope(), (query, key))
         key, value = (repeated(x, self._heads) for x in (key, value))
         temperature = read(self.temperature)
-        taps.add("channel_weights", lambda: formulas.channel_weights(query, key, temperature, valid=valid))
+        intermediates.add("channel_weights", lambda: formulas.channel_weights(query, key, temperature, valid=valid))
         return formulas.channel_attention(query, key, value, temperature, valid=valid)
 
 
@@ -225,22 +231,22 @@ class MeanAttention(Attention):
 
     parts = 1
 
-    def mix(self, value: Shared, *, valid: Valid | None, taps: Taps) -> Heads:
+    def mix(self, value: KVHeads, *, valid: Valid | None, intermediates: Intermediates) -> Heads:
         options = {"causal": self._causal, "valid": valid, "window": self._window}
-        taps.add("weights", lambda: formulas.mean_weights(*value.shape[:2], **options))
+        intermediates.add("weights", lambda: formulas.mean_weights(*value.shape[:2], **options))
         return formulas.mean_attention(repeated(value, self._heads), **options)
 
-    def remember(self, value: Shared, lengths: Places) -> Cache:
+    def init_cache(self, value: KVHeads, lengths: Positions) -> Cache:
         if self._window is not None:
-            return rolling.filled(value, lengths, self._slots)
+            return ring_buffer.fill(value, lengths, self._slots)
         read = jnp.arange(value.shape[1])[None] < lengths[:, None]
         return jnp.sum(value.astype(jnp.float32) * read[:, :, None, None], axis=1, keepdims=True)
 
-    def recall(self, value: Shared, cache: Cache, position: Places):
+    def decode_step(self, value: KVHeads, cache: Cache, position: Positions):
         if self._window is not None:
-            cache = rolling.written(cache, value, position)
+            cache = ring_buffer.update(cache, value, position)
             equal = jnp.zeros((len(value), self._heads, self._slots))
-            return rolling.mixed(equal, cache, rolling.held_positions(position, self._slots) >= 0), cache
+            return ring_buffer.attend(equal, cache, ring_buffer.slot_positions(position, self._slots) >= 0), cache
         cache = cache + value.astype(jnp.float32)
         mean = cache / (position + 1).astype(jnp.float32)[:, None, None, None]
         return repeated(mean.astype(value.dtype), self._heads), cache
@@ -255,7 +261,7 @@ class StaticAttention(Attention):
         super().__init__(config, tokens=tokens, layer=layer, rngs=rngs)
         self.scores = zeros((self._heads, tokens, tokens), ("heads", None, None))
 
-    def mix(self, value: Shared, *, valid: Valid | None, taps: Taps) -> Heads:
+    def mix(self, value: KVHeads, *, valid: Valid | None, intermediates: Intermediates) -> Heads:
         tokens, most = value.shape[1], self.scores.shape[1]
         if tokens > most:
             raise ConfigError(
@@ -264,18 +270,18 @@ class StaticAttention(Attention):
             )
         options = {"causal": self._causal, "valid": valid, "window": self._window}
         weights = formulas.static_weights(read(self.scores), tokens, **options)
-        taps.add("weights", lambda: weights)
+        intermediates.add("weights", lambda: weights)
         return formulas.apply_weights(weights, repeated(value, self._heads))
 
-    def remember(self, value: Shared, lengths: Places) -> Cache:
-        return rolling.filled(value, lengths, self._slots)
+    def init_cache(self, value: KVHeads, lengths: Positions) -> Cache:
+        return ring_buffer.fill(value, lengths, self._slots)
 
-    def recall(self, value: Shared, cache: Cache, position: Places):
-        cache = rolling.written(cache, value, position)
-        held = rolling.held_positions(position, self._slots)
+    def decode_step(self, value: KVHeads, cache: Cache, position: Positions):
+        cache = ring_buffer.update(cache, value, position)
+        held = ring_buffer.slot_positions(position, self._slots)
         rows = jnp.swapaxes(self.scores[...][:, position], 0, 1)
         scores = jnp.take_along_axis(rows, jnp.maximum(held, 0)[:, None], axis=-1)
-        return rolling.mixed(scores.astype(jnp.float32), cache, held >= 0), cache
+        return ring_buffer.attend(scores.astype(jnp.float32), cache, held >= 0), cache
 
 
 ATTENTIONS: dict[str, type[Attention]] = {

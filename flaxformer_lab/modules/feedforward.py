@@ -9,7 +9,7 @@ from flaxformer_lab.modules.projection import Dense, normal, zeros
 from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.modules.sharding import read, with_logical_constraint
 
-Stream = Float[Array, "batch tokens width"]
+TokenVectors = Float[Array, "batch tokens width"]
 
 
 class MLP(nnx.Module):
@@ -21,7 +21,7 @@ class MLP(nnx.Module):
         self.up = Dense(config.width, hidden, axes=("width", "hidden"), bias=config.bias, rngs=rngs)
         self.down = Dense(hidden, config.width, axes=("hidden", "width"), bias=config.bias, rngs=rngs)
 
-    def __call__(self, x: Stream) -> Stream:
+    def __call__(self, x: TokenVectors) -> TokenVectors:
         return self.down(with_logical_constraint(self._activation(self.up(x)), "batch", "tokens", "hidden"))
 
 
@@ -35,7 +35,7 @@ class GatedMLP(nnx.Module):
         self.up = Dense(config.width, hidden, axes=("width", "hidden"), bias=config.bias, rngs=rngs)
         self.down = Dense(hidden, config.width, axes=("hidden", "width"), bias=config.bias, rngs=rngs)
 
-    def __call__(self, x: Stream) -> Stream:
+    def __call__(self, x: TokenVectors) -> TokenVectors:
         return self.down(
             with_logical_constraint(
                 formulas.gate(self.gate(x), self.up(x), self._activation), "batch", "tokens", "hidden"
@@ -61,7 +61,7 @@ class DiagonalMLP(nnx.Module):
         self.down = normal(rngs, (config.width, hidden), hidden, ("width", None))
         self.down_bias = zeros((config.width,), ("width",)) if config.bias else None
 
-    def __call__(self, x: Stream) -> Stream:
+    def __call__(self, x: TokenVectors) -> TokenVectors:
         return formulas.per_feature_mlp(
             x, read(self.up), read(self.up_bias), read(self.down), read(self.down_bias), self._activation
         )

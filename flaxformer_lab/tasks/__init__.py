@@ -31,9 +31,9 @@ TASKS: dict[str, type[Task]] = {
 }
 
 
-def make_task(config: TaskConfig, facts: Mapping[str, Any] | None = None) -> Task:
-    """The task that `config.name` names; `facts` spares it the look at its data (see `Task.facts`)."""
-    return TASKS[config.name](config, facts)
+def make_task(config: TaskConfig, metadata: Mapping[str, Any] | None = None) -> Task:
+    """The task that `config.name` names; `metadata` spares it the look at its data (see `Task.metadata`)."""
+    return TASKS[config.name](config, metadata)
 
 
 __all__ = ["SPLITS", "TASKS", "Bound", "Task", "make_task"]

@@ -14,7 +14,7 @@ from flaxformer_lab.data.source import Source, open_split
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.functional.losses import WeightedSum, accuracy, cross_entropy
 from flaxformer_lab.model_config import ModelConfig
-from flaxformer_lab.models.network import Network, PureNetwork, purify
+from flaxformer_lab.models.network import Network, PureNetwork, functionalize
 from flaxformer_lab.modules.embedding import ColumnEmbedding, PatchEmbedding
 from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.task_config import ImageClassificationConfig, TabularClassificationConfig
@@ -28,11 +28,11 @@ class Classification(Task):
     subject: str
     _config: ImageClassificationConfig | TabularClassificationConfig
 
-    def __init__(self, config: Any, facts: Mapping[str, Any] | None = None):
+    def __init__(self, config: Any, metadata: Mapping[str, Any] | None = None):
         self._config = config
-        self.facts = self._learn_facts() if facts is None else facts
+        self.metadata = self._read_metadata() if metadata is None else metadata
 
-    def _learn_facts(self) -> dict[str, Any]:
+    def _read_metadata(self) -> dict[str, Any]:
         source = open_split(self._config.dataset, "train")
         missing = {self.subject, "label"} - set(source.features)
         if missing:
@@ -40,16 +40,16 @@ class Classification(Task):
                 f"task.dataset={self._config.dataset} has no {' and no '.join(sorted(missing))} of fixed shape, which "
                 f"{self._config.name} needs; it has {', '.join(source.features) or 'none'}"
             )
-        return {"num_classes": source.num_classes("label")} | self._facts_of(source)
+        return {"num_classes": source.num_classes("label")} | self._metadata_of(source)
 
     @abc.abstractmethod
-    def _facts_of(self, source: Source) -> dict[str, Any]:
+    def _metadata_of(self, source: Source) -> dict[str, Any]:
         """What the network must know of the training examples beside the number of classes."""
 
     def examples(self, split: str) -> Examples:
         return records(open_split(self._config.dataset, split))
 
-    def measure(self, logits: Float[Array, "batch classes"], batch: Batch) -> dict[str, WeightedSum]:
+    def loss_and_metrics(self, logits: Float[Array, "batch classes"], batch: Batch) -> dict[str, WeightedSum]:
         arguments = (logits, batch["targets"], batch["weights"])
         return {"loss": cross_entropy(*arguments), "accuracy": accuracy(*arguments)}
 
@@ -61,9 +61,9 @@ class ImageClassification(Classification):
     units = ("images", 1)
     _config: ImageClassificationConfig
 
-    def __init__(self, config: ImageClassificationConfig, facts: Mapping[str, Any] | None = None):
-        super().__init__(config, facts)
-        rows, columns, _ = self.facts["image_shape"]
+    def __init__(self, config: ImageClassificationConfig, metadata: Mapping[str, Any] | None = None):
+        super().__init__(config, metadata)
+        rows, columns, _ = self.metadata["image_shape"]
         if rows % config.patch_size or columns % config.patch_size:
             fitting = [size for size in range(1, min(rows, columns) + 1) if rows % size == columns % size == 0]
             raise ConfigError(
@@ -71,12 +71,12 @@ class ImageClassification(Classification):
                 f"{config.dataset}; choose one of {', '.join(map(str, fitting))}"
             )
 
-    def _facts_of(self, source: Source) -> dict[str, Any]:
+    def _metadata_of(self, source: Source) -> dict[str, Any]:
         shape, _ = source.features["image"]
         return {"image_shape": list(shape)}
 
     def network(self, config: ModelConfig) -> PureNetwork:
-        rows, columns, channels = self.facts["image_shape"]
+        rows, columns, channels = self.metadata["image_shape"]
         class_token = self._config.pooling == "class_token"
         patch_size = self._config.patch_size
         grid = (rows // patch_size, columns // patch_size)
@@ -95,12 +95,12 @@ class ImageClassification(Classification):
                 config,
                 embedding=embedding,
                 grid=(math.prod(grid) + 1,) if class_token else grid,
-                outputs=self.facts["num_classes"],
+                outputs=self.metadata["num_classes"],
                 pooling=self._config.pooling,
                 rngs=rngs,
             )
 
-        return purify(build)
+        return functionalize(build)
 
     def prepare(self, examples: Batch, keys: Key[Array, " batch"], *, training: bool) -> Batch:
         images = examples["image"].astype(jnp.float32) / 127.5 - 1
@@ -109,7 +109,7 @@ class ImageClassification(Classification):
         return {"inputs": images, "targets": examples["label"].astype(jnp.int32), "weights": examples["weight"]}
 
     def dummy(self, batch_size: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((batch_size, *self.facts["image_shape"]), jnp.float32)
+        return jax.ShapeDtypeStruct((batch_size, *self.metadata["image_shape"]), jnp.float32)
 
 
 def _shifted(
@@ -128,7 +128,7 @@ class TabularClassification(Classification):
     units = ("rows", 1)
     _config: TabularClassificationConfig
 
-    def _facts_of(self, source: Source) -> dict[str, Any]:
+    def _metadata_of(self, source: Source) -> dict[str, Any]:
         columns = source.load()["columns"].astype(np.float64)
         if columns.ndim != 2:
             raise ConfigError(f"task.dataset={self._config.dataset} has columns of shape {columns.shape[1:]}, not (n,)")
@@ -136,22 +136,22 @@ class TabularClassification(Classification):
         return {"mean": columns.mean(axis=0).tolist(), "spread": np.where(spread > 0, spread, 1.0).tolist()}
 
     def network(self, config: ModelConfig) -> PureNetwork:
-        columns = len(self.facts["mean"])
+        columns = len(self.metadata["mean"])
 
         def build(rngs: Rngs) -> Network:
             embedding = ColumnEmbedding(columns, config.width, dtype=config.dtype, rngs=rngs)
-            classes = self.facts["num_classes"]
+            classes = self.metadata["num_classes"]
             return Network(config, embedding=embedding, grid=(columns,), outputs=classes, pooling="mean", rngs=rngs)
 
-        return purify(build)
+        return functionalize(build)
 
     def prepare(self, examples: Batch, keys: Key[Array, " batch"], *, training: bool) -> Batch:
         del keys, training
         columns = examples["columns"].astype(jnp.float32)
         if self._config.standardised:
-            mean, spread = (jnp.asarray(self.facts[name], jnp.float32)[None] for name in ("mean", "spread"))
+            mean, spread = (jnp.asarray(self.metadata[name], jnp.float32)[None] for name in ("mean", "spread"))
             columns = (columns - mean) / spread
         return {"inputs": columns, "targets": examples["label"].astype(jnp.int32), "weights": examples["weight"]}
 
     def dummy(self, batch_size: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((batch_size, len(self.facts["mean"])), jnp.float32)
+        return jax.ShapeDtypeStruct((batch_size, len(self.metadata["mean"])), jnp.float32)

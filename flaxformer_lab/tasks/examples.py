@@ -35,16 +35,16 @@ class Examples:
     stride: int = 1
     endless: bool = False
 
-    def training_rows(self, seed: int, step: int, batch_size: int) -> Int[np.ndarray, " batch"]:
+    def training_indices(self, seed: int, step: int, batch_size: int) -> Int[np.ndarray, " batch"]:
         """Rows of the batch of update number `step`: a function of seed and step alone."""
         if self.endless:
             # Numbers below 2**30, so that evaluation can have numbers of its own above.
             return (np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64) % 2**30).astype(np.int32)
         epochs, indices = positions(seed, step, batch_size, self.number)
         shift = {int(epoch): start_offset(seed, int(epoch), self.stride) for epoch in np.unique(epochs)}
-        return self.evaluation_rows(indices) + np.array([shift[int(epoch)] for epoch in epochs], np.int32)
+        return self.evaluation_indices(indices) + np.array([shift[int(epoch)] for epoch in epochs], np.int32)
 
-    def evaluation_rows(self, indices: Int[np.ndarray, " batch"]) -> Int[np.ndarray, " batch"]:
+    def evaluation_indices(self, indices: Int[np.ndarray, " batch"]) -> Int[np.ndarray, " batch"]:
         """Rows of examples in the order of the data."""
         return (indices * self.stride).astype(np.int32)
 

@@ -13,7 +13,7 @@ from flaxformer_lab.data.source import open_split
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.functional.losses import WeightedSum, accuracy, cross_entropy
 from flaxformer_lab.model_config import ModelConfig
-from flaxformer_lab.models.network import Network, PureNetwork, purify
+from flaxformer_lab.models.network import Network, PureNetwork, functionalize
 from flaxformer_lab.modules.embedding import TokenEmbedding
 from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.task_config import LanguageModellingConfig
@@ -26,12 +26,12 @@ UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # stands for every character that the tra
 class LanguageModelling(Task):
     """Text as one stream of symbols, cut into windows; the loss is in nats a symbol."""
 
-    def __init__(self, config: LanguageModellingConfig, facts: Mapping[str, Any] | None = None):
+    def __init__(self, config: LanguageModellingConfig, metadata: Mapping[str, Any] | None = None):
         self._config = config
-        self.facts = self._learn_facts() if facts is None else facts
+        self.metadata = self._read_metadata() if metadata is None else metadata
         self.units = ("tokens", config.sequence_length)
 
-    def _learn_facts(self) -> dict[str, Any]:
+    def _read_metadata(self) -> dict[str, Any]:
         if self._config.tokenizer == "bytes":
             return {"num_symbols": 256}
         characters = "".join(sorted(set(self._text("train")) - {UNKNOWN}))
@@ -48,7 +48,7 @@ class LanguageModelling(Task):
         return windows(symbols, self._config.sequence_length, lookahead=lookahead)
 
     def network(self, config: ModelConfig) -> PureNetwork:
-        symbols = self.facts["num_symbols"]
+        symbols = self.metadata["num_symbols"]
         masks = 1 if self._config.objective == "masked" else 0  # the mask is read but never predicted
 
         def build(rngs: Rngs) -> Network:
@@ -60,7 +60,7 @@ class LanguageModelling(Task):
                 rngs=rngs,
             )
 
-        return purify(build)
+        return functionalize(build)
 
     def prepare(self, examples: Batch, keys: Key[Array, " batch"], *, training: bool) -> Batch:
         symbols = examples["symbols"].astype(jnp.int32)
@@ -74,7 +74,7 @@ class LanguageModelling(Task):
         self, symbols: Int[Array, " tokens"], key: Key[Array, ""]
     ) -> tuple[Int[Array, " tokens"], Float[Array, " tokens"]]:
         """Chooses tokens; 80% of them become the mask, 10% a random symbol, 10% stay (Devlin et al. 2019, 3.1)."""
-        number = self.facts["num_symbols"]
+        number = self.metadata["num_symbols"]
         choose, kind, draw = jax.random.split(key, 3)
         chosen = jax.random.bernoulli(choose, self._config.mask_rate, symbols.shape)
         kind = jax.random.uniform(kind, symbols.shape)
@@ -82,7 +82,7 @@ class LanguageModelling(Task):
         changed = jnp.where(kind < 0.8, number, jnp.where(kind < 0.9, random, symbols))
         return jnp.where(chosen, changed, symbols), chosen.astype(jnp.float32)
 
-    def measure(self, logits: Float[Array, "batch tokens symbols"], batch: Batch) -> dict[str, WeightedSum]:
+    def loss_and_metrics(self, logits: Float[Array, "batch tokens symbols"], batch: Batch) -> dict[str, WeightedSum]:
         arguments = (logits, batch["targets"], batch["weights"])
         return {"loss": cross_entropy(*arguments), "accuracy": accuracy(*arguments)}
 
@@ -93,7 +93,7 @@ class LanguageModelling(Task):
         """Symbol numbers of a text: uint8 where they fit, else uint16."""
         if self._config.tokenizer == "bytes":
             return np.frombuffer(text.encode("utf-8"), np.uint8)
-        symbols = self.facts["symbols"]
+        symbols = self.metadata["symbols"]
         codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
         table = np.zeros(max(map(ord, symbols)) + 1, np.uint8 if len(symbols) <= 256 else np.uint16)
         table[[ord(symbol) for symbol in symbols]] = np.arange(len(symbols))
@@ -104,7 +104,7 @@ class LanguageModelling(Task):
         """The text of symbol numbers."""
         if self._config.tokenizer == "bytes":
             return bytes(int(symbol) for symbol in symbols).decode("utf-8", errors="replace")
-        return "".join(self.facts["symbols"][int(symbol)] for symbol in symbols)
+        return "".join(self.metadata["symbols"][int(symbol)] for symbol in symbols)
 
     @functools.lru_cache(maxsize=3)  # noqa: B019 a task lives as long as its run
     def _text(self, split: str) -> str:

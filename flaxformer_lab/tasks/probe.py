@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.functional.losses import WeightedSum, accuracy, cross_entropy, explained_variance, squared_error
 from flaxformer_lab.model_config import ModelConfig
-from flaxformer_lab.models.network import Network, PureNetwork, purify
+from flaxformer_lab.models.network import Network, PureNetwork, functionalize
 from flaxformer_lab.modules.embedding import FeatureEmbedding, TokenEmbedding
 from flaxformer_lab.modules.projection import PROJECTIONS
 from flaxformer_lab.modules.rngs import Rngs
@@ -34,9 +34,9 @@ class Probe(Task):
     units = ("examples", 1)
     training_examples: int | None = None
 
-    def __init__(self, config: Any, facts: Mapping[str, Any] | None = None):
+    def __init__(self, config: Any, metadata: Mapping[str, Any] | None = None):
         self._config = config
-        self.facts = {} if facts is None else facts
+        self.metadata = {} if metadata is None else metadata
 
     @abc.abstractmethod
     def draw(self, key: Key[Array, ""]) -> tuple[Array, Array, Float[Array, " tokens"]]:
@@ -82,7 +82,7 @@ class ContinuousProbe(Probe):
             head = PROJECTIONS[task.head](config.width, self.outputs, axes=("width", None), bias=config.bias, rngs=rngs)
             return Network(config, embedding=embedding, grid=(self.tokens,), outputs=self.outputs, head=head, rngs=rngs)
 
-        return purify(build)
+        return functionalize(build)
 
     def _require_equal(self, key: str, number: int, width: int, what: str) -> None:
         if getattr(self._config, key) == "identity" and number != width:
@@ -91,7 +91,7 @@ class ContinuousProbe(Probe):
                 f"model.width={width} must be {number}; set model.width={number} or task.{key}=dense"
             )
 
-    def measure(self, logits: Float[Array, "batch tokens outputs"], batch: Batch) -> dict[str, WeightedSum]:
+    def loss_and_metrics(self, logits: Float[Array, "batch tokens outputs"], batch: Batch) -> dict[str, WeightedSum]:
         arguments = (logits, batch["targets"], batch["weights"])
         return {"loss": squared_error(*arguments, variance=self.variance), "r2": explained_variance(*arguments)}
 
@@ -104,8 +104,8 @@ class SymbolProbe(Probe):
 
     _config: SyntheticConfig
 
-    def __init__(self, config: Any, facts: Mapping[str, Any] | None = None):
-        super().__init__(config, facts)
+    def __init__(self, config: Any, metadata: Mapping[str, Any] | None = None):
+        super().__init__(config, metadata)
         self.training_examples = config.training_examples
 
     def network(self, config: ModelConfig) -> PureNetwork:
@@ -115,13 +115,13 @@ class SymbolProbe(Probe):
             embedding = TokenEmbedding(vocabulary, config.width, dtype=config.dtype, rngs=rngs)
             return self.around(config, embedding, grid=(tokens,), outputs=vocabulary, rngs=rngs)
 
-        return purify(build)
+        return functionalize(build)
 
     def around(self, config: ModelConfig, embedding: nnx.Module, **sizes: Any) -> Network:
         """The network from the embedding on."""
         return Network(config, embedding=embedding, **sizes)
 
-    def measure(self, logits: Float[Array, "batch tokens symbols"], batch: Batch) -> dict[str, WeightedSum]:
+    def loss_and_metrics(self, logits: Float[Array, "batch tokens symbols"], batch: Batch) -> dict[str, WeightedSum]:
         arguments = (logits, batch["targets"], batch["weights"])
         return {"loss": cross_entropy(*arguments), "accuracy": accuracy(*arguments)}
 

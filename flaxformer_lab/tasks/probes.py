@@ -37,8 +37,8 @@ class Product(ContinuousProbe):
     affine network is uncorrelated with every product of two or more independent features.
     """
 
-    def __init__(self, config: ProductConfig, facts: Mapping[str, Any] | None = None):
-        super().__init__(config, facts)
+    def __init__(self, config: ProductConfig, metadata: Mapping[str, Any] | None = None):
+        super().__init__(config, metadata)
         self.tokens, self.features, self.outputs = config.tokens, config.features, 1
 
     def draw(self, key: Key[Array, ""]) -> Example:
@@ -60,8 +60,8 @@ class Rotation(ContinuousProbe):
     Conditions: `theory.mixes_features` is false, and embedding and head are identities.
     """
 
-    def __init__(self, config: RotationConfig, facts: Mapping[str, Any] | None = None):
-        super().__init__(config, facts)
+    def __init__(self, config: RotationConfig, metadata: Mapping[str, Any] | None = None):
+        super().__init__(config, metadata)
         self.tokens, self.features, self.outputs = config.tokens, config.features, config.features
         if config.rotation == "shift":
             self.rotation = np.roll(np.eye(config.features), 1, axis=0)
@@ -92,8 +92,8 @@ class Pointers(ContinuousProbe):
     all T: R2 = 1 / T, without that condition.
     """
 
-    def __init__(self, config: PointersConfig, facts: Mapping[str, Any] | None = None):
-        super().__init__(config, facts)
+    def __init__(self, config: PointersConfig, metadata: Mapping[str, Any] | None = None):
+        super().__init__(config, metadata)
         self.tokens = config.tokens + 1
         self.features = config.features + config.tokens * (1 + config.pointers)
         self.outputs = config.pointers * config.features
@@ -132,8 +132,8 @@ class Nearest(ContinuousProbe):
     standardised feature by feature does not notice, what is normalised token by token does.
     """
 
-    def __init__(self, config: NearestConfig, facts: Mapping[str, Any] | None = None):
-        super().__init__(config, facts)
+    def __init__(self, config: NearestConfig, metadata: Mapping[str, Any] | None = None):
+        super().__init__(config, metadata)
         self.tokens, self.features, self.outputs = config.tokens + 1, 2 * config.features, config.features
         self.variance = 1 / config.features  # of each coordinate of a uniform unit vector
 
@@ -163,8 +163,8 @@ class ScaledLinear(ContinuousProbe):
     steps to learn it grows as 1 / scale, where plain least squares would not notice.
     """
 
-    def __init__(self, config: ScaledLinearConfig, facts: Mapping[str, Any] | None = None):
-        super().__init__(config, facts)
+    def __init__(self, config: ScaledLinearConfig, metadata: Mapping[str, Any] | None = None):
+        super().__init__(config, metadata)
         self.tokens, self.features, self.outputs = 1, config.features, 1
 
     def draw(self, key: Key[Array, ""]) -> Example:
@@ -179,8 +179,8 @@ class PlantedInteractions(ContinuousProbe):
     interaction are calibrated against. An affine or odd network cannot exceed R2 = 1 - share.
     """
 
-    def __init__(self, config: PlantedInteractionsConfig, facts: Mapping[str, Any] | None = None):
-        super().__init__(config, facts)
+    def __init__(self, config: PlantedInteractionsConfig, metadata: Mapping[str, Any] | None = None):
+        super().__init__(config, metadata)
         self.tokens, self.features, self.outputs = 1, config.features, 1
         generator = np.random.default_rng(config.coefficient_seed)
         linear = generator.normal(size=config.features)
@@ -209,8 +209,8 @@ class PlantedInteractions(ContinuousProbe):
 class Delay(ContinuousProbe):
     """P9: y_t = x_{t - distance}. Theorem: where no token that far back can be seen, R2 = 0 (`theory.reach`)."""
 
-    def __init__(self, config: DelayConfig, facts: Mapping[str, Any] | None = None):
-        super().__init__(config, facts)
+    def __init__(self, config: DelayConfig, metadata: Mapping[str, Any] | None = None):
+        super().__init__(config, metadata)
         self.tokens, self.features, self.outputs = config.tokens, config.features, config.features
 
     def draw(self, key: Key[Array, ""]) -> Example:
@@ -230,8 +230,8 @@ class MarkedToken(ContinuousProbe):
     its depth and kernel allow (`theory.reach`), a recurrence as far as its state holds out.
     """
 
-    def __init__(self, config: MarkedTokenConfig, facts: Mapping[str, Any] | None = None):
-        super().__init__(config, facts)
+    def __init__(self, config: MarkedTokenConfig, metadata: Mapping[str, Any] | None = None):
+        super().__init__(config, metadata)
         self.tokens, self.features, self.outputs = config.tokens, config.features + 2, config.features
 
     def draw(self, key: Key[Array, ""]) -> Example:

@@ -33,11 +33,11 @@ class Bound:
 class Task(abc.ABC):
     """One thing to learn.
 
-    `facts` are what the network must know of the data (sizes, symbols): plain JSON values, kept in the run's folder,
+    `metadata` are what the network must know of the data (sizes, symbols): plain JSON values, kept in the run's folder,
     so that a checkpoint can be used where the data is not.
     """
 
-    facts: Mapping[str, Any]
+    metadata: Mapping[str, Any]
     units: tuple[str, int]  # what throughput counts, and how many of them an example has: ("tokens", 128)
 
     @abc.abstractmethod
@@ -53,7 +53,7 @@ class Task(abc.ABC):
         """Examples as they are stored become `inputs`, `targets` and `weights` (one a target). Pure, on the device."""
 
     @abc.abstractmethod
-    def measure(self, logits: Array, batch: Batch) -> dict[str, WeightedSum]:
+    def loss_and_metrics(self, logits: Array, batch: Batch) -> dict[str, WeightedSum]:
         """`loss`, and other figures, as (weighted sum, weight) pairs."""
 
     def bound(self, config: ModelConfig) -> Bound | None:

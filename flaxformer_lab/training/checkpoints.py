@@ -36,14 +36,14 @@ class Checkpoints:
         best = _policies.BestN(**of_loss, n=keep_best, keep_checkpoints_without_metrics=False)
         keep = _policies.AnyPreservationPolicy([_policies.LatestN(keep_last)] + ([best] if keep_best else []))
         options = {"preservation_policy": keep, "cleanup_tmp_directories": writable}
-        self.set_aside: list[str] = []
+        self.quarantined: list[str] = []
         try:
             self._orbax = ocp.training.Checkpointer(folder, **options)
         except Exception as error:
             for step in [path for path in folder.iterdir() if path.name.isdecimal()] if writable else ():
                 if not _readable(step):
-                    self._set_aside(step.name, "it cannot be read")
-            if not self.set_aside:
+                    self._quarantine(step.name, "it cannot be read")
+            if not self.quarantined:
                 raise RunError(
                     f"the checkpoints in {folder} cannot be read: {_first_line(error)}; move the damaged one away"
                 ) from error
@@ -102,7 +102,7 @@ class Checkpoints:
             raise self._damaged(step, str(error)) from error
 
     def restore_newest(self, abstract: State, layout: State | None = None) -> State | None:
-        """The newest state that is whole; None where there never was one. `set_aside` tells of those that are not.
+        """The newest state that is whole; None where there never was one. `quarantined` tells of those that are not.
 
         A damaged checkpoint is moved to the folder `damaged` beside this one, so that the run can save its step anew.
 
@@ -114,11 +114,11 @@ class Checkpoints:
             try:
                 return self._whole(step, abstract, layout)
             except ValueError as error:
-                self._set_aside(str(step), str(error))
+                self._quarantine(str(step), str(error))
                 self._orbax.reload()
-        if self.set_aside:
+        if self.quarantined:
             raise RunError(
-                f"no checkpoint in {self._folder} is whole: {'; '.join(self.set_aside)}; "
+                f"no checkpoint in {self._folder} is whole: {'; '.join(self.quarantined)}; "
                 "the same command starts from the beginning"
             )
         return None
@@ -140,12 +140,12 @@ class Checkpoints:
             raise ValueError(f"it holds step {int(tree['step'])}")
         return State(**tree)
 
-    def _set_aside(self, step: str, why: str) -> None:
+    def _quarantine(self, step: str, why: str) -> None:
         place = self._folder.parent / "damaged"
         place.mkdir(exist_ok=True)
         target = next(path for number in range(10**6) if not (path := place / f"{step}-{number}").exists())
         (self._folder / step).rename(target)
-        self.set_aside.append(f"the checkpoint of step {step} is damaged ({why}) and was moved to {target}")
+        self.quarantined.append(f"the checkpoint of step {step} is damaged ({why}) and was moved to {target}")
 
     def _existing(self, step: int | None) -> int:
         if not self.steps:

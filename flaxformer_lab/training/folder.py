@@ -1,4 +1,4 @@
-"""A run's folder, which describes itself: config.json, task.json, metrics.jsonl, checkpoints/, tensorboard/."""
+"""A run's folder, which describes itself: config.json, metadata.json, metrics.jsonl, checkpoints/, tensorboard/."""
 
 import contextlib
 import fcntl
@@ -21,7 +21,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
         self.tensorboard = self.path / "tensorboard"
-        self._config, self._facts = self.path / "config.json", self.path / "task.json"
+        self._config, self._metadata = self.path / "config.json", self.path / "metadata.json"
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -50,7 +50,7 @@ class RunFolder:
         finally:
             os.close(descriptor)
 
-    def claim(self, config: Config, facts: dict[str, Any]) -> None:
+    def claim(self, config: Config, metadata: dict[str, Any]) -> None:
         """Makes the folder this config's own, or finds that it already is; clears away what a kill left half written.
 
         Raises:
@@ -58,17 +58,17 @@ class RunFolder:
             RunError: it holds something else, or cannot be written.
         """
         try:
-            half_written = [path for one in (self._config, self._facts, self.metrics) for path in _half_written(one)]
+            half_written = [path for one in (self._config, self._metadata, self.metrics) for path in _half_written(one)]
             if self._config.exists():
                 self._refuse_another(config)
-            elif self.path.exists() and not {self._facts, *half_written}.issuperset(self.path.iterdir()):
+            elif self.path.exists() and not {self._metadata, *half_written}.issuperset(self.path.iterdir()):
                 raise RunError(f"{self.path} holds files but no config.json, so it is no run; choose another --workdir")
             for path in half_written:
                 path.unlink()
             if not self._config.exists():
                 self.path.mkdir(parents=True, exist_ok=True)
-                write_whole(self._facts, json.dumps(facts, indent=2) + "\n")
-                write_whole(self._config, json.dumps(as_dict(config), indent=2) + "\n")
+                write_atomic(self._metadata, json.dumps(metadata, indent=2) + "\n")
+                write_atomic(self._config, json.dumps(as_dict(config), indent=2) + "\n")
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -76,7 +76,7 @@ class RunFolder:
         return RunError(f"{self.path} cannot be written: {error.strerror}; choose another --workdir")
 
     def read(self) -> tuple[Config, dict[str, Any]]:
-        """The config and the task's facts.
+        """The config and the task's metadata.
 
         Raises:
             RunError: the folder is missing, or its files are damaged.
@@ -89,7 +89,9 @@ class RunFolder:
             config = parse_config(read_json(self._config))
         except ConfigError as error:
             raise RunError(f"{self._config} is damaged or of another version: {error}") from error
-        return config, read_json(self._facts)
+        # Runs of version 0.1 keep it under another name.
+        old = self.path / "task.json"
+        return config, read_json(old if old.exists() and not self._metadata.exists() else self._metadata)
 
     def _refuse_another(self, config: Config) -> None:
         ours, theirs = flatten(as_dict(config)), flatten(as_dict(self.read()[0]))
@@ -103,7 +105,7 @@ class RunFolder:
             )
 
 
-def write_whole(path: Path, contents: str) -> Path:
+def write_atomic(path: Path, contents: str) -> Path:
     """Writes the whole file, safe from a crash of the machine too, or leaves things as they were; returns its path.
 
     Raises:
@@ -123,7 +125,7 @@ def write_whole(path: Path, contents: str) -> Path:
 
 
 def _half_written(path: Path) -> Iterator[Path]:
-    """What a process that was killed in `write_whole` left beside the path."""
+    """What a process that was killed in `write_atomic` left beside the path."""
     return path.parent.glob(f"{path.name}.*.partial")
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from tensorboardX import SummaryWriter
 
 from flaxformer_lab.errors import RunError
-from flaxformer_lab.training.folder import write_whole
+from flaxformer_lab.training.folder import write_atomic
 
 
 class MetricsLog:
@@ -76,7 +76,7 @@ def _drop_after(metrics: Path, step: int) -> set[tuple[int, str, str]]:
             entry = json.loads(line)
             if entry["step"] <= step:
                 kept[entry["step"], entry["split"], entry["name"]] = line.decode() + "\n"
-    write_whole(metrics, "".join(kept.values()))
+    write_atomic(metrics, "".join(kept.values()))
     return set(kept)
 
 

@@ -24,12 +24,12 @@ from flaxformer_lab.training.optimizer import make_schedule
 from flaxformer_lab.training.programs import (
     Experiment,
     Values,
-    calls,
-    due,
+    call_schedule,
     make_evaluate,
     make_experiment,
     make_feeds,
     make_run_steps,
+    should_run,
 )
 from flaxformer_lab.training.state import State, Tree, initial_state
 from flaxformer_lab.training.termination import Termination
@@ -60,7 +60,7 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None, qu
         termination = stack.enter_context(Termination())
         if hosts.is_primary():
             stack.enter_context(folder.locked())
-            folder.claim(config, dict(experiment.task.facts))
+            folder.claim(config, dict(experiment.task.metadata))
         hosts.wait_for_all("the folder is claimed")
         show_cost(experiment, display)
         checkpoints = stack.enter_context(Checkpoints(folder.checkpoints, **keep))
@@ -71,7 +71,7 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None, qu
         )
         evaluate = make_evaluate(experiment)
 
-        def judge(step: int, state: State, split: str, examples: Examples) -> Values:
+        def evaluate_and_log(step: int, state: State, split: str, examples: Examples) -> Values:
             values = evaluate(state.params, state.model_state, examples)
             for name, value in values.items():
                 _require_finite(f"{split} {name}", value, step, folder)
@@ -85,18 +85,18 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None, qu
             yields = updates(experiment, train_examples, state, start, last, log, display, folder, termination)
             for step, now in stack.enter_context(contextlib.closing(yields)):
                 state = now
-                judged = due(step, last, training.evaluate_every, training.checkpoint_every)
+                judged = should_run(step, last, training.evaluate_every, training.checkpoint_every)
                 if judged:
-                    values = judge(step, state, "validation", validation)
-                if termination.agreed() or due(step, last, training.checkpoint_every):
-                    checkpoints.save(experiment.strategy.unreplicated(state), values if judged else None)
+                    values = evaluate_and_log(step, state, "validation", validation)
+                if termination.agreed() or should_run(step, last, training.checkpoint_every):
+                    checkpoints.save(experiment.strategy.unreplicate(state), values if judged else None)
                 if termination.agreed():
                     checkpoints.wait()
                     raise Terminated(f"asked to end; step {step} is saved, and the same command goes on from there")
         if last == training.steps:
-            values = judge(last, state, "test", test)
+            values = evaluate_and_log(last, state, "test", test)
         elif not values:  # nothing was left to do
-            values = judge(start, state, "validation", validation)
+            values = evaluate_and_log(start, state, "validation", validation)
         checkpoints.wait()
     display.say(f"the run is in {folder.path}")
     return values
@@ -105,7 +105,7 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None, qu
 def first_state(experiment: Experiment, checkpoints: Checkpoints, display: Display) -> State:
     """The state of the newest checkpoint that is whole, or a fresh one where there is none."""
     state = checkpoints.restore_newest(experiment.abstract_state, experiment.layout)
-    for warning in checkpoints.set_aside:
+    for warning in checkpoints.quarantined:
         display.say(f"warning: {warning}")
     if state is None:
         start = functools.partial(initial_state, experiment.network, experiment.optimizer, experiment.config.seed)
@@ -145,7 +145,7 @@ def updates(
         log.write(done, "train", values | {"learning_rate": float(learning_rates[done - 1])})
         display.step(done, {"loss": float(averages["loss"][-1])})
 
-    plan = list(calls(config, start, last))
+    plan = list(call_schedule(config, start, last))
     data, waiting = strategy.place(data), None
     # Each of the few there are is placed once: among several processes placing is an agreement, which takes time.
     counts = {count: strategy.place(np.int32(count)) for count in sorted({count for _, count in plan})}
@@ -158,7 +158,9 @@ def updates(
             if waiting:
                 report(*waiting)
             done, waiting = begin + count, (begin + count, count, metrics)
-            interrupted = termination.agreed() or due(done, last, training.evaluate_every, training.checkpoint_every)
+            interrupted = termination.agreed() or should_run(
+                done, last, training.evaluate_every, training.checkpoint_every
+            )
             if interrupted:
                 report(*waiting)
                 waiting = None

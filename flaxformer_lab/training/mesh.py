@@ -97,7 +97,7 @@ class Mesh(Single):
             tokens = jax.eval_shape(network.embed, *network.shapes, inputs).shape[1:2]
             self._require_equal_shares("a sequence", ("tokens",), tokens)
 
-    def mine(self, size: int) -> slice | np.ndarray:
+    def process_local_rows(self, size: int) -> slice | np.ndarray:
         if jax.process_count() == 1:
             return slice(None)
         held = self._sharding(Spec(LOGICAL_AXIS_RULES["batch"])).addressable_devices_indices_map((size,))
@@ -107,7 +107,7 @@ class Mesh(Single):
         sharding = self._sharding(Spec(*(None,) * batch_axis, LOGICAL_AXIS_RULES["batch"]))
         if jax.process_count() == 1:
             return jax.device_put(tree, sharding)
-        shares = self.num_shares // len(self.mine(self.num_shares))
+        shares = self.num_shares // len(self.process_local_rows(self.num_shares))
 
         def whole(leaf: np.ndarray) -> jax.Array:
             shape = (*leaf.shape[:batch_axis], shares * leaf.shape[batch_axis], *leaf.shape[batch_axis + 1 :])

@@ -2,8 +2,8 @@
 
 All offer the same verbs, so the loop does not know which one it has: `compile` a function of trees, `place` what every
 device holds in full, `place_state` a state where `layout` says that its leaves lie (None: all are whole), `split` what
-the devices share out along an axis, of a batch the rows that are `mine`, this process's; `gather` what was split along
-the first axis, and `fetch` a value that all agree on. A function that is compiled with a layout returns (state, rest),
+the devices share out along an axis, of a batch the `process_local_rows` alone; `gather` what was split along the first
+axis, and `fetch` a value that all agree on. A function that is compiled with a layout returns (state, rest),
 and leaves the state there. `num_shares` is how many ways a batch is split.
 """
 
@@ -57,7 +57,7 @@ class Pmap(Single):
         del axes
         return None if jax.process_count() == 1 else jax.tree.map(lambda leaf: self._everywhere, state)
 
-    def mine(self, size: int) -> slice | np.ndarray:
+    def process_local_rows(self, size: int) -> slice | np.ndarray:
         share = size // jax.process_count()
         return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
 
@@ -69,7 +69,7 @@ class Pmap(Single):
 
         return jax.tree.map(shards, tree)
 
-    def unreplicated(self, tree: Tree) -> Tree:
+    def unreplicate(self, tree: Tree) -> Tree:
         if jax.process_count() == 1:
             return jax.tree.map(_first, tree)
 

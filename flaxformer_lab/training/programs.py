@@ -51,11 +51,11 @@ class Experiment:
 
 
 def make_experiment(
-    config: Config, facts: dict[str, Any] | None = None, strategy: Strategy | None = None
+    config: Config, metadata: dict[str, Any] | None = None, strategy: Strategy | None = None
 ) -> Experiment:
-    """Returns the experiment that a config describes; `facts` as in `Task.facts`; `strategy` if not the config's."""
+    """The experiment that a config describes. metadata: as in `Task`; strategy: if it is not the config's."""
     strategy = strategy or make_strategy(config)
-    task = make_task(config.task, facts)
+    task = make_task(config.task, metadata)
     optimizer = make_optimizer(config.optimizer, config.training.steps)
     network = task.network(config.model)
     strategy.check(network, task.dummy(1))
@@ -101,7 +101,7 @@ def make_run_steps(experiment: Experiment, examples: Examples) -> tuple[Callable
     return compiled, examples.load() if resident else {}
 
 
-def calls(config: Config, start: int, last: int) -> Iterator[tuple[int, int]]:
+def call_schedule(config: Config, start: int, last: int) -> Iterator[tuple[int, int]]:
     """(first step, number of updates) of each compiled call; none reaches past an evaluation or a checkpoint."""
     training = config.training
     while start < last:
@@ -111,26 +111,26 @@ def calls(config: Config, start: int, last: int) -> Iterator[tuple[int, int]]:
         start = end
 
 
-def due(step: int, last: int, *intervals: int) -> bool:
+def should_run(step: int, last: int, *intervals: int) -> bool:
     """Whether something that happens at each of the intervals, and at the end, happens after this step."""
     return step == last or any(step % every == 0 for every in intervals)
 
 
 def host_feed(
-    config: Config, examples: Examples, seed: int, begin: int, count: int, mine: slice | np.ndarray = ALL
+    config: Config, examples: Examples, seed: int, begin: int, count: int, process_local_rows: slice | np.ndarray = ALL
 ) -> Tree:
     """What one call trains on, [steps_per_call, batch, ...]: row numbers of resident data, or the examples themselves.
 
-    A short call repeats its last batch in the rows that it will not reach. mine: the rows of each batch that are
-    wanted; no others are read.
+    A short call repeats its last batch in the rows that it will not reach. process_local_rows: the rows of each batch
+    that are wanted; no others are read.
     """
     size = config.training.batch_size
     steps = [min(step, begin + count - 1) for step in range(begin, begin + config.training.steps_per_call)]
-    rows = np.stack([examples.training_rows(seed, step, size)[mine] for step in steps])
+    rows = np.stack([examples.training_indices(seed, step, size)[process_local_rows] for step in steps])
     resident = lives_on_device(config, examples)
-    stored = {"example": rows} if resident else stacked([examples.read(each) for each in rows])
+    stored = {"example": rows} if resident else stack_trees([examples.read(each) for each in rows])
     return stored | {
-        "row": np.broadcast_to(np.arange(size, dtype=np.int32)[mine], rows.shape),
+        "row": np.broadcast_to(np.arange(size, dtype=np.int32)[process_local_rows], rows.shape),
         "weight": np.ones(rows.shape, np.float32),
     }
 
@@ -138,23 +138,26 @@ def host_feed(
 def make_feeds(experiment: Experiment, examples: Examples, plan: list[tuple[int, int]]) -> Iterator[Tree]:
     """For each call of the plan, what it trains on, where the strategy wants it."""
     config, strategy = experiment.config, experiment.strategy
-    mine = strategy.mine(config.training.batch_size)
+    process_local_rows = strategy.process_local_rows(config.training.batch_size)
 
     def feed(number: int) -> Tree:
-        return strategy.split(host_feed(config, examples, config.seed, *plan[number], mine), batch_axis=1)
+        return strategy.split(host_feed(config, examples, config.seed, *plan[number], process_local_rows), batch_axis=1)
 
     return prefetch(feed, 0, len(plan))
 
 
-def host_evaluation(config: Config, examples: Examples, mine: slice | np.ndarray = ALL) -> Iterator[Tree]:
-    """The batches of a whole split, in the order of the data; mine: the rows of each that are wanted."""
+def host_evaluation(config: Config, examples: Examples, process_local_rows: slice | np.ndarray = ALL) -> Iterator[Tree]:
+    """The batches of a whole split, in the order of the data; process_local_rows: the rows of each that are wanted."""
     size = config.training.evaluate_batch_size
     stream = examples.load() if examples.num_bytes <= DEVICE_BYTES else None
     all_indices, all_weights = evaluation_batches(examples.number, size)
     for number, (indices, weight) in enumerate(zip(all_indices, all_weights, strict=True)):
-        rows = examples.evaluation_rows(indices[mine])
+        rows = examples.evaluation_indices(indices[process_local_rows])
         batch = examples.read(rows) if stream is None else examples.take(stream, rows)
-        yield batch | {"row": (number * size + np.arange(size)).astype(np.int32)[mine], "weight": weight[mine]}
+        yield batch | {
+            "row": (number * size + np.arange(size)).astype(np.int32)[process_local_rows],
+            "weight": weight[process_local_rows],
+        }
 
 
 def make_evaluate(experiment: Experiment) -> Callable[[Tree, Tree, Examples], Values]:
@@ -164,12 +167,12 @@ def make_evaluate(experiment: Experiment) -> Callable[[Tree, Tree, Examples], Va
         make_evaluation_step(experiment.task, experiment.network, seed=config.seed, axis_name=strategy.axis_name)
     )
 
-    mine = strategy.mine(config.training.evaluate_batch_size)
+    process_local_rows = strategy.process_local_rows(config.training.evaluate_batch_size)
 
     def evaluate(params: Tree, model_state: Tree, examples: Examples) -> Values:
         batches = [
             evaluation_step(params, model_state, strategy.split(batch, batch_axis=0))
-            for batch in host_evaluation(config, examples, mine)
+            for batch in host_evaluation(config, examples, process_local_rows)
         ]
         return averages(strategy.fetch(batches))
 
@@ -184,7 +187,7 @@ def averages(batches: list[dict[str, tuple[Any, Any]]]) -> Values:
     return {name: total / weight for name, (total, weight) in sums.items()}
 
 
-def stacked(trees: list[Tree]) -> Tree:
+def stack_trees(trees: list[Tree]) -> Tree:
     """Trees of the same structure as one, with a new leading axis."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 

@@ -44,7 +44,7 @@ class Single:
         """Raises ConfigError where the tokens of these inputs cannot be shared out equally."""
         del network, inputs
 
-    def mine(self, size: int) -> slice | np.ndarray:
+    def process_local_rows(self, size: int) -> slice | np.ndarray:
         """Which rows of a batch of this size the devices of this process hold."""
         del size
         return slice(None)
@@ -53,7 +53,7 @@ class Single:
         del batch_axis
         return self.place(tree)
 
-    def unreplicated(self, tree: Tree) -> Tree:
+    def unreplicate(self, tree: Tree) -> Tree:
         return tree
 
     def fetch(self, tree: Tree) -> Tree:

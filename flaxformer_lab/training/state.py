@@ -34,7 +34,7 @@ class State:
     opt_state: Tree
 
 
-class Stream(enum.IntEnum):
+class RngStream(enum.IntEnum):
     """Independent uses of randomness; a number, once given, keeps its meaning."""
 
     INIT = 0
@@ -43,12 +43,12 @@ class Stream(enum.IntEnum):
     EVALUATE = 3
 
 
-def stream_key(seed: Seed, stream: Stream, step: Int[Array, ""] | int = 0) -> Key[Array, ""]:
+def stream_key(seed: Seed, stream: RngStream, step: Int[Array, ""] | int = 0) -> Key[Array, ""]:
     """The key of one use of randomness at one step."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
 
 
 def initial_state(network: PureNetwork, optimizer: optax.GradientTransformation, seed: Seed) -> State:
     """The state at step 0. Pure: call it under `jax.jit`, or `jax.eval_shape` for shapes alone."""
-    params, model_state = network.init(stream_key(seed, Stream.INIT))
+    params, model_state = network.init(stream_key(seed, RngStream.INIT))
     return State(jnp.zeros((), jnp.int32), params, model_state, optimizer.init(params))

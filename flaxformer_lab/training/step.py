@@ -15,7 +15,7 @@ from flaxformer_lab.functional.losses import WeightedSum
 from flaxformer_lab.functional.products import at_precision
 from flaxformer_lab.models.network import PureNetwork
 from flaxformer_lab.tasks.task import Batch, Task
-from flaxformer_lab.training.state import Seed, State, Stream, Tree, stream_key
+from flaxformer_lab.training.state import RngStream, Seed, State, Tree, stream_key
 
 Metrics = dict[str, WeightedSum]
 
@@ -36,9 +36,9 @@ def make_train_step(
     """
 
     def loss_sum(params: Tree, model_state: Tree, batch: Batch, step: Int[Array, ""]) -> tuple[Array, Metrics]:
-        prepared = task.prepare(batch, row_keys(seed, Stream.PREPARE, step, batch["row"]), training=True)
-        keys = row_keys(seed, Stream.DROPOUT, step, batch["row"])
-        metrics = task.measure(network.apply(params, model_state, prepared["inputs"], keys=keys), prepared)
+        prepared = task.prepare(batch, example_keys(seed, RngStream.PREPARE, step, batch["row"]), training=True)
+        keys = example_keys(seed, RngStream.DROPOUT, step, batch["row"])
+        metrics = task.loss_and_metrics(network.apply(params, model_state, prepared["inputs"], keys=keys), prepared)
         return metrics["loss"][0], metrics
 
     # The backward pass and the optimizer are traced outside the network's own functions.
@@ -70,15 +70,15 @@ def make_evaluation_step(
 
     @at_precision(network.precision)
     def evaluation_step(params: Tree, model_state: Tree, batch: Batch) -> Metrics:
-        prepared = task.prepare(batch, row_keys(seed, Stream.EVALUATE, 0, batch["row"]), training=False)
-        metrics = task.measure(network.apply(params, model_state, prepared["inputs"]), prepared)
+        prepared = task.prepare(batch, example_keys(seed, RngStream.EVALUATE, 0, batch["row"]), training=False)
+        metrics = task.loss_and_metrics(network.apply(params, model_state, prepared["inputs"]), prepared)
         return metrics if axis_name is None else jax.lax.psum(metrics, axis_name)
 
     return evaluation_step
 
 
-def row_keys(
-    seed: Seed, stream: Stream, step: Int[Array, ""] | int, rows: Int[Array, " batch"]
+def example_keys(
+    seed: Seed, stream: RngStream, step: Int[Array, ""] | int, rows: Int[Array, " batch"]
 ) -> Key[Array, " batch"]:
     """One key an example."""
     key = stream_key(seed, stream, step)

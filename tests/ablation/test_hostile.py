@@ -87,7 +87,7 @@ HOSTILE_FILES = {
 @pytest.mark.parametrize("content", HOSTILE_FILES.values(), ids=HOSTILE_FILES)
 def test_a_hostile_config_file_is_an_error(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
-    (tmp_path / "task.json").write_bytes(b"{}")
+    (tmp_path / "metadata.json").write_bytes(b"{}")
     with pytest.raises(LabError, match=r"config\.json|unknown|does not exist|no checkpoint"):
         load_run(tmp_path)
 

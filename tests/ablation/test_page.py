@@ -16,7 +16,13 @@ from flaxformer_lab.ablation.claims import Claim, Comparison, Figure, decide
 from flaxformer_lab.ablation.grid import BASELINE
 from flaxformer_lab.ablation.page import as_page
 from flaxformer_lab.ablation.summary import summarise
-from flaxformer_lab.ablation.wording import ends_said, interval_said, mean_said, p_said, reached_said
+from flaxformer_lab.ablation.wording import (
+    format_ends,
+    format_interval,
+    format_mean,
+    format_p_value,
+    format_steps_to_threshold,
+)
 
 SEEDS = (0, 1, 2, 3, 4)
 RNG = np.random.default_rng(0)
@@ -250,15 +256,15 @@ def test_a_task_s_table_holds_the_figures_of_the_summary(made):
     assert list(rows) == [BASELINE, "one head", "ffn_off"]  # the best first
     for variant, row in rows.items():
         score, difference = page.summary.score("near", variant), page.summary.difference("near", variant)
-        assert plain(row["R²"]) == interval_said(score.interval)
+        assert plain(row["R²"]) == format_interval(score.interval)
         assert row["interquartile mean"] == f"{score.interquartile_mean:.3f}"
         assert row["parameters"] == f"{score.parameters:,}" and row["FLOPs"] == f"{score.forward_flops:,}"
-        assert row["learning rate"] == "0.01" and row["steps to 0.5"] == reached_said(score)
+        assert row["learning rate"] == "0.01" and row["steps to 0.5"] == format_steps_to_threshold(score)
         if variant == BASELINE:
             assert {row[name] for name in ("difference", "Holm p", "P(better)", "bound")} == {"–"}
         else:
-            assert plain(row["difference"]) == interval_said(difference.interval, signed=True)
-            assert row["Holm p"] == p_said(difference.corrected_p)
+            assert plain(row["difference"]) == format_interval(difference.interval, signed=True)
+            assert row["Holm p"] == format_p_value(difference.corrected_p)
             assert row["P(better)"] == f"{difference.probability_of_improvement:.2f}"
     assert rows["ffn_off"]["bound"] == "≤ 0.250 held" and rows["ffn_off"]["steps to 0.5"] == "0 of 5 seeds"
 
@@ -294,10 +300,10 @@ def test_the_overview_has_every_pair(made):
     rows = rows_of(read(page.page).one("table", class_="overview"))
     assert list(rows) == [BASELINE, "ffn_off", "one head"]
     for task in ("near", "far"):
-        assert rows[BASELINE][task] == mean_said(page.summary.score(task, BASELINE).interval)
+        assert rows[BASELINE][task] == format_mean(page.summary.score(task, BASELINE).interval)
     for variant in ("ffn_off", "one head"):
         difference = page.summary.difference("near", variant)
-        assert plain(rows[variant]["near"]) == mean_said(difference.interval, signed=True)
+        assert plain(rows[variant]["near"]) == format_mean(difference.interval, signed=True)
     assert rows["ffn_off"]["far"] == "failed" and rows["one head"]["far"] == "…"
 
 
@@ -332,8 +338,8 @@ def test_a_verdict_is_a_card_with_its_word_its_reason_and_its_figures(made):
         if finding.interval is None:
             assert "not measured" in card.text and not list(card.all("svg"))
         else:
-            assert f"{finding.answer}: {interval_said(finding.interval)}" in plain(card.text)
-            assert interval_said(finding.interval) in plain(card.one("svg").attributes["aria-label"])
+            assert f"{finding.answer}: {format_interval(finding.interval)}" in plain(card.text)
+            assert format_interval(finding.interval) in plain(card.one("svg").attributes["aria-label"])
     lead = document.one("p", class_="lead").text
     assert lead.startswith("Supported: C91; refuted: C92; supported only when: C93; undecided: C94.")
 
@@ -356,11 +362,11 @@ def test_charts_say_their_numbers_in_words(made):
         (curve,) = (label for label in started if f"ends at a median of {np.median(last):.3f}" in label.split(";")[0])
         assert f"seeds from {last.min():.3f} to {last.max():.3f}" in curve
         assert ("theory allows 0.250" in curve) == ((score.task, score.variant) in BOUNDS)
-        said = f"{score.variant} {interval_said(score.interval)} at"
+        said = f"{score.variant} {format_interval(score.interval)} at"
         assert sum(said in label for label in labels) == 4  # two of mixing, two of cost
         assert any(f"{said} {score.parameters:,}" in label for label in labels)
     for difference in page.summary.differences:
-        said = f"{difference.variant} {interval_said(difference.interval, signed=True)}"
+        said = f"{difference.variant} {format_interval(difference.interval, signed=True)}"
         assert sum(label.startswith("Paired difference in R²") and said in label for label in labels) == 1
 
 
@@ -371,8 +377,8 @@ def test_the_forest_draws_each_difference_where_it_is(made):
     for row in svg.all("g"):
         name, mean, ends = (text.text for text in row.all("text"))
         difference = page.summary.difference("near", name)
-        assert plain(mean) == mean_said(difference.interval, signed=True)
-        assert plain(ends) == ends_said(difference.interval, signed=True)
+        assert plain(mean) == format_mean(difference.interval, signed=True)
+        assert plain(ends) == format_ends(difference.interval, signed=True)
         mark, whisker = row.one("circle").attributes, row.one("line").attributes
         assert float(whisker["x1"]) <= float(mark["cx"]) <= float(whisker["x2"])
         clear = difference.corrected_p < 0.05

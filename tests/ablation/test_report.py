@@ -14,7 +14,7 @@ from flaxformer_lab.ablation.grid import BASELINE
 from flaxformer_lab.ablation.report import COLUMNS, as_csv, as_markdown, table, write_report
 from flaxformer_lab.ablation.statistics import Interval
 from flaxformer_lab.ablation.summary import summarise
-from flaxformer_lab.ablation.wording import interval_said, p_said, reached_said
+from flaxformer_lab.ablation.wording import format_interval, format_p_value, format_steps_to_threshold
 from flaxformer_lab.errors import RunError
 
 SCORES = {
@@ -98,13 +98,13 @@ def test_markdown_holds_the_figures_of_the_summary(filled):
     for row in body[1:]:
         score, difference = summary.score("near", row[0]), summary.difference("near", row[0])
         assert row[1:5] == [
-            interval_said(score.interval),
-            interval_said(difference.interval, signed=True),
-            p_said(difference.corrected_p),
+            format_interval(score.interval),
+            format_interval(difference.interval, signed=True),
+            format_p_value(difference.corrected_p),
             f"{difference.probability_of_improvement:.2f}",
         ]
-        assert row[-4:] == ["100", "200", "0.01", reached_said(score)]
-    assert [reached_said(summary.score("near", row[0])) for row in body] == ["4", "0 of 2 seeds", "4"]
+        assert row[-4:] == ["100", "200", "0.01", format_steps_to_threshold(score)]
+    assert [format_steps_to_threshold(summary.score("near", row[0])) for row in body] == ["4", "0 of 2 seeds", "4"]
 
 
 def test_markdown_names_what_failed_and_what_is_missing(filled):
@@ -164,7 +164,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_with_a_way_out(filled):
     ],
 )
 def test_an_interval_in_words(interval, signed, said):
-    assert interval_said(interval, signed=signed) == said
+    assert format_interval(interval, signed=signed) == said
 
 
 @pytest.mark.parametrize(
@@ -173,12 +173,12 @@ def test_an_interval_in_words(interval, signed, said):
 )
 def test_the_way_to_a_threshold_in_words(filled, reached, said):
     score = summarise(*filled()).score("near", BASELINE)
-    assert reached_said(dataclasses.replace(score, reached=reached)) == said
+    assert format_steps_to_threshold(dataclasses.replace(score, reached=reached)) == said
 
 
 @pytest.mark.parametrize(("p", "said"), [(0.0, "<0.001"), (0.0009, "<0.001"), (0.0123, "0.012"), (math.nan, "")])
 def test_a_p_value_in_words(p, said):
-    assert p_said(p) == said
+    assert format_p_value(p) == said
 
 
 def test_a_page_for_the_road_is_small(filled):

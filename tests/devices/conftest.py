@@ -198,12 +198,12 @@ def other_programs() -> Callable[[Experiment], dict[str, tuple]]:
         step = make_train_step(experiment.task, network, experiment.optimizer, seed=0)
         two = lambda tree: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype), tree)  # noqa: E731
         symbols, lengths = experiment.task.dummy(2), jax.ShapeDtypeStruct((2,), jnp.int32)
-        _, cache = jax.eval_shape(network.read, *params, symbols, lengths)
+        _, cache = jax.eval_shape(network.prefill, *params, symbols, lengths)
         return {
             "evaluate": (make_evaluation_step(experiment.task, network, seed=0), *params, batch),
             "a population": (jax.vmap(step), two(state), two(batch)),
-            "generate: the prompt": (network.read, *params, symbols, lengths),
-            "generate: a token": (network.step, *params, lengths, cache),
+            "generate: the prompt": (network.prefill, *params, symbols, lengths),
+            "generate: a token": (network.decode, *params, lengths, cache),
         }
 
     return programs

@@ -143,16 +143,16 @@ def test_gradients_flow_from_the_tokens_that_may_be_seen_and_from_no_others(kind
         return jax.vmap(jax.vjp(output, key, value)[1])(of_tokens)
 
     of_tokens = VALUE * np.eye(TOKENS)[:, None, :, None, None]  # [token, *VALUE.shape]
-    of_keys, of_values = (np.abs(gradients).max(axis=(3, 4)) for gradients in pulled(*arrays(of_tokens)))
-    for i, of_key, of_value in zip(range(TOKENS), of_keys, of_values, strict=True):
+    dks, dvs = (np.abs(gradients).max(axis=(3, 4)) for gradients in pulled(*arrays(of_tokens)))
+    for i, dk, dv in zip(range(TOKENS), dks, dvs, strict=True):
         seen = np.ones((BATCH, TOKENS), bool) if valid is None else valid.copy()
         seen &= np.arange(TOKENS) <= i if causal else True
-        assert np.array_equal(of_value != 0, seen)
+        assert np.array_equal(dv != 0, seen)
         if kind == "softmax":
             # A single visible token has weight 1 whatever its key says.
             choice = seen & (seen.sum(axis=1, keepdims=True) > 1)
-            assert np.array_equal(of_key > 1e-6, choice)
-            assert not of_key[~seen].any()
+            assert np.array_equal(dk > 1e-6, choice)
+            assert not dk[~seen].any()
 
 
 def test_a_single_token_receives_itself():

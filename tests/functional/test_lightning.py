@@ -35,15 +35,15 @@ def by_hand(query, key, value, slopes, causal=True, valid=None):
 
 
 def gradients_by_hand(query, key, value, slopes, towards, causal=True, valid=None):
-    of_query, of_key, of_value = map(np.zeros_like, (query, key, value))
+    dq, dk, dv = map(np.zeros_like, (query, key, value))
     for b, t, h in np.ndindex(*query.shape[:3]):
         for s in range(t + 1 if causal else query.shape[1]):
             if valid is None or valid[b, s]:
                 decay, through = np.exp(-slopes[h] * abs(t - s)), towards[b, t, h] @ value[b, s, h]
-                of_query[b, t, h] += decay * through * key[b, s, h]
-                of_key[b, s, h] += decay * through * query[b, t, h]
-                of_value[b, s, h] += decay * (query[b, t, h] @ key[b, s, h]) * towards[b, t, h]
-    return of_query, of_key, of_value
+                dq[b, t, h] += decay * through * key[b, s, h]
+                dk[b, s, h] += decay * through * query[b, t, h]
+                dv[b, s, h] += decay * (query[b, t, h] @ key[b, s, h]) * towards[b, t, h]
+    return dq, dk, dv
 
 
 def recurrent(*arguments, causal, valid):
@@ -112,7 +112,7 @@ def test_the_state_is_carried_across_a_split_at_any_point(cut):
 
 def test_the_memory_after_some_tokens_is_that_of_the_recurrence():
     lengths = np.array([TOKENS, 6])
-    memory = jax.jit(lightning.memory_after)(*arrays(KEY, VALUE, SLOPES), jnp.asarray(lengths))
+    memory = jax.jit(lightning.init_state)(*arrays(KEY, VALUE, SLOPES), jnp.asarray(lengths))
     for example, length in enumerate(lengths):
         expected = np.zeros((HEADS, HEAD_DIM, VALUE_DIM))
         for key, value in zip(KEY[example, :length], VALUE[example, :length], strict=True):

@@ -46,7 +46,7 @@ def weigh(causal, valid, rotate):
 @pytest.mark.parametrize("rotate", [False, True], ids=["plain", "rotary"])
 def test_values_and_weights(causal, valid, rotate):
     options = {"causal": causal, "valid": None if valid is None else jnp.asarray(valid)}
-    options |= {"turn": rotary} if rotate else {}
+    options |= {"apply_rope": rotary} if rotate else {}
     expected = weigh(causal, valid, rotate)
 
     @jax.jit
@@ -82,17 +82,17 @@ def test_one_token_after_another_gives_the_causal_form(rotate):
     """From memories of unequal lengths, each example continued at its own place."""
     lengths = np.array([5, 2])
     whole = np.einsum("bhts,bshd->bthd", weigh(True, None, rotate), VALUE)
-    turn = rotary if rotate else formulas.unplaced
-    memory = formulas.memory_after(*arrays(KEY, VALUE), jnp.asarray(lengths), turn=turn)
+    apply_rope = rotary if rotate else formulas.identity
+    memory = formulas.init_state(*arrays(KEY, VALUE), jnp.asarray(lengths), apply_rope=apply_rope)
     for number in range(2):
         place = lengths + number
         token = [x[np.arange(2), place][:, None] for x in (QUERY, KEY, VALUE)]
-        turn = formulas.unplaced
+        apply_rope = formulas.identity
         if rotate:
-            turn = lambda x, place=place: jnp.asarray(  # noqa: E731
+            apply_rope = lambda x, place=place: jnp.asarray(  # noqa: E731
                 [[[turned(np.asarray(x[b, 0, h]), place[b]) for h in range(HEADS)]] for b in range(2)], jnp.float32
             )
-        result, memory = formulas.step(*arrays(*token), memory, turn=turn)
+        result, memory = formulas.decode_step(*arrays(*token), memory, apply_rope=apply_rope)
         np.testing.assert_allclose(result[:, 0], whole[np.arange(2), place], rtol=1e-4, atol=1e-5)
 
 

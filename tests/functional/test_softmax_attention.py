@@ -50,7 +50,7 @@ def by_hand(query, key, value, seen):
 
 def gradients_by_hand(query, key, value, seen, towards):
     """dQ, dK, dV by loops, from d softmax = P (dP - P . dP)."""
-    of_query, of_key, of_value = map(np.zeros_like, (query, key, value))
+    dq, dk, dv = map(np.zeros_like, (query, key, value))
     group, scale = query.shape[2] // key.shape[2], query.shape[3] ** -0.5
     for b, i, h in np.ndindex(*query.shape[:3]):
         if not seen[b, i].any():
@@ -60,10 +60,10 @@ def gradients_by_hand(query, key, value, seen, towards):
         weights /= weights.sum()
         of_weights = values @ towards[b, i, h]
         of_scores = weights * (of_weights - weights @ of_weights) * scale
-        of_value[b, :, h // group] += np.outer(weights, towards[b, i, h])
-        of_key[b, :, h // group] += np.outer(of_scores, query[b, i, h])
-        of_query[b, i, h] += of_scores @ keys
-    return of_query, of_key, of_value
+        dv[b, :, h // group] += np.outer(weights, towards[b, i, h])
+        dk[b, :, h // group] += np.outer(of_scores, query[b, i, h])
+        dq[b, i, h] += of_scores @ keys
+    return dq, dk, dv
 
 
 def small_blocks(query, key, value, causal, valid, window):
@@ -159,12 +159,12 @@ def test_what_cannot_be_seen_gets_no_gradient():
         _, pull = jax.vjp(lambda key, value: small_blocks(query, key, value, True, valid, 6), key, value)
         return jax.vmap(pull)(towards)
 
-    of_key, of_value = gradients(*(jnp.asarray(x, jnp.float32) for x in (QUERY, KEY, VALUE, towards)))
+    dk, dv = gradients(*(jnp.asarray(x, jnp.float32) for x in (QUERY, KEY, VALUE, towards)))
     for number, row in enumerate(rows):
-        for gradient in (of_key[number], of_value[number]):
+        for gradient in (dk[number], dv[number]):
             reached = np.abs(gradient).max(axis=(2, 3)) > 0
             np.testing.assert_array_equal(reached & ~may_see(TOKENS, LENGTHS, True, 6)[:, row], False)
-        assert (np.abs(of_value[number]).max(axis=(2, 3)) > 0)[0].sum() == min(row + 1, 6)
+        assert (np.abs(dv[number]).max(axis=(2, 3)) > 0)[0].sum() == min(row + 1, 6)
 
 
 def test_extra_memory_of_the_blockwise_form_is_linear_in_tokens():

@@ -265,18 +265,18 @@ def test_examples_of_a_batch_do_not_meet(make, stream, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_taps_are_what_goes_in_and_what_comes_out_of_each_layer(make, stream, name):
+def test_intermediates_are_what_goes_in_and_what_comes_out_of_each_layer(make, stream, name):
     drawn = make(name)
-    taps = drawn.intermediates(stream)
+    intermediates = drawn.intermediates(stream)
     part = "layers" if name in ("mlp", "lstm", "gru") else "blocks"
     layers = [] if name == "factorization_machine" else [f"{part}.{number}.output" for number in range(2)]
-    assert set(taps) == {"input", *layers, "output"}
-    np.testing.assert_array_equal(taps["input"], stream)
-    np.testing.assert_array_equal(taps["output"], drawn(stream))
+    assert set(intermediates) == {"input", *layers, "output"}
+    np.testing.assert_array_equal(intermediates["input"], stream)
+    np.testing.assert_array_equal(intermediates["output"], drawn(stream))
     if layers:
         first = make(name, depth=1).intermediates(stream)
-        np.testing.assert_allclose(taps[layers[0]], first[layers[0]], rtol=1e-5, atol=1e-5)
-        assert np.abs(taps[layers[1]] - taps[layers[0]]).max() > 1e-3
+        np.testing.assert_allclose(intermediates[layers[0]], first[layers[0]], rtol=1e-5, atol=1e-5)
+        assert np.abs(intermediates[layers[1]] - intermediates[layers[0]]).max() > 1e-3
 
 
 @pytest.mark.parametrize("name", NAMES)

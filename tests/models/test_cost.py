@@ -7,7 +7,7 @@ import pytest
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.models.cost import compiled_bytes, forward_flops, parameters, parameters_by_part
 from flaxformer_lab.models.flops import count_flops
-from flaxformer_lab.models.network import Network, purify
+from flaxformer_lab.models.network import Network, functionalize
 from flaxformer_lab.modules.embedding import PatchEmbedding
 from flaxformer_lab.parsing import override
 
@@ -34,7 +34,7 @@ def network(knobs):
         grid = (4, 4) if config.name == "cnn_2d" else (TOKENS,)
         return Network(config, embedding=embedding, grid=grid, outputs=CLASSES, pooling="mean", rngs=rngs)
 
-    return purify(build)
+    return functionalize(build)
 
 
 def abstract(pure):

@@ -12,7 +12,7 @@ from flaxformer_lab.config import parse_config
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.models import decoding
 from flaxformer_lab.models.decoding import Decoder
-from flaxformer_lab.models.network import Network, purify
+from flaxformer_lab.models.network import Network, functionalize
 from flaxformer_lab.modules.embedding import TokenEmbedding
 from flaxformer_lab.parsing import override
 
@@ -69,7 +69,7 @@ def build(name, draw):
         embedding = TokenEmbedding(SYMBOLS, 8, dtype="float32", rngs=rngs)
         return Network(config, embedding=embedding, grid=(TOKENS,), outputs=SYMBOLS, rngs=rngs)
 
-    pure = purify(network)
+    pure = functionalize(network)
     return pure, draw(pure.shapes[0])
 
 
@@ -93,8 +93,8 @@ def test_every_position_has_the_logits_of_the_whole_sequence(draw, name):
     network, params = build(name, draw)
     expected = whole(name, draw)(INPUTS)
     padded = np.where(np.arange(TOKENS)[None] < LENGTHS[:, None], INPUTS, 0)
-    logits, cache = jax.jit(network.read)(params, {}, jnp.asarray(padded), jnp.asarray(LENGTHS))
-    step = jax.jit(network.step)
+    logits, cache = jax.jit(network.prefill)(params, {}, jnp.asarray(padded), jnp.asarray(LENGTHS))
+    step = jax.jit(network.decode)
     for number in range(TOKENS - LENGTHS.min() + 1):
         place = LENGTHS + number
         there = place <= TOKENS
@@ -112,7 +112,7 @@ def test_a_cache_is_no_larger_than_it_must_be(draw):
     def shapes(name, tokens=TOKENS):
         network, params = build(name, draw)
         inputs = jnp.asarray(INPUTS[:, :tokens])
-        _, cache = jax.eval_shape(network.read, params, {}, inputs, jnp.asarray(LENGTHS))
+        _, cache = jax.eval_shape(network.prefill, params, {}, inputs, jnp.asarray(LENGTHS))
         return {leaf.shape for leaf in jax.tree.leaves(cache["blocks"])}
 
     assert shapes("softmax") == shapes("softmax", 5) == shapes("static") == {(8, TOKENS, 2)}
@@ -169,7 +169,9 @@ def test_short_texts_are_read_without_padding_to_the_whole_context(draw, name, l
     monkeypatch.setattr(decoding, "SHORTEST", 2)
     read = []
     network, params = build(name, draw)
-    counting = dataclasses.replace(network, read=lambda *rest: (read.append(rest[2].shape[1]), network.read(*rest))[1])
+    counting = dataclasses.replace(
+        network, prefill=lambda *rest: (read.append(rest[2].shape[1]), network.prefill(*rest))[1]
+    )
     decoder = Decoder(counting, params, {}, context=TOKENS, temperature=0.0)
     for length, padded in lengths.items():
         found = np.concatenate(list(decoder.write([INPUTS[0, :length]], 3)), axis=1)
@@ -202,11 +204,11 @@ def test_programs_are_compiled_once(draw):
     def counted(name):
         return lambda *arguments: (traced.append(name), getattr(network, name)(*arguments))[1]
 
-    counting = dataclasses.replace(network, read=counted("read"), step=counted("step"))
+    counting = dataclasses.replace(network, prefill=counted("prefill"), decode=counted("decode"))
     decoder = Decoder(counting, params, {}, context=TOKENS, temperature=0.0)
     for length in (3, 8, 23):
         list(decoder.write([INPUTS[0, :length]], length))
-        assert sorted(traced) == ["read", "step"]
+        assert sorted(traced) == ["decode", "prefill"]
 
 
 @pytest.mark.parametrize("prompts", [[], [INPUTS[0], INPUTS[1, :0]]])
@@ -222,6 +224,6 @@ def test_a_network_that_is_not_causal_is_refused():
         embedding = TokenEmbedding(SYMBOLS, 8, dtype="float32", rngs=rngs)
         return Network(config, embedding=embedding, grid=(TOKENS,), outputs=SYMBOLS, rngs=rngs)
 
-    network = purify(build)
+    network = functionalize(build)
     with pytest.raises(ConfigError, match=r"model\.causal=false sees what follows .* set model\.causal=true"):
-        jax.eval_shape(network.read, network.shapes[0], {}, jnp.asarray(INPUTS), jnp.asarray(LENGTHS))
+        jax.eval_shape(network.prefill, network.shapes[0], {}, jnp.asarray(INPUTS), jnp.asarray(LENGTHS))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flaxformer_lab.config import parse_config
-from flaxformer_lab.models.network import Network, leaf_paths, purify
+from flaxformer_lab.models.network import Network, functionalize, leaf_paths
 from flaxformer_lab.modules.embedding import TokenEmbedding
 from flaxformer_lab.modules.projection import Identity
 from flaxformer_lab.modules.rngs import Rngs
@@ -70,8 +70,8 @@ def test_padding_does_not_reach_the_pooled_logits(draw_module):
 def test_half_precision_ends_in_float32_logits(draw_module):
     exact = draw_module(lambda: builder("mean")(Rngs(0)))(SYMBOLS)
     half = draw_module(lambda: builder("mean", dtype="bfloat16")(Rngs(0)))
-    taps = half.intermediates(SYMBOLS)
-    assert taps["blocks.0.output"].dtype == taps["output"].dtype == jnp.bfloat16
+    intermediates = half.intermediates(SYMBOLS)
+    assert intermediates["blocks.0.output"].dtype == intermediates["output"].dtype == jnp.bfloat16
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(half.params))
     result = half(SYMBOLS)
     assert result.dtype == jnp.float32
@@ -85,7 +85,7 @@ SHALLOW = {"depth": 0, "position": "off"}
 
 @pytest.fixture(scope="module")
 def pure():
-    return purify(builder("mean", **SHALLOW))
+    return functionalize(builder("mean", **SHALLOW))
 
 
 def test_initial_parameters_are_a_function_of_the_key(pure):
@@ -122,7 +122,7 @@ def test_apply_is_the_module_with_these_parameters_also_when_compiled(pure):
 @pytest.mark.parametrize("valid", [None, VALID], ids=["whole", "padded"])
 def test_embed_and_body_are_the_parts_of_apply(draw_module, valid):
     params = draw_module(lambda: builder("mean")(Rngs(0))).params
-    network = purify(builder("mean"))
+    network = functionalize(builder("mean"))
     vectors = network.embed(params, {}, jnp.asarray(SYMBOLS))
     np.testing.assert_array_equal(vectors, np.asarray(params["embedding"]["table"])[SYMBOLS])
     tokens = np.asarray(network.body(params, {}, vectors, valid=valid), np.float64)
@@ -135,7 +135,7 @@ def test_embed_and_body_are_the_parts_of_apply(draw_module, valid):
 
 def test_every_parameter_that_apply_is_given_matters(draw_module):
     drawn = draw_module(lambda: builder("mean")(Rngs(0)))
-    network = purify(builder("mean"))
+    network = functionalize(builder("mean"))
 
     total, gradient = jax.value_and_grad(lambda params: jnp.sum(network.apply(params, {}, jnp.asarray(SYMBOLS)) ** 2))(
         drawn.params
@@ -147,7 +147,7 @@ def test_every_parameter_that_apply_is_given_matters(draw_module):
 
 def test_intermediates_by_dotted_name(draw_module):
     drawn = draw_module(lambda: builder("mean", depth=2)(Rngs(0)))
-    network = purify(builder("mean", depth=2))
+    network = functionalize(builder("mean", depth=2))
     values = network.intermediates(drawn.params, {}, jnp.asarray(SYMBOLS), valid=VALID)
     names = {"input", "blocks.0.attention.weights", "blocks.0.output", "blocks.1.attention.weights", "blocks.1.output"}
     assert set(values) == names | {"output"}

@@ -316,14 +316,14 @@ def test_a_shorter_sequence_takes_the_first_positions(transformer, stream):
     np.testing.assert_allclose(small(stream[:, :2]), small(stream)[:, :2], rtol=1e-5, atol=1e-5)
 
 
-# ------------------------------------------------------------------------------------------- taps, remat, dtype
+# ------------------------------------------------------------------------------ intermediates, remat, dtype
 
 
-def test_taps_leave_the_output_as_it_is(transformer, stream):
+def test_intermediates_leave_the_output_as_it_is(transformer, stream):
     small = transformer({"depth": 2})
-    taps = small.intermediates(stream)
-    np.testing.assert_array_equal(taps["output"], small(stream))
-    assert set(taps) == {
+    intermediates = small.intermediates(stream)
+    np.testing.assert_array_equal(intermediates["output"], small(stream))
+    assert set(intermediates) == {
         "input",
         "blocks.0.attention.weights",
         "blocks.0.output",
@@ -332,12 +332,12 @@ def test_taps_leave_the_output_as_it_is(transformer, stream):
         "output",
     }
     for number in range(2):
-        weights = taps[f"blocks.{number}.attention.weights"]
+        weights = intermediates[f"blocks.{number}.attention.weights"]
         assert weights.shape == (2, 2, TOKENS, TOKENS)
         np.testing.assert_allclose(np.sum(weights, axis=-1), 1, rtol=1e-5)
 
 
-def test_rematerialised_blocks_give_the_same_values_gradients_and_taps(transformer, stream):
+def test_rematerialised_blocks_give_the_same_values_gradients_and_intermediates(transformer, stream):
     plain, again = (transformer({"remat": remat}) for remat in (False, True))
 
     def values_and_gradients(small, params, x):
@@ -349,10 +349,10 @@ def test_rematerialised_blocks_give_the_same_values_gradients_and_taps(transform
 
     result, expected = both(plain.params, jnp.asarray(stream))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), result, expected)
-    taps, expected = again.intermediates(stream), plain.intermediates(stream)
-    assert taps.keys() == expected.keys()
+    intermediates, expected = again.intermediates(stream), plain.intermediates(stream)
+    assert intermediates.keys() == expected.keys()
     for name, value in expected.items():
-        np.testing.assert_allclose(taps[name], value, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(intermediates[name], value, rtol=1e-4, atol=1e-5)
 
 
 def test_rematerialisation_recomputes_in_the_backward_pass(transformer, stream):

@@ -11,8 +11,8 @@ from scipy.special import softmax
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.model_config import AttentionConfig, TransformerConfig
 from flaxformer_lab.modules.attention import ATTENTIONS, make_attention
+from flaxformer_lab.modules.intermediates import DISABLED, Intermediates
 from flaxformer_lab.modules.rngs import Rngs
-from flaxformer_lab.modules.taps import CLOSED, Taps
 
 TOKENS, WIDTH = 4, 8
 X = np.random.default_rng(0).normal(size=(2, TOKENS, WIDTH))
@@ -42,17 +42,17 @@ def merge(p, mixed):
     return mixed.swapaxes(1, 2).reshape(2, TOKENS, -1) @ p["output.kernel"] + p["output.bias"]
 
 
-def run(module, taps=None, **options):
-    """The output, from one compiled program; what it taps goes into `taps`."""
+def run(module, intermediates=None, **options):
+    """The output, from one compiled program; what it intermediates goes into `intermediates`."""
 
     @jax.jit
     def call(x):
-        inner = Taps()
-        return module(x, taps=CLOSED if taps is None else inner, **options), inner.values
+        inner = Intermediates()
+        return module(x, intermediates=DISABLED if intermediates is None else inner, **options), inner.values
 
     output, values = call(jnp.asarray(X, jnp.float32))
-    if taps is not None:
-        taps.values.update(values)
+    if intermediates is not None:
+        intermediates.values.update(values)
     return output
 
 
@@ -72,13 +72,15 @@ def test_query_and_key_act_through_one_merged_matrix(make):
     """x_i W_q W_k^T x_j, as if query and key had never been apart (the QK circuit of Elhage et al. 2021)."""
     module, p = make({}, bias=False)
     kernel = p["projection.kernel"].reshape(WIDTH, 2, 3, 4)
-    taps = Taps()
-    run(module, taps=taps)
+    intermediates = Intermediates()
+    run(module, intermediates=intermediates)
     for head in range(2):
         merged = kernel[:, head, 0] @ kernel[:, head, 1].T
         assert merged.shape == (WIDTH, WIDTH)
         scores = np.einsum("bic,cd,bjd->bij", X, merged, X) / np.sqrt(4)
-        np.testing.assert_allclose(taps.values["weights"][:, head], softmax(scores, axis=-1), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            intermediates.values["weights"][:, head], softmax(scores, axis=-1), rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -103,9 +105,9 @@ def test_static(make, causal):
 def test_static_weights_start_as_the_mean():
     config = TransformerConfig(width=WIDTH, attention=AttentionConfig(kind="static", num_heads=2))
     module = make_attention(config, tokens=TOKENS, rngs=Rngs(0))
-    taps = Taps()
-    run(module, taps=taps)
-    np.testing.assert_allclose(taps.values["weights"], np.full((1, 2, TOKENS, TOKENS), 1 / TOKENS), rtol=1e-6)
+    intermediates = Intermediates()
+    run(module, intermediates=intermediates)
+    np.testing.assert_allclose(intermediates.values["weights"], np.full((1, 2, TOKENS, TOKENS), 1 / TOKENS), rtol=1e-6)
 
 
 def test_channel(make):
@@ -156,9 +158,9 @@ def test_rotary_turns_query_and_key_and_leaves_the_value(make):
 def test_tapped_weights_give_the_output_again(make, kind):
     valid = np.array([[True] * TOKENS, [True] * (TOKENS - 1) + [False]])
     module, p = make({"kind": kind})
-    taps = Taps()
-    output = run(module, taps=taps, valid=jnp.asarray(valid))
-    (weights,) = (np.asarray(value, np.float64) for value in taps.values.values())
+    intermediates = Intermediates()
+    output = run(module, intermediates=intermediates, valid=jnp.asarray(valid))
+    (weights,) = (np.asarray(value, np.float64) for value in intermediates.values.values())
     if kind != "lightning":
         np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-5)
     value = project(p, module.parts, 2)[-1]

@@ -8,8 +8,8 @@ from flax import nnx
 
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.modules.block import Block
+from flaxformer_lab.modules.intermediates import Intermediates
 from flaxformer_lab.modules.rngs import Rngs
-from flaxformer_lab.modules.taps import Taps
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(4, 4, 8)), jnp.float32)
 KEYS = jax.random.split(jax.random.key(0), 4)
@@ -96,7 +96,7 @@ def test_attention_and_ffn_drop_different_features(make):
 
 
 def test_output_is_tapped(make):
-    taps = Taps()
-    output = make()(X, taps=taps)
-    assert set(taps.values) == {"attention.weights", "output"}
-    np.testing.assert_array_equal(taps.values["output"], output)
+    intermediates = Intermediates()
+    output = make()(X, intermediates=intermediates)
+    assert set(intermediates.values) == {"attention.weights", "output"}
+    np.testing.assert_array_equal(intermediates.values["output"], output)

@@ -36,14 +36,14 @@ def stored():
 
 
 def test_the_facts_are_learnt_from_the_data():
-    facts = make_task(ImageClassificationConfig()).facts
-    assert facts == FACTS and json.loads(json.dumps(facts)) == facts
+    metadata = make_task(ImageClassificationConfig()).metadata
+    assert metadata == FACTS and json.loads(json.dumps(metadata)) == metadata
 
 
 def test_a_task_made_from_its_facts_alone_is_the_same(monkeypatch):
     seen = make_task(ImageClassificationConfig())
     monkeypatch.setattr(classification, "open_split", lambda *_: pytest.fail("the data was opened"))
-    unseen = make_task(ImageClassificationConfig(), json.loads(json.dumps(seen.facts)))
+    unseen = make_task(ImageClassificationConfig(), json.loads(json.dumps(seen.metadata)))
     assert shapes(unseen) == shapes(seen)
     assert unseen.dummy(3) == seen.dummy(3) == jax.ShapeDtypeStruct((3, 8, 8, 1), jnp.float32)
 
@@ -110,7 +110,7 @@ def test_a_move_follows_from_the_key_of_the_image_alone(stored):
 
 def test_uniform_logits_lose_the_log_of_the_number_of_classes():
     batch = {"targets": jnp.arange(4), "weights": jnp.array([1.0, 1.0, 0.5, 0.0])}
-    measured = make().measure(jnp.full((4, 10), 3.0), batch)
+    measured = make().loss_and_metrics(jnp.full((4, 10), 3.0), batch)
     total, weight = measured["loss"]
     assert weight == 2.5
     np.testing.assert_allclose(total / weight, math.log(10), rtol=1e-6)
@@ -119,7 +119,7 @@ def test_uniform_logits_lose_the_log_of_the_number_of_classes():
 def test_accuracy_counts_the_right_answers_by_weight():
     logits = jnp.eye(4, 10) * 5
     batch = {"targets": jnp.array([0, 1, 9, 9]), "weights": jnp.array([1.0, 0.25, 2.0, 0.0])}
-    total, weight = make().measure(logits, batch)["accuracy"]
+    total, weight = make().loss_and_metrics(logits, batch)["accuracy"]
     assert (float(total), float(weight)) == (1.25, 3.25)
 
 
@@ -154,7 +154,7 @@ def test_a_data_set_without_images_is_refused():
 @pytest.mark.parametrize(("dataset", "columns", "classes"), [("lab_wine", 13, 3), ("lab_breast_cancer", 30, 2)])
 def test_standardised_columns_have_mean_0_and_deviation_1_in_training(dataset, columns, classes):
     task = make_task(TabularClassificationConfig(dataset=dataset))
-    assert json.loads(json.dumps(task.facts)) == task.facts and task.facts["num_classes"] == classes
+    assert json.loads(json.dumps(task.metadata)) == task.metadata and task.metadata["num_classes"] == classes
     train = task.examples("train")
     rows = train.read(np.arange(train.number)) | {"weight": np.ones(train.number, np.float32)}
     keys = jax.random.split(jax.random.key(0), train.number)
@@ -162,7 +162,7 @@ def test_standardised_columns_have_mean_0_and_deviation_1_in_training(dataset, c
     assert inputs.shape == (train.number, columns)
     np.testing.assert_allclose(inputs.mean(axis=0), 0, atol=1e-4)
     np.testing.assert_allclose(inputs.std(axis=0), 1, atol=1e-4)
-    raw = make_task(TabularClassificationConfig(dataset=dataset, standardised=False), task.facts)
+    raw = make_task(TabularClassificationConfig(dataset=dataset, standardised=False), task.metadata)
     np.testing.assert_array_equal(prepare(raw, rows, keys, training=True)["inputs"], rows["columns"])
     assert rows["columns"].std(axis=0).max() / rows["columns"].std(axis=0).min() > 1000
 

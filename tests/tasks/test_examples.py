@@ -29,7 +29,7 @@ def text(length):
 @pytest.mark.parametrize(("length", "size", "lookahead"), STREAMS)
 def test_windows_predict_every_symbol_exactly_once_in_evaluation(length, size, lookahead):
     examples = windows(text(length), size, lookahead=lookahead)
-    batch = examples.read(examples.evaluation_rows(np.arange(examples.number)))
+    batch = examples.read(examples.evaluation_indices(np.arange(examples.number)))
     assert batch["symbols"].shape == (examples.number, size + lookahead)
     assert batch["weights"].shape == (examples.number, size) and batch["weights"].dtype == np.float32
     predicted = batch["symbols"][:, lookahead:][batch["weights"] == 1]
@@ -42,7 +42,7 @@ def test_an_epoch_of_training_windows_has_every_symbol_after_its_offset_once(len
     examples = windows(text(length), size, lookahead=lookahead)
     for epoch in range(6):
         # One batch of the whole data set is one epoch.
-        rows = examples.training_rows(5, epoch, examples.number)
+        rows = examples.training_indices(5, epoch, examples.number)
         (offset,) = np.unique(rows % size)
         batch = examples.read(rows)
         predicted = batch["symbols"][:, lookahead:][batch["weights"] == 1]
@@ -51,15 +51,15 @@ def test_an_epoch_of_training_windows_has_every_symbol_after_its_offset_once(len
 
 def test_training_windows_begin_elsewhere_in_each_epoch():
     examples = windows(text(1000), 64, lookahead=1)
-    offsets = [int(examples.training_rows(0, epoch, examples.number)[0] % 64) for epoch in range(20)]
+    offsets = [int(examples.training_indices(0, epoch, examples.number)[0] % 64) for epoch in range(20)]
     assert len(set(offsets)) > 10 and min(offsets) >= 0
 
 
 def test_a_batch_across_two_epochs_has_the_offset_of_each():
     examples = windows(text(1000), 64, lookahead=1)
-    first, second = (examples.training_rows(3, epoch, examples.number) for epoch in range(2))
+    first, second = (examples.training_indices(3, epoch, examples.number) for epoch in range(2))
     # 16 windows an epoch, so the second batch of 12 takes 4 from the first epoch and 8 from the second.
-    across = np.concatenate([examples.training_rows(3, step, 12) for step in range(2)])
+    across = np.concatenate([examples.training_indices(3, step, 12) for step in range(2)])
     np.testing.assert_array_equal(across[:16], first)
     np.testing.assert_array_equal(across[16:], second[:8])
     assert first[0] % 64 != second[0] % 64
@@ -67,10 +67,10 @@ def test_a_batch_across_two_epochs_has_the_offset_of_each():
 
 def test_training_rows_follow_from_seed_and_step_alone():
     examples = windows(text(1000), 64, lookahead=1)
-    before = examples.training_rows(1, 7, 5)
+    before = examples.training_indices(1, 7, 5)
     for seed, step in ((1, 6), (1, 8), (2, 7)):
-        assert not np.array_equal(examples.training_rows(seed, step, 5), before)
-    np.testing.assert_array_equal(windows(text(1000), 64, lookahead=1).training_rows(1, 7, 5), before)
+        assert not np.array_equal(examples.training_indices(seed, step, 5), before)
+    np.testing.assert_array_equal(windows(text(1000), 64, lookahead=1).training_indices(1, 7, 5), before)
 
 
 @pytest.mark.parametrize(("length", "size", "lookahead"), STREAMS)
@@ -142,10 +142,10 @@ def test_records_are_decoded_once_where_memory_holds_them(digits_source, monkeyp
 
 
 def test_records_come_once_an_epoch(digits):
-    rows = digits.training_rows(0, 0, digits.number)
+    rows = digits.training_indices(0, 0, digits.number)
     assert rows.dtype == np.int32 and not np.array_equal(rows, np.arange(digits.number))
     np.testing.assert_array_equal(np.sort(rows), np.arange(digits.number))
-    np.testing.assert_array_equal(digits.evaluation_rows(np.arange(4)), np.arange(4))
+    np.testing.assert_array_equal(digits.evaluation_indices(np.arange(4)), np.arange(4))
 
 
 def test_records_say_what_they_hold(digits):
@@ -166,7 +166,7 @@ def test_drawn_examples_are_their_numbers():
 
 def test_drawn_examples_that_end_come_once_an_epoch_in_the_order_of_the_seed():
     examples = drawn(50, first=0, endless=False)
-    epochs = [examples.training_rows(seed, step, 50) for seed, step in ((0, 0), (0, 1), (1, 0))]
+    epochs = [examples.training_indices(seed, step, 50) for seed, step in ((0, 0), (0, 1), (1, 0))]
     for epoch in epochs:
         np.testing.assert_array_equal(np.sort(epoch), np.arange(50))
     assert len({epoch.tobytes() for epoch in epochs}) == 3
@@ -176,17 +176,17 @@ def test_endless_examples_count_on_and_never_repeat_below_2_to_the_30():
     examples, size = drawn(50, first=0, endless=True), 2**9 * 3
     whole = 2**30 // size
     for step in (0, 1, 7, whole // 2, whole - 1):
-        rows = examples.training_rows(0, step, size)
+        rows = examples.training_indices(0, step, size)
         # Side by side, so that no two steps share a row.
         np.testing.assert_array_equal(rows, np.arange(step * size, (step + 1) * size))
         assert rows.dtype == np.int32 and rows[-1] < 2**30
     # Beyond, they begin anew and never reach the numbers of evaluation.
-    across = examples.training_rows(0, whole, size)
+    across = examples.training_indices(0, whole, size)
     assert across.min() == 0 and across.max() == 2**30 - 1 and len(np.unique(across)) == size
-    assert examples.training_rows(0, 2**30, 64).max() < 2**30
+    assert examples.training_indices(0, 2**30, 64).max() < 2**30
 
 
 def test_the_number_of_endless_examples_is_that_of_an_evaluation():
     examples = drawn(50, first=7, endless=True)
     assert examples.number == 50
-    np.testing.assert_array_equal(examples.read(examples.evaluation_rows(np.arange(2)))["index"], [7, 8])
+    np.testing.assert_array_equal(examples.read(examples.evaluation_indices(np.arange(2)))["index"], [7, 8])

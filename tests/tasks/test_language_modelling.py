@@ -18,8 +18,8 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 FACTS = {"num_symbols": 27, "symbols": UNKNOWN + LETTERS}
 
 
-def make(facts=FACTS, **changes):
-    return make_task(LanguageModellingConfig(**changes), facts)
+def make(metadata=FACTS, **changes):
+    return make_task(LanguageModellingConfig(**changes), metadata)
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +81,11 @@ def test_more_than_256_characters_have_numbers_of_their_own():
 
 
 def test_the_facts_are_the_characters_of_the_training_text(characters):
-    facts = characters.facts
+    metadata = characters.metadata
     seen = set().union(*(record["text"] for record in open_split("lab_speeches", "train").records())) | {"\n"}
-    assert set(facts["symbols"]) == seen | {UNKNOWN} and facts["symbols"][0] == UNKNOWN
-    assert facts["num_symbols"] == len(facts["symbols"]) == len(set(facts["symbols"]))
-    assert json.loads(json.dumps(facts)) == facts
+    assert set(metadata["symbols"]) == seen | {UNKNOWN} and metadata["symbols"][0] == UNKNOWN
+    assert metadata["num_symbols"] == len(metadata["symbols"]) == len(set(metadata["symbols"]))
+    assert json.loads(json.dumps(metadata)) == metadata
 
 
 @pytest.mark.parametrize("tokenizer", ["characters", "bytes"])
@@ -93,7 +93,7 @@ def test_a_task_made_from_its_facts_alone_is_the_same(monkeypatch, tokenizer):
     config = LanguageModellingConfig(tokenizer=tokenizer, sequence_length=16)
     seen = make_task(config)
     monkeypatch.setattr(language_modelling, "open_split", lambda *_: pytest.fail("the data was opened"))
-    unseen = make_task(config, json.loads(json.dumps(seen.facts)))
+    unseen = make_task(config, json.loads(json.dumps(seen.metadata)))
     assert shapes(unseen) == shapes(seen)
     assert unseen.dummy(5) == seen.dummy(5) == jax.ShapeDtypeStruct((5, 16), jnp.int32)
     np.testing.assert_array_equal(unseen.encode("We the people"), seen.encode("We the people"))
@@ -105,12 +105,12 @@ def test_a_task_made_from_its_facts_alone_is_the_same(monkeypatch, tokenizer):
 @pytest.mark.parametrize(("objective", "lookahead"), [("next_token", 1), ("masked", 0)])
 @pytest.mark.parametrize("tokenizer", ["characters", "bytes"])
 def test_evaluation_predicts_every_symbol_of_the_split_once(characters, objective, lookahead, tokenizer):
-    facts = characters.facts if tokenizer == "characters" else {"num_symbols": 256}
-    task = make(facts, objective=objective, tokenizer=tokenizer, sequence_length=100)
+    metadata = characters.metadata if tokenizer == "characters" else {"num_symbols": 256}
+    task = make(metadata, objective=objective, tokenizer=tokenizer, sequence_length=100)
     text = "\n".join(record["text"] for record in open_split("lab_speeches", "test").records())
     length = len(text) if tokenizer == "characters" else len(text.encode())
     examples = task.examples("test")
-    batch = examples.read(examples.evaluation_rows(np.arange(examples.number)))
+    batch = examples.read(examples.evaluation_indices(np.arange(examples.number)))
     assert batch["weights"].sum() == length - lookahead
     stream = batch["symbols"][:, lookahead:][batch["weights"] == 1]
     np.testing.assert_array_equal(stream, task.encode(text)[lookahead:])
@@ -118,7 +118,7 @@ def test_evaluation_predicts_every_symbol_of_the_split_once(characters, objectiv
 
 def test_the_target_is_the_next_symbol(characters):
     examples = characters.examples("validation")
-    stored = examples.read(examples.evaluation_rows(np.arange(4)))
+    stored = examples.read(examples.evaluation_indices(np.arange(4)))
     batch = prepared(characters, stored["symbols"], weights=stored["weights"])
     text = "\n".join(record["text"] for record in open_split("lab_speeches", "validation").records())
     stream = characters.encode(text)
@@ -195,7 +195,7 @@ def test_only_chosen_tokens_are_judged():
     batch = jax.tree.map(jnp.asarray, batch)
     task = make(objective="masked", sequence_length=10, mask_rate=0.5)
     logits = jax.random.normal(jax.random.key(0), (3, 10, 27))
-    slope = jax.grad(lambda logits: task.measure(logits, batch)["loss"][0])(logits)
+    slope = jax.grad(lambda logits: task.loss_and_metrics(logits, batch)["loss"][0])(logits)
     reached = np.abs(slope).sum(axis=-1) > 0
     np.testing.assert_array_equal(reached, batch["weights"] == 1)
 
@@ -212,7 +212,7 @@ def test_the_mask_is_read_but_never_predicted():
 def test_uniform_logits_lose_the_log_of_the_number_of_symbols():
     task = make(sequence_length=4)
     batch = prepared(task, np.arange(10, dtype=np.uint8).reshape(2, 5), weight=np.array([1, 0], np.float32))
-    total, weight = task.measure(jnp.zeros((2, 4, 27)), batch)["loss"]
+    total, weight = task.loss_and_metrics(jnp.zeros((2, 4, 27)), batch)["loss"]
     assert weight == 4
     np.testing.assert_allclose(total / weight, math.log(27), rtol=1e-6)
 

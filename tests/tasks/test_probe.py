@@ -23,8 +23,8 @@ from flaxformer_lab.task_config import (
 from flaxformer_lab.tasks import TASKS, make_task
 from flaxformer_lab.tasks.probe import Probe
 from flaxformer_lab.training.programs import make_evaluate, make_experiment
-from flaxformer_lab.training.state import Stream
-from flaxformer_lab.training.step import row_keys
+from flaxformer_lab.training.state import RngStream
+from flaxformer_lab.training.step import example_keys
 
 RECIPES = Path(__file__).parents[2] / "configs" / "probes"
 PROBES = [name for name, task in TASKS.items() if issubclass(task, Probe)]
@@ -49,15 +49,15 @@ def prepared():
         rows = jnp.arange(len(stored["index"]), dtype=jnp.int32)
         weight = jnp.ones(len(rows)) if weight is None else jnp.asarray(weight, jnp.float32)
         batch = {"index": jnp.asarray(stored["index"]), "weight": weight}
-        return jax.tree.map(np.asarray, compiled[name][training](batch, row_keys(seed, stream, step, rows)))
+        return jax.tree.map(np.asarray, compiled[name][training](batch, example_keys(seed, stream, step, rows)))
 
     def batches(name, seed=0, *, step=None, split="train", size=80, weight=None):
         examples = make_task(STREAMS[name]).examples(split)
         if step is not None:
-            stored = examples.read(examples.training_rows(seed, step, size))
-            return prepare(name, stored, seed, Stream.PREPARE, step, True, weight)
-        stored = examples.read(examples.evaluation_rows(np.arange(examples.number)))
-        return prepare(name, stored, seed, Stream.EVALUATE, 0, False, weight)
+            stored = examples.read(examples.training_indices(seed, step, size))
+            return prepare(name, stored, seed, RngStream.PREPARE, step, True, weight)
+        stored = examples.read(examples.evaluation_indices(np.arange(examples.number)))
+        return prepare(name, stored, seed, RngStream.EVALUATE, 0, False, weight)
 
     return batches
 
@@ -127,12 +127,12 @@ def test_padding_has_no_weight(prepared, name):
 def test_numbers_of_examples_lie_apart(name):
     task = make_task(parse_config(legal(name)).task)
     evaluated = {
-        split: examples.read(examples.evaluation_rows(np.array([0, examples.number - 1])))["index"].tolist()
+        split: examples.read(examples.evaluation_indices(np.array([0, examples.number - 1])))["index"].tolist()
         for split, examples in ((split, task.examples(split)) for split in ("validation", "test"))
     }
     training = task.examples("train")
     size = task.training_examples or 4096
-    trained = training.read(training.training_rows(0, 2**30 // size - 1, size))["index"]
+    trained = training.read(training.training_indices(0, 2**30 // size - 1, size))["index"]
     assert trained.min() >= 0 and trained.max() < 2**30 <= evaluated["validation"][0]
     assert evaluated["validation"][1] < evaluated["test"][0] and evaluated["test"][1] < 2**31 - 1
     assert task.examples("test").number == task.examples("validation").number
@@ -178,13 +178,13 @@ def test_networks_take_what_is_drawn_and_return_what_is_asked(name):
     dummy = task.dummy(5)
     assert (batch["inputs"].shape, batch["inputs"].dtype) == (dummy.shape, dummy.dtype)
     logits = logits_of(task.network(config.model), dummy)
-    metrics = jax.eval_shape(task.measure, logits, batch)
+    metrics = jax.eval_shape(task.loss_and_metrics, logits, batch)
     if "accuracy" in metrics:
         assert logits.shape == (*batch["targets"].shape, config.task.vocabulary)
     else:
         assert logits.shape == batch["targets"].shape and sorted(metrics) == ["loss", "r2"]
     assert batch["weights"].shape == batch["targets"].shape[:2]
-    assert task.units == ("examples", 1) and task.facts == {}
+    assert task.units == ("examples", 1) and task.metadata == {}
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_accuracy_counts_the_places_that_are_asked():
     task = make_task(MemorizationConfig(vocabulary=5, sequence_length=4))
     logits = jnp.asarray(np.log(np.eye(5)[[[1, 2, 3, 4], [0, 0, 1, 1]]] + 0.25), jnp.float32)
     batch = {"targets": jnp.array([[1, 2, 0, 0], [4, 4, 1, 3]]), "weights": jnp.array([[1.0, 0, 1, 1], [0, 1, 1, 0]])}
-    sums = task.measure(logits, batch)
+    sums = task.loss_and_metrics(logits, batch)
     assert [float(value) for value in sums["accuracy"]] == [2, 5]
     # Softmax gives 5/9 to the largest and 1/9 to each other one.
     assert float(sums["loss"][0]) == pytest.approx(-2 * np.log(5 / 9) - 3 * np.log(1 / 9), rel=1e-5)

@@ -318,13 +318,13 @@ def test_what_makes_the_folder_unreadable_is_set_aside(two_small, tmp_path, asse
             path.write_bytes(b"{")
     with Checkpoints(folder) as checkpoints:
         assert_same(checkpoints.restore_newest(shapes(few(7))), few(3))
-        assert [text.partition(" (")[0] for text in checkpoints.set_aside] == ["the checkpoint of step 7 is damaged"]
+        assert [text.partition(" (")[0] for text in checkpoints.quarantined] == ["the checkpoint of step 7 is damaged"]
     assert (tmp_path / "damaged" / "7-0").is_dir()
 
 
 def test_without_checkpoints_there_is_no_newest_one(tmp_path):
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        assert checkpoints.restore_newest(shapes(few(7))) is None and checkpoints.set_aside == []
+        assert checkpoints.restore_newest(shapes(few(7))) is None and checkpoints.quarantined == []
 
 
 def test_a_checkpoint_under_the_number_of_another_is_refused(two, tmp_path):

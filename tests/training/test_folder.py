@@ -7,7 +7,7 @@ import pytest
 
 from flaxformer_lab.config import as_dict
 from flaxformer_lab.errors import ConfigError, RunError
-from flaxformer_lab.training.folder import RunFolder, write_whole
+from flaxformer_lab.training.folder import RunFolder, write_atomic
 
 FACTS = {"image_shape": [8, 8, 1], "num_classes": 10}
 
@@ -72,17 +72,17 @@ def test_a_folder_with_other_files_is_refused_and_left_alone(plain, tmp_path):
 
 
 def test_what_an_interrupted_claim_left_is_claimed(plain, tmp_path):
-    (tmp_path / "task.json").write_text("{}")
+    (tmp_path / "metadata.json").write_text("{}")
     (tmp_path / "config.json.4711.partial").write_text('{"model":')
     RunFolder(tmp_path).claim(plain(), FACTS)
     assert RunFolder(tmp_path).read() == (plain(), FACTS)
-    assert set(content(tmp_path)) == {Path("config.json"), Path("task.json")}
+    assert set(content(tmp_path)) == {Path("config.json"), Path("metadata.json")}
 
 
 def test_what_a_killed_run_left_half_written_is_cleared_away_when_it_goes_on(claimed, plain):
     (claimed.path / "metrics.jsonl.4711.partial").write_text('{"step":')
     claimed.claim(plain(), FACTS)
-    assert set(content(claimed.path)) == {Path("config.json"), Path("task.json")}
+    assert set(content(claimed.path)) == {Path("config.json"), Path("metadata.json")}
 
 
 def test_an_unfinished_file_of_somebody_else_is_refused_and_left_alone(plain, tmp_path):
@@ -112,14 +112,14 @@ def test_a_home_folder_is_understood(monkeypatch, tmp_path):
 
 def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path, monkeypatch):
     path = tmp_path / "config.json"
-    assert write_whole(path, "before") == path
+    assert write_atomic(path, "before") == path
 
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        write_whole(path, "after")
+        write_atomic(path, "after")
     assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
     assert path.read_text() == "before"
 
@@ -169,12 +169,12 @@ def test_bytes_that_are_no_text_are_refused(claimed):
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "no JSON", "a list", "zeros", None])
 def test_damaged_facts_are_refused_by_name(claimed, damage):
-    path = claimed.path / "task.json"
+    path = claimed.path / "metadata.json"
     if damage is None:
         path.unlink()
     else:
         path.write_text(DAMAGE[damage](path.read_text()))
-    with pytest.raises(RunError, match=r"task\.json is .*damaged"):
+    with pytest.raises(RunError, match=r"metadata\.json is .*damaged"):
         claimed.read()
 
 

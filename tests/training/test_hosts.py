@@ -197,4 +197,4 @@ def test_each_process_reads_the_rows_of_its_own_devices(monkeypatch):
             "addressable_devices_indices_map",
             lambda self, shape, mine=mine: {d: i for d, i in self.devices_indices_map(shape).items() if d in mine},
         )
-        assert list(mesh.mine(16)) == list(rows)
+        assert list(mesh.process_local_rows(16)) == list(rows)

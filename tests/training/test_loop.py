@@ -38,13 +38,13 @@ def content(folder):
 
 def recorded(patch):
     """The steps whose batches are asked for from now on."""
-    steps, original = [], Examples.training_rows
+    steps, original = [], Examples.training_indices
 
-    def training_rows(self, seed, step, batch_size):
+    def training_indices(self, seed, step, batch_size):
         steps.append(step)
         return original(self, seed, step, batch_size)
 
-    patch.setattr(Examples, "training_rows", training_rows)
+    patch.setattr(Examples, "training_indices", training_indices)
     return steps
 
 
@@ -69,7 +69,7 @@ def test_a_run_describes_itself(straight, rich):
     folder, _ = straight
     assert {path.name for path in folder.iterdir()} == {
         "config.json",
-        "task.json",
+        "metadata.json",
         "metrics.jsonl",
         "checkpoints",
         "tensorboard",
@@ -121,7 +121,7 @@ def test_the_train_loss_is_the_mean_over_the_updates_since_the_last_line(plain, 
 def test_the_same_config_gives_the_same_bytes_and_another_seed_does_not(plain, finished, tmp_path):
     folder, returned = finished
     assert train(plain(), tmp_path / "again", quiet=True) == returned
-    for name in ("config.json", "task.json", "metrics.jsonl"):
+    for name in ("config.json", "metadata.json", "metrics.jsonl"):
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes(), name
     assert train(plain({"seed": 4}), tmp_path / "other", quiet=True) != returned
     losses = [values(each, "train", 2)["loss"] for each in (folder, tmp_path / "other")]

@@ -20,7 +20,7 @@ from flaxformer_lab.training.programs import (
     make_feeds,
     make_run_steps,
     run_steps_of,
-    stacked,
+    stack_trees,
 )
 from flaxformer_lab.training.state import initial_state
 from flaxformer_lab.training.step import make_train_step
@@ -139,7 +139,7 @@ def test_a_population_on_a_mesh_trains_like_each_replica_alone(sizes, assert_clo
     start = jax.vmap(lambda seed: initial_state(experiment.network, experiment.optimizer, seed))
     run_steps = jax.vmap(run_steps_of(experiment, examples), in_axes=(0, 0, None, 0, None))
     feeds = [host_feed(config, examples, seed, 0, 20) for seed in seeds.tolist()]
-    feed = strategy.split(stacked(feeds), batch_axis=2)
+    feed = strategy.split(stack_trees(feeds), batch_axis=2)
     data, count = strategy.place((examples.load(), np.int32(20)))
     states, history = strategy.compile(run_steps, layout=layout)(
         strategy.place(seeds), strategy.place_state(jax.jit(start)(seeds), layout), data, feed, count

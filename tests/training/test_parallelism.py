@@ -102,7 +102,7 @@ def test_what_is_placed_comes_back(strategy, assert_same):
     tree = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": {"c": jnp.int32(7)}, "empty": {}}
     placed = strategy.place(tree)
     assert_same(strategy.fetch(placed), tree)
-    assert_same(strategy.unreplicated(placed), tree)
+    assert_same(strategy.unreplicate(placed), tree)
     for leaf in jax.tree.leaves(placed):
         assert len(leaf.sharding.device_set) == strategy.num_devices
 

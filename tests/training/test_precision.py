@@ -132,7 +132,7 @@ def gradient(model, size, **parts):
     before = leaf_paths(jax.device_get(params))
     batch = strategy.split(batch_of(experiment, size), 0)
     after = strategy.compile(step, layout=layout)(strategy.place_state(state, layout), batch)[0]
-    after = leaf_paths(jax.device_get(strategy.unreplicated(after).params))
+    after = leaf_paths(jax.device_get(strategy.unreplicate(after).params))
     return {name: before[name].astype(np.float64) - after[name] for name in before}
 
 

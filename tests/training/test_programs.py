@@ -128,7 +128,7 @@ def test_a_feed_has_the_rows_of_each_of_its_steps(prepared):
     for (begin, count), feed in zip([(0, 2), (2, 2), (4, 1)], feeds, strict=True):
         assert {name: leaf.shape for name, leaf in feed.items()} == dict.fromkeys(("example", "row", "weight"), (2, 16))
         for number in range(count):
-            np.testing.assert_array_equal(feed["example"][number], examples.training_rows(seed, begin + number, 16))
+            np.testing.assert_array_equal(feed["example"][number], examples.training_indices(seed, begin + number, 16))
             np.testing.assert_array_equal(feed["row"][number], np.arange(16))
         assert (feed["weight"] == 1).all()
     assert len({feed["example"].tobytes() for feed in feeds}) == 3
@@ -138,7 +138,7 @@ def test_a_streamed_feed_has_the_examples_themselves(prepared):
     experiment, examples, _ = prepared("images")
     (feed,) = make_feeds(changed(experiment, input="stream"), examples, [(3, 2)])
     for number in range(2):
-        expected = examples.read(examples.training_rows(experiment.config.seed, 3 + number, 16))
+        expected = examples.read(examples.training_indices(experiment.config.seed, 3 + number, 16))
         np.testing.assert_array_equal(feed["image"][number], expected["image"])
         np.testing.assert_array_equal(feed["label"][number], expected["label"])
 

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from flaxformer_lab.training.state import State, Stream, initial_state, stream_key
+from flaxformer_lab.training.state import RngStream, State, initial_state, stream_key
 
 
 @pytest.fixture(scope="module")
@@ -47,16 +47,16 @@ def test_the_seed_decides_the_parameters(network):
 
 
 def test_every_seed_stream_and_step_has_a_key_of_its_own():
-    uses = list(itertools.product((0, 1, 2**32 - 1), Stream, (0, 1, 2, 100_000)))
+    uses = list(itertools.product((0, 1, 2**32 - 1), RngStream, (0, 1, 2, 100_000)))
     assert len({bits(stream_key(*use)) for use in uses}) == len(uses)
 
 
 def test_a_key_is_the_same_for_a_step_inside_a_compiled_program():
-    compiled = jax.jit(lambda step: stream_key(7, Stream.DROPOUT, step))
-    assert bits(compiled(np.int32(12))) == bits(stream_key(7, Stream.DROPOUT, 12))
+    compiled = jax.jit(lambda step: stream_key(7, RngStream.DROPOUT, step))
+    assert bits(compiled(np.int32(12))) == bits(stream_key(7, RngStream.DROPOUT, 12))
 
 
 def test_streams_never_change_their_numbers():
-    assert {stream.name: int(stream) for stream in Stream} == {"INIT": 0, "PREPARE": 1, "DROPOUT": 2, "EVALUATE": 3}
+    assert {stream.name: int(stream) for stream in RngStream} == {"INIT": 0, "PREPARE": 1, "DROPOUT": 2, "EVALUATE": 3}
     # A checkpoint of today goes on with the same draws tomorrow.
-    assert bits(stream_key(7, Stream.PREPARE, 3)) == (2645361454, 4044176579)
+    assert bits(stream_key(7, RngStream.PREPARE, 3)) == (2645361454, 4044176579)

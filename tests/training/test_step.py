@@ -10,8 +10,8 @@ from flaxformer_lab.model_config import TransformerConfig
 from flaxformer_lab.models.network import leaf_paths
 from flaxformer_lab.task_config import ImageClassificationConfig
 from flaxformer_lab.tasks import make_task
-from flaxformer_lab.training.state import State, Stream
-from flaxformer_lab.training.step import make_train_step, row_keys
+from flaxformer_lab.training.state import RngStream, State
+from flaxformer_lab.training.step import example_keys, make_train_step
 
 WEIGHT = np.array([1, 0.5, 0, 2, 1, 1, 0.25, 1], np.float32)
 
@@ -64,7 +64,9 @@ def test_an_update_uses_the_optimizer_on_the_gradient_that_jax_finds(make_case, 
     @jax.jit
     def expected(state, batch):
         def mean_loss(params):
-            prepare, drop = (row_keys(0, use, state.step, batch["row"]) for use in (Stream.PREPARE, Stream.DROPOUT))
+            prepare, drop = (
+                example_keys(0, use, state.step, batch["row"]) for use in (RngStream.PREPARE, RngStream.DROPOUT)
+            )
             prepared = case.task.prepare(batch, prepare, training=True)
             logits = case.network.apply(params, {}, prepared["inputs"], keys=drop)
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, prepared["targets"])
@@ -162,9 +164,9 @@ def test_draws_follow_from_step_and_row(make_case, name):
 
 def test_rows_have_keys_of_their_own():
     rows = jnp.arange(50, dtype=jnp.int32)
-    keys = [row_keys(seed, use, step, rows) for seed in (0, 1) for use in Stream for step in (0, 1)]
+    keys = [example_keys(seed, use, step, rows) for seed in (0, 1) for use in RngStream for step in (0, 1)]
     bits = np.concatenate([jax.random.key_data(each) for each in keys])
-    assert len(np.unique(bits, axis=0)) == len(bits) == 2 * len(Stream) * 2 * 50
+    assert len(np.unique(bits, axis=0)) == len(bits) == 2 * len(RngStream) * 2 * 50
 
 
 # -------------------------------------------------------------------------------------------------- steps
@@ -244,8 +246,8 @@ def gradients(digits, **knobs):
     @jax.jit
     def run(params, batch):
         def loss(params):
-            prepared = task.prepare(batch, row_keys(0, Stream.PREPARE, 0, batch["row"]), training=True)
-            return task.measure(network.apply(params, {}, prepared["inputs"]), prepared)["loss"][0]
+            prepared = task.prepare(batch, example_keys(0, RngStream.PREPARE, 0, batch["row"]), training=True)
+            return task.loss_and_metrics(network.apply(params, {}, prepared["inputs"]), prepared)["loss"][0]
 
         return jax.value_and_grad(loss)(params)
 

@@ -14,23 +14,23 @@ from flaxformer_lab.functional.products import product
 Slots = Float[Array, "batch_kv_heads slots features"]
 
 
-def held_positions(position: Int[Array, " batch"], slots: int) -> Int[Array, "batch {slots}"]:
+def slot_positions(position: Int[Array, " batch"], slots: int) -> Int[Array, "batch {slots}"]:
     """The position of the token in each slot, once the one at `position` is written; below 0 where a slot is empty."""
     return position[:, None] - (position[:, None] - jnp.arange(slots)[None]) % slots
 
 
-def filled(x: Float[Array, "batch tokens kv_heads features"], lengths: Int[Array, " batch"], slots: int) -> Slots:
+def fill(x: Float[Array, "batch tokens kv_heads features"], lengths: Int[Array, " batch"], slots: int) -> Slots:
     """Slots as they are after the first `lengths` tokens of each example; those that are empty hold anything."""
     tokens, features = x.shape[1], x.shape[3]
     if slots < tokens:
-        held = jnp.maximum(held_positions(lengths - 1, slots), 0)
+        held = jnp.maximum(slot_positions(lengths - 1, slots), 0)
         x = jnp.take_along_axis(x, held[:, :, None, None], axis=1)
     else:
         x = jnp.pad(x, ((0, 0), (0, slots - tokens), (0, 0), (0, 0)))
     return jnp.swapaxes(x, 1, 2).reshape(-1, slots, features)
 
 
-def written(slots: Slots, x: Float[Array, "batch 1 kv_heads features"], position: Int[Array, " batch"]) -> Slots:
+def update(slots: Slots, x: Float[Array, "batch 1 kv_heads features"], position: Int[Array, " batch"]) -> Slots:
     """Slots with the token at `position` in its place."""
     number, size, features = slots.shape
     places = jnp.repeat(position % size, number // len(position))
@@ -45,7 +45,7 @@ def slot_scores(query: Float[Array, "batch 1 heads features"], key: Slots) -> Fl
     return scores.reshape(batch, heads, -1) * features**-0.5
 
 
-def mixed(
+def attend(
     scores: Float[Array, "batch heads slots"], value: Slots, seen: Bool[Array, "batch slots"]
 ) -> Float[Array, "batch 1 heads features"]:
     """The values of the slots that are seen, weighed by the softmax of their scores."""
