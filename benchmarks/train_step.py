@@ -68,7 +68,9 @@ def ours(size: Size, device: str, **changes: Any) -> Callable[[], None]:
     from flaxformer_lab.config import parse_config
     from flaxformer_lab.parsing import override
     from flaxformer_lab.tasks.examples import windows
-    from flaxformer_lab.training.programs import make_experiment, make_feeds, make_run_steps
+    from flaxformer_lab.training.experiment import make_experiment
+    from flaxformer_lab.training.feeds import make_feeds
+    from flaxformer_lab.training.programs import make_run_steps
     from flaxformer_lab.training.state import initial_state
 
     tree = {

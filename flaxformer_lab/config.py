@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.model_config import ModelConfig, TransformerConfig
-from flaxformer_lab.parsing import AtLeastOne, Decay, NonNegative, Positive, Rate, Seed, parse
+from flaxformer_lab.parsing import AtLeastOne, Decay, Name, NonNegative, Positive, Rate, Seed, parse
 from flaxformer_lab.task_config import ImageClassificationConfig, TaskConfig
 
 
@@ -33,6 +33,9 @@ class TrainingConfig:
     steps_per_call: updates inside one compiled call. input: the data lives on the device, or streams from the host.
     deterministic: the same bytes from the same config on the same machine, on GPUs too, where it costs some speed;
         none means that it is so in float32.
+    init_from: a run's folder or a .safetensors file whose arrays a fresh run starts from, by their dotted names.
+    init_only: take these alone: names, parts of the network (body, embedding), or patterns (*.ffn.*); () takes all that
+        there are.
     """
 
     steps: AtLeastOne = 1000
@@ -46,6 +49,16 @@ class TrainingConfig:
     steps_per_call: AtLeastOne = 10
     input: Literal["auto", "device", "stream"] = "auto"
     deterministic: bool | None = None
+    init_from: Name | None = None
+    init_only: tuple[Name, ...] = ()
+
+    def rules(self) -> None:
+        """Raises ConfigError when keys contradict one another."""
+        if self.init_only and self.init_from is None:
+            raise ConfigError(
+                f"training.init_only={','.join(self.init_only)} needs training.init_from, a run's folder or a "
+                ".safetensors file to take them from"
+            )
 
 
 @dataclass(frozen=True)
@@ -169,4 +182,11 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
 
 def as_dict(config: Any) -> dict[str, Any]:
     """Returns the full resolved config as nested plain values, the form that `parse_config` reads back."""
-    return dataclasses.asdict(config)
+    return _as_plain(dataclasses.asdict(config))
+
+
+def _as_plain(value: Any) -> Any:
+    """The same with lists for tuples, as JSON has them."""
+    if isinstance(value, dict):
+        return {key: _as_plain(inner) for key, inner in value.items()}
+    return [_as_plain(inner) for inner in value] if isinstance(value, list | tuple) else value

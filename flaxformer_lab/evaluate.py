@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
-from jaxtyping import Array, Float
 
 from flaxformer_lab.command_line import parse_step, run
 from flaxformer_lab.config import Config
@@ -21,10 +19,11 @@ from flaxformer_lab.errors import ConfigError, RunError
 from flaxformer_lab.models.network import PureNetwork
 from flaxformer_lab.tasks import SPLITS, Task
 from flaxformer_lab.training.checkpoints import Checkpoints
+from flaxformer_lab.training.evaluation import make_evaluate
+from flaxformer_lab.training.experiment import Experiment, make_experiment
 from flaxformer_lab.training.folder import RunFolder
 from flaxformer_lab.training.logging import Display
 from flaxformer_lab.training.parallelism import Single, make_strategy
-from flaxformer_lab.training.programs import Experiment, make_evaluate, make_experiment
 from flaxformer_lab.training.state import State
 
 Tree = Any  # a pytree of arrays
@@ -58,23 +57,23 @@ class Run:
     def step(self) -> int:
         return int(self.state.step)
 
-    def predict(self, inputs: Array | np.ndarray) -> Float[Array, "batch *tokens outputs"]:
-        """Logits for inputs as the model takes them: images [batch, rows, columns, channels], symbols [batch, tokens].
+    def predict(self, inputs: Tree, valid: Tree = None) -> Tree:
+        """Outputs for inputs as the model takes them: images [batch, rows, columns, channels], symbols [batch, tokens].
+
+        valid: which tokens are not padding, [batch, tokens]; None: all of them.
 
         Raises:
-            ConfigError: inputs of another shape than the model was trained on.
+            ConfigError: inputs of another structure or shape than the model was trained on.
         """
-        wanted = self.task.dummy(1).shape[1:]
-        if tuple(inputs.shape[1:]) != wanted:
-            raise ConfigError(
-                f"predict: inputs of shape {tuple(inputs.shape)} do not fit this model, which takes "
-                f"(batch, {', '.join(map(str, wanted))})"
-            )
-        return self._apply(self.state.params, self.state.model_state, inputs)
+        misfit = self.task.input_misfit(inputs)
+        if misfit:
+            raise ConfigError(f"predict: {misfit}")
+        return self._apply(self.state.params, self.state.model_state, inputs, valid)
 
     @functools.cached_property
     def _apply(self):
-        return jax.jit(self.model.apply)
+        apply = self.model.apply
+        return jax.jit(lambda params, model_state, inputs, valid: apply(params, model_state, inputs, valid=valid)[0])
 
     def evaluate(self, split: str = "test") -> dict[str, float]:
         """The metrics of a split, with the program that training used."""

@@ -128,6 +128,8 @@ EVERYTHING = tree_of(
         "training.steps_per_call": 7,
         "training.input": "stream",
         "training.deterministic": False,
+        "training.init_from": "runs/first",
+        "training.init_only": ["body"],
         "parallelism.strategy": "mesh",
         "parallelism.mesh.data": 2,
         "parallelism.mesh.fsdp": 4,

@@ -214,7 +214,7 @@ def test_predictions_are_those_of_the_model(images):
     inputs = np.random.default_rng(0).uniform(-1, 1, (5, 8, 8, 1)).astype(np.float32)
     logits = run.predict(inputs)
     assert logits.shape == (5, 10)
-    expected = run.model.apply(run.params, run.state.model_state, jnp.asarray(inputs))
+    expected, _ = run.model.apply(run.params, run.state.model_state, jnp.asarray(inputs))
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(run.predict(jnp.asarray(inputs[2:3])), expected[2:3], rtol=1e-5, atol=1e-6)
 
@@ -245,7 +245,7 @@ def test_text_is_predicted_symbol_by_symbol(text):
 @pytest.mark.parametrize("folder", ["images", "text"])
 def test_a_model_can_be_used_where_its_data_is_not(folder, request, no_data):
     run = load_run(request.getfixturevalue(folder))
-    dummy = run.task.dummy(2)
+    dummy = run.task.input_spec(2)
     assert run.predict(jnp.zeros(dummy.shape, dummy.dtype)).shape[0] == 2
 
 

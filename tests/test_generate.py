@@ -12,8 +12,8 @@ from flaxformer_lab.evaluate import Run
 from flaxformer_lab.generate import generate
 from flaxformer_lab.parsing import override
 from flaxformer_lab.training.checkpoints import Checkpoints
+from flaxformer_lab.training.experiment import make_experiment
 from flaxformer_lab.training.folder import RunFolder
-from flaxformer_lab.training.programs import make_experiment
 from flaxformer_lab.training.state import initial_state
 
 TEXT = {

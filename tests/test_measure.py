@@ -79,7 +79,7 @@ def test_what_is_written_is_what_the_function_finds_and_a_delayed_model_never_lo
 def test_what_is_measured_are_the_examples_of_evaluation(trained, split):
     run = load_run(trained)
     subject = subject_of(run, split=split, examples=64)
-    outputs = jax.jit(run.model.apply)(run.params, run.state.model_state, subject.batch["inputs"])
+    outputs, _ = jax.jit(run.model.apply)(run.params, run.state.model_state, subject.batch["inputs"])
     total, weight = run.task.loss_and_metrics(outputs, subject.batch)["loss"]
     assert float(total / weight) == pytest.approx(run.evaluate(split)["loss"], rel=1e-6)
 

@@ -19,8 +19,8 @@ from jax.experimental import topologies
 
 from flaxformer_lab.compilation import deterministic_options
 from flaxformer_lab.modules.sharding import LOGICAL_AXIS_RULES
+from flaxformer_lab.training.experiment import Experiment
 from flaxformer_lab.training.mesh import Mesh
-from flaxformer_lab.training.programs import Experiment
 from flaxformer_lab.training.state import Tree
 from flaxformer_lab.training.step import make_train_step
 

@@ -190,11 +190,11 @@ def not_a_number(trial: Trial, times: int = 5) -> Outcome:
     for number in range(times):
         folder, step = trial.folder(), 10 + 22 * number
         spoil = (
-            "from flaxformer_lab.training import programs\nfeed = programs.host_feed\n"
+            "from flaxformer_lab.training import feeds\nfeed = feeds.host_feed\n"
             "def spoilt(config, examples, seed, begin, count, *rest):\n"
             "    result = feed(config, examples, seed, begin, count, *rest)\n"
             f"    if begin <= {step} < begin + count:\n        result['weight'][{step} - begin, 0] = float('nan')\n"
-            "    return result\nprograms.host_feed = spoilt"
+            "    return result\nfeeds.host_feed = spoilt"
         )
         code, _, err = finish(start(folder, before=spoil))
         good += code == 5 and "saves nothing" in err and trial.resumes(folder)

@@ -63,8 +63,8 @@ def compiled(name: str, place: str) -> dict[str, float]:
     import jax.numpy as jnp
 
     from flaxformer_lab.config import MeshConfig, parse_config
+    from flaxformer_lab.training.experiment import make_experiment
     from flaxformer_lab.training.mesh import Mesh
-    from flaxformer_lab.training.programs import make_experiment
     from tools.absent_devices import compile_train_step, h100s, tpus
 
     size, where = SIZES[name], PLACES[place]

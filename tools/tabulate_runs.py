@@ -12,8 +12,8 @@ from flaxformer_lab.config import as_dict
 from flaxformer_lab.errors import LabError
 from flaxformer_lab.models.cost import forward_flops, parameters
 from flaxformer_lab.parsing import flatten
+from flaxformer_lab.training.experiment import make_experiment
 from flaxformer_lab.training.folder import RunFolder
-from flaxformer_lab.training.programs import make_experiment
 
 
 def last_figures(metrics: Path) -> dict[str, float]:
@@ -34,7 +34,7 @@ def main(workdirs: list[str]) -> None:
         config, metadata = folder.read()
         experiment = make_experiment(config, metadata)
         state = experiment.abstract_state
-        flops = forward_flops(experiment.network, state.params, state.model_state, experiment.task.dummy(1))
+        flops = forward_flops(experiment.network, state.params, state.model_state, experiment.task.input_spec(1))
         rows.append((folder.path.name, parameters(state.params), flops, last_figures(folder.metrics)))
         flat = flatten(as_dict(config))
         baseline = baseline or flat

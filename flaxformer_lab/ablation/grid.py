@@ -202,7 +202,7 @@ def cost(config: Config) -> tuple[int, int]:
     task = make_task(config.task)
     network = task.network(config.model)
     params, model_state = network.shapes
-    return parameters(params), forward_flops(network, params, model_state, task.dummy(1))
+    return parameters(params), forward_flops(network, params, model_state, task.input_spec(1))
 
 
 def _matched(recipe: Config, change: Change, baseline: Config, match: Match) -> Config:

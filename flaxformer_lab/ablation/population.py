@@ -26,25 +26,25 @@ from flaxformer_lab.analysis.jacobian import cross_shares
 from flaxformer_lab.compilation import compile_at
 from flaxformer_lab.config import Config
 from flaxformer_lab.data.prefetch import prefetch
+from flaxformer_lab.functional import metrics
 from flaxformer_lab.models.footprint import program_bytes
 from flaxformer_lab.task_config import TaskConfig
 from flaxformer_lab.tasks import SPLITS, make_task
 from flaxformer_lab.training.checkpoints import Checkpoints
-from flaxformer_lab.training.folder import RunFolder
-from flaxformer_lab.training.optimizer import make_population_optimizer
-from flaxformer_lab.training.parallelism import Pmap, Single
-from flaxformer_lab.training.programs import (
-    Experiment,
-    averages,
+from flaxformer_lab.training.experiment import Experiment, make_experiment
+from flaxformer_lab.training.feeds import (
     call_schedule,
     host_evaluation,
     host_feed,
     lives_on_device,
-    make_experiment,
-    run_steps_of,
     should_run,
     stack_trees,
 )
+from flaxformer_lab.training.folder import RunFolder
+from flaxformer_lab.training.initialization import initial_weights
+from flaxformer_lab.training.optimizer import make_population_optimizer
+from flaxformer_lab.training.parallelism import Pmap, Single
+from flaxformer_lab.training.programs import run_calls, run_steps_of
 from flaxformer_lab.training.state import RngStream, Seed, State, initial_state
 from flaxformer_lab.training.step import example_keys
 
@@ -96,12 +96,14 @@ class Population:
         experiment = make_experiment(config, strategy=Single())
         optimizer = make_population_optimizer(config.optimizer, config.training.steps)
         self._experiment = dataclasses.replace(experiment, optimizer=optimizer)
+        initial = initial_weights(config.training, experiment.abstract_state)
+        self._initial = initial.values if initial else None
         self._strategy = strategy
         self.config, self.replicas = config, tuple(replicas)
         self._examples = dict(zip(SPLITS, map(experiment.task.examples, SPLITS), strict=True))
         resident = lives_on_device(config, self._examples["train"])
         self._data = strategy.place(self._examples["train"].load() if resident else {})
-        self._steps = tuple(call_schedule(config, 0, config.training.steps))
+        self._schedule = call_schedule(config, 0, config.training.steps)
         per_device = -(-len(self.replicas) // strategy.num_devices)
         while True:
             self.chunk = per_device * strategy.num_devices
@@ -120,7 +122,7 @@ class Population:
         run = strategy.compile(run_steps, donate=(1,))
         evaluate, measure = (strategy.compile(jax.vmap(each)) for each in (self._figures, self._measures))
         state = self._start(seeds, rates)
-        feed, count = self._feed(replicas, *self._steps[0]), strategy.place(np.int32(1))
+        feed, count = self._feed(replicas, *self._schedule[0]), strategy.place(np.int32(1))
         batch = self._prepared(seeds, next(host_evaluation(self.config, examples["validation"])))
         lowered = (
             run.lower(seeds, state, self._data, feed, count),
@@ -160,13 +162,13 @@ class Population:
         seeds, rates = self._seeds_and_rates(replicas)
         state = self._start(seeds, rates)
         curve = []
-        feeds = prefetch(lambda call: self._feed(replicas, *self._steps[call]), 0, len(self._steps))
-        for (begin, count), feed in zip(self._steps, feeds, strict=True):
-            with jax.transfer_guard("disallow"):  # as in the loop of a single run
-                state, _ = self._run(seeds, state, self._data, feed, strategy.place(np.int32(count)))
-            if should_run(begin + count, training.steps, training.evaluate_every):
+        feeds = prefetch(lambda call: self._feed(replicas, *self._schedule[call]), 0, len(self._schedule))
+        run_call = lambda state, feed, count: self._run(seeds, state, self._data, feed, count)  # noqa: E731
+        calls = run_calls(run_call, state, self._schedule, feeds, strategy.place)
+        for step, _, state, _ in calls:
+            if should_run(step, training.steps, training.evaluate_every):
                 curve.append(self._evaluate_split(seeds, state, "validation"))
-            progress(begin + count)
+            progress(step)
         few = self._few(self._prepared(seeds, next(host_evaluation(self.config, self._examples["test"]))))
         measures = self._measure(state.params, state.model_state, few)
         validation = {name: np.stack([values[name] for values in curve], axis=1) for name in curve[0]}
@@ -176,7 +178,7 @@ class Population:
         """What one update of all replicas takes, from a trial whose results are thrown away."""
         replicas = self._chunks()[0]
         seeds, rates = self._seeds_and_rates(replicas)
-        begin, count = self._steps[0]
+        begin, count = self._schedule[0]
         feed, count = self._feed(replicas, begin, count), min(count, updates)
         state, seconds = self._start(seeds, rates), 0.0
         for _ in range(2):  # the first call warms up
@@ -189,7 +191,7 @@ class Population:
     @property
     def _evaluated(self) -> tuple[int, ...]:
         training = self.config.training
-        ends = (begin + count for begin, count in self._steps)
+        ends = (begin + count for begin, count in self._schedule)
         return tuple(end for end in ends if should_run(end, training.steps, training.evaluate_every))
 
     def _evaluate_split(self, seeds: Array, state: State, split: str) -> dict[str, Float[np.ndarray, " replicas"]]:
@@ -198,7 +200,8 @@ class Population:
             for batch in host_evaluation(self.config, self._examples[split])
         ]
         values = [
-            averages([jax.tree.map(lambda leaf, k=k: leaf[k], batch) for batch in batches]) for k in range(self.chunk)
+            metrics.compute([jax.tree.map(lambda leaf, k=k: leaf[k], batch) for batch in batches])
+            for k in range(self.chunk)
         ]
         return {name: np.array([each[name] for each in values]) for name in values[0]}
 
@@ -212,7 +215,7 @@ class Population:
         network = dataclasses.replace(self._experiment.network, init=inspect.unwrap(self._experiment.network.init))
 
         def one(seed: Seed, learning_rate: Float[Array, ""]) -> State:
-            state = initial_state(network, self._experiment.optimizer, seed)
+            state = initial_state(network, self._experiment.optimizer, seed, self._initial)
             hyperparameters = state.opt_state.hyperparams | {"learning_rate": learning_rate}
             return dataclasses.replace(state, opt_state=state.opt_state._replace(hyperparams=hyperparameters))
 
@@ -223,9 +226,8 @@ class Population:
 
     def _figures(self, params: Tree, model_state: Tree, prepared: Tree):
         experiment = self._experiment
-        return experiment.task.loss_and_metrics(
-            experiment.network.apply(params, model_state, prepared["inputs"]), prepared
-        )
+        outputs, _ = experiment.network.apply(params, model_state, prepared["inputs"], valid=prepared.get("valid"))
+        return experiment.task.loss_and_metrics(outputs, prepared)
 
     def _measures(self, params: Tree, model_state: Tree, prepared: Tree) -> dict[str, Array]:
         """What a replica mixes, on a few examples of its own."""

@@ -127,9 +127,8 @@ def _importance(subject: Subject, probes: int) -> Values:
         leaves = [outputs.get(path, leaf) for path, leaf in paths.items()]
         params = jax.tree.unflatten(jax.tree.structure(subject.params), leaves)
         one = jax.tree.map(lambda leaf: leaf[None], example)
-        total, weight = subject.task.loss_and_metrics(
-            subject.network.apply(params, subject.model_state, one["inputs"]), one
-        )["loss"]
+        outputs, _ = subject.network.apply(params, subject.model_state, one["inputs"], valid=one.get("valid"))
+        total, weight = subject.task.loss_and_metrics(outputs, one)["loss"]
         return total / jnp.maximum(weight, 1e-30)
 
     heads = subject.config.attention.num_heads
@@ -146,8 +145,8 @@ def _cost(subject: Subject, probes: int) -> Values:
     arguments = (subject.network, subject.params, subject.model_state)
     return {
         "parameters": parameters(subject.params),
-        "forward_flops": forward_flops(*arguments, subject.task.dummy(1)),
-        "peak_bytes": compiled_bytes(*arguments, subject.task.dummy(len(subject.vectors))),
+        "forward_flops": forward_flops(*arguments, subject.task.input_spec(1)),
+        "peak_bytes": compiled_bytes(*arguments, subject.task.input_spec(len(subject.vectors))),
     }
 
 

@@ -34,17 +34,13 @@ class Subject:
     batch: Batch
 
     def __post_init__(self) -> None:
-        inputs, wanted = self.batch["inputs"], self.task.dummy(1)
-        numbers = {True: "numbers", False: "symbols"}
-        given, taken = (numbers[bool(jnp.issubdtype(each.dtype, jnp.floating))] for each in (inputs, wanted))
-        if tuple(inputs.shape[1:]) != wanted.shape[1:] or given != taken:
-            raise MeasureError(
-                f"inputs of shape {tuple(inputs.shape)} ({given}) do not fit this model, which takes "
-                f"(batch, {', '.join(map(str, wanted.shape[1:]))}) ({taken}); use inputs of the task it was trained on"
-            )
-        if len(inputs) == 0:
+        misfit = self.task.input_misfit(self.batch["inputs"])
+        if misfit:
+            raise MeasureError(f"{misfit}; use inputs of the task it was trained on")
+        inputs = jax.tree.leaves(self.batch["inputs"])
+        if len(inputs[0]) == 0:
             raise MeasureError("a batch of 0 examples has nothing to measure; take at least 1")
-        if not np.all(np.isfinite(np.asarray(inputs))):
+        if not all(np.all(np.isfinite(np.asarray(leaf))) for leaf in inputs):
             raise MeasureError("the inputs hold values that are not finite, and so would every measure; mend the data")
         if not np.all(np.isfinite(np.asarray(self.vectors))):
             raise MeasureError(
@@ -62,11 +58,16 @@ class Subject:
         """Token vectors to token vectors, compiled."""
         return jax.jit(lambda vectors: self.network.body(self.params, self.model_state, vectors))
 
+    @property
+    def valid(self) -> Any:
+        """Which tokens are not padding; None: all of them."""
+        return self.batch.get("valid")
+
     @functools.cached_property
     def intermediates(self) -> dict[str, Array]:
         """Everything that the body's modules offer, by dotted name."""
         run = jax.jit(self.network.intermediates)
-        return run(self.params, self.model_state, self.batch["inputs"])
+        return run(self.params, self.model_state, self.batch["inputs"], valid=self.valid)
 
     def intermediates_named(self, name: str) -> dict[str, Array]:
         """The intermediates called `name`, by the block or layer that offers them, in order of depth."""
@@ -83,9 +84,11 @@ class Subject:
 
         The inputs are the task's own where they are vectors, else the embedded tokens.
         """
-        continuous = jnp.issubdtype(self.batch["inputs"].dtype, jnp.floating) and self.batch["inputs"].ndim == 3
-        inputs = self.batch["inputs"] if continuous else self.vectors
-        whole = self.network.apply if continuous else self.network.body
+        inputs = self.batch["inputs"]
+        continuous = isinstance(inputs, jax.Array | np.ndarray) and inputs.ndim == 3
+        continuous = continuous and jnp.issubdtype(inputs.dtype, jnp.floating)
+        inputs = inputs if continuous else self.vectors
+        whole = (lambda *arguments: self.network.apply(*arguments)[0]) if continuous else self.network.body
         shape = inputs.shape[1:]
 
         def outputs(flat: Float[Array, "batch inputs"]) -> Float[Array, "batch outputs"]:

@@ -1,23 +1,23 @@
-"""Losses and scores as (weighted sum, weight) pairs, so that any split of the batch adds up to the same figure."""
+"""Losses and scores as averages: a weighted sum and its weight, so any split of the batch adds up to the same value."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-WeightedSum = tuple[Float[Array, ""], Float[Array, ""]]
+from flaxformer_lab.functional.metrics import Average
 
 
 @jax.jit
 def cross_entropy(
     logits: Float[Array, "*batch classes"], targets: Int[Array, "*batch"], weights: Float[Array, "*batch"]
-) -> WeightedSum:
+) -> Average:
     """-log softmax(logits)[target] in nats."""
     logits = logits.astype(jnp.float32)
     # A comparison instead of a gather: its gradient is elementwise, where a gather's is a slow scatter.
     chosen = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1) == targets[..., None]
     target_logit = jnp.sum(jnp.where(chosen, logits, 0), axis=-1)
     losses = jax.nn.logsumexp(logits, axis=-1) - target_logit
-    return jnp.sum(losses * weights), jnp.sum(weights)
+    return Average(jnp.sum(losses * weights), jnp.sum(weights))
 
 
 @jax.jit
@@ -27,16 +27,16 @@ def squared_error(
     weights: Float[Array, "*batch"],
     *,
     variance: float | Float[Array, ""],
-) -> WeightedSum:
+) -> Average:
     """The mean over features of (output - target)^2, in units of the target's variance: 1 for a guess of the mean."""
     errors = jnp.mean(jnp.square(outputs.astype(jnp.float32) - targets), axis=-1) / variance
-    return jnp.sum(errors * weights), jnp.sum(weights)
+    return Average(jnp.sum(errors * weights), jnp.sum(weights))
 
 
 @jax.jit
 def explained_variance(
     outputs: Float[Array, "*batch features"], targets: Float[Array, "*batch features"], weights: Float[Array, "*batch"]
-) -> WeightedSum:
+) -> Average:
     """R2 = 1 - sum (output - target)^2 / sum target^2 of targets with mean 0; weighed by the targets' own squares.
 
     Their variance is that of the examples at hand: a product of Gaussians has heavy tails, and dividing by the true
@@ -44,13 +44,13 @@ def explained_variance(
     """
     squares = jnp.mean(jnp.square(targets), axis=-1)
     errors = jnp.mean(jnp.square(outputs.astype(jnp.float32) - targets), axis=-1)
-    return jnp.sum((squares - errors) * weights), jnp.sum(squares * weights)
+    return Average(jnp.sum((squares - errors) * weights), jnp.sum(squares * weights))
 
 
 @jax.jit
 def accuracy(
     logits: Float[Array, "*batch classes"], targets: Int[Array, "*batch"], weights: Float[Array, "*batch"]
-) -> WeightedSum:
+) -> Average:
     """1 where the largest logit is the target's, else 0."""
     correct = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
-    return jnp.sum(correct * weights), jnp.sum(weights)
+    return Average(jnp.sum(correct * weights), jnp.sum(weights))

@@ -2,7 +2,7 @@
 
     settings = json.loads(Path("gpt2/config.json").read_text())
     converted = from_huggingface("gpt2/model.safetensors", settings)
-    logits = converted.network.apply(converted.params, {}, symbols)
+    logits, _ = converted.network.apply(converted.params, {}, symbols)
 
 GPT-2 takes symbols [batch, tokens], and so does BERT, with `valid` for its attention_mask and every token in segment 0;
 ViT takes images [batch, rows, columns, channels]. Dropout is left out: it does not change the logits.

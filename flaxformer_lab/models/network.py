@@ -1,7 +1,7 @@
 """A whole network, from raw inputs to logits, and its pure form: plain parameters in, logits out."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,8 +25,10 @@ Tree = Any  # a pytree of arrays
 class Network(nnx.Module):
     """Embedding, body, pooling, head. The body maps token vectors to token vectors: a Transformer or a baseline.
 
+    Inputs and outputs are pytrees, as the task has them: `embedding` turns inputs into what the body takes, `head`
+    turns token vectors into outputs. A head with `reads_inputs = True` is called as head(x, inputs).
     grid: how the tokens are laid out, (tokens,) or (rows, columns). head: None makes a dense one.
-    pooling: off (logits for every token), mean (over tokens), class_token (the first token), last (the last one).
+    pooling: off (outputs for every token), mean (over tokens), class_token (the first token), last (the last one).
     """
 
     def __init__(
@@ -48,20 +50,32 @@ class Network(nnx.Module):
 
     def __call__(
         self,
-        inputs: Array,
+        inputs: Tree,
         *,
-        valid: Bool[Array, "batch tokens"] | None = None,
+        valid: Tree = None,
         keys: Key[Array, " batch"] | None = None,
         intermediates: Intermediates = DISABLED,
-    ) -> Float[Array, "batch *tokens outputs"]:
+    ) -> Tree:
+        """Outputs in float32. valid: which tokens are not padding, [batch, tokens]; None: all of them."""
+        if getattr(self.embedding, "class_token", None) is not None and valid is not None:
+            valid = jnp.pad(valid, ((0, 0), (1, 0)), constant_values=True)
         x = self.body(self.embedding(inputs), valid=valid, keys=keys, intermediates=intermediates)
+        outputs = self._head(self._pool(x, valid), inputs)
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), outputs)
+
+    def _head(self, x: Array, inputs: Tree) -> Tree:
+        return self.head(x, inputs) if getattr(self.head, "reads_inputs", False) else self.head(x)
+
+    def _pool(
+        self, x: Float[Array, "batch tokens width"], valid: Bool[Array, "batch tokens"] | None
+    ) -> Float[Array, "batch *tokens width"]:
         if self._pooling == "mean":
-            x = jnp.mean(x, axis=1) if valid is None else _mean_of_valid(x, valid)
-        elif self._pooling == "class_token":
-            x = x[:, 0]
-        elif self._pooling == "last":
-            x = x[:, -1]
-        return self.head(x).astype(jnp.float32)
+            return jnp.mean(x, axis=1) if valid is None else _mean_of_valid(x, valid)
+        if self._pooling == "class_token":
+            return x[:, 0]
+        if self._pooling == "last":
+            return x[:, -1] if valid is None else _last_of_valid(x, valid)
+        return x
 
     def prefill(
         self, inputs: Int[Array, "batch tokens"], lengths: Int[Array, " batch"]
@@ -96,6 +110,11 @@ class Network(nnx.Module):
         return self.head(x[:, 0]).astype(jnp.float32), cache
 
 
+def _last_of_valid(x: Float[Array, "batch tokens width"], valid: Bool[Array, "batch tokens"]):
+    places = jnp.max(jnp.where(valid, jnp.arange(x.shape[1])[None], 0), axis=1)
+    return jnp.take_along_axis(x, places[:, None, None], axis=1)[:, 0]
+
+
 def _mean_of_valid(x: Float[Array, "batch tokens width"], valid: Bool[Array, "batch tokens"]):
     weights = valid[:, :, None].astype(x.dtype)
     return jnp.sum(x * weights, axis=1) / jnp.maximum(jnp.sum(weights, axis=1), 1)
@@ -107,7 +126,9 @@ class PureNetwork:
 
     init(key) -> (params, model_state). params are what the optimizer moves; model_state is the rest (often empty).
     shapes: the same pair as shapes and types. axes: the names of each parameter's axes, by its dotted name.
-    apply(params, model_state, inputs, *, valid, keys, intermediates) -> logits.
+    apply(params, model_state, inputs, *, valid, keys, intermediates, training, axis_name) -> (outputs, model_state):
+    inputs and outputs are pytrees. With training=True a state such as BatchNorm's averages is updated, over all devices
+    of the mapped axis `axis_name` where there is one; else it is used and returned as it is.
     embed(params, model_state, inputs) -> token vectors; body(params, model_state, vectors, *, valid, intermediates)
     -> token vectors: the parts of `apply` between which the measures of mixing look.
     prefill(params, model_state, inputs, lengths) -> (logits, cache); decode(params, model_state, inputs, cache) ->
@@ -117,7 +138,7 @@ class PureNetwork:
 
     init: Callable[[Key[Array, ""]], tuple[Tree, Tree]]
     shapes: tuple[Tree, Tree]
-    apply: Callable[..., Array]
+    apply: Callable[..., tuple[Tree, Tree]]
     embed: Callable[[Tree, Tree, Array], Array]
     body: Callable[..., Array]
     axes: dict[str, Axes] = field(default_factory=dict)
@@ -143,8 +164,21 @@ def functionalize(build: Callable[[Rngs], nnx.Module]) -> PureNetwork:
         return nnx.to_pure_dict(params), nnx.to_pure_dict(model_state)
 
     @at_precision(precision)
-    def apply(params: Tree, model_state: Tree, inputs: Array, **options: Any) -> Array:
-        return nnx.merge(graph, params, model_state)(inputs, **options)
+    def apply(
+        params: Tree,
+        model_state: Tree,
+        inputs: Tree,
+        *,
+        training: bool = False,
+        axis_name: str | None = None,
+        **options: Any,
+    ) -> tuple[Tree, Tree]:
+        network = nnx.merge(graph, params, model_state)
+        if not (training and model_state):
+            return network(inputs, **options), model_state
+        network.set_attributes(use_running_average=False, axis_name=axis_name, raise_if_not_found=False)
+        outputs = network(inputs, **options)
+        return outputs, nnx.to_pure_dict(nnx.state(network, nnx.Not(nnx.Param)))
 
     @at_precision(precision)
     def embed(params: Tree, model_state: Tree, inputs: Array) -> Array:
@@ -171,3 +205,9 @@ def leaf_paths(tree: Tree) -> dict[str, Any]:
     """Returns `{"body.blocks.0.ffn.up.kernel": leaf, ...}` of a pytree of nested dictionaries."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {".".join(str(getattr(key, "key", key)) for key in path): leaf for path, leaf in leaves}
+
+
+def replace_leaves(tree: Tree, values: Mapping[str, Any]) -> Tree:
+    """The tree of nested dictionaries with the leaves that `values` names replaced."""
+    leaves = leaf_paths(tree)
+    return jax.tree.unflatten(jax.tree.structure(tree), [values.get(name, leaf) for name, leaf in leaves.items()])

@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Key
 
 from flaxformer_lab.data.source import Source, open_split
 from flaxformer_lab.errors import ConfigError
-from flaxformer_lab.functional.losses import WeightedSum, accuracy, cross_entropy
+from flaxformer_lab.functional.losses import accuracy, cross_entropy
+from flaxformer_lab.functional.metrics import Metrics
 from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models.network import Network, PureNetwork, functionalize
 from flaxformer_lab.modules.embedding import ColumnEmbedding, PatchEmbedding
@@ -49,7 +50,7 @@ class Classification(Task):
     def examples(self, split: str) -> Examples:
         return records(open_split(self._config.dataset, split))
 
-    def loss_and_metrics(self, logits: Float[Array, "batch classes"], batch: Batch) -> dict[str, WeightedSum]:
+    def loss_and_metrics(self, logits: Float[Array, "batch classes"], batch: Batch) -> Metrics:
         arguments = (logits, batch["targets"], batch["weights"])
         return {"loss": cross_entropy(*arguments), "accuracy": accuracy(*arguments)}
 
@@ -108,7 +109,7 @@ class ImageClassification(Classification):
             images = jax.vmap(_shifted, in_axes=(0, 0, None))(images, keys, self._config.shift)
         return {"inputs": images, "targets": examples["label"].astype(jnp.int32), "weights": examples["weight"]}
 
-    def dummy(self, batch_size: int) -> jax.ShapeDtypeStruct:
+    def input_spec(self, batch_size: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch_size, *self.metadata["image_shape"]), jnp.float32)
 
 
@@ -153,5 +154,5 @@ class TabularClassification(Classification):
             columns = (columns - mean) / spread
         return {"inputs": columns, "targets": examples["label"].astype(jnp.int32), "weights": examples["weight"]}
 
-    def dummy(self, batch_size: int) -> jax.ShapeDtypeStruct:
+    def input_spec(self, batch_size: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch_size, len(self.metadata["mean"])), jnp.float32)

@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, Int, Integer, Key, UInt
 
 from flaxformer_lab.data.source import open_split
 from flaxformer_lab.errors import ConfigError
-from flaxformer_lab.functional.losses import WeightedSum, accuracy, cross_entropy
+from flaxformer_lab.functional.losses import accuracy, cross_entropy
+from flaxformer_lab.functional.metrics import Metrics
 from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models.network import Network, PureNetwork, functionalize
 from flaxformer_lab.modules.embedding import TokenEmbedding
@@ -82,11 +83,11 @@ class LanguageModelling(Task):
         changed = jnp.where(kind < 0.8, number, jnp.where(kind < 0.9, random, symbols))
         return jnp.where(chosen, changed, symbols), chosen.astype(jnp.float32)
 
-    def loss_and_metrics(self, logits: Float[Array, "batch tokens symbols"], batch: Batch) -> dict[str, WeightedSum]:
+    def loss_and_metrics(self, logits: Float[Array, "batch tokens symbols"], batch: Batch) -> Metrics:
         arguments = (logits, batch["targets"], batch["weights"])
         return {"loss": cross_entropy(*arguments), "accuracy": accuracy(*arguments)}
 
-    def dummy(self, batch_size: int) -> jax.ShapeDtypeStruct:
+    def input_spec(self, batch_size: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch_size, self._config.sequence_length), jnp.int32)
 
     def encode(self, text: str) -> UInt[np.ndarray, " length"]:

@@ -10,7 +10,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from flaxformer_lab.errors import ConfigError
-from flaxformer_lab.functional.losses import WeightedSum, accuracy, cross_entropy, explained_variance, squared_error
+from flaxformer_lab.functional.losses import accuracy, cross_entropy, explained_variance, squared_error
+from flaxformer_lab.functional.metrics import Metrics
 from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models.network import Network, PureNetwork, functionalize
 from flaxformer_lab.modules.embedding import FeatureEmbedding, TokenEmbedding
@@ -91,11 +92,11 @@ class ContinuousProbe(Probe):
                 f"model.width={width} must be {number}; set model.width={number} or task.{key}=dense"
             )
 
-    def loss_and_metrics(self, logits: Float[Array, "batch tokens outputs"], batch: Batch) -> dict[str, WeightedSum]:
+    def loss_and_metrics(self, logits: Float[Array, "batch tokens outputs"], batch: Batch) -> Metrics:
         arguments = (logits, batch["targets"], batch["weights"])
         return {"loss": squared_error(*arguments, variance=self.variance), "r2": explained_variance(*arguments)}
 
-    def dummy(self, batch_size: int) -> jax.ShapeDtypeStruct:
+    def input_spec(self, batch_size: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch_size, self.tokens, self.features), jnp.float32)
 
 
@@ -121,11 +122,11 @@ class SymbolProbe(Probe):
         """The network from the embedding on."""
         return Network(config, embedding=embedding, **sizes)
 
-    def loss_and_metrics(self, logits: Float[Array, "batch tokens symbols"], batch: Batch) -> dict[str, WeightedSum]:
+    def loss_and_metrics(self, logits: Float[Array, "batch tokens symbols"], batch: Batch) -> Metrics:
         arguments = (logits, batch["targets"], batch["weights"])
         return {"loss": cross_entropy(*arguments), "accuracy": accuracy(*arguments)}
 
-    def dummy(self, batch_size: int) -> jax.ShapeDtypeStruct:
+    def input_spec(self, batch_size: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch_size, self._config.sequence_length), jnp.int32)
 
 

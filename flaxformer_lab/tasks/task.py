@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from flaxformer_lab.functional.losses import WeightedSum
+from flaxformer_lab.functional.metrics import Metrics
 from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models.network import PureNetwork
 from flaxformer_lab.tasks.examples import Examples
 
-Batch = dict[str, Array]
+Batch = dict[str, Any]  # pytrees of arrays whose first axis is the batch
 SPLITS = ("train", "validation", "test")
 
 
@@ -50,11 +51,15 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def prepare(self, examples: Batch, keys: Key[Array, " batch"], *, training: bool) -> Batch:
-        """Examples as they are stored become `inputs`, `targets` and `weights` (one a target). Pure, on the device."""
+        """Stored examples become `inputs` (a pytree that the network's embedding takes) and what the loss needs.
+
+        `valid`, if there is one, goes to the network: [batch, tokens], False for padding; a pytree of such where the
+        body takes several sequences. Pure, on the device.
+        """
 
     @abc.abstractmethod
-    def loss_and_metrics(self, logits: Array, batch: Batch) -> dict[str, WeightedSum]:
-        """`loss`, and other figures, as (weighted sum, weight) pairs."""
+    def loss_and_metrics(self, outputs: Any, batch: Batch) -> Metrics:
+        """`loss`, an `Average`, and other metrics, from the network's outputs and the prepared batch."""
 
     def bound(self, config: ModelConfig) -> Bound | None:
         """What theory says that no model of this config can exceed; None where it says nothing."""
@@ -62,5 +67,27 @@ class Task(abc.ABC):
         return None
 
     @abc.abstractmethod
-    def dummy(self, batch_size: int) -> jax.ShapeDtypeStruct:
-        """Shape and type of the network's inputs for `batch_size` examples, to count its operations without data."""
+    def input_spec(self, batch_size: int) -> Any:
+        """Shapes and types of `inputs` for `batch_size` examples: a pytree of `jax.ShapeDtypeStruct`."""
+
+    def input_misfit(self, inputs: Any) -> str | None:
+        """Why the network cannot take these inputs: another structure, shape or kind than `input_spec`; None if it can.
+
+        The first axis, the batch, may have any size.
+        """
+        spec = self.input_spec(1)
+        if jax.tree.structure(inputs) != jax.tree.structure(spec):
+            return (
+                f"inputs of structure {jax.tree.structure(inputs)} are not the {jax.tree.structure(spec)} of this task"
+            )
+        for given, wanted in zip(jax.tree.leaves(inputs), jax.tree.leaves(spec), strict=True):
+            kinds = [_NUMBERS[bool(jnp.issubdtype(each.dtype, jnp.floating))] for each in (given, wanted)]
+            if tuple(given.shape[1:]) != tuple(wanted.shape[1:]) or kinds[0] != kinds[1]:
+                return (
+                    f"inputs of shape {tuple(given.shape)} ({kinds[0]}) do not fit this model, which takes "
+                    f"(batch, {', '.join(map(str, wanted.shape[1:]))}) ({kinds[1]})"
+                )
+        return None
+
+
+_NUMBERS = {True: "numbers", False: "symbols"}

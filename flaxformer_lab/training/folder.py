@@ -23,6 +23,10 @@ class RunFolder:
         self.tensorboard = self.path / "tensorboard"
         self._config, self._metadata = self.path / "config.json", self.path / "metadata.json"
 
+    def has_checkpoints(self) -> bool:
+        """Whether a run has saved its state here."""
+        return self.checkpoints.is_dir() and any(path.name.isdecimal() for path in self.checkpoints.iterdir())
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keeps every other run out of the folder, which is made where there is none.

@@ -8,6 +8,7 @@ Randomness is derived from (seed, stream, step) and never stored, so a state and
 """
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int, Integer, Key
 
-from flaxformer_lab.models.network import PureNetwork
+from flaxformer_lab.models.network import PureNetwork, replace_leaves
 
 Tree = Any  # a pytree of arrays
 Seed = int | np.uint32 | Integer[Array, ""]
@@ -48,7 +49,17 @@ def stream_key(seed: Seed, stream: RngStream, step: Int[Array, ""] | int = 0) ->
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
 
 
-def initial_state(network: PureNetwork, optimizer: optax.GradientTransformation, seed: Seed) -> State:
-    """The state at step 0. Pure: call it under `jax.jit`, or `jax.eval_shape` for shapes alone."""
+def initial_state(
+    network: PureNetwork,
+    optimizer: optax.GradientTransformation,
+    seed: Seed,
+    initial: Mapping[str, Array] | None = None,
+) -> State:
+    """The state at step 0. Pure: call it under `jax.jit`, or `jax.eval_shape` for shapes alone.
+
+    initial: values of some parameters and of some model state, by dotted name, instead of those that are drawn.
+    """
     params, model_state = network.init(stream_key(seed, RngStream.INIT))
+    if initial:
+        params, model_state = (replace_leaves(tree, initial) for tree in (params, model_state))
     return State(jnp.zeros((), jnp.int32), params, model_state, optimizer.init(params))

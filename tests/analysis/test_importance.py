@@ -42,7 +42,7 @@ def test_it_is_that_of_finite_differences_of_the_loss(subject, output):
             shaped = gates if leaf.ndim == 1 else gates[:, None]
             leaves.append(leaf * jnp.where(int(number) == block, shaped, 1.0) if gated else leaf)
         params = jax.tree.unflatten(jax.tree.structure(model.params), leaves)
-        y = model.network.apply(params, model.model_state, model.batch["inputs"])
+        y, _ = model.network.apply(params, model.model_state, model.batch["inputs"])
         return jnp.mean(jnp.square(y - model.batch["targets"]), axis=(1, 2))
 
     for block in range(2):

@@ -85,7 +85,7 @@ def test_symbols_are_measured_from_their_vectors_on(subject):
 def test_the_scalar_is_the_output_itself_where_there_is_one(subject):
     model = subject(task=PLANTED)
     function, x = model.scalar
-    expected = model.network.apply(model.params, model.model_state, model.batch["inputs"])
+    expected, _ = model.network.apply(model.params, model.model_state, model.batch["inputs"])
     np.testing.assert_allclose(function(x), expected[:, 0, 0], rtol=1e-5, atol=1e-6)
 
 

@@ -20,8 +20,8 @@ from flaxformer_lab.ablation.variants import apply_variants
 from flaxformer_lab.config import Config, MeshConfig, parse_config
 from flaxformer_lab.models.network import leaf_paths
 from flaxformer_lab.parsing import override
+from flaxformer_lab.training.experiment import Experiment, make_experiment
 from flaxformer_lab.training.mesh import Mesh
-from flaxformer_lab.training.programs import Experiment, make_experiment
 from flaxformer_lab.training.single import Single
 from flaxformer_lab.training.step import make_evaluation_step, make_train_step
 from tools.absent_devices import Program, abstract_batch, compile_for, compile_train_step
@@ -197,7 +197,7 @@ def other_programs() -> Callable[[Experiment], dict[str, tuple]]:
         params, batch = (state.params, state.model_state), abstract_batch(experiment, jnp.uint8)
         step = make_train_step(experiment.task, network, experiment.optimizer, seed=0)
         two = lambda tree: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype), tree)  # noqa: E731
-        symbols, lengths = experiment.task.dummy(2), jax.ShapeDtypeStruct((2,), jnp.int32)
+        symbols, lengths = experiment.task.input_spec(2), jax.ShapeDtypeStruct((2,), jnp.int32)
         _, cache = jax.eval_shape(network.prefill, *params, symbols, lengths)
         return {
             "evaluate": (make_evaluation_step(experiment.task, network, seed=0), *params, batch),

@@ -63,7 +63,7 @@ def converted(name: str) -> Converted:
 
 
 def logits_of(reference: Golden, model: Converted) -> np.ndarray:
-    return np.asarray(jax.jit(model.network.apply)(model.params, {}, reference.inputs, valid=reference.valid))
+    return np.asarray(jax.jit(model.network.apply)(model.params, {}, reference.inputs, valid=reference.valid)[0])
 
 
 def assert_parity(reference: Golden, model: Converted) -> None:

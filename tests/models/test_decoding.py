@@ -77,7 +77,7 @@ def build(name, draw):
 def whole(name, draw):
     """The compiled forward pass of a case over two whole sequences."""
     network, params = build(name, draw)
-    apply = jax.jit(network.apply)
+    apply = jax.jit(lambda *arguments: network.apply(*arguments)[0])
     return lambda inputs: np.asarray(apply(params, {}, jnp.asarray(inputs)))
 
 

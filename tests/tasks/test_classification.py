@@ -45,7 +45,7 @@ def test_a_task_made_from_its_facts_alone_is_the_same(monkeypatch):
     monkeypatch.setattr(classification, "open_split", lambda *_: pytest.fail("the data was opened"))
     unseen = make_task(ImageClassificationConfig(), json.loads(json.dumps(seen.metadata)))
     assert shapes(unseen) == shapes(seen)
-    assert unseen.dummy(3) == seen.dummy(3) == jax.ShapeDtypeStruct((3, 8, 8, 1), jnp.float32)
+    assert unseen.input_spec(3) == seen.input_spec(3) == jax.ShapeDtypeStruct((3, 8, 8, 1), jnp.float32)
 
 
 def test_the_three_splits_are_different_data():
@@ -172,7 +172,7 @@ def test_other_rows_are_scaled_as_the_training_rows_were():
     rows = {"columns": jnp.array([[2.0, 10.0]]), "label": jnp.array([1]), "weight": jnp.ones(1)}
     batch = prepare(task, rows, jax.random.split(jax.random.key(0), 1), training=False)
     assert batch["inputs"].tolist() == [[1.0, 2.0]]
-    assert task.dummy(3) == jax.ShapeDtypeStruct((3, 2), jnp.float32)
+    assert task.input_spec(3) == jax.ShapeDtypeStruct((3, 2), jnp.float32)
 
 
 def test_columns_are_the_tokens():

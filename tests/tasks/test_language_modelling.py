@@ -95,7 +95,7 @@ def test_a_task_made_from_its_facts_alone_is_the_same(monkeypatch, tokenizer):
     monkeypatch.setattr(language_modelling, "open_split", lambda *_: pytest.fail("the data was opened"))
     unseen = make_task(config, json.loads(json.dumps(seen.metadata)))
     assert shapes(unseen) == shapes(seen)
-    assert unseen.dummy(5) == seen.dummy(5) == jax.ShapeDtypeStruct((5, 16), jnp.int32)
+    assert unseen.input_spec(5) == seen.input_spec(5) == jax.ShapeDtypeStruct((5, 16), jnp.int32)
     np.testing.assert_array_equal(unseen.encode("We the people"), seen.encode("We the people"))
 
 

@@ -22,7 +22,8 @@ from flaxformer_lab.task_config import (
 )
 from flaxformer_lab.tasks import TASKS, make_task
 from flaxformer_lab.tasks.probe import Probe
-from flaxformer_lab.training.programs import make_evaluate, make_experiment
+from flaxformer_lab.training.evaluation import make_evaluate
+from flaxformer_lab.training.experiment import make_experiment
 from flaxformer_lab.training.state import RngStream
 from flaxformer_lab.training.step import example_keys
 
@@ -165,7 +166,7 @@ def legal(name):
 
 def logits_of(network, inputs):
     params, state = network.shapes
-    return jax.eval_shape(network.apply, params, state, inputs)
+    return jax.eval_shape(network.apply, params, state, inputs)[0]
 
 
 @pytest.mark.parametrize("name", PROBES)
@@ -175,7 +176,7 @@ def test_networks_take_what_is_drawn_and_return_what_is_asked(name):
     stored = {"index": jax.ShapeDtypeStruct((5,), jnp.int32), "weight": jax.ShapeDtypeStruct((5,), jnp.float32)}
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 5))
     batch = jax.eval_shape(lambda *args: task.prepare(*args, training=True), stored, keys)
-    dummy = task.dummy(5)
+    dummy = task.input_spec(5)
     assert (batch["inputs"].shape, batch["inputs"].dtype) == (dummy.shape, dummy.dtype)
     logits = logits_of(task.network(config.model), dummy)
     metrics = jax.eval_shape(task.loss_and_metrics, logits, batch)
@@ -203,7 +204,7 @@ def test_an_identity_has_no_parameters_and_leaves_features_alone(model, draw, em
         if wanted[name] == "dense":
             leaves = {path: np.asarray(leaf) for path, leaf in leaf_paths(params).items()}
             reference = reference @ leaves[f"{name}.kernel"] + leaves[f"{name}.bias"]
-    np.testing.assert_allclose(network.apply(params, state, jnp.asarray(x)), reference, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(network.apply(params, state, jnp.asarray(x))[0], reference, rtol=1e-4, atol=1e-5)
 
 
 WRONG_WIDTHS = [
@@ -268,7 +269,7 @@ def test_accuracy_counts_the_places_that_are_asked():
 def test_recipes_load_and_have_a_network(path):
     config = load_config(str(path), [])
     task = make_task(config.task)
-    logits = logits_of(task.network(config.model), task.dummy(3))
+    logits = logits_of(task.network(config.model), task.input_spec(3))
     assert logits.shape[0] == 3 and isinstance(task, Probe)
 
 

@@ -295,7 +295,7 @@ def test_compression_decodes_every_position_from_the_last_token_alone(model, dra
     task = make_task(CompressionConfig(vocabulary=5, sequence_length=6))
     network = task.network(model({"width": 8, "depth": 0, "norm.kind": "off", "position": "off"}))
     params, state = draw(network.shapes)
-    apply = jax.jit(lambda inputs: network.apply(params, state, inputs))
+    apply = jax.jit(lambda inputs: network.apply(params, state, inputs)[0])
     one, other = jnp.array([[0, 1, 2, 3, 0, 4]]), jnp.array([[3, 3, 1, 0, 2, 4]])
     logits = np.asarray(apply(one))
     assert logits.shape == (1, 6, 5)

@@ -106,10 +106,10 @@ def linear_network(features: int, outputs: int, rate: float = 0.0) -> PureNetwor
         kernel = jax.random.normal(key, (features, outputs)) / features**0.5
         return {"head": {"kernel": kernel, "bias": jnp.zeros(outputs)}}, {}
 
-    def apply(params, model_state, inputs, *, keys=None):
+    def apply(params, model_state, inputs, *, keys=None, **_):
         x = inputs.reshape(len(inputs), -1)
         x = dropout(x, keys, rate) if keys is not None and rate else x
-        return x @ params["head"]["kernel"] + params["head"]["bias"][None]
+        return x @ params["head"]["kernel"] + params["head"]["bias"][None], model_state
 
     def embed(params, model_state, inputs):
         return inputs.reshape(len(inputs), 1, -1)
@@ -125,10 +125,10 @@ def table_network(symbols: int, width: int, outputs: int, rate: float = 0.0) -> 
         table = jax.random.normal(first, (symbols, width))
         return {"table": table, "head": {"kernel": jax.random.normal(second, (width, outputs)) / width**0.5}}, {}
 
-    def apply(params, model_state, inputs, *, keys=None):
+    def apply(params, model_state, inputs, *, keys=None, **_):
         x = params["table"][inputs]
         x = dropout(x, keys, rate) if keys is not None and rate else x
-        return x @ params["head"]["kernel"]
+        return x @ params["head"]["kernel"], model_state
 
     def embed(params, model_state, inputs):
         return params["table"][inputs]

@@ -11,13 +11,14 @@ import pytest
 
 from flaxformer_lab.errors import ConfigError, NonFiniteError, RunError, Terminated
 from flaxformer_lab.evaluate import load_run
+from flaxformer_lab.functional.metrics import Average
 from flaxformer_lab.tasks.examples import Examples
 from flaxformer_lab.training import optimizer, programs
 from flaxformer_lab.training.checkpoints import Checkpoints
+from flaxformer_lab.training.experiment import make_experiment
 from flaxformer_lab.training.folder import RunFolder
 from flaxformer_lab.training.logging import MetricsLog
 from flaxformer_lab.training.loop import train
-from flaxformer_lab.training.programs import make_experiment
 
 
 def lines(folder, split=None):
@@ -129,10 +130,10 @@ def test_the_same_config_gives_the_same_bytes_and_another_seed_does_not(plain, f
 
 
 def test_no_hidden_copies_between_host_and_device(plain, tmp_path, monkeypatch):
-    """The guard is on where updates run and their figures are fetched, and off where the run evaluates and saves."""
-    from flaxformer_lab.training import loop
+    """The guard is on where updates run, and off where the run reads their metrics, evaluates and saves."""
+    from flaxformer_lab.training import evaluation, loop
 
-    seen, x = {"updates": [], "validation": [], "save": []}, jnp.ones(3)
+    seen, x = {"updates": [], "read": [], "validation": [], "save": []}, jnp.ones(3)
 
     def watched(place, original):
         def call(*arguments):
@@ -141,17 +142,23 @@ def test_no_hidden_copies_between_host_and_device(plain, tmp_path, monkeypatch):
 
         return call
 
-    def step(self, *arguments):
+    def refused():
         for direction, copy in (("host-to-device", lambda: x + np.ones(3, np.float32)), ("device-to-host", x.tolist)):
             with pytest.raises(Exception, match=f"Disallowed {direction} transfer"):
                 copy()
 
-    monkeypatch.setattr(loop.Display, "step", watched("updates", step))
-    monkeypatch.setattr(loop, "make_evaluate", lambda made: watched("validation", programs.make_evaluate(made)))
+    def make_run_steps(*arguments):
+        run_steps, data = programs.make_run_steps(*arguments)
+        return watched("updates", lambda *call: (refused(), run_steps(*call))[1]), data
+
+    monkeypatch.setattr(loop, "make_run_steps", make_run_steps)
+    monkeypatch.setattr(loop.Display, "step", watched("read", lambda self, *rest: None))
+    monkeypatch.setattr(loop, "make_evaluate", lambda made: watched("validation", evaluation.make_evaluate(made)))
     monkeypatch.setattr(Checkpoints, "save", watched("save", Checkpoints.save))
     train(plain({"training.steps": 4}), tmp_path, quiet=True)
     assert {place: set(levels) for place, levels in seen.items()} == {
         "updates": {"disallow"},
+        "read": {None},
         "validation": {None},
         "save": {None},
     }
@@ -409,7 +416,7 @@ def test_a_gradient_that_is_no_number_ends_the_run(plain, tmp_path, monkeypatch)
         def poisoned(state, batch):
             after, metrics = step(state, batch)
             norm, one = metrics["gradient_norm"]
-            return after, metrics | {"gradient_norm": (jnp.where(state.step == 6, jnp.inf, norm), one)}
+            return after, metrics | {"gradient_norm": Average(jnp.where(state.step == 6, jnp.inf, norm), one)}
 
         return poisoned
 

@@ -10,18 +10,13 @@ import pytest
 
 from flaxformer_lab.config import MeshConfig, ParallelismConfig, parse_config
 from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.training.evaluation import make_evaluate
+from flaxformer_lab.training.experiment import make_experiment
+from flaxformer_lab.training.feeds import host_feed, make_feeds, stack_trees
 from flaxformer_lab.training.loop import train
 from flaxformer_lab.training.mesh import Mesh
 from flaxformer_lab.training.parallelism import make_strategy
-from flaxformer_lab.training.programs import (
-    host_feed,
-    make_evaluate,
-    make_experiment,
-    make_feeds,
-    make_run_steps,
-    run_steps_of,
-    stack_trees,
-)
+from flaxformer_lab.training.programs import make_run_steps, run_steps_of
 from flaxformer_lab.training.state import initial_state
 from flaxformer_lab.training.step import make_train_step
 

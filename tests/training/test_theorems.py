@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 
 from flaxformer_lab.config import parse_config
-from flaxformer_lab.training.programs import make_evaluate, make_experiment, make_feeds, make_run_steps
+from flaxformer_lab.training.evaluation import make_evaluate
+from flaxformer_lab.training.experiment import make_experiment
+from flaxformer_lab.training.feeds import make_feeds
+from flaxformer_lab.training.programs import make_run_steps
 from flaxformer_lab.training.state import initial_state
 
 ODD = {"position": "off", "bias": False, "norm": {"kind": "rmsnorm"}}

@@ -170,7 +170,7 @@ def conversion(name: str) -> Figures:
     weights = {key.removeprefix("weights/"): w for key, w in tensors.items() if key.startswith("weights/")}
     model = from_huggingface(weights, settings)
     valid = {"valid": jnp.asarray(tensors["valid"])} if "valid" in tensors else {}
-    logits = jax.jit(model.network.apply)(model.params, {}, jnp.asarray(tensors["inputs"]), **valid)
+    logits, _ = jax.jit(model.network.apply)(model.params, {}, jnp.asarray(tensors["inputs"]), **valid)
     error = float(np.max(np.abs(jax.device_get(logits) - tensors["logits"]) / (1 + np.abs(tensors["logits"]))))
     return required(error <= 1e-4, "logits differ from those of transformers", {"float32": error})
 

@@ -1,0 +1,173 @@
+"""Metrics as states: each batch gives a state, the states of all batches merge into one, and that computes the value.
+
+An additive state is a sum over examples, so any split of the data over batches and devices adds up to the same value.
+The others keep what each example contributes, because their value depends on all examples at once (AUC, NDCG).
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+
+class Metric(Protocol):
+    """The state of one metric: a pytree of arrays.
+
+    additive: whether states add up, leaf by leaf; the leaves of other states have examples as their first axis.
+    merge(states) -> one state, on the host. compute() -> the value, of a merged state.
+    """
+
+    additive: ClassVar[bool]
+
+    @classmethod
+    def merge(cls, states: Sequence[Self]) -> Self: ...
+
+    def compute(self) -> float: ...
+
+
+Metrics = dict[str, Any]  # a Metric by name
+
+
+class Average(NamedTuple):
+    """A weighted sum and the sum of the weights; the value is their quotient."""
+
+    total: Float[Array, ""]
+    weight: Float[Array, ""]
+
+    additive = True
+
+    @classmethod
+    def merge(cls, states: Sequence["Average"]) -> "Average":
+        # fsum adds exactly, so the order of the batches does not matter.
+        return cls(*(math.fsum(float(leaf) for leaf in leaves) for leaves in zip(*states, strict=True)))
+
+    def compute(self) -> float:
+        return float(self.total / self.weight)
+
+
+class MacroF1(NamedTuple):
+    """Weights of true positives, of all predictions and of all targets, by class; classes without either do not count.
+
+    The value is the mean over classes of 2 TP / (predicted + actual).
+    """
+
+    true_positives: Float[Array, " classes"]
+    predicted: Float[Array, " classes"]
+    actual: Float[Array, " classes"]
+
+    additive = True
+
+    @classmethod
+    def of(
+        cls, logits: Float[Array, "*batch classes"], targets: Int[Array, "*batch"], weights: Float[Array, "*batch"]
+    ) -> "MacroF1":
+        """The state of one batch."""
+        classes = logits.shape[-1]
+        axes = tuple(range(logits.ndim - 1))
+        chosen, target = (jax.nn.one_hot(each, classes) for each in (logits.argmax(-1), targets))
+        weights = weights[..., None]
+        return cls(*((each * weights).sum(axes) for each in (chosen * target, chosen, target)))
+
+    @classmethod
+    def merge(cls, states: Sequence["MacroF1"]) -> "MacroF1":
+        return cls(*(np.sum(np.asarray(leaves, np.float64), axis=0) for leaves in zip(*states, strict=True)))
+
+    def compute(self) -> float:
+        total = np.asarray(self.predicted + self.actual)
+        return float(np.mean(2 * np.asarray(self.true_positives)[total > 0] / total[total > 0]))
+
+
+class _Gathered:
+    """A state that keeps every example's leaves, and is merged by concatenation."""
+
+    additive: ClassVar[bool] = False
+
+    @classmethod
+    def merge(cls, states: Sequence[Self]) -> Self:
+        return jax.tree.map(lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves]), *states)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class AUC(_Gathered):
+    """Area under the ROC curve, exact: P(score of a positive > score of a negative), a tie counts half."""
+
+    scores: Float[Array, " examples"]
+    labels: Int[Array, " examples"]
+    weights: Float[Array, " examples"]
+
+    def compute(self) -> float:
+        scores, labels, weights = (np.asarray(each, np.float64) for each in (self.scores, self.labels, self.weights))
+        _, rank = np.unique(scores, return_inverse=True)
+        positive, negative = (np.bincount(rank, weights * (labels == kind)) for kind in (1, 0))
+        below = np.cumsum(negative) - negative
+        pairs = positive.sum() * negative.sum()
+        return float(positive @ (below + negative / 2) / pairs) if pairs else math.nan
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class NDCG(_Gathered):
+    """Normalised discounted cumulative gain at `top`, averaged over groups (users) that have something relevant.
+
+    DCG = sum over the first `top` of relevance / log2(1 + rank), divided by that of the best order (Jarvelin and
+    Kekalainen 2002). Equal scores share the mean gain of their ranks, as in scikit-learn. Examples of weight 0 are left
+    out.
+    """
+
+    groups: Int[Array, " examples"]
+    scores: Float[Array, " examples"]
+    relevance: Float[Array, " examples"]
+    weights: Float[Array, " examples"]
+    top: int = dataclasses.field(default=10, metadata={"static": True})
+
+    def compute(self) -> float:
+        kept = np.asarray(self.weights) > 0
+        groups, scores, relevance = (np.asarray(each)[kept] for each in (self.groups, self.scores, self.relevance))
+        values = []
+        for group in np.unique(groups):
+            of_group = groups == group
+            gains = relevance[of_group].astype(np.float64)
+            best = _discounted_gain(gains, gains, self.top)
+            if best > 0:
+                values.append(_discounted_gain(scores[of_group], gains, self.top) / best)
+        return float(np.mean(values)) if values else math.nan
+
+
+def _discounted_gain(scores: np.ndarray, gains: np.ndarray, top: int) -> float:
+    """DCG of the order that the scores give."""
+    discounts = 1 / np.log2(np.arange(len(scores)) + 2)
+    discounts[top:] = 0
+    _, tied, counts = np.unique(-scores, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    sums = np.cumsum(discounts)[ends - 1]
+    shared = np.diff(sums, prepend=0) / counts
+    return float(gains @ shared[tied])
+
+
+def additive(metrics: Metrics) -> Metrics:
+    """Those that are sums over examples: what training can afford to keep of each update."""
+    return {name: metric for name, metric in metrics.items() if metric.additive}
+
+
+def reduce_over(metrics: Metrics, axis_name: str | None) -> Metrics:
+    """The states of all devices of a mapped axis as one, on each of them."""
+    if axis_name is None:
+        return metrics
+
+    def reduced(metric: Metric) -> Metric:
+        if metric.additive:
+            return jax.lax.psum(metric, axis_name)
+        return jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, axis_name, tiled=True), metric)
+
+    return {name: reduced(metric) for name, metric in metrics.items()}
+
+
+def compute(batches: Sequence[Mapping[str, Metric]]) -> dict[str, float]:
+    """The value of each metric over all batches."""
+    return {name: type(first).merge([batch[name] for batch in batches]).compute() for name, first in batches[0].items()}

@@ -1,0 +1,53 @@
+"""A config made ready to run."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import optax
+
+from flaxformer_lab.config import Config
+from flaxformer_lab.models.network import PureNetwork
+from flaxformer_lab.tasks import Task, make_task
+from flaxformer_lab.training.optimizer import make_optimizer
+from flaxformer_lab.training.parallelism import Strategy, make_strategy
+from flaxformer_lab.training.state import State, initial_state
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a config names, made: nothing here depends on the step, and nothing has been written."""
+
+    config: Config
+    task: Task
+    network: PureNetwork
+    optimizer: optax.GradientTransformation
+    strategy: Strategy
+
+    @functools.cached_property
+    def abstract_state(self) -> State:
+        """Shapes and types of the state."""
+        return jax.eval_shape(lambda: initial_state(self.network, self.optimizer, self.config.seed))
+
+    @functools.cached_property
+    def layout(self) -> State | None:
+        """Where the leaves of the state lie; None where every device holds all of it."""
+        return self.strategy.layout(self.abstract_state, self.network.axes)
+
+
+def make_experiment(
+    config: Config, metadata: dict[str, Any] | None = None, strategy: Strategy | None = None
+) -> Experiment:
+    """The experiment that a config describes. metadata: as in `Task`; strategy: if it is not the config's.
+
+    Raises:
+        ConfigError: parts that do not fit one another, the data, or the devices.
+        DataError: data that cannot be had.
+    """
+    strategy = strategy or make_strategy(config)
+    task = make_task(config.task, metadata)
+    optimizer = make_optimizer(config.optimizer, config.training.steps)
+    network = task.network(config.model)
+    strategy.check(network, task.input_spec(1))
+    return Experiment(config, task, network, optimizer, strategy)

@@ -1,0 +1,111 @@
+"""Initial weights from another run or a safetensors file, by name (`training.init_from`)."""
+
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from flaxformer_lab.config import TrainingConfig
+from flaxformer_lab.errors import ConfigError, RunError
+from flaxformer_lab.models.network import leaf_paths
+from flaxformer_lab.training.checkpoints import Checkpoints
+from flaxformer_lab.training.experiment import make_experiment
+from flaxformer_lab.training.folder import RunFolder
+from flaxformer_lab.training.single import Single
+from flaxformer_lab.training.state import State
+
+Arrays = dict[str, np.ndarray]  # by dotted name, like body.blocks.0.ffn.up.kernel
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """What a fresh state starts from.
+
+    values: by name. drawn: the names that are drawn at random instead. unused: the names in the source that the model
+    lacks, or that `training.init_only` leaves out.
+    """
+
+    source: str
+    values: Arrays
+    drawn: tuple[str, ...]
+    unused: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"initial weights from {self.source}: {len(self.values)} arrays taken, {len(self.drawn)} drawn"]
+        lines += [f"  drawn: {', '.join(self.drawn)}"] if self.drawn else []
+        lines += [f"  not used: {', '.join(self.unused)}"] if self.unused else []
+        return "\n".join(lines)
+
+
+def initial_weights(config: TrainingConfig, abstract: State) -> InitialWeights | None:
+    """The weights that `training.init_from` names, as far as `training.init_only` admits them; None without it.
+
+    abstract: shapes and types of the state to be filled.
+
+    Raises:
+        ConfigError: the source has nothing that the model has, or something of another shape.
+        RunError: the source cannot be read.
+    """
+    if config.init_from is None:
+        return None
+    found = _read(config.init_from)
+    wanted = leaf_paths(abstract.params) | leaf_paths(abstract.model_state)
+    taken = [name for name in wanted if name in found and _is_admitted(name, config.init_only)]
+    if not taken:
+        raise ConfigError(
+            f"training.init_from={config.init_from} has no array that this model takes"
+            + (f" and training.init_only={','.join(config.init_only)} admits" if config.init_only else "")
+            + f"; it has {_some(found)}; the model has {_some(wanted)}"
+        )
+    for name in taken:
+        if found[name].shape != wanted[name].shape:
+            raise ConfigError(
+                f"training.init_from={config.init_from}: {name} has the shape {found[name].shape}, but this model's "
+                f"has {wanted[name].shape}; choose the same sizes, or name other parts in training.init_only"
+            )
+        if not np.all(np.isfinite(found[name])):
+            raise ConfigError(f"training.init_from={config.init_from}: {name} has values that are not finite")
+    return InitialWeights(
+        source=config.init_from,
+        values={name: found[name].astype(wanted[name].dtype) for name in taken},
+        drawn=tuple(name for name in wanted if name not in taken),
+        unused=tuple(name for name in found if name not in taken),
+    )
+
+
+def _is_admitted(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a pattern is the name, a part above it (`body`), or a wildcard that fits it (`*.ffn.*`)."""
+    return not patterns or any(name == p or name.startswith(f"{p}.") or fnmatch.fnmatch(name, p) for p in patterns)
+
+
+def _read(source: str) -> Arrays:
+    """Every array of a safetensors file, or of the last checkpoint in a run's folder."""
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise RunError(f"training.init_from={source} does not exist; name a run's folder or a .safetensors file")
+    if path.is_dir():
+        folder = RunFolder(path)
+        experiment = make_experiment(*folder.read(), Single())
+        with Checkpoints(folder.checkpoints, writable=False) as checkpoints:
+            state = checkpoints.restore(experiment.abstract_state)
+        leaves = leaf_paths(state.params) | leaf_paths(state.model_state)
+        return {name: np.asarray(leaf) for name, leaf in leaves.items()}
+    if path.suffix != ".safetensors":
+        raise ConfigError(
+            f"training.init_from={source} must be a run's folder or a .safetensors file; pickled weights (.bin, .pt) "
+            "can run code when they are read, so they are refused; save them as safetensors"
+        )
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError, TypeError) as error:
+        raise RunError(f"training.init_from={source} cannot be read: {error}") from error
+
+
+def _some(names: Mapping[str, Any]) -> str:
+    first = list(names)[:4]
+    return ", ".join(first) + (f" and {len(names) - 4} more" if len(names) > 4 else "") if first else "nothing"
