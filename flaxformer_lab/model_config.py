@@ -56,9 +56,12 @@ class FeedForwardConfig:
 
 @dataclass(frozen=True)
 class NormConfig:
-    """Normalisation over a token's features, before (pre) or after (post) each part's skip connection."""
+    """Normalisation before (pre) or after (post) each part's skip connection.
 
-    kind: Literal["layernorm", "rmsnorm", "srmsnorm", "off"] = "layernorm"
+    kind: over a token's features, or (batchnorm) of each feature over the batch.
+    """
+
+    kind: Literal["layernorm", "rmsnorm", "srmsnorm", "batchnorm", "off"] = "layernorm"
     placement: Literal["pre", "post"] = "pre"
     epsilon: Positive = 1e-6
 
@@ -114,6 +117,11 @@ class TransformerConfig:
                 "model.attention.kind=off and model.ffn.kind=off leave every block empty; keep one of them, "
                 "or say model.depth=0 for embedding and head alone"
             )
+        if self.causal and self.norm.kind == "batchnorm":
+            raise ConfigError(
+                "model.norm.kind=batchnorm with model.causal=true: in training its statistics are those of all tokens, "
+                "later ones included; choose layernorm or rmsnorm"
+            )
         if self.position == "sinusoidal" and self.width % 2:
             raise ConfigError(
                 f"model.position=sinusoidal pairs a sine with a cosine, so model.width={self.width} must be even; "
@@ -158,6 +166,26 @@ class TransformerConfig:
             raise ConfigError(
                 f"model.attention.projection={self.attention.projection} maps each feature to itself, so keys have as "
                 f"many heads as queries, not model.attention.num_kv_heads={shared}; set it to none or choose dense"
+            )
+
+
+@dataclass(frozen=True)
+class EncoderDecoderConfig(TransformerConfig):
+    """A Transformer that attends to a second one, which reads another sequence (Vaswani et al. 2017).
+
+    depth: of the decoder; causal: of the decoder too, the encoder sees its whole sequence. The rest goes for both.
+    """
+
+    name: Literal["encoder_decoder"] = "encoder_decoder"
+    encoder_depth: Depth = 2
+
+    def rules(self) -> None:
+        """Raises ConfigError when knobs contradict one another."""
+        super().rules()
+        if self.attention.kind not in ("softmax", "linear"):
+            raise ConfigError(
+                f"model.attention.kind={self.attention.kind} cannot attend to another sequence, which "
+                "model.name=encoder_decoder needs; choose softmax or linear"
             )
 
 
@@ -255,5 +283,11 @@ class MixerConfig:
 
 
 ModelConfig = (
-    TransformerConfig | MLPConfig | FactorizationMachineConfig | ConvolutionConfig | RecurrentConfig | MixerConfig
+    TransformerConfig
+    | EncoderDecoderConfig
+    | MLPConfig
+    | FactorizationMachineConfig
+    | ConvolutionConfig
+    | RecurrentConfig
+    | MixerConfig
 )

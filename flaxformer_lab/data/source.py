@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,25 +26,45 @@ class Source:
       name: what it is called in errors, as in `lab_digits/1.0.0 train`.
       info: what TFDS knows about the data set.
       examples: the examples as TFDS decodes them.
+      capacity: for each feature whose size differs from example to example, the size that it is padded to along the
+        axes that differ. A part of a sequence of records has the name of both, like `objects/bbox`.
     """
 
     name: str
     info: tfds.core.DatasetInfo
     examples: Sequence
+    capacity: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.examples)
 
     @property
     def features(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """The shape and dtype of each feature that is a number or an array of fixed shape."""
-        return {
-            name: (tuple(feature.shape), np.dtype(feature.np_dtype))
-            for name, feature in self.info.features.items()
-            if isinstance(feature.shape, tuple)
-            and None not in feature.shape
-            and np.dtype(feature.np_dtype).kind in "biuf"
-        }
+        """The shape and dtype of each feature that is a number or an array, padded where it has a capacity.
+
+        A padded feature `x` comes with `x_shape`, the sizes of the axes that differ before they were padded.
+        """
+        found = {}
+        for name, (shape, dtype) in self._stored_features().items():
+            ragged = [axis for axis, size in enumerate(shape) if size is None]
+            if ragged and name in self.capacity:
+                found[name] = (_padded_shape(shape, self.capacity[name]), dtype)
+                found[f"{name}_shape"] = ((len(ragged),), np.dtype(np.int32))
+            elif not ragged and "/" not in name:
+                found[name] = (shape, dtype)
+        return found
+
+    def _stored_features(self) -> dict[str, tuple[tuple[int | None, ...], np.dtype]]:
+        """Every feature that is made of numbers, as TFDS has it: None for an axis whose size differs."""
+        found = {}
+        for name, feature in self.info.features.items():
+            parts = {name: (feature.shape, feature.np_dtype)}
+            if isinstance(feature.shape, dict):
+                parts = {f"{name}/{part}": (feature.shape[part], feature.np_dtype[part]) for part in feature.shape}
+            for path, (shape, dtype) in parts.items():
+                if isinstance(shape, tuple) and np.dtype(dtype).kind in "biuf":
+                    found[path] = (tuple(shape), np.dtype(dtype))
+        return found
 
     def num_classes(self, feature: str) -> int:
         """Returns how many classes a label has. Raises DataError where that feature is no label."""
@@ -63,10 +83,34 @@ class Source:
             raise IndexError(f"{self.name} has {len(self)} examples; asked for {indices.min()} to {indices.max()}")
         with _reading(self.name, self.info):
             examples = self.examples.__getitems__(indices.tolist())
-            return {
-                name: np.array([example[name] for example in examples], dtype).reshape(len(indices), *shape)
-                for name, (shape, dtype) in self.features.items()
-            }
+        arrays = {}
+        for name, (shape, dtype) in self.features.items():
+            if name in self.capacity:
+                arrays |= self._pad(name, examples, indices, shape, dtype)
+            elif name.removesuffix("_shape") not in self.capacity:
+                with _reading(self.name, self.info):
+                    values = np.array([example[name] for example in examples], dtype)
+                    arrays[name] = values.reshape(len(indices), *shape)
+        return arrays
+
+    def _pad(self, name: str, examples: Sequence, indices: np.ndarray, shape: tuple[int, ...], dtype: np.dtype):
+        """A feature whose size differs, padded with zeros at the end of each axis, and its sizes."""
+        stored, _ = self._stored_features()[name]
+        ragged = [axis for axis, size in enumerate(stored) if size is None]
+        padded = np.zeros((len(indices), *shape), dtype)
+        sizes = np.zeros((len(indices), len(ragged)), np.int32)
+        for number, (index, example) in enumerate(zip(indices, examples, strict=True)):
+            whole, _, part = name.partition("/")
+            values = np.asarray(example[whole][part] if part else example[whole], dtype)
+            values = values.reshape([0 if size is None else size for size in stored]) if values.size == 0 else values
+            sizes[number] = [values.shape[axis] for axis in ragged]
+            if any(size > most for size, most in zip(values.shape, shape, strict=True)):
+                raise DataError(
+                    f"{self.name}: {name} of example {index} has the shape {values.shape}, but there is room for "
+                    f"{shape}; raise the capacity of {name}"
+                )
+            padded[number][tuple(map(slice, values.shape))] = values
+        return {name: padded, f"{name}_shape": sizes}
 
     def empty(self) -> dict[str, Shaped[np.ndarray, "examples ..."]]:
         """Returns room for the features of fixed shape of all examples; it holds anything."""
@@ -91,7 +135,7 @@ class Source:
             yield record
 
 
-def open_split(dataset: str, split: str) -> Source:
+def open_split(dataset: str, split: str, capacity: Mapping[str, tuple[int, ...]] | None = None) -> Source:
     """Opens one split of a TFDS data set, which is built first if need be (see `prepare`).
 
     A data set without a split of its own for validation or for test lends a tenth of train to each that it lacks, from
@@ -101,9 +145,11 @@ def open_split(dataset: str, split: str) -> Source:
     Args:
       dataset: a TFDS name, with a config and a version if wanted: `name`, `name/config`, `name/config:1.2.3`.
       split: train, validation or test.
+      capacity: as in `Source`.
 
     Raises:
-      DataError: there is no such data set or split, or it cannot be fetched, written or trusted.
+      DataError: there is no such data set or split, it cannot be fetched, written or trusted, or a capacity does not
+        fit its feature.
     """
     if split not in SPLITS:
         raise DataError(f"split={split!r} is none of {', '.join(SPLITS)}")
@@ -119,7 +165,26 @@ def open_split(dataset: str, split: str) -> Source:
         examples = builder.as_data_source(part, file_format="array_record")
         _check_sizes(builder.info.splits[part].file_instructions)
         examples[0]  # What cannot be decoded at all shows here.
-    return Source(name, builder.info, examples)
+    source = Source(name, builder.info, examples, capacity or {})
+    _check_capacity(source)
+    return source
+
+
+def _check_capacity(source: Source) -> None:
+    stored = source._stored_features()
+    ragged = {name: shape.count(None) for name, (shape, _) in stored.items() if None in shape}
+    for name, sizes in source.capacity.items():
+        if len(sizes) != ragged.get(name, 0) or min(sizes, default=0) < 1:
+            known = ", ".join(f"{each} ({axes} axes)" for each, axes in ragged.items()) or "none"
+            raise DataError(
+                f"{source.name}: capacity {name}={tuple(sizes)} must have a positive size for each axis of {name} that "
+                f"differs from example to example; features with such axes: {known}"
+            )
+
+
+def _padded_shape(shape: tuple[int | None, ...], sizes: Sequence[int]) -> tuple[int, ...]:
+    rest = iter(sizes)
+    return tuple(next(rest) if size is None else size for size in shape)
 
 
 def _part(split: str, stored: list[str]) -> str:

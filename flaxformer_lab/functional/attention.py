@@ -20,12 +20,12 @@ Valid = Bool[Array, "batch tokens"]
 
 def softmax_weights(
     query: Heads,
-    key: Float[Array, "batch tokens kv_heads head_dim"],
+    key: Float[Array, "batch keys kv_heads head_dim"],
     *,
     causal: bool = False,
-    valid: Valid | None = None,
+    valid: Bool[Array, "batch keys"] | None = None,
     window: int | None = None,
-) -> Float[Array, "batch heads tokens tokens"]:
+) -> Float[Array, "batch heads tokens keys"]:
     """softmax(Q K^T / sqrt(head_dim)), the weights that `softmax_attention` applies; float32."""
     key = repeated(key, query.shape[2])
     scores = product("bqhd,bkhd->bhqk", query, key)

@@ -14,8 +14,9 @@ from flaxformer_lab.functional import lightning
 from flaxformer_lab.functional.products import einsum, product
 
 Heads = Float[Array, "batch tokens heads head_dim"]
-Values = Float[Array, "batch tokens heads value_dim"]
-Valid = Bool[Array, "batch tokens"]
+Keys = Float[Array, "batch keys heads head_dim"]
+Values = Float[Array, "batch keys heads value_dim"]
+Valid = Bool[Array, "batch keys"]
 Rope = Callable[[Heads], Heads]
 # What a token's successors need of all tokens up to it: sums of phi(k) v^T and of phi(k).
 Memory = tuple[Float[Array, "batch heads head_dim value_dim"], Float[Array, "batch heads head_dim"]]
@@ -36,13 +37,13 @@ def identity(x: Heads) -> Heads:
 
 def linear_attention(
     query: Heads,
-    key: Heads,
+    key: Keys,
     value: Values,
     *,
     causal: bool = False,
     valid: Valid | None = None,
     apply_rope: Rope = identity,
-) -> Values:
+) -> Float[Array, "batch tokens heads value_dim"]:
     """Linear attention. apply_rope: applied to the features of the numerator alone, as rotary positions are.
 
     Turned numerators over plain denominators are eq. 19 of Su et al. 2021: the sum of weights stays above 0.
@@ -50,21 +51,26 @@ def linear_attention(
     Raises:
         ValueError: there are no tokens.
     """
-    if query.shape[1] == 0:
+    if query.shape[1] == 0 or key.shape[1] == 0:
         raise ValueError("linear_attention needs at least one token; the sequence is empty")
+    if causal and query.shape[1] != key.shape[1]:
+        raise ValueError(
+            f"{query.shape[1]} queries and {key.shape[1]} keys are not one sequence, so causal=True cannot compare "
+            "their positions; use causal=False"
+        )
     query, key = _features(query, key, valid)
     top, total = (_sums_of_seen if causal else _sums_of_all)(query, key, value, apply_rope)
     return (top / jnp.maximum(total, LEAST)).astype(value.dtype)
 
 
-def _sums_of_all(query: Heads, key: Heads, value: Values, apply_rope: Rope):
+def _sums_of_all(query: Heads, key: Keys, value: Values, apply_rope: Rope):
     """Every token sees the same sums."""
     memory = product("bthd,bthe->bhde", _rotated(apply_rope, key, value), value)
     top = product("bthd,bhde->bthe", _rotated(apply_rope, query, value), memory)
     return top, _dot(query, jnp.sum(key, axis=1, keepdims=True))
 
 
-def _sums_of_seen(query: Heads, key: Heads, value: Values, apply_rope: Rope):
+def _sums_of_seen(query: Heads, key: Keys, value: Values, apply_rope: Rope):
     """Every token sees the sums up to itself."""
     no_decay = jnp.zeros(query.shape[2])
     query_features, key_features = (_rotated(apply_rope, x, value) for x in (query, key))
@@ -73,11 +79,12 @@ def _sums_of_seen(query: Heads, key: Heads, value: Values, apply_rope: Rope):
 
 
 def linear_weights(
-    query: Heads, key: Heads, *, causal: bool = False, valid: Valid | None = None, apply_rope: Rope = identity
-) -> Float[Array, "batch heads tokens tokens"]:
+    query: Heads, key: Keys, *, causal: bool = False, valid: Valid | None = None, apply_rope: Rope = identity
+) -> Float[Array, "batch heads tokens keys"]:
     """What `linear_attention` multiplies the values by; rows sum to 1 unless the numerator is turned."""
     query, key = _features(query, key, valid)
-    seen = jnp.tri(query.shape[1], dtype=bool) if causal else jnp.ones((query.shape[1],) * 2, bool)
+    seen = jnp.ones((query.shape[1], key.shape[1]), bool)
+    seen = jnp.tril(seen) if causal else seen
     top, total = (
         jnp.where(seen[None, None], einsum("bqhd,bkhd->bhqk", *pair), 0)
         for pair in ((apply_rope(query), apply_rope(key)), (query, key))
@@ -85,7 +92,7 @@ def linear_weights(
     return top / jnp.maximum(jnp.sum(total, axis=-1, keepdims=True), LEAST)
 
 
-def init_state(key: Heads, value: Values, lengths: Int[Array, " batch"], *, apply_rope: Rope = identity) -> Memory:
+def init_state(key: Keys, value: Values, lengths: Int[Array, " batch"], *, apply_rope: Rope = identity) -> Memory:
     """The memory after the first `lengths` tokens of each example."""
     valid = jnp.arange(key.shape[1])[None] < lengths[:, None]
     _, key = _features(key, key, valid)
@@ -108,12 +115,14 @@ def decode_step(
     return (top / jnp.maximum(_dot(query, total[:, None]), LEAST)).astype(value.dtype), (products, total)
 
 
-def _features(query: Heads, key: Heads, valid: Valid | None) -> tuple[Heads, Heads]:
+def _features(query: Heads, key: Keys, valid: Valid | None) -> tuple[Heads, Keys]:
     query, key = positive(query), positive(key)
     return query, key if valid is None else jnp.where(valid[:, :, None, None], key, 0)
 
 
-def _rotated(apply_rope: Rope, features: Heads, value: Values) -> Heads:
+def _rotated(
+    apply_rope: Rope, features: Float[Array, "batch _ heads head_dim"], value: Values
+) -> Float[Array, "batch _ heads head_dim"]:
     """Features in the type of the values: their products need no more than the values have."""
     return apply_rope(features).astype(value.dtype)
 

@@ -1,10 +1,10 @@
-"""Normalisation over a token's features, computed in float32."""
+"""Normalisation over a token's features, or of each feature over the batch, computed in float32."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from flaxformer_lab.functional.linear import over_features
 
@@ -32,6 +32,34 @@ def rms_norm(
 def simple_rms_norm(x: Float[Array, "*batch features"], epsilon: float) -> Float[Array, "*batch features"]:
     """x / sqrt(mean x^2 + epsilon): no parameters at all (SRMSNorm, Qin et al. 2023, eq. 13)."""
     return standardised(x.astype(jnp.float32), epsilon, False).astype(x.dtype)
+
+
+def batch_norm(
+    x: Float[Array, "*batch features"],
+    mean: Float[Array, " features"],
+    variance: Float[Array, " features"],
+    scale: Float[Array, " features"],
+    bias: Float[Array, " features"] | None,
+    epsilon: float,
+) -> Float[Array, "*batch features"]:
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias, by feature (Ioffe and Szegedy 2015)."""
+    y = x.astype(jnp.float32)
+    y = (y - over_features(mean, y)) * over_features(scale * jax.lax.rsqrt(variance + epsilon), y)
+    return (y if bias is None else y + over_features(bias, y)).astype(x.dtype)
+
+
+def batch_statistics(
+    x: Float[Array, "*batch features"], valid: Bool[Array, "*batch"] | None = None, *, axis_name: str | None = None
+) -> tuple[Float[Array, " features"], Float[Array, " features"], Float[Array, ""]]:
+    """(mean, variance, count): of each feature over everything that is valid, on all devices of a mapped axis."""
+    axes = tuple(range(x.ndim - 1))
+    x = x.astype(jnp.float32)
+    weights = jnp.ones(x.shape[:-1]) if valid is None else valid.astype(jnp.float32)
+    total = (lambda sums: sums) if axis_name is None else functools.partial(jax.lax.psum, axis_name=axis_name)
+    count = jnp.maximum(total(jnp.sum(weights)), 1)
+    mean = total(jnp.sum(x * weights[..., None], axes)) / count
+    squares = jnp.square(x - over_features(mean, x)) * weights[..., None]
+    return mean, total(jnp.sum(squares, axes)) / count, count
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

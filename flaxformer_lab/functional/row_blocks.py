@@ -15,19 +15,22 @@ from jaxtyping import Array, Bool, Float
 from flaxformer_lab.functional.products import matmul, product
 from flaxformer_lab.functional.softmax import masked_scores
 
-Valid = Bool[Array, "batch tokens"]
+Valid = Bool[Array, "batch keys"]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def row_blocked_attention(
     query: Float[Array, "batch tokens heads head_dim"],
-    key: Float[Array, "batch tokens heads head_dim"],
-    value: Float[Array, "batch tokens heads value_dim"],
+    key: Float[Array, "batch keys heads head_dim"],
+    value: Float[Array, "batch keys heads value_dim"],
     valid: Valid | None,
     causal: bool,
     window: int | None = None,
 ) -> Float[Array, "batch tokens heads value_dim"]:
-    """softmax(Q K^T / sqrt(head_dim)) V, exact; the softmax is computed in float32."""
+    """softmax(Q K^T / sqrt(head_dim)) V, exact; the softmax is computed in float32.
+
+    Without causality and window the keys may be of another sequence than the queries.
+    """
     return _forward(query, key, value, valid, causal, window)[0]
 
 
@@ -35,7 +38,7 @@ def row_blocked_attention(
 def _forward(query, key, value, valid, causal, window):
     query, key, value = map(_swap, (query, key, value))
     outputs, largests, shares = [], [], []
-    for rows, seen in _blocks(query.shape[2], causal, window):
+    for rows, seen in _blocks(query.shape[2], key.shape[2], causal, window):
         scores = _scores(query, key, valid, rows, seen, causal, window)
         largest = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - largest)
@@ -63,7 +66,7 @@ def _backward(causal, window, residuals, gradient):
     # Sums over blocks of rows, in float32 whatever the type.
     dk, dv = (jnp.zeros_like(jnp.swapaxes(x, 2, 3), jnp.float32) for x in (key, value))
     dq = []
-    for rows, seen in _blocks(query.shape[2], causal, window):
+    for rows, seen in _blocks(query.shape[2], key.shape[2], causal, window):
         scores = _scores(query, key, valid, rows, seen, causal, window)
         weights = jnp.exp(scores - largest[:, :, rows])
         arriving = gradient[:, :, rows]
@@ -80,18 +83,18 @@ def _backward(causal, window, residuals, gradient):
 row_blocked_attention.defvjp(_forward, _backward)
 
 
-def _blocks(tokens: int, causal: bool, window: int | None = None) -> Iterator[tuple[slice, slice]]:
+def _blocks(tokens: int, keys: int, causal: bool, window: int | None = None) -> Iterator[tuple[slice, slice]]:
     """(query rows, keys that they may see); four or more blocks where rows see different keys, else one."""
     size = min(max(tokens // 4, 32), 256) if causal or window else tokens
-    reach = tokens if window is None else window - 1
+    reach = max(tokens, keys) if window is None else window - 1
     for start in range(0, tokens, size):
         end = min(start + size, tokens)
-        yield slice(start, end), slice(max(0, start - reach), end if causal else min(tokens, end + reach))
+        yield slice(start, end), slice(max(0, start - reach), end if causal else min(keys, end + reach))
 
 
 def _scores(
     query: Float[Array, "batch heads tokens head_dim"],
-    key: Float[Array, "batch heads tokens head_dim"],
+    key: Float[Array, "batch heads keys head_dim"],
     valid: Valid | None,
     rows: slice,
     seen: slice,

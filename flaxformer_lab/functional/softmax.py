@@ -12,7 +12,7 @@ def masked_softmax(
     scores: Float[Array, "batch heads rows keys"],
     *,
     causal: bool,
-    valid: Bool[Array, "batch tokens"] | None,
+    valid: Bool[Array, "batch _"] | None,
     window: int | None = None,
 ) -> Float[Array, "batch heads rows keys"]:
     """Weights over the keys of a sequence, as `masked_scores` allows them.

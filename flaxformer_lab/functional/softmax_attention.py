@@ -47,11 +47,17 @@ class Problem(NamedTuple):
     causal: bool
     padded: bool
     window: int | None
+    other_keys: int | None = None  # how many, where they are of another sequence
+
+    @property
+    def keys(self) -> int:
+        """How many keys there are."""
+        return self.tokens if self.other_keys is None else self.other_keys
 
     @property
     def quadratic_bytes(self) -> int:
-        """Of the float32 scores of all pairs of tokens."""
-        return 4 * self.batch * self.heads * self.tokens**2
+        """Of the float32 scores of all pairs of a query and a key."""
+        return 4 * self.batch * self.heads * self.tokens * self.keys
 
 
 def softmax_attention(
@@ -60,21 +66,28 @@ def softmax_attention(
     value: Value,
     *,
     causal: bool = False,
-    valid: Valid | None = None,
+    valid: Bool[Array, "batch keys"] | None = None,
     window: int | None = None,
     implementation: str | None = None,
     explain: bool = False,
 ) -> Mixed | tuple[Mixed, Choice]:
     """softmax(Q K^T / sqrt(head_dim)) V (Vaswani et al. 2017, eq. 1).
 
-    Heads may share keys and values in groups, kv_heads dividing heads (Ainslie et al. 2023). window: a token sees
+    Heads may share keys and values in groups, kv_heads dividing heads (Ainslie et al. 2023). Keys may be of another
+    sequence than the queries (cross-attention); `valid` says which of the keys are not padding. window: a token sees
     those less than `window` positions away, itself counted. implementation: one of IMPLEMENTATIONS instead of the
     choice. explain: returns (output, Choice) instead of the output alone.
 
     Raises:
-        ValueError: no tokens, heads that the key's do not divide, a window below 1, an unknown implementation.
+        ValueError: no tokens, heads that the key's do not divide, a window below 1, an unknown implementation, or
+            queries and keys of different lengths where causality or a window compares their positions.
     """
     _check(query, key, window)
+    if query.shape[1] != key.shape[1] and (causal or window is not None):
+        raise ValueError(
+            f"{query.shape[1]} queries and {key.shape[1]} keys are not one sequence, so causal={causal} and "
+            f"window={window} cannot compare their positions; use causal=False and window=None"
+        )
     problem = _problem(query, value, causal, valid, window)
     if implementation is None:
         choice = choose(problem, target_platform())
@@ -103,7 +116,7 @@ def choose(problem: Problem, platform: str) -> Choice:
     """The way that softmax_attention takes on a platform: cpu, gpu or tpu."""
     size = f"all scores at once would take {problem.quadratic_bytes / 2**20:.0f} MiB"
     if platform == "cpu":
-        if problem.tokens <= ROW_BLOCK_TOKENS and problem.quadratic_bytes <= QUADRATIC_BYTES:
+        if max(problem.tokens, problem.keys) <= ROW_BLOCK_TOKENS and problem.quadratic_bytes <= QUADRATIC_BYTES:
             return Choice("row_blocks", f"on a CPU, {problem.tokens} tokens are few enough to take whole rows")
         return Choice("blockwise", f"on a CPU, {problem.tokens} tokens are many, and {size}")
     fused = {"tpu": _not_splash}.get(platform, _not_cudnn)
@@ -124,8 +137,9 @@ def _not_cudnn(problem: Problem) -> str | None:
         return "cuDNN's kernel takes 16-bit types alone"
     if problem.head_dim != problem.value_dim or problem.head_dim % 8 or problem.head_dim > 128:
         return f"cuDNN's kernel wants one head_dim, a multiple of 8 up to 128, not {_dims(problem)}"
-    if problem.tokens % 2:
-        return f"cuDNN's kernel with gradients wants an even number of tokens, not {problem.tokens}"
+    if problem.tokens % 2 or problem.keys % 2:
+        found = problem.tokens if problem.other_keys is None else f"{problem.tokens} and {problem.keys}"
+        return f"cuDNN's kernel with gradients wants an even number of tokens, not {found}"
     if problem.padded:
         return "cuDNN's kernel would turn the padding mask into a quadratic bias"
     if problem.window is not None and not problem.causal:
@@ -135,6 +149,8 @@ def _not_cudnn(problem: Problem) -> str | None:
 
 def _not_splash(problem: Problem) -> str | None:
     """Why the splash kernel does not serve, or None where it does."""
+    if problem.other_keys is not None:
+        return f"the splash kernel wants as many keys as queries, not {problem.keys} and {problem.tokens}"
     if problem.head_dim != problem.value_dim or problem.head_dim % 128 or problem.tokens % 128:
         found = f"{problem.tokens} tokens, {_dims(problem)}"
         return f"the splash kernel wants tokens and one head_dim in multiples of 128, not {found}"
@@ -146,7 +162,7 @@ def _dims(problem: Problem) -> str:
 
 
 def _check(query: Query, key: Key, window: int | None) -> None:
-    if query.shape[1] == 0:
+    if query.shape[1] == 0 or key.shape[1] == 0:
         raise ValueError("softmax_attention needs at least one token; the sequence is empty")
     if query.shape[2] % key.shape[2]:
         raise ValueError(f"{key.shape[2]} heads of keys do not divide {query.shape[2]} heads of queries")
@@ -156,7 +172,8 @@ def _check(query: Query, key: Key, window: int | None) -> None:
 
 def _problem(query: Query, value: Value, causal: bool, valid: Valid | None, window: int | None) -> Problem:
     half = query.dtype in (jnp.bfloat16, jnp.float16)
-    return Problem(*query.shape, value.shape[-1], half, causal, valid is not None, window)
+    other_keys = None if value.shape[1] == query.shape[1] else value.shape[1]
+    return Problem(*query.shape, value.shape[-1], half, causal, valid is not None, window, other_keys)
 
 
 def repeated(x: Key | Value, heads: int) -> Float[Array, "batch tokens {heads} features"]:

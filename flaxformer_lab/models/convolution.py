@@ -40,7 +40,7 @@ class ConvolutionBlock(nnx.Module):
         self.second = Convolution(config, grid=grid, rngs=rngs)
 
     def __call__(self, x: TokenVectors, valid: Bool[Array, "batch tokens"] | None) -> TokenVectors:
-        y = self.norm(x) if self.norm else x
+        y = self.norm(x, valid) if self.norm else x
         return x + self.second(self._activation(self.first(y, valid)), valid)
 
 
@@ -64,6 +64,6 @@ class ConvolutionalNetwork(nnx.Module):
         for number, block in enumerate(self.blocks):
             x = block(x, valid)
             intermediates.within(f"blocks.{number}").add("output", lambda x=x: x)
-        x = self.norm(x) if self.norm else x
+        x = self.norm(x, valid) if self.norm else x
         intermediates.add("output", lambda: x)
         return x

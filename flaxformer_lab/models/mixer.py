@@ -29,11 +29,11 @@ class MixerBlock(nnx.Module):
         self.feature_down = Dense(hidden, config.width, axes=("hidden", "width"), bias=config.bias, rngs=rngs)
 
     def __call__(self, x: TokenVectors, valid: Bool[Array, "batch tokens"] | None) -> TokenVectors:
-        y = self.token_norm(x) if self.token_norm else x
+        y = self.token_norm(x, valid) if self.token_norm else x
         y = y if valid is None else y * valid[:, :, None].astype(y.dtype)
         y = self.token_down(self._activation(self.token_up(jnp.swapaxes(y, 1, 2))))
         x = x + jnp.swapaxes(y, 1, 2)
-        y = self.feature_norm(x) if self.feature_norm else x
+        y = self.feature_norm(x, valid) if self.feature_norm else x
         return x + self.feature_down(self._activation(self.feature_up(y)))
 
 
@@ -57,6 +57,6 @@ class Mixer(nnx.Module):
         for number, block in enumerate(self.blocks):
             x = block(x, valid)
             intermediates.within(f"blocks.{number}").add("output", lambda x=x: x)
-        x = self.norm(x) if self.norm else x
+        x = self.norm(x, valid) if self.norm else x
         intermediates.add("output", lambda: x)
         return x

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.functional.products import at_precision
 from flaxformer_lab.model_config import ModelConfig
-from flaxformer_lab.models.bodies import make_body
+from flaxformer_lab.models.bodies import Grid, make_body
 from flaxformer_lab.modules.intermediates import DISABLED, Intermediates
 from flaxformer_lab.modules.projection import Dense
 from flaxformer_lab.modules.rngs import Rngs
@@ -36,13 +36,14 @@ class Network(nnx.Module):
         config: ModelConfig,
         *,
         embedding: nnx.Module,
-        grid: tuple[int, ...],
+        grid: Grid,
         outputs: int,
         pooling: str = "off",
         head: nnx.Module | None = None,
         rngs: Rngs,
     ):
-        self._pooling, self._causal, self._tokens = pooling, config.causal, math.prod(grid)
+        self._pooling, self._causal = pooling, config.causal
+        self._tokens = None if isinstance(grid, dict) else math.prod(grid)
         self.precision = config.precision
         self.embedding = embedding
         self.body = make_body(config, grid=grid, rngs=rngs)
@@ -60,6 +61,7 @@ class Network(nnx.Module):
         if getattr(self.embedding, "class_token", None) is not None and valid is not None:
             valid = jnp.pad(valid, ((0, 0), (1, 0)), constant_values=True)
         x = self.body(self.embedding(inputs), valid=valid, keys=keys, intermediates=intermediates)
+        valid = valid["target"] if isinstance(valid, dict) else valid
         outputs = self._head(self._pool(x, valid), inputs)
         return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), outputs)
 
@@ -88,6 +90,8 @@ class Network(nnx.Module):
         Raises:
             ConfigError: the body is not causal, so what follows would change what has been.
         """
+        if self._tokens is None:
+            raise ConfigError("model.name=encoder_decoder cannot go on token by token; choose model.name=transformer")
         if not self._causal:
             raise ConfigError(
                 "a model with model.causal=false sees what follows a token, so it cannot go on token by token; "

@@ -27,16 +27,18 @@ from flaxformer_lab.modules.sharding import (
 )
 
 TokenVectors = Float[Array, "batch tokens width"]
+Valid = Bool[Array, "batch tokens"]
 
 
 class Transformer(nnx.Module):
     """Token vectors in, token vectors out.
 
     A stream that is normalised before each part (pre) is normalised once more at the end; one that is normalised
-    after each part (post) is normalised once at the start, as in BERT.
+    after each part (post) is normalised once at the start, as in BERT. cross_attends: its blocks attend to a second
+    sequence, `memory`, as well.
     """
 
-    def __init__(self, config: TransformerConfig, *, grid: tuple[int, ...], rngs: Rngs):
+    def __init__(self, config: TransformerConfig, *, grid: tuple[int, ...], cross_attends: bool = False, rngs: Rngs):
         self._config = config
         self._tokens = tokens = math.prod(grid)
         # Small at the start, so that a token's content is not drowned by its place.
@@ -45,27 +47,30 @@ class Transformer(nnx.Module):
             if config.position == "learned"
             else None
         )
-        blocks = (Block(config, tokens=tokens, layer=layer, rngs=rngs) for layer in range(config.depth))
-        self.blocks = nnx.List(list(blocks))
+        options = {"tokens": tokens, "cross_attends": cross_attends, "rngs": rngs}
+        self.blocks = nnx.List([Block(config, layer=layer, **options) for layer in range(config.depth)])
         self.norm = make_norm(config)
 
     def __call__(
         self,
         x: TokenVectors,
         *,
-        valid: Bool[Array, "batch tokens"] | None = None,
+        valid: Valid | None = None,
+        memory: Float[Array, "batch memory width"] | None = None,
+        memory_valid: Bool[Array, "batch memory"] | None = None,
         keys: Key[Array, " batch"] | None = None,
         intermediates: Intermediates = DISABLED,
     ) -> TokenVectors:
         run, remat = Block.__call__, self._config.remat
         if remat or sharded_over("fsdp"):
             run = functools.partial(_rematerialised, policy=None if remat else save_all_but_gathered_parameters)
-        x = with_logical_constraint(self._embed_positions(x), "batch", "tokens", None)
+        x = with_logical_constraint(self._embed_positions(x, valid), "batch", "tokens", None)
         intermediates.add("input", lambda: x)
+        masks = {"valid": valid, "memory": memory, "memory_valid": memory_valid}
         for number, block in enumerate(self.blocks):
             block_keys = None if keys is None else fold_in(keys, number)
-            x = run(block, x, valid=valid, keys=block_keys, intermediates=intermediates.within(f"blocks.{number}"))
-        x = self._final_norm(x)
+            x = run(block, x, **masks, keys=block_keys, intermediates=intermediates.within(f"blocks.{number}"))
+        x = self._final_norm(x, valid)
         intermediates.add("output", lambda: x)
         return x
 
@@ -80,19 +85,21 @@ class Transformer(nnx.Module):
     def decode(self, x: Float[Array, "batch 1 width"], cache: Cache) -> tuple[Float[Array, "batch 1 width"], Cache]:
         """The output of one more token, and the cache that includes it."""
         position = cache["position"]
-        x, caches = self._embed_positions(x, position), []
+        x, caches = self._embed_positions(x, first=position), []
         for block, of_block in zip(self.blocks, cache["blocks"], strict=True):
             x, of_block = block.decode(x, of_block, position)
             caches.append(of_block)
         return self._final_norm(x), {"position": position + 1, "blocks": caches}
 
-    def _embed_positions(self, x: TokenVectors, first: Int[Array, " batch"] | None = None) -> TokenVectors:
-        """Token vectors in their places, normalised where the blocks do so after each part."""
+    def _embed_positions(
+        self, x: TokenVectors, valid: Valid | None = None, first: Int[Array, " batch"] | None = None
+    ) -> TokenVectors:
+        """Token vectors with their positions, normalised where the blocks do so after each part."""
         x = self.positioned(x, first)
-        return self.norm(x) if self.norm and self._config.norm.placement == "post" else x
+        return self.norm(x, valid) if self.norm and self._config.norm.placement == "post" else x
 
-    def _final_norm(self, x: TokenVectors) -> TokenVectors:
-        return self.norm(x) if self.norm and self._config.norm.placement == "pre" else x
+    def _final_norm(self, x: TokenVectors, valid: Valid | None = None) -> TokenVectors:
+        return self.norm(x, valid) if self.norm and self._config.norm.placement == "pre" else x
 
     def positioned(self, x: TokenVectors, first: Int[Array, " batch"] | None = None) -> TokenVectors:
         """Token vectors with their learned or sinusoidal positions added; `first`: where the only token stands.
@@ -123,23 +130,24 @@ def _rematerialised(
     block: Block,
     x: TokenVectors,
     *,
-    valid: Bool[Array, "batch tokens"] | None,
-    keys: Key[Array, " batch"] | None,
-    intermediates: Intermediates,
     policy: Callable[..., bool] | None,
+    intermediates: Intermediates,
+    **inputs: Array | None,
 ) -> TokenVectors:
     """The block with its activations recomputed in the backward pass instead of kept (Chen et al. 2016).
 
     policy: which of them are kept (`jax.checkpoint_policies`); None keeps nothing.
     """
-    graph, parameters = nnx.split(block)
+    graph, parameters, state = nnx.split(block, nnx.Param, ...)
 
     @functools.partial(jax.checkpoint, policy=policy)
-    def run(parameters, x, valid, keys):
-        # What is tapped must leave the rematerialised region as an output of it.
-        inner = intermediates.fresh()
-        return nnx.merge(graph, parameters)(x, valid=valid, keys=keys, intermediates=inner), inner.values
+    def run(parameters, state, x, inputs):
+        # Intermediates, and a state that the block updates, must leave the rematerialised region as outputs of it.
+        inner, block = intermediates.fresh(), nnx.merge(graph, parameters, state)
+        y = block(x, **inputs, intermediates=inner)
+        return y, inner.values, nnx.state(block, nnx.Not(nnx.Param))
 
-    x, tapped = run(parameters, x, valid, keys)
-    intermediates.values.update(tapped)
+    x, values, state = run(parameters, state, x, inputs)
+    nnx.update(block, state)
+    intermediates.values.update(values)
     return x

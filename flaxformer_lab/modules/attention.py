@@ -7,19 +7,19 @@ lightning and mean keep a state whose size does not grow.
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.functional import attention as formulas
 from flaxformer_lab.functional import lightning, linear_attention, ring_buffer
 from flaxformer_lab.functional import softmax_attention as softmax
-from flaxformer_lab.functional.attention import Heads, Valid
+from flaxformer_lab.functional.attention import Heads
 from flaxformer_lab.functional.feedforward import ACTIVATIONS
 from flaxformer_lab.functional.heads import fuse_heads, split_heads
 from flaxformer_lab.functional.position import rotary
@@ -39,7 +39,8 @@ from flaxformer_lab.modules.sharding import (
 
 TokenVectors = Float[Array, "batch tokens width"]
 Token = Float[Array, "batch 1 width"]
-KVHeads = Float[Array, "batch tokens kv_heads head_dim"]
+KVHeads = Float[Array, "batch keys kv_heads head_dim"]
+Valid = Bool[Array, "batch keys"]
 Positions = Int[Array, " batch"]
 Cache = Any  # a pytree of arrays, of which each example owns as many rows of the first axis as the next
 
@@ -48,22 +49,35 @@ class Attention(nnx.Module):
     """project, mix within heads, merge heads, project back. A subclass says how a head mixes.
 
     `parts` counts what is projected from the input in one fused map: 3 for query, key and value, 1 for the value alone.
+    crosses: keys and values come from another sequence, `memory`, by a map of their own (Vaswani et al. 2017, 3.2.3);
+    a kind that can do so says `can_cross`. Positions are not rotated then: the two sequences have no common origin.
     layer: which block this is, counted from 0. init_cache(*heads, lengths) -> cache and decode_step(*heads, cache,
     position) -> (mixed, cache) are `mix` token by token; position is that of the new token.
     """
 
     parts = 3
+    can_cross = False
 
-    def __init__(self, config: TransformerConfig, *, tokens: int, layer: int = 0, rngs: Rngs):
+    def __init__(self, config: TransformerConfig, *, tokens: int, layer: int = 0, crosses: bool = False, rngs: Rngs):
         del layer
         attention = config.attention
+        if crosses and not self.can_cross:
+            raise ConfigError(
+                f"model.attention.kind={attention.kind} cannot attend to another sequence; choose softmax or linear"
+            )
         self._heads, self._kv_heads, self._head_dim = attention.num_heads, config.num_kv_heads, config.head_dim
-        self._causal, self._window, self._rotary = config.causal, attention.window, config.position == "rotary"
+        self._causal, self._window = config.causal and not crosses, None if crosses else attention.window
+        self._rotary = config.position == "rotary" and not crosses
         self._slots = min(attention.window or tokens, tokens)
         self._activation = ACTIVATIONS[attention.activation]
         merged = self._heads * self._head_dim
         # For each head of the key: heads of the query (where there is one), of the key, of the value.
         self._counts = (self._heads // self._kv_heads, 1, 1)[-self.parts :]
+        if crosses:
+            self.query_projection = PROJECTIONS[attention.projection](
+                config.width, merged, axes=("width", "heads"), groups=self._kv_heads, bias=config.bias, rngs=rngs
+            )
+            self._counts = self._counts[1:]
         projected = sum(self._counts) * self._kv_heads * self._head_dim
         self.projection = PROJECTIONS[attention.projection](
             config.width, projected, axes=("width", "heads"), groups=self._kv_heads, bias=config.bias, rngs=rngs
@@ -76,9 +90,17 @@ class Attention(nnx.Module):
         self.gate = Gate(config, merged, rngs=rngs) if attention.gate else None
 
     def __call__(
-        self, x: TokenVectors, *, valid: Valid | None = None, intermediates: Intermediates = DISABLED
+        self,
+        x: TokenVectors,
+        *,
+        memory: Float[Array, "batch memory width"] | None = None,
+        valid: Valid | None = None,
+        intermediates: Intermediates = DISABLED,
     ) -> TokenVectors:
-        return self.output_projection(x, self.mix(*self.project_qkv(x), valid=valid, intermediates=intermediates))
+        """valid: which of the tokens that are attended to, of `memory` if there is one, are not padding."""
+        return self.output_projection(
+            x, self.mix(*self.project_qkv(x, memory), valid=valid, intermediates=intermediates)
+        )
 
     def prefill(self, x: TokenVectors, lengths: Positions) -> tuple[TokenVectors, Cache]:
         """The output of a causal sequence, and the cache after each example's first `lengths` tokens."""
@@ -92,12 +114,18 @@ class Attention(nnx.Module):
         mixed, cache = self.decode_step(*self.project_qkv(x), cache, position)
         return self.output_projection(x, mixed), cache
 
-    def project_qkv(self, x: TokenVectors) -> list[Heads]:
-        """Query, key and value (or the value alone) as heads."""
-        fused = with_logical_constraint(self._activation(self.projection(x)), "batch", "tokens", "heads")
+    def project_qkv(self, x: TokenVectors, memory: Float[Array, "batch memory width"] | None = None) -> list[Heads]:
+        """Query, key and value (or the value alone) as heads; key and value from `memory` where there is one."""
+        if memory is None:
+            return self._project(self.projection, x, self._counts)
+        query = self._project(self.query_projection, x, [self._heads // self._kv_heads])
+        return query + self._project(self.projection, memory, self._counts)
+
+    def _project(self, projection: nnx.Module, x: TokenVectors, counts: Sequence[int]) -> list[Heads]:
+        fused = with_logical_constraint(self._activation(projection(x)), "batch", "tokens", "heads")
         return [
             with_logical_constraint(part, "batch", "tokens", "heads", None)
-            for part in split_heads(fused, self._counts, self._head_dim)
+            for part in split_heads(fused, counts, self._head_dim)
         ]
 
     def output_projection(self, x: TokenVectors, mixed: Heads) -> TokenVectors:
@@ -133,6 +161,8 @@ class Gate(nnx.Module):
 class SoftmaxAttention(Attention):
     """Scaled dot-product attention."""
 
+    can_cross = True
+
     def mix(self, query: Heads, key: KVHeads, value: KVHeads, *, valid: Valid | None, intermediates: Intermediates):
         query, key = map(self.rope(), (query, key))
         options = {"causal": self._causal, "valid": valid, "window": self._window}
@@ -157,6 +187,8 @@ class SoftmaxAttention(Attention):
 class LinearAttention(Attention):
     """Attention with weights that are products of positive features; rotary positions turn the numerator alone."""
 
+    can_cross = True
+
     def mix(self, query: Heads, key: KVHeads, value: KVHeads, *, valid: Valid | None, intermediates: Intermediates):
         key, value = (repeated(x, self._heads) for x in (key, value))
         options = {"causal": self._causal, "valid": valid, "apply_rope": self.rope()}
@@ -175,8 +207,8 @@ class LinearAttention(Attention):
 class LightningAttention(Attention):
     """Lightning attention: no softmax, and a decay a head that `attention.slopes` gives, layer by layer."""
 
-    def __init__(self, config: TransformerConfig, *, tokens: int, layer: int = 0, rngs: Rngs):
-        super().__init__(config, tokens=tokens, layer=layer, rngs=rngs)
+    def __init__(self, config: TransformerConfig, *, tokens: int, layer: int = 0, crosses: bool = False, rngs: Rngs):
+        super().__init__(config, tokens=tokens, layer=layer, crosses=crosses, rngs=rngs)
         convention = config.attention.slopes
         self._slopes = functools.partial(lightning.make_slopes, convention, self._heads, layer, config.depth)
         self._scale = lightning.score_scale(convention, self._head_dim)
@@ -214,8 +246,8 @@ class ChannelAttention(Attention):
     It sees all tokens at once, so it has no token by token.
     """
 
-    def __init__(self, config: TransformerConfig, *, tokens: int, layer: int = 0, rngs: Rngs):
-        super().__init__(config, tokens=tokens, layer=layer, rngs=rngs)
+    def __init__(self, config: TransformerConfig, *, tokens: int, layer: int = 0, crosses: bool = False, rngs: Rngs):
+        super().__init__(config, tokens=tokens, layer=layer, crosses=crosses, rngs=rngs)
         self.temperature = ones((self._heads,), ("heads",))
 
     def mix(self, query: Heads, key: KVHeads, value: KVHeads, *, valid: Valid | None, intermediates: Intermediates):
@@ -257,8 +289,8 @@ class StaticAttention(Attention):
 
     parts = 1
 
-    def __init__(self, config: TransformerConfig, *, tokens: int, layer: int = 0, rngs: Rngs):
-        super().__init__(config, tokens=tokens, layer=layer, rngs=rngs)
+    def __init__(self, config: TransformerConfig, *, tokens: int, layer: int = 0, crosses: bool = False, rngs: Rngs):
+        super().__init__(config, tokens=tokens, layer=layer, crosses=crosses, rngs=rngs)
         self.scores = zeros((self._heads, tokens, tokens), ("heads", None, None))
 
     def mix(self, value: KVHeads, *, valid: Valid | None, intermediates: Intermediates) -> Heads:
@@ -294,7 +326,10 @@ ATTENTIONS: dict[str, type[Attention]] = {
 }
 
 
-def make_attention(config: TransformerConfig, *, tokens: int, layer: int = 0, rngs: Rngs) -> Attention | None:
-    """The attention that `config.attention.kind` names; None where it is off. layer: which block it is in, from 0."""
+def make_attention(
+    config: TransformerConfig, *, tokens: int, layer: int = 0, crosses: bool = False, rngs: Rngs
+) -> Attention | None:
+    """The attention that `config.attention.kind` names; None where it is off. The rest is as for `Attention`."""
     kind = config.attention.kind
-    return ATTENTIONS[kind](config, tokens=tokens, layer=layer, rngs=rngs) if kind in ATTENTIONS else None
+    options = {"tokens": tokens, "layer": layer, "crosses": crosses, "rngs": rngs}
+    return ATTENTIONS[kind](config, **options) if kind in ATTENTIONS else None

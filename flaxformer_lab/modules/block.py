@@ -15,18 +15,27 @@ from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.modules.sharding import with_logical_constraint
 
 TokenVectors = Float[Array, "batch tokens width"]
+Valid = Bool[Array, "batch tokens"]
+Keys = Key[Array, " batch"]
 
 
 class Block(nnx.Module):
     """Token mixing, then feature mixing. A part that is off is not there, and neither is its norm.
 
-    layer: which block this is, counted from 0. `prefill` and `decode` are as in `modules/attention.py`.
+    layer: which block this is, counted from 0. cross_attends: attention to another sequence, `memory`, stands between
+    the two. `prefill` and `decode` are as in `modules/attention.py`.
     """
 
-    def __init__(self, config: TransformerConfig, *, tokens: int, layer: int = 0, rngs: Rngs):
+    def __init__(
+        self, config: TransformerConfig, *, tokens: int, layer: int = 0, cross_attends: bool = False, rngs: Rngs
+    ):
         self._config = config
         self.attention = make_attention(config, tokens=tokens, layer=layer, rngs=rngs)
         self.attention_norm = make_norm(config) if self.attention else None
+        self.cross_attention = (
+            make_attention(config, tokens=tokens, layer=layer, crosses=True, rngs=rngs) if cross_attends else None
+        )
+        self.cross_attention_norm = make_norm(config) if self.cross_attention else None
         self.ffn = make_feed_forward(config, rngs)
         self.ffn_norm = make_norm(config) if self.ffn else None
 
@@ -34,53 +43,67 @@ class Block(nnx.Module):
         self,
         x: TokenVectors,
         *,
-        valid: Bool[Array, "batch tokens"] | None = None,
-        keys: Key[Array, " batch"] | None = None,
+        valid: Valid | None = None,
+        memory: Float[Array, "batch memory width"] | None = None,
+        memory_valid: Bool[Array, "batch memory"] | None = None,
+        keys: Keys | None = None,
         intermediates: Intermediates = DISABLED,
     ) -> TokenVectors:
-        attend = lambda y: (self.attention(y, valid=valid, intermediates=intermediates.within("attention")), {})  # noqa: E731
-        x, _ = self._through(x, attend, keys)
+        """valid, memory_valid: which tokens of x and of memory are not padding; None: all of them."""
+        skip, keys_of = self._config.skip, lambda part: None if keys is None else fold_in(keys, part)
+        if self.attention:
+            attend = lambda y: self.attention(y, valid=valid, intermediates=intermediates.within("attention"))  # noqa: E731
+            x = self._residual(x, attend, self.attention_norm, skip.attention, valid, keys_of(0))
+        if self.cross_attention:
+            options = {
+                "memory": memory,
+                "valid": memory_valid,
+                "intermediates": intermediates.within("cross_attention"),
+            }
+            attend = lambda y: self.cross_attention(y, **options)  # noqa: E731
+            x = self._residual(x, attend, self.cross_attention_norm, skip.attention, valid, keys_of(2))
+        if self.ffn:
+            x = self._residual(x, self.ffn, self.ffn_norm, skip.ffn, valid, keys_of(1))
         intermediates.add("output", lambda: x)
         return x
 
     def prefill(self, x: TokenVectors, lengths: Int[Array, " batch"]) -> tuple[TokenVectors, Cache]:
-        return self._through(x, lambda y: self.attention.prefill(y, lengths))
+        return self._with_cache(x, lambda y: self.attention.prefill(y, lengths))
 
     def decode(
         self, x: Float[Array, "batch 1 width"], cache: Cache, position: Int[Array, " batch"]
     ) -> tuple[Float[Array, "batch 1 width"], Cache]:
-        return self._through(x, lambda y: self.attention.decode(y, cache, position))
+        return self._with_cache(x, lambda y: self.attention.decode(y, cache, position))
 
-    def _through(
+    def _with_cache(
+        self, x: TokenVectors, attend: Callable[[TokenVectors], tuple[TokenVectors, Cache]]
+    ) -> tuple[TokenVectors, Cache]:
+        """Both parts, and the cache that attention leaves; an empty one where there is none."""
+        skip, caches = self._config.skip, [{}]
+        if self.attention:
+
+            def attend_and_keep(y: TokenVectors) -> TokenVectors:
+                y, caches[0] = attend(y)
+                return y
+
+            x = self._residual(x, attend_and_keep, self.attention_norm, skip.attention)
+        if self.ffn:
+            x = self._residual(x, self.ffn, self.ffn_norm, skip.ffn)
+        return x, caches[0]
+
+    def _residual(
         self,
         x: TokenVectors,
-        attend: Callable[[TokenVectors], tuple[TokenVectors, Cache]],
-        keys: Key[Array, " batch"] | None = None,
-    ) -> tuple[TokenVectors, Cache]:
-        """Both parts, with attention done by `attend`; what else that returns is returned, or nothing without it."""
-        skip, (attention_keys, ffn_keys), cache = self._config.skip, _streams(keys), {}
-        if self.attention:
-            y, cache = attend(self._pre_norm(x, self.attention_norm))
-            x = self._add_residual(x, y, self.attention_norm, skip.attention, attention_keys)
-        if self.ffn:
-            y = self.ffn(self._pre_norm(x, self.ffn_norm))
-            x = self._add_residual(x, y, self.ffn_norm, skip.ffn, ffn_keys)
-        return x, cache
-
-    def _pre_norm(self, x: TokenVectors, norm: nnx.Module | None) -> TokenVectors:
-        """What a part is given: norm(x) where the norm comes before (pre)."""
-        return norm(x) if norm and self._config.norm.placement == "pre" else x
-
-    def _add_residual(
-        self, x: TokenVectors, y: TokenVectors, norm: nnx.Module | None, skip: bool, keys: Key[Array, " batch"] | None
+        part: Callable[[TokenVectors], TokenVectors],
+        norm: nnx.Module | None,
+        skip: bool,
+        valid: Valid | None = None,
+        keys: Keys | None = None,
     ) -> TokenVectors:
-        """What a part makes of the stream: x + y (pre), or norm(x + y) where the norm comes after (post)."""
+        """x + part(norm(x)) where the norm comes before (pre), or norm(x + part(x)) where it comes after (post)."""
+        pre = self._config.norm.placement == "pre"
+        y = part(norm(x, valid) if norm and pre else x)
         if keys is not None and self._config.dropout:
             y = dropout(y, keys, self._config.dropout)
         y = with_logical_constraint(x + y if skip else y, "batch", "tokens", None)
-        return norm(y) if norm and self._config.norm.placement == "post" else y
-
-
-def _streams(keys: Key[Array, " batch"] | None):
-    """Keys for attention and for the FFN."""
-    return (None, None) if keys is None else (fold_in(keys, 0), fold_in(keys, 1))
+        return norm(y, valid) if norm and not pre else y

@@ -1,12 +1,18 @@
 """Normalisation layers, selected by name."""
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from flaxformer_lab.functional import normalization
 from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.modules.projection import ones, zeros
 from flaxformer_lab.modules.sharding import read
+
+Features = Float[Array, "*batch features"]
+Valid = Bool[Array, "*batch"]  # which tokens are not padding; only BatchNorm asks
+BATCH_MOMENTUM = 0.9  # of the running averages
 
 
 class LayerNorm(nnx.Module):
@@ -17,7 +23,7 @@ class LayerNorm(nnx.Module):
         self.scale = ones((features or config.width,), (axis,))
         self.bias = zeros((features or config.width,), (axis,)) if config.bias else None
 
-    def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch features"]:
+    def __call__(self, x: Features, valid: Valid | None = None) -> Features:
         return normalization.layer_norm(x, read(self.scale), read(self.bias), self._epsilon)
 
 
@@ -28,7 +34,7 @@ class RMSNorm(nnx.Module):
         self._epsilon = config.norm.epsilon
         self.scale = ones((features or config.width,), (axis,))
 
-    def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch features"]:
+    def __call__(self, x: Features, valid: Valid | None = None) -> Features:
         return normalization.rms_norm(x, read(self.scale), self._epsilon)
 
 
@@ -39,11 +45,45 @@ class SimpleRMSNorm(nnx.Module):
         del features, axis
         self._epsilon = config.norm.epsilon
 
-    def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch features"]:
+    def __call__(self, x: Features, valid: Valid | None = None) -> Features:
         return normalization.simple_rms_norm(x, self._epsilon)
 
 
-NORMS: dict[str, type[nnx.Module]] = {"layernorm": LayerNorm, "rmsnorm": RMSNorm, "srmsnorm": SimpleRMSNorm}
+class BatchNorm(nnx.Module):
+    """Each feature is normalised over all valid tokens of the batch (Ioffe and Szegedy 2015).
+
+    Training takes the batch's statistics, of all devices together, and moves running averages towards them; elsewhere
+    these averages are used. `use_running_average` and `axis_name` are set by `PureNetwork.apply`.
+    """
+
+    def __init__(self, config: ModelConfig, features: int | None = None, axis: str = "width"):
+        features = features or config.width
+        self._epsilon = config.norm.epsilon
+        self.scale = ones((features,), (axis,))
+        self.bias = zeros((features,), (axis,)) if config.bias else None
+        self.mean = nnx.BatchStat(jnp.zeros((features,), jnp.float32))
+        self.variance = nnx.BatchStat(jnp.ones((features,), jnp.float32))
+        self.use_running_average, self.axis_name = True, None
+
+    def __call__(self, x: Features, valid: Valid | None = None) -> Features:
+        if self.use_running_average:
+            mean, variance = self.mean[...], self.variance[...]
+        else:
+            mean, variance, count = normalization.batch_statistics(x, valid, axis_name=self.axis_name)
+            # The average is of the unbiased estimate (algorithm 2 of the paper).
+            unbiased = variance * count / jnp.maximum(count - 1, 1)
+            for average, new in ((self.mean, mean), (self.variance, unbiased)):
+                new = jax.lax.stop_gradient(new)
+                average.set_value(BATCH_MOMENTUM * average[...] + (1 - BATCH_MOMENTUM) * new)
+        return normalization.batch_norm(x, mean, variance, read(self.scale), read(self.bias), self._epsilon)
+
+
+NORMS: dict[str, type[nnx.Module]] = {
+    "layernorm": LayerNorm,
+    "rmsnorm": RMSNorm,
+    "srmsnorm": SimpleRMSNorm,
+    "batchnorm": BatchNorm,
+}
 
 
 def make_norm(

@@ -37,6 +37,10 @@ class TinyShapes(tfds.core.GeneratorBasedBuilder):
                     "name": tfds.features.Text(),
                     "weights": tfds.features.Tensor(shape=(2,), dtype=np.float32),
                     "corners": tfds.features.Sequence(np.int64),
+                    "objects": tfds.features.Sequence(
+                        {"box": tfds.features.Tensor(shape=(2,), dtype=np.float32), "kind": np.int64}
+                    ),
+                    "scan": tfds.features.Image(shape=(None, None, 1)),
                 }
             ),
         )
@@ -58,6 +62,8 @@ def tiny_example(index: int) -> dict:
         "name": f"shape {index} ±",
         "weights": np.array([index, -0.5], np.float32),
         "corners": np.arange(index % 3),
+        "objects": [{"box": np.float32([number, index]), "kind": number} for number in range(index % 4)],
+        "scan": np.full((1 + index % 2, 1 + index % 5, 1), 1 + index % 251, np.uint8),
     }
 
 

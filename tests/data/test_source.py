@@ -69,6 +69,55 @@ def test_nothing_read_is_nothing(tiny):
     }
 
 
+CAPACITY = {"corners": (4,), "objects/box": (3,), "objects/kind": (3,), "scan": (2, 5)}
+
+
+def test_features_of_differing_size_are_padded_to_their_capacity(tiny, tiny_example):
+    source = open_split("tiny_shapes", "test", CAPACITY)
+    shapes = {"corners": (4,), "objects/box": (3, 2), "objects/kind": (3,), "scan": (2, 5, 1), "scan_shape": (2,)}
+    features = source.features
+    assert {name: features[name][0] for name in shapes} == shapes
+    data, batch = source.load(), source.read(np.arange(40))
+    assert data.keys() == batch.keys() == features.keys() and source.num_bytes() == sum(x.nbytes for x in data.values())
+    sizes = set()
+    for row, name in enumerate(names(source)):
+        expected = tiny_example(int(name.split()[1]))
+        objects, scan = expected["objects"], expected["scan"]
+        wanted = {
+            "corners": expected["corners"],
+            "objects/box": np.array([each["box"] for each in objects]).reshape(-1, 2),
+            "objects/kind": np.array([each["kind"] for each in objects]),
+            "scan": scan,
+        }
+        for feature, values in wanted.items():
+            padded = data[feature][row]
+            np.testing.assert_array_equal(padded[tuple(map(slice, values.shape))], values)
+            assert np.count_nonzero(padded) == np.count_nonzero(values)
+        assert data["corners_shape"][row] == len(wanted["corners"]) and data["objects/box_shape"][row] == len(objects)
+        assert tuple(data["scan_shape"][row]) == scan.shape[:2]
+        sizes.add(scan.shape)
+    assert len(sizes) > 5
+    for name, array in data.items():
+        np.testing.assert_array_equal(array, batch[name])
+
+
+@pytest.mark.parametrize(
+    ("capacity", "error"),
+    [
+        ({"corners": (1,)}, r"corners of example \d+ has the shape \(2,\), but there is room for \(1,\); raise"),
+        (
+            {"corners": (4, 4)},
+            r"capacity corners=\(4, 4\) must have a positive size for each axis .* corners \(1 axes\)",
+        ),
+        ({"corners": (0,)}, r"capacity corners=\(0,\) must have a positive size"),
+        ({"image": (9,)}, r"capacity image=\(9,\) .*; features with such axes: corners .*scan \(2 axes\)"),
+    ],
+)
+def test_a_capacity_that_does_not_fit_is_refused(tiny, capacity, error):
+    with pytest.raises(DataError, match=error):
+        open_split("tiny_shapes", "test", capacity).load()
+
+
 @pytest.mark.parametrize("indices", [[40], [-1], [0, 1000]])
 def test_there_is_no_example_beyond_the_last(tiny, indices):
     with pytest.raises(IndexError, match="has 40 examples"):

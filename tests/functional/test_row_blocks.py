@@ -56,7 +56,9 @@ def test_rows_that_see_nothing_take_the_mean_of_their_keys_and_share_out_its_gra
     attend = lambda value: row_blocked_attention(*arrays[:2], value, jnp.zeros((1, TOKENS), bool), causal)  # noqa: E731
     output, pull = jax.vjp(attend, arrays[2])
     for row in (0, TOKENS - 1):
-        block = TOKENS if not causal else next(rows.stop for rows, _ in _blocks(TOKENS, True) if row < rows.stop)
+        block = (
+            TOKENS if not causal else next(rows.stop for rows, _ in _blocks(TOKENS, TOKENS, True) if row < rows.stop)
+        )
         np.testing.assert_allclose(output[0, row], np.mean(VALUE[0, :block], axis=0), rtol=1e-4, atol=1e-6)
     (gradient,) = pull(jnp.ones_like(output))
     np.testing.assert_allclose(gradient.sum(axis=(0, 1)), np.full((2, 3), TOKENS), rtol=1e-5)
@@ -64,11 +66,11 @@ def test_rows_that_see_nothing_take_the_mean_of_their_keys_and_share_out_its_gra
 
 @pytest.mark.parametrize("tokens", [1, 31, 32, 33, 70, 128, 130, 1000, 5000])
 def test_blocks_cover_every_row_once_and_see_every_key_that_a_row_may(tokens):
-    blocks = list(_blocks(tokens, causal=True))
+    blocks = list(_blocks(tokens, tokens, causal=True))
     assert np.concatenate([np.arange(tokens)[rows] for rows, _ in blocks]).tolist() == list(range(tokens))
     assert all(seen == slice(0, rows.stop) for rows, seen in blocks)
     assert len(blocks) >= (4 if tokens >= 128 else 1)
-    assert list(_blocks(tokens, causal=False)) == [(slice(0, tokens), slice(0, tokens))]
+    assert list(_blocks(tokens, tokens, causal=False)) == [(slice(0, tokens), slice(0, tokens))]
 
 
 def test_half_precision_keeps_its_dtype_and_comes_close():

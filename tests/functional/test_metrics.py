@@ -1,0 +1,77 @@
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn import metrics as sklearn
+
+from flaxformer_lab.functional.metrics import AUC, NDCG, Average, MacroF1, additive, compute, reduce_over
+
+RNG = np.random.default_rng(0)
+SCORES = RNG.integers(0, 12, 90).astype(np.float32)  # with ties
+LABELS = RNG.integers(0, 2, 90)
+WEIGHTS = RNG.uniform(0, 2, 90).astype(np.float32) * (RNG.uniform(size=90) < 0.8)
+GROUPS = RNG.integers(0, 7, 90)
+
+
+def batches(make, *arrays, parts=(0, 10, 55, 90)):
+    """The states of some batches of unequal size."""
+    return [make(*(array[a:b] for array in arrays)) for a, b in itertools.pairwise(parts)]
+
+
+def value(states):
+    return compute([{"metric": state} for state in states])["metric"]
+
+
+def test_an_average_is_the_sum_over_the_weight_whatever_the_order():
+    states = [Average(np.float32(total), np.float32(1)) for total in (1e8, 1.0, -1e8)]
+    assert value(states) == value(states[::-1]) == pytest.approx(1 / 3)
+
+
+def test_area_under_the_curve_is_exact_with_ties_and_weights():
+    expected = sklearn.roc_auc_score(LABELS, SCORES, sample_weight=WEIGHTS)
+    assert value(batches(AUC, SCORES, LABELS, WEIGHTS)) == pytest.approx(expected, rel=1e-12)
+    assert value([AUC(SCORES, LABELS, np.ones(90))]) == pytest.approx(sklearn.roc_auc_score(LABELS, SCORES), rel=1e-12)
+    assert math.isnan(value([AUC(SCORES, np.ones(90, int), WEIGHTS)]))
+
+
+@pytest.mark.parametrize("top", [1, 3, 50])
+def test_ranking_is_judged_user_by_user_over_all_batches(top):
+    relevance = RNG.integers(0, 4, 90).astype(np.float32) * (GROUPS != 3)  # nothing is relevant to user 3
+    states = batches(lambda *arrays: NDCG(*arrays, top=top), GROUPS, SCORES, relevance, WEIGHTS)
+    expected = []
+    for group in set(GROUPS) - {3}:
+        of_group = (group == GROUPS) & (WEIGHTS > 0)
+        expected.append(sklearn.ndcg_score([relevance[of_group]], [SCORES[of_group]], k=top))
+    assert value(states) == pytest.approx(np.mean(expected), rel=1e-6)
+
+
+def test_macro_f1_is_that_of_all_batches_and_not_a_mean_of_theirs():
+    logits, targets = RNG.normal(size=(90, 4)), RNG.integers(0, 3, 90)  # nobody has the last class
+    of = jax.jit(MacroF1.of)
+    states = batches(of, logits.astype(np.float32), targets, WEIGHTS)
+    predicted = logits.argmax(-1)
+    labels = sorted(set(predicted[WEIGHTS > 0]) | set(targets[WEIGHTS > 0]))
+    options = {"sample_weight": WEIGHTS, "average": "macro", "labels": labels}
+    expected = sklearn.f1_score(targets, predicted, **options)
+    assert value(states) == pytest.approx(expected, rel=1e-5)
+    assert abs(np.mean([value([state]) for state in states]) - expected) > 1e-3
+
+
+def test_devices_reduce_sums_by_adding_and_the_others_by_gathering():
+    assert jax.local_device_count() > 1
+    devices = 2
+
+    def states(scores, labels, weights):
+        metrics = {"auc": AUC(scores, labels, weights), "mean": Average(jnp.sum(scores * weights), jnp.sum(weights))}
+        return reduce_over(metrics, "devices")
+
+    arrays = [jnp.asarray(array).reshape(devices, -1) for array in (SCORES, LABELS, WEIGHTS)]
+    found = jax.tree.map(
+        lambda leaf: leaf[1], jax.pmap(states, axis_name="devices", devices=jax.devices()[:2])(*arrays)
+    )
+    assert compute([found])["auc"] == pytest.approx(sklearn.roc_auc_score(LABELS, SCORES, sample_weight=WEIGHTS))
+    assert compute([found])["mean"] == pytest.approx(np.average(SCORES, weights=WEIGHTS), rel=1e-5)
+    assert additive(found).keys() == {"mean"}
