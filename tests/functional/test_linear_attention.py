@@ -115,3 +115,17 @@ def test_padding_alone_and_features_that_vanish_stay_finite():
 def test_an_empty_sequence_is_refused():
     with pytest.raises(ValueError, match="at least one token"):
         formulas.linear_attention(*arrays(QUERY[:, :0], KEY[:, :0], VALUE[:, :0]))
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(3, 7), (7, 3)])
+def test_keys_may_be_of_another_sequence(queries, keys):
+    query, key, value = QUERY[:, :queries], KEY[:, :keys], VALUE[:, :keys]
+    valid = np.arange(keys)[None] < np.array([[keys], [2]])
+    scores = np.einsum("bqhd,bkhd->bhqk", phi(query), phi(key)) * valid[:, None, None]
+    weights = scores / scores.sum(-1, keepdims=True)
+    inputs = {"causal": False, "valid": jnp.asarray(valid)}
+    output = formulas.linear_attention(*arrays(query, key, value), **inputs)
+    np.testing.assert_allclose(output, np.einsum("bhqk,bkhd->bqhd", weights, value), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(formulas.linear_weights(*arrays(query, key), **inputs), weights, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="are not one sequence, so causal=True cannot"):
+        formulas.linear_attention(*arrays(query, key, value), causal=True)

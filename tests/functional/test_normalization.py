@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from flaxformer_lab.functional.normalization import layer_norm, rms_norm, standardised
+from flaxformer_lab.functional.normalization import (
+    batch_norm,
+    batch_statistics,
+    layer_norm,
+    rms_norm,
+    standardised,
+)
 
 GENERATOR = np.random.default_rng(0)
 X, SCALE, BIAS = GENERATOR.normal(size=(2, 4, 8)) + 0.5, GENERATOR.normal(size=8), GENERATOR.normal(size=8)
@@ -99,3 +105,25 @@ def test_forward_over_reverse_agrees_with_autodiff_of_the_formula(centred):
         expected, result = jax.jit(lambda x: [hessian_product(way, x) for way in ways])(x)
         assert np.max(np.abs(expected)) > 0.1
         np.testing.assert_allclose(result, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_batch_statistics_are_those_of_the_valid_tokens():
+    valid = np.arange(4)[None] < np.array([[4], [1]])
+    seen = X[valid]
+    mean, variance, count = batch_statistics(*as_float32(X), jnp.asarray(valid))
+    np.testing.assert_allclose(mean, seen.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(variance, seen.var(0), rtol=1e-5)
+    assert count == 5
+    expected = (X - seen.mean(0)) / np.sqrt(seen.var(0) + EPSILON) * SCALE + BIAS
+    found = batch_norm(*as_float32(X), mean, variance, *as_float32(SCALE, BIAS), EPSILON)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_statistics_of_several_devices_are_those_of_the_whole_batch():
+    def over(x):
+        return batch_statistics(x, axis_name="devices")
+
+    parts = jax.pmap(over, axis_name="devices", devices=jax.devices()[:2])(as_float32(X)[0])
+    for found, expected in zip(parts, (X.mean((0, 1)), X.var((0, 1)), 8), strict=True):
+        np.testing.assert_allclose(found[0], expected, rtol=1e-5)
+        np.testing.assert_array_equal(found[0], found[1])

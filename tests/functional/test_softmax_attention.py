@@ -289,3 +289,42 @@ def test_what_cannot_be_is_refused(change, message):
     heads = [jnp.asarray(arguments.pop(name), jnp.float32) for name in ("query", "key", "value")]
     with pytest.raises(ValueError, match=message):
         softmax_attention(*heads, **arguments)
+
+
+# --------------------------------------------------------------------------------------- keys of another sequence
+
+
+@pytest.mark.parametrize("implementation", [None, "row_blocks", "blockwise", "xla"])
+@pytest.mark.parametrize(("queries", "keys"), [(3, 9), (9, 3)])
+def test_keys_may_be_of_another_sequence(implementation, queries, keys):
+    query, key, value = QUERY[:, :queries], KEY[:, :keys], VALUE[:, :keys]
+    if implementation == "xla":  # which wants one head_dim
+        value = key
+    lengths, towards = [keys, keys - 1], TOWARDS[:, :queries, :, : value.shape[3]]
+    towards = np.resize(towards, (*query.shape[:3], value.shape[3]))
+    seen = np.stack([np.broadcast_to(np.arange(keys) < length, (queries, keys)) for length in lengths])
+    valid = jnp.arange(keys)[None] < jnp.array(lengths)[:, None]
+    attend = functools.partial(softmax_attention, valid=valid, implementation=implementation)
+    arrays = [jnp.asarray(x, jnp.float32) for x in (query, key, value)]
+    output, pull = jax.vjp(attend, *arrays)
+    np.testing.assert_allclose(output, by_hand(query, key, value, seen), rtol=1e-5, atol=1e-5)
+    expected = gradients_by_hand(query, key, value, seen, towards)
+    for found, wanted in zip(pull(jnp.asarray(towards, jnp.float32)), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("masks", [{"causal": True}, {"window": 2}])
+def test_positions_of_two_sequences_are_not_compared(masks):
+    query, key = (jnp.zeros((1, tokens, 2, 4)) for tokens in (3, 9))
+    with pytest.raises(
+        ValueError, match=r"3 queries and 9 keys are not one sequence, .*use causal=False and window=None"
+    ):
+        softmax_attention(query, key, key, **masks)
+
+
+def test_the_kernels_for_one_sequence_are_not_chosen_for_two():
+    one = Problem(1, 512, 4, 128, 128, half=True, causal=False, padded=False, window=None)
+    two = one._replace(other_keys=256)
+    assert choose(one, "tpu").name == "splash" and choose(two, "tpu").name == "xla"
+    assert choose(two, "gpu").name == "cudnn" and choose(two._replace(other_keys=255), "gpu").name == "xla"
+    assert choose(two._replace(other_keys=2**20), "cpu").name == "blockwise"

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from flaxformer_lab.config import parse_config
+from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.modules.block import Block
 from flaxformer_lab.modules.intermediates import Intermediates
 from flaxformer_lab.modules.rngs import Rngs
@@ -100,3 +101,55 @@ def test_output_is_tapped(make):
     output = make()(X, intermediates=intermediates)
     assert set(intermediates.values) == {"attention.weights", "output"}
     np.testing.assert_array_equal(intermediates.values["output"], output)
+
+
+# -------------------------------------------------------------------------------------- attention to another sequence
+
+MEMORY = jnp.asarray(np.random.default_rng(1).normal(size=(4, 6, 8)), jnp.float32)
+MEMORY_VALID = jnp.arange(6)[None] < jnp.array([[6], [3], [1], [6]])
+
+
+@pytest.fixture
+def make_crossing(draw_module):
+    """Makes a block that attends to another sequence."""
+
+    def make(**model):
+        tree = {"width": 8, "attention": {"num_heads": 2}, "ffn": {"expansion": 2.0}}
+        config = parse_config({"model": tree | model}).model
+        return draw_module(lambda: Block(config, tokens=4, cross_attends=True, rngs=Rngs(0)))
+
+    return make
+
+
+def test_cross_attention_is_the_formula(make_crossing):
+    """softmax(q k^T / sqrt(d)) v with q of the block's own tokens, k and v of the memory, in float64."""
+    drawn = make_crossing(norm={"kind": "off"}, attention={"num_heads": 2, "kind": "softmax"})
+    attention, p = drawn.module.cross_attention, drawn.exact
+    x, memory = np.asarray(X, np.float64), np.asarray(MEMORY, np.float64)
+    query = x @ p["cross_attention.query_projection.kernel"] + p["cross_attention.query_projection.bias"]
+    both = memory @ p["cross_attention.projection.kernel"] + p["cross_attention.projection.bias"]
+    mixed = np.zeros_like(x)
+    for head in range(2):
+        q = query[..., 4 * head : 4 * head + 4]
+        k, v = both[..., 8 * head : 8 * head + 4], both[..., 8 * head + 4 : 8 * head + 8]
+        weights = np.exp(q @ np.swapaxes(k, 1, 2) / 2) * np.asarray(MEMORY_VALID)[:, None]
+        mixed[..., 4 * head : 4 * head + 4] = weights / weights.sum(-1, keepdims=True) @ v
+    expected = mixed @ p["cross_attention.output.kernel"] + p["cross_attention.output.bias"]
+    found = attention(X, memory=MEMORY, valid=MEMORY_VALID)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "linear"])
+def test_what_is_padding_in_the_memory_is_not_seen(make_crossing, kind):
+    drawn = make_crossing(attention={"num_heads": 2, "kind": kind})
+    options = {"memory_valid": MEMORY_VALID}
+    changed = jnp.where(MEMORY_VALID[:, :, None], MEMORY, 100.0)
+    result = drawn(X, memory=MEMORY, **options)
+    np.testing.assert_array_equal(result, drawn(X, memory=changed, **options))
+    assert np.abs(result - drawn(X, memory=MEMORY)).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["mean", "static", "lightning", "channel"])
+def test_kinds_that_see_one_sequence_alone_refuse_another(make_crossing, kind):
+    with pytest.raises(ConfigError, match=f"attention.kind={kind} cannot attend to another sequence; choose"):
+        make_crossing(attention={"num_heads": 2, "kind": kind})
