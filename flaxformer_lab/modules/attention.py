@@ -7,6 +7,7 @@ lightning and mean keep a state whose size does not grow.
 
 import functools
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from flaxformer_lab import registry
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.functional import attention as formulas
 from flaxformer_lab.functional import lightning, linear_attention, ring_buffer
@@ -130,6 +132,54 @@ class Gate(nnx.Module):
         return jax.nn.sigmoid(self.up(self.down(x)))
 
 
+# ------------------------------------------------------------- what the kinds declare (`registry.PROPERTIES`)
+
+
+def _chooses(config: TransformerConfig, tokens: int) -> bool:
+    """Whether there is more than one token to choose from: the weight of a lone one is 1 whatever its score is."""
+    return tokens > 1 and config.attention.window != 1
+
+
+def _has_no_choice(config: TransformerConfig, tokens: int) -> bool:
+    return not _chooses(config, tokens)
+
+
+def _chooses_by_several_features(config: TransformerConfig, tokens: int) -> bool:
+    """The features of a head share its scores."""
+    return _chooses(config, tokens) and config.head_dim > 1
+
+
+def _has_wide_heads(config: TransformerConfig, tokens: int) -> bool:
+    del tokens
+    return config.head_dim > 1
+
+
+def _has_lone_features(config: TransformerConfig, tokens: int) -> bool:
+    """A lone feature's weight on itself is 1 whatever the tokens are."""
+    return not _has_wide_heads(config, tokens)
+
+
+def _reach(config: TransformerConfig, tokens: int) -> float:
+    del tokens
+    return math.inf if config.attention.window is None else config.attention.window - 1
+
+
+# ----------------------------------------------------------------------------------------------------- kinds
+
+
+@registry.register(
+    "attention",
+    "softmax",
+    odd=True,
+    affine=_has_no_choice,
+    mixes_features=_chooses_by_several_features,
+    sees_content=_chooses,
+    causal=True,
+    windowed=True,
+    reach=_reach,
+    has_token_weights=True,
+    decodes=True,
+)
 class SoftmaxAttention(Attention):
     """Scaled dot-product attention."""
 
@@ -154,6 +204,19 @@ class SoftmaxAttention(Attention):
         return ring_buffer.attend(ring_buffer.slot_scores(query, keys), values, seen), [keys, values]
 
 
+@registry.register(
+    "attention",
+    "linear",
+    odd=False,  # its features are positive
+    affine=_has_no_choice,
+    mixes_features=_chooses_by_several_features,
+    sees_content=_chooses,
+    causal=True,
+    windowed=False,
+    reach=math.inf,
+    has_token_weights=True,
+    decodes=True,
+)
 class LinearAttention(Attention):
     """Attention with weights that are products of positive features; rotary positions turn the numerator alone."""
 
@@ -172,6 +235,19 @@ class LinearAttention(Attention):
         return linear_attention.decode_step(query, key, value, cache, apply_rope=self.rope(position))
 
 
+@registry.register(
+    "attention",
+    "lightning",
+    odd=True,
+    affine=False,
+    mixes_features=_has_wide_heads,  # its weight q . k is not 1 where a token is alone
+    sees_content=True,
+    causal=True,
+    windowed=False,
+    reach=math.inf,
+    has_token_weights=False,
+    decodes=True,
+)
 class LightningAttention(Attention):
     """Lightning attention: no softmax, and a decay a head that `attention.slopes` gives, layer by layer."""
 
@@ -208,6 +284,19 @@ class LightningAttention(Attention):
         return query, repeated(key, self._heads), repeated(value, self._heads)
 
 
+@registry.register(
+    "attention",
+    "channel",
+    odd=True,
+    affine=_has_lone_features,
+    mixes_features=_has_wide_heads,
+    sees_content=_has_wide_heads,
+    causal=False,
+    windowed=False,
+    reach=lambda config, tokens: math.inf if _has_wide_heads(config, tokens) else 0,
+    has_token_weights=False,
+    decodes=False,
+)
 class ChannelAttention(Attention):
     """Cross-covariance attention between the features of a head, with a learned temperature a head.
 
@@ -226,6 +315,19 @@ class ChannelAttention(Attention):
         return formulas.channel_attention(query, key, value, temperature, valid=valid)
 
 
+@registry.register(
+    "attention",
+    "mean",
+    odd=True,
+    affine=True,
+    mixes_features=False,
+    sees_content=False,
+    causal=True,
+    windowed=True,
+    reach=_reach,
+    has_token_weights=True,
+    decodes=True,
+)
 class MeanAttention(Attention):
     """Every token receives the mean of the tokens that it may see; there are no queries and keys."""
 
@@ -252,6 +354,19 @@ class MeanAttention(Attention):
         return repeated(mean.astype(value.dtype), self._heads), cache
 
 
+@registry.register(
+    "attention",
+    "static",
+    odd=True,
+    affine=True,
+    mixes_features=False,
+    sees_content=False,
+    causal=True,
+    windowed=True,
+    reach=_reach,
+    has_token_weights=True,
+    decodes=True,
+)
 class StaticAttention(Attention):
     """Learned weights a head and pair of positions, the same for every input; there are no queries and keys."""
 
@@ -284,17 +399,8 @@ class StaticAttention(Attention):
         return ring_buffer.attend(scores.astype(jnp.float32), cache, held >= 0), cache
 
 
-ATTENTIONS: dict[str, type[Attention]] = {
-    "softmax": SoftmaxAttention,
-    "linear": LinearAttention,
-    "lightning": LightningAttention,
-    "channel": ChannelAttention,
-    "mean": MeanAttention,
-    "static": StaticAttention,
-}
-
-
 def make_attention(config: TransformerConfig, *, tokens: int, layer: int = 0, rngs: Rngs) -> Attention | None:
     """The attention that `config.attention.kind` names; None where it is off. layer: which block it is in, from 0."""
-    kind = config.attention.kind
-    return ATTENTIONS[kind](config, tokens=tokens, layer=layer, rngs=rngs) if kind in ATTENTIONS else None
+    if config.attention.kind == "off":
+        return None
+    return registry.lookup("attention", config.attention.kind).build(config, tokens=tokens, layer=layer, rngs=rngs)
