@@ -117,10 +117,10 @@ def _differing(config: Any) -> dict[str, Any]:
     for knob in dataclasses.fields(config):
         value = getattr(config, knob.name)
         if dataclasses.is_dataclass(value):
-            values[knob.name] = _differing(value)
+            values |= {knob.name: inner} if (inner := _differing(value)) else {}
         elif knob.name == "name" or value != getattr(default, knob.name):
             values[knob.name] = value
-    return {key: value for key, value in values.items() if value != {}}
+    return values
 
 
 @dataclass(frozen=True)
