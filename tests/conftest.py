@@ -19,6 +19,7 @@ import pytest
 from absl import flags
 from flax import nnx
 
+from flaxformer_lab import registry
 from flaxformer_lab.cache import cache_folder
 from flaxformer_lab.compilation import compile_small_programs_briefly
 from flaxformer_lab.config import parse_config
@@ -185,6 +186,13 @@ def decoded_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Source, "load", load)
         yield
+
+
+@pytest.fixture
+def own_parts(monkeypatch) -> None:
+    """What a test registers and imports is gone after it."""
+    monkeypatch.setattr(registry, "_PARTS", {kind: dict(parts) for kind, parts in registry._PARTS.items()})
+    monkeypatch.setattr(registry, "_IMPORTED", dict(registry._IMPORTED))
 
 
 @pytest.fixture
