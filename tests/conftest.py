@@ -189,10 +189,20 @@ def decoded_once() -> Iterator[None]:
 
 
 @pytest.fixture
-def own_parts(monkeypatch) -> None:
-    """What a test registers and imports is gone after it."""
-    monkeypatch.setattr(registry, "_PARTS", {kind: dict(parts) for kind, parts in registry._PARTS.items()})
-    monkeypatch.setattr(registry, "_IMPORTED", dict(registry._IMPORTED))
+def own_parts(monkeypatch) -> Iterator[Callable[[], None]]:
+    """What a test registers and imports is gone after it, and when it calls this."""
+    parts, imported, modules = registry._PARTS, registry._IMPORTED, set(sys.modules)
+
+    def forget() -> None:
+        monkeypatch.setattr(registry, "_PARTS", {kind: dict(named) for kind, named in parts.items()})
+        monkeypatch.setattr(registry, "_IMPORTED", dict(imported))
+        for name in set(sys.modules) - modules:
+            if name.startswith("imported_parts_"):
+                del sys.modules[name]
+
+    forget()
+    yield forget
+    forget()
 
 
 @pytest.fixture
@@ -219,6 +229,7 @@ def command_texts(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
             for name, flag in theirs.items():
                 flags.FLAGS[name] = flag
             flags.FLAGS.unparse_flags()
+            flags.FLAGS["import"].unparse()
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 

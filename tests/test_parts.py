@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import itertools
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -97,6 +98,13 @@ def test_a_part_that_declares_falsely_is_found_out(cases, own_parts):
             self._window = None
 
     assert faults("attention", "liar", cases("attention", "liar")) == {"affine", "causal", "windowed"}
+
+
+def test_the_attention_kind_of_the_docs_is_what_it_declares(cases, own_parts):
+    text = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
+    registry.import_text("/docs/my_parts.py", text.split("```python\n")[1].split("```")[0])
+    assert not faults("attention", "sigmoid", cases("attention", "sigmoid"))
+    assert faults("attention", "sigmoid", cases("attention", "sigmoid"), turned="decodes") == {"decodes"}
 
 
 def test_what_is_unknown_is_not_judged(cases, own_parts):
