@@ -13,8 +13,12 @@ from flaxformer_lab.compilation import use_compilation_cache
 from flaxformer_lab.config import Config, as_dict, parse_config
 from flaxformer_lab.errors import ConfigError, LabError
 from flaxformer_lab.parsing import flatten, override
+from flaxformer_lab.registry import import_parts
 
 OVERRIDE = "--config."
+IMPORT = flags.DEFINE_multi_string(
+    "import", [], "Python file that registers parts of your own (docs/extending.md); may be repeated."
+)
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -24,6 +28,8 @@ def run(main: Callable[[list[str]], None]) -> None:
         left = flags.FLAGS([sys.argv[0], *arguments])
         if left[1:]:
             raise ConfigError(f"{left[1]} is not understood; every argument is a flag: --name=value (see --help)")
+        for path in IMPORT.value:
+            import_parts(path)
         use_compilation_cache()
         main(overrides)
     except flags.Error as error:

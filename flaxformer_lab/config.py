@@ -3,12 +3,14 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from flaxformer_lab import registry
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.model_config import ModelConfig, TransformerConfig
-from flaxformer_lab.parsing import AtLeastOne, Decay, Name, NonNegative, Positive, Rate, Seed, parse
+from flaxformer_lab.parsing import AtLeastOne, Decay, Name, NonNegative, Positive, Rate, Seed, Tagged, parse
 from flaxformer_lab.task_config import ImageClassificationConfig, TaskConfig
+from flaxformer_lab.tasks import Task as _Task  # noqa: F401  with it come all parts of the lab
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,12 @@ class Config:
     """A whole run."""
 
     seed: Seed = 0
-    task: TaskConfig = field(default_factory=ImageClassificationConfig)
-    model: ModelConfig = field(default_factory=TransformerConfig)
+    task: Annotated[TaskConfig, Tagged(lambda: registry.configs("task"), "image_classification", registry.choices)] = (
+        field(default_factory=ImageClassificationConfig)
+    )
+    model: Annotated[ModelConfig, Tagged(lambda: registry.configs("model"), "transformer", registry.choices)] = field(
+        default_factory=TransformerConfig
+    )
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     parallelism: ParallelismConfig = field(default_factory=ParallelismConfig)
@@ -112,24 +118,25 @@ class Config:
     def rules(self) -> None:
         """Raises ConfigError when parts contradict one another."""
         task, model, training, optimizer = self.task, self.model, self.training, self.optimizer
-        if model.name == "cnn_2d" and not isinstance(task, ImageClassificationConfig):
+        declared = lambda key: registry.ask("model", model.name, key, model)  # noqa: E731
+        if declared("needs_grid") and not registry.ask("task", task.name, "has_grid", task):
             raise ConfigError(
-                f"model.name=cnn_2d needs a grid of patches, which task.name={task.name} has not; "
+                f"model.name={model.name} needs a grid of patches, which task.name={task.name} has not; "
                 "set model.name=cnn_1d or task.name=image_classification"
             )
-        if task.causal is not None and task.causal != model.causal:
+        causal = declared("causal")
+        if task.causal is not None and task.causal != bool(causal):
             reason = "lets a token see the one that it must predict" if task.causal else "hides what follows a token"
+            reason = "does not declare causal=True" if task.causal and causal is None else reason
             way_out = f"set model.causal={_word(task.causal)}" if _has_knob(model) else "choose another model.name"
             raise ConfigError(f"{_format_task(task)} with {_format_causality(model)} {reason}; {way_out}")
-        if isinstance(task, ImageClassificationConfig) and task.pooling == "class_token":
-            attends = model.name == "mixer" or (model.name == "transformer" and model.attention.kind != "off")
-            if model.causal or not attends:
-                blind = "model.attention.kind=off" if model.name == "transformer" else f"model.name={model.name}"
-                blind = _format_causality(model) if model.causal else blind
-                raise ConfigError(
-                    f"task.pooling=class_token with {blind} hides the image from the class token, which "
-                    "comes first; set task.pooling=mean"
-                )
+        if getattr(task, "pooling", None) == "class_token" and (causal or declared("attends") is False):
+            blind = "model.attention.kind=off" if model.name == "transformer" else f"model.name={model.name}"
+            blind = _format_causality(model) if causal else blind
+            raise ConfigError(
+                f"task.pooling=class_token with {blind} hides the image from the class token, which "
+                "comes first; set task.pooling=mean"
+            )
         if training.batch_size % training.accumulate:
             raise ConfigError(
                 f"training.accumulate={training.accumulate} does not divide "
@@ -142,9 +149,10 @@ class Config:
                 "(model.attention.num_kv_heads); a device works on whole heads; choose a divisor"
             )
         sequence = self.parallelism.mesh.sequence
-        if sequence > 1 and not isinstance(model, TransformerConfig):
+        if sequence > 1 and not declared("shards_tokens"):
+            able = " or ".join(registry.declaring("model", "shards_tokens"))
             raise ConfigError(
-                f"parallelism.mesh.sequence={sequence} with model.name={model.name}: only model.name=transformer "
+                f"parallelism.mesh.sequence={sequence} with model.name={model.name}: only model.name={able} "
                 "works on tokens in shares; set parallelism.mesh.sequence=1 and leave the devices to data"
             )
         if optimizer.warmup_steps > training.steps:

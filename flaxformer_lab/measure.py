@@ -14,7 +14,7 @@ from absl import flags
 
 from flaxformer_lab.analysis.estimate import Estimate
 from flaxformer_lab.analysis.figures import FIGURES, save_figures
-from flaxformer_lab.analysis.measures import MEASURES, Values, as_json, measure
+from flaxformer_lab.analysis.measures import MEASURES, Values, as_json, left_out, measure
 from flaxformer_lab.analysis.subject import Subject
 from flaxformer_lab.command_line import parse_step, run
 from flaxformer_lab.errors import ConfigError, RunError
@@ -47,6 +47,9 @@ def main(overrides: list[str]) -> None:
     display = Display(steps=1, units=loaded.task.units, batch_size=1)
     title = f"{WORKDIR.value}, step {loaded.step}, {len(subject.vectors)} examples of {SPLIT.value}"
     display.table(title, ["measure", "value", "standard error"], _rows(values))
+    if not MEASURES_FLAG.value:
+        for name, reason in left_out(subject).items():
+            display.say(f"left out: {name}: {reason}")
     workdir = RunFolder(WORKDIR.value).path
     title = f"{workdir.name}, step {loaded.step}, {SPLIT.value}"
     for path in write(values, workdir / "measures" / str(loaded.step), title):

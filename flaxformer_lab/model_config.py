@@ -1,18 +1,29 @@
 """What a model is: the Transformer's knobs, and those of the baselines that it is judged beside.
 
-`name` selects one; the others' keys are then unknown. All of them map token vectors to token vectors of `width`.
+`name` selects one; the others' keys are then unknown. All of them map token vectors to token vectors of `width`. Which
+kinds of attention and FFN there are, and what they can do, the registered parts say (`registry.py`).
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+from flaxformer_lab import registry
 from flaxformer_lab.errors import ConfigError
-from flaxformer_lab.parsing import AtLeastOne, Depth, Positive, Rate
+from flaxformer_lab.parsing import AtLeastOne, Choices, Depth, Positive, Rate
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh", "identity"]
 # Of float32 products, in JAX's words. GPUs and TPUs can multiply float32 faster in fewer bits; a CPU never does.
 # highest: float32; high: TF32 on a GPU, three passes of bfloat16 on a TPU; default: the device's fastest.
 Precision = Literal["highest", "high", "default"]
+AttentionKind = Annotated[str, Choices(lambda: (*registry.names("attention"), "off"), registry.choices)]
+FeedForwardKind = Annotated[str, Choices(lambda: (*registry.names("ffn"), "off"), registry.choices)]
+
+
+class ModelConfig:
+    """Base of every model's config: a frozen dataclass with name, width, bias, dtype and precision, all with defaults.
+
+    With `depth`, where the model has layers, it keeps that of the Transformer whose place it takes.
+    """
 
 
 @dataclass(frozen=True)
@@ -32,7 +43,7 @@ class AttentionConfig:
     output: how the merged heads return to the model's width; `off` removes the map, as `identity` does.
     """
 
-    kind: Literal["softmax", "linear", "lightning", "channel", "mean", "static", "off"] = "softmax"
+    kind: AttentionKind = "softmax"
     num_heads: AtLeastOne = 4
     head_dim: AtLeastOne | None = None
     num_kv_heads: AtLeastOne | None = None
@@ -49,7 +60,7 @@ class AttentionConfig:
 class FeedForwardConfig:
     """Feature mixing inside a token: mlp, gated (GLU), bilinear (a GLU without activation), diagonal, off."""
 
-    kind: Literal["mlp", "gated", "bilinear", "diagonal", "off"] = "mlp"
+    kind: FeedForwardKind = "mlp"
     activation: Activation = "gelu"
     expansion: Positive = 4.0
 
@@ -75,7 +86,7 @@ class SkipConfig:
 
 
 @dataclass(frozen=True)
-class TransformerConfig:
+class TransformerConfig(ModelConfig):
     """The Transformer's knobs, each one flag."""
 
     name: Literal["transformer"] = "transformer"
@@ -138,17 +149,31 @@ class TransformerConfig:
                     "set model.attention.head_dim to none or change num_heads"
                 )
         self._rules_of_shared_heads()
-        if attention.window is not None and attention.kind not in ("softmax", "mean", "static"):
+        self._rules_of_kinds()
+
+    def _rules_of_kinds(self) -> None:
+        """What the kinds of attention and FFN declare of themselves must allow the knobs; what is unknown does not."""
+        kind, window, ffn = self.attention.kind, self.attention.window, self.ffn.kind
+        windowed, causal = (registry.ask("attention", kind, key, self) for key in ("windowed", "causal"))
+        if window is not None and not windowed:
+            reason = "sums over all tokens at once" if windowed is False else "does not declare windowed=True"
             raise ConfigError(
-                f"model.attention.window={attention.window} with model.attention.kind={attention.kind}, which sums "
-                "over all tokens at once; set model.attention.window to none or choose softmax, mean or static"
+                f"model.attention.window={window} with model.attention.kind={kind}, which {reason}; "
+                f"set model.attention.window to none or choose {_attention_kinds('windowed')}"
             )
-        if attention.kind == "channel" and self.causal:
+        if self.causal and not causal:
+            reason = "sums over all tokens" if causal is False else "does not declare causal=True"
             raise ConfigError(
-                "model.attention.kind=channel sums over all tokens, so it cannot be causal; set model.causal=false "
-                "(and a task that allows it) or choose softmax, linear, lightning, mean or static"
+                f"model.attention.kind={kind} {reason}, so it cannot be causal; set model.causal=false "
+                f"(and a task that allows it) or choose {_attention_kinds('causal')}"
             )
-        if attention.kind not in ("mean", "static") and self.position == "rotary" and self.head_dim % 2:
+        if self.causal and ffn != "off" and registry.ask("ffn", ffn, "reach", self) != 0:
+            raise ConfigError(
+                f"model.ffn.kind={ffn} does not declare reach=0, that it works on each token alone, so it cannot be "
+                "causal; set model.causal=false or choose another"
+            )
+        turns = getattr(registry.lookup("attention", kind).build, "parts", 3) > 1  # there are queries and keys
+        if turns and self.position == "rotary" and self.head_dim % 2:
             raise ConfigError(
                 f"model.position=rotary turns pairs of features, so head_dim={self.head_dim} must be even; "
                 "choose another num_heads or head_dim, or position learned, sinusoidal or off"
@@ -182,18 +207,24 @@ class EncoderDecoderConfig(TransformerConfig):
     def rules(self) -> None:
         """Raises ConfigError when knobs contradict one another."""
         super().rules()
-        if self.attention.kind not in ("softmax", "linear"):
+        if registry.ask("attention", self.attention.kind, "crosses", self) is not True:
             raise ConfigError(
                 f"model.attention.kind={self.attention.kind} cannot attend to another sequence, which "
-                "model.name=encoder_decoder needs; choose softmax or linear"
+                f"model.name=encoder_decoder needs; choose {_attention_kinds('crosses')}"
             )
+
+
+def _attention_kinds(key: str) -> str:
+    """The kinds that declare `key`: a, b or c."""
+    *most, last = registry.declaring("attention", key)
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 # ------------------------------------------------------------------------------------------------ baselines
 
 
 @dataclass(frozen=True)
-class MLPConfig:
+class MLPConfig(ModelConfig):
     """Dense layers with an activation, for each token alone: features mix, tokens never meet."""
 
     name: Literal["mlp"] = "mlp"
@@ -208,7 +239,7 @@ class MLPConfig:
 
 
 @dataclass(frozen=True)
-class FactorizationMachineConfig:
+class FactorizationMachineConfig(ModelConfig):
     """A linear map plus products of every two features (Rendle 2010), for each token alone; `width` is its rank."""
 
     name: Literal["factorization_machine"] = "factorization_machine"
@@ -221,7 +252,7 @@ class FactorizationMachineConfig:
 
 
 @dataclass(frozen=True)
-class ConvolutionConfig:
+class ConvolutionConfig(ModelConfig):
     """Residual convolutions over the tokens: along the sequence (1d), or over an image's grid of patches (2d)."""
 
     name: Literal["cnn_1d", "cnn_2d"] = "cnn_1d"
@@ -251,7 +282,7 @@ class ConvolutionConfig:
 
 
 @dataclass(frozen=True)
-class RecurrentConfig:
+class RecurrentConfig(ModelConfig):
     """Recurrent layers from the first token to the last: `lstm` (Hochreiter & Schmidhuber 1997) or `gru` (Cho 2014)."""
 
     name: Literal["lstm", "gru"] = "lstm"
@@ -265,7 +296,7 @@ class RecurrentConfig:
 
 
 @dataclass(frozen=True)
-class MixerConfig:
+class MixerConfig(ModelConfig):
     """MLP-Mixer (Tolstikhin et al. 2021): an MLP over tokens, then an MLP over features, each with norm and skip."""
 
     name: Literal["mixer"] = "mixer"
@@ -280,14 +311,3 @@ class MixerConfig:
     precision: Precision = "highest"
 
     causal = False
-
-
-ModelConfig = (
-    TransformerConfig
-    | EncoderDecoderConfig
-    | MLPConfig
-    | FactorizationMachineConfig
-    | ConvolutionConfig
-    | RecurrentConfig
-    | MixerConfig
-)

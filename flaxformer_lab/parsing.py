@@ -9,7 +9,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -22,6 +22,23 @@ class Rule:
 
     text: str
     holds: Callable[[Any], bool]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Annotates a text that must be one of `names()`, which may grow; `way_out(names)` ends the refusal of another."""
+
+    names: Callable[[], Sequence[str]]
+    way_out: Callable[[Iterable[str]], str]
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """Annotates one of several dataclasses, `kinds()`, chosen by the mapping's `name`; `default` where it has none."""
+
+    kinds: Callable[[], Mapping[str, type]]
+    default: str
+    way_out: Callable[[Iterable[str]], str]
 
 
 SMALL = Rule("must be below 2**31", lambda value: value < 2**31)  # what array indices of 32 bits can count
@@ -41,8 +58,8 @@ DISTINCT = Rule("must name at least one value, and none of them twice", lambda v
 def parse(kind: Any, value: Any, path: str) -> Any:
     """Returns `value` as the annotated type `kind`; `path` names it in errors.
 
-    A dataclass is read from a mapping, strictly; a union of dataclasses by the mapping's `name`. What the mapping
-    leaves out takes its default; then the dataclass's `rules()` has its say.
+    A dataclass is read from a mapping, strictly; which one of several (`Tagged`), the mapping's `name` says. What the
+    mapping leaves out takes its default; then the dataclass's `rules()` has its say.
 
     Raises:
         ConfigError: an unknown key, a value of the wrong type or out of range, or keys that contradict one another.
@@ -50,10 +67,12 @@ def parse(kind: Any, value: Any, path: str) -> Any:
     rules: tuple[Rule, ...] = ()
     if typing.get_origin(kind) is Annotated:
         kind, *rules = typing.get_args(kind)
+        if isinstance(rules[0], Choices):
+            return _parse_choice(rules[0].names(), value, path, rules[0].way_out)
+        if isinstance(rules[0], Tagged):
+            return _parse_dataclass(_tagged(rules[0], value, path), value, path, tagged=True)
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         options = tuple(option for option in typing.get_args(kind) if option is not types.NoneType)
-        if all(map(dataclasses.is_dataclass, options)):
-            return _parse_dataclass(_tagged(options, value, path), value, path, tagged=True)
         tables = [option for option in options if typing.get_origin(option) is dict]
         if tables and (isinstance(value, Mapping) or len(tables) == len(options)):
             return parse(tables[0], value, path)
@@ -136,17 +155,17 @@ def _keys(kind: type) -> list[str]:
     return [f.name for f in dataclasses.fields(kind)]
 
 
-def _tagged(kinds: tuple[type, ...], value: Any, path: str) -> type:
-    """The dataclass among `kinds` that `value["name"]` names; the first one where there is no name."""
-    by_name = {name: kind for kind in kinds for name in typing.get_args(typing.get_type_hints(kind)["name"])}
-    if type(value) in kinds:
+def _tagged(tagged: Tagged, value: Any, path: str) -> type:
+    """The dataclass that `value["name"]` names; the default one where there is no name."""
+    by_name = tagged.kinds()
+    if type(value) in by_name.values():
         return type(value)
     if not isinstance(value, Mapping):
         raise ConfigError(
             f"{path}={value!r} must be a group of keys; set {path}.name to one of {', '.join(by_name)}, and its keys"
         )
-    name = value.get("name", kinds[0].name)
-    return by_name[_parse_choice(tuple(by_name), name, f"{path}.name")]
+    name = value.get("name", tagged.default)
+    return by_name[_parse_choice(tuple(by_name), name, f"{path}.name", tagged.way_out)]
 
 
 def _parse_sequence(kind: Any, value: Any, path: str) -> tuple[Any, ...]:
@@ -168,10 +187,16 @@ def _parse_table(kind: Any, value: Any, path: str) -> dict[str, Any]:
     return {str(key): parse(inner, each, f"{path}.{key}") for key, each in value.items()}
 
 
-def _parse_choice(choices: tuple[str, ...], value: Any, path: str) -> str:
+def _choose_from(choices: Iterable[str]) -> str:
+    return f"choose from {', '.join(choices)}"
+
+
+def _parse_choice(
+    choices: Sequence[str], value: Any, path: str, way_out: Callable[[Iterable[str]], str] = _choose_from
+) -> str:
     if isinstance(value, str) and value in choices:
         return value
-    raise ConfigError(f"{path}={value} is not a choice: {nearest(str(value), choices)}choose from {', '.join(choices)}")
+    raise ConfigError(f"{path}={value} is not a choice: {nearest(str(value), choices)}{way_out(choices)}")
 
 
 def _parse_scalar(kind: type, value: Any, path: str) -> Any:

@@ -9,11 +9,18 @@ from typing import Annotated, Literal
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.parsing import AtLeastOne, AtLeastTwo, Fraction, Name, NonNegative, Positive, Rate, Rule
 
+
+class TaskConfig:
+    """Base of every task's config: a frozen dataclass with `name`; all of its fields have defaults."""
+
+    causal = None
+
+
 # ------------------------------------------------------------------------------------------------ real data
 
 
 @dataclass(frozen=True)
-class ImageClassificationConfig:
+class ImageClassificationConfig(TaskConfig):
     """Patches of an image are the tokens; the label is predicted from their mean or from a class token."""
 
     name: Literal["image_classification"] = "image_classification"
@@ -22,11 +29,9 @@ class ImageClassificationConfig:
     pooling: Literal["mean", "class_token"] = "mean"
     shift: NonNegative = 0  # training images are moved by up to this many pixels each way
 
-    causal = None
-
 
 @dataclass(frozen=True)
-class TabularClassificationConfig:
+class TabularClassificationConfig(TaskConfig):
     """Columns of numbers are the tokens; the label is predicted from their mean.
 
     standardised: each column less its mean, divided by its standard deviation, both of the training rows; False leaves
@@ -37,11 +42,9 @@ class TabularClassificationConfig:
     dataset: Name = "lab_wine"
     standardised: bool = True
 
-    causal = None
-
 
 @dataclass(frozen=True)
-class LanguageModellingConfig:
+class LanguageModellingConfig(TaskConfig):
     """Characters or bytes are the tokens; the next one, or the masked ones (BERT), are predicted."""
 
     name: Literal["language_modelling"] = "language_modelling"
@@ -61,7 +64,7 @@ class LanguageModellingConfig:
 
 
 @dataclass(frozen=True)
-class ProbeConfig:
+class ProbeConfig(TaskConfig):
     """What all probes with continuous inputs share; the inputs are drawn, so there is no end of them.
 
     embedding, head: how features become the model's width, and the width becomes outputs; `identity` leaves them as
@@ -72,8 +75,6 @@ class ProbeConfig:
     embedding: Literal["dense", "identity"] = "dense"
     head: Literal["dense", "identity"] = "dense"
     evaluation_examples: AtLeastOne = 4096
-
-    causal = None
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def _within(distance: int, tokens: int) -> None:
 
 
 @dataclass(frozen=True)
-class SyntheticConfig:
+class SyntheticConfig(TaskConfig):
     """What all probes made of symbols share.
 
     training_examples: how many different ones there are to train on; None draws new ones without end.
@@ -204,8 +205,6 @@ class SyntheticConfig:
 
     training_examples: AtLeastOne | None = 12800
     evaluation_examples: AtLeastOne = 1280
-
-    causal = None
 
 
 @dataclass(frozen=True)
@@ -316,25 +315,3 @@ class MemorizationConfig(SyntheticConfig):
     training_examples: AtLeastOne | None = 256
     vocabulary: Annotated[int, Rule("must be at least 3", lambda value: value >= 3)] = 256
     sequence_length: AtLeastTwo = 32
-
-
-TaskConfig = (
-    ImageClassificationConfig
-    | TabularClassificationConfig
-    | LanguageModellingConfig
-    | ProductConfig
-    | RotationConfig
-    | PointersConfig
-    | NearestConfig
-    | ScaledLinearConfig
-    | PlantedInteractionsConfig
-    | DelayConfig
-    | MarkedTokenConfig
-    | AssociativeRecallConfig
-    | InContextRecallConfig
-    | FuzzyRecallConfig
-    | NoisyRecallConfig
-    | SelectiveCopyConfig
-    | CompressionConfig
-    | MemorizationConfig
-)

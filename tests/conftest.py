@@ -19,6 +19,7 @@ import pytest
 from absl import flags
 from flax import nnx
 
+from flaxformer_lab import registry
 from flaxformer_lab.cache import cache_folder
 from flaxformer_lab.compilation import compile_small_programs_briefly
 from flaxformer_lab.config import parse_config
@@ -188,6 +189,23 @@ def decoded_once() -> Iterator[None]:
 
 
 @pytest.fixture
+def own_parts(monkeypatch) -> Iterator[Callable[[], None]]:
+    """What a test registers and imports is gone after it, and when it calls this."""
+    parts, imported, modules = registry._PARTS, registry._IMPORTED, set(sys.modules)
+
+    def forget() -> None:
+        monkeypatch.setattr(registry, "_PARTS", {kind: dict(named) for kind, named in parts.items()})
+        monkeypatch.setattr(registry, "_IMPORTED", dict(imported))
+        for name in set(sys.modules) - modules:
+            if name.startswith("imported_parts_"):
+                del sys.modules[name]
+
+    forget()
+    yield forget
+    forget()
+
+
+@pytest.fixture
 def command_texts(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
     """The function that runs `python -m MODULE ARGUMENTS` in this process: exit code, what it wrote, its errors."""
 
@@ -211,6 +229,7 @@ def command_texts(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
             for name, flag in theirs.items():
                 flags.FLAGS[name] = flag
             flags.FLAGS.unparse_flags()
+            flags.FLAGS["import"].unparse()
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 

@@ -270,7 +270,7 @@ def test_every_task_by_its_name_alone(name):
 
 
 def test_no_other_models_and_tasks_are_offered():
-    assert choices("model.name") == set(MODELS)
+    assert choices("model.name") == {*MODELS, "encoder_decoder"}
     assert choices("task.name") == {*TASKS, *CAUSAL_TASKS}
 
 
@@ -456,8 +456,8 @@ CHOICES = [
     ("model.ffn.activation", "swish", ["model.ffn.activation=swish is not a choice", "silu", "identity"]),
     (
         "model.norm.kind",
-        "batchnorm",
-        ["model.norm.kind=batchnorm", "did you mean", "rmsnorm, srmsnorm, off"],
+        "groupnorm",
+        ["model.norm.kind=groupnorm", "did you mean", "rmsnorm, srmsnorm, batchnorm, off"],
     ),
     ("model.norm.placement", "middle", ["model.norm.placement=middle is not a choice", "pre, post"]),
     ("model.position", "relative", ["model.position=relative is not a choice", "learned, sinusoidal, rotary, off"]),
@@ -488,7 +488,7 @@ def test_a_bad_value_is_named_with_its_key_its_rule_and_the_way_out(key, value, 
 
 OWN = [
     ("cnn_1d", "kernel_size", 0, "must be at least 1"),
-    ("cnn_1d", "norm.kind", "batchnorm", "is not a choice: did you mean layernorm"),
+    ("cnn_1d", "norm.kind", "groupnorm", "is not a choice: did you mean"),
     ("cnn_2d", "activation", "swish", "is not a choice"),
     ("lstm", "depth", -1, "must not be negative"),
     ("gru", "width", 0, "must be at least 1"),

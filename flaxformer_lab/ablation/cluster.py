@@ -1,6 +1,7 @@
 """Trains cells as tasks of a Ray cluster (Moritz et al. 2018), of this machine or of many; one that is lost is retried.
 
-The machine that commands writes all results, so the others need no common folder, only the lab installed.
+The machine that commands writes all results, so the others need no common folder, only the lab installed. A user's
+own parts (`--import`) travel with each cell, as text.
 """
 
 import collections
@@ -13,13 +14,16 @@ from typing import Any
 
 import jax
 
+from flaxformer_lab import registry
 from flaxformer_lab.ablation.engine import Event, Listener, Trainer
 from flaxformer_lab.ablation.grid import Cell
-from flaxformer_lab.ablation.population import Outcome, Population, available_memory
+from flaxformer_lab.ablation.population import Outcome, Population, Replica, available_memory
 from flaxformer_lab.ablation.store import Store
 from flaxformer_lab.compilation import compile_small_programs_briefly, use_compilation_cache
+from flaxformer_lab.config import as_dict, parse_config
 from flaxformer_lab.errors import ConfigError
 
+Packed = tuple[dict[str, Any], tuple[Replica, ...], dict[str, str]]  # config, replicas, texts of the user's files
 RETRIES = 10  # of a cell whose worker is lost
 POLL = 0.2  # seconds between two looks at progress
 
@@ -72,13 +76,18 @@ def _train(
         # With this machine, which must not be lost anyway.
         reports = ray.remote(Reports).options(num_cpus=0, scheduling_strategy=here).remote()
         task = ray.remote(train_cell).options(num_cpus=cpus, max_retries=RETRIES, **_accelerators(ray))
-        running = {task.remote(number, cell, cpus, reports): cell for number, cell in enumerate(cells)}
+        running = {task.remote(number, _packed(cell), cpus, reports): cell for number, cell in enumerate(cells)}
         while running:
             finished, _ = ray.wait(list(running), timeout=POLL)
             for number, done, total in ray.get(reports.take.remote()):
                 listen(Event("progress" if total else "started", cells[number], done, total))
             for reference in finished:
                 yield running.pop(reference), functools.partial(_fetch, ray, reference)
+
+
+def _packed(cell: Cell) -> Packed:
+    """A cell as plain values, which a worker can read before it knows the parts that the config names."""
+    return as_dict(cell.config), cell.replicas, registry.imported_texts()
 
 
 def _fetch(ray: ModuleType, reference: Any) -> Outcome:
@@ -112,8 +121,11 @@ class Reports:
         return news
 
 
-def train_cell(number: int, cell: Cell, cpus: int, reports: Any) -> Outcome:
+def train_cell(number: int, packed: Packed, cpus: int, reports: Any) -> Outcome:
     """Trains one cell, in a worker."""
+    tree, replicas, texts = packed
+    for path, text in texts.items():
+        registry.import_text(path, text)
     with contextlib.suppress(RuntimeError):  # a worker that has done a cell before has chosen its devices
         jax.config.update("jax_num_cpu_devices", cpus)
     use_compilation_cache()
@@ -121,5 +133,5 @@ def train_cell(number: int, cell: Cell, cpus: int, reports: Any) -> Outcome:
     reports.tell.remote(number, 0, 0)
     # Other workers of a machine have their shares of its memory.
     memory = available_memory() // (os.cpu_count() or 1) if jax.default_backend() == "cpu" else None
-    population = Population(cell.config, cell.replicas, memory=memory)
+    population = Population(parse_config(tree), replicas, memory=memory)
     return population.run(lambda done, total: reports.tell.remote(number, done, total))

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from flaxformer_lab.ablation.population import Replica
 from flaxformer_lab.ablation.variants import VARIANTS, apply_variants
-from flaxformer_lab.config import Config, as_dict, parse_config
+from flaxformer_lab.config import Config, OptimizerConfig, ParallelismConfig, as_dict, parse_config
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.models.cost import forward_flops, parameters
 from flaxformer_lab.parsing import DISTINCT, Name, Positive, Rule, Seed, flatten, nearest, override, parse
@@ -23,7 +23,7 @@ from flaxformer_lab.tasks import make_task
 
 Change = str | dict[str, Any]  # named variants with commas between them, or a table of overrides
 Match = Literal["none", "parameters", "flops"]
-RESULT_FORMAT = 1  # to be raised when a result of the same config means something else
+RESULT_FORMAT = 2  # to be raised when a result of the same config means something else, or a default changes
 BASELINE = "baseline"  # the recipe as it stands
 NOT_EMPTY = Rule("must have at least one entry", bool)
 
@@ -99,15 +99,28 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """A digest of everything that the result follows from."""
-        tree = as_dict(self.config)
-        del tree["seed"], tree["optimizer"]["learning_rate"], tree["parallelism"]  # which changes nothing but rounding
+        """A digest of everything that the result follows from: names, and what differs from the defaults."""
+        optimizer = dataclasses.replace(self.config.optimizer, learning_rate=OptimizerConfig.learning_rate)
+        # On which devices it trains changes nothing but rounding.
+        config = dataclasses.replace(self.config, seed=0, optimizer=optimizer, parallelism=ParallelismConfig())
         content = {
             "format": RESULT_FORMAT,
-            "config": tree,
+            "config": _differing(config),
             "replicas": [dataclasses.astuple(replica) for replica in self.replicas],
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _differing(config: Any) -> dict[str, Any]:
+    """A config's values that are not its dataclass's defaults, and each `name`: a new knob leaves them as they were."""
+    default, values = type(config)(), {}
+    for knob in dataclasses.fields(config):
+        value = getattr(config, knob.name)
+        if dataclasses.is_dataclass(value):
+            values |= {knob.name: inner} if (inner := _differing(value)) else {}
+        elif knob.name == "name" or value != getattr(default, knob.name):
+            values[knob.name] = value
+    return values
 
 
 @dataclass(frozen=True)

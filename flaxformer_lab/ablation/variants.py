@@ -1,14 +1,13 @@
 """Named variants: small tables of overrides on a config. A value may be a function of the config it is laid upon."""
 
 import dataclasses
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flaxformer_lab import registry
 from flaxformer_lab.config import Config, as_dict, parse_config
 from flaxformer_lab.errors import ConfigError
-from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.parsing import flatten, nearest, override
 
 Value = Any | Callable[[Config], Any]
@@ -34,8 +33,7 @@ def _baseline(name: str) -> Callable[[Config], dict[str, Any]]:
     def model(config: Config) -> dict[str, Any]:
         if config.model.name == name:
             return dataclasses.asdict(config.model)
-        kinds = typing.get_args(ModelConfig)
-        kind = next(kind for kind in kinds if name in typing.get_args(typing.get_type_hints(kind)["name"]))
+        kind = registry.lookup("model", name).config
         shared = {"width", "depth", "bias", "dtype", "precision", "causal"}
         knobs = shared & {knob.name for knob in dataclasses.fields(kind)}
         return {"name": name} | {knob: getattr(config.model, knob) for knob in knobs if hasattr(config.model, knob)}

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flaxformer_lab import registry
 from flaxformer_lab.analysis import attention_maps, rank, symmetry
 from flaxformer_lab.analysis.estimate import Estimate
 from flaxformer_lab.analysis.importance import head_importance
@@ -33,7 +34,7 @@ class Measure:
 
 
 def measure(subject: Subject, names: Sequence[str] = (), *, probes: int = 128) -> Values:
-    """The named measures of a subject; without names, all that apply to it.
+    """The named measures of a subject; without names, all that apply to it (`left_out` says why the others do not).
 
     probes: random rows or columns where there are too many to compute all of them.
 
@@ -45,13 +46,19 @@ def measure(subject: Subject, names: Sequence[str] = (), *, probes: int = 128) -
             raise MeasureError(f"{name} is not a measure: {nearest(name, MEASURES)}choose from {', '.join(MEASURES)}")
         misfit = MEASURES[name].misfit(subject)
         if misfit:
-            fitting = [other for other, each in MEASURES.items() if not each.misfit(subject)]
+            fitting = [other for other in MEASURES if other not in left_out(subject)]
             raise MeasureError(f"{name} does not apply to this model: {misfit}; these do: {', '.join(fitting)}")
-    chosen = names or [name for name, each in MEASURES.items() if not each.misfit(subject)]
+    chosen = names or [name for name in MEASURES if name not in left_out(subject)]
     values: Values = {}
     for name in chosen:
         values |= MEASURES[name].compute(subject, probes)
     return values
+
+
+def left_out(subject: Subject) -> dict[str, str]:
+    """The measures that do not apply to the subject, each with the reason."""
+    misfits = {name: each.misfit(subject) for name, each in MEASURES.items()}
+    return {name: misfit for name, misfit in misfits.items() if misfit}
 
 
 # ------------------------------------------------------------------------------------------------ the measures
@@ -96,7 +103,13 @@ def _symmetry(subject: Subject, probes: int) -> Values:
 def _attention(subject: Subject, probes: int) -> Values:
     del probes
     values: Values = {}
-    for layer, weights in subject.intermediates_named("attention.weights").items():
+    found = subject.intermediates_named("attention.weights")
+    if not found:
+        raise MeasureError(
+            f"model.name={subject.config.name} declares has_token_weights, but offers no intermediate "
+            "blocks.N.attention.weights or layers.N.attention.weights; offer it, or declare False"
+        )
+    for layer, weights in found.items():
         weights = jnp.broadcast_to(weights, (len(subject.vectors), *weights.shape[1:]))
         values |= {
             f"{layer}.attention_entropy": np.asarray(attention_maps.entropy(weights)),
@@ -157,11 +170,16 @@ OUTPUT_MAPS = ("attention.output.kernel", "attention.output.scale")
 
 def _needs_weights(subject: Subject) -> str | None:
     config = subject.config
-    if not isinstance(config, TransformerConfig) or config.depth == 0:
-        return f"model.name={config.name} of depth {getattr(config, 'depth', 0)} has no attention"
-    kind = config.attention.kind
-    weighs = kind in ("softmax", "linear", "mean", "static")
-    return None if weighs else f"attention.kind={kind} has no weights over tokens"
+    weighs = registry.ask("model", config.name, "has_token_weights", config, subject.vectors.shape[1])
+    if weighs:
+        return None
+    kind = config.attention.kind if isinstance(config, TransformerConfig) and config.depth else None
+    if weighs is None:
+        part = f"attention.kind={kind}" if kind else f"model.name={config.name}"
+        return f"{part} does not declare whether it has_token_weights"
+    if kind:
+        return f"attention.kind={kind} has no weights over tokens"
+    return f"model.name={config.name} of depth {getattr(config, 'depth', 0)} has no attention"
 
 
 def _needs_heads(subject: Subject) -> str | None:

@@ -16,8 +16,8 @@ import tensorflow_datasets as tfds
 from jaxtyping import Float64, Int, UInt8
 
 from flaxformer_lab.errors import DataError
+from flaxformer_lab.registry import register
 
-LAB_DATASETS = ("lab_digits", "lab_speeches", "lab_breast_cancer", "lab_wine")
 EMBEDDED = Path(__file__).parent / "embedded"
 CHECKSUMS = "SHA256SUMS"
 SPEECH_PERIODS = ((1790, 1899), (1900, 1999), (2000, 2021))
@@ -63,6 +63,7 @@ def split_at_random(number: int, sizes: dict[str, int]) -> dict[str, Int[np.ndar
     return dict(zip(sizes, np.split(order, np.cumsum(list(sizes.values()))[:-1]), strict=True))
 
 
+@register("dataset", "lab_digits")
 class LabDigits(tfds.core.GeneratorBasedBuilder):
     """Handwritten digits, 8 x 8 pixels: 1197 to train, 300 to validate, 300 to test."""
 
@@ -101,6 +102,7 @@ class LabDigits(tfds.core.GeneratorBasedBuilder):
             yield index, {"image": images[index], "label": int(labels[index])}
 
 
+@register("dataset", "lab_speeches")
 class LabSpeeches(tfds.core.GeneratorBasedBuilder):
     """State of the Union addresses in the order of time: no year is in two splits."""
 
@@ -174,6 +176,7 @@ class TableBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             yield index, {"columns": columns[index].astype(np.float32), "label": int(labels[index])}
 
 
+@register("dataset", "lab_breast_cancer")
 class LabBreastCancer(TableBuilder):
     """Measurements of cell nuclei, 30 columns whose spreads differ up to 200,000 times: 343 to train, 113, 113."""
 
@@ -198,6 +201,7 @@ class LabBreastCancer(TableBuilder):
         return self._split(load_breast_cancer(return_X_y=True))
 
 
+@register("dataset", "lab_wine")
 class LabWine(TableBuilder):
     """Chemical analyses of wines, 13 columns whose spreads differ up to 2,500 times: 108 to train, 35, 35."""
 

@@ -21,8 +21,9 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import downloader
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
+from flaxformer_lab import registry
 from flaxformer_lab.cache import cache_folder
-from flaxformer_lab.data.builders import CHECKSUMS, LAB_DATASETS, format_checksums, parse_checksums
+from flaxformer_lab.data.builders import CHECKSUMS, format_checksums, parse_checksums
 from flaxformer_lab.data.tensorflow_stand_in import tensorflow_stand_in
 from flaxformer_lab.errors import DataError
 
@@ -31,7 +32,6 @@ _ARRAY_RECORD = tfds.core.FileFormat.ARRAY_RECORD
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 _NO_NETWORK = (requests.RequestException, urllib.error.URLError, tfds.download.DownloadError, ConnectionError)
-_SHIPPED = ", ".join(LAB_DATASETS)
 
 
 def prepare(dataset: str) -> tfds.core.DatasetBuilder:
@@ -71,7 +71,7 @@ def tfds_folder() -> Path:
 
 def _root(dataset: str, name: str) -> Path:
     """Returns the folder of data sets in which this one is, or is to be."""
-    if name in LAB_DATASETS:
+    if name in registry.names("dataset"):
         return cache_folder("datasets")
     with _explained(dataset, tfds_folder()), quiet(), tensorflow_stand_in():
         builder = tfds.builder(dataset, data_dir=tfds_folder())
@@ -86,7 +86,7 @@ def damaged(dataset: str, folder: Path, detail: object) -> DataError:
 
 def _is_whole(builder: tfds.core.DatasetBuilder) -> bool:
     folder = Path(builder.data_dir)
-    if builder.name in LAB_DATASETS:
+    if builder.name in registry.names("dataset"):
         return (folder / CHECKSUMS).exists()  # It is written last.
     if folder.exists() and not builder.is_prepared():
         raise damaged(builder.name, folder, "dataset_info.json is missing")
@@ -95,14 +95,14 @@ def _is_whole(builder: tfds.core.DatasetBuilder) -> bool:
 
 def _clear(builder: tfds.core.DatasetBuilder) -> None:
     """Removes what an earlier build that did not come to its end has left in the lab's cache."""
-    if builder.name in LAB_DATASETS:
+    if builder.name in registry.names("dataset"):
         folder = Path(builder.data_dir)
         for unfinished in [folder, *folder.parent.glob(f"incomplete.*_{folder.name}")]:
             shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _build(builder: tfds.core.DatasetBuilder) -> None:
-    folder, ships = Path(builder.data_dir), builder.name in LAB_DATASETS
+    folder, ships = Path(builder.data_dir), builder.name in registry.names("dataset")
     print(f"preparing {builder.info.full_name} in {folder} ...", file=sys.stderr)
     tfds.display_progress_bar(sys.stderr.isatty() and not ships)
     with _limited_waiting():
@@ -185,7 +185,7 @@ def _explain(dataset: str, root: Path, error: Exception) -> str:
     if isinstance(error, tfds.core.DatasetNotFoundError):
         near = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False), n=3)
         return f"task.dataset={dataset!r} is no data set of TFDS; " + (
-            f"nearest: {', '.join(near)}" if near else f"{_SHIPPED} ship with the lab"
+            f"nearest: {', '.join(near)}" if near else f"{_shipped()} ship with the lab"
         )
     if cause := next((cause for cause in causes if _is_system_error(cause, _NO_SPACE)), None):
         return (
@@ -193,7 +193,7 @@ def _explain(dataset: str, root: Path, error: Exception) -> str:
         )
     if any(isinstance(cause, _NO_NETWORK) for cause in causes):
         return (
-            f"{dataset} cannot be downloaded ({_text(causes[-1])}); {_SHIPPED} need no network; "
+            f"{dataset} cannot be downloaded ({_text(causes[-1])}); {_shipped()} need no network; "
             f"or prepare {dataset} on another machine, with file_format=array_record, and copy it to {root}"
         )
     if cause := next((cause for cause in causes if _is_system_error(cause, _NO_ACCESS)), None):
@@ -207,6 +207,10 @@ def _explain(dataset: str, root: Path, error: Exception) -> str:
         )
     way_out = f"; if it is damaged, delete {root / name}" if any((root / name).rglob("dataset_info.json")) else ""
     return f"task.dataset={dataset!r} cannot be prepared in {root} ({_text(error)}){way_out}"
+
+
+def _shipped() -> str:
+    return ", ".join(registry.names("dataset"))
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

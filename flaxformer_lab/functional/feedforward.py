@@ -27,6 +27,9 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
+ODD_ACTIVATIONS = ("identity", "tanh")  # f(-x) = -f(x)
+
+
 def gate(
     a: Float[Array, "*batch hidden"], b: Float[Array, "*batch hidden"], activation: Activation
 ) -> Float[Array, "*batch hidden"]:

@@ -2,28 +2,22 @@
 
 from flax import nnx
 
+from flaxformer_lab import registry
 from flaxformer_lab.model_config import ModelConfig
-from flaxformer_lab.models.convolution import ConvolutionalNetwork
-from flaxformer_lab.models.encoder_decoder import EncoderDecoder
-from flaxformer_lab.models.mixer import Mixer
-from flaxformer_lab.models.mlp import MLP, FactorizationMachine
-from flaxformer_lab.models.recurrent import RecurrentNetwork
-from flaxformer_lab.models.transformer import Transformer
+
+# The lab's own, in the order in which errors offer them.
+# isort: off
+from flaxformer_lab.models import transformer as _transformer  # noqa: F401
+from flaxformer_lab.models import mlp as _mlp  # noqa: F401
+from flaxformer_lab.models import convolution as _convolution  # noqa: F401
+from flaxformer_lab.models import recurrent as _recurrent  # noqa: F401
+from flaxformer_lab.models import mixer as _mixer  # noqa: F401
+from flaxformer_lab.models import encoder_decoder as _encoder_decoder  # noqa: F401
+
+# isort: on
 from flaxformer_lab.modules.rngs import Rngs
 
 Grid = tuple[int, ...] | dict[str, tuple[int, ...]]
-
-BODIES: dict[str, type[nnx.Module]] = {
-    "transformer": Transformer,
-    "encoder_decoder": EncoderDecoder,
-    "mlp": MLP,
-    "factorization_machine": FactorizationMachine,
-    "cnn_1d": ConvolutionalNetwork,
-    "cnn_2d": ConvolutionalNetwork,
-    "lstm": RecurrentNetwork,
-    "gru": RecurrentNetwork,
-    "mixer": Mixer,
-}
 
 
 def make_body(config: ModelConfig, *, grid: Grid, rngs: Rngs) -> nnx.Module:
@@ -31,4 +25,4 @@ def make_body(config: ModelConfig, *, grid: Grid, rngs: Rngs) -> nnx.Module:
 
     grid: how the tokens are laid out, (tokens,) or (rows, columns); an encoder-decoder wants that of both sequences.
     """
-    return BODIES[config.name](config, grid=grid, rngs=rngs)
+    return registry.lookup("model", config.name).build(config, grid=grid, rngs=rngs)

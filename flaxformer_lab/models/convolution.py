@@ -3,9 +3,11 @@
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from flaxformer_lab import registry
 from flaxformer_lab.functional.convolution import neighbourhood_1d, neighbourhood_2d
 from flaxformer_lab.functional.feedforward import ACTIVATIONS
 from flaxformer_lab.model_config import ConvolutionConfig
+from flaxformer_lab.models import theory
 from flaxformer_lab.modules.intermediates import DISABLED, Intermediates
 from flaxformer_lab.modules.norm import make_norm
 from flaxformer_lab.modules.projection import Dense
@@ -44,6 +46,21 @@ class ConvolutionBlock(nnx.Module):
         return x + self.second(self._activation(self.first(y, valid)), valid)
 
 
+_DECLARED = {
+    "odd": theory.layers_are_odd,
+    "affine": theory.layers_are_affine,
+    "mixes_features": theory.layers_mix_features,
+    "causal": theory.config_causal,
+    "reach": lambda config, tokens: config.reach,
+    "attends": False,
+    "has_token_weights": False,
+    "decodes": False,
+    "shards_tokens": False,
+}
+
+
+@registry.register("model", "cnn_2d", config=ConvolutionConfig, needs_grid=True, **_DECLARED)
+@registry.register("model", "cnn_1d", config=ConvolutionConfig, needs_grid=False, **_DECLARED)
 class ConvolutionalNetwork(nnx.Module):
     """Blocks, and a last norm."""
 

@@ -6,6 +6,7 @@ from typing import TypedDict
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
+from flaxformer_lab import registry
 from flaxformer_lab.functional.dropout import fold_in
 from flaxformer_lab.model_config import EncoderDecoderConfig
 from flaxformer_lab.models.transformer import Transformer
@@ -29,6 +30,7 @@ class Masks(TypedDict):
     target: Bool[Array, "batch target"]
 
 
+@registry.register("model", "encoder_decoder", config=EncoderDecoderConfig)
 class EncoderDecoder(nnx.Module):
     """The target's token vectors in, after attention to what the encoder makes of the source.
 

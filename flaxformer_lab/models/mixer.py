@@ -6,8 +6,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from flaxformer_lab import registry
 from flaxformer_lab.functional.feedforward import ACTIVATIONS
 from flaxformer_lab.model_config import MixerConfig
+from flaxformer_lab.models import theory
 from flaxformer_lab.modules.intermediates import DISABLED, Intermediates
 from flaxformer_lab.modules.norm import make_norm
 from flaxformer_lab.modules.projection import Dense
@@ -37,6 +39,21 @@ class MixerBlock(nnx.Module):
         return x + self.feature_down(self._activation(self.feature_up(y)))
 
 
+@registry.register(
+    "model",
+    "mixer",
+    config=MixerConfig,
+    odd=theory.layers_are_odd,
+    affine=theory.layers_are_affine,
+    mixes_features=theory.layers_mix_features,
+    causal=theory.config_causal,
+    reach=theory.any_distance,
+    attends=True,
+    has_token_weights=False,
+    decodes=False,
+    needs_grid=False,
+    shards_tokens=False,
+)
 class Mixer(nnx.Module):
     """Blocks, and a last norm; the number of tokens is fixed."""
 

@@ -3,9 +3,11 @@
 from flax import nnx
 from jaxtyping import Array, Float
 
+from flaxformer_lab import registry
 from flaxformer_lab.functional.factorization import pairwise_products
 from flaxformer_lab.functional.feedforward import ACTIVATIONS
 from flaxformer_lab.model_config import FactorizationMachineConfig, MLPConfig
+from flaxformer_lab.models import theory
 from flaxformer_lab.modules.intermediates import DISABLED, Intermediates
 from flaxformer_lab.modules.projection import Dense
 from flaxformer_lab.modules.rngs import Rngs
@@ -14,6 +16,21 @@ from flaxformer_lab.modules.sharding import read
 TokenVectors = Float[Array, "batch tokens width"]
 
 
+@registry.register(
+    "model",
+    "mlp",
+    config=MLPConfig,
+    odd=theory.layers_are_odd,
+    affine=theory.layers_are_affine,
+    mixes_features=theory.layers_mix_features,
+    causal=theory.config_causal,
+    reach=0,
+    attends=False,
+    has_token_weights=False,
+    decodes=False,
+    needs_grid=False,
+    shards_tokens=False,
+)
 class MLP(nnx.Module):
     """Dense layers, each with an activation: features mix, tokens never meet."""
 
@@ -39,6 +56,21 @@ class MLP(nnx.Module):
         return x
 
 
+@registry.register(
+    "model",
+    "factorization_machine",
+    config=FactorizationMachineConfig,
+    odd=False,
+    affine=False,
+    mixes_features=True,
+    causal=theory.config_causal,
+    reach=0,
+    attends=False,
+    has_token_weights=False,
+    decodes=False,
+    needs_grid=False,
+    shards_tokens=False,
+)
 class FactorizationMachine(nnx.Module):
     """x W + b plus `width` sums of products of every two features (Rendle 2010, eq. 1); the head adds them up."""
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from flaxformer_lab import registry
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.functional.products import at_precision
 from flaxformer_lab.model_config import ModelConfig
@@ -42,8 +43,9 @@ class Network(nnx.Module):
         head: nnx.Module | None = None,
         rngs: Rngs,
     ):
-        self._pooling, self._causal = pooling, config.causal
-        self._tokens = None if isinstance(grid, dict) else math.prod(grid)
+        self._pooling, self._tokens = pooling, None if isinstance(grid, dict) else math.prod(grid)
+        declared = (registry.ask("model", config.name, key, config, self._tokens) for key in ("causal", "decodes"))
+        self._causal, self._decodes = (each is True for each in declared)
         self.precision = config.precision
         self.embedding = embedding
         self.body = make_body(config, grid=grid, rngs=rngs)
@@ -97,7 +99,7 @@ class Network(nnx.Module):
                 "a model with model.causal=false sees what follows a token, so it cannot go on token by token; "
                 "set model.causal=true or choose another model.name"
             )
-        if hasattr(self.body, "decode"):
+        if self._decodes:
             x, cache = self.body.prefill(self.embedding(inputs), lengths)
         else:
             inputs = jnp.pad(inputs, ((0, 0), (0, self._tokens - inputs.shape[1])))
@@ -107,7 +109,7 @@ class Network(nnx.Module):
 
     def decode(self, inputs: Int[Array, " batch"], cache: Tree) -> tuple[Float[Array, "batch outputs"], Tree]:
         """Logits after one more input of each example, and the cache that includes it."""
-        if not hasattr(self.body, "decode"):
+        if not self._decodes:
             lengths = cache["lengths"]
             return self.prefill(cache["inputs"].at[jnp.arange(len(inputs)), lengths].set(inputs), lengths + 1)
         x, cache = self.body.decode(self.embedding(inputs[:, None]), cache)

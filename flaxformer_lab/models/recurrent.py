@@ -3,8 +3,10 @@
 from flax import nnx
 from jaxtyping import Array, Float
 
+from flaxformer_lab import registry
 from flaxformer_lab.functional.recurrence import gru, lstm
 from flaxformer_lab.model_config import RecurrentConfig
+from flaxformer_lab.models import theory
 from flaxformer_lab.modules.intermediates import DISABLED, Intermediates
 from flaxformer_lab.modules.projection import Dense, zeros
 from flaxformer_lab.modules.rngs import Rngs
@@ -40,6 +42,22 @@ class GRU(nnx.Module):
         return gru(self.input(x), read(self.state.kernel), read(self.candidate_bias))
 
 
+_DECLARED = {
+    "odd": lambda config, tokens: config.depth == 0 and not config.bias,
+    "affine": lambda config, tokens: config.depth == 0,
+    "mixes_features": lambda config, tokens: config.depth > 0,
+    "causal": theory.config_causal,
+    "reach": theory.any_distance,
+    "attends": False,
+    "has_token_weights": False,
+    "decodes": False,
+    "needs_grid": False,
+    "shards_tokens": False,
+}
+
+
+@registry.register("model", "gru", config=RecurrentConfig, **_DECLARED)
+@registry.register("model", "lstm", config=RecurrentConfig, **_DECLARED)
 class RecurrentNetwork(nnx.Module):
     """Layers one above the other. Padding comes last, so no other token hears of it."""
 

@@ -1,114 +1,160 @@
-"""What a model's knobs alone prove about it: whether it is odd, and what can reach what. The bounds rest on these."""
+"""What a model's knobs alone prove about it: whether it is odd, and what can reach what. The bounds rest on these.
+
+The parts declare it (`registry.PROPERTIES`). What a part does not declare proves nothing: then a model counts as
+neither odd nor affine, as mixing features, and as seeing everything.
+"""
 
 import math
+from typing import Any
 
-from flaxformer_lab.model_config import ConvolutionConfig, ModelConfig, RecurrentConfig, TransformerConfig
-
-ODD_ACTIVATIONS = ("identity", "tanh")
-
-
-def is_odd(config: ModelConfig) -> bool:
-    """Whether f(-X) = -f(X) for every value of the parameters, those of a dense embedding and head included.
-
-    True without biases and added positions where each token-wise map is odd: the norms are, a gate (a product of two
-    odd maps, or of one with a sigmoid) is not. Attention is where its weights do not change when all of X does so:
-    every kind but linear, whose positive features do. Lightning's are products q . k, which do not.
-    """
-    if config.bias or config.name == "factorization_machine":
-        return False
-    if isinstance(config, TransformerConfig) and config.position not in ("off", "rotary"):
-        return False
-    if config.depth == 0:
-        return True
-    if isinstance(config, RecurrentConfig):
-        return False
-    if not isinstance(config, TransformerConfig):
-        return config.activation in ODD_ACTIVATIONS
-    return _attention_is_odd(config) and _ffn_is_odd(config)
+from flaxformer_lab import registry
+from flaxformer_lab.functional.feedforward import ODD_ACTIVATIONS
+from flaxformer_lab.model_config import ModelConfig, TransformerConfig
+from flaxformer_lab.registry import all_of, any_of
 
 
-def _attention_is_odd(config: TransformerConfig) -> bool:
-    attention = config.attention
-    if attention.kind == "off":
-        return True
-    return attention.kind != "linear" and attention.activation in ODD_ACTIVATIONS and not attention.gate
-
-
-def _ffn_is_odd(config: TransformerConfig) -> bool:
-    return config.ffn.kind == "off" or (
-        config.ffn.kind in ("mlp", "diagonal") and config.ffn.activation in ODD_ACTIVATIONS
-    )
-
-
-def mixes_features(config: ModelConfig, tokens: int) -> bool:
-    """Whether one feature of the stream can reach another for some value of the parameters, given so many tokens."""
-    if config.name == "factorization_machine" or _normalises(config):
-        return True
-    if config.depth == 0 or not isinstance(config, TransformerConfig):
-        return config.depth > 0
-    return config.ffn.kind not in ("off", "diagonal") or _attention_mixes(config, tokens)
-
-
-def _normalises(config: ModelConfig) -> bool:
-    """Whether there is a norm, which a model without any block has as well."""
-    return hasattr(config, "norm") and config.norm.kind != "off"
-
-
-def _attention_mixes(config: TransformerConfig, tokens: int) -> bool:
-    """Through a dense map, a norm or a gate; through channel weights; through scores that a head's features share."""
-    attention = config.attention
-    if attention.kind == "off":
-        return False
-    if attention.projection == "dense" or attention.output == "dense" or attention.norm != "off" or attention.gate:
-        return True
-    # Weights that do not see the input carry no feature over; lightning's see it even where a token is alone.
-    scores_matter = attention.kind in ("channel", "lightning") or _weighs(config, tokens)
-    return scores_matter and config.head_dim > 1
-
-
-def _weighs(config: TransformerConfig, tokens: int) -> bool:
-    """Whether attention chooses among tokens by what they hold: a lone token's weight is 1 whatever its score is."""
-    return config.attention.kind in ("softmax", "linear") and tokens > 1 and config.attention.window != 1
-
-
-def reach(config: ModelConfig) -> float:
-    """How many tokens back a token can see: 0 without token mixing, infinity with attention or a recurrence.
-
-    A window ends a layer's sight, and each layer looks on from where the one below it could see.
-    """
-    if config.name in ("mlp", "factorization_machine") or config.depth == 0:
-        return 0.0
-    if isinstance(config, ConvolutionConfig):
-        return float(config.reach)
-    if isinstance(config, TransformerConfig) and (config.attention.kind == "off" or _lone_channel(config)):
-        return 0.0
-    if isinstance(config, TransformerConfig) and config.attention.window is not None:
-        return float(config.depth * (config.attention.window - 1))
-    return math.inf
-
-
-def _lone_channel(config: TransformerConfig) -> bool:
-    """Whether channel attention has but one feature a head, whose weight on itself is 1 whatever the tokens are."""
-    return config.attention.kind == "channel" and config.head_dim == 1
+def is_odd(config: ModelConfig, tokens: int) -> bool:
+    """Whether f(-X) = -f(X) for every value of the parameters, those of a dense embedding and head included."""
+    return _ask(config, "odd", tokens) is True
 
 
 def is_affine(config: ModelConfig, tokens: int) -> bool:
     """Whether the output is an affine map of the token vectors for every value of the parameters."""
-    if config.name == "factorization_machine" or _normalises(config):
+    return _ask(config, "affine", tokens) is True
+
+
+def mixes_features(config: ModelConfig, tokens: int) -> bool:
+    """Whether one feature of the stream can reach another for some value of the parameters, given so many tokens."""
+    return _ask(config, "mixes_features", tokens) is not False
+
+
+def reach(config: ModelConfig, tokens: int) -> float:
+    """How many tokens back a token can see: 0 without token mixing, infinity with attention or a recurrence."""
+    found = _ask(config, "reach", tokens)
+    return math.inf if found is None else float(found)
+
+
+def _ask(config: ModelConfig, key: str, tokens: int) -> Any:
+    return registry.ask("model", config.name, key, config, tokens)
+
+
+# ------------------------------------------------------------------- the Transformer, by its parts and knobs
+
+
+def transformer_is_odd(config: TransformerConfig, tokens: int) -> bool | None:
+    """Without biases and added positions, where each token-wise map is odd and the weights do not change with -X.
+
+    The norms over a token's features are odd, BatchNorm with its averages is not; nor is a gate (a product of two odd
+    maps, or of one with a sigmoid).
+    """
+    if config.bias or config.position not in ("off", "rotary") or config.norm.kind == "batchnorm":
         return False
-    if config.depth == 0:
-        return True
-    if not isinstance(config, TransformerConfig):
-        return not isinstance(config, RecurrentConfig) and config.activation == "identity"
-    ffn = config.ffn.kind == "off" or (config.ffn.kind in ("mlp", "diagonal") and config.ffn.activation == "identity")
-    return ffn and (config.attention.kind == "off" or _attention_is_affine(config, tokens))
-
-
-def _attention_is_affine(config: TransformerConfig, tokens: int) -> bool:
-    """Static and mean weights do not see the input; those of softmax and linear do, where there is a choice."""
     attention = config.attention
-    if attention.activation != "identity" or attention.norm != "off" or attention.gate:
+    knobs = attention.kind == "off" or (attention.activation in ODD_ACTIVATIONS and not attention.gate)
+    return config.depth == 0 or all_of(knobs, _of_parts(config, "odd", tokens, all_of))
+
+
+def transformer_is_affine(config: TransformerConfig, tokens: int) -> bool | None:
+    """Without norms, where both parts are affine."""
+    if config.norm.kind == "batchnorm":
+        return None
+    if config.norm.kind != "off":
         return False
-    if attention.kind in ("lightning", "channel"):
-        return _lone_channel(config)
-    return not _weighs(config, tokens)
+    attention = config.attention
+    knobs = attention.activation == "identity" and attention.norm == "off" and not attention.gate
+    return config.depth == 0 or all_of(attention.kind == "off" or knobs, _of_parts(config, "affine", tokens, all_of))
+
+
+def transformer_mixes_features(config: TransformerConfig, tokens: int) -> bool | None:
+    """Through a dense map, a norm, which a model without any block has as well, a gate, or a part."""
+    if config.norm.kind == "batchnorm":
+        return None
+    if config.norm.kind != "off":
+        return True
+    attention = config.attention
+    dense = "dense" in (attention.projection, attention.output) or attention.norm != "off" or attention.gate
+    parts = _of_parts(config, "mixes_features", tokens, any_of)
+    return config.depth > 0 and any_of(attention.kind != "off" and dense, parts)
+
+
+def transformer_reach(config: TransformerConfig, tokens: int) -> float | None:
+    """Each layer looks on from where the one below it could see."""
+    if config.depth == 0:
+        return 0
+    found = _of_parts(config, "reach", tokens, lambda *each: None if None in each else sum(each))
+    return None if found is None else config.depth * found
+
+
+def transformer_has_token_weights(config: TransformerConfig, tokens: int) -> bool | None:
+    """Of its attention, where it has any."""
+    kind = config.attention.kind
+    return config.depth > 0 and kind != "off" and registry.ask("attention", kind, "has_token_weights", config, tokens)
+
+
+def transformer_decodes(config: TransformerConfig, tokens: int) -> bool | None:
+    """Where its attention does, and its FFN works on each token alone."""
+    attention = config.attention.kind == "off" or registry.ask(
+        "attention", config.attention.kind, "decodes", config, tokens
+    )
+    return all_of(attention, ffn_is_token_wise(config, tokens))
+
+
+def ffn_is_token_wise(config: TransformerConfig, tokens: int) -> bool:
+    """Whether the FFN declares that it works on each token alone, or there is none."""
+    return config.ffn.kind == "off" or registry.ask("ffn", config.ffn.kind, "reach", config, tokens) == 0
+
+
+def _of_parts(config: TransformerConfig, key: str, tokens: int, combine: Any) -> Any:
+    """What the attention and the FFN declare, of those that are there, combined."""
+    kinds = {"attention": config.attention.kind, "ffn": config.ffn.kind}
+    return combine(*(registry.ask(part, kind, key, config, tokens) for part, kind in kinds.items() if kind != "off"))
+
+
+# ------------------------------------------------------------- layers of linear maps with one activation
+
+
+def layers_are_odd(config: Any, tokens: int) -> bool:
+    """Without biases and with an odd activation; the norms over a token's features are odd."""
+    del tokens
+    return (
+        not config.bias
+        and not _is_batch_normalised(config)
+        and (config.depth == 0 or config.activation in ODD_ACTIVATIONS)
+    )
+
+
+def layers_are_affine(config: Any, tokens: int) -> bool | None:
+    """Without norms and with no activation."""
+    del tokens
+    if _is_batch_normalised(config):
+        return None
+    return not _normalises(config) and (config.depth == 0 or config.activation == "identity")
+
+
+def layers_mix_features(config: Any, tokens: int) -> bool | None:
+    """Through a norm, or any layer."""
+    del tokens
+    if _is_batch_normalised(config):
+        return None
+    return _normalises(config) or config.depth > 0
+
+
+def _normalises(config: Any) -> bool:
+    """Whether there is a norm, which a model without any block has as well."""
+    return hasattr(config, "norm") and config.norm.kind != "off"
+
+
+def _is_batch_normalised(config: Any) -> bool:
+    return hasattr(config, "norm") and config.norm.kind == "batchnorm"
+
+
+def config_causal(config: Any, tokens: int) -> bool:
+    """What the config says: a knob, or the same for every config of that model."""
+    del tokens
+    return config.causal
+
+
+def any_distance(config: Any, tokens: int) -> float:
+    """The reach of layers each of which sees every token before it."""
+    del tokens
+    return math.inf if config.depth else 0

@@ -8,11 +8,13 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from flaxformer_lab import registry
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.functional.dropout import fold_in
 from flaxformer_lab.functional.linear import broadcast_parameter, take_rows
 from flaxformer_lab.functional.position import sinusoidal
 from flaxformer_lab.model_config import TransformerConfig
+from flaxformer_lab.models import theory
 from flaxformer_lab.modules.attention import Cache
 from flaxformer_lab.modules.block import Block
 from flaxformer_lab.modules.intermediates import DISABLED, Intermediates
@@ -30,6 +32,21 @@ TokenVectors = Float[Array, "batch tokens width"]
 Valid = Bool[Array, "batch tokens"]
 
 
+@registry.register(
+    "model",
+    "transformer",
+    config=TransformerConfig,
+    odd=theory.transformer_is_odd,
+    affine=theory.transformer_is_affine,
+    mixes_features=theory.transformer_mixes_features,
+    causal=theory.config_causal,
+    reach=theory.transformer_reach,
+    attends=lambda config, tokens: config.attention.kind != "off",
+    has_token_weights=theory.transformer_has_token_weights,
+    decodes=theory.transformer_decodes,
+    needs_grid=False,
+    shards_tokens=True,
+)
 class Transformer(nnx.Module):
     """Token vectors in, token vectors out.
 

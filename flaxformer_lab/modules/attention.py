@@ -7,6 +7,7 @@ lightning and mean keep a state whose size does not grow.
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from flaxformer_lab import registry
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.functional import attention as formulas
 from flaxformer_lab.functional import lightning, linear_attention, ring_buffer
@@ -50,21 +52,16 @@ class Attention(nnx.Module):
 
     `parts` counts what is projected from the input in one fused map: 3 for query, key and value, 1 for the value alone.
     crosses: keys and values come from another sequence, `memory`, by a map of their own (Vaswani et al. 2017, 3.2.3);
-    a kind that can do so says `can_cross`. Positions are not rotated then: the two sequences have no common origin.
+    a kind that can do so declares it. Positions are not rotated then: the two sequences have no common origin.
     layer: which block this is, counted from 0. init_cache(*heads, lengths) -> cache and decode_step(*heads, cache,
     position) -> (mixed, cache) are `mix` token by token; position is that of the new token.
     """
 
     parts = 3
-    can_cross = False
 
     def __init__(self, config: TransformerConfig, *, tokens: int, layer: int = 0, crosses: bool = False, rngs: Rngs):
         del layer
         attention = config.attention
-        if crosses and not self.can_cross:
-            raise ConfigError(
-                f"model.attention.kind={attention.kind} cannot attend to another sequence; choose softmax or linear"
-            )
         self._heads, self._kv_heads, self._head_dim = attention.num_heads, config.num_kv_heads, config.head_dim
         self._causal, self._window = config.causal and not crosses, None if crosses else attention.window
         self._rotary = config.position == "rotary" and not crosses
@@ -158,10 +155,57 @@ class Gate(nnx.Module):
         return jax.nn.sigmoid(self.up(self.down(x)))
 
 
+# ------------------------------------------------------------- what the kinds declare (`registry.PROPERTIES`)
+
+
+def _chooses(config: TransformerConfig, tokens: int) -> bool:
+    """Whether there is more than one token to choose from: the weight of a lone one is 1 whatever its score is."""
+    return tokens > 1 and config.attention.window != 1
+
+
+def _has_no_choice(config: TransformerConfig, tokens: int) -> bool:
+    return not _chooses(config, tokens)
+
+
+def _chooses_by_several_features(config: TransformerConfig, tokens: int) -> bool:
+    """The features of a head share its scores."""
+    return _chooses(config, tokens) and config.head_dim > 1
+
+
+def _has_wide_heads(config: TransformerConfig, tokens: int) -> bool:
+    del tokens
+    return config.head_dim > 1
+
+
+def _has_lone_features(config: TransformerConfig, tokens: int) -> bool:
+    """A lone feature's weight on itself is 1 whatever the tokens are."""
+    return not _has_wide_heads(config, tokens)
+
+
+def _reach(config: TransformerConfig, tokens: int) -> float:
+    del tokens
+    return math.inf if config.attention.window is None else config.attention.window - 1
+
+
+# ----------------------------------------------------------------------------------------------------- kinds
+
+
+@registry.register(
+    "attention",
+    "softmax",
+    odd=True,
+    affine=_has_no_choice,
+    mixes_features=_chooses_by_several_features,
+    sees_content=_chooses,
+    causal=True,
+    windowed=True,
+    reach=_reach,
+    has_token_weights=True,
+    decodes=True,
+    crosses=True,
+)
 class SoftmaxAttention(Attention):
     """Scaled dot-product attention."""
-
-    can_cross = True
 
     def mix(self, query: Heads, key: KVHeads, value: KVHeads, *, valid: Valid | None, intermediates: Intermediates):
         query, key = map(self.rope(), (query, key))
@@ -184,10 +228,22 @@ class SoftmaxAttention(Attention):
         return ring_buffer.attend(ring_buffer.slot_scores(query, keys), values, seen), [keys, values]
 
 
+@registry.register(
+    "attention",
+    "linear",
+    odd=False,  # its features are positive
+    affine=_has_no_choice,
+    mixes_features=_chooses_by_several_features,
+    sees_content=_chooses,
+    causal=True,
+    windowed=False,
+    reach=math.inf,
+    has_token_weights=True,
+    decodes=True,
+    crosses=True,
+)
 class LinearAttention(Attention):
     """Attention with weights that are products of positive features; rotary positions turn the numerator alone."""
-
-    can_cross = True
 
     def mix(self, query: Heads, key: KVHeads, value: KVHeads, *, valid: Valid | None, intermediates: Intermediates):
         key, value = (repeated(x, self._heads) for x in (key, value))
@@ -204,11 +260,25 @@ class LinearAttention(Attention):
         return linear_attention.decode_step(query, key, value, cache, apply_rope=self.rope(position))
 
 
+@registry.register(
+    "attention",
+    "lightning",
+    odd=True,
+    affine=False,
+    mixes_features=_has_wide_heads,  # its weight q . k is not 1 where a token is alone
+    sees_content=True,
+    causal=True,
+    windowed=False,
+    reach=math.inf,
+    has_token_weights=False,
+    decodes=True,
+    crosses=False,
+)
 class LightningAttention(Attention):
     """Lightning attention: no softmax, and a decay a head that `attention.slopes` gives, layer by layer."""
 
-    def __init__(self, config: TransformerConfig, *, tokens: int, layer: int = 0, crosses: bool = False, rngs: Rngs):
-        super().__init__(config, tokens=tokens, layer=layer, crosses=crosses, rngs=rngs)
+    def __init__(self, config: TransformerConfig, *, tokens: int, layer: int = 0, rngs: Rngs):
+        super().__init__(config, tokens=tokens, layer=layer, rngs=rngs)
         convention = config.attention.slopes
         self._slopes = functools.partial(lightning.make_slopes, convention, self._heads, layer, config.depth)
         self._scale = lightning.score_scale(convention, self._head_dim)
@@ -240,14 +310,28 @@ class LightningAttention(Attention):
         return query, repeated(key, self._heads), repeated(value, self._heads)
 
 
+@registry.register(
+    "attention",
+    "channel",
+    odd=True,
+    affine=_has_lone_features,
+    mixes_features=_has_wide_heads,
+    sees_content=_has_wide_heads,
+    causal=False,
+    windowed=False,
+    reach=lambda config, tokens: math.inf if _has_wide_heads(config, tokens) else 0,
+    has_token_weights=False,
+    decodes=False,
+    crosses=False,
+)
 class ChannelAttention(Attention):
     """Cross-covariance attention between the features of a head, with a learned temperature a head.
 
     It sees all tokens at once, so it has no token by token.
     """
 
-    def __init__(self, config: TransformerConfig, *, tokens: int, layer: int = 0, crosses: bool = False, rngs: Rngs):
-        super().__init__(config, tokens=tokens, layer=layer, crosses=crosses, rngs=rngs)
+    def __init__(self, config: TransformerConfig, *, tokens: int, layer: int = 0, rngs: Rngs):
+        super().__init__(config, tokens=tokens, layer=layer, rngs=rngs)
         self.temperature = ones((self._heads,), ("heads",))
 
     def mix(self, query: Heads, key: KVHeads, value: KVHeads, *, valid: Valid | None, intermediates: Intermediates):
@@ -258,6 +342,20 @@ class ChannelAttention(Attention):
         return formulas.channel_attention(query, key, value, temperature, valid=valid)
 
 
+@registry.register(
+    "attention",
+    "mean",
+    odd=True,
+    affine=True,
+    mixes_features=False,
+    sees_content=False,
+    causal=True,
+    windowed=True,
+    reach=_reach,
+    has_token_weights=True,
+    decodes=True,
+    crosses=False,
+)
 class MeanAttention(Attention):
     """Every token receives the mean of the tokens that it may see; there are no queries and keys."""
 
@@ -284,13 +382,27 @@ class MeanAttention(Attention):
         return repeated(mean.astype(value.dtype), self._heads), cache
 
 
+@registry.register(
+    "attention",
+    "static",
+    odd=True,
+    affine=True,
+    mixes_features=False,
+    sees_content=False,
+    causal=True,
+    windowed=True,
+    reach=_reach,
+    has_token_weights=True,
+    decodes=True,
+    crosses=False,
+)
 class StaticAttention(Attention):
     """Learned weights a head and pair of positions, the same for every input; there are no queries and keys."""
 
     parts = 1
 
-    def __init__(self, config: TransformerConfig, *, tokens: int, layer: int = 0, crosses: bool = False, rngs: Rngs):
-        super().__init__(config, tokens=tokens, layer=layer, crosses=crosses, rngs=rngs)
+    def __init__(self, config: TransformerConfig, *, tokens: int, layer: int = 0, rngs: Rngs):
+        super().__init__(config, tokens=tokens, layer=layer, rngs=rngs)
         self.scores = zeros((self._heads, tokens, tokens), ("heads", None, None))
 
     def mix(self, value: KVHeads, *, valid: Valid | None, intermediates: Intermediates) -> Heads:
@@ -316,20 +428,19 @@ class StaticAttention(Attention):
         return ring_buffer.attend(scores.astype(jnp.float32), cache, held >= 0), cache
 
 
-ATTENTIONS: dict[str, type[Attention]] = {
-    "softmax": SoftmaxAttention,
-    "linear": LinearAttention,
-    "lightning": LightningAttention,
-    "channel": ChannelAttention,
-    "mean": MeanAttention,
-    "static": StaticAttention,
-}
-
-
 def make_attention(
     config: TransformerConfig, *, tokens: int, layer: int = 0, crosses: bool = False, rngs: Rngs
 ) -> Attention | None:
-    """The attention that `config.attention.kind` names; None where it is off. The rest is as for `Attention`."""
+    """The attention that `config.attention.kind` names; None where it is off. The rest is as for `Attention`.
+
+    Raises:
+        ConfigError: crosses, and the kind cannot.
+    """
     kind = config.attention.kind
-    options = {"tokens": tokens, "layer": layer, "crosses": crosses, "rngs": rngs}
-    return ATTENTIONS[kind](config, **options) if kind in ATTENTIONS else None
+    if kind == "off":
+        return None
+    if crosses and registry.ask("attention", kind, "crosses", config) is not True:
+        able = " or ".join(registry.declaring("attention", "crosses"))
+        raise ConfigError(f"model.attention.kind={kind} cannot attend to another sequence; choose {able}")
+    options = {"crosses": True} if crosses else {}
+    return registry.lookup("attention", kind).build(config, tokens=tokens, layer=layer, rngs=rngs, **options)

@@ -3,6 +3,7 @@
 from flax import nnx
 from jaxtyping import Array, Float
 
+from flaxformer_lab import registry
 from flaxformer_lab.functional import feedforward as formulas
 from flaxformer_lab.model_config import TransformerConfig
 from flaxformer_lab.modules.projection import Dense, normal, zeros
@@ -12,6 +13,17 @@ from flaxformer_lab.modules.sharding import read, with_logical_constraint
 TokenVectors = Float[Array, "batch tokens width"]
 
 
+def _is_odd(config: TransformerConfig, tokens: int) -> bool:
+    del tokens
+    return not config.bias and config.ffn.activation in formulas.ODD_ACTIVATIONS
+
+
+def _is_affine(config: TransformerConfig, tokens: int) -> bool:
+    del tokens
+    return config.ffn.activation == "identity"
+
+
+@registry.register("ffn", "mlp", odd=_is_odd, affine=_is_affine, mixes_features=True, reach=0)
 class MLP(nnx.Module):
     """W2 activation(W1 x + b1) + b2 (Vaswani et al. 2017, eq. 2)."""
 
@@ -25,6 +37,7 @@ class MLP(nnx.Module):
         return self.down(with_logical_constraint(self._activation(self.up(x)), "batch", "tokens", "hidden"))
 
 
+@registry.register("ffn", "gated", odd=False, affine=False, mixes_features=True, reach=0)
 class GatedMLP(nnx.Module):
     """W2 (activation(Wa x) * Wb x) (Shazeer 2020, eq. 6)."""
 
@@ -43,6 +56,7 @@ class GatedMLP(nnx.Module):
         )
 
 
+@registry.register("ffn", "bilinear", odd=False, affine=False, mixes_features=True, reach=0)
 class BilinearMLP(GatedMLP):
     """W2 (Wa x * Wb x): products of features and nothing else (Shazeer 2020, "Bilinear")."""
 
@@ -50,6 +64,7 @@ class BilinearMLP(GatedMLP):
         super().__init__(config, rngs, activation="identity")
 
 
+@registry.register("ffn", "diagonal", odd=_is_odd, affine=_is_affine, mixes_features=False, reach=0)
 class DiagonalMLP(nnx.Module):
     """A small MLP of its own for each feature, with round(expansion) hidden units: no feature meets another."""
 
@@ -67,10 +82,6 @@ class DiagonalMLP(nnx.Module):
         )
 
 
-FEED_FORWARDS = {"mlp": MLP, "gated": GatedMLP, "bilinear": BilinearMLP, "diagonal": DiagonalMLP}
-
-
 def make_feed_forward(config: TransformerConfig, rngs: Rngs) -> nnx.Module | None:
     """The feed-forward part that `config.ffn.kind` names; None where it is off."""
-    kind = config.ffn.kind
-    return FEED_FORWARDS[kind](config, rngs) if kind in FEED_FORWARDS else None
+    return None if config.ffn.kind == "off" else registry.lookup("ffn", config.ffn.kind).build(config, rngs)

@@ -18,6 +18,7 @@ from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models.network import Network, PureNetwork, functionalize
 from flaxformer_lab.modules.embedding import ColumnEmbedding, PatchEmbedding
 from flaxformer_lab.modules.rngs import Rngs
+from flaxformer_lab.registry import register
 from flaxformer_lab.task_config import ImageClassificationConfig, TabularClassificationConfig
 from flaxformer_lab.tasks.examples import Examples, records
 from flaxformer_lab.tasks.task import Batch, Task
@@ -55,6 +56,7 @@ class Classification(Task):
         return {"loss": cross_entropy(*arguments), "accuracy": accuracy(*arguments)}
 
 
+@register("task", "image_classification", config=ImageClassificationConfig, has_grid=True)
 class ImageClassification(Classification):
     """Patches are the tokens (Dosovitskiy et al. 2021). Pixels 0..255 are scaled to -1..1."""
 
@@ -122,6 +124,7 @@ def _shifted(
     return jax.lax.dynamic_slice(padded, (row, column, 0), image.shape)
 
 
+@register("task", "tabular_classification", config=TabularClassificationConfig)
 class TabularClassification(Classification):
     """Columns of numbers are the tokens, each with a direction of its own (Gorishniy et al. 2021, FT-Transformer)."""
 

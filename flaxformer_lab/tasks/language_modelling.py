@@ -17,6 +17,7 @@ from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models.network import Network, PureNetwork, functionalize
 from flaxformer_lab.modules.embedding import TokenEmbedding
 from flaxformer_lab.modules.rngs import Rngs
+from flaxformer_lab.registry import register
 from flaxformer_lab.task_config import LanguageModellingConfig
 from flaxformer_lab.tasks.examples import Examples, windows
 from flaxformer_lab.tasks.task import Batch, Task
@@ -24,6 +25,7 @@ from flaxformer_lab.tasks.task import Batch, Task
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # stands for every character that the training text does not have
 
 
+@register("task", "language_modelling", config=LanguageModellingConfig)
 class LanguageModelling(Task):
     """Text as one stream of symbols, cut into windows; the loss is in nats a symbol."""
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Key
 
 from flaxformer_lab.model_config import ModelConfig, TransformerConfig
 from flaxformer_lab.models import theory
+from flaxformer_lab.registry import register
 from flaxformer_lab.task_config import (
     DelayConfig,
     MarkedTokenConfig,
@@ -29,6 +30,7 @@ from flaxformer_lab.tasks.task import Bound
 Example = tuple[Float[Array, "tokens features"], Float[Array, "tokens outputs"], Float[Array, " tokens"]]
 
 
+@register("task", "product", config=ProductConfig)
 class Product(ContinuousProbe):
     """P1, P1b: y_t = x_{t,1} x_{t,2} ... of `order` features.
 
@@ -48,11 +50,12 @@ class Product(ContinuousProbe):
     def bound(self, config: ModelConfig) -> Bound | None:
         if theory.is_affine(config, self.tokens):
             return Bound("r2", 0.0, "an affine map is uncorrelated with a product of independent features")
-        if theory.is_odd(config) and self._config.order % 2 == 0:
+        if theory.is_odd(config, self.tokens) and self._config.order % 2 == 0:
             return Bound("r2", 0.0, "an odd function is uncorrelated with an even one")
         return None
 
 
+@register("task", "rotation", config=RotationConfig)
 class Rotation(ContinuousProbe):
     """P2: y_t = R x_t.
 
@@ -81,6 +84,7 @@ class Rotation(ContinuousProbe):
         return Bound("r2", float(np.mean(np.diag(self.rotation) ** 2)), "output i sees feature i alone")
 
 
+@register("task", "pointers", config=PointersConfig)
 class Pointers(ContinuousProbe):
     """P3: a query token with D distinct one-hot pointers asks for the contents of the D tokens they name.
 
@@ -108,11 +112,11 @@ class Pointers(ContinuousProbe):
         return jnp.concatenate([names, query[None]]), *_at_the_end(contents[pointers].reshape(-1), self.tokens)
 
     def bound(self, config: ModelConfig) -> Bound | None:
-        if theory.reach(config) == 0:
+        if theory.reach(config, self.tokens) == 0:
             return Bound("r2", 0.0, "the query sees no other token")
         if not isinstance(config, TransformerConfig) or config.depth != 1 or config.norm.kind != "off":
             return None
-        if config.attention.activation != "identity":
+        if config.attention.activation != "identity" or not theory.ffn_is_token_wise(config, self.tokens):
             return None  # then the sums are not of Gaussian contents
         if config.attention.kind == "mean" and config.attention.window is None:
             return Bound("r2", 1 / self._config.tokens, "one sum of all contents")
@@ -123,6 +127,7 @@ class Pointers(ContinuousProbe):
         return None
 
 
+@register("task", "nearest", config=NearestConfig)
 class Nearest(ContinuousProbe):
     """P4, P5: of T unit vectors, the one nearest to the query token's, at the query.
 
@@ -156,6 +161,7 @@ class Nearest(ContinuousProbe):
         return None
 
 
+@register("task", "scaled_linear", config=ScaledLinearConfig)
 class ScaledLinear(ContinuousProbe):
     """P5b: y = sum_c x_c / sqrt(C) where the input is scale * x; one token.
 
@@ -172,6 +178,7 @@ class ScaledLinear(ContinuousProbe):
         return self._config.scale * x, jnp.sum(x, axis=1, keepdims=True) * self.features**-0.5, jnp.ones((1,))
 
 
+@register("task", "planted_interactions", config=PlantedInteractionsConfig)
 class PlantedInteractions(ContinuousProbe):
     """P8: y = sum_i a_i x_i + sum_{i<j} b_ij x_i x_j of one token, with sum a^2 + sum b^2 = 1.
 
@@ -201,11 +208,12 @@ class PlantedInteractions(ContinuousProbe):
     def bound(self, config: ModelConfig) -> Bound | None:
         if theory.is_affine(config, self.tokens):
             return Bound("r2", 1 - self._config.interaction_share, "an affine map sees no product")
-        if theory.is_odd(config):
+        if theory.is_odd(config, self.tokens):
             return Bound("r2", 1 - self._config.interaction_share, "an odd map sees no product of two")
         return None
 
 
+@register("task", "delay", config=DelayConfig)
 class Delay(ContinuousProbe):
     """P9: y_t = x_{t - distance}. Theorem: where no token that far back can be seen, R2 = 0 (`theory.reach`)."""
 
@@ -220,9 +228,10 @@ class Delay(ContinuousProbe):
         return x, jnp.roll(x, distance, axis=0), weights
 
     def bound(self, config: ModelConfig) -> Bound | None:
-        return _blind_beyond(config, self._config.distance)
+        return _blind_beyond(config, self.tokens, self._config.distance)
 
 
+@register("task", "marked_token", config=MarkedTokenConfig)
 class MarkedToken(ContinuousProbe):
     """Long range: the last token asks for the content of the marked one, `distance` before it.
 
@@ -242,7 +251,7 @@ class MarkedToken(ContinuousProbe):
         return inputs, *_at_the_end(contents[marked], self.tokens)
 
     def bound(self, config: ModelConfig) -> Bound | None:
-        return _blind_beyond(config, self._config.distance)
+        return _blind_beyond(config, self.tokens, self._config.distance)
 
 
 def _at_the_end(
@@ -253,6 +262,6 @@ def _at_the_end(
     return last[:, None] * target[None], last
 
 
-def _blind_beyond(config: ModelConfig, distance: int) -> Bound | None:
-    sight = theory.reach(config)
+def _blind_beyond(config: ModelConfig, tokens: int, distance: int) -> Bound | None:
+    sight = theory.reach(config, tokens)
     return Bound("r2", 0.0, f"a token sees {sight:.0f} back, not {distance}") if sight < distance else None

@@ -16,12 +16,23 @@ from flaxformer_lab.models.network import Network
 from flaxformer_lab.modules.projection import Dense, normal
 from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.modules.sharding import read
+from flaxformer_lab.registry import register
+from flaxformer_lab.task_config import (
+    AssociativeRecallConfig,
+    CompressionConfig,
+    FuzzyRecallConfig,
+    InContextRecallConfig,
+    MemorizationConfig,
+    NoisyRecallConfig,
+    SelectiveCopyConfig,
+)
 from flaxformer_lab.tasks.probe import SymbolProbe
 from flaxformer_lab.tasks.task import Bound
 
 Example = tuple[Int[Array, " tokens"], Int[Array, " tokens"], Float[Array, " tokens"]]
 
 
+@register("task", "associative_recall", config=AssociativeRecallConfig)
 class AssociativeRecall(SymbolProbe):
     """P6, MQAR: K pairs of a key and a value open the sequence; then each key is asked once; its value is the answer.
 
@@ -50,12 +61,13 @@ class AssociativeRecall(SymbolProbe):
         return inputs, targets, jnp.zeros((length,)).at[places].set(1.0)
 
     def bound(self, config: ModelConfig) -> Bound | None:
-        if theory.reach(config) == 0:
+        if theory.reach(config, self._config.sequence_length) == 0:
             values = self._config.vocabulary - self._config.vocabulary // 2
             return Bound("accuracy", 1 / values, f"a key alone tells nothing of which of {values} values it was given")
         return None
 
 
+@register("task", "in_context_recall", config=InContextRecallConfig)
 class InContextRecall(SymbolProbe):
     """Pairs of a random key and the value that this sequence gives it; a key seen before must be answered.
 
@@ -74,6 +86,7 @@ class InContextRecall(SymbolProbe):
         return stream[:length], stream[1 : length + 1], counts[:length]
 
 
+@register("task", "noisy_recall", config=NoisyRecallConfig)
 class NoisyRecall(SymbolProbe):
     """In-context recall with noise: between the pairs stand tokens of a vocabulary of their own, `noise` of all."""
 
@@ -94,6 +107,7 @@ class NoisyRecall(SymbolProbe):
         return stream[:length], stream[1:], counts[:length]
 
 
+@register("task", "fuzzy_recall", config=FuzzyRecallConfig)
 class FuzzyRecall(SymbolProbe):
     """In-context recall whose keys and values are motifs of 1 to `motif` tokens, fixed within a sequence.
 
@@ -120,6 +134,7 @@ class FuzzyRecall(SymbolProbe):
         return stream[:length], stream[1:], counts[1:]
 
 
+@register("task", "selective_copy", config=SelectiveCopyConfig)
 class SelectiveCopy(SymbolProbe):
     """Content tokens at random places among blanks, then as many tokens that ask: repeat the contents in order."""
 
@@ -135,6 +150,7 @@ class SelectiveCopy(SymbolProbe):
         return inputs, targets, (jnp.arange(length) >= length - copies).astype(jnp.float32)
 
 
+@register("task", "compression", config=CompressionConfig)
 class Compression(SymbolProbe):
     """Random tokens, the last a token that ends them: from its vector alone an MLP must decode every one of them."""
 
@@ -165,6 +181,7 @@ class PositionDecoder(nnx.Module):
         return self.down(self._activation(self.up(at_each)))
 
 
+@register("task", "memorization", config=MemorizationConfig)
 class Memorization(SymbolProbe):
     """Keys, each followed by a token that asks for its value; the map from keys to values never changes.
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from flaxformer_lab import registry
 from flaxformer_lab.cache import cache_folder
-from flaxformer_lab.data.builders import LAB_DATASETS
 from flaxformer_lab.data.prepare import prepare
 
 REPOSITORY = Path(__file__).parents[2]
@@ -87,7 +87,7 @@ def prepared(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("prepared")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLAXFORMER_LAB_CACHE", str(folder))
-        for name in LAB_DATASETS:
+        for name in registry.names("dataset"):
             prepare(name)
     return folder
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 
+from flaxformer_lab import registry
 from flaxformer_lab.data import builders
 from flaxformer_lab.data.prepare import prepare
 from flaxformer_lab.data.source import SPLITS, open_split
@@ -78,7 +79,7 @@ def test_speeches_are_split_by_year_and_whole(prepared_cache):
     assert records[0]["text"].startswith("Fellow-Citizens of the Senate and House of Representatives")
 
 
-@pytest.mark.parametrize("dataset", builders.LAB_DATASETS)
+@pytest.mark.parametrize("dataset", registry.names("dataset"))
 def test_builders_say_what_they_are(prepared_cache, dataset):
     info = prepare(dataset).info
     assert info.description and "@misc" in info.citation and info.redistribution_info.license

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from flaxformer_lab import registry
 from flaxformer_lab.data import prepare as prepare_module
-from flaxformer_lab.data.builders import CHECKSUMS, LAB_DATASETS
+from flaxformer_lab.data.builders import CHECKSUMS
 from flaxformer_lab.data.prepare import prepare
 from flaxformer_lab.data.source import SPLITS, open_split
 from flaxformer_lab.errors import DataError
@@ -58,7 +59,7 @@ def test_what_is_built_twice_is_the_same(empty_cache, prepared):
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
-        ("nonesuch", f"task.dataset='nonesuch' is no data set of TFDS; {', '.join(LAB_DATASETS)} ship"),
+        ("nonesuch", f"task.dataset='nonesuch' is no data set of TFDS; {', '.join(registry.names('dataset'))} ship"),
         ("lab_digit", "nearest: lab_digits"),
         ("minst/3d:1.0.0", "nearest: .*mnist"),
         ("lab_speeches:7.0.0", "cannot be loaded at version 7.0.0, only: 1.0.0"),
@@ -82,7 +83,7 @@ def test_a_name_that_cannot_be_opened_is_one_clear_error(empty_cache, no_network
 
 @pytest.mark.parametrize("dataset", ["mnist", "cifar10", "imdb_reviews"])
 def test_without_a_network_the_error_names_the_sets_that_need_none(empty_cache, no_network, dataset, capfd):
-    shipped = ", ".join(LAB_DATASETS)
+    shipped = ", ".join(registry.names("dataset"))
     with pytest.raises(DataError, match=f"{dataset} cannot be downloaded .*{shipped} need no network"):
         prepare(dataset)
     out, err = capfd.readouterr()

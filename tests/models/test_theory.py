@@ -159,19 +159,19 @@ def case(request, draw_module):
 
 def test_theory_says_what_the_model_does(case):
     config, tokens, found = case
-    assert found["odd"] < 1e-5 if theory.is_odd(config) else found["odd"] > 1e-3, "odd"
+    assert found["odd"] < 1e-5 if theory.is_odd(config, tokens) else found["odd"] > 1e-3, "odd"
     assert found["affine"] < 1e-5 if theory.is_affine(config, tokens) else found["affine"] > 1e-3, "affine"
     across = found["moved"].max(axis=(0, 2))[~np.eye(WIDTH, dtype=bool)]
     assert bool(across.max() > 0) == theory.mixes_features(config, tokens), "mixes features"
     latest, earliest = np.nonzero(found["moved"].max(axis=(1, 3)))
-    assert max(latest - earliest) == min(theory.reach(config), tokens - 1), "reach"
+    assert max(latest - earliest) == min(theory.reach(config, tokens), tokens - 1), "reach"
 
 
 def test_the_cases_answer_every_question_both_ways():
     configs = [(config_of(knobs), tokens) for knobs, tokens in CASES]
     for name in {config.name for config, _ in configs} - {"factorization_machine", "lstm", "gru"}:
         own = [(config, tokens) for config, tokens in configs if config.name == name]
-        assert {theory.is_odd(config) for config, _ in own} == {True, False}
+        assert {theory.is_odd(*each) for each in own} == {True, False}
         assert {theory.is_affine(*each) for each in own} == {True, False}
         assert {theory.mixes_features(*each) for each in own} == {True, False}
-    assert {theory.reach(config) for config, _ in configs} >= {0, 2, 4, np.inf}
+    assert {theory.reach(*each) for each in configs} >= {0, 2, 4, np.inf}

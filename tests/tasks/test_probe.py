@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flaxformer_lab import registry
 from flaxformer_lab.command_line import load_config
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.errors import ConfigError
@@ -20,7 +21,7 @@ from flaxformer_lab.task_config import (
     ProductConfig,
     RotationConfig,
 )
-from flaxformer_lab.tasks import TASKS, make_task
+from flaxformer_lab.tasks import make_task
 from flaxformer_lab.tasks.probe import Probe
 from flaxformer_lab.training.evaluation import make_evaluate
 from flaxformer_lab.training.experiment import make_experiment
@@ -28,7 +29,7 @@ from flaxformer_lab.training.state import RngStream
 from flaxformer_lab.training.step import example_keys
 
 RECIPES = Path(__file__).parents[2] / "configs" / "probes"
-PROBES = [name for name, task in TASKS.items() if issubclass(task, Probe)]
+PROBES = [name for name in registry.names("task") if issubclass(registry.lookup("task", name).build, Probe)]
 
 STREAMS = {
     "endless vectors": DelayConfig(tokens=3, features=2, evaluation_examples=96),

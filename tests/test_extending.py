@@ -1,0 +1,99 @@
+"""The attention kind of docs/extending.md, as it stands there, through every command."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+TEXT = (REPOSITORY / "docs" / "extending.md").read_text()
+EXAMPLE = TEXT.split("```python\n")[1].split("```")[0]
+COMMANDS = re.findall(r"^python (?:-m )?([\w.]+?)(?:\.py)? (.*)$", TEXT, re.MULTILINE)
+SMALL = {
+    "task.sequence_length": 64,
+    "model.width": 8,
+    "model.depth": 1,
+    "model.attention.num_heads": 2,
+    "training.steps": 2,
+    "training.batch_size": 4,
+    "training.evaluate_every": 2,
+    "training.evaluate_batch_size": 1024,
+    "training.checkpoint_every": 2,
+    "training.steps_per_call": 2,
+    "optimizer.warmup_steps": 0,
+    "parallelism.strategy": "single",
+}
+DELAY = """
+def get_config():
+    return {
+        "task": {"name": "delay", "tokens": 4, "features": 4, "evaluation_examples": 32},
+        "model": {"width": 8, "depth": 1, "attention": {"num_heads": 2}, "ffn": {"kind": "off"}},
+        "training": {"steps": 2, "batch_size": 4, "evaluate_every": 2, "checkpoint_every": 2, "steps_per_call": 2,
+                     "evaluate_batch_size": 32},
+    }
+"""
+ABLATION = """
+def get_config():
+    return {
+        "tasks": {"near": {"recipe": "delay.py"}},
+        "variants": {"sigmoid": {"model": {"attention": {"kind": "sigmoid"}}}},
+        "learning_rates": [0.01],
+        "seeds": [0, 1],
+    }
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with the example, the recipe that the docs name, and an ablation."""
+    (tmp_path / "my_parts.py").write_text(EXAMPLE)
+    (tmp_path / "delay.py").write_text(DELAY)
+    (tmp_path / "ablation.py").write_text(ABLATION)
+    (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    return tmp_path
+
+
+def test_the_example_is_short():
+    assert len(EXAMPLE.splitlines()) <= 40
+    assert all(len(line) <= 120 for line in EXAMPLE.splitlines())
+
+
+@pytest.mark.usefixtures("decoded_once")
+def test_the_commands_of_the_docs_and_what_they_say_without_the_import(place, own_parts, command_texts):
+    more = {
+        "train": [f"--config.{key}={value}" for key, value in SMALL.items()],
+        "flaxformer_lab.generate": ["--length=20"],
+        "flaxformer_lab.measure": ["--examples=2"],
+        "flaxformer_lab.ablate": ["--cpu_devices=1"],
+    }
+    assert [name.rpartition(".")[2] for name, _ in COMMANDS] == [
+        "train", "evaluate", "generate", "measure", "ablate", "report"
+    ]  # fmt: skip
+    said = {}
+    for name, line in COMMANDS:
+        arguments = [argument.replace("'", "") for argument in re.findall(r"--[^ ]*'[^']*'|--[^ ]+", line)]
+        own_parts()  # as in a new process
+        code, said[name], errors = command_texts(name, *arguments, *more.get(name, []))
+        assert (code, errors) == (0, ""), (name, errors)
+
+    config = json.loads((place / "runs" / "sigmoid" / "config.json").read_text())
+    assert config["model"]["attention"]["kind"] == "sigmoid"
+    assert len(said["flaxformer_lab.generate"].strip("\n")) == len("My fellow citizens, ") + 20
+    left_out = "left out: attention: attention.kind=sigmoid has no weights over tokens"
+    assert left_out in said["flaxformer_lab.measure"] and "cross_token_energy" in said["flaxformer_lab.measure"]
+    rows = (place / "runs" / "ablation" / "results.csv").read_text()
+    assert "near,sigmoid" in rows and "near,baseline" in rows
+
+    own_parts()
+    for name, folder in (
+        ("evaluate", "sigmoid"),
+        ("generate", "sigmoid"),
+        ("measure", "sigmoid"),
+        ("report", "ablation"),
+    ):
+        code, _, errors = command_texts(f"flaxformer_lab.{name}", f"--workdir=runs/{folder}")
+        assert code == 4
+        assert "model.attention.kind=sigmoid is not a choice" in errors and "pass --import=FILE" in errors

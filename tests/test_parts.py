@@ -1,0 +1,293 @@
+"""Every registered attention kind, FFN kind and model: what it declares of itself, against what a built one does.
+
+A declaration that theory builds on must hold for every config that is tried; its opposite must show for one of them at
+least. Each declaration is also turned round, and must then be found false: so no check is empty.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flaxformer_lab import registry
+from flaxformer_lab.model_config import (
+    AttentionConfig,
+    ConvolutionConfig,
+    FeedForwardConfig,
+    MixerConfig,
+    NormConfig,
+    TransformerConfig,
+)
+from flaxformer_lab.models import theory
+from flaxformer_lab.models.bodies import make_body
+from flaxformer_lab.modules.attention import SoftmaxAttention, make_attention
+from flaxformer_lab.modules.feedforward import make_feed_forward
+from flaxformer_lab.modules.intermediates import Intermediates
+from flaxformer_lab.modules.rngs import Rngs
+
+TOKENS, WIDTH = 8, 4
+GRID = (2, 4)
+X, Y = np.random.default_rng(0).normal(size=(2, 1, TOKENS, WIDTH)).astype(np.float32)
+BARE = TransformerConfig(width=WIDTH, depth=1, position="off", bias=False, norm=NormConfig(kind="off"))
+# It takes two sequences, declares nothing, and so nothing is concluded from it.
+UNDECLARED = {"encoder_decoder"}
+PARTS = [
+    (kind, name) for kind in ("attention", "ffn", "model") for name in registry.names(kind) if name not in UNDECLARED
+]
+# The answer that theory, rules and measures build on, where it is not True.
+CLAIMS = {"mixes_features": False, "sees_content": False, "attends": False, "needs_grid": False}
+ELSEWHERE = {"shards_tokens"}  # tests/training/test_mesh.py
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One config, and what a model of it did: the properties by name, as they were found."""
+
+    config: object
+    tokens: int
+    span: int  # the largest distance between tokens
+    found: dict
+
+
+def faults(kind, name, cases, turned=""):
+    """The declared properties that the cases contradict; `turned` is one to be taken for its opposite."""
+    wrong = set()
+    for key in registry.lookup(kind, name).properties.keys() - ELSEWHERE:
+        pairs = [(registry.ask(kind, name, key, c.config, c.tokens), c) for c in cases if key in c.found]
+        assert pairs, f"nothing shows {key} of {name}"
+        if key == turned:
+            pairs = [(opposite(key, declared), case) for declared, case in pairs]
+        if key == "reach":
+            far = [(min(declared, case.span), case.found[key]) for declared, case in pairs if declared is not None]
+            holds = all(seen <= declared for declared, seen in far)
+            shows = any(seen == declared for declared, seen in far if declared) or not any(far_ for far_, _ in far)
+        else:
+            claim = CLAIMS.get(key, True)
+            holds = all(case.found[key] is claim for declared, case in pairs if declared is claim)
+            against = [case.found[key] for declared, case in pairs if declared is (not claim)]
+            shows = claim not in against or (not claim) in against
+        wrong |= set() if holds and shows else {key}
+    return wrong
+
+
+def opposite(key, declared):
+    return declared if declared is None else (0 if declared else math.inf) if key == "reach" else not declared
+
+
+@pytest.fixture(scope="module")
+def cases(draw_module):
+    """The cases of a part, each built and run once."""
+    makers = {"attention": attention_cases, "ffn": ffn_cases, "model": model_cases}
+    return functools.cache(lambda kind, name: list(makers[kind](name, lambda make: draw_module(make).module)))
+
+
+@pytest.mark.parametrize(("kind", "name"), PARTS)
+def test_a_part_is_what_it_declares(cases, kind, name):
+    assert not faults(kind, name, cases(kind, name))
+
+
+@pytest.mark.parametrize(("kind", "name"), PARTS)
+def test_the_opposite_of_each_declaration_is_found_false(cases, kind, name):
+    declared = registry.lookup(kind, name).properties.keys() - ELSEWHERE
+    assert declared == registry.PROPERTIES[kind].keys() - ELSEWHERE, "the lab's own parts leave nothing unknown"
+    for key in declared:
+        assert faults(kind, name, cases(kind, name), turned=key) == {key}
+
+
+def test_a_part_that_declares_falsely_is_found_out(cases, own_parts):
+    """Softmax attention that forgets its masks, and says that it is affine."""
+
+    @registry.register("attention", "liar", odd=True, affine=True, causal=True, windowed=True, has_token_weights=True)
+    class Liar(SoftmaxAttention):
+        def __init__(self, config, **options):
+            super().__init__(dataclasses.replace(config, causal=False), **options)
+            self._window = None
+
+    assert faults("attention", "liar", cases("attention", "liar")) == {"affine", "causal", "windowed"}
+
+
+def test_the_attention_kind_of_the_docs_is_what_it_declares(cases, own_parts):
+    text = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
+    registry.import_text("/docs/my_parts.py", text.split("```python\n")[1].split("```")[0])
+    assert not faults("attention", "sigmoid", cases("attention", "sigmoid"))
+    assert faults("attention", "sigmoid", cases("attention", "sigmoid"), turned="decodes") == {"decodes"}
+
+
+def test_nothing_is_concluded_from_a_model_that_declares_nothing():
+    config = registry.configs("model")["encoder_decoder"](width=WIDTH, bias=False, norm=NormConfig(kind="off"))
+    assert not theory.is_odd(config, TOKENS) and not theory.is_affine(config, TOKENS)
+    assert theory.mixes_features(config, TOKENS) and theory.reach(config, TOKENS) == math.inf
+
+
+@pytest.mark.parametrize("kind", [TransformerConfig, ConvolutionConfig, MixerConfig])
+def test_nothing_is_concluded_where_the_batch_is_the_measure(kind):
+    config = kind(width=WIDTH, bias=False, norm=NormConfig(kind="batchnorm"))
+    if kind is TransformerConfig:
+        config = dataclasses.replace(config, position="off", ffn=FeedForwardConfig(kind="off"))
+    assert not theory.is_odd(config, TOKENS) and not theory.is_affine(config, TOKENS)
+    assert theory.mixes_features(config, TOKENS)
+
+
+def test_what_is_unknown_is_not_judged(cases, own_parts):
+    registry.register("attention", "silent")(type("Silent", (SoftmaxAttention,), {}))
+    assert not faults("attention", "silent", cases("attention", "silent"))
+
+
+# ---------------------------------------------------------------------------------- what one built model does
+
+
+def close(a, b):
+    return bool(np.max(np.abs(np.asarray(a) - np.asarray(b))) < 1e-5 * max(1.0, float(np.max(np.abs(b)))))
+
+
+def numbers(function, grid=(TOKENS,)):
+    """Symmetry by numbers, and by the Jacobian which tokens and features reach which: the properties, and [t, s]."""
+    tokens = math.prod(grid)
+    x, y = jnp.asarray(X[:, :tokens]), jnp.asarray(Y[:, :tokens])
+    # [t, c, s, d]: output feature c of token t, input feature d of token s.
+    moved = np.abs(np.asarray(jax.jacrev(lambda one: function(one[None])[0])(x[0]))) > 1e-7
+    seen = moved.any(axis=(1, 3))
+    places = np.stack(np.unravel_index(np.arange(tokens), grid))
+    back = np.max(places[:, :, None] - places[:, None], axis=0)
+    return {
+        "odd": close(function(-x), -function(x)),
+        "affine": close(function(2.5 * x - 1.5 * y), 2.5 * function(x) - 1.5 * function(y)),
+        "mixes_features": bool(moved.any(axis=(0, 2))[~np.eye(WIDTH, dtype=bool)].any()),
+        "reach": int(np.max(back, where=seen, initial=0)),
+    }, seen
+
+
+def has_token_weights(function, tokens):
+    """Whether weights are offered whose rows sum to 1."""
+    intermediates = Intermediates()
+    function(jnp.asarray(X[:, :tokens]), intermediates=intermediates)
+    found = [np.asarray(value) for path, value in intermediates.values.items() if path.split(".")[-1] == "weights"]
+    return bool(found) and all(close(weights.sum(axis=-1), np.ones(weights.shape[:-1])) for weights in found)
+
+
+def decodes(module, step):
+    """Whether two tokens read at once and the others one by one have the outputs of the whole."""
+    x, outputs = jnp.asarray(X), []
+    try:
+        first, cache = module.prefill(x[:, :2], jnp.array([2], jnp.int32))
+        for position in range(2, TOKENS):
+            output, cache = step(x[:, position : position + 1], cache, jnp.array([position], jnp.int32))
+            outputs.append(output)
+    except AttributeError:  # there is no such method
+        return False
+    return close(jnp.concatenate([first, *outputs], axis=1), module(x))
+
+
+def sees_content(module, tokens):
+    """Whether the weights change with the input: those that are offered, or else what queries and keys do to values."""
+    ours, theirs = (module.project_qkv(jnp.asarray(each[:, :tokens])) for each in (X, Y))
+    one, other = Intermediates(), Intermediates()
+    outputs = [module.mix(*ours, valid=None, intermediates=one)]
+    if module.parts == 3:
+        outputs.append(module.mix(*theirs[:2], ours[2], valid=None, intermediates=other))
+    else:
+        module.mix(*theirs, valid=None, intermediates=other)
+    weights = [each.values["weights"] for each in (one, other) if "weights" in each.values]
+    return not close(*(weights or outputs))
+
+
+def attention_cases(name, build):
+    """Projections that keep features apart, so that it is the kind that mixes them; and masks, asked for or not."""
+    masks = {key: registry.ask("attention", name, key, BARE, TOKENS) is True for key in ("causal", "windowed")}
+    trials = [(2, TOKENS, False, window) for window in (None, 1, 2)] + [(2, TOKENS, True, None)]
+    for heads, tokens, causal, window in [*trials, (WIDTH, TOKENS, False, None), (2, 1, False, None)]:
+        allowed = (masks["causal"] or not causal) and (masks["windowed"] or window is None)
+        attention = AttentionConfig(kind=name, num_heads=heads, window=window, projection="diagonal", output="diagonal")
+        config = dataclasses.replace(BARE, attention=attention, causal=causal)
+        module = build(lambda config=config, tokens=tokens: make_attention(config, tokens=tokens, rngs=Rngs(0)))
+        found, seen = numbers(module, (tokens,))
+        if allowed:
+            found |= {
+                "has_token_weights": has_token_weights(module, tokens),
+                "sees_content": sees_content(module, tokens),
+            }
+        else:
+            found = {}
+        distance = np.subtract.outer(np.arange(tokens), np.arange(tokens))
+        if causal:
+            found["causal"] = not seen[distance < 0].any()
+            found["decodes"] = decodes(module, module.decode)
+        if not causal and window is None:
+            found["crosses"] = crosses(config)
+        if window == 2:
+            found["windowed"] = not seen[np.abs(distance) >= 2].any()
+        yield Case(config, tokens, tokens - 1, found)
+
+
+def crosses(config):
+    """Whether queries attend to a sequence of another length: each output is moved by each of its tokens."""
+    kind, other = registry.lookup("attention", config.attention.kind).build, jnp.asarray(Y[:, :3])
+    try:
+        module = kind(config, tokens=TOKENS, crosses=True, rngs=Rngs(0))
+        moved = jax.jacrev(lambda memory: module(jnp.asarray(X), memory=memory)[0])(other)
+    except (TypeError, ValueError):
+        return False
+    return moved.shape == (TOKENS, WIDTH, 1, 3, WIDTH) and bool(np.any(np.asarray(moved), axis=(1, 2, 4)).all())
+
+
+def ffn_cases(name, build):
+    for activation, bias in itertools.product(("identity", "tanh", "gelu"), (False, True)):
+        ffn = FeedForwardConfig(kind=name, activation=activation, expansion=2.0)
+        config = dataclasses.replace(BARE, ffn=ffn, bias=bias)
+        found, seen = numbers(build(lambda config=config: make_feed_forward(config, Rngs(0))))
+        found["reach"] = max(found["reach"], int(seen[~np.eye(TOKENS, dtype=bool)].any()))  # nor a later token
+        yield Case(config, TOKENS, TOKENS - 1, found)
+
+
+def model_cases(name, build):
+    """Each knob that a property may depend on, one after another, where the model has it."""
+    kind = registry.lookup("model", name).config
+    knobs = {knob.name for knob in dataclasses.fields(kind)}
+    bare = {"width": WIDTH, "bias": False, "depth": 1, "norm": NormConfig(kind="off"), "position": "off"}
+    trials = [{}, {"depth": 0}, {"depth": 2}, {"bias": True}, {"norm": NormConfig()}, {"kernel_size": 1}]
+    trials += [{"activation": kind, "causal": causal} for kind in ("identity", "tanh") for causal in (False, True)]
+    if kind is TransformerConfig:
+        trials += list(trials_of_parts())
+    grid = GRID if registry.ask("model", name, "needs_grid") else (TOKENS,)
+    for trial in trials:
+        config = kind(name=name, **{key: value for key, value in (bare | trial).items() if key in knobs})
+        if name == "cnn_2d" and config.causal:
+            continue
+        make = lambda grid, config=config: build(lambda: make_body(config, grid=grid, rngs=Rngs(0)))  # noqa: E731
+        module = make(grid)
+        found, seen = numbers(module, grid)
+        found |= {"causal": not np.triu(seen, 1).any(), "has_token_weights": has_token_weights(module, TOKENS)}
+        if getattr(config, "depth", 1) == 1 and getattr(config, "kernel_size", 3) == 3:
+            found["attends"] = bool(seen.all())
+            found["needs_grid"] = not runs(make((TOKENS,)))
+        if config.causal or not hasattr(module, "decode"):
+            found["decodes"] = decodes(module, lambda x, cache, position, module=module: module.decode(x, cache))
+        yield Case(config, TOKENS, max(grid) - 1, found)
+
+
+def runs(module):
+    try:
+        module(jnp.asarray(X))
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def trials_of_parts():
+    """Transformers of each registered kind of attention and of FFN, whose projections keep features apart."""
+    off = FeedForwardConfig(kind="off")
+    for name in (*registry.names("attention"), "off"):
+        attention = AttentionConfig(kind=name, num_heads=WIDTH, projection="diagonal", output="diagonal")
+        yield {"attention": attention, "ffn": FeedForwardConfig(kind="diagonal", activation="tanh")}
+        if name != "off":
+            yield {"attention": dataclasses.replace(attention, num_heads=2), "ffn": off}
+            if registry.ask("attention", name, "causal", BARE, TOKENS):
+                yield {"attention": attention, "ffn": off, "causal": True}
+    for name in registry.names("ffn"):
+        yield {"attention": AttentionConfig(kind="off"), "ffn": FeedForwardConfig(kind=name, activation="identity")}
