@@ -3,6 +3,7 @@
 from flax import nnx
 
 from flaxformer_lab import registry
+from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.model_config import ModelConfig
 
 # The lab's own, in the order in which errors offer them.
@@ -24,5 +25,15 @@ def make_body(config: ModelConfig, *, grid: Grid, rngs: Rngs) -> nnx.Module:
     """The model that maps token vectors to token vectors, [batch, tokens, width] both.
 
     grid: how the tokens are laid out, (tokens,) or (rows, columns); an encoder-decoder wants that of both sequences.
+
+    Raises:
+        ConfigError: the task has two sequences and the model takes one, or the other way round.
     """
-    return registry.lookup("model", config.name).build(config, grid=grid, rngs=rngs)
+    build = registry.lookup("model", config.name).build
+    if isinstance(grid, dict) != getattr(build, "two_sequences", False):
+        has, other = ("two", "encoder_decoder") if isinstance(grid, dict) else ("one", "transformer")
+        raise ConfigError(
+            f"model.name={config.name} cannot work on the {has} token sequence(s) of this task; "
+            f"choose model.name={other} or another task"
+        )
+    return build(config, grid=grid, rngs=rngs)

@@ -37,6 +37,8 @@ class EncoderDecoder(nnx.Module):
     grid: the tokens of each sequence, like {"source": (96,), "target": (24,)}. The encoder is never causal.
     """
 
+    two_sequences = True
+
     def __init__(self, config: EncoderDecoderConfig, *, grid: dict[str, tuple[int, ...]], rngs: Rngs):
         encoder = dataclasses.replace(config, depth=config.encoder_depth, causal=False)
         self.encoder = Transformer(encoder, grid=grid["source"], rngs=rngs)

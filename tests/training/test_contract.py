@@ -1,0 +1,551 @@
+"""What a task, a network and a step may be, beyond those that the lab has: one small task or model for each."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from flax import nnx
+from safetensors.numpy import save_file
+from sklearn.metrics import roc_auc_score
+
+from flaxformer_lab import registry
+from flaxformer_lab.ablation.population import Replica, train_population
+from flaxformer_lab.config import parse_config
+from flaxformer_lab.data.source import open_split
+from flaxformer_lab.errors import ConfigError, RunError
+from flaxformer_lab.evaluate import load_run
+from flaxformer_lab.functional.losses import accuracy, cross_entropy, squared_error
+from flaxformer_lab.functional.metrics import AUC
+from flaxformer_lab.models.network import Network, functionalize, leaf_paths
+from flaxformer_lab.modules.embedding import FeatureEmbedding, TokenEmbedding
+from flaxformer_lab.modules.projection import Dense
+from flaxformer_lab.parsing import override
+from flaxformer_lab.task_config import TabularClassificationConfig
+from flaxformer_lab.tasks.classification import TabularClassification
+from flaxformer_lab.tasks.examples import drawn, records
+from flaxformer_lab.tasks.task import Task
+from flaxformer_lab.training.experiment import make_experiment
+from flaxformer_lab.training.initialization import initial_weights
+from flaxformer_lab.training.loop import train
+from flaxformer_lab.training.single import Single
+from flaxformer_lab.training.state import initial_state
+
+TRAINING = {
+    "steps": 4,
+    "batch_size": 16,
+    "evaluate_every": 2,
+    "evaluate_batch_size": 64,
+    "checkpoint_every": 2,
+    "steps_per_call": 2,
+}
+
+
+def config_of(task, model, changes=None):
+    tree = {
+        "seed": 3,
+        "task": task,
+        "model": {"width": 8, "depth": 1, "attention": {"num_heads": 2}, "ffn": {"expansion": 2.0}} | model,
+        "optimizer": {"name": "sgd", "learning_rate": 0.1, "schedule": "constant"},
+        "training": TRAINING,
+        "parallelism": {"strategy": "single"},
+    }
+    for key, value in (changes or {}).items():
+        tree = override(tree, key, value)
+    return parse_config(tree)
+
+
+def variables(folder):
+    """Parameters and model state of the last checkpoint, by name."""
+    state = load_run(folder).state
+    leaves = leaf_paths(state.params) | leaf_paths(state.model_state)
+    return {name: np.asarray(leaf) for name, leaf in leaves.items()}
+
+
+def assert_close(one, other, atol=2e-5):
+    assert one.keys() == other.keys()
+    for name, leaf in one.items():
+        np.testing.assert_allclose(leaf, other[name], rtol=1e-4, atol=atol, err_msg=name)
+
+
+# ----------------------------------------------------------------------- a state that training updates: BatchNorm
+
+DIGITS = {"name": "image_classification", "dataset": "lab_digits", "patch_size": 4}
+
+
+def normalised(changes=None):
+    return config_of(DIGITS, {"norm": {"kind": "batchnorm"}}, {"training.accumulate": 2} | (changes or {}))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("batchnorm")
+    train(normalised(), folder, quiet=True)
+    return folder
+
+
+def test_a_state_moves_in_training_and_stands_still_in_evaluation(undisturbed):
+    run = load_run(undisturbed)
+    averages = leaf_paths(run.state.model_state)
+    assert {name.rpartition(".")[2] for name in averages} == {"mean", "variance"}
+    assert all(np.abs(leaf - ("variance" in name)).max() > 1e-3 for name, leaf in averages.items())
+    inputs = np.random.default_rng(0).uniform(-1, 1, (6, 8, 8, 1)).astype(np.float32)
+    arguments = run.params, run.state.model_state, jnp.asarray(inputs)
+    still, state = run.model.apply(*arguments)
+    moving, moved = run.model.apply(*arguments, training=True)
+    assert all(np.array_equal(leaf, averages[name]) for name, leaf in leaf_paths(state).items())
+    assert all(not np.array_equal(leaf, averages[name]) for name, leaf in leaf_paths(moved).items())
+    assert np.abs(still - moving).max() > 1e-3
+    # In evaluation an example's outputs do not depend on the others; in training they do.
+    np.testing.assert_allclose(run.predict(inputs[:1]), still[:1], rtol=1e-5, atol=1e-6)
+    alone, _ = run.model.apply(*arguments[:2], arguments[2][:1], training=True)
+    assert np.abs(alone - moving[:1]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "parallelism", [{"strategy": "pmap"}, {"strategy": "mesh"}, {"strategy": "mesh", "mesh.fsdp": 2, "mesh.tensor": 2}]
+)
+def test_every_strategy_updates_the_state_as_one_device_does(undisturbed, tmp_path, parallelism):
+    train(normalised({f"parallelism.{key}": value for key, value in parallelism.items()}), tmp_path, quiet=True)
+    assert_close(variables(tmp_path), variables(undisturbed))
+
+
+def test_the_state_survives_an_interruption_and_rematerialisation(undisturbed, tmp_path):
+    train(normalised(), tmp_path / "stopped", stop_at=2, quiet=True)
+    train(normalised(), tmp_path / "stopped", quiet=True)
+    for name, leaf in variables(tmp_path / "stopped").items():
+        np.testing.assert_array_equal(leaf, variables(undisturbed)[name])
+    train(normalised({"model.remat": True}), tmp_path / "remat", quiet=True)
+    assert_close(variables(tmp_path / "remat"), variables(undisturbed))
+
+
+def test_each_replica_has_a_state_of_its_own(undisturbed):
+    outcome = train_population(normalised(), [Replica(3, 0.1), Replica(4, 0.02)])
+    found = [leaf_paths(state.params) | leaf_paths(state.model_state) for state in outcome.states]
+    assert_close(found[0], variables(undisturbed))
+    assert all(not np.array_equal(leaf, found[1][name]) for name, leaf in found[0].items() if "mean" in name)
+    assert outcome.test["loss"][0] == pytest.approx(load_run(undisturbed).evaluate()["loss"], rel=1e-4)
+
+
+# ------------------------------------------------------------------------- a metric of all examples at once: AUC
+
+
+@pytest.fixture
+def scored(own_parts):
+    """Breast cancer, with the area under the curve beside loss and accuracy."""
+
+    @dataclass(frozen=True)
+    class ScoredConfig(TabularClassificationConfig):
+        name: Literal["scored"] = "scored"
+        dataset: str = "lab_breast_cancer"
+
+    @registry.register("task", "scored", config=ScoredConfig)
+    class Scored(TabularClassification):
+        def loss_and_metrics(self, outputs, batch):
+            arguments = outputs[:, 1] - outputs[:, 0], batch["targets"], batch["weights"]
+            return super().loss_and_metrics(outputs, batch) | {"auc": AUC(*arguments)}
+
+    return Scored
+
+
+@pytest.mark.parametrize("strategy", ["single", "pmap", "mesh"])
+def test_a_metric_of_all_examples_is_exact_over_batches_and_devices(scored, tmp_path, strategy):
+    changes = {"parallelism.strategy": strategy, "training.evaluate_batch_size": 16}
+    config = config_of({"name": "scored"}, {"depth": 0}, changes)
+    values = train(config, tmp_path, quiet=True)
+    run = load_run(tmp_path)
+    examples = run.task.examples("test")
+    assert examples.number % 16  # the last batch is padded
+    stored = examples.load() | {"weight": np.ones(examples.number, np.float32)}
+    batch = run.task.prepare(jax.tree.map(jnp.asarray, stored), None, training=False)
+    outputs = np.asarray(run.predict(batch["inputs"]))
+    expected = roc_auc_score(np.asarray(batch["targets"]), outputs[:, 1] - outputs[:, 0])
+    assert values["auc"] == pytest.approx(expected, abs=1e-6) and 0.5 < expected < 1
+    assert set(values) == {"loss", "accuracy", "auc"}
+
+
+# ------------------------------------------------- two sequences, cross-attention and padding: an encoder-decoder
+
+SOURCE, TARGET, SYMBOLS = 7, 4, 6
+
+
+class TwoEmbeddings(nnx.Module):
+    """Vectors for the symbols of both sequences."""
+
+    def __init__(self, config, *, rngs):
+        self.source = TokenEmbedding(SYMBOLS, config.width, dtype=config.dtype, rngs=rngs)
+        self.target = TokenEmbedding(TARGET, config.width, dtype=config.dtype, rngs=rngs)
+
+    def __call__(self, inputs):
+        return {"source": self.source(inputs["source"]), "target": self.target(inputs["target"])}
+
+
+@pytest.fixture
+def reversal(own_parts):
+    """Read symbols, write the last ones backwards; both sequences are padded."""
+
+    @dataclass(frozen=True)
+    class ReversalConfig:
+        name: Literal["reversal"] = "reversal"
+        causal = None
+
+    @registry.register("task", "reversal", config=ReversalConfig)
+    class Reversal(Task):
+        units = ("examples", 1)
+
+        def __init__(self, config, metadata=None):
+            self.metadata = {}
+
+        def examples(self, split):
+            return drawn(
+                64, first={"train": 0, "validation": 2**30, "test": 2**30 + 64}[split], endless=split == "train"
+            )
+
+        def network(self, config):
+            grid = {"source": (SOURCE,), "target": (TARGET,)}
+            build = lambda rngs: Network(  # noqa: E731
+                config, embedding=TwoEmbeddings(config, rngs=rngs), grid=grid, outputs=SYMBOLS, rngs=rngs
+            )
+            return functionalize(build)
+
+        def prepare(self, examples, keys, *, training):
+            def one(key, index):
+                size, symbols = jax.random.split(jax.random.fold_in(key, index))
+                length = jax.random.randint(size, (), 2, SOURCE + 1)
+                source = jax.random.randint(symbols, (SOURCE,), 0, SYMBOLS)
+                places = jnp.arange(TARGET)
+                return source, source[length - 1 - places], jnp.arange(SOURCE) < length, places < length
+
+            source, targets, of_source, of_target = jax.vmap(one)(keys, examples["index"])
+            return {
+                "inputs": {"source": source, "target": jnp.broadcast_to(jnp.arange(TARGET)[None], targets.shape)},
+                "valid": {"source": of_source, "target": of_target},
+                "targets": targets,
+                "weights": of_target * examples["weight"][:, None],
+            }
+
+        def loss_and_metrics(self, outputs, batch):
+            arguments = outputs, batch["targets"], batch["weights"]
+            return {"loss": cross_entropy(*arguments), "accuracy": accuracy(*arguments)}
+
+        def input_spec(self, batch_size):
+            sizes = {"source": SOURCE, "target": TARGET}
+            return {name: jax.ShapeDtypeStruct((batch_size, size), jnp.int32) for name, size in sizes.items()}
+
+    return lambda changes=None: config_of(
+        {"name": "reversal"}, {"name": "encoder_decoder", "encoder_depth": 1}, changes
+    )
+
+
+def batch_of(experiment, size=16):
+    rows = np.arange(size, dtype=np.int32)
+    stored = {"index": jnp.asarray(rows), "weight": jnp.ones(size)}
+    return experiment.task.prepare(stored, jax.random.split(jax.random.key(1), size), training=True)
+
+
+def test_an_encoder_decoder_learns_from_two_padded_sequences(reversal, tmp_path):
+    changes = {"optimizer": {"name": "adamw", "learning_rate": 0.02}, "training.batch_size": 64, "training.steps": 150}
+    changes |= {"training.steps_per_call": 50, "training.evaluate_every": 150, "training.checkpoint_every": 150}
+    values = train(reversal(changes), tmp_path, quiet=True)
+    assert values["accuracy"] > 0.6  # 1 / 6 by chance, 0.3 or so without a view of the source
+    run = load_run(tmp_path)
+    assert run.evaluate()["accuracy"] == values["accuracy"]
+    batch = batch_of(run.experiment)
+    np.testing.assert_allclose(
+        run.predict(batch["inputs"], batch["valid"]),
+        run.model.apply(run.params, run.state.model_state, batch["inputs"], valid=batch["valid"])[0],
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    with pytest.raises(ConfigError, match="inputs of structure PyTreeDef"):
+        run.predict(batch["inputs"]["source"])
+
+
+def test_padding_reaches_nothing_and_everything_else_reaches_every_target(reversal):
+    experiment = make_experiment(reversal(), strategy=Single())
+    params, _ = experiment.network.init(jax.random.key(0))
+    batch = batch_of(experiment)
+    source, valid = batch["inputs"]["source"], batch["valid"]["source"]
+    inputs = lambda source: batch["inputs"] | {"source": source}  # noqa: E731
+    apply = jax.jit(lambda inputs: experiment.network.apply(params, {}, inputs, valid=batch["valid"])[0])
+    found = apply(batch["inputs"])
+    np.testing.assert_array_equal(apply(inputs(jnp.where(valid, source, 0))), found)
+    for place in range(SOURCE):
+        moved = np.abs(apply(inputs(source.at[:, place].set((source[:, place] + 1) % SYMBOLS))) - found).max(axis=-1)
+        assert np.all((moved > 0) == np.asarray(valid)[:, place : place + 1])
+
+
+def test_pmap_gives_the_numbers_of_one_device_from_two_padded_sequences(reversal, tmp_path):
+    found = []
+    for strategy in ("single", "pmap"):
+        train(reversal({"parallelism.strategy": strategy}), tmp_path / strategy, quiet=True)
+        found.append(variables(tmp_path / strategy))
+    assert_close(*found)
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "error"),
+    [
+        (
+            "reversal",
+            {"name": "gru"},
+            r"model.name=gru cannot work on the two token .* choose model.name=encoder_decoder",
+        ),
+        (
+            DIGITS,
+            {"name": "encoder_decoder"},
+            r"encoder_decoder cannot work on the one .* choose model.name=transformer",
+        ),
+        (DIGITS, {"name": "encoder_decoder", "attention": {"kind": "mean"}}, "kind=mean cannot attend to another"),
+    ],
+)
+def test_a_model_that_does_not_fit_the_sequences_is_refused(reversal, task, model, error):
+    task = task if isinstance(task, dict) else {"name": task}
+    with pytest.raises(ConfigError, match=error):
+        config = parse_config({"task": task, "model": {"width": 8} | model})
+        make_experiment(config, strategy=Single())
+
+
+# ------------------------------------------------------------------------ examples of differing length, by capacity
+
+
+def bag(index):
+    """Numbers, and whether their sum is above 0."""
+    generator = np.random.default_rng(index)
+    values = generator.normal(size=generator.integers(1, 9)).astype(np.float32)
+    return {"values": values, "label": int(values.sum() > 0)}
+
+
+class Bags(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = {"values": tfds.features.Sequence(np.float32), "label": tfds.features.ClassLabel(num_classes=2)}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for index in range(640):
+            yield index, bag(index)
+
+
+@pytest.fixture
+def bags(own_parts, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+
+    registry.register("dataset", "bags")(Bags)
+
+    @dataclass(frozen=True)
+    class BagsConfig:
+        name: Literal["bags"] = "bags"
+        capacity: int = 8
+        causal = None
+
+    @registry.register("task", "bags", config=BagsConfig)
+    class BagClassification(Task):
+        units = ("examples", 1)
+
+        def __init__(self, config, metadata=None):
+            self._capacity, self.metadata = config.capacity, {}
+
+        def examples(self, split):
+            return records(open_split("bags", split, {"values": (self._capacity,)}))
+
+        def network(self, config):
+            def build(rngs):
+                embedding = FeatureEmbedding("dense", 1, config.width, bias=True, dtype="float32", rngs=rngs)
+                options = {"grid": (self._capacity,), "outputs": 2, "pooling": "mean", "rngs": rngs}
+                return Network(config, embedding=embedding, **options)
+
+            return functionalize(build)
+
+        def prepare(self, examples, keys, *, training):
+            places = jnp.arange(self._capacity)[None]
+            return {
+                "inputs": examples["values"][:, :, None],
+                "valid": places < examples["values_shape"],
+                "targets": examples["label"].astype(jnp.int32),
+                "weights": examples["weight"],
+            }
+
+        def loss_and_metrics(self, outputs, batch):
+            arguments = outputs, batch["targets"], batch["weights"]
+            return {"loss": cross_entropy(*arguments), "accuracy": accuracy(*arguments)}
+
+        def input_spec(self, batch_size):
+            return jax.ShapeDtypeStruct((batch_size, self._capacity, 1), jnp.float32)
+
+
+@pytest.mark.parametrize("source", ["device", "stream"])
+def test_examples_of_any_length_are_learned_from(bags, tmp_path, source):
+    changes = {"optimizer": {"name": "adamw", "learning_rate": 0.02}, "training.input": source, "training.steps": 60}
+    changes |= {"training.steps_per_call": 20, "training.evaluate_every": 60, "training.checkpoint_every": 60}
+    values = train(config_of({"name": "bags"}, {"position": "off"}, changes), tmp_path / source, quiet=True)
+    assert values["accuracy"] > 0.85
+
+
+def test_more_room_changes_nothing(bags):
+    outputs = []
+    for capacity in (8, 13):
+        experiment = make_experiment(config_of({"name": "bags", "capacity": capacity}, {"position": "off"}))
+        params, _ = experiment.network.init(jax.random.key(0))
+        examples = experiment.task.examples("test")
+        stored = jax.tree.map(jnp.asarray, examples.read(np.arange(20))) | {"weight": jnp.ones(20)}
+        batch = experiment.task.prepare(stored, None, training=False)
+        outputs.append(experiment.network.apply(params, {}, batch["inputs"], valid=batch["valid"])[0])
+    np.testing.assert_allclose(*outputs, rtol=1e-4, atol=1e-5)
+
+
+# ------------------------------------------------------------- a head that reads the inputs: reversible normalisation
+
+
+class Normalised(nnx.Module):
+    """Each example less its mean, over its standard deviation."""
+
+    def __init__(self, config, *, rngs):
+        self.inner = FeatureEmbedding("dense", 1, config.width, bias=True, dtype="float32", rngs=rngs)
+
+    def __call__(self, x):
+        return self.inner((x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True))
+
+
+class Denormalised(nnx.Module):
+    """The inverse, on the outputs."""
+
+    reads_inputs = True
+
+    def __init__(self, config, *, rngs):
+        self.inner = Dense(config.width, 1, axes=("width", None), bias=True, rngs=rngs)
+
+    def __call__(self, x, inputs):
+        return self.inner(x) * inputs.std(1, keepdims=True) + inputs.mean(1, keepdims=True)
+
+
+def test_a_head_may_read_the_inputs():
+    config = parse_config({"model": {"width": 8, "depth": 1}}).model
+
+    def build(rngs):
+        parts = {"embedding": Normalised(config, rngs=rngs), "head": Denormalised(config, rngs=rngs)}
+        return Network(config, **parts, grid=(5,), outputs=1, rngs=rngs)
+
+    network = functionalize(build)
+    params, _ = network.init(jax.random.key(0))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5, 1)), jnp.float32)
+    found, moved = (network.apply(params, {}, each)[0] for each in (x, 3 * x + 7))
+    np.testing.assert_allclose(moved, 3 * found + 7, rtol=1e-4, atol=1e-4)
+    loss = jax.grad(lambda params: squared_error(network.apply(params, {}, x)[0], x, jnp.ones((3, 5)), variance=1.0)[0])
+    assert all(np.abs(leaf).max() > 0 for name, leaf in leaf_paths(loss(params)).items() if "head" in name)
+
+
+# --------------------------------------------------------------------------------------- weights to start from
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("first")
+    train(config_of(DIGITS, {}), folder, quiet=True)
+    return folder
+
+
+def start(config):
+    """The names that are taken, and the state that a fresh run begins with."""
+    experiment = make_experiment(config, strategy=Single())
+    initial = initial_weights(config.training, experiment.abstract_state)
+    state = initial_state(experiment.network, experiment.optimizer, config.seed, initial.values)
+    return initial, leaf_paths(state.params)
+
+
+def drawn_state(config):
+    experiment = make_experiment(config, strategy=Single())
+    return leaf_paths(initial_state(experiment.network, experiment.optimizer, config.seed).params)
+
+
+def test_a_run_starts_from_the_weights_of_another_in_whole_or_in_part(first):
+    trained, config = variables(first), config_of(DIGITS, {}, {"seed": 9})
+    fresh, given = drawn_state(config), {"training.init_from": str(first)}
+    initial, found = start(dataclasses.replace(config, training=config_of(DIGITS, {}, given).training))
+    assert not initial.drawn and not initial.unused and initial.values.keys() == trained.keys()
+    for name, leaf in found.items():
+        np.testing.assert_array_equal(leaf, trained[name])
+    for only, fits in ((["body"], lambda name: name.startswith("body.")), (["*.ffn.*"], lambda name: ".ffn." in name)):
+        part = config_of(DIGITS, {}, given | {"seed": 9, "training.init_only": only})
+        initial, found = start(part)
+        assert {name for name in found if fits(name)} == set(initial.values)
+        assert set(initial.drawn) == set(initial.unused) == set(found) - set(initial.values)
+        for name, leaf in found.items():
+            np.testing.assert_array_equal(leaf, trained[name] if fits(name) else fresh[name])
+
+
+@pytest.mark.parametrize("strategy", ["single", "pmap", "mesh"])
+def test_what_was_taken_and_what_was_drawn_is_shown_once(first, tmp_path, capsys, strategy):
+    changes = {"training.init_from": str(first), "training.init_only": ["body", "embedding"], "training.steps": 2}
+    changes |= {"optimizer.learning_rate": 1e-30, "parallelism.strategy": strategy}
+    config = config_of(DIGITS, {}, changes)
+    train(config, tmp_path)
+    shown = capsys.readouterr().out
+    assert f"initial weights from {first}: " in shown and "arrays taken, 2 drawn" in shown
+    assert "  drawn: head.kernel, head.bias" in shown or "  drawn: head.bias, head.kernel" in shown
+    found, trained = variables(tmp_path), variables(first)
+    assert all(np.array_equal(leaf, trained[name]) == (not name.startswith("head")) for name, leaf in found.items())
+    train(dataclasses.replace(config), tmp_path)
+    assert "initial weights" not in capsys.readouterr().out  # a run that goes on has its own
+
+
+def test_replicas_start_from_the_same_weights(first):
+    config = config_of(DIGITS, {}, {"training.init_from": str(first), "training.init_only": ["body"]})
+    outcome = train_population(config, [Replica(0, 1e-30), Replica(1, 1e-30)])
+    states, trained = [leaf_paths(state.params) for state in outcome.states], variables(first)
+    for name, leaf in states[0].items():
+        assert np.array_equal(leaf, trained[name]) == name.startswith("body.")
+        assert np.array_equal(leaf, trained[name]) or "bias" in name or not np.array_equal(leaf, states[1][name])
+
+
+def test_a_safetensors_file_is_a_source_as_well(first, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_file({"head.kernel": np.full((8, 10), 0.5, np.float16), "other": np.ones(3, np.float32)}, path)
+    initial, found = start(config_of(DIGITS, {}, {"training.init_from": str(path)}))
+    assert set(initial.values) == {"head.kernel"} and initial.unused == ("other",)
+    np.testing.assert_array_equal(found["head.kernel"], np.full((8, 10), 0.5, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "kind", "error"),
+    [
+        (
+            {"head.kernel": np.ones((8, 3), np.float32)},
+            ConfigError,
+            r"head.kernel has the shape \(8, 3\), but .* \(8, 10\)",
+        ),
+        (
+            {"weight": np.ones(3, np.float32)},
+            ConfigError,
+            "has no array that this model takes; it has weight; the model",
+        ),
+        ({"head.bias": np.full(10, np.nan, np.float32)}, ConfigError, "head.bias has values that are not finite"),
+        (b"nonsense", RunError, r"init_from=.*weights.safetensors cannot be read"),
+        (None, RunError, r"init_from=.*weights.safetensors does not exist; name a run's folder or a .safetensors file"),
+    ],
+)
+def test_a_source_that_does_not_fit_is_refused_before_anything_is_written(tmp_path, arrays, kind, error):
+    path = tmp_path / "weights.safetensors"
+    if isinstance(arrays, bytes):
+        path.write_bytes(arrays)
+    elif arrays is not None:
+        save_file(arrays, path)
+    with pytest.raises(kind, match=error):
+        train(config_of(DIGITS, {}, {"training.init_from": str(path)}), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_pickled_weights_are_refused_and_parts_need_a_source(tmp_path):
+    (tmp_path / "weights.bin").write_bytes(b"")
+    with pytest.raises(ConfigError, match="pickled weights"):
+        start(config_of(DIGITS, {}, {"training.init_from": str(tmp_path / "weights.bin")}))
+    with pytest.raises(ConfigError, match=r"training\.init_only=body needs training\.init_from"):
+        config_of(DIGITS, {}, {"training.init_only": ["body"]})
