@@ -99,11 +99,11 @@ class Config:
     """A whole run."""
 
     seed: Seed = 0
-    task: Annotated[TaskConfig, Tagged(lambda: registry.configs("task"), "image_classification", registry.choices)] = (
-        field(default_factory=ImageClassificationConfig)
-    )
-    model: Annotated[ModelConfig, Tagged(lambda: registry.configs("model"), "transformer", registry.choices)] = field(
-        default_factory=TransformerConfig
+    task: Annotated[
+        TaskConfig, Tagged(lambda: registry.configs("task"), "image_classification", registry.format_choices)
+    ] = field(default_factory=ImageClassificationConfig)
+    model: Annotated[ModelConfig, Tagged(lambda: registry.configs("model"), "transformer", registry.format_choices)] = (
+        field(default_factory=TransformerConfig)
     )
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)

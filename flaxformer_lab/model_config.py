@@ -15,8 +15,8 @@ Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh", "identity"]
 # Of float32 products, in JAX's words. GPUs and TPUs can multiply float32 faster in fewer bits; a CPU never does.
 # highest: float32; high: TF32 on a GPU, three passes of bfloat16 on a TPU; default: the device's fastest.
 Precision = Literal["highest", "high", "default"]
-AttentionKind = Annotated[str, Choices(lambda: (*registry.names("attention"), "off"), registry.choices)]
-FeedForwardKind = Annotated[str, Choices(lambda: (*registry.names("ffn"), "off"), registry.choices)]
+AttentionKind = Annotated[str, Choices(lambda: (*registry.names("attention"), "off"), registry.format_choices)]
+FeedForwardKind = Annotated[str, Choices(lambda: (*registry.names("ffn"), "off"), registry.format_choices)]
 
 
 class ModelConfig:
@@ -207,9 +207,10 @@ class EncoderDecoderConfig(TransformerConfig):
     def rules(self) -> None:
         """Raises ConfigError when knobs contradict one another."""
         super().rules()
-        if registry.ask("attention", self.attention.kind, "crosses", self) is not True:
+        kind = self.attention.kind
+        if kind == "off" or not registry.ask("attention", kind, "crosses", self):
             raise ConfigError(
-                f"model.attention.kind={self.attention.kind} cannot attend to another sequence, which "
+                f"model.attention.kind={kind} cannot attend to another sequence, which "
                 f"model.name=encoder_decoder needs; choose {_attention_kinds('crosses')}"
             )
 

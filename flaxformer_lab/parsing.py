@@ -187,12 +187,12 @@ def _parse_table(kind: Any, value: Any, path: str) -> dict[str, Any]:
     return {str(key): parse(inner, each, f"{path}.{key}") for key, each in value.items()}
 
 
-def _choose_from(choices: Iterable[str]) -> str:
+def _format_choices(choices: Iterable[str]) -> str:
     return f"choose from {', '.join(choices)}"
 
 
 def _parse_choice(
-    choices: Sequence[str], value: Any, path: str, way_out: Callable[[Iterable[str]], str] = _choose_from
+    choices: Sequence[str], value: Any, path: str, way_out: Callable[[Iterable[str]], str] = _format_choices
 ) -> str:
     if isinstance(value, str) and value in choices:
         return value

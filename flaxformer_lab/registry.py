@@ -9,7 +9,7 @@ import hashlib
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,9 +30,9 @@ PROPERTIES: dict[str, dict[str, str]] = {
         "causal": "with model.causal no token sees a later one",
         "windowed": "with attention.window no token sees past it",
         "reach": "how many tokens back a token can see; math.inf for all",
+        "crosses": "it can attend to another sequence, `memory`",
         "has_token_weights": "each row of weights over tokens sums to 1, and is offered as the intermediate `weights`",
         "decodes": "prefill and decode equal the forward pass",
-        "crosses": "queries may attend to another sequence (`mix` takes keys of another length)",
     },
     "ffn": {
         "odd": "f(-x) = -f(x)",
@@ -66,6 +66,8 @@ class Part:
     properties: Mapping[str, Property]
 
 
+MODEL_KNOBS = {"width", "bias", "dtype", "precision"}  # what embeddings and heads read of any model
+
 _PARTS: dict[str, dict[str, Part]] = {kind: {} for kind in PROPERTIES}
 _IMPORTED: dict[str, str] = {}  # the text of each file of `import_parts`, by its path
 
@@ -94,6 +96,9 @@ def register(kind: str, name: str, *, config: type | None = None, **properties: 
             f"{where}: config={getattr(config, '__name__', config)}; models and tasks, and no others, bring a frozen "
             f'dataclass with name: Literal["{name}"] = "{name}"'
         )
+    lacking = MODEL_KNOBS - {knob.name for knob in dataclasses.fields(config)} if kind == "model" else ()
+    if lacking:
+        raise ConfigError(f"{where}: {config.__name__} lacks {', '.join(sorted(lacking))}, which every model has")
 
     def decorate(build: Class) -> Class:
         taken = _PARTS[kind].get(name)
@@ -129,11 +134,11 @@ def lookup(kind: str, name: str) -> Part:
         ConfigError: there is none.
     """
     if name not in _PARTS[kind]:
-        raise ConfigError(f"{name} is no {kind}: {nearest(name, names(kind))}{choices(names(kind))}")
+        raise ConfigError(f"{name} is no {kind}: {nearest(name, names(kind))}{format_choices(names(kind))}")
     return _PARTS[kind][name]
 
 
-def choices(known: typing.Iterable[str]) -> str:
+def format_choices(known: Iterable[str]) -> str:
     """The way out of an unknown name."""
     return f"pass --import=FILE where a file of your own has it, or choose from {', '.join(known)}"
 

@@ -182,6 +182,7 @@ BAD_FLAGS = {
         ["unknown key task.patch_size (value 2)", "task has name, dataset, tokenizer"],
     ),
     "positional argument": (["configs/speeches.py"], ["configs/speeches.py is not understood", "--name=value"]),
+    "no file of parts": (["--import=nothing.py"], ["--import=nothing.py cannot be read", "name a Python file"]),
     "unknown flag": (["--ablate=ffn_off"], ["Unknown command line flag 'ablate'"]),
     "impossible flag": (["--stop_at=0"], ["--stop_at=0", "positive integer"]),
     "flag of another type": (["--stop_at=soon"], ["--stop_at=soon"]),

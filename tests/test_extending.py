@@ -1,14 +1,21 @@
 """The attention kind of docs/extending.md, as it stands there, through every command."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
 
 import pytest
 
+from flaxformer_lab import registry
+from flaxformer_lab.config import parse_config
+from flaxformer_lab.evaluate import load_run
+from flaxformer_lab.tasks import make_task
+from flaxformer_lab.training.loop import train
+
 REPOSITORY = Path(__file__).parents[1]
 TEXT = (REPOSITORY / "docs" / "extending.md").read_text()
-EXAMPLE = TEXT.split("```python\n")[1].split("```")[0]
+EXAMPLE, MODEL = (block.split("```")[0] for block in TEXT.split("```python\n")[1:])
 COMMANDS = re.findall(r"^python (?:-m )?([\w.]+?)(?:\.py)? (.*)$", TEXT, re.MULTILINE)
 SMALL = {
     "task.sequence_length": 64,
@@ -59,6 +66,24 @@ def place(tmp_path, monkeypatch):
 def test_the_example_is_short():
     assert len(EXAMPLE.splitlines()) <= 40
     assert all(len(line) <= 120 for line in EXAMPLE.splitlines())
+
+
+def test_the_table_has_every_property():
+    rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in TEXT.splitlines() if line.startswith("| `")]
+    listed = {(key.strip("`"), kind) for key, kinds in rows for kind in kinds.split(", ")}
+    assert {(key, kind) for kind, keys in registry.PROPERTIES.items() for key in keys} <= listed
+
+
+def test_the_model_of_the_docs_learns_a_delay(own_parts, tmp_path):
+    """y_t = x_{t-1} is what it can do, and no token further back is."""
+    registry.import_text(str(tmp_path / "model.py"), MODEL)
+    task = {"name": "delay", "tokens": 4, "features": 4, "evaluation_examples": 64}
+    training = {"steps": 300, "steps_per_call": 100, "batch_size": 32, "evaluate_every": 300}
+    tree = {"task": task, "model": {"name": "shift", "width": 8}, "training": training}
+    config = parse_config(tree | {"optimizer": {"learning_rate": 0.03}, "parallelism": {"strategy": "single"}})
+    train(config, tmp_path / "run", quiet=True)
+    assert load_run(tmp_path / "run").evaluate("test")["r2"] > 0.99
+    assert make_task(dataclasses.replace(config.task, distance=2)).bound(config.model).value == 0
 
 
 @pytest.mark.usefixtures("decoded_once")

@@ -175,7 +175,7 @@ def _needs_weights(subject: Subject) -> str | None:
         return None
     kind = config.attention.kind if isinstance(config, TransformerConfig) and config.depth else None
     if weighs is None:
-        part = f"attention.kind={kind}" if kind else f"model.name={config.name}"
+        part = f"attention.kind={kind}" if config.name == "transformer" else f"model.name={config.name}"
         return f"{part} does not declare whether it has_token_weights"
     if kind:
         return f"attention.kind={kind} has no weights over tokens"

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Key
 from flaxformer_lab import registry
 from flaxformer_lab.functional.dropout import fold_in
 from flaxformer_lab.model_config import EncoderDecoderConfig
+from flaxformer_lab.models import theory
 from flaxformer_lab.models.transformer import Transformer
 from flaxformer_lab.modules.intermediates import DISABLED, Intermediates
 from flaxformer_lab.modules.rngs import Rngs
@@ -30,7 +31,13 @@ class Masks(TypedDict):
     target: Bool[Array, "batch target"]
 
 
-@registry.register("model", "encoder_decoder", config=EncoderDecoderConfig)
+@registry.register(
+    "model",
+    "encoder_decoder",
+    config=EncoderDecoderConfig,
+    causal=theory.config_causal,
+    decodes=False,
+)
 class EncoderDecoder(nnx.Module):
     """The target's token vectors in, after attention to what the encoder makes of the source.
 

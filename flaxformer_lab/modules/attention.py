@@ -163,47 +163,40 @@ def _chooses(config: TransformerConfig, tokens: int) -> bool:
     return tokens > 1 and config.attention.window != 1
 
 
-def _has_no_choice(config: TransformerConfig, tokens: int) -> bool:
-    return not _chooses(config, tokens)
-
-
-def _chooses_by_several_features(config: TransformerConfig, tokens: int) -> bool:
-    """The features of a head share its scores."""
-    return _chooses(config, tokens) and config.head_dim > 1
-
-
 def _has_wide_heads(config: TransformerConfig, tokens: int) -> bool:
+    """Whether a head has features to share a score; of channels, a lone one's weight on itself is always 1."""
     del tokens
     return config.head_dim > 1
 
 
-def _has_lone_features(config: TransformerConfig, tokens: int) -> bool:
-    """A lone feature's weight on itself is 1 whatever the tokens are."""
-    return not _has_wide_heads(config, tokens)
-
-
-def _reach(config: TransformerConfig, tokens: int) -> float:
-    del tokens
-    return math.inf if config.attention.window is None else config.attention.window - 1
+_BY_SCORES = {
+    "affine": lambda config, tokens: not _chooses(config, tokens),
+    "mixes_features": lambda config, tokens: _chooses(config, tokens) and _has_wide_heads(config, tokens),
+    "sees_content": _chooses,
+    "crosses": True,
+    "has_token_weights": True,
+}
+_BY_PLACE = {
+    "odd": True,
+    "affine": True,
+    "mixes_features": False,
+    "sees_content": False,
+    "crosses": False,
+    "has_token_weights": True,
+}
+_KEEPS_TOKENS = {
+    "causal": True,
+    "windowed": True,
+    "reach": lambda config, tokens: math.inf if config.attention.window is None else config.attention.window - 1,
+    "decodes": True,
+}
+_KEEPS_A_SUM = {"causal": True, "windowed": False, "reach": math.inf, "decodes": True}
 
 
 # ----------------------------------------------------------------------------------------------------- kinds
 
 
-@registry.register(
-    "attention",
-    "softmax",
-    odd=True,
-    affine=_has_no_choice,
-    mixes_features=_chooses_by_several_features,
-    sees_content=_chooses,
-    causal=True,
-    windowed=True,
-    reach=_reach,
-    has_token_weights=True,
-    decodes=True,
-    crosses=True,
-)
+@registry.register("attention", "softmax", odd=True, **_BY_SCORES, **_KEEPS_TOKENS)
 class SoftmaxAttention(Attention):
     """Scaled dot-product attention."""
 
@@ -228,20 +221,7 @@ class SoftmaxAttention(Attention):
         return ring_buffer.attend(ring_buffer.slot_scores(query, keys), values, seen), [keys, values]
 
 
-@registry.register(
-    "attention",
-    "linear",
-    odd=False,  # its features are positive
-    affine=_has_no_choice,
-    mixes_features=_chooses_by_several_features,
-    sees_content=_chooses,
-    causal=True,
-    windowed=False,
-    reach=math.inf,
-    has_token_weights=True,
-    decodes=True,
-    crosses=True,
-)
+@registry.register("attention", "linear", odd=False, **_BY_SCORES, **_KEEPS_A_SUM)  # its features are positive
 class LinearAttention(Attention):
     """Attention with weights that are products of positive features; rotary positions turn the numerator alone."""
 
@@ -267,12 +247,9 @@ class LinearAttention(Attention):
     affine=False,
     mixes_features=_has_wide_heads,  # its weight q . k is not 1 where a token is alone
     sees_content=True,
-    causal=True,
-    windowed=False,
-    reach=math.inf,
-    has_token_weights=False,
-    decodes=True,
     crosses=False,
+    has_token_weights=False,
+    **_KEEPS_A_SUM,
 )
 class LightningAttention(Attention):
     """Lightning attention: no softmax, and a decay a head that `attention.slopes` gives, layer by layer."""
@@ -314,15 +291,15 @@ class LightningAttention(Attention):
     "attention",
     "channel",
     odd=True,
-    affine=_has_lone_features,
+    affine=lambda config, tokens: not _has_wide_heads(config, tokens),
     mixes_features=_has_wide_heads,
     sees_content=_has_wide_heads,
     causal=False,
     windowed=False,
     reach=lambda config, tokens: math.inf if _has_wide_heads(config, tokens) else 0,
+    crosses=False,
     has_token_weights=False,
     decodes=False,
-    crosses=False,
 )
 class ChannelAttention(Attention):
     """Cross-covariance attention between the features of a head, with a learned temperature a head.
@@ -342,20 +319,7 @@ class ChannelAttention(Attention):
         return formulas.channel_attention(query, key, value, temperature, valid=valid)
 
 
-@registry.register(
-    "attention",
-    "mean",
-    odd=True,
-    affine=True,
-    mixes_features=False,
-    sees_content=False,
-    causal=True,
-    windowed=True,
-    reach=_reach,
-    has_token_weights=True,
-    decodes=True,
-    crosses=False,
-)
+@registry.register("attention", "mean", **_BY_PLACE, **_KEEPS_TOKENS)
 class MeanAttention(Attention):
     """Every token receives the mean of the tokens that it may see; there are no queries and keys."""
 
@@ -382,20 +346,7 @@ class MeanAttention(Attention):
         return repeated(mean.astype(value.dtype), self._heads), cache
 
 
-@registry.register(
-    "attention",
-    "static",
-    odd=True,
-    affine=True,
-    mixes_features=False,
-    sees_content=False,
-    causal=True,
-    windowed=True,
-    reach=_reach,
-    has_token_weights=True,
-    decodes=True,
-    crosses=False,
-)
+@registry.register("attention", "static", **_BY_PLACE, **_KEEPS_TOKENS)
 class StaticAttention(Attention):
     """Learned weights a head and pair of positions, the same for every input; there are no queries and keys."""
 

@@ -6,6 +6,7 @@ import sys
 import jax
 import pytest
 
+from flaxformer_lab import registry
 from flaxformer_lab.ablation.cluster import cluster
 from flaxformer_lab.ablation.engine import run_cells
 from flaxformer_lab.ablation.local import train_here
@@ -13,6 +14,12 @@ from flaxformer_lab.ablation.store import Store
 from flaxformer_lab.errors import ConfigError
 
 GRID = {"learning_rates": (0.01, 0.03), "seeds": (0, 1), "variants": {}}
+OWN = """
+from flaxformer_lab.modules.attention import MeanAttention
+from flaxformer_lab.registry import register
+@register("attention", "own", causal=True)
+class Own(MeanAttention): pass
+"""
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +82,22 @@ def test_an_error_in_a_worker_is_that_cells_own(two_nodes, grid, tmp_path, monke
         "MemoryError: cell 1 is too large",
     ]
     assert json.loads((store.path / "cells" / f"{made.cells[0].key}.failed.json").read_text())["task"] == "near"
+
+
+def test_a_users_own_parts_travel_to_the_workers_as_text(two_nodes, grid, tmp_path, own_parts):
+    nodes, _ = two_nodes
+    file = tmp_path / "parts.py"
+    file.write_text(OWN)
+    registry.import_parts(str(file))
+    file.unlink()
+    tasks = {"near": {"recipe": "delay.py", "overrides": {"model": {"attention": {"kind": "own"}}}}}
+    store, made = Store(tmp_path / "run"), grid(GRID | {"tasks": tasks, "seeds": (0,)})
+    store.claim(made)
+    events = []
+    with cluster(nodes.address, 1) as train:
+        run_cells(made.cells, store, "none", events.append, train)
+    assert [event.error for event in events if event.what == "failed"] == []
+    assert [cell.config.model.attention.kind for cell in made.cells if store.result(cell)] == ["own"]
 
 
 def test_a_cell_that_fits_no_machine_is_refused(two_nodes):

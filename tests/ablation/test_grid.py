@@ -2,13 +2,16 @@
 
 import dataclasses
 import json
+import os
+from pathlib import Path
 
 import pytest
 
-from flaxformer_lab.ablation.grid import BASELINE, apply_change, cost, parse_ablation
-from flaxformer_lab.config import as_dict, parse_config
+from flaxformer_lab import registry
+from flaxformer_lab.ablation.grid import BASELINE, RESULT_FORMAT, apply_change, cost, parse_ablation
+from flaxformer_lab.config import Config, as_dict, parse_config
 from flaxformer_lab.errors import ConfigError
-from flaxformer_lab.parsing import override
+from flaxformer_lab.parsing import flatten, override
 
 
 def pairs(grid):
@@ -72,6 +75,70 @@ def test_the_key_follows_from_what_the_result_follows_from(grid):
         grid().cell("far", BASELINE),
     ]
     assert len({cell.key, *(other.key for other in others)}) == 6
+
+
+def test_a_new_knob_with_a_default_leaves_the_key_as_it_was(grid, monkeypatch):
+    """In a group of keys of its own, in one that the config names (model), and at the top."""
+    cells = grid().cells
+    whole = cells[0].config
+    for of, name in (("attention", "model"), ("optimizer", None)):
+        parent = getattr(whole, name) if name else whole
+        group = getattr(parent, of)
+        kind = dataclasses.make_dataclass("More", [("knob", int, 3)], bases=(type(group),), frozen=True)
+
+        def with_knob(group=group, kind=kind, parent=parent, of=of, name=name, **knob):
+            more = dataclasses.replace(parent, **{of: kind(**vars(group), **knob)})
+            config = dataclasses.replace(whole, **{name: more}) if name else more
+            return dataclasses.replace(cells[0], config=config)
+
+        assert with_knob().key == cells[0].key
+        assert with_knob(knob=4).key != cells[0].key
+
+
+def test_names_are_in_the_key_even_where_nothing_differs(grid):
+    """Else the default model would have the key of another one with its own defaults."""
+    cell = grid().cells[0]
+    keys = set()
+    for model in ({}, {"name": "mlp", "depth": 2}, {"name": "lstm"}, {"name": "gru"}):
+        config = parse_config({"task": {"name": "product"}, "model": model})
+        keys.add(dataclasses.replace(cell, config=config).key)
+    assert len(keys) == 4
+
+
+def test_each_value_that_differs_from_its_default_is_in_the_key(grid):
+    cell = grid().cells[0]
+    base = {"task": {"name": "image_classification"}, "model": {"width": 16, "attention": {"num_heads": 4}}}
+    keys = {dataclasses.replace(cell, config=parse_config(base)).key}
+    changes = {
+        "model.width": 32,
+        "model.attention.num_heads": 2,
+        "model.attention.window": 3,
+        "model.norm.epsilon": 1e-5,
+        "model.skip.ffn": False,
+        "task.shift": 1,
+        "optimizer.beta1": 0.8,
+        "training.steps": 7,
+    }
+    for key, value in changes.items():
+        keys.add(dataclasses.replace(cell, config=parse_config(override(base, key, value))).key)
+    assert len(keys) == 1 + len(changes)
+
+
+def test_no_default_changes_unseen():
+    """Stored results are found by what differs from the defaults: another default needs another RESULT_FORMAT."""
+    golden = Path(__file__).parents[1] / "goldens" / "defaults.json"
+    configs = {"config": Config()}
+    for kind in ("task", "model"):
+        configs |= {f"{kind} {name}": config(name=name) for name, config in registry.configs(kind).items()}
+    now = {"format": RESULT_FORMAT} | {
+        f"{what} {key}": value for what, each in configs.items() for key, value in flatten(as_dict(each)).items()
+    }
+    if os.environ.get("UPDATE_GOLDENS"):
+        golden.write_text(json.dumps(now, indent=1) + "\n")
+    then = json.loads(golden.read_text())
+    changed = {key: (then[key], now[key]) for key in then.keys() & now.keys() if then[key] != now[key]}
+    assert not changed or now["format"] != then["format"], f"raise RESULT_FORMAT in ablation/grid.py: {changed}"
+    assert now.keys() == then.keys(), "UPDATE_GOLDENS=1 writes the defaults again"
 
 
 def test_the_recipes_own_seed_and_learning_rate_do_not_matter(grid, recipe):
