@@ -12,11 +12,11 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from flaxformer_lab.ablation.claims import Claim, Comparison, Figure, decide
+from flaxformer_lab.report.claims import Claim, Comparison, Figure, decide
 from flaxformer_lab.ablation.grid import BASELINE
-from flaxformer_lab.ablation.page import as_page
-from flaxformer_lab.ablation.summary import summarise
-from flaxformer_lab.ablation.wording import (
+from flaxformer_lab.report.page import as_page
+from flaxformer_lab.report.summary import summarise
+from flaxformer_lab.report.formatting import (
     format_ends,
     format_interval,
     format_mean,

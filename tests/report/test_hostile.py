@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flaxformer_lab.ablation.grid import parse_ablation
-from flaxformer_lab.ablation.report import write_report
+from flaxformer_lab.report.write import write_report
 from flaxformer_lab.command_line import _fail
 from flaxformer_lab.config import Config, as_dict, parse_config
 from flaxformer_lab.errors import ConfigError, LabError

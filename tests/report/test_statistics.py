@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from flaxformer_lab.ablation import statistics
-from flaxformer_lab.ablation.statistics import (
+from flaxformer_lab.report import statistics
+from flaxformer_lab.report.statistics import (
     bootstrap_interval,
     chosen_rate,
     holm,

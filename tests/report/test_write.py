@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from flaxformer_lab.ablation.grid import BASELINE
-from flaxformer_lab.ablation.report import COLUMNS, as_csv, as_markdown, table, write_report
-from flaxformer_lab.ablation.statistics import Interval
-from flaxformer_lab.ablation.summary import summarise
-from flaxformer_lab.ablation.wording import format_interval, format_p_value, format_steps_to_threshold
+from flaxformer_lab.report.write import COLUMNS, as_csv, as_markdown, table, write_report
+from flaxformer_lab.report.statistics import Interval
+from flaxformer_lab.report.summary import summarise
+from flaxformer_lab.report.formatting import format_interval, format_p_value, format_steps_to_threshold
 from flaxformer_lab.errors import RunError
 
 SCORES = {

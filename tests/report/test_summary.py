@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from flaxformer_lab.ablation.grid import BASELINE
-from flaxformer_lab.ablation.summary import summarise
+from flaxformer_lab.report.summary import summarise
 
 RATES, SEEDS = (0.01, 0.03), (0, 1, 2)
 

@@ -10,9 +10,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from flaxformer_lab.ablation.drawing import Scale, clipped, decades, runs, short, span, steps, typographic
-from flaxformer_lab.ablation.figures import Point, scatter, score_limits, seed_range
-from flaxformer_lab.ablation.markup import Markup, breakable, join, tag
-from flaxformer_lab.ablation.statistics import Interval
+from flaxformer_lab.report.figures import Point, scatter, score_limits, seed_range
+from flaxformer_lab.report.markup import Markup, breakable, join, tag
+from flaxformer_lab.report.statistics import Interval
 
 NUMBERS = st.floats(-1e6, 1e6)
 

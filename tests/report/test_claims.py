@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from flaxformer_lab.ablation.claims import CLAIMS, Claim, Comparison, Figure, decide, named
+from flaxformer_lab.report.claims import CLAIMS, Claim, Comparison, Figure, decide, named
 from flaxformer_lab.ablation.grid import BASELINE
-from flaxformer_lab.ablation.summary import summarise
+from flaxformer_lab.report.summary import summarise
 from flaxformer_lab.errors import ConfigError
 
 COMPARISON = Comparison("does it?", Figure("near"), Figure("near", "ffn_off"), 0.2)

@@ -1,0 +1,104 @@
+"""Matplotlib figures as SVG inside an HTML page, in the colours of the page's style sheet, light or dark.
+
+A figure names colours by role (`COLOURS["better"]`), and the page says what a role looks like (`--better` in page.css).
+What Matplotlib writes is reduced to paths and texts without ids or references, so that figures cannot disturb one another.
+"""
+
+import io
+import re
+from collections.abc import Mapping
+from xml.etree import ElementTree
+
+import matplotlib
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from flaxformer_lab.report.markup import Markup, join, tag
+
+ROLES = ("ink", "muted", "grid", "surface", "variant", "baseline", "bound", "better", "worse", "level")
+COLOURS = {role: f"#0000{number:02x}" for number, role in enumerate(ROLES)}  # stand-ins, which `as_svg` replaces
+NAMESPACE = "{http://www.w3.org/2000/svg}"
+Box = tuple[float, float, float, float]
+
+# For functions that make a figure and turn it into SVG.
+styled = matplotlib.rc_context(
+    {
+        "axes.axisbelow": True,
+        "axes.facecolor": "none",
+        "axes.grid": True,
+        "axes.labelcolor": COLOURS["muted"],
+        **{f"axes.spines.{side}": False for side in ("left", "right", "top", "bottom")},
+        "figure.dpi": 72,  # a pixel is a point
+        "figure.facecolor": "none",
+        "font.size": 10.5,
+        "grid.color": COLOURS["grid"],
+        "lines.solid_capstyle": "round",
+        "svg.fonttype": "none",
+        "svg.hashsalt": "flaxformer_lab",
+        "text.color": COLOURS["muted"],
+        "text.parse_math": False,  # a dollar sign in a name is one
+        **{
+            f"{axis}tick.{key}": value
+            for axis in "xy"
+            for key, value in {"color": COLOURS["muted"], "major.size": 0, "minor.size": 0}.items()
+        },
+    }
+)
+
+
+def make_axes(width: float, height: float, box: Box) -> tuple[Figure, Axes]:
+    """A figure of so many pixels, and axes between the left, lower, right and upper margins of the box."""
+    figure = Figure(figsize=(width / 72, height / 72))
+    left, lower, right, upper = box
+    size = (left / width, lower / height, (width - left - right) / width, (height - lower - upper) / height)
+    return figure, figure.add_axes(size)
+
+
+def annotate(artist: Artist, class_: str, title: str = "") -> None:
+    """Gives an artist a class in the SVG, and a title that shows where a pointer rests on it."""
+    artist.set_gid(f"{class_}|{title}")
+
+
+def as_svg(figure: Figure, label: str, class_: str = "chart") -> Markup:
+    """An image with its text alternative, which screen readers read aloud. The same figure gives the same bytes."""
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    root = ElementTree.fromstring(file.getvalue())
+    paths = {path.get("id"): path for defs in root.iter(f"{NAMESPACE}defs") for path in defs}
+    _, _, width, height = root.attrib["viewBox"].split()
+    content = [_convert(child, paths) for child in root]
+    return tag("svg", content, viewBox=f"0 0 {width} {height}", role="img", aria_label=label, class_=class_)
+
+
+def _convert(element: ElementTree.Element, paths: Mapping[str | None, ElementTree.Element]) -> Markup | None:
+    kind, style = element.tag.removeprefix(NAMESPACE), _style(element.get("style", ""))
+    if kind == "g":
+        class_, is_ours, title = element.get("id", "").partition("|")
+        children = join(_convert(child, paths) for child in element)
+        return tag("g", tag("title", title) if title else None, children, class_=class_) if is_ours else children
+    if kind == "path":
+        return tag("path", d=_rounded(element.get("d", "")), style=style)
+    if kind == "use":  # a mark or an area: the path that it refers to, in its place
+        (path,) = (
+            each for name, each in paths.items() if element.get("{http://www.w3.org/1999/xlink}href") == f"#{name}"
+        )
+        place = _rounded(f"translate({element.get('x')} {element.get('y')})")
+        return tag("path", d=_rounded(path.get("d", "")), style=style or _style(path.get("style", "")), transform=place)
+    if kind == "text":
+        turned = element.get("transform", "").replace("rotate(-0 ", "rotate(0 ")
+        place = {} if turned.startswith("rotate(0 ") else {"transform": _rounded(turned)}
+        x, y = (float(element.get(axis, 0)) for axis in "xy")
+        return tag("text", element.text or "", x=x, y=y, style=style, **place)
+    return None  # definitions and metadata
+
+
+def _style(style: str) -> str | None:
+    """With the page's colours, and without fonts, which are the page's too."""
+    kept = [each.strip() for each in style.split(";") if each.strip() and not each.strip().startswith("font")]
+    return re.sub("#0000([0-9a-f]{2})", lambda m: f"var(--{ROLES[int(m[1], 16)]})", ";".join(kept)) or None
+
+
+def _rounded(numbers: str) -> str:
+    """With at most two digits after each point, and single spaces."""
+    return " ".join(re.sub(r"-?\d+\.\d+", lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), numbers).split())
