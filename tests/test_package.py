@@ -125,7 +125,9 @@ def test_the_checks_above_can_see():
     assert list(own_imports(tree, lazy=False)) == ["config"]
     assert list(own_imports(tree, lazy=True)) == ["config", "tasks"]
     assert floor("functional.linear") < floor("modules.block") < floor("models.network") < floor("tasks.task")
-    assert floor("tasks") < floor("training.loop") < floor("ablation.variants") < floor("report.page") < floor("evaluate")
+    assert (
+        floor("tasks") < floor("training.loop") < floor("ablation.variants") < floor("report.page") < floor("evaluate")
+    )
     assert floor("evaluate") == floor("report.__main__") == floor("")
 
 

@@ -160,13 +160,14 @@ def forest(differences: Sequence[Difference], metric: PrimaryMetric) -> Markup:
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.grid(visible=False, axis="y")
     axes.axvline(0, color=COLOURS["baseline"], linewidth=1.4)
+    _draw_intervals(axes, [each.interval for each in differences], [each.direction for each in differences])
+    beside = axes.get_yaxis_transform()
     for row, each in enumerate(differences):
-        _draw_interval(axes, each.interval, row, each.direction, _describe_difference(each, metric))
-        texts = (format_mean, 43, "ink"), (format_ends, 161, "muted")
-        for say, offset, role in texts:
-            text = with_minus_signs(say(each.interval, metric.digits, signed=True))
-            place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-            axes.annotate(text, (1, row), (offset, -3.5), ha="right", color=COLOURS[role], **place)
+        _draw_mark(axes, each.interval.mean, row, each.direction, _describe_difference(each, metric))
+        for format_, offset, role in ((format_mean, 43, "ink"), (format_ends, 161, "muted")):
+            text = with_minus_signs(format_(each.interval, metric.digits, signed=True))
+            x = 1 + offset / axes.bbox.width
+            axes.text(x, row, text, ha="right", va="center", color=COLOURS[role], transform=beside)
     every = "; ".join(f"{d.variant} {format_interval(d.interval, metric.digits, signed=True)}" for d in differences)
     label = f"Paired difference in {metric.label} to {differences[0].baseline}, with 95% intervals: {every}"
     return as_svg(figure, with_minus_signs(label))
@@ -191,19 +192,25 @@ def threshold_figure(interval: Interval, threshold: float, answer: str, question
     axes.axhline(0, color=COLOURS["grid"], linewidth=1)
     axes.plot([0, 0], [-0.5, 0.5], color=COLOURS["baseline"], linewidth=1.4)
     annotate(axes.axvline(threshold, color=COLOURS["bound"], linestyle="--", linewidth=1.6), "threshold")
-    _draw_interval(axes, interval, 0, SIDES[answer])
+    _draw_intervals(axes, [interval], [SIDES[answer]])
+    _draw_mark(axes, interval.mean, 0, SIDES[answer])
     side = {"yes": "above", "no": "below", "open": "around"}[answer]
     label = f"{question} {format_interval(interval, digits)}, {side} the threshold of {threshold:g}"
     return as_svg(figure, with_minus_signs(label), "chart strip")
 
 
-def _draw_interval(axes: Axes, interval: Interval, row: float, role: str, title: str = "") -> None:
-    """A mark with its interval: hollow where it is level."""
-    low, mean, high = np.clip((interval.low, interval.mean, interval.high), *axes.get_xlim())
-    options = {"color": COLOURS[role], "clip_on": False}
-    annotate(*axes.plot([low, high], [row, row], linewidth=2, **options), f"interval {role}")
-    face = COLOURS["surface" if role == "level" else role]
-    (mark,) = axes.plot([mean], [row], marker="o", markersize=9, markerfacecolor=face, markeredgewidth=1.8, **options)
+def _draw_intervals(axes: Axes, intervals: Sequence[Interval], roles: Sequence[str]) -> None:
+    """A line for each, row by row."""
+    low, high = (np.clip([getattr(each, end) for each in intervals], *axes.get_xlim()) for end in ("low", "high"))
+    colors = [COLOURS[role] for role in roles]
+    annotate(axes.hlines(range(len(low)), low, high, colors, linewidth=2, clip_on=False), "intervals")
+
+
+def _draw_mark(axes: Axes, mean: float, row: float, role: str, title: str = "") -> None:
+    """A dot, hollow where it is level."""
+    options = {"markerfacecolor": COLOURS["surface" if role == "level" else role], "markeredgewidth": 1.8}
+    mean = np.clip(mean, *axes.get_xlim())
+    (mark,) = axes.plot([mean], [row], "o", markersize=9, color=COLOURS[role], clip_on=False, **options)
     annotate(mark, f"mark {role}", title)
 
 
@@ -219,6 +226,7 @@ def scatter(
     shown = [each for each in points if math.isfinite(each.x.mean) and math.isfinite(each.y.mean)]
     axes.set_ylim(score_limits(metric, _ends_of(each.y for each in shown)))
     axes.set(xlabel=x_label, ylabel=y_label)
+    axes.yaxis.set_label_coords(0.03, 0.56, figure.transFigure)  # clear of wide numbers
     if logarithmic:
         values = [max(each.x.mean, 1.0) for each in shown] or [1.0]
         low, high = min(values) / 1.25, max(values) * 1.25
@@ -229,25 +237,26 @@ def scatter(
     else:
         axes.set_xlim(padded_range([0.0, *_ends_of(each.x for each in shown)]))
         axes.xaxis.set_major_locator(MaxNLocator(6))
-    for each in shown:
-        _draw_point(axes, each, metric)
     if shown:
+        _draw_points(axes, shown, metric)
         places = axes.transData.transform([_clipped(axes, each.x.mean, each.y.mean) for each in shown])
         _draw_labels(figure, axes, [each.mark for each in shown], places)
     every = "; ".join(f"{p.name} {format_interval(p.y, metric.digits)} at {_format_x(p.x)}" for p in points)
     return as_svg(figure, with_minus_signs(f"{y_label} against {x_label}: {every}"))
 
 
-def _draw_point(axes: Axes, point: Point, metric: PrimaryMetric) -> None:
-    color = COLOURS["baseline" if point.is_baseline else "variant"]
-    x, y = _clipped(axes, point.x.mean, point.y.mean)
-    corners = [_clipped(axes, *ends) for ends in ((point.x.low, point.y.low), (point.x.high, point.y.high))]
-    for across, up in (([x, x], [end for _, end in corners]), ([end for end, _ in corners], [y, y])):
-        axes.plot(across, up, color=color, linewidth=1.2, alpha=0.6, clip_on=False)
-    face, edge = (COLOURS["surface"], color) if point.is_baseline else (color, COLOURS["surface"])
-    (mark,) = axes.plot([x], [y], marker="o", markersize=9, markerfacecolor=face, markeredgecolor=edge, clip_on=False)
-    title = f"{point.name}: {format_interval(point.y, metric.digits)} at {_format_x(point.x)}"
-    annotate(mark, "point baseline" if point.is_baseline else "point", with_minus_signs(title))
+def _draw_points(axes: Axes, points: Sequence[Point], metric: PrimaryMetric) -> None:
+    colors = [COLOURS["baseline" if each.is_baseline else "variant"] for each in points]
+    x, y = np.transpose([_clipped(axes, each.x.mean, each.y.mean) for each in points])
+    left, lower = np.transpose([_clipped(axes, each.x.low, each.y.low) for each in points])
+    right, upper = np.transpose([_clipped(axes, each.x.high, each.y.high) for each in points])
+    axes.hlines(y, left, right, colors, linewidth=1.2, alpha=0.6)
+    axes.vlines(x, lower, upper, colors, linewidth=1.2, alpha=0.6)
+    for point, color, *place in zip(points, colors, x, y, strict=True):
+        face, edge = (COLOURS["surface"], color) if point.is_baseline else (color, COLOURS["surface"])
+        (mark,) = axes.plot(*place, "o", markersize=9, markerfacecolor=face, markeredgecolor=edge, clip_on=False)
+        title = f"{point.name}: {format_interval(point.y, metric.digits)} at {_format_x(point.x)}"
+        annotate(mark, "point baseline" if point.is_baseline else "point", with_minus_signs(title))
 
 
 def _draw_labels(figure: Figure, axes: Axes, marks: Sequence[str], places: Float[np.ndarray, "points 2"]) -> None:

@@ -10,18 +10,17 @@ from typing import Any
 
 from flaxformer_lab.report.claims import Decision, Finding
 from flaxformer_lab.report.figures import metric_range, threshold_figure
-from flaxformer_lab.report.markup import Markup, breakable, join, scrolling, tag
-from flaxformer_lab.report.summary import SLACK, Difference, Summary
-from flaxformer_lab.report.task_section import task_section
-from flaxformer_lab.tasks import PrimaryMetric
 from flaxformer_lab.report.formatting import (
     format_count,
-    format_ends,
     format_interval,
     format_mean,
     format_p_value,
     with_minus_signs,
 )
+from flaxformer_lab.report.markup import Markup, breakable, join, scrolling, tag
+from flaxformer_lab.report.summary import SLACK, Difference, Summary
+from flaxformer_lab.report.task_section import task_section
+from flaxformer_lab.tasks import PrimaryMetric
 
 # Even if a name could become markup, the browser would fetch and run nothing.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"

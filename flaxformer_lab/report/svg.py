@@ -1,7 +1,8 @@
 """Matplotlib figures as SVG inside an HTML page, in the colours of the page's style sheet, light or dark.
 
 A figure names colours by role (`COLOURS["better"]`), and the page says what a role looks like (`--better` in page.css).
-What Matplotlib writes is reduced to paths and texts without ids or references, so that figures cannot disturb one another.
+What Matplotlib writes is reduced to paths and texts without ids and references, so that figures cannot disturb each
+other.
 """
 
 import io
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 from flaxformer_lab.report.markup import Markup, join, tag
 
 ROLES = ("ink", "muted", "grid", "surface", "variant", "baseline", "bound", "better", "worse", "level")
-COLOURS = {role: f"#0000{number:02x}" for number, role in enumerate(ROLES)}  # stand-ins, which `as_svg` replaces
+COLOURS = {role: f"#0001{number:02x}" for number, role in enumerate(ROLES)}  # stand-ins, which `as_svg` replaces
 NAMESPACE = "{http://www.w3.org/2000/svg}"
 Box = tuple[float, float, float, float]
 
@@ -65,13 +66,13 @@ def as_svg(figure: Figure, label: str, class_: str = "chart") -> Markup:
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
     root = ElementTree.fromstring(file.getvalue())
-    paths = {path.get("id"): path for defs in root.iter(f"{NAMESPACE}defs") for path in defs}
+    paths = {path.get("id", ""): path for defs in root.iter(f"{NAMESPACE}defs") for path in defs}
     _, _, width, height = root.attrib["viewBox"].split()
     content = [_convert(child, paths) for child in root]
     return tag("svg", content, viewBox=f"0 0 {width} {height}", role="img", aria_label=label, class_=class_)
 
 
-def _convert(element: ElementTree.Element, paths: Mapping[str | None, ElementTree.Element]) -> Markup | None:
+def _convert(element: ElementTree.Element, paths: Mapping[str, ElementTree.Element]) -> Markup | None:
     kind, style = element.tag.removeprefix(NAMESPACE), _style(element.get("style", ""))
     if kind == "g":
         class_, is_ours, title = element.get("id", "").partition("|")
@@ -80,9 +81,7 @@ def _convert(element: ElementTree.Element, paths: Mapping[str | None, ElementTre
     if kind == "path":
         return tag("path", d=_rounded(element.get("d", "")), style=style)
     if kind == "use":  # a mark or an area: the path that it refers to, in its place
-        (path,) = (
-            each for name, each in paths.items() if element.get("{http://www.w3.org/1999/xlink}href") == f"#{name}"
-        )
+        path = paths[element.get("{http://www.w3.org/1999/xlink}href", "").removeprefix("#")]
         place = _rounded(f"translate({element.get('x')} {element.get('y')})")
         return tag("path", d=_rounded(path.get("d", "")), style=style or _style(path.get("style", "")), transform=place)
     if kind == "text":
@@ -96,7 +95,7 @@ def _convert(element: ElementTree.Element, paths: Mapping[str | None, ElementTre
 def _style(style: str) -> str | None:
     """With the page's colours, and without fonts, which are the page's too."""
     kept = [each.strip() for each in style.split(";") if each.strip() and not each.strip().startswith("font")]
-    return re.sub("#0000([0-9a-f]{2})", lambda m: f"var(--{ROLES[int(m[1], 16)]})", ";".join(kept)) or None
+    return re.sub("#0001([0-9a-f]{2})", lambda m: f"var(--{ROLES[int(m[1], 16)]})", ";".join(kept)) or None
 
 
 def _rounded(numbers: str) -> str:

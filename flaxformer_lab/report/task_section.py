@@ -5,9 +5,6 @@ from collections.abc import Sequence
 
 from flaxformer_lab.ablation.claim_config import BASELINE
 from flaxformer_lab.report.figures import Point, forest, learning_curve, scatter, score_limits, seed_range
-from flaxformer_lab.report.markup import Markup, breakable, scrolling, tag
-from flaxformer_lab.report.statistics import Interval, bootstrap_interval
-from flaxformer_lab.report.summary import Score, Summary
 from flaxformer_lab.report.formatting import (
     format_bound,
     format_ends,
@@ -17,6 +14,9 @@ from flaxformer_lab.report.formatting import (
     format_steps_to_threshold,
     with_minus_signs,
 )
+from flaxformer_lab.report.markup import Markup, breakable, scrolling, tag
+from flaxformer_lab.report.statistics import Interval, bootstrap_interval
+from flaxformer_lab.report.summary import Score, Summary
 
 MIXING = {"cross_feature_energy": "cross-feature energy", "cross_token_energy": "cross-token energy"}
 NOTHING = "–"

@@ -11,6 +11,8 @@ import pytest
 
 from flaxformer_lab.ablation.grid import Cell, Grid, make_grid, parse_ablation
 from flaxformer_lab.ablation.store import Store
+from flaxformer_lab.tasks import PrimaryMetric
+from flaxformer_lab.tasks.probes import Delay
 
 RECIPE = {
     "task": {"name": "delay", "tokens": 4, "features": 4, "evaluation_examples": 32},
@@ -68,6 +70,7 @@ def result() -> Callable[..., dict[str, Any]]:
     def make(cell: Cell, score: Any = 0.5, measures: Mapping[str, float] | None = None, bound: Any = None):
         scores = np.broadcast_to(score, len(cell.replicas)).astype(float)
         finite = [None if np.isnan(value) else float(value) for value in scores]
+        metric = cell.primary_metric.name
         return {
             "task": cell.task,
             "variant": cell.variant,
@@ -79,8 +82,8 @@ def result() -> Callable[..., dict[str, Any]]:
                 {
                     "seed": replica.seed,
                     "learning_rate": replica.learning_rate,
-                    "validation": {"loss": [1.0, 0.5], "r2": [0.0, value]},
-                    "test": {"loss": 0.5, "r2": value},
+                    "validation": {"loss": [1.0, 0.5], metric: [0.0, value]},
+                    "test": {"loss": 0.5, metric: value},
                     "measures": dict(measures or {"cross_feature_energy": 0.3, "cross_token_energy": 0.2}),
                 }
                 for replica, value in zip(cell.replicas, finite, strict=True)
@@ -89,6 +92,12 @@ def result() -> Callable[..., dict[str, Any]]:
         }
 
     return make
+
+
+@pytest.fixture
+def judged_by(monkeypatch) -> Callable[[PrimaryMetric], None]:
+    """The function that gives the task of the small ablation another primary metric."""
+    return lambda metric: monkeypatch.setattr(Delay, "primary_metric", metric)
 
 
 @pytest.fixture

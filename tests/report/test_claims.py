@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from flaxformer_lab.report.claims import CLAIMS, Claim, Comparison, Figure, decide, named
 from flaxformer_lab.ablation.grid import BASELINE
-from flaxformer_lab.report.summary import summarise
 from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.report.claims import CLAIMS, Claim, Comparison, Figure, decide, named
+from flaxformer_lab.report.summary import summarise
 
 COMPARISON = Comparison("does it?", Figure("near"), Figure("near", "ffn_off"), 0.2)
 

@@ -6,10 +6,10 @@ import re
 
 import numpy as np
 import pytest
+from flaxformer_lab.ablation.drawing import Scale, clipped, decades, runs, short, span, steps, typographic
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from flaxformer_lab.ablation.drawing import Scale, clipped, decades, runs, short, span, steps, typographic
 from flaxformer_lab.report.figures import Point, scatter, score_limits, seed_range
 from flaxformer_lab.report.markup import Markup, breakable, join, tag
 from flaxformer_lab.report.statistics import Interval

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from flaxformer_lab.ablation.grid import BASELINE
-from flaxformer_lab.report.write import COLUMNS, as_csv, as_markdown, table, write_report
+from flaxformer_lab.errors import RunError
+from flaxformer_lab.report.formatting import format_interval, format_p_value, format_steps_to_threshold
 from flaxformer_lab.report.statistics import Interval
 from flaxformer_lab.report.summary import summarise
-from flaxformer_lab.report.formatting import format_interval, format_p_value, format_steps_to_threshold
-from flaxformer_lab.errors import RunError
+from flaxformer_lab.report.write import COLUMNS, as_csv, as_markdown, table, write_report
 
 SCORES = {
     ("near", BASELINE): [0.5, 0.6, 0.8, 0.9],  # two seeds at each of two learning rates
