@@ -70,7 +70,8 @@ def _conclude(verdict: str, reason: str, **when: str) -> dict:
 CLAIMS = (
     {
         "name": "C1",
-        "statement": "The first feature of Q only ever meets the first feature of K: attention captures nothing across them.",
+        "statement": "The first feature of Q only ever meets the first feature of K: attention captures nothing across "
+        "them.",
         "source": SOURCE,
         "comparisons": (
             _compare(
@@ -200,7 +201,8 @@ CLAIMS = (
     },
     {
         "name": "C10",
-        "statement": "The FFN is the dense connection across features; stacking attention and FFN gives cross-feature capture.",
+        "statement": "The FFN is the dense connection across features; stacking attention and FFN gives cross-feature "
+        "capture.",
         "source": SOURCE,
         "comparisons": (
             _compare("gelu", "is the product learned with a gelu FFN?", _score("product"), None, 0.5),

@@ -1,4 +1,4 @@
-"""What an ablation decides: claims as plain data, each with the comparisons that it rests on and what follows from them.
+"""What an ablation decides: claims as plain data, with the comparisons that they rest on and what follows from these.
 
 The content of a claim stands beside the tasks and variants that it names, in the ablation's config. The verdicts are
 drawn in `flaxformer_lab/report/claims.py`.
@@ -45,7 +45,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Conclusion:
-    """A verdict, and the answers that lead to it, by the comparison's name. Without any it holds where no other does."""
+    """A verdict, and the answers that lead to it, by comparison; without any it holds where no other does."""
 
     verdict: Literal["supported", "refuted", "supported only when"]
     reason: Text

@@ -31,7 +31,7 @@ RESULT_FORMAT = 2  # to be raised when a result of the same config means somethi
 class TaskEntry:
     """One task of an ablation.
 
-    recipe: a training recipe, relative to the ablation's own file. overrides: keys that are set in it, for every variant.
+    recipe: a training recipe, relative to the ablation's own file. overrides: keys set in it, for every variant.
     variants: more variants, for this task alone. only: of the common variants, these; None for all.
     threshold: the validation score to which the steps are counted.
     """
@@ -174,8 +174,8 @@ def make_grid(config: AblationConfig, folder: Path, read_recipe: Callable[[str],
     A pair is dropped where the variant changes nothing, or cannot be applied to the task.
 
     Raises:
-        ConfigError: a recipe or a variant that does not exist, a baseline that cannot be, a variant that fits no task, or
-            a claim about a cell that the ablation does not have.
+        ConfigError: a recipe or a variant that does not exist, a baseline that cannot be, a variant that fits no
+            task, or a claim about a cell that the ablation does not have.
     """
     replicas = replicas_of(config)
     cells: list[Cell] = []
@@ -231,8 +231,8 @@ def _check_claims(grid: Grid) -> None:
                 kind, name, known = ("variant", variant, variants) if variants else ("task", task, grid.config.tasks)
                 problem = f"the {kind} {name}, which is none: {nearest(name, known)}choose from {', '.join(known)}"
             raise ConfigError(
-                f"the claim {claim.name} ({comparison}) names {problem}; or leave the claim out, by naming the others in "
-                "`decide`"
+                f"the claim {claim.name} ({comparison}) names {problem}; or leave the claim out: `decide` names those "
+                "to decide"
             )
 
 
@@ -298,7 +298,7 @@ def _width_unit(config: Config) -> int:
 
 
 def _shared(config: Config) -> Config:
-    """What all replicas have in common: the seed and the learning rate, which each has of its own, are set to fixed ones."""
+    """What all replicas share: with a fixed seed and learning rate in place of each replica's own."""
     return Replica(0, 1.0).config(config)
 
 

@@ -93,7 +93,7 @@ def learning_curve(score: Score, baseline: Score | None, limits: Limits) -> Mark
     axes.set(xlim=(0, max(score.steps)), ylim=limits, xticks=[0, score.steps[-1]])
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.get_xticklabels()[-1].set_ha("right")
-    axes.yaxis.set_major_locator(MaxNLocator(2))
+    axes.yaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
     axes.grid(visible=False, axis="x")
     if baseline is not None and baseline is not score:
         _draw_curve(axes, baseline, "baseline")
@@ -231,7 +231,8 @@ def scatter(
         values = [max(each.x.mean, 1.0) for each in shown] or [1.0]
         low, high = min(values) / 1.25, max(values) * 1.25
         axes.set(xscale="log", xlim=(low, high))
-        axes.xaxis.set_major_locator(MaxNLocator(4) if high < 5 * low else LogLocator(subs=(1, 2, 5)))
+        factors = (1, 2, 5) if high < 1000 * low else (1,)
+        axes.xaxis.set_major_locator(MaxNLocator(4) if high < 5 * low else LogLocator(subs=factors))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     else:
@@ -253,10 +254,12 @@ def _draw_points(axes: Axes, points: Sequence[Point], metric: PrimaryMetric) -> 
     axes.hlines(y, left, right, colors, linewidth=1.2, alpha=0.6)
     axes.vlines(x, lower, upper, colors, linewidth=1.2, alpha=0.6)
     for point, color, *place in zip(points, colors, x, y, strict=True):
-        face, edge = (COLOURS["surface"], color) if point.is_baseline else (color, COLOURS["surface"])
-        (mark,) = axes.plot(*place, "o", markersize=9, markerfacecolor=face, markeredgecolor=edge, clip_on=False)
+        base, surface = point.is_baseline, COLOURS["surface"]
+        face, edge, size, width = (surface, color, 10, 2.4) if base else (color, surface, 8, 1)
+        looks = {"markerfacecolor": face, "markeredgecolor": edge, "markersize": size, "markeredgewidth": width}
+        (mark,) = axes.plot(*place, "o", clip_on=False, **looks)
         title = f"{point.name}: {format_interval(point.y, metric.digits)} at {_format_x(point.x)}"
-        annotate(mark, "point baseline" if point.is_baseline else "point", with_minus_signs(title))
+        annotate(mark, "point baseline" if base else "point", with_minus_signs(title))
 
 
 def _draw_labels(figure: Figure, axes: Axes, marks: Sequence[str], places: Float[np.ndarray, "points 2"]) -> None:

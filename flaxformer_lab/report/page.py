@@ -298,8 +298,8 @@ def _reading(summary: Summary) -> Markup:
         ("Score", "The mean over seeds on test examples, at the learning rate that was best on validation."),
         (
             "Interval",
-            f"95%, by the bootstrap over {format_count(seeds, 'seed')}, widened for small samples. Without at least two "
-            "seeds, or where a run is not finite, there is none.",
+            f"95%, by the bootstrap over {format_count(seeds, 'seed')}, widened for small samples. Without at least "
+            "two seeds, or where a run is not finite, there is none.",
         ),
         (
             "Difference",

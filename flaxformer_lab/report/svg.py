@@ -37,6 +37,7 @@ styled = matplotlib.rc_context(
         "lines.solid_capstyle": "round",
         "svg.fonttype": "none",
         "svg.hashsalt": "flaxformer_lab",
+        "xtick.major.pad": 5,
         "text.color": COLOURS["muted"],
         "text.parse_math": False,  # a dollar sign in a name is one
         **{
@@ -79,11 +80,14 @@ def _convert(element: ElementTree.Element, paths: Mapping[str, ElementTree.Eleme
         children = join(_convert(child, paths) for child in element)
         return tag("g", tag("title", title) if title else None, children, class_=class_) if is_ours else children
     if kind == "path":
-        return tag("path", d=_rounded(element.get("d", "")), style=style)
-    if kind == "use":  # a mark or an area: the path that it refers to, in its place
+        return None if style == "fill:none" else tag("path", d=_rounded(element.get("d", "")), style=style)
+    if kind == "use":  # a mark or an area: what it refers to, in its place
         path = paths[element.get("{http://www.w3.org/1999/xlink}href", "").removeprefix("#")]
-        place = _rounded(f"translate({element.get('x')} {element.get('y')})")
-        return tag("path", d=_rounded(path.get("d", "")), style=style or _style(path.get("style", "")), transform=place)
+        shape, (x, y) = _rounded(path.get("d", "")), (float(element.get(axis, 0)) for axis in "xy")
+        style = style or _style(path.get("style", ""))
+        if "C" in shape:  # the only curves are round marks, which begin at their lower end: M 0 radius
+            return tag("circle", cx=x, cy=y, r=float(shape.split()[2]), style=style)
+        return tag("path", d=shape, style=style, transform=f"translate({x:g} {y:g})")
     if kind == "text":
         turned = element.get("transform", "").replace("rotate(-0 ", "rotate(0 ")
         place = {} if turned.startswith("rotate(0 ") else {"transform": _rounded(turned)}
@@ -94,10 +98,10 @@ def _convert(element: ElementTree.Element, paths: Mapping[str, ElementTree.Eleme
 
 def _style(style: str) -> str | None:
     """With the page's colours, and without fonts, which are the page's too."""
-    kept = [each.strip() for each in style.split(";") if each.strip() and not each.strip().startswith("font")]
+    kept = [each for each in style.replace(": ", ":").split("; ") if not each.startswith("font")]
     return re.sub("#0001([0-9a-f]{2})", lambda m: f"var(--{ROLES[int(m[1], 16)]})", ";".join(kept)) or None
 
 
 def _rounded(numbers: str) -> str:
-    """With at most two digits after each point, and single spaces."""
-    return " ".join(re.sub(r"-?\d+\.\d+", lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), numbers).split())
+    """With four digits, which is a tenth of a pixel or less, and single spaces."""
+    return " ".join(re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):.4g}", numbers).split())

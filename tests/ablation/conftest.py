@@ -1,5 +1,6 @@
 """A small ablation, and stores filled with results that were never trained."""
 
+import copy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -39,6 +40,23 @@ ABLATION = {
     "learning_rates": (0.01, 0.03),
     "seeds": (0, 1),
 }
+CLAIM = {
+    "name": "C4",
+    "statement": "The FFN helps.",
+    "comparisons": [
+        {
+            "name": "helps",
+            "question": "does the FFN help?",
+            "more": {"task": "near"},
+            "less": {"task": "near", "variant": "ffn_off"},
+            "threshold": 0.1,
+        }
+    ],
+    "conclusions": [
+        {"verdict": "supported", "reason": "it helps", "when": {"helps": "yes"}},
+        {"verdict": "refuted", "reason": "it does not help"},
+    ],
+}
 
 
 def recipe_file(tree: Mapping[str, Any] = RECIPE) -> str:
@@ -50,6 +68,12 @@ def recipe_file(tree: Mapping[str, Any] = RECIPE) -> str:
 def recipe() -> dict[str, Any]:
     """The recipe of every task."""
     return dict(RECIPE)
+
+
+@pytest.fixture
+def claim() -> dict[str, Any]:
+    """A claim as plain data."""
+    return copy.deepcopy(CLAIM)
 
 
 @pytest.fixture

@@ -1,23 +1,24 @@
-"""Verdicts from made-up figures."""
+"""Verdicts from made-up results."""
 
 import dataclasses
+import functools
+import itertools
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from flaxformer_lab.ablation.grid import BASELINE
-from flaxformer_lab.errors import ConfigError
-from flaxformer_lab.report.claims import CLAIMS, Claim, Comparison, Figure, decide, named
-from flaxformer_lab.report.summary import summarise
+from flaxformer_lab.ablation.claim_config import Claim, Comparison, Conclusion, Quantity
+from flaxformer_lab.ablation.grid import BASELINE, make_grid, parse_ablation
+from flaxformer_lab.command_line import read_recipe
+from flaxformer_lab.report.claims import conclusion_of, decide, decide_all
+from flaxformer_lab.report.summary import Summary, score_of, summarise
+from flaxformer_lab.report.write import as_markdown
 
-COMPARISON = Comparison("does it?", Figure("near"), Figure("near", "ffn_off"), 0.2)
-
-
-def rule(yes):
-    return ("supported", "it does") if yes else ("refuted", "it does not")
-
-
-CLAIM = Claim("X", "It does.", (COMPARISON,), rule)
+COMPARISON = Comparison("first", "does it?", Quantity("near"), Quantity("near", "ffn_off"), 0.2)
+CONCLUSIONS = (Conclusion("supported", "it does", {"first": "yes"}), Conclusion("refuted", "it does not"))
+CLAIM = Claim("X", "It does.", (COMPARISON,), CONCLUSIONS)
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_an_interval_on_one_side_of_the_threshold_decides(decided, ours, theirs,
         assert "does it?" in decision.reason
         assert ("not measured here" in decision.reason) == (theirs is None)
     else:
-        assert decision.reason == rule(verdict == "supported")[1]
+        assert decision.reason == ("it does" if verdict == "supported" else "it does not")
 
 
 def test_the_finding_is_the_paired_difference(decided):
@@ -71,7 +72,7 @@ def test_the_finding_is_the_paired_difference(decided):
 
 
 def test_a_measure_can_decide(decided):
-    energy = Comparison("does energy cross?", Figure("near", BASELINE, "cross_feature_energy"), None, 0.1)
+    energy = Comparison("first", "does energy cross?", Quantity("near", BASELINE, "cross_feature_energy"), None, 0.1)
     claim = dataclasses.replace(CLAIM, comparisons=(energy,))
     assert decided(0.9, None, claim).verdict == "supported"
     none = {"cross_feature_energy": 0.0, "cross_token_energy": 0.0}
@@ -79,19 +80,46 @@ def test_a_measure_can_decide(decided):
 
 
 def test_exactly_nothing_is_not_more_than_nothing(decided):
-    energy = Comparison("does energy cross?", Figure("near", BASELINE, "cross_feature_energy"), None, 0.0)
+    energy = Comparison("first", "does energy cross?", Quantity("near", BASELINE, "cross_feature_energy"), None, 0.0)
     claim = dataclasses.replace(CLAIM, comparisons=(energy,))
     assert decided(0.9, None, claim, {"cross_feature_energy": 0.0}).verdict == "refuted"
 
 
+def test_an_open_answer_that_the_verdict_does_not_hang_on_leaves_it_decided(decided):
+    open_too = dataclasses.replace(COMPARISON, name="second", more=Quantity("far"))
+    either = (
+        Conclusion("supported", "one is enough", {"first": "yes"}),
+        Conclusion("supported", "one is enough", {"second": "yes"}),
+        Conclusion("refuted", "neither"),
+    )
+    claim = Claim("X", "It does.", (COMPARISON, open_too), either)
+    assert decided(0.9, 0.5, claim).verdict == "supported"
+    undecided = decided(0.6, 0.5, claim)
+    assert undecided.verdict == "undecided" and undecided.reason == "open: does it? (not measured here)"
+
+
+# ------------------------------------------------------------------------------- the claims of configs/ablations
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "ablations"
+GOLDENS = Path(__file__).parents[1] / "goldens" / "claims"
+MEASURES = ("cross_feature_energy", "cross_token_energy", "token_equivariance_error", "feature_equivariance_error")
+
+
+@functools.cache
+def grid_of(name):
+    return make_grid(parse_ablation(read_recipe(str(CONFIGS / f"{name}.py"))), CONFIGS, read_recipe)
+
+
+CLAIMS = {claim.name: claim for name in ("cross_dimension", "scales") for claim in grid_of(name).config.claims}
+
+
 @pytest.mark.parametrize("name", CLAIMS)
-def test_every_claim_has_every_verdict_of_its_rule_and_says_why(name):
+def test_every_claim_has_several_verdicts_and_says_why(name):
     claim = CLAIMS[name]
-    number = len(claim.comparisons)
-    outcomes = [claim.rule(*(bool(case >> place & 1) for place in range(number))) for case in range(2**number)]
+    outcomes = [conclusion_of(claim, *case) for case in itertools.product((True, False), repeat=len(claim.comparisons))]
     verdicts = {verdict for verdict, _ in outcomes}
     assert len(verdicts) > 1 and verdicts <= {"supported", "refuted", "supported only when"}
-    assert all(reason for _, reason in outcomes)
+    assert set(outcomes) == {(each.verdict, each.reason) for each in claim.conclusions}  # each can be reached
     assert claim.statement.endswith(".") and all(each.question.endswith("?") for each in claim.comparisons)
 
 
@@ -121,21 +149,41 @@ def test_every_claim_has_every_verdict_of_its_rule_and_says_why(name):
     ],
 )
 def test_verdicts_follow_from_answers(name, answers, verdict):
-    assert CLAIMS[name].rule(*answers)[0] == verdict
+    assert conclusion_of(CLAIMS[name], *answers)[0] == verdict
 
 
-def test_an_open_answer_that_the_verdict_does_not_hang_on_leaves_it_decided(decided):
-    def either(one, other):
-        return ("supported", "one is enough") if one or other else ("refuted", "neither")
+def made_up(cell, scenario):
+    """A result that follows from names alone."""
+    rng = np.random.default_rng(zlib.crc32(f"{scenario}/{cell.task}/{cell.variant}".encode()))
+    level, noise = rng.choice([0.0, 0.03, 0.3, 1.0]), rng.choice([0.001, 0.001, 0.001, 0.2])
+    exact = {measure: float(rng.choice([0.0, 0.005, 0.5])) for measure in MEASURES}
+    replicas = []
+    for replica in cell.replicas:
+        validation, test = (float(level + noise * rng.normal()) for _ in range(2))
+        replicas.append(
+            {
+                "seed": replica.seed,
+                "learning_rate": replica.learning_rate,
+                "validation": {cell.primary_metric.name: [validation]},
+                "test": {cell.primary_metric.name: test},
+                "measures": {measure: value * float(1 + 0.01 * rng.normal()) for measure, value in exact.items()},
+            }
+        )
+    costs = {"parameters": 100, "forward_flops": 200, "seconds": 1.0}
+    return {"task": cell.task, "variant": cell.variant, "bound": None, "steps": [10], "replicas": replicas} | costs
 
-    open_too = dataclasses.replace(COMPARISON, more=Figure("far"))
-    claim = Claim("X", "It does.", (COMPARISON, open_too), either)
-    assert decided(0.9, 0.5, claim).verdict == "supported"
-    undecided = decided(0.6, 0.5, claim)
-    assert undecided.verdict == "undecided" and undecided.reason == "open: does it? (not measured here)"
+
+SCENARIOS = [("cross_dimension", k) for k in (0, 3, 15, 17, 25, 27, 28, 40)]
+SCENARIOS += [("scales", k) for k in (0, 1, 7, 32)]
 
 
-def test_a_claim_that_is_none_is_refused():
-    assert [claim.id for claim in named(["C4", "C1"])] == ["C4", "C1"]
-    with pytest.raises(ConfigError, match=r"claims names C99, which is no claim: .*choose from C1"):
-        named(["C1", "C99"])
+@pytest.mark.parametrize(("name", "scenario"), SCENARIOS)
+def test_the_same_results_have_the_same_verdicts_as_ever(name, scenario):
+    """Those of the claims when they were code, in cases that between them have nearly every outcome of every claim."""
+    grid = grid_of(name)
+    compared = {(each.task, each.variant) for claim in grid.config.claims for _, each in claim.quantities}
+    cells = [cell for cell in grid.cells if (cell.task, cell.variant) in compared]
+    summary = Summary(grid, tuple(score_of(cell, made_up(cell, scenario)) for cell in cells), (), (), ())
+    golden = (GOLDENS / f"{name}.md").read_text()
+    _, _, expected = golden.partition(f"<!-- scenario {scenario} -->\n")
+    assert as_markdown(summary, decide_all(summary)).strip() == expected.partition("\n<!--")[0].strip()

@@ -377,9 +377,9 @@ def test_an_answer_is_drawn_on_its_side_of_the_threshold(finished):
 
 def place_of(group):
     """The pixels at which a mark, or a line's first point, is drawn."""
-    path = group.one("path").attributes
-    words = path["transform"].removeprefix("translate(").removesuffix(")") if "transform" in path else path["d"]
-    return [float(each) for each in re.findall(r"-?[\d.]+", words)[:2]]
+    (shape,) = (node for node in group.all() if node.tag in ("circle", "path"))
+    numbers = shape.attributes["d"].split()[1:3] if shape.tag == "path" else (shape.attributes[k] for k in ("cx", "cy"))
+    return [float(each) for each in numbers]
 
 
 def test_charts_say_their_numbers_in_words(finished):
@@ -421,7 +421,7 @@ def test_the_forest_draws_each_difference_where_it_is(finished):
 
 def pixels_of_axis(svg):
     """Where 0 is, and how many pixels 1 takes, by the labels of the ticks."""
-    labels = [text for text in svg.all("text") if "text-anchor: middle" in text.attributes["style"]]
+    labels = [text for text in svg.all("text") if "text-anchor:middle" in text.attributes["style"]]
     ticks = {float(plain(each.text)): float(each.attributes["x"]) for each in labels[:-1]}  # the last names the axis
     (low, first), *_, (high, last) = sorted(ticks.items())
     unit = (last - first) / (high - low)
