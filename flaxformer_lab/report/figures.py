@@ -1,19 +1,18 @@
 """The figures of an ablation's page: learning curves, differences with intervals, and scores against costs."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.transforms import BboxBase
 
 from flaxformer_lab.report.formatting import (
     format_ends,
     format_interval,
+    format_label,
     format_mean,
     format_p_value,
     with_minus_signs,
@@ -26,18 +25,8 @@ from flaxformer_lab.tasks import PrimaryMetric
 
 Limits = tuple[float, float]
 LETTER = 6.4  # width in pixels of a letter of the figures' small type, in a wide typeface
+LABEL_WIDTH, LABEL_HEIGHT = 13, 10  # of a variant's number
 SIDES = {"yes": "better", "no": "worse", "open": "level"}  # of a threshold: the colour of an interval
-
-
-@dataclass(frozen=True)
-class Point:
-    """A variant in a scatter plot. mark: what is written beside it."""
-
-    mark: str
-    name: str
-    x: Interval
-    y: Interval
-    is_baseline: bool
 
 
 def metric_range(metric: PrimaryMetric) -> float | None:
@@ -75,12 +64,9 @@ def padded_range(values: Iterable[float], margin: float = 0.06) -> Limits:
 
 def seed_range(values: Float[np.ndarray, "seeds evaluations"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The least, the median and the greatest over the seeds that are finite; NaN where none is."""
-    columns = [column[np.isfinite(column)] for column in values.T]
-    least, middle, most = (
-        np.array([float(pick(column)) if len(column) else np.nan for column in columns])
-        for pick in (np.min, np.median, np.max)
-    )
-    return least, middle, most
+    finite = np.ma.masked_invalid(values)
+    low, middle, high = (np.ma.filled(pick(finite, axis=0), np.nan) for pick in (np.ma.min, np.ma.median, np.ma.max))
+    return low, middle, high
 
 
 # ------------------------------------------------------------------------------------------ learning curves
@@ -148,7 +134,7 @@ def _describe_end(score: Score) -> str:
 @styled
 def forest(differences: Sequence[Difference], metric: PrimaryMetric) -> Markup:
     """Each variant's paired difference with its interval, around the baseline's 0, and in numbers beside it."""
-    names = [_shortened(each.variant, 24) for each in differences]
+    names = [name if len(name) <= 24 else f"{name[:23]}…" for name in (each.variant for each in differences)]
     left = 12 + LETTER * max(map(len, names))
     figure, axes = make_axes(620, 50 + 22 * len(differences), (left, 40, 165, 10))
     ends = [end for d in differences for end in (0.0, d.interval.mean, d.interval.low, d.interval.high)]
@@ -219,94 +205,76 @@ def _draw_mark(axes: Axes, mean: float, row: float, role: str, title: str = "") 
 
 @styled
 def scatter(
-    points: Sequence[Point], *, x_label: str, y_label: str, metric: PrimaryMetric, logarithmic: bool = False
+    scores: Sequence[Score], across: Mapping[str, Interval], baseline: str, label: str, *, logarithmic: bool = False
 ) -> Markup:
-    """Each variant's score against something else that it has. Marks carry the variant's number in the table."""
+    """Each variant's score against another value of it, by variant. Marks carry the variant's number in the table."""
+    metric = scores[0].metric
+    points = [(number, each, across[each.variant]) for number, each in enumerate(scores, 1) if each.variant in across]
+    shown = [each for each in points if math.isfinite(each[1].interval.mean) and math.isfinite(each[2].mean)]
+    x, y = (
+        np.reshape([(each.low, each.mean, each.high) for each in intervals], (-1, 3))
+        for intervals in ([x for *_, x in shown], [score.interval for _, score, _ in shown])
+    )
     figure, axes = make_axes(400, 290, (46, 46, 14, 10))
-    shown = [each for each in points if math.isfinite(each.x.mean) and math.isfinite(each.y.mean)]
-    axes.set_ylim(score_limits(metric, _ends_of(each.y for each in shown)))
-    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.set(xlabel=label, ylabel=format_label(metric), ylim=score_limits(metric, y.ravel()))
     axes.yaxis.set_label_coords(0.03, 0.56, figure.transFigure)  # clear of wide numbers
     if logarithmic:
-        values = [max(each.x.mean, 1.0) for each in shown] or [1.0]
-        low, high = min(values) / 1.25, max(values) * 1.25
-        axes.set(xscale="log", xlim=(low, high))
+        low, high = np.min(x[:, 1], initial=1e12) / 1.25, np.max(x[:, 1], initial=1.0) * 1.25
+        axes.set(xscale="log", xlim=(min(low, high / 2), high))
         factors = (1, 2, 5) if high < 1000 * low else (1,)
         axes.xaxis.set_major_locator(MaxNLocator(4) if high < 5 * low else LogLocator(subs=factors))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     else:
-        axes.set_xlim(padded_range([0.0, *_ends_of(each.x for each in shown)]))
+        axes.set_xlim(padded_range([0.0, *x.ravel()]))
         axes.xaxis.set_major_locator(MaxNLocator(6))
     if shown:
-        _draw_points(axes, shown, metric)
-        places = axes.transData.transform([_clipped(axes, each.x.mean, each.y.mean) for each in shown])
-        _draw_labels(figure, axes, [each.mark for each in shown], places)
-    every = "; ".join(f"{p.name} {format_interval(p.y, metric.digits)} at {_format_x(p.x)}" for p in points)
-    return as_svg(figure, with_minus_signs(f"{y_label} against {x_label}: {every}"))
+        _draw_points(axes, shown, np.clip(x, *axes.get_xlim()), np.clip(y, *axes.get_ylim()), baseline)
+    every = "; ".join(_describe_point(score, x) for _, score, x in points)
+    return as_svg(figure, with_minus_signs(f"{format_label(metric)} against {label}: {every}"))
 
 
-def _draw_points(axes: Axes, points: Sequence[Point], metric: PrimaryMetric) -> None:
-    colors = [COLOURS["baseline" if each.is_baseline else "variant"] for each in points]
-    x, y = np.transpose([_clipped(axes, each.x.mean, each.y.mean) for each in points])
-    left, lower = np.transpose([_clipped(axes, each.x.low, each.y.low) for each in points])
-    right, upper = np.transpose([_clipped(axes, each.x.high, each.y.high) for each in points])
-    axes.hlines(y, left, right, colors, linewidth=1.2, alpha=0.6)
-    axes.vlines(x, lower, upper, colors, linewidth=1.2, alpha=0.6)
-    for point, color, *place in zip(points, colors, x, y, strict=True):
-        base, surface = point.is_baseline, COLOURS["surface"]
-        face, edge, size, width = (surface, color, 10, 2.4) if base else (color, surface, 8, 1)
+def _draw_points(
+    axes: Axes,
+    points: Sequence[tuple[int, Score, Interval]],
+    x: Float[np.ndarray, "points 3"],
+    y: Float[np.ndarray, "points 3"],
+    baseline: str,
+) -> None:
+    """Marks with their numbers, and lines from the lowest to the highest value of each interval."""
+    colors = [COLOURS["baseline" if score.variant == baseline else "variant"] for _, score, _ in points]
+    axes.hlines(y[:, 1], x[:, 0], x[:, 2], colors, linewidth=1.2, alpha=0.6)
+    axes.vlines(x[:, 1], y[:, 0], y[:, 2], colors, linewidth=1.2, alpha=0.6)
+    pixels = axes.transData.transform(np.stack([x[:, 1], y[:, 1]], axis=-1))
+    surface, in_pixels = COLOURS["surface"], {"xycoords": "figure pixels", "textcoords": "figure pixels"}
+    rows = zip(points, colors, x[:, 1], y[:, 1], pixels, label_places(pixels, axes.bbox.padded(4)), strict=True)
+    for (number, score, interval), color, across, up, place, label_place in rows:
+        is_baseline = score.variant == baseline
+        face, edge, size, width = (surface, color, 10, 2.4) if is_baseline else (color, surface, 8, 1)
         looks = {"markerfacecolor": face, "markeredgecolor": edge, "markersize": size, "markeredgewidth": width}
-        (mark,) = axes.plot(*place, "o", clip_on=False, **looks)
-        title = f"{point.name}: {format_interval(point.y, metric.digits)} at {_format_x(point.x)}"
-        annotate(mark, "point baseline" if base else "point", with_minus_signs(title))
+        (mark,) = axes.plot(across, up, "o", clip_on=False, **looks)
+        annotate(mark, "point", with_minus_signs(_describe_point(score, interval)))
+        is_far = np.linalg.norm(label_place - place) > 16
+        line = {"arrowstyle": "-", "color": COLOURS["level"], "linewidth": 0.7} if is_far else None
+        looks = {"ha": "center", "va": "center", "color": COLOURS["ink"], "arrowprops": line}
+        annotate(axes.annotate(str(number), place, label_place, **in_pixels, **looks), "mark-label")
 
 
-def _draw_labels(figure: Figure, axes: Axes, marks: Sequence[str], places: Float[np.ndarray, "points 2"]) -> None:
-    """Each mark as near to its point as it finds room, with a thin line to it where that is not beside it."""
-    width, height = figure.bbox.size
-    inside = axes.bbox.padded(4)
-    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in places]
-    for mark, (x, y) in zip(marks, places, strict=True):
-        half = LETTER * len(mark) / 2 + 1
-        for radius, across, up in _around(x, y, half):
-            box = (across - half, up - 6, across + half, up + 6)
-            fits = inside.contains(*box[:2]) and inside.contains(*box[2:])
-            if fits and not any(_overlap(box, other) for other in taken):
-                taken.append(box)
-                if radius > 12:
-                    ends = [x / width, across / width], [y / height, up / height]
-                    line = Line2D(*ends, transform=figure.transFigure, color=COLOURS["level"], linewidth=0.7)
-                    figure.add_artist(line)
-                text = figure.text(across / width, (up - 3.5) / height, mark, ha="center", color=COLOURS["ink"])
-                annotate(text, "mark-label")
-                break
+def label_places(points: Float[np.ndarray, "points 2"], box: BboxBase) -> Float[np.ndarray, "points 2"]:
+    """Where the label of each point is centred: inside the box, near the point, over no other label or point."""
+    offsets = [
+        radius * np.array([1.2 * math.cos(angle * math.pi / 8), math.sin(angle * math.pi / 8)])
+        for radius in (12, 19, 28, 38, 49, 61, 75)
+        for angle in (0, 2, -2, 4, -4, 6, -6, 8, 1, -1, 3, -3, 5, -5, 7, -7)
+    ]
+    taken = list(points)
+    for point in points:
+        places = [point + offset for offset in offsets if box.contains(*(point + offset))]
+        free = (p for p in places if np.all(np.any(np.abs(np.array(taken) - p) > (LABEL_WIDTH, LABEL_HEIGHT), axis=1)))
+        taken.append(next(free, point))
+    return np.array(taken[len(points) :])
 
 
-def _around(x: float, y: float, half: float) -> Iterator[tuple[float, float, float]]:
-    """(distance, x, y) of places for a text of this half width around a point, the near ones first."""
-    for radius in (10, 18, 27, 37, 48, 60, 74):
-        for eighth in (0, 1, 7, 2, 6, 3, 5, 4, 0.5, 7.5, 1.5, 6.5, 2.5, 5.5, 3.5, 4.5):
-            angle = eighth * math.pi / 4
-            yield radius, x + (radius + half - 4) * math.cos(angle), y + radius * math.sin(angle)
-
-
-def _overlap(one: Sequence[float], other: Sequence[float]) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
-
-
-def _clipped(axes: Axes, x: float, y: float) -> tuple[float, float]:
-    """What lies outside the axes is drawn at their edge."""
-    return float(np.clip(x, *axes.get_xlim())), float(np.clip(y, *axes.get_ylim()))
-
-
-def _ends_of(intervals: Iterable[Interval]) -> list[float]:
-    return [end for each in intervals for end in (each.mean, each.low, each.high)]
-
-
-def _format_x(interval: Interval) -> str:
-    return f"{interval.mean:,.0f}" if interval.mean == round(interval.mean) > 1 else format_interval(interval)
-
-
-def _shortened(name: str, letters: int) -> str:
-    return name if len(name) <= letters else f"{name[: letters - 1]}…"
+def _describe_point(score: Score, x: Interval) -> str:
+    words = f"{x.mean:,.0f}" if x.mean == round(x.mean) > 1 else format_interval(x)
+    return f"{score.variant} {format_interval(score.interval, score.metric.digits)} at {words}"

@@ -6,6 +6,12 @@ import re
 from flaxformer_lab.report.claims import Decision, Finding
 from flaxformer_lab.report.statistics import Interval
 from flaxformer_lab.report.summary import Score
+from flaxformer_lab.tasks import PrimaryMetric
+
+
+def format_label(metric: PrimaryMetric) -> str:
+    """A metric's name in print, with its direction where that is not the usual one."""
+    return metric.label if metric.higher_is_better else f"{metric.label} (less is better)"
 
 
 def format_findings(decision: Decision) -> str:

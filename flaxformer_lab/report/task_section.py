@@ -4,11 +4,12 @@ import math
 from collections.abc import Sequence
 
 from flaxformer_lab.ablation.claim_config import BASELINE
-from flaxformer_lab.report.figures import Point, forest, learning_curve, scatter, score_limits, seed_range
+from flaxformer_lab.report.figures import forest, learning_curve, scatter, score_limits, seed_range
 from flaxformer_lab.report.formatting import (
     format_bound,
     format_ends,
     format_interval,
+    format_label,
     format_mean,
     format_p_value,
     format_steps_to_threshold,
@@ -68,17 +69,12 @@ def _sentences(summary: Summary, scores: Sequence[Score]) -> str:
         return f"The baseline, {name}, has not finished here, so nothing can be compared with it yet."
     who = "The baseline" if name == BASELINE else f"The baseline, {name},"
     reaches = "reaches" if math.isfinite(base.interval.mean) else "is"
-    text = f"{who} {reaches} {format_interval(base.interval, base.metric.digits)} in {_label(base)}."
+    text = f"{who} {reaches} {format_interval(base.interval, base.metric.digits)} in {format_label(base.metric)}."
     found = [each.direction for each in summary.differences if each.task == task]
     if found:
         counts = [(found.count(direction), words) for direction, words in DIRECTIONS.items()]
         text += f" Of the other {len(found)}: {', '.join(f'{number} {words}' for number, words in counts if number)}."
     return with_minus_signs(text)
-
-
-def _label(score: Score) -> str:
-    label = score.metric.label
-    return label if score.metric.higher_is_better else f"{label} (less is better)"
 
 
 # ---------------------------------------------------------------------------------------------- tables
@@ -89,7 +85,7 @@ def _table(summary: Summary, scores: Sequence[Score]) -> Markup:
     columns = (
         "#",
         "variant",
-        _label(scores[0]),
+        format_label(scores[0].metric),
         "interquartile mean",
         "difference",
         "Holm p",
@@ -168,7 +164,7 @@ def _curves(summary: Summary, scores: Sequence[Score]) -> Markup:
         for k, score in enumerate(scores, start=1)
     ]
     legend = (
-        f"Validation {_label(scores[0])} by step: median and range over seeds",
+        f"Validation {format_label(scores[0].metric)} by step: median and range over seeds",
         [" · ", tag("span", class_="swatch line of-variant"), " the variant"],
         [" · ", tag("span", class_="swatch line of-baseline"), " the baseline"] if base is not None else None,
         [" · ", tag("span", class_="swatch line of-bound"), " the most that theory allows"] if bounded else None,
@@ -191,9 +187,9 @@ def _mixing(summary: Summary, scores: Sequence[Score], id_: str) -> list[Markup]
     if not names:
         return []
     charts = [
-        _figure(_scatter(summary, scores, {s.variant: bootstrap_interval(s.measures[name]) for s in known}, label))
+        _figure(scatter(scores, across, summary.grid.config.baseline, label))
         for name, label in MIXING.items()
-        if (known := [score for score in scores if name in score.measures])
+        if (across := {s.variant: bootstrap_interval(s.measures[name]) for s in scores if name in s.measures})
     ]
     return [
         _heading("Score and mixing", f"{id_}-mixing"),
@@ -231,37 +227,11 @@ def _keys(scores: Sequence[Score]) -> Markup:
 
 
 def _cost(summary: Summary, scores: Sequence[Score]) -> Markup:
-    costs = (
-        ("parameters", {score.variant: score.parameters for score in scores}),
-        ("forward FLOPs", {score.variant: score.forward_flops for score in scores}),
-    )
-    charts = [
-        _figure(_scatter(summary, scores, {name: _exact(value) for name, value in values.items()}, label, True))
-        for label, values in costs
-    ]
+    charts = []
+    for label, field in (("parameters", "parameters"), ("forward FLOPs", "forward_flops")):
+        across = {each.variant: Interval(float(getattr(each, field)), math.nan, math.nan) for each in scores}
+        charts.append(_figure(scatter(scores, across, summary.grid.config.baseline, label, logarithmic=True)))
     return tag("div", charts, class_="pair")
-
-
-def _scatter(
-    summary: Summary, scores: Sequence[Score], across: dict[str, Interval], label: str, logarithmic: bool = False
-) -> Markup:
-    points = [
-        Point(
-            mark=str(number),
-            name=score.variant,
-            x=across[score.variant],
-            y=score.interval,
-            is_baseline=score.variant == summary.grid.config.baseline,
-        )
-        for number, score in enumerate(scores, start=1)
-        if score.variant in across
-    ]
-    metric = scores[0].metric
-    return scatter(points, x_label=label, y_label=_label(scores[0]), metric=metric, logarithmic=logarithmic)
-
-
-def _exact(value: int) -> Interval:
-    return Interval(float(value), math.nan, math.nan)
 
 
 def _figure(chart: Markup, caption: str | None = None, class_: str | None = None) -> Markup:

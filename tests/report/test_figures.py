@@ -3,12 +3,14 @@
 import itertools
 import math
 import re
+import types
 
 import numpy as np
 import pytest
+from matplotlib.transforms import Bbox
 
 from flaxformer_lab.report.figures import (
-    Point,
+    label_places,
     metric_range,
     padded_range,
     scatter,
@@ -76,26 +78,43 @@ def exactly(value):
     return Interval(value, math.nan, math.nan)
 
 
-def test_labels_do_not_cover_one_another():
-    x = (1000.0, 1000.0, 1010.0, 1020.0, 5000.0, 1000.0)
-    points = [Point(str(k), f"name {k}", exactly(each), exactly(0.9), k == 0) for k, each in enumerate(x, start=1)]
-    svg = scatter(points, x_label="parameters", y_label="M", metric=metric(0, 1), logarithmic=True)
-    found = re.findall(r'<g class="mark-label"><text x="([\d.]+)" y="([\d.]+)"[^>]*>(\d)', svg)
-    assert sorted(mark for *_, mark in found) == ["1", "2", "3", "4", "5", "6"]
-    places = [(float(x), float(y)) for x, y, _ in found]
-    for one, other in itertools.combinations(places, 2):
-        assert abs(one[0] - other[0]) > 6 or abs(one[1] - other[1]) > 10
+def scatter_of(across, score=0.5):
+    """The scatter plot of variants with one score, and these values on the other axis."""
+    scores = [
+        types.SimpleNamespace(variant=f"name {k}", interval=exactly(score), metric=metric(0, 1))
+        for k in range(len(across))
+    ]
+    intervals = {score.variant: exactly(value) for score, value in zip(scores, across, strict=True)}
+    return scatter(scores, intervals, "name 0", "parameters", logarithmic=True)
+
+
+def test_labels_cover_neither_one_another_nor_a_point():
+    svg = scatter_of([1000.0, 1000.0, 1010.0, 1020.0, 5000.0, 1000.0], 0.9)
+    labels = re.findall(r'<g class="mark-label"><text x="([\d.]+)" y="([\d.]+)"[^>]*>(\d)', svg)
+    assert sorted(label for *_, label in labels) == ["1", "2", "3", "4", "5", "6"]
+    places = [(float(x), float(y) - 4) for x, y, _ in labels]
+    points = [(float(x), float(y)) for x, y in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', svg)]
+    assert len(points) == 6
+    for one, other in [*itertools.combinations(places, 2), *itertools.product(places, points)]:
+        assert abs(one[0] - other[0]) > 10 or abs(one[1] - other[1]) > 9
+
+
+def test_labels_stay_inside_and_near():
+    box = Bbox([[0, 0], [300, 200]])
+    corners = np.array([[0.0, 0.0], [300.0, 200.0], [150.0, 100.0]])
+    places = label_places(corners, box)
+    assert all(box.contains(*place) for place in places)
+    assert np.linalg.norm(places - corners, axis=1).max() < 16
 
 
 @pytest.mark.parametrize(("low", "high"), [(5200, 13600), (90, 2100), (1, 10**6), (70, 70)])
 def test_a_logarithmic_axis_has_some_short_labels(low, high):
-    points = [
-        Point("1", "one", exactly(low), exactly(0.1), True),
-        Point("2", "two", exactly(high), exactly(0.2), False),
-    ]
-    svg = scatter(points, x_label="parameters", y_label="M", metric=metric(0, 1), logarithmic=True)
-    labels = re.findall(r'<text x="[\d.]+" y="25\d[^>]*>([^<]*)<', svg)
+    labels = re.findall(r'<text x="[\d.]+" y="25\d[^>]*>([^<]*)<', scatter_of([low, high]))
     assert 2 <= len(labels) <= 9 and all(re.fullmatch(r"\d+(\.\d)?[kM]?", label) for label in labels)
+
+
+def test_a_scatter_plot_may_be_empty():
+    assert "<circle" not in scatter_of([100.0, 200.0], math.nan)
 
 
 @pytest.mark.parametrize(("value", "role"), [(exactly(math.nan), "level"), (Interval(0.3, 0.25, 0.35), "better")])
