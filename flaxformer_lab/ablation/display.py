@@ -18,7 +18,7 @@ TRIAL_STEPS = 20  # updates of one cell from which the time of all is estimated
 
 
 class ProgressDisplay:
-    """Shows what the engine tells: a live bar on a terminal, plain lines elsewhere."""
+    """Shows the engine's events: a live bar on a terminal, plain lines elsewhere."""
 
     def __init__(self, grid: Grid, store: Store, console: Console):
         self._console, self._all = console, len(grid.cells)

@@ -35,7 +35,7 @@ class Event:
 
 Listener = Callable[[Event], None]
 # Takes waiting cells and locks them; yields each, while it is locked, with the call that returns its outcome or raises
-# what went wrong. It tells the listener of starts and of progress.
+# what went wrong. The listener gets the events of starts and of progress.
 Trainer = Callable[[collections.deque[Cell], Store, Listener], Iterator[tuple[Cell, Callable[[], Outcome]]]]
 
 

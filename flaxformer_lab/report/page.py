@@ -315,7 +315,7 @@ def _reading(summary: Summary) -> Markup:
         ("Interquartile mean", "The mean without the lowest and the highest quarter of the seeds."),
         (
             "Bound",
-            f"The most that theory allows. Broken: the whole interval is more than {SLACK:g} above it.",
+            f"The most that theory allows. Broken: the whole interval is better than it by more than {SLACK:g}.",
         ),
         ("Steps to threshold", "The median over seeds, or how many seeds arrived where not all did."),
         ("FLOPs", "Of a forward pass of one example, the same on every device."),
