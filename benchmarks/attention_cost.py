@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flaxformer_lab.ablation.claims import Verdict, answer_to, conclude
-from flaxformer_lab.ablation.statistics import bootstrap_interval
+from flaxformer_lab.ablation.claim_config import Verdict
+from flaxformer_lab.report.claims import answer_to, conclude
+from flaxformer_lab.report.statistics import bootstrap_interval
 
 Rows = Sequence[dict[str, Any]]
 Ratios = list[float]

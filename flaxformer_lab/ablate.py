@@ -1,7 +1,7 @@
 """Runs an ablation: `python -m flaxformer_lab.ablate --config=configs/ablations/cross_dimension.py --workdir=DIR`.
 
 Trains variants x tasks x learning rates x seeds, all replicas of a pair in one compiled program, and ends in a report
-with intervals and verdicts. The same command goes on where an earlier one stopped; `--dry_run` shows what it would do.
+with intervals and verdicts. The same command continues where an earlier one stopped; `--dry_run` shows what it would do.
 """
 
 import contextlib
@@ -15,17 +15,16 @@ import jax
 from absl import flags
 from rich.console import Console
 
-from flaxformer_lab.ablation.claims import named
 from flaxformer_lab.ablation.cluster import cluster
-from flaxformer_lab.ablation.display import Watcher, show_plan
+from flaxformer_lab.ablation.display import ProgressDisplay, show_plan
 from flaxformer_lab.ablation.engine import Trainer, run_cells
 from flaxformer_lab.ablation.grid import make_grid, parse_ablation
 from flaxformer_lab.ablation.local import train_here
-from flaxformer_lab.ablation.report import write_report
 from flaxformer_lab.ablation.store import Store
 from flaxformer_lab.command_line import overridden, read_recipe, run
 from flaxformer_lab.compilation import compile_small_programs_briefly
 from flaxformer_lab.errors import AblationError, ConfigError
+from flaxformer_lab.report.write import print_report, write_report
 
 
 def main(overrides: list[str]) -> None:
@@ -39,7 +38,6 @@ def main(overrides: list[str]) -> None:
         jax.config.update("jax_num_cpu_devices", DEVICES.value or len(os.sched_getaffinity(0)))
     config = parse_ablation(overridden(read_recipe(CONFIG.value), overrides))
     grid = make_grid(config, Path(CONFIG.value).absolute().parent, read_recipe)
-    named(config.claims)  # a claim that does not exist must not show after the training
     console = Console(highlight=False, soft_wrap=True)
     store = Store(WORKDIR.value) if WORKDIR.value else None
     if DRY_RUN.value:
@@ -49,13 +47,10 @@ def main(overrides: list[str]) -> None:
         raise ConfigError("--workdir is missing: name the folder for the results, like --workdir=runs/ablation")
     with _trainer() as train:
         store.claim(grid)
-        with Watcher(grid, store, console) as watcher:
-            run_cells(grid.cells, store, config.keep, watcher, train)
+        with ProgressDisplay(grid, store, console) as display:
+            run_cells(grid.cells, store, config.keep, display, train)
     report = write_report(grid, store)
-    for decision in report.decisions:
-        console.print(f"{decision.claim.id} {decision.verdict}: {decision.reason}", markup=False)
-    for path in report.files:
-        console.print(f"written: {path}", markup=False)
+    print_report(report)
     if report.summary.failures:
         cell, error = report.summary.failures[0]
         raise AblationError(

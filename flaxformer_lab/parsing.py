@@ -52,6 +52,7 @@ Decay = Annotated[float, Rule("must not be negative", lambda value: value >= 0)]
 Fraction = Annotated[float, Rule("must be above 0 and below 1", lambda value: 0 < value < 1)]
 Seed = Annotated[int, Rule("must be at least 0 and below 2**32", lambda value: 0 <= value < 2**32)]
 Name = Annotated[str, Rule("must not be empty", lambda value: bool(value.strip()))]
+NOT_EMPTY = Rule("must have at least one entry", bool)
 DISTINCT = Rule("must name at least one value, and none of them twice", lambda value: 0 < len(value) == len(set(value)))
 
 
@@ -73,11 +74,13 @@ def parse(kind: Any, value: Any, path: str) -> Any:
             return _parse_dataclass(_tagged(rules[0], value, path), value, path, tagged=True)
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         options = tuple(option for option in typing.get_args(kind) if option is not types.NoneType)
+        is_none = value is None or (isinstance(value, str) and value.lower() == "none")
+        if is_none and types.NoneType in typing.get_args(kind):
+            return None
         tables = [option for option in options if typing.get_origin(option) is dict]
         if tables and (isinstance(value, Mapping) or len(tables) == len(options)):
             return parse(tables[0], value, path)
-        is_none = value is None or (isinstance(value, str) and value.lower() == "none")
-        return None if is_none else parse(options[0], value, path)
+        return parse(options[0], value, path)
     if dataclasses.is_dataclass(kind):
         return _parse_dataclass(kind, value, path)
     if typing.get_origin(kind) is Literal:
@@ -145,6 +148,9 @@ def _parse_dataclass(kind: type, value: Any, path: str, *, tagged: bool = False)
                 f"unknown key {prefix}{key} (value {value[key]!r}): {nearest(str(key), hints)}"
                 f"{path or 'config'} has {', '.join(hints)}{where}"
             )
+    for each in dataclasses.fields(kind):
+        if each.name not in value and each.default is each.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{prefix}{each.name} is missing; {path or 'config'} has the keys {', '.join(hints)}")
     parsed = kind(**{key: parse(hints[key], inner, prefix + key) for key, inner in value.items()})
     if hasattr(parsed, "rules"):
         parsed.rules()

@@ -34,7 +34,25 @@ def get_config():
         "variants": {"attention_off": "diagonal_ffn,attention_off"},
         "learning_rates": [0.01, 0.03],
         "seeds": [0, 1],
-        "claims": ["C4"],
+        "claims": [
+            {
+                "name": "C4",
+                "statement": "Attention reaches what a token alone cannot.",
+                "comparisons": [
+                    {
+                        "name": "reaches",
+                        "question": "does attention help?",
+                        "more": {"task": "near"},
+                        "less": {"task": "near", "variant": "attention_off"},
+                        "threshold": 0.5,
+                    },
+                ],
+                "conclusions": [
+                    {"verdict": "supported", "reason": "it does", "when": {"reaches": "yes"}},
+                    {"verdict": "refuted", "reason": "it does not"},
+                ],
+            },
+        ],
     }
 """
 
@@ -189,7 +207,7 @@ def test_a_failed_cell_shows_in_the_exit_code_and_the_rest_is_there(call, config
 
 def test_a_dry_run_shows_the_cells_with_keys_overridden_and_writes_nothing(call, config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    overrides = ["--config.claims=", "--config.seeds=0,1,2", "--config.variants.single_head=single_head"]
+    overrides = ["--config.decide=", "--config.seeds=0,1,2", "--config.variants.single_head=single_head"]
     code, out, err = call("flaxformer_lab.ablate", f"--config={config}", "--workdir=x", "--dry_run", *overrides)
     text = "\n".join(out)
     assert (code, err) == (0, []) and os.listdir(tmp_path) == []
@@ -201,7 +219,7 @@ def test_a_dry_run_shows_the_cells_with_keys_overridden_and_writes_nothing(call,
     [
         (["--config=nowhere.py", "--workdir=x"], "nowhere.py is not a file"),
         (["--config.seeds=", "--workdir=x"], "seeds"),
-        (["--config.claims=C99", "--workdir=x"], "claims names C99"),
+        (["--config.decide=C99", "--workdir=x"], "decide names C99"),
         (["--config.variants.x=ffn_of", "--workdir=x"], "did you mean ffn_off"),
         ([], "--workdir is missing"),
         (["--workdir=x", "--engin=local"], "engin"),

@@ -48,6 +48,239 @@ def _ffn(**knobs: object) -> dict:
     return {"model": {"ffn": knobs}}
 
 
+SOURCE = "the debate that founded the lab: docs/science.md"
+
+
+def _score(task: str, variant: str = "baseline") -> dict:
+    return {"task": task, "variant": variant}
+
+
+def _measure(measure: str, task: str, variant: str = "baseline") -> dict:
+    return {"task": task, "variant": variant, "measure": measure}
+
+
+def _compare(name: str, question: str, more: dict, less: dict | None, threshold: float) -> dict:
+    return {"name": name, "question": question, "more": more, "less": less, "threshold": threshold}
+
+
+def _conclude(verdict: str, reason: str, **when: str) -> dict:
+    return {"verdict": verdict, "reason": reason, "when": when}
+
+
+CLAIMS = (
+    {
+        "name": "C1",
+        "statement": "The first feature of Q only ever meets the first feature of K: attention captures nothing across "
+        "them.",
+        "source": SOURCE,
+        "comparisons": (
+            _compare(
+                "crosses",
+                "does energy cross features?",
+                _measure("cross_feature_energy", "rotation"),
+                _measure("cross_feature_energy", "rotation", "per_dimension"),
+                0.1,
+            ),
+            _compare(
+                "learns",
+                "does dense attention learn a rotation that per_dimension cannot?",
+                _score("rotation"),
+                _score("rotation", "per_dimension"),
+                0.5,
+            ),
+        ),
+        "conclusions": (
+            _conclude(
+                "refuted",
+                "with dense projections a feature of Q meets all of them; only per_dimension keeps them apart",
+                crosses="yes",
+                learns="yes",
+            ),
+            _conclude("supported", "dense projections do no better than one head a feature"),
+        ),
+    },
+    {
+        "name": "C3",
+        "statement": "Every feature of Q, K and V is a weighted sum of all input features.",
+        "source": SOURCE,
+        "comparisons": (
+            _compare(
+                "dense",
+                "does energy cross features through dense projections alone?",
+                _measure("cross_feature_energy", "rotation", "diagonal output"),
+                None,
+                0.1,
+            ),
+            _compare(
+                "diagonal",
+                "does it through diagonal ones?",
+                _measure("cross_feature_energy", "rotation", "per_dimension"),
+                None,
+                0.0,
+            ),
+        ),
+        "conclusions": (
+            _conclude(
+                "supported",
+                "dense projections spread each feature's energy over all; diagonal ones leave exactly none",
+                dense="yes",
+                diagonal="no",
+            ),
+            _conclude("refuted", "the projections do not decide whether features mix"),
+        ),
+    },
+    {
+        "name": "C4",
+        "statement": "One attention finds one relation; more attentions find more.",
+        "source": SOURCE,
+        "comparisons": (
+            _compare(
+                "two",
+                "do 2 heads follow more than 1?",
+                _score("pointers", "2 heads"),
+                _score("pointers", "1 head"),
+                0.15,
+            ),
+            _compare("four", "do 4 heads follow more than 2?", _score("pointers"), _score("pointers", "2 heads"), 0.15),
+        ),
+        "conclusions": (
+            _conclude("supported", "each head that is added follows one more pointer", two="yes", four="yes"),
+            _conclude("refuted", "more heads do not follow more pointers"),
+        ),
+    },
+    {
+        "name": "C7",
+        "statement": "Every dot product of q and k already uses all features.",
+        "source": SOURCE,
+        "comparisons": (
+            _compare(
+                "wide",
+                "does 1 head of 8 features beat 8 heads of 1?",
+                _score("nearest"),
+                _score("nearest", "8 heads of 1"),
+                0.2,
+            ),
+        ),
+        "conclusions": (
+            _conclude(
+                "supported", "one head of eight features compares whole vectors; eight heads of one cannot", wide="yes"
+            ),
+            _conclude("refuted", "a head of one feature compares vectors as well as a head of all of them"),
+        ),
+    },
+    {
+        "name": "C8",
+        "statement": "Too many features in one dot product make attention uniform; heads restore diversity.",
+        "source": SOURCE,
+        "comparisons": (
+            _compare(
+                "heads_help",
+                "do 4 heads beat 1 on four pointers?",
+                _score("pointers"),
+                _score("pointers", "1 head"),
+                0.2,
+            ),
+            _compare(
+                "heads_harm",
+                "does 1 wide head beat 8 narrow ones on nearest?",
+                _score("nearest"),
+                _score("nearest", "8 heads of 1"),
+                0.2,
+            ),
+        ),
+        "conclusions": (
+            _conclude(
+                "supported only when",
+                "several relations are asked for at once; one comparison of whole vectors wants one wide head",
+                heads_help="yes",
+                heads_harm="yes",
+            ),
+            _conclude("supported", "heads help, and narrow ones do no harm", heads_help="yes"),
+            _conclude("refuted", "heads do not help"),
+        ),
+    },
+    {
+        "name": "C10",
+        "statement": "The FFN is the dense connection across features; stacking attention and FFN gives cross-feature "
+        "capture.",
+        "source": SOURCE,
+        "comparisons": (
+            _compare("gelu", "is the product learned with a gelu FFN?", _score("product"), None, 0.5),
+            _compare("without", "without an FFN?", _score("product", "ffn_off"), None, 0.5),
+            _compare("linear", "with a linear FFN?", _score("product", "linear_ffn"), None, 0.5),
+            _compare("odd", "with an odd (tanh) FFN?", _score("product", "tanh FFN"), None, 0.5),
+        ),
+        "conclusions": (
+            _conclude(
+                "supported only when",
+                "the FFN is neither linear nor odd: attention alone, a linear and a tanh FFN stay at 0",
+                gelu="yes",
+                without="no",
+                linear="no",
+                odd="no",
+            ),
+            _conclude(
+                "supported",
+                "with an FFN the product of two features is learned, without it not",
+                gelu="yes",
+                without="no",
+            ),
+            _conclude("refuted", "the product is learned without an FFN, or not at all"),
+        ),
+    },
+    {
+        "name": "C11",
+        "statement": "Nothing nonlinear stands between the W's and QK, so they are just another linear layer.",
+        "source": SOURCE,
+        "comparisons": (
+            _compare(
+                "several",
+                "does attention alone beat a linear network with four tokens?",
+                _score("product_of_three"),
+                _score("product_of_three", "linear_only"),
+                0.2,
+            ),
+            _compare("one", "does it learn with a single token?", _score("product_of_three", "one token"), None, 0.2),
+        ),
+        "conclusions": (
+            _conclude(
+                "supported only when",
+                "a sequence has a single token: W_q W_k^T merges exactly, but with several tokens the softmax makes "
+                "attention alone learn what no linear network can",
+                several="yes",
+                one="no",
+            ),
+            _conclude("refuted", "attention alone learns what no linear network can", several="yes"),
+            _conclude("supported", "no difference"),
+        ),
+    },
+    {
+        "name": "C12",
+        "statement": "For an input of shape [1, 3, 2] the axis of 3 and the axis of 2 are treated alike.",
+        "source": SOURCE,
+        "comparisons": (
+            _compare(
+                "tokens",
+                "do permuted tokens change more than the order?",
+                _measure("token_equivariance_error", "nearest"),
+                None,
+                0.01,
+            ),
+            _compare("features", "do permuted features?", _measure("feature_equivariance_error", "nearest"), None, 0.1),
+        ),
+        "conclusions": (
+            _conclude(
+                "refuted",
+                "permuted tokens give permuted outputs; permuted features give other ones",
+                features="yes",
+                tokens="no",
+            ),
+            _conclude("supported", "both axes are treated alike"),
+        ),
+    },
+)
+
+
 def get_config() -> ConfigDict:
     """The ablation."""
     small = {"width": 32, "depth": 1}
@@ -95,6 +328,6 @@ def get_config() -> ConfigDict:
             "variants": {name: name for name in VARIANTS},
             "learning_rates": (0.001, 0.003, 0.01),
             "seeds": (0, 1, 2, 3, 4),
-            "claims": ("C1", "C3", "C4", "C7", "C8", "C10", "C11", "C12"),
+            "claims": CLAIMS,
         }
     )

@@ -46,6 +46,57 @@ def _table(dataset: str) -> dict:
     }
 
 
+def _gain(name: str, task: str, threshold: float) -> dict:
+    """How much standardising gains."""
+    more, less = {"task": task}, {"task": task, "variant": "raw"}
+    return {
+        "name": name,
+        "question": f"does standardising help on {task}?",
+        "more": more,
+        "less": less,
+        "threshold": threshold,
+    }
+
+
+CLAIMS = (
+    {
+        "name": "C2",
+        "statement": "Transformers work only where the features' scales were made even; with unequal scales they fail.",
+        "source": "the debate that founded the lab: docs/science.md",
+        "comparisons": (
+            _gain("little", "nearest_100", 0.05),
+            _gain("much", "nearest_10000", 0.05),
+            _gain("wine", "wine", 0.02),
+            _gain("breast_cancer", "breast_cancer", 0.02),
+            {
+                "name": "rest",
+                "question": "is anything lost that standardising does not give back?",
+                "more": {"task": "nearest_1"},
+                "less": {"task": "nearest_10000"},
+                "threshold": 0.02,
+            },
+        ),
+        "conclusions": (
+            {
+                "verdict": "refuted",
+                "reason": "unequal scales cost nothing",
+                "when": {"little": "no", "much": "no", "wine": "no", "breast_cancer": "no"},
+            },
+            {
+                "verdict": "supported only when",
+                "reason": "nothing evens the scales first: raw features cost accuracy, and dividing each by its spread "
+                "gives it back",
+                "when": {"rest": "no"},
+            },
+            {
+                "verdict": "supported",
+                "reason": "unequal scales cost accuracy, and standardising them does not give it back",
+            },
+        ),
+    },
+)
+
+
 def get_config() -> ConfigDict:
     """The ablation."""
     return ConfigDict(
@@ -68,6 +119,6 @@ def get_config() -> ConfigDict:
             },
             "learning_rates": (0.001, 0.003, 0.01),
             "seeds": (0, 1, 2, 3, 4),
-            "claims": ("C2",),
+            "claims": CLAIMS,
         }
     )

@@ -1,6 +1,6 @@
-"""Trains cells as tasks of a Ray cluster (Moritz et al. 2018), of this machine or of many; one that is lost is retried.
+"""Trains cells as tasks of a Ray cluster (Moritz et al. 2018), of this machine or of many; one that is lost is trained again.
 
-The machine that commands writes all results, so the others need no common folder, only the lab installed. A user's
+The machine that runs the command writes all results: the others need no common folder, only the lab installed. A user's
 own parts (`--import`) travel with each cell, as text.
 """
 
@@ -25,12 +25,12 @@ from flaxformer_lab.errors import ConfigError
 
 Packed = tuple[dict[str, Any], tuple[Replica, ...], dict[str, str]]  # config, replicas, texts of the user's files
 RETRIES = 10  # of a cell whose worker is lost
-POLL = 0.2  # seconds between two looks at progress
+POLL_S = 0.2  # between two looks at progress
 
 
 @contextlib.contextmanager
 def cluster(address: str | None, cpus: int) -> Iterator[Trainer]:
-    """The engine's `Trainer` on the cluster at `address` (as for `ray.init`), or on one made for the occasion.
+    """The engine's `Trainer` on the cluster at `address` (as for `ray.init`), or on one that is started here and ends with the context.
 
     cpus: cores for each cell, whose population sees as many devices. Where the cluster has GPUs, each cell has one of
     them; where it has TPUs, each has those of a host.
@@ -73,12 +73,12 @@ def _train(
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )
-        # With this machine, which must not be lost anyway.
+        # On this machine, whose loss ends the command anyway.
         reports = ray.remote(Reports).options(num_cpus=0, scheduling_strategy=here).remote()
         task = ray.remote(train_cell).options(num_cpus=cpus, max_retries=RETRIES, **_accelerators(ray))
         running = {task.remote(number, _packed(cell), cpus, reports): cell for number, cell in enumerate(cells)}
         while running:
-            finished, _ = ray.wait(list(running), timeout=POLL)
+            finished, _ = ray.wait(list(running), timeout=POLL_S)
             for number, done, total in ray.get(reports.take.remote()):
                 listen(Event("progress" if total else "started", cells[number], done, total))
             for reference in finished:
@@ -106,19 +106,19 @@ def _accelerators(ray: ModuleType) -> dict[str, Any]:
 
 
 class Reports:
-    """What workers tell of their progress, until it is fetched; an actor."""
+    """An actor that holds the workers' reports of progress until they are fetched."""
 
     def __init__(self) -> None:
-        self._news: list[tuple[int, int, int]] = []
+        self._reports: list[tuple[int, int, int]] = []
 
-    def tell(self, number: int, done: int, total: int) -> None:
+    def add(self, number: int, done: int, total: int) -> None:
         """Cell `number` has so many of its updates; a total of 0 says that it has started."""
-        self._news.append((number, done, total))
+        self._reports.append((number, done, total))
 
     def take(self) -> list[tuple[int, int, int]]:
-        """All that is new."""
-        news, self._news = self._news, []
-        return news
+        """The reports since the last call."""
+        reports, self._reports = self._reports, []
+        return reports
 
 
 def train_cell(number: int, packed: Packed, cpus: int, reports: Any) -> Outcome:
@@ -130,8 +130,8 @@ def train_cell(number: int, packed: Packed, cpus: int, reports: Any) -> Outcome:
         jax.config.update("jax_num_cpu_devices", cpus)
     use_compilation_cache()
     compile_small_programs_briefly()
-    reports.tell.remote(number, 0, 0)
+    reports.add.remote(number, 0, 0)
     # Other workers of a machine have their shares of its memory.
     memory = available_memory() // (os.cpu_count() or 1) if jax.default_backend() == "cpu" else None
     population = Population(parse_config(tree), replicas, memory=memory)
-    return population.run(lambda done, total: reports.tell.remote(number, done, total))
+    return population.run(lambda done, total: reports.add.remote(number, done, total))

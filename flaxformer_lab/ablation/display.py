@@ -17,14 +17,14 @@ from flaxformer_lab.training.logging import duration
 TRIAL_STEPS = 20  # updates of one cell from which the time of all is estimated
 
 
-class Watcher:
-    """Listens to the engine: a live bar on a terminal, plain lines elsewhere."""
+class ProgressDisplay:
+    """Shows the engine's events: a live bar on a terminal, plain lines elsewhere."""
 
     def __init__(self, grid: Grid, store: Store, console: Console):
         self._console, self._all = console, len(grid.cells)
         self._done = sum(store.result(cell) is not None for cell in grid.cells)
         self._updates = sum(cell.config.training.steps for cell in grid.cells if store.result(cell) is None)
-        self._behind, self._start = 0, time.monotonic()
+        self._updates_done, self._start = 0, time.monotonic()
         self._parts: dict[str, float] = {}  # of the cells in training, on a cluster several
         self._bar = Progress(
             TextColumn("cells"),
@@ -36,9 +36,9 @@ class Watcher:
             disable=not console.is_terminal,
         )
 
-    def __enter__(self) -> "Watcher":
+    def __enter__(self) -> "ProgressDisplay":
         if self._done:
-            self._say(f"{self._done} of {self._all} cells are finished already")
+            self._print(f"{self._done} of {self._all} cells are finished already")
         self._task = self._bar.add_task("cells", total=self._all, completed=self._done, shown="compiling")
         self._bar.start()
         return self
@@ -54,24 +54,24 @@ class Watcher:
             shown = f"{name}, update {event.done} of {event.total}"
             self._bar.update(self._task, completed=self._done + sum(self._parts.values()), shown=shown)
         elif event.what == "finished":
-            self._settle(cell)
-            self._say(f"{self._done}/{self._all} {name}: {event.seconds:.1f} s{self._left()}")
+            self._count_finished(cell)
+            self._print(f"{self._done}/{self._all} {name}: {event.seconds:.1f} s{self._remaining()}")
         elif event.what == "failed":
-            self._settle(cell)
-            self._say(f"{self._done}/{self._all} {name} FAILED: {event.error}")
+            self._count_finished(cell)
+            self._print(f"{self._done}/{self._all} {name} FAILED: {event.error}")
 
-    def _settle(self, cell: Cell) -> None:
+    def _count_finished(self, cell: Cell) -> None:
         self._done += 1
         self._parts.pop(cell.key, None)
-        self._behind += cell.config.training.steps
+        self._updates_done += cell.config.training.steps
         self._bar.update(self._task, completed=self._done + sum(self._parts.values()))
 
-    def _left(self) -> str:
+    def _remaining(self) -> str:
         passed = time.monotonic() - self._start
-        seconds = passed / max(self._behind, 1) * (self._updates - self._behind)
+        seconds = passed / max(self._updates_done, 1) * (self._updates - self._updates_done)
         return f", about {duration(seconds)} left" if seconds >= 1 else ""
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         self._console.print(text, markup=False)
 
 

@@ -1,7 +1,6 @@
-"""Works through a grid's cells: those to do go to a trainer, in this process or on a cluster, and results to the store.
+"""Trains the cells of a grid that are not finished, in this process or on a cluster, and stores their results.
 
-Finished cells are in the store and are not done again; a cell that another process works on is left to it; one that
-fails is recorded, and the rest goes on.
+A cell that another process trains is left to it; one that fails is recorded, and the others go on.
 """
 
 import collections
@@ -16,11 +15,10 @@ import numpy as np
 
 from flaxformer_lab.ablation.grid import Cell, cost
 from flaxformer_lab.ablation.population import Outcome, save_replica
-from flaxformer_lab.ablation.statistics import chosen_rate
 from flaxformer_lab.ablation.store import Result, Store
-from flaxformer_lab.tasks import make_task
+from flaxformer_lab.tasks import PrimaryMetric, make_task
 
-POLL = 0.5  # seconds between two looks at cells that another process works on
+POLL_S = 0.5  # between two looks at cells that another process trains
 
 
 @dataclass(frozen=True)
@@ -36,8 +34,8 @@ class Event:
 
 
 Listener = Callable[[Event], None]
-# Takes waiting cells and locks them; yields each, while it is locked, with the call that returns what became of it or
-# raises what went wrong. The listener hears of starts and of progress.
+# Takes waiting cells and locks them; yields each, while it is locked, with the call that returns its outcome or raises
+# what went wrong. The listener gets the events of starts and of progress.
 Trainer = Callable[[collections.deque[Cell], Store, Listener], Iterator[tuple[Cell, Callable[[], Outcome]]]]
 
 
@@ -50,8 +48,8 @@ def run_cells(cells: Sequence[Cell], store: Store, keep: str, listen: Listener, 
         for cell, outcome in train(waiting, store, listen):
             taken += 1
             try:
-                seconds = _settle(cell, outcome(), store, keep)
-            except Exception as error:  # an interruption is none, and ends the engine
+                seconds = _store_outcome(cell, outcome(), store, keep)
+            except Exception as error:  # not KeyboardInterrupt, which ends the engine
                 message = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
                 store.fail(cell, message, traceback.format_exc())
                 failed.add(cell.key)
@@ -60,11 +58,11 @@ def run_cells(cells: Sequence[Cell], store: Store, keep: str, listen: Listener, 
                 listen(Event("finished", cell, seconds=seconds))
         waiting = collections.deque(c for c in cells if store.result(c) is None and c.key not in failed)
         if waiting and not taken:
-            time.sleep(POLL)
+            time.sleep(POLL_S)
 
 
-def _settle(cell: Cell, outcome: Outcome, store: Store, keep: str) -> float:
-    """Stores a finished cell; returns its seconds."""
+def _store_outcome(cell: Cell, outcome: Outcome, store: Store, keep: str) -> float:
+    """Stores the result of a cell, and the replicas to keep; returns the seconds that it took."""
     result = result_of(cell, outcome)
     save_kept(cell, outcome, result, store, keep)
     store.finish(cell, result)
@@ -72,7 +70,7 @@ def _settle(cell: Cell, outcome: Outcome, store: Store, keep: str) -> float:
 
 
 def result_of(cell: Cell, outcome: Outcome) -> Result:
-    """An outcome as plain JSON; a figure that is not finite becomes null."""
+    """An outcome as plain JSON; a value that is not finite becomes null."""
     parameters, flops = cost(cell.config)
     bound = make_task(cell.config.task).bound(cell.config.model)
     return {
@@ -86,9 +84,9 @@ def result_of(cell: Cell, outcome: Outcome) -> Result:
             {
                 "seed": replica.seed,
                 "learning_rate": replica.learning_rate,
-                "validation": {name: _plain(values[number]) for name, values in outcome.validation.items()},
-                "test": {name: _plain(values[number]) for name, values in outcome.test.items()},
-                "measures": {name: _plain(values[number]) for name, values in outcome.measures.items()},
+                "validation": {name: _as_json(values[number]) for name, values in outcome.validation.items()},
+                "test": {name: _as_json(values[number]) for name, values in outcome.test.items()},
+                "measures": {name: _as_json(values[number]) for name, values in outcome.measures.items()},
             }
             for number, replica in enumerate(outcome.replicas)
         ],
@@ -100,7 +98,7 @@ def save_kept(cell: Cell, outcome: Outcome, result: Result, store: Store, keep: 
     """Writes the replicas that `keep` names as ordinary runs; returns their folders."""
     if keep == "none":
         return []
-    best = best_rate(result)
+    best = best_learning_rate(result, cell.primary_metric)
     folders = []
     for number, replica in enumerate(outcome.replicas):
         if keep == "all" or replica.learning_rate == best:
@@ -109,29 +107,25 @@ def save_kept(cell: Cell, outcome: Outcome, result: Result, store: Store, keep: 
     return folders
 
 
-def primary_metric(names: Sequence[str]) -> tuple[str, bool]:
-    """The figure that a task is judged by, and whether more of it is better."""
-    for name in ("r2", "accuracy"):
-        if name in names:
-            return name, True
-    return "loss", False
+def best_learning_rate(result: Result, metric: PrimaryMetric) -> float:
+    """The learning rate whose seeds have the best mean of the metric on validation at the end.
 
-
-def best_rate(result: Result) -> float:
-    """The learning rate that was best on validation at the end; a replica that diverged counts as the worst."""
-    metric, higher = primary_metric(list(result["replicas"][0]["validation"]))
-    by_rate: dict[float, list[float]] = collections.defaultdict(list)
+    One that diverged counts as the worst; of equals it is the smallest.
+    """
+    scores: dict[float, list[float]] = collections.defaultdict(list)
     for each in result["replicas"]:
-        by_rate[each["learning_rate"]].append(number(each["validation"][metric][-1]))
-    return chosen_rate(by_rate, higher_is_better=higher)
+        scores[each["learning_rate"]].append(from_json(each["validation"][metric.name][-1]))
+    sign = 1 if metric.higher_is_better else -1
+    means = {rate: sign * float(np.mean(values)) for rate, values in sorted(scores.items())}
+    return max(means, key=lambda rate: means[rate] if np.isfinite(means[rate]) else -np.inf)
 
 
-def number(value: float | None) -> float:
-    """A stored figure: null stands for one that is not finite."""
+def from_json(value: float | None) -> float:
+    """A stored value: null stands for one that is not finite."""
     return float("nan") if value is None else value
 
 
-def _plain(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
     if np.ndim(value):
-        return [_plain(each) for each in value]
+        return [_as_json(each) for each in value]
     return float(value) if np.isfinite(value) else None

@@ -13,26 +13,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from flaxformer_lab.ablation.claim_config import BASELINE, Claim
 from flaxformer_lab.ablation.population import Replica
 from flaxformer_lab.ablation.variants import VARIANTS, apply_variants
 from flaxformer_lab.config import Config, OptimizerConfig, ParallelismConfig, as_dict, parse_config
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.models.cost import forward_flops, parameters
-from flaxformer_lab.parsing import DISTINCT, Name, Positive, Rule, Seed, flatten, nearest, override, parse
-from flaxformer_lab.tasks import make_task
+from flaxformer_lab.parsing import DISTINCT, NOT_EMPTY, Name, Positive, Seed, flatten, nearest, override, parse
+from flaxformer_lab.tasks import PrimaryMetric, make_task, primary_metric
 
 Change = str | dict[str, Any]  # named variants with commas between them, or a table of overrides
 Match = Literal["none", "parameters", "flops"]
 RESULT_FORMAT = 2  # to be raised when a result of the same config means something else, or a default changes
-BASELINE = "baseline"  # the recipe as it stands
-NOT_EMPTY = Rule("must have at least one entry", bool)
 
 
 @dataclass(frozen=True)
 class TaskEntry:
     """One task of an ablation.
 
-    recipe: a training recipe, relative to the ablation's own file. overrides: keys laid upon it, for every variant.
+    recipe: a training recipe, relative to the ablation's own file. overrides: keys set in it, for every variant.
     variants: more variants, for this task alone. only: of the common variants, these; None for all.
     threshold: the validation score to which the steps are counted.
     """
@@ -50,6 +49,7 @@ class AblationConfig:
 
     baseline: the variant that the others are compared with; `baseline` is the recipe as it stands.
     match: widen or narrow each variant until it has the baseline's parameters or forward FLOPs.
+    claims: what the ablation decides. decide: of the claims, these; None for all.
     keep: which replicas stay as ordinary run folders: none, those of the chosen learning rate, or all.
     """
 
@@ -59,12 +59,14 @@ class AblationConfig:
     seeds: Annotated[tuple[Seed, ...], DISTINCT] = (0, 1, 2, 3, 4)
     baseline: Name = BASELINE
     match: Match = "none"
-    claims: tuple[Name, ...] = ()
+    claims: tuple[Claim, ...] = ()
+    decide: tuple[Name, ...] | None = None
     keep: Literal["none", "chosen", "all"] = "none"
 
     def rules(self) -> None:
         """Raises ConfigError when keys contradict one another."""
-        for name in (*self.tasks, *self.variants, *(name for entry in self.tasks.values() for name in entry.variants)):
+        variants = (name for entry in self.tasks.values() for name in entry.variants)
+        for name in (*self.tasks, *self.variants, *variants):
             if not name.isprintable() or name[:1] in {"", "=", "+", "-", "@"}:
                 raise ConfigError(
                     f"the name {name!r} of a task or variant must be printable and must not begin with =, +, - or @, "
@@ -86,6 +88,20 @@ class AblationConfig:
                     f"baseline={self.baseline} is no variant of task {task}: {nearest(self.baseline, known)}"
                     f"choose from {', '.join(sorted(known | entry.variants.keys()))}"
                 )
+        claims = [claim.name for claim in self.claims]
+        if len(set(claims)) < len(claims):
+            raise ConfigError(f"claims has two of the same name: {', '.join(claims)}")
+        for name in self.decide or ():
+            if name not in claims:
+                raise ConfigError(
+                    f"decide names {name}, which is not among claims: {nearest(name, claims)}"
+                    f"choose from {', '.join(claims) or 'none'}"
+                )
+
+    @property
+    def decided_claims(self) -> tuple[Claim, ...]:
+        """The claims that `decide` chooses."""
+        return tuple(claim for claim in self.claims if self.decide is None or claim.name in self.decide)
 
 
 @dataclass(frozen=True)
@@ -96,6 +112,11 @@ class Cell:
     variant: str
     config: Config
     replicas: tuple[Replica, ...]
+
+    @property
+    def primary_metric(self) -> PrimaryMetric:
+        """The metric that its task is judged by."""
+        return primary_metric(self.config.task)
 
     @property
     def key(self) -> str:
@@ -150,11 +171,11 @@ def parse_ablation(tree: Mapping[str, Any]) -> AblationConfig:
 def make_grid(config: AblationConfig, folder: Path, read_recipe: Callable[[str], dict[str, Any]]) -> Grid:
     """Resolves every pair of a task and a variant. `folder`: where recipes are relative to.
 
-    A pair is dropped where the variant changes nothing, or cannot be laid upon the task.
+    A pair is dropped where the variant changes nothing, or cannot be applied to the task.
 
     Raises:
-        ConfigError: a recipe or a variant that does not exist, a baseline that cannot be, or a variant that fits no
-            task.
+        ConfigError: a recipe or a variant that does not exist, a baseline that cannot be, a variant that fits no
+            task, or a claim about a cell that the ablation does not have.
     """
     replicas = replicas_of(config)
     cells: list[Cell] = []
@@ -163,11 +184,11 @@ def make_grid(config: AblationConfig, folder: Path, read_recipe: Callable[[str],
         tree = read_recipe(str((folder / entry.recipe).resolve()))
         for key, value in flatten(entry.overrides).items():
             tree = override(tree, key, value)
-        with _told_of(f"tasks.{task}"):
+        with _error_context(f"tasks.{task}"):
             recipe = parse_config(tree)
         changes = {BASELINE: "", **{n: c for n, c in config.variants.items() if entry.only is None or n in entry.only}}
         changes |= entry.variants
-        with _told_of(f"tasks.{task}, baseline {config.baseline}"):
+        with _error_context(f"tasks.{task}, baseline {config.baseline}"):
             baseline = apply_change(recipe, changes[config.baseline])
         resolved: dict[str, Config] = {}
         for variant, change in changes.items():
@@ -185,12 +206,34 @@ def make_grid(config: AblationConfig, folder: Path, read_recipe: Callable[[str],
                 dropped.append((task, variant, f"the same as {same}"))
                 continue
             resolved[variant] = model
-            cells.append(Cell(task, variant, _nameless(model), replicas))
+            cells.append(Cell(task, variant, _shared(model), replicas))
     for variant in config.variants:
         reasons = [why for _, name, why in dropped if name == variant]
         if reasons and not any(cell.variant == variant for cell in cells) and not any("same as" in r for r in reasons):
             raise ConfigError(f"variants.{variant} fits none of the tasks: {reasons[0]}")
-    return Grid(config, tuple(cells), tuple(dropped))
+    grid = Grid(config, tuple(cells), tuple(dropped))
+    _check_claims(grid)
+    return grid
+
+
+def _check_claims(grid: Grid) -> None:
+    """Raises ConfigError where a claim names a task or a variant that the ablation does not train."""
+    for claim in grid.config.decided_claims:
+        for comparison, quantity in claim.quantities:
+            task, variant = quantity.task, quantity.variant
+            if grid.cell(task, variant) is not None:
+                continue
+            variants = [cell.variant for cell in grid.cells if cell.task == task]
+            reason = next((why for t, v, why in grid.dropped if (t, v) == (task, variant)), None)
+            if reason is not None:
+                problem = f"{variant} on {task}, which the ablation leaves out: {reason}"
+            else:
+                kind, name, known = ("variant", variant, variants) if variants else ("task", task, grid.config.tasks)
+                problem = f"the {kind} {name}, which is none: {nearest(name, known)}choose from {', '.join(known)}"
+            raise ConfigError(
+                f"the claim {claim.name} ({comparison}) names {problem}; or leave the claim out: `decide` names those "
+                "to decide"
+            )
 
 
 def replicas_of(config: AblationConfig) -> tuple[Replica, ...]:
@@ -227,7 +270,7 @@ def _matched(recipe: Config, change: Change, baseline: Config, match: Match) -> 
     wanted = cost(baseline)[which]
     if cost(variant)[which] == wanted:
         return variant
-    # A head for each feature: it is the variant that says how many, at every width anew.
+    # A head for each feature: the variant sets their number again at every width.
     grows = _heads(variant) == variant.model.width
     unit = _width_unit(recipe if grows else variant)
 
@@ -249,13 +292,13 @@ def _heads(config: Config) -> int:
 
 
 def _width_unit(config: Config) -> int:
-    """What a width must be a multiple of: whole heads, and pairs of features where positions turn them."""
+    """What a width must be a multiple of: whole heads, and pairs of features where positions rotate them."""
     pairs = getattr(config.model, "position", None) in ("rotary", "sinusoidal")
     return 2 * _heads(config) if pairs else math.lcm(_heads(config), 2)
 
 
-def _nameless(config: Config) -> Config:
-    """Without the seed and the learning rate that each replica has of its own."""
+def _shared(config: Config) -> Config:
+    """What all replicas share: with a fixed seed and learning rate in place of each replica's own."""
     return Replica(0, 1.0).config(config)
 
 
@@ -267,8 +310,8 @@ def _refuse_unknown(change: Change, error: ConfigError) -> None:
 
 
 @contextlib.contextmanager
-def _told_of(where: str) -> Iterator[None]:
-    """Says in an error which part of the ablation it comes from."""
+def _error_context(where: str) -> Iterator[None]:
+    """Prefixes a ConfigError with the part of the ablation that it comes from."""
     try:
         yield
     except ConfigError as error:

@@ -14,8 +14,8 @@ from flaxformer_lab.ablation.grid import Cell
 from flaxformer_lab.ablation.population import Outcome, Population
 from flaxformer_lab.ablation.store import Store
 
-AHEAD = 1  # cells that are compiled before their turn
-CELLS_A_CACHE = 10  # after so many cells JAX forgets their programs, which would fill the memory
+AHEAD = 1  # cells that are compiled while another one trains
+CELLS_A_CACHE = 10  # after so many cells their programs are dropped, which would fill the memory
 
 
 def train_here(

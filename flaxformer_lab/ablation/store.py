@@ -1,11 +1,9 @@
 """An ablation's folder: WORKDIR/ablation.json, cells/KEY.json for each finished cell, and the report's files.
 
-A result is written whole or not at all. A cell that is being worked on is locked by its process; the lock goes with the
-process, however it ends.
+A result is written as a whole or not at all. A cell in training is locked by its process; the lock ends with it.
 """
 
 import contextlib
-import fcntl
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 from flaxformer_lab.ablation.grid import Cell, Grid, parse_ablation, replicas_of
 from flaxformer_lab.config import as_dict, parse_config
 from flaxformer_lab.errors import ConfigError, RunError
+from flaxformer_lab.locking import file_lock
 from flaxformer_lab.training.folder import read_json, write_atomic
 
 Result = dict[str, Any]  # plain JSON
@@ -29,7 +28,7 @@ class Store:
     def claim(self, grid: Grid) -> None:
         """Makes the folder, or finds that it is an ablation's already.
 
-        Another config may follow in the same folder: cells that both have are not done again.
+        Another config may follow in the same folder: cells that both have are not trained again.
 
         Raises:
             RunError: the folder holds something else, or cannot be written.
@@ -59,7 +58,7 @@ class Store:
             raise RunError(f"{self._config} is damaged or of another version: {error}") from error
 
     def result(self, cell: Cell) -> Result | None:
-        """What a finished cell found; None where it is not finished, or its file is damaged and must be made again."""
+        """The result of a finished cell; None where it is not finished, or its file is damaged."""
         path = self._path(cell, "json")
         try:
             result = read_json(path)
@@ -68,14 +67,14 @@ class Store:
         return result if _is_result_of(cell, result) else None
 
     def failure(self, cell: Cell) -> str | None:
-        """What went wrong the last time, in one line."""
+        """The last error of a cell that failed, in one line."""
         try:
             return str(read_json(self._path(cell, "failed.json"))["error"])
         except (RunError, KeyError):
             return None
 
     def finish(self, cell: Cell, result: Result) -> None:
-        """Keeps a cell's result.
+        """Stores a cell's result.
 
         Raises:
             RunError: it cannot be written.
@@ -87,24 +86,19 @@ class Store:
             raise RunError(f"{self._cells} cannot be written: {error.strerror}; make room for it") from error
 
     def fail(self, cell: Cell, error: str, details: str) -> None:
-        """Keeps what went wrong with a cell."""
+        """Stores the error that ended a cell."""
         with contextlib.suppress(OSError):
             record = {"task": cell.task, "variant": cell.variant, "error": error, "details": details}
             _write(self._path(cell, "failed.json"), record)
 
     @contextlib.contextmanager
     def locked(self, cell: Cell) -> Iterator[bool]:
-        """Whether the cell is this process's to do while the context lasts; else it is finished, or another's."""
-        with self._path(cell, "lock").open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield self.result(cell) is None
+        """Whether this process may train the cell while the context lasts: it is not finished, and nobody else does."""
+        with file_lock(self._path(cell, "lock")) as is_held:
+            yield is_held and self.result(cell) is None
 
     def run_folder(self, cell: Cell, number: int) -> Path:
-        """Where one replica of a cell stays as an ordinary run."""
+        """The folder in which a replica of a cell is kept as an ordinary run."""
         replica = cell.replicas[number]
         return self.path / "runs" / cell.key / f"seed-{replica.seed}-learning_rate-{replica.learning_rate:g}"
 
@@ -117,24 +111,25 @@ def _write(path: Path, value: Any) -> None:
 
 
 def _is_result_of(cell: Cell, result: Result) -> bool:
-    """Whether it is what `finish` writes for this cell, with a number or null wherever a report wants one."""
+    """Whether it is what `finish` writes for this cell, with a number or null wherever a report needs one."""
     number = lambda value: value is None or isinstance(value, int | float)  # noqa: E731
     try:
         steps, replicas, bound = result["steps"], result["replicas"], result["bound"]
         pairs = [(each.seed, each.learning_rate) for each in cell.replicas]
         names = {tuple(tuple(each[table]) for table in ("validation", "test", "measures")) for each in replicas}
         curves = [curve for each in replicas for curve in each["validation"].values()]
-        figures = [figure for each in replicas for part in ("test", "measures") for figure in each[part].values()]
+        finals = [value for each in replicas for part in ("test", "measures") for value in each[part].values()]
         return (
             result["key"] == cell.key
             and [(each["seed"], each["learning_rate"]) for each in replicas] == pairs
             and (bound is None or (isinstance(bound["value"], int | float) and isinstance(bound["metric"], str)))
             and all(isinstance(result[name], int | float) for name in ("parameters", "forward_flops", "seconds"))
             and len(names) == 1
+            and all(cell.primary_metric.name in each[split] for each in replicas for split in ("validation", "test"))
             and bool(curves)
             and all(isinstance(step, int) for step in steps)
             and all(len(curve) == len(steps) and all(map(number, curve)) for curve in curves)
-            and all(map(number, figures))
+            and all(map(number, finals))
         )
     except (KeyError, TypeError, AttributeError):
         return False
@@ -150,7 +145,13 @@ def _grid_as_json(grid: Grid) -> dict[str, Any]:
 
 
 def _grid_from_json(tree: dict[str, Any]) -> Grid:
-    config = parse_ablation(tree["config"])
+    stored = tree["config"]
+    if any(isinstance(claim, str) for claim in stored["claims"]):  # earlier versions stored their names alone
+        raise ConfigError(
+            f"it only names its claims, {', '.join(map(str, stored['claims']))}; give the same `ablate` command again, "
+            "which keeps all finished cells and stores the claims"
+        )
+    config = parse_ablation(stored)
     replicas = replicas_of(config)
     cells = tuple(
         Cell(str(each["task"]), str(each["variant"]), parse_config(each["config"]), replicas) for each in tree["cells"]

@@ -1,4 +1,4 @@
-"""Named variants: small tables of overrides on a config. A value may be a function of the config it is laid upon."""
+"""Named variants: small tables of overrides on a config. A value may be a function of the config that it changes."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -124,7 +124,7 @@ VARIANTS: dict[str, Variant] = {
 
 
 def apply_variants(config: Config, names: Sequence[str]) -> Config:
-    """Returns the config with the named variants laid upon it.
+    """Returns the config with the named variants applied to it.
 
     Raises:
         ConfigError: an unknown variant, two that set one key to different values, or an outcome that cannot be.
@@ -143,7 +143,7 @@ def apply_variants(config: Config, names: Sequence[str]) -> Config:
                     f"--ablation={name} sets {key}={value}, but {other} sets it to {theirs}; name only one of the two"
                 )
     tree = as_dict(config)
-    if "model" in set_by:  # first, so that single knobs are laid upon the model that will be there
+    if "model" in set_by:  # first, so that single knobs change the model that will be there
         tree["model"] = set_by.pop("model")[1]
     known = flatten(as_dict(parse_config(tree)))
     for key, (name, value) in set_by.items():

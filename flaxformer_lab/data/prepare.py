@@ -3,7 +3,6 @@
 import contextlib
 import difflib
 import errno
-import fcntl
 import functools
 import hashlib
 import io
@@ -26,6 +25,7 @@ from flaxformer_lab.cache import cache_folder
 from flaxformer_lab.data.builders import CHECKSUMS, format_checksums, parse_checksums
 from flaxformer_lab.data.tensorflow_stand_in import tensorflow_stand_in
 from flaxformer_lab.errors import DataError
+from flaxformer_lab.locking import file_lock
 
 _NAME = re.compile(r"(?P<name>[a-z0-9_]+)(/[\w.-]+)?(:[\d.*]+)?")
 _ARRAY_RECORD = tfds.core.FileFormat.ARRAY_RECORD
@@ -57,7 +57,8 @@ def prepare(dataset: str) -> tfds.core.DatasetBuilder:
         builder = tfds.builder(dataset, data_dir=root)
         if _is_whole(builder):
             return builder
-        with _locked(root / f".{name}.lock"):
+        root.mkdir(parents=True, exist_ok=True)
+        with file_lock(root / f".{name}.lock", wait=True):
             if not _is_whole(builder):  # No other process has built it meanwhile.
                 _clear(builder)
                 _build(tfds.builder(dataset, data_dir=root))
@@ -133,15 +134,6 @@ def _check_digests(folder: Path) -> None:
         if differing:
             names = ", ".join(sorted({name for name, _ in differing}))
             raise damaged(folder.name, path.parent, f"changed since it was written: {names}")
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Lets one process in at a time. The system frees the lock of a process that dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from typing import Any
 from flaxformer_lab import registry
 from flaxformer_lab.task_config import TaskConfig
 from flaxformer_lab.tasks import classification, language_modelling, probes, synthetic  # noqa: F401  the lab's own
-from flaxformer_lab.tasks.task import SPLITS, Bound, Task
+from flaxformer_lab.tasks.task import SPLITS, Bound, PrimaryMetric, Task
 
 
 def make_task(config: TaskConfig, metadata: Mapping[str, Any] | None = None) -> Task:
@@ -14,4 +14,9 @@ def make_task(config: TaskConfig, metadata: Mapping[str, Any] | None = None) -> 
     return registry.lookup("task", config.name).build(config, metadata)
 
 
-__all__ = ["SPLITS", "Bound", "Task", "make_task"]
+def primary_metric(config: TaskConfig) -> PrimaryMetric:
+    """The metric that the task which `config.name` names is judged by; reads no data."""
+    return registry.lookup("task", config.name).build.primary_metric
+
+
+__all__ = ["SPLITS", "Bound", "PrimaryMetric", "Task", "make_task", "primary_metric"]

@@ -21,12 +21,13 @@ from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.registry import register
 from flaxformer_lab.task_config import ImageClassificationConfig, TabularClassificationConfig
 from flaxformer_lab.tasks.examples import Examples, records
-from flaxformer_lab.tasks.task import Batch, Task
+from flaxformer_lab.tasks.task import ACCURACY, Batch, Task
 
 
 class Classification(Task):
     """A feature of fixed shape, `subject`, and a `label`."""
 
+    primary_metric = ACCURACY
     subject: str
     _config: ImageClassificationConfig | TabularClassificationConfig
 

@@ -20,7 +20,7 @@ from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.registry import register
 from flaxformer_lab.task_config import LanguageModellingConfig
 from flaxformer_lab.tasks.examples import Examples, windows
-from flaxformer_lab.tasks.task import Batch, Task
+from flaxformer_lab.tasks.task import ACCURACY, Batch, Task
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # stands for every character that the training text does not have
 
@@ -28,6 +28,8 @@ UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # stands for every character that the tra
 @register("task", "language_modelling", config=LanguageModellingConfig)
 class LanguageModelling(Task):
     """Text as one stream of symbols, cut into windows; the loss is in nats a symbol."""
+
+    primary_metric = ACCURACY
 
     def __init__(self, config: LanguageModellingConfig, metadata: Mapping[str, Any] | None = None):
         self._config = config

@@ -19,7 +19,7 @@ from flaxformer_lab.modules.projection import PROJECTIONS
 from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.task_config import ProbeConfig, SyntheticConfig
 from flaxformer_lab.tasks.examples import Examples, drawn
-from flaxformer_lab.tasks.task import Batch, Task
+from flaxformer_lab.tasks.task import ACCURACY, R_SQUARED, Batch, Task
 
 # Numbers from which evaluation draws, beyond all that training can reach.
 FIRST = {"train": 0, "validation": 2**30, "test": 2**30 + 2**29}
@@ -65,6 +65,7 @@ class ContinuousProbe(Probe):
     Targets have mean 0 and `variance` by definition; the loss is the squared error in units of that variance.
     """
 
+    primary_metric = R_SQUARED
     tokens: int
     features: int
     outputs: int
@@ -103,6 +104,7 @@ class ContinuousProbe(Probe):
 class SymbolProbe(Probe):
     """Symbols in, a symbol out for each token that has a weight; loss in nats, and the share that is right."""
 
+    primary_metric = ACCURACY
     _config: SyntheticConfig
 
     def __init__(self, config: Any, metadata: Mapping[str, Any] | None = None):

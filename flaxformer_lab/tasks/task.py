@@ -31,6 +31,26 @@ class Bound:
     assumes: str = ""
 
 
+@dataclass(frozen=True)
+class PrimaryMetric:
+    """The metric that a task is judged by: one of those that it computes.
+
+    label: its name in print. limits: the lowest and the highest value, None where there is no such limit. digits: after
+    the decimal point, in print.
+    """
+
+    name: str
+    label: str
+    higher_is_better: bool
+    limits: tuple[float | None, float | None] = (None, None)
+    digits: int = 3
+
+
+LOSS = PrimaryMetric("loss", "loss", higher_is_better=False)
+ACCURACY = PrimaryMetric("accuracy", "accuracy", higher_is_better=True, limits=(0.0, 1.0))
+R_SQUARED = PrimaryMetric("r2", "R²", higher_is_better=True, limits=(None, 1.0))
+
+
 class Task(abc.ABC):
     """One thing to learn.
 
@@ -39,6 +59,7 @@ class Task(abc.ABC):
     """
 
     metadata: Mapping[str, Any]
+    primary_metric: PrimaryMetric = LOSS
     units: tuple[str, int]  # what throughput counts, and how many of them an example has: ("tokens", 128)
 
     @abc.abstractmethod

@@ -1,7 +1,6 @@
 """A run's folder, which describes itself: config.json, metadata.json, metrics.jsonl, checkpoints/, tensorboard/."""
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from typing import Any
 
 from flaxformer_lab.config import Config, as_dict, parse_config
 from flaxformer_lab.errors import ConfigError, RunError
+from flaxformer_lab.locking import file_lock
 from flaxformer_lab.parsing import flatten
 
 
@@ -36,23 +36,14 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_RDONLY)
+            lock = contextlib.ExitStack()
+            is_held = lock.enter_context(file_lock(self.path))  # the folder itself, so that no file is left behind
         except OSError as error:
             raise self._unwritable(error) from error
-        try:
-            # The folder itself: no file is left behind, and the lock ends with the process, however that ends.
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise RunError(
-                f"another run is at work in {self.path}; wait for its end, or choose another --workdir"
-            ) from error
-        except OSError:
-            pass  # a file system without locks
-        try:
+        with lock:
+            if not is_held:
+                raise RunError(f"another run is at work in {self.path}; wait for its end, or choose another --workdir")
             yield
-        finally:
-            os.close(descriptor)
 
     def claim(self, config: Config, metadata: dict[str, Any]) -> None:
         """Makes the folder this config's own, or finds that it already is; clears away what a kill left half written.

@@ -1,5 +1,6 @@
 """A small ablation, and stores filled with results that were never trained."""
 
+import copy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +12,8 @@ import pytest
 
 from flaxformer_lab.ablation.grid import Cell, Grid, make_grid, parse_ablation
 from flaxformer_lab.ablation.store import Store
+from flaxformer_lab.tasks import PrimaryMetric
+from flaxformer_lab.tasks.probes import Delay
 
 RECIPE = {
     "task": {"name": "delay", "tokens": 4, "features": 4, "evaluation_examples": 32},
@@ -37,6 +40,23 @@ ABLATION = {
     "learning_rates": (0.01, 0.03),
     "seeds": (0, 1),
 }
+CLAIM = {
+    "name": "C4",
+    "statement": "The FFN helps.",
+    "comparisons": [
+        {
+            "name": "helps",
+            "question": "does the FFN help?",
+            "more": {"task": "near"},
+            "less": {"task": "near", "variant": "ffn_off"},
+            "threshold": 0.1,
+        }
+    ],
+    "conclusions": [
+        {"verdict": "supported", "reason": "it helps", "when": {"helps": "yes"}},
+        {"verdict": "refuted", "reason": "it does not help"},
+    ],
+}
 
 
 def recipe_file(tree: Mapping[str, Any] = RECIPE) -> str:
@@ -48,6 +68,12 @@ def recipe_file(tree: Mapping[str, Any] = RECIPE) -> str:
 def recipe() -> dict[str, Any]:
     """The recipe of every task."""
     return dict(RECIPE)
+
+
+@pytest.fixture
+def claim() -> dict[str, Any]:
+    """A claim as plain data."""
+    return copy.deepcopy(CLAIM)
 
 
 @pytest.fixture
@@ -68,6 +94,7 @@ def result() -> Callable[..., dict[str, Any]]:
     def make(cell: Cell, score: Any = 0.5, measures: Mapping[str, float] | None = None, bound: Any = None):
         scores = np.broadcast_to(score, len(cell.replicas)).astype(float)
         finite = [None if np.isnan(value) else float(value) for value in scores]
+        metric = cell.primary_metric.name
         return {
             "task": cell.task,
             "variant": cell.variant,
@@ -79,8 +106,8 @@ def result() -> Callable[..., dict[str, Any]]:
                 {
                     "seed": replica.seed,
                     "learning_rate": replica.learning_rate,
-                    "validation": {"loss": [1.0, 0.5], "r2": [0.0, value]},
-                    "test": {"loss": 0.5, "r2": value},
+                    "validation": {"loss": [1.0, 0.5], metric: [0.0, value]},
+                    "test": {"loss": 0.5, metric: value},
                     "measures": dict(measures or {"cross_feature_energy": 0.3, "cross_token_energy": 0.2}),
                 }
                 for replica, value in zip(cell.replicas, finite, strict=True)
@@ -89,6 +116,12 @@ def result() -> Callable[..., dict[str, Any]]:
         }
 
     return make
+
+
+@pytest.fixture
+def judged_by(monkeypatch) -> Callable[[PrimaryMetric], None]:
+    """The function that gives the task of the small ablation another primary metric."""
+    return lambda metric: monkeypatch.setattr(Delay, "primary_metric", metric)
 
 
 @pytest.fixture

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from flaxformer_lab.ablation import engine, local
-from flaxformer_lab.ablation.engine import primary_metric, run_cells
+from flaxformer_lab.ablation.engine import best_learning_rate, run_cells
 from flaxformer_lab.ablation.local import train_here
 from flaxformer_lab.ablation.population import Outcome, train_population
 from flaxformer_lab.ablation.store import Store
 from flaxformer_lab.evaluate import load_run
+from flaxformer_lab.tasks import PrimaryMetric
 
 ONE = {"variants": {}, "learning_rates": (0.01, 0.03), "seeds": (0, 1)}
 
@@ -180,10 +181,23 @@ def test_replicas_are_kept_as_ordinary_runs(grid, store, trained, tmp_path):
     assert [load_run(folder).config.seed for folder in kept] == [each.seed for each in cell.replicas]
 
 
-def test_what_a_task_is_judged_by():
-    assert primary_metric(["loss", "r2"]) == ("r2", True)
-    assert primary_metric(["loss", "accuracy"]) == ("accuracy", True)
-    assert primary_metric(["loss", "bits"]) == ("loss", False)
+@pytest.mark.parametrize(
+    ("scores", "higher", "best"),
+    [
+        ({0.1: [0.5, 0.7], 0.01: [0.65, 0.65], 1.0: [0.9, None]}, True, 0.01),
+        ({0.1: [0.5, 0.7], 0.01: [0.65, 0.65], 1.0: [0.9, None]}, False, 0.1),
+        ({0.1: [1.0], 0.01: [1.0]}, True, 0.01),
+        ({0.1: [None], 0.01: [None]}, False, 0.01),
+    ],
+)
+def test_the_learning_rate_is_the_best_on_average(scores, higher, best):
+    """By the metric that the task is judged by, at the end; one that diverged is the worst."""
+    replicas = [
+        {"learning_rate": rate, "validation": {"loss": [0.0], "auc": [0.5, value]}}
+        for rate, values in scores.items()
+        for value in values
+    ]
+    assert best_learning_rate({"replicas": replicas}, PrimaryMetric("auc", "AUC", higher)) == best
 
 
 def test_programs_of_earlier_cells_are_forgotten(grid, store, monkeypatch, without_training):

@@ -215,6 +215,54 @@ def test_what_cannot_be_is_refused(grid, changes, message):
         grid(changes)
 
 
+CLAIM_ERRORS = [
+    ({"more": {"task": "neer"}}, r"the claim C4 \(helps\) names the task neer, which is none: did you mean near\?"),
+    ({"more": {"task": "near", "variant": "ffn_of"}}, r"names the variant ffn_of, which is none: did you mean ffn_off"),
+    ({"less": {"task": "near", "variant": "channel"}}, r"channel on near, which the ablation leaves out: .*causal"),
+    ({"less": {"task": "near", "measure": "energy"}}, r"claims\[0\]\.comparisons\[0\]\.less\.measure=energy is not a"),
+    ({"less": {"variant": "ffn_off"}}, r"claims\[0\]\.comparisons\[0\]\.less\.task is missing"),
+    ({"threshold": "high"}, r"threshold='high' must be a finite number"),
+    ({"question": "is it\x1b[2J so?"}, r"question=.* must be printable"),
+    ({"name": "another"}, r"a conclusion of the claim C4 names the comparison helps, .*choose from another"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), CLAIM_ERRORS)
+def test_a_claim_about_what_the_ablation_does_not_have_is_refused(grid, claim, change, message):
+    tasks = {"near": {"recipe": "a.py"}, "whole": {"recipe": "a.py", "overrides": {"model": {"causal": False}}}}
+    changes = {"tasks": tasks, "variants": {"ffn_off": "ffn_off", "channel": "channel_attention"}}
+    assert grid(changes | {"claims": [claim]}).config.claims[0].name == "C4"
+    claim["comparisons"][0] |= change
+    with pytest.raises(ConfigError, match=message):
+        grid(changes | {"claims": [claim]})
+
+
+def test_a_claim_that_is_not_to_be_decided_may_name_what_is_not_there(grid, claim):
+    other = claim | {"name": "C5", "comparisons": [claim["comparisons"][0] | {"more": {"task": "nowhere"}}]}
+    made = grid({"claims": [claim, other], "decide": ["C4"]})
+    assert [each.name for each in made.config.decided_claims] == ["C4"]
+    assert grid({"claims": [other], "decide": ()}).config.decided_claims == ()
+    with pytest.raises(ConfigError, match="decide names C6, which is not among claims: did you mean"):
+        grid({"claims": [claim, other], "decide": ["C6"]})
+    with pytest.raises(ConfigError, match="claims has two of the same name: C4, C4"):
+        grid({"claims": [claim, claim]})
+
+
+@pytest.mark.parametrize(
+    ("conclusions", "message"),
+    [
+        ([], r"conclusions=\[\] must have at least one entry"),
+        ([{"verdict": "refuted", "reason": "no", "when": {"helps": "yes"}}], "but for the last one"),
+        ([{"verdict": "refuted", "reason": "no"}] * 2, "must say `when`"),
+        ([{"verdict": "undecided", "reason": "no"}], "verdict=undecided is not a choice"),
+        ([{"verdict": "refuted", "reason": "no", "when": {"helps": "maybe"}}], "when.helps=maybe is not a choice"),
+    ],
+)
+def test_conclusions_that_do_not_cover_every_case_are_refused(grid, claim, conclusions, message):
+    with pytest.raises(ConfigError, match=message):
+        grid({"claims": [claim | {"conclusions": conclusions}]})
+
+
 def test_an_ablation_without_tasks_says_what_it_needs():
     with pytest.raises(ConfigError, match="tasks is missing"):
         parse_ablation({"seeds": (0,)})

@@ -8,8 +8,8 @@ from flaxformer_lab.ablation.store import Store
 from flaxformer_lab.errors import RunError
 
 
-def test_what_was_claimed_can_be_read(grid, store):
-    made = grid({"claims": ["C1"]})
+def test_what_was_claimed_can_be_read(grid, store, claim):
+    made = grid({"claims": [claim], "decide": ["C4"]})
     store.claim(made)
     assert store.read() == made and [cell.key for cell in store.read().cells] == [cell.key for cell in made.cells]
 
@@ -94,6 +94,31 @@ def test_a_damaged_ablation_is_a_clear_error(grid, store, content):
     (store.path / "ablation.json").write_text(content)
     with pytest.raises(RunError, match=r"ablation\.json is (missing or )?damaged"):
         store.read()
+
+
+def test_a_folder_that_only_names_its_claims_says_how_to_go_on(grid, store):
+    """As earlier versions wrote it, whose claims were code."""
+    store.claim(grid())
+    path = store.path / "ablation.json"
+    tree = json.loads(path.read_text())
+    del tree["config"]["decide"]
+    path.write_text(json.dumps(tree))
+    assert store.read() == grid()
+    tree["config"]["claims"] = ["C4", "C1"]
+    path.write_text(json.dumps(tree))
+    with pytest.raises(RunError, match=r"only names its claims, C4, C1; give the same `ablate` command again"):
+        store.read()
+
+
+@pytest.mark.parametrize("table", ["validation", "test"])
+def test_a_result_without_the_metric_that_its_task_is_judged_by_is_none(grid, store, result, table):
+    store.claim(grid())
+    cell = grid().cells[0]
+    without = result(cell)
+    for replica in without["replicas"]:
+        del replica[table][cell.primary_metric.name]
+    store.finish(cell, without)
+    assert store.result(cell) is None
 
 
 def test_reading_executes_nothing(grid, store):

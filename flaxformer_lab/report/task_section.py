@@ -3,25 +3,25 @@
 import math
 from collections.abc import Sequence
 
-from flaxformer_lab.ablation.drawing import typographic
-from flaxformer_lab.ablation.figures import Point, curves, direction, forest, scatter, score_limits, seed_range
-from flaxformer_lab.ablation.grid import BASELINE
-from flaxformer_lab.ablation.markup import Markup, breakable, scrolling, tag
-from flaxformer_lab.ablation.statistics import Interval, bootstrap_interval
-from flaxformer_lab.ablation.summary import Score, Summary
-from flaxformer_lab.ablation.wording import (
+from flaxformer_lab.ablation.claim_config import BASELINE
+from flaxformer_lab.report.figures import forest, learning_curve, scatter, score_limits, seed_range
+from flaxformer_lab.report.formatting import (
     format_bound,
     format_ends,
     format_interval,
+    format_label,
     format_mean,
-    format_metric,
     format_p_value,
     format_steps_to_threshold,
+    with_minus_signs,
 )
+from flaxformer_lab.report.markup import Markup, breakable, scrolling, tag
+from flaxformer_lab.report.statistics import Interval, bootstrap_interval
+from flaxformer_lab.report.summary import Score, Summary
 
 MIXING = {"cross_feature_energy": "cross-feature energy", "cross_token_energy": "cross-token energy"}
 NOTHING = "–"
-WAYS = {"worse": "clearly worse", "better": "clearly better", "level": "without a clear difference"}
+DIRECTIONS = {"worse": "clearly worse", "better": "clearly better", "level": "without a clear difference"}
 
 
 def task_section(summary: Summary, task: str, id_: str) -> Markup:
@@ -36,7 +36,7 @@ def ranked(summary: Summary, task: str) -> list[Score]:
     scores = [each for each in summary.scores if each.task == task]
 
     def order(score: Score) -> tuple[bool, bool, float]:
-        mean = score.interval.mean if score.higher_is_better else -score.interval.mean
+        mean = score.interval.mean if score.metric.higher_is_better else -score.interval.mean
         return score.variant != summary.grid.config.baseline, not math.isfinite(mean), -mean if mean == mean else 0.0
 
     return sorted(scores, key=order)
@@ -44,7 +44,7 @@ def ranked(summary: Summary, task: str) -> list[Score]:
 
 def _content(summary: Summary, scores: Sequence[Score], id_: str) -> list[Markup | None]:
     return [
-        tag("p", _said(summary, scores)),
+        tag("p", _sentences(summary, scores)),
         _table(summary, scores),
         _heading("Learning curves", f"{id_}-curves"),
         _curves(summary, scores),
@@ -61,25 +61,20 @@ def _heading(title: str, id_: str) -> Markup:
     return tag("h4", title, id=id_)
 
 
-def _said(summary: Summary, scores: Sequence[Score]) -> str:
-    """What the task says, in words."""
+def _sentences(summary: Summary, scores: Sequence[Score]) -> str:
+    """The task's result in words."""
     task, name = scores[0].task, summary.grid.config.baseline
     base = summary.score(task, name)
     if base is None:
         return f"The baseline, {name}, has not finished here, so nothing can be compared with it yet."
     who = "The baseline" if name == BASELINE else f"The baseline, {name},"
     reaches = "reaches" if math.isfinite(base.interval.mean) else "is"
-    said = f"{who} {reaches} {format_interval(base.interval)} in {_metric(base)}."
-    found = [direction(each) for each in summary.differences if each.task == task]
+    text = f"{who} {reaches} {format_interval(base.interval, base.metric.digits)} in {format_label(base.metric)}."
+    found = [each.direction for each in summary.differences if each.task == task]
     if found:
-        counts = [(found.count(way), words) for way, words in WAYS.items()]
-        said += f" Of the other {len(found)}: {', '.join(f'{number} {words}' for number, words in counts if number)}."
-    return typographic(said)
-
-
-def _metric(score: Score) -> str:
-    name = format_metric(score.metric)
-    return name if score.higher_is_better else f"{name} (less is better)"
+        counts = [(found.count(direction), words) for direction, words in DIRECTIONS.items()]
+        text += f" Of the other {len(found)}: {', '.join(f'{number} {words}' for number, words in counts if number)}."
+    return with_minus_signs(text)
 
 
 # ---------------------------------------------------------------------------------------------- tables
@@ -90,7 +85,7 @@ def _table(summary: Summary, scores: Sequence[Score]) -> Markup:
     columns = (
         "#",
         "variant",
-        _metric(scores[0]),
+        format_label(scores[0].metric),
         "interquartile mean",
         "difference",
         "Holm p",
@@ -110,10 +105,11 @@ def _table(summary: Summary, scores: Sequence[Score]) -> Markup:
 def _row(summary: Summary, score: Score, number: int) -> Markup:
     difference = summary.difference(score.task, score.variant)
     is_baseline = score.variant == summary.grid.config.baseline
+    digits = score.metric.digits
     compared = [tag("td", NOTHING, class_="nothing")] * 3
     if difference is not None:
         compared = [
-            _interval_cell(difference.interval, direction(difference), signed=True),
+            _interval_cell(difference.interval, digits, difference.direction, signed=True),
             _cell(format_p_value(difference.corrected_p)),
             _cell(f"{difference.probability_of_improvement:.2f}"),
         ]
@@ -121,8 +117,8 @@ def _row(summary: Summary, score: Score, number: int) -> Markup:
         "tr",
         tag("td", number, class_="number"),
         tag("th", breakable(score.variant), scope="row"),
-        _interval_cell(score.interval),
-        _cell(f"{score.interquartile_mean:.3f}" if math.isfinite(score.interquartile_mean) else ""),
+        _interval_cell(score.interval, digits),
+        _cell(f"{score.interquartile_mean:.{digits}f}" if math.isfinite(score.interquartile_mean) else ""),
         compared,
         _bound_cell(score),
         _cell(f"{score.parameters:,}"),
@@ -133,12 +129,12 @@ def _row(summary: Summary, score: Score, number: int) -> Markup:
     )
 
 
-def _cell(said: str, class_: str | None = None) -> Markup:
-    return tag("td", typographic(said), class_=class_) if said else tag("td", NOTHING, class_="nothing")
+def _cell(text: str) -> Markup:
+    return tag("td", with_minus_signs(text)) if text else tag("td", NOTHING, class_="nothing")
 
 
-def _interval_cell(interval: Interval, class_: str | None = None, *, signed: bool = False) -> Markup:
-    mean, ends = (typographic(say(interval, signed=signed)) for say in (format_mean, format_ends))
+def _interval_cell(interval: Interval, digits: int = 3, class_: str | None = None, *, signed: bool = False) -> Markup:
+    mean, ends = (with_minus_signs(format_(interval, digits, signed=signed)) for format_ in (format_mean, format_ends))
     parts = tag("span", mean, class_="mean"), tag("span", f" {ends}", class_="ends") if ends else None
     return tag("td", parts, class_=class_)
 
@@ -163,17 +159,17 @@ def _curves(summary: Summary, scores: Sequence[Score]) -> Markup:
         tag(
             "figure",
             tag("figcaption", tag("span", k, class_="key"), " ", breakable(score.variant)),
-            curves(score, base, limits),
+            learning_curve(score, base, limits),
         )
         for k, score in enumerate(scores, start=1)
     ]
-    said = (
-        f"Validation {_metric(scores[0])} by step: median and range over seeds",
+    legend = (
+        f"Validation {format_label(scores[0].metric)} by step: median and range over seeds",
         [" · ", tag("span", class_="swatch line of-variant"), " the variant"],
         [" · ", tag("span", class_="swatch line of-baseline"), " the baseline"] if base is not None else None,
         [" · ", tag("span", class_="swatch line of-bound"), " the most that theory allows"] if bounded else None,
     )
-    return tag("div", tag("p", said, class_="legend"), tag("div", panels, class_="panels"))
+    return tag("div", tag("p", legend, class_="legend"), tag("div", panels, class_="panels"))
 
 
 def _forest(summary: Summary, scores: Sequence[Score]) -> Markup:
@@ -191,9 +187,9 @@ def _mixing(summary: Summary, scores: Sequence[Score], id_: str) -> list[Markup]
     if not names:
         return []
     charts = [
-        _figure(_scatter(summary, scores, {s.variant: bootstrap_interval(s.measures[name]) for s in known}, label))
+        _figure(scatter(scores, across, summary.grid.config.baseline, label))
         for name, label in MIXING.items()
-        if (known := [score for score in scores if name in score.measures])
+        if (across := {s.variant: bootstrap_interval(s.measures[name]) for s in scores if name in s.measures})
     ]
     return [
         _heading("Score and mixing", f"{id_}-mixing"),
@@ -231,37 +227,11 @@ def _keys(scores: Sequence[Score]) -> Markup:
 
 
 def _cost(summary: Summary, scores: Sequence[Score]) -> Markup:
-    costs = (
-        ("parameters", {score.variant: score.parameters for score in scores}),
-        ("forward FLOPs", {score.variant: score.forward_flops for score in scores}),
-    )
-    charts = [
-        _figure(_scatter(summary, scores, {name: _exact(value) for name, value in values.items()}, label, True))
-        for label, values in costs
-    ]
+    charts = []
+    for label, field in (("parameters", "parameters"), ("forward FLOPs", "forward_flops")):
+        across = {each.variant: Interval(float(getattr(each, field)), math.nan, math.nan) for each in scores}
+        charts.append(_figure(scatter(scores, across, summary.grid.config.baseline, label, logarithmic=True)))
     return tag("div", charts, class_="pair")
-
-
-def _scatter(
-    summary: Summary, scores: Sequence[Score], across: dict[str, Interval], label: str, logarithmic: bool = False
-) -> Markup:
-    points = [
-        Point(
-            mark=str(number),
-            name=score.variant,
-            x=across[score.variant],
-            y=score.interval,
-            is_baseline=score.variant == summary.grid.config.baseline,
-        )
-        for number, score in enumerate(scores, start=1)
-        if score.variant in across
-    ]
-    metric = scores[0].metric
-    return scatter(points, x_label=label, y_label=_metric(scores[0]), metric=metric, logarithmic=logarithmic)
-
-
-def _exact(value: int) -> Interval:
-    return Interval(float(value), math.nan, math.nan)
 
 
 def _figure(chart: Markup, caption: str | None = None, class_: str | None = None) -> Markup:

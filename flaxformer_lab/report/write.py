@@ -1,4 +1,4 @@
-"""An ablation's report, from its results alone: results.csv, report.md and report.html, finished or half way."""
+"""The files of a report: results.csv, report.md and report.html, of an ablation that has finished or is half way."""
 
 import csv
 import io
@@ -7,19 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flaxformer_lab.ablation.claims import Decision, decide, named
+from rich.console import Console
+
 from flaxformer_lab.ablation.grid import Grid
-from flaxformer_lab.ablation.page import as_page
 from flaxformer_lab.ablation.store import Store
-from flaxformer_lab.ablation.summary import Score, Summary, summarise
-from flaxformer_lab.ablation.wording import (
+from flaxformer_lab.errors import RunError
+from flaxformer_lab.report.claims import Decision, decide_all
+from flaxformer_lab.report.formatting import (
     format_bound,
     format_findings,
     format_interval,
     format_p_value,
     format_steps_to_threshold,
 )
-from flaxformer_lab.errors import RunError
+from flaxformer_lab.report.page import as_page
+from flaxformer_lab.report.summary import Score, Summary, summarise
 from flaxformer_lab.training.folder import write_atomic
 
 COLUMNS = ("task", "variant", "seed", "learning_rate", "chosen", "split", "step", "metric", "value")
@@ -27,7 +29,7 @@ COLUMNS = ("task", "variant", "seed", "learning_rate", "chosen", "split", "step"
 
 @dataclass(frozen=True)
 class Report:
-    """What a report says. files: where it was written."""
+    """The content of a report, and the files that it was written to."""
 
     summary: Summary
     decisions: tuple[Decision, ...]
@@ -41,7 +43,7 @@ def write_report(grid: Grid, store: Store) -> Report:
         RunError: they cannot be written.
     """
     summary = summarise(grid, store)
-    decisions = tuple(decide(claim, summary) for claim in named(grid.config.claims))
+    decisions = decide_all(summary)
     contents = {
         "results.csv": as_csv(grid, store, summary),
         "report.md": as_markdown(summary, decisions),
@@ -52,6 +54,15 @@ def write_report(grid: Grid, store: Store) -> Report:
     except OSError as error:
         raise RunError(f"{store.path} cannot be written: {error.strerror}; make room for it") from error
     return Report(summary, decisions, files)
+
+
+def print_report(report: Report) -> None:
+    """Prints the verdicts, and where the files are."""
+    console = Console(highlight=False, soft_wrap=True)
+    for decision in report.decisions:
+        console.print(f"{decision.claim.name} {decision.verdict}: {decision.reason}", markup=False)
+    for path in report.files:
+        console.print(f"written: {path}", markup=False)
 
 
 def as_csv(grid: Grid, store: Store, summary: Summary) -> str:
@@ -70,8 +81,8 @@ def as_csv(grid: Grid, store: Store, summary: Summary) -> str:
             for metric, values in each["validation"].items():
                 for step, value in zip(result["steps"], values, strict=True):
                     writer.writerow((*head, "validation", step, metric, _exact(value)))
-            for split, figures in (("test", each["test"]), ("measure", each["measures"])):
-                for metric, value in figures.items():
+            for split, finals in (("test", each["test"]), ("measure", each["measures"])):
+                for metric, value in finals.items():
                     writer.writerow((*head, split, last, metric, _exact(value)))
     return file.getvalue()
 
@@ -80,7 +91,7 @@ def as_markdown(summary: Summary, decisions: tuple[Decision, ...]) -> str:
     """The verdicts and a table for each task, for a README or a pull request."""
     parts = [f"# Ablation: {len(summary.scores)} of {len(summary.grid.cells)} cells\n"]
     if decisions:
-        rows = [(d.claim.id, d.claim.statement, f"**{d.verdict}**", d.reason, format_findings(d)) for d in decisions]
+        rows = [(d.claim.name, d.claim.statement, f"**{d.verdict}**", d.reason, format_findings(d)) for d in decisions]
         parts.append(table(("claim", "statement", "verdict", "because", "differences [95% interval]"), rows))
     for task in summary.grid.config.tasks:
         scores = [each for each in summary.scores if each.task == task]
@@ -97,7 +108,7 @@ def task_table(summary: Summary, scores: list[Score]) -> str:
     """One row a variant of one task."""
     header = (
         "variant",
-        f"{scores[0].metric} [95% interval]",
+        f"{scores[0].metric.name} [95% interval]",
         "difference [95% interval]",
         "p (Holm)",
         "P(better)",
@@ -113,8 +124,8 @@ def task_table(summary: Summary, scores: list[Score]) -> str:
         rows.append(
             (
                 score.variant,
-                format_interval(score.interval),
-                "" if difference is None else format_interval(difference.interval, signed=True),
+                format_interval(score.interval, score.metric.digits),
+                "" if difference is None else format_interval(difference.interval, score.metric.digits, signed=True),
                 "" if difference is None else format_p_value(difference.corrected_p),
                 "" if difference is None else f"{difference.probability_of_improvement:.2f}",
                 format_bound(score),
@@ -130,11 +141,11 @@ def task_table(summary: Summary, scores: list[Score]) -> str:
 def table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
     """A Markdown table; bars and tags inside a cell are escaped, and a cell stays on its line."""
     lines = [header, ("---",) * len(header), *rows]
-    said = [[" ".join(_plain(str(cell)).split()) for cell in line] for line in lines]
-    return "\n".join("| " + " | ".join(line) + " |" for line in said)
+    escaped = [[" ".join(_escape(str(cell)).split()) for cell in line] for line in lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in escaped)
 
 
-def _plain(text: str) -> str:
+def _escape(text: str) -> str:
     return re.sub(r"<(?=[A-Za-z/!])", "&lt;", text.replace("|", "\\|"))
 
 

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from flaxformer_lab.ablation import statistics
-from flaxformer_lab.ablation.statistics import (
+from flaxformer_lab.report import statistics
+from flaxformer_lab.report.statistics import (
     bootstrap_interval,
-    chosen_rate,
     holm,
     interquartile_mean,
     paired_p_value,
@@ -125,14 +124,6 @@ def test_the_probability_of_improvement_counts_pairs():
 def test_the_interquartile_mean_leaves_the_ends_out():
     assert interquartile_mean([100.0, 1, 2, 3, 4, 5, 6, -100]) == pytest.approx(3.5)
     assert interquartile_mean([0.0, 1, 2, 3, 10]) == pytest.approx(2)
-
-
-def test_the_learning_rate_is_the_best_on_average():
-    scores = {0.1: [0.5, 0.7], 0.01: [0.65, 0.65], 1.0: [0.9, float("nan")]}
-    assert chosen_rate(scores, higher_is_better=True) == 0.01
-    assert chosen_rate(scores, higher_is_better=False) == 0.1
-    assert chosen_rate({0.1: [1.0], 0.01: [1.0]}, higher_is_better=True) == 0.01
-    assert chosen_rate({0.1: [np.nan], 0.01: [np.nan]}, higher_is_better=False) == 0.01
 
 
 def test_steps_to_a_threshold():

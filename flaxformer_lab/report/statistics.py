@@ -3,7 +3,7 @@
 Every function is deterministic: resampling uses a generator with a fixed seed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,17 +77,6 @@ def probability_of_improvement(ours: Sequence | np.ndarray, theirs: Sequence | n
 def interquartile_mean(values: Values) -> float:
     """The mean without the lowest and the highest quarter (Agarwal et al. 2021, section 4.3)."""
     return float(stats.trim_mean(np.asarray(values, np.float64), 0.25))
-
-
-def chosen_rate(validation: Mapping[float, Sequence[float]], *, higher_is_better: bool) -> float:
-    """The learning rate whose seeds have the best mean on validation; one that diverged counts as the worst.
-
-    Of equals the smaller one.
-    """
-    sign = 1 if higher_is_better else -1
-    means = {rate: sign * float(np.mean(scores)) for rate, scores in sorted(validation.items())}
-    finite = {rate: mean if np.isfinite(mean) else -np.inf for rate, mean in means.items()}
-    return max(finite, key=finite.__getitem__)
 
 
 def steps_to_threshold(

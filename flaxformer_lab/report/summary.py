@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from flaxformer_lab.ablation.engine import best_rate, number, primary_metric
+from flaxformer_lab.ablation.engine import best_learning_rate, from_json
 from flaxformer_lab.ablation.grid import Cell, Grid
-from flaxformer_lab.ablation.statistics import (
+from flaxformer_lab.ablation.store import Result, Store
+from flaxformer_lab.report.statistics import (
     Interval,
     bootstrap_interval,
     holm,
@@ -17,9 +18,10 @@ from flaxformer_lab.ablation.statistics import (
     probability_of_improvement,
     steps_to_threshold,
 )
-from flaxformer_lab.ablation.store import Result, Store
+from flaxformer_lab.tasks import PrimaryMetric
 
 SLACK = 0.03  # of a bound: what fresh test examples may add to a score by luck, and what the theorem leaves out
+SIGNIFICANT = 0.05  # a difference whose corrected p is below this counts as one
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,7 @@ class Score:
 
     task: str
     variant: str
-    metric: str
-    higher_is_better: bool
+    metric: PrimaryMetric
     learning_rate: float
     seeds: tuple[int, ...]
     values: Float[np.ndarray, " seeds"]
@@ -46,14 +47,17 @@ class Score:
 
     @property
     def bound_held(self) -> bool | None:
-        """Whether the scores agree with theory's bound: their interval is not above it.
+        """Whether the scores agree with theory's bound: not all of their interval is better than it.
 
         None where there is no bound, or a run that is not finite.
         """
-        if self.bound is None or self.bound["metric"] != self.metric or not np.isfinite(self.interval.mean):
+        if self.bound is None or self.bound["metric"] != self.metric.name or not np.isfinite(self.interval.mean):
             return None
-        lowest = self.interval.mean if np.isnan(self.interval.low) else self.interval.low
-        return bool(lowest <= self.bound["value"] + SLACK)
+        better = self.metric.higher_is_better
+        worst = (
+            self.interval.mean if np.isnan(self.interval.low) else (self.interval.low if better else self.interval.high)
+        )
+        return bool((1 if better else -1) * (worst - self.bound["value"]) <= SLACK)
 
 
 @dataclass(frozen=True)
@@ -69,10 +73,17 @@ class Difference:
     corrected_p: float  # for the number of variants that the task compares
     probability_of_improvement: float
 
+    @property
+    def direction(self) -> str:
+        """Better or worse; level where chance is a likely cause, after correction for the number of comparisons."""
+        if not self.corrected_p < SIGNIFICANT:
+            return "level"
+        return "better" if self.interval.mean > 0 else "worse"
+
 
 @dataclass(frozen=True)
 class Summary:
-    """An ablation's figures, as far as it has come."""
+    """An ablation's scores and differences, as far as it has come."""
 
     grid: Grid
     scores: tuple[Score, ...]
@@ -111,17 +122,16 @@ def summarise(grid: Grid, store: Store) -> Summary:
 def score_of(cell: Cell, result: Result, threshold: float | None = None) -> Score:
     """The score of a cell from its stored result."""
     replicas = result["replicas"]
-    metric, higher = primary_metric(list(replicas[0]["test"]))
-    rate = best_rate(result)
+    metric = cell.primary_metric
+    rate = best_learning_rate(result, metric)
     chosen = sorted((each for each in replicas if each["learning_rate"] == rate), key=lambda each: each["seed"])
-    values = np.array([number(each["test"][metric]) for each in chosen])
-    curves = np.array([[number(value) for value in each["validation"][metric]] for each in chosen])
+    values = np.array([from_json(each["test"][metric.name]) for each in chosen])
+    curves = np.array([[from_json(value) for value in each["validation"][metric.name]] for each in chosen])
     steps = tuple(result["steps"])
     return Score(
         task=cell.task,
         variant=cell.variant,
         metric=metric,
-        higher_is_better=higher,
         learning_rate=rate,
         seeds=tuple(each["seed"] for each in chosen),
         values=values,
@@ -134,9 +144,9 @@ def score_of(cell: Cell, result: Result, threshold: float | None = None) -> Scor
         curves=curves,
         reached=None
         if threshold is None
-        else tuple(steps_to_threshold(steps, curves, threshold, higher_is_better=higher)),
+        else tuple(steps_to_threshold(steps, curves, threshold, higher_is_better=metric.higher_is_better)),
         measures={
-            name: np.array([number(each["measures"][name]) for each in chosen]) for name in chosen[0]["measures"]
+            name: np.array([from_json(each["measures"][name]) for each in chosen]) for name in chosen[0]["measures"]
         },
         seconds=result["seconds"],
     )
@@ -148,7 +158,7 @@ def _differences(scores: list[Score], baseline: str) -> list[Difference]:
     others = [each for each in scores if each.variant != baseline]
     if base is None or not others:
         return []
-    sign = 1 if base.higher_is_better else -1
+    sign = 1 if base.metric.higher_is_better else -1
     paired = [sign * (each.values - base.values) for each in others]
     p_values = [paired_p_value(values) for values in paired]
     return [

@@ -12,17 +12,19 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from flaxformer_lab.ablation.claims import Claim, Comparison, Figure, decide
+from flaxformer_lab.ablation.claim_config import Claim, Comparison, Conclusion, Quantity
 from flaxformer_lab.ablation.grid import BASELINE
-from flaxformer_lab.ablation.page import as_page
-from flaxformer_lab.ablation.summary import summarise
-from flaxformer_lab.ablation.wording import (
+from flaxformer_lab.report.claims import decide
+from flaxformer_lab.report.formatting import (
     format_ends,
     format_interval,
     format_mean,
     format_p_value,
     format_steps_to_threshold,
 )
+from flaxformer_lab.report.page import as_page
+from flaxformer_lab.report.summary import summarise
+from flaxformer_lab.tasks import PrimaryMetric
 
 SEEDS = (0, 1, 2, 3, 4)
 RNG = np.random.default_rng(0)
@@ -48,16 +50,17 @@ def claims(task="near", other="ffn_off"):
     """Four claims, one of each verdict."""
 
     def claim(name, verdict, threshold, more, less):
-        question = f"is {name} so?"
-        rule = lambda *yes: (verdict if all(yes) else "refuted", f"because of {name}")  # noqa: E731
-        return Claim(name, f"The statement of {name}.", (Comparison(question, more, less, threshold),), rule)
+        comparison = Comparison("so", f"is {name} so?", more, less, threshold)
+        because = f"because of {name}"
+        conclusions = (Conclusion(verdict, because, {"so": "yes"}), Conclusion("refuted", because))
+        return Claim(name, f"The statement of {name}.", (comparison,), conclusions, source="a book")
 
-    base, off = Figure(task), Figure(task, other)
+    base, off = Quantity(task), Quantity(task, other)
     return (
         claim("C91", "supported", 0.2, base, off),
         claim("C92", "refuted", 0.2, off, base),
-        claim("C93", "supported only when", 0.05, Figure(task, BASELINE, "cross_feature_energy"), None),
-        claim("C94", "supported", 0.2, Figure("nowhere"), None),
+        claim("C93", "supported only when", 0.05, Quantity(task, BASELINE, "cross_feature_energy"), None),
+        claim("C94", "supported", 0.2, Quantity("nowhere"), None),
     )
 
 
@@ -65,10 +68,12 @@ CLAIMS = claims()
 
 
 @pytest.fixture
-def made(grid, store, result):
+def made(grid, store, result, judged_by):
     """The function that makes a page: scores by (task, variant), {"changes": ...} to the ablation, and the rest."""
 
-    def make(scores, changes=None, failed=(), decided=CLAIMS, bounds=None, edit=None):
+    def make(scores, changes=None, failed=(), decided=CLAIMS, bounds=None, edit=None, metric=None):
+        if metric is not None:
+            judged_by(metric)
         built = grid({"seeds": SEEDS, "learning_rates": (0.01,), **(changes or {})})
         store.claim(built)
         for number, ((task, variant), values) in enumerate(scores.items(), start=1):
@@ -101,12 +106,9 @@ FAR = {"recipe": "delay.py", "overrides": {"task": {"tokens": 6}}}
 THRESHOLD = {"tasks": {"near": {"recipe": "delay.py", "threshold": 0.5}, "far": FAR}}
 
 
-def only_loss(found):
-    """A result of a task that is judged by its loss."""
-    for replica in found["replicas"]:
-        losses = {"loss": [3.0, 2.0 - replica["test"]["r2"]]}
-        replica |= {"validation": losses, "test": {"loss": 2.0 - replica["test"]["r2"]}}
-    return found
+MSE = PrimaryMetric("mse", "MSE", higher_is_better=False, limits=(0.0, None), digits=4)
+AUC = PrimaryMetric("auc", "AUC", higher_is_better=True, limits=(0.0, 1.0), digits=2)
+LOSSES = {key: 2.0 - values for key, values in FINISHED.items()}
 
 
 def hostile_names():
@@ -130,7 +132,7 @@ STATES = {
     "all diverged": {"scores": {key: np.nan for key in FINISHED}},
     "baseline diverged": {"scores": FINISHED | {("near", BASELINE): np.nan}},
     "far below zero": {"scores": FINISHED | {("near", "one head"): -40 + NOISE["a"]}},
-    "loss": {"scores": FINISHED, "edit": only_loss},
+    "less is better": {"scores": LOSSES, "metric": MSE},
     "no measures": {
         "scores": FINISHED,
         "edit": lambda found: found | {"replicas": [each | {"measures": {}} for each in found["replicas"]]},
@@ -163,12 +165,28 @@ STATES = {
 PAGES = {}
 
 
+@pytest.fixture
+def page_of(made):
+    """The function that gives the page of one of the states; each is made once."""
+
+    def find(name):
+        if name not in PAGES:
+            PAGES[name] = made(**STATES[name])
+        return PAGES[name]
+
+    return find
+
+
 @pytest.fixture(params=STATES)
-def state(request, made):
-    """One ablation after the other, whole and half way; each is made once."""
-    if request.param not in PAGES:
-        PAGES[request.param] = made(**STATES[request.param])
-    return PAGES[request.param]
+def state(request, page_of):
+    """One ablation after the other, whole and half way."""
+    return page_of(request.param)
+
+
+@pytest.fixture
+def finished(page_of):
+    """The ablation that has finished."""
+    return page_of("finished")
 
 
 # ------------------------------------------------------------------------------------------------ reading a page
@@ -278,8 +296,8 @@ def test_the_p_values_are_the_corrected_ones(made):
     assert rows["ffn_off"]["Holm p"] == f"{difference.corrected_p:.3f}"
 
 
-def test_a_broken_bound_is_called_so(made):
-    page = made(FINISHED, bounds=BOUNDS)
+def test_a_broken_bound_is_called_so(finished):
+    page = finished
     document = read(page.page)
     rows = rows_of(document.one("div", aria_label="Results on far").one("table"))
     assert rows["ffn_off"]["bound"] == "≤ 0.250 BROKEN"
@@ -287,8 +305,8 @@ def test_a_broken_bound_is_called_so(made):
     assert "1 of 2bounds of theory held" in tiles
 
 
-def test_without_bounds_none_is_spoken_of(made):
-    document = read(made(FINISHED).page)
+def test_without_bounds_none_is_spoken_of(page_of):
+    document = read(page_of("all alike").page)
     assert "bounds" not in document.one("ul", class_="tiles").text
     rows = rows_of(document.one("div", aria_label="Results on far").one("table"))
     assert {row["bound"] for row in rows.values()} == {"–"}
@@ -307,8 +325,8 @@ def test_the_overview_has_every_pair(made):
     assert rows["ffn_off"]["far"] == "failed" and rows["one head"]["far"] == "…"
 
 
-def test_the_overview_is_the_fuller_in_colour_the_greater_the_difference(made):
-    cells = [cell for cell in read(made(FINISHED).page).one("table", class_="overview").all("td")]
+def test_the_overview_is_the_fuller_in_colour_the_greater_the_difference(finished):
+    cells = [cell for cell in read(finished.page).one("table", class_="overview").all("td")]
     shares = {plain(cell.text): cell.attributes["style"] for cell in cells if "style" in cell.attributes}
     ways = {plain(cell.text): cell.attributes["class"] for cell in cells if "style" in cell.attributes}
     assert len(shares) == 4
@@ -317,11 +335,11 @@ def test_the_overview_is_the_fuller_in_colour_the_greater_the_difference(made):
         assert ways[said] == ("better" if float(said) > 0 else "worse")
 
 
-def test_a_verdict_is_a_card_with_its_word_its_reason_and_its_figures(made):
-    page = made(FINISHED)
+def test_a_verdict_is_a_card_with_its_word_its_reason_and_its_figures(finished):
+    page = finished
     document = read(page.page)
     cards = {card.one("span", class_="claim").text: card for card in document.all("article")}
-    assert list(cards) == [decision.claim.id for decision in page.decisions] == ["C91", "C92", "C93", "C94"]
+    assert list(cards) == [decision.claim.name for decision in page.decisions] == ["C91", "C92", "C93", "C94"]
     assert {decision.verdict for decision in page.decisions} == {
         "supported",
         "refuted",
@@ -329,9 +347,10 @@ def test_a_verdict_is_a_card_with_its_word_its_reason_and_its_figures(made):
         "undecided",
     }
     for decision in page.decisions:
-        card, (finding,) = cards[decision.claim.id], decision.findings
+        card, (finding,) = cards[decision.claim.name], decision.findings
         assert card.one("span", class_="badge").text.endswith(f" {decision.verdict}")
         assert card.attributes["class"] == f"card {decision.verdict.replace(' ', '-')}"
+        assert card.one("p", class_="source").text == "Source: a book"
         assert card.one("blockquote").text == decision.claim.statement
         assert card.one("p", class_="reason").text.lower() == decision.reason.lower()
         assert str(finding.comparison.more) in card.one("p", class_="compared").text
@@ -344,17 +363,27 @@ def test_a_verdict_is_a_card_with_its_word_its_reason_and_its_figures(made):
     assert lead.startswith("Supported: C91; refuted: C92; supported only when: C93; undecided: C94.")
 
 
-def test_an_answer_is_drawn_on_its_side_of_the_threshold(made):
-    for card in read(made(FINISHED).page).all("article"):
+def test_an_answer_is_drawn_on_its_side_of_the_threshold(finished):
+    found = []
+    for card in read(finished.page).all("article"):
         for svg in card.all("svg"):
-            threshold = float(svg.one("line", class_="bound").attributes["x1"])
-            (mark,) = (circle for circle in svg.all("circle") if "mark" in circle.attributes["class"])
-            above = mark.attributes["class"] == "mark above"
-            assert above == (float(mark.attributes["cx"]) > threshold) == ("yes:" in card.text)
+            threshold = place_of(svg.one("g", class_="threshold"))[0]
+            (mark,) = (group for group in svg.all("g") if group.attributes["class"].startswith("mark"))
+            above = mark.attributes["class"] == "mark better"
+            assert above == (place_of(mark)[0] > threshold) == ("yes:" in card.text)
+            found.append(above)
+    assert found == [True, False, True]
 
 
-def test_charts_say_their_numbers_in_words(made):
-    page = made(FINISHED, bounds=BOUNDS)
+def place_of(group):
+    """The pixels at which a mark, or a line's first point, is drawn."""
+    (shape,) = (node for node in group.all() if node.tag in ("circle", "path"))
+    numbers = shape.attributes["d"].split()[1:3] if shape.tag == "path" else (shape.attributes[k] for k in ("cx", "cy"))
+    return [float(each) for each in numbers]
+
+
+def test_charts_say_their_numbers_in_words(finished):
+    page = finished
     labels = [plain(svg.attributes["aria-label"]) for svg in read(page.page).all("svg")]
     for score in page.summary.scores:
         last = score.curves[:, -1]
@@ -370,40 +399,63 @@ def test_charts_say_their_numbers_in_words(made):
         assert sum(label.startswith("Paired difference in R²") and said in label for label in labels) == 1
 
 
-def test_the_forest_draws_each_difference_where_it_is(made):
-    page = made(FINISHED)
-    svg = read(page.page).one("div", aria_label="Differences on near").one("svg")
-    zero = float(svg.one("line", class_="zero").attributes["x1"])
-    for row in svg.all("g"):
-        name, mean, ends = (text.text for text in row.all("text"))
-        difference = page.summary.difference("near", name)
-        assert plain(mean) == format_mean(difference.interval, signed=True)
-        assert plain(ends) == format_ends(difference.interval, signed=True)
-        mark, whisker = row.one("circle").attributes, row.one("line").attributes
-        assert float(whisker["x1"]) <= float(mark["cx"]) <= float(whisker["x2"])
+def test_the_forest_draws_each_difference_where_it_is(finished):
+    svg = read(finished.page).one("div", aria_label="Differences on near").one("svg")
+    texts = {plain(text.text) for text in svg.all("text")}
+    marks = [group for group in svg.all("g") if group.attributes["class"].startswith("mark")]
+    lines = list(svg.one("g", class_="intervals").all("path"))
+    assert len(marks) == len(lines) == 2
+    zero, unit = pixels_of_axis(svg)
+    for mark, line in zip(marks, lines, strict=True):
+        name, _, words = plain(mark.one("title").text).partition(": ")
+        difference = finished.summary.difference("near", name)
+        interval = difference.interval
+        assert words == f"{format_interval(interval, signed=True)}, Holm p {format_p_value(difference.corrected_p)}"
+        assert {name, format_mean(interval, signed=True), format_ends(interval, signed=True)} < texts
         clear = difference.corrected_p < 0.05
-        assert mark["class"] == f"mark {'worse' if clear else 'level'}" and clear == (name == "ffn_off")
-        assert abs(float(mark["cx"]) - zero) == pytest.approx(
-            abs(difference.interval.mean) * pixels_a_unit(svg), abs=0.1
-        )
+        assert mark.attributes["class"] == f"mark {'worse' if clear else 'level'}" and clear == (name == "ffn_off")
+        drawn = [float(x) for x in re.findall(r"[ML] ([\d.]+)", line.attributes["d"])]
+        expected = [zero + unit * value for value in (interval.low, interval.high, interval.mean)]
+        assert [*drawn, place_of(mark)[0]] == pytest.approx(expected, abs=0.1)
 
 
-def pixels_a_unit(svg):
-    """From the labels of the ticks and the lines above them."""
-    lines = [float(line.attributes["x1"]) for line in svg.all("line", class_="grid")]
-    values = [float(plain(text.text)) for text in svg.all("text", class_="tick", text_anchor="middle")]
-    return (lines[-1] - lines[0]) / (values[-1] - values[0])
+def pixels_of_axis(svg):
+    """Where 0 is, and how many pixels 1 takes, by the labels of the ticks."""
+    labels = [text for text in svg.all("text") if "text-anchor:middle" in text.attributes["style"]]
+    ticks = {float(plain(each.text)): float(each.attributes["x"]) for each in labels[:-1]}  # the last names the axis
+    (low, first), *_, (high, last) = sorted(ticks.items())
+    unit = (last - first) / (high - low)
+    return first - low * unit, unit
 
 
-def test_less_of_a_loss_is_better(made):
-    page = made(FINISHED, edit=only_loss)
+def test_a_metric_of_which_less_is_better(page_of):
+    page = page_of("less is better")
     document = read(page.page)
     rows = rows_of(document.one("div", aria_label="Results on near").one("table"))
-    assert "loss (less is better)" in rows[BASELINE] and "–" not in plain(rows["ffn_off"]["difference"])
-    assert page.summary.difference("near", "ffn_off").interval.mean < 0
-    assert rows["ffn_off"]["difference"].startswith("−0.6")
+    score = page.summary.score("near", BASELINE)
+    assert rows[BASELINE]["MSE (less is better)"] == format_interval(score.interval, 4)
+    assert page.summary.difference("near", "ffn_off").interval.mean == pytest.approx(-0.7, abs=0.02)
+    assert re.match(r"−0\.\d{4} \[", rows["ffn_off"]["difference"])
     cells = list(document.one("table", class_="overview").all("td"))
     assert [cell.attributes["class"] for cell in cells[2:4]] == ["worse", "better"]
+    assert cells[5].attributes["style"] == "--share:100%"  # the greatest difference of a metric without a highest value
+    labels = [svg.attributes["aria-label"] for svg in document.all("svg")]
+    assert sum(label.startswith("MSE (less is better) against") for label in labels) == 8
+
+
+def test_a_metric_of_the_tasks_own(made):
+    """Its name, its digits and its range stand in the table, the figures, the overview and the sentences."""
+    page = made({key: np.clip(values, 0, 1) for key, values in FINISHED.items()}, metric=AUC)
+    document = read(page.page)
+    rows = rows_of(document.one("div", aria_label="Results on near").one("table"))
+    assert re.fullmatch(r"0\.\d\d \[0\.\d\d, 0\.\d\d\]", rows["ffn_off"]["AUC"])
+    assert "The baseline reaches 0.90 [" in document.text and "] in AUC." in document.text
+    cells = list(document.one("table", class_="overview").all("td"))
+    assert cells[2].attributes["style"] == "--share:70%"
+    labels = [svg.attributes["aria-label"] for svg in document.all("svg")]
+    for words in ("Validation AUC of ffn_off", "Paired difference in AUC", "AUC against parameters"):
+        assert any(words in label for label in labels)
+    assert "R²" not in page.page and not re.search(r"\b(r2|accuracy|loss)\b", document.one("main").text)
 
 
 def test_cells_that_failed_are_missing_or_mean_nothing_are_named(made):
@@ -486,8 +538,8 @@ def test_a_page_needs_nothing_from_outside(state):
     assert policy.attributes["content"].startswith("default-src 'none'")
 
 
-def test_a_name_that_is_markup_stays_a_name(made):
-    page = made(**STATES["hostile"])
+def test_a_name_that_is_markup_stays_a_name(page_of):
+    page = page_of("hostile")
     document = read(page.page)
     rows = rows_of(document.one("table", class_="overview"))
     assert {HOSTILE, BREAKING} < set(rows)
@@ -505,20 +557,20 @@ def test_a_name_that_is_markup_stays_a_name(made):
         ("finished", "undecided: C94."),
     ],
 )
-def test_the_headline_says_how_far_it_came(made, state, said):
-    assert read(made(**STATES[state]).page).one("p", class_="lead").text.endswith(said)
+def test_the_headline_says_how_far_it_came(page_of, state, said):
+    assert read(page_of(state).page).one("p", class_="lead").text.endswith(said)
 
 
-def test_without_a_baseline_nothing_is_compared(made):
-    document = read(made(**STATES["no baseline"]).page)
+def test_without_a_baseline_nothing_is_compared(page_of):
+    document = read(page_of("no baseline").page)
     assert "The baseline, baseline, has not finished here" in document.text
     assert "There is nothing to compare yet." in document.text
     rows = rows_of(document.one("table", class_="overview"))
     assert rows["one head"]["near"] == "0.800" and rows[BASELINE]["near"] == "…"
 
 
-def test_a_run_that_is_not_finite_is_called_so_and_comes_last(made):
-    document = read(made(**STATES["some diverged"]).page)
+def test_a_run_that_is_not_finite_is_called_so_and_comes_last(page_of):
+    document = read(page_of("some diverged").page)
     rows = rows_of(document.one("div", aria_label="Results on near").one("table"))
     assert list(rows) == [BASELINE, "ffn_off", "one head"]
     assert rows["one head"]["R²"] == rows["one head"]["difference"] == "not finite"
@@ -527,8 +579,8 @@ def test_a_run_that_is_not_finite_is_called_so_and_comes_last(made):
     assert any("of one head over 4 steps is not finite at the end" in label for label in labels)
 
 
-def test_a_baseline_that_is_not_finite_is_called_so(made):
-    document = read(made(**STATES["baseline diverged"]).page)
+def test_a_baseline_that_is_not_finite_is_called_so(page_of):
+    document = read(page_of("baseline diverged").page)
     assert "The baseline is not finite in R²." in document.text
     assert "The baseline reaches 0.6" in document.text  # the other task's
 
@@ -600,8 +652,8 @@ def test_a_browser_has_nothing_to_complain_about(state, opened):
     assert view.evaluate("document.querySelectorAll('script').length") == 0
 
 
-def test_every_figure_has_a_name_for_those_who_do_not_see_it(made, opened):
-    view, _ = opened(made(FINISHED, bounds=BOUNDS).page, width=1280, scheme="light")
+def test_every_figure_has_a_name_for_those_who_do_not_see_it(finished, opened):
+    view, _ = opened(finished.page, width=1280, scheme="light")
     names = [each.get_attribute("aria-label") for each in view.get_by_role("img").all()]
     assert len(names) == view.locator("svg").count() > 10 and all(names)
 
@@ -624,16 +676,16 @@ CONTRASTS = """() => {
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_words_stand_out_in_both_schemes(made, opened, scheme):
-    view, complaints = opened(made(FINISHED, bounds=BOUNDS).page, width=1280, scheme=scheme)
+def test_words_stand_out_in_both_schemes(finished, opened, scheme):
+    view, complaints = opened(finished.page, width=1280, scheme=scheme)
     contrasts = view.evaluate(CONTRASTS)
     assert len(contrasts) > 100 and min(contrasts) >= 4.5 and complaints == []
     red = re.search(r"\d+", view.evaluate("getComputedStyle(document.body).backgroundColor"))
     assert (int(red.group()) < 128) == (scheme == "dark")
 
 
-def test_everything_that_scrolls_can_be_reached_by_keyboard(made, opened):
-    view, _ = opened(made(FINISHED, bounds=BOUNDS).page, width=390, scheme="light")
+def test_everything_that_scrolls_can_be_reached_by_keyboard(finished, opened):
+    view, _ = opened(finished.page, width=390, scheme="light")
     boxes = view.evaluate(
         """[...document.querySelectorAll('*')].filter(e => e.scrollWidth > e.clientWidth + 1 &&
             ['auto', 'scroll'].includes(getComputedStyle(e).overflowX)).map(e => e.tabIndex)"""
@@ -644,8 +696,8 @@ def test_everything_that_scrolls_can_be_reached_by_keyboard(made, opened):
     assert view.evaluate("document.activeElement.getBoundingClientRect().left") >= 0
 
 
-def test_paper_is_light_and_nothing_is_cut_off(made, opened):
-    view, _ = opened(made(FINISHED, bounds=BOUNDS).page, width=720, scheme="dark")
+def test_paper_is_light_and_nothing_is_cut_off(finished, opened):
+    view, _ = opened(finished.page, width=720, scheme="dark")
     view.emulate_media(media="print")
     assert view.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert view.evaluate("getComputedStyle(document.querySelector('.scroll')).overflowX") == "visible"

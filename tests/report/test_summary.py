@@ -5,7 +5,8 @@ import pytest
 from scipy import stats
 
 from flaxformer_lab.ablation.grid import BASELINE
-from flaxformer_lab.ablation.summary import summarise
+from flaxformer_lab.report.summary import summarise
+from flaxformer_lab.tasks import PrimaryMetric
 
 RATES, SEEDS = (0.01, 0.03), (0, 1, 2)
 
@@ -27,7 +28,7 @@ def summary(grid, store, result):
 
 def test_the_learning_rate_with_the_best_validation_is_shown(summary):
     found = summary({("near", BASELINE): [[0.1, 0.2, 0.3], [0.5, 0.6, 0.1]]}).score("near", BASELINE)
-    assert found.learning_rate == 0.03 and found.metric == "r2" and found.higher_is_better
+    assert found.learning_rate == 0.03 and found.metric.name == "r2"
     np.testing.assert_array_equal(found.values, [0.5, 0.6, 0.1])
     assert found.interval.mean == pytest.approx(0.4) and found.seeds == SEEDS
     assert found.curves.tolist() == [[0, 0.5], [0, 0.6], [0, 0.1]] and found.steps == (2, 4)
@@ -62,19 +63,20 @@ def test_p_values_are_corrected_for_the_variants_of_a_task(summary):
     assert second.corrected_p == pytest.approx(max(second.p_value, first.corrected_p))
 
 
-def test_a_loss_is_better_when_it_is_lower(grid, store, result):
-    made = grid({"seeds": SEEDS, "learning_rates": RATES})
-    store.claim(made)
-    for variant, scores in ((BASELINE, [2.0, 2.0, 2.0, 1.0, 1.1, 1.2]), ("ffn_off", [3.0] * 3 + [0.5, 0.6, 0.8])):
-        cell = made.cell("near", variant)
-        made_up = result(cell)
-        for replica, score in zip(made_up["replicas"], scores, strict=True):
-            replica["validation"], replica["test"] = {"loss": [4.0, score]}, {"loss": score}
-        store.finish(cell, made_up)
-    found = summarise(made, store)
-    assert found.score("near", BASELINE).learning_rate == 0.03 and not found.score("near", BASELINE).higher_is_better
+def test_a_metric_of_which_less_is_better(summary, judged_by):
+    judged_by(PrimaryMetric("mse", "MSE", higher_is_better=False, limits=(0.0, None)))
+    found = summary(
+        {
+            ("near", BASELINE): [[2.0, 2.0, 2.0], [1.0, 1.1, 1.2]],
+            ("near", "ffn_off"): [[3.0, 3.0, 3.0], [0.5, 0.6, 0.8]],
+        },
+        bound={"metric": "mse", "value": 1.2, "reason": "a theorem", "assumes": ""},
+    )
+    base, other = found.score("near", BASELINE), found.score("near", "ffn_off")
+    assert base.learning_rate == other.learning_rate == 0.03
     np.testing.assert_allclose(found.difference("near", "ffn_off").values, [0.5, 0.5, 0.4])
     assert found.difference("near", "ffn_off").probability_of_improvement == 1
+    assert base.bound_held and not other.bound_held
 
 
 @pytest.mark.parametrize(

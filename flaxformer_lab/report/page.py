@@ -1,6 +1,6 @@
 """An ablation as one HTML file for people: verdicts, overview, and for each task its table and charts.
 
-It opens without a network, runs no script, and says in words whatever it draws.
+It opens without a network and runs no script; every figure has a text alternative with its values.
 """
 
 import math
@@ -8,18 +8,23 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
-from flaxformer_lab.ablation.claims import Decision, Finding
-from flaxformer_lab.ablation.drawing import typographic
-from flaxformer_lab.ablation.figures import direction, strip
-from flaxformer_lab.ablation.markup import Markup, breakable, join, scrolling, tag
-from flaxformer_lab.ablation.summary import SLACK, Difference, Summary
-from flaxformer_lab.ablation.task_section import task_section
-from flaxformer_lab.ablation.wording import format_ends, format_interval, format_mean, format_p_value
+from flaxformer_lab.report.claims import Decision, Finding
+from flaxformer_lab.report.figures import metric_range, threshold_figure
+from flaxformer_lab.report.formatting import (
+    format_count,
+    format_interval,
+    format_mean,
+    format_p_value,
+    with_minus_signs,
+)
+from flaxformer_lab.report.markup import Markup, breakable, join, scrolling, tag
+from flaxformer_lab.report.summary import SLACK, Difference, Summary
+from flaxformer_lab.report.task_section import task_section
+from flaxformer_lab.tasks import PrimaryMetric
 
 # Even if a name could become markup, the browser would fetch and run nothing.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 SIGNS = {"supported": "✓", "refuted": "✕", "supported only when": "◐", "undecided": "?"}
-FULL = 1.0  # the difference in R2 or accuracy that the overview gives its full colour
 
 
 def as_page(summary: Summary, decisions: tuple[Decision, ...]) -> str:
@@ -49,7 +54,7 @@ def as_page(summary: Summary, decisions: tuple[Decision, ...]) -> str:
 
 
 def _head(summary: Summary) -> Markup:
-    style = resources.files("flaxformer_lab.ablation").joinpath("page.css").read_text(encoding="utf-8")
+    style = resources.files("flaxformer_lab.report").joinpath("page.css").read_text(encoding="utf-8")
     return tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -85,10 +90,10 @@ def _contents(sections: list[tuple[str, str]], tasks: Sequence[str]) -> Markup:
 def _header(summary: Summary, decisions: tuple[Decision, ...]) -> Markup:
     config, total = summary.grid.config, len(summary.grid.cells)
     setting = (
-        _counted(len(config.tasks), "task"),
-        _counted(len(variants(summary)), "variant"),
-        _counted(len(config.seeds), "seed"),
-        f"best of {_counted(len(config.learning_rates), 'learning rate')}",
+        format_count(len(config.tasks), "task"),
+        format_count(len(variants(summary)), "variant"),
+        format_count(len(config.seeds), "seed"),
+        f"best of {format_count(len(config.learning_rates), 'learning rate')}",
         f"baseline: {config.baseline}",
         *([f"matched by {config.match}"] if config.match != "none" else []),
     )
@@ -115,19 +120,19 @@ def _lead(summary: Summary, decisions: tuple[Decision, ...]) -> str:
     """The answer in one or two sentences."""
     parts = []
     for verdict in SIGNS:
-        claims = [each.claim.id for each in decisions if each.verdict == verdict]
+        claims = [each.claim.name for each in decisions if each.verdict == verdict]
         if claims:
             parts.append(f"{verdict}: {', '.join(claims)}")
-    said = f"{_sentence('; '.join(parts))}. " if parts else ""
+    verdicts = f"{_sentence('; '.join(parts))}. " if parts else ""
     if not summary.scores:
-        return f"{said}No cell has finished yet."
+        return f"{verdicts}No cell has finished yet."
     if summary.failures or summary.missing:
-        said += "The ablation is not complete: what follows may change."
-    return said or "All cells have finished."
+        return f"{verdicts}The ablation is not complete: what follows may change."
+    return verdicts or "All cells have finished."
 
 
-def _tile(figure: str, said: str, more: Markup | None = None, *, alarm: bool = False) -> Markup:
-    return tag("li", tag("strong", figure), tag("span", said), more, class_="alarm" if alarm else None)
+def _tile(number: str, caption: str, more: Markup | None = None, *, alarm: bool = False) -> Markup:
+    return tag("li", tag("strong", number), tag("span", caption), more, class_="alarm" if alarm else None)
 
 
 def _progress(summary: Summary) -> Markup:
@@ -149,11 +154,11 @@ def _card(decision: Decision) -> Markup:
     badge = tag("span", tag("span", SIGNS[verdict], aria_hidden="true"), f" {verdict}", class_="badge")
     return tag(
         "article",
-        tag("h3", tag("span", claim.id, class_="claim"), " ", badge),
+        tag("h3", tag("span", claim.name, class_="claim"), " ", badge),
         tag("blockquote", tag("p", claim.statement)),
         tag("p", _sentence(decision.reason), class_="reason"),
         tag("ul", [_evidence(each) for each in decision.findings], class_="findings"),
-        tag("p", f"Source: {claim.source}", class_="source"),
+        None if claim.source is None else tag("p", f"Source: {claim.source}", class_="source"),
         class_=f"card {verdict.replace(' ', '-')}",
     )
 
@@ -165,12 +170,14 @@ def _evidence(finding: Finding) -> Markup:
     if interval is None:
         answer = [tag("strong", "not measured"), " yet"]
     else:
-        said = typographic(f"{format_mean(interval)} {format_ends(interval)}".rstrip())
-        answer = [tag("strong", finding.answer), f": {said}, threshold {comparison.threshold:g}"]
+        difference = with_minus_signs(format_interval(interval, finding.digits))
+        answer = [tag("strong", finding.answer), f": {difference}, threshold {comparison.threshold:g}"]
     return tag(
         "li",
         tag("p", question, " ", tag("span", answer, class_=f"answer {finding.answer}")),
-        None if interval is None else tag("figure", strip(interval, comparison.threshold, question)),
+        None
+        if interval is None
+        else tag("figure", threshold_figure(interval, comparison.threshold, finding.answer, question, finding.digits)),
         tag("p", compared, class_="compared"),
     )
 
@@ -198,7 +205,8 @@ def _overview(summary: Summary) -> list[Markup]:
         tag(
             "p",
             *(part for kind in ("worse", "better") for part in (tag("span", class_=f"swatch {kind}"), f" {kind} ")),
-            "· full colour at a difference of 1 in R² or accuracy, or at the task's greatest in a loss · "
+            "· full colour at a difference as large as the metric's range, or at the task's greatest where it has no "
+            "upper limit · "
             "“–”: the variant means nothing there · “…”: not finished",
             class_="legend",
         ),
@@ -212,11 +220,13 @@ def _overview_row(summary: Summary, variant: str) -> Markup:
 
 def _overview_cell(summary: Summary, task: str, variant: str) -> Markup:
     difference, score = summary.difference(task, variant), summary.score(task, variant)
-    if difference is not None and math.isfinite(difference.interval.mean):
-        return _difference_cell(summary, difference)
+    if score is not None and difference is not None and math.isfinite(difference.interval.mean):
+        return _difference_cell(summary, difference, score.metric)
     if score is not None:
-        said = typographic(format_mean(score.interval))
-        return tag("td", said, class_="base", title=f"{score.metric} {typographic(format_interval(score.interval))}")
+        mean, interval = (
+            with_minus_signs(format_(score.interval, score.metric.digits)) for format_ in (format_mean, format_interval)
+        )
+        return tag("td", mean, class_="base", title=f"{score.metric.label} {interval}")
     if any((cell.task, cell.variant) == (task, variant) for cell, _ in summary.failures):
         return tag("td", "failed", class_="failed")
     if any((cell.task, cell.variant) == (task, variant) for cell in summary.missing):
@@ -225,29 +235,25 @@ def _overview_cell(summary: Summary, task: str, variant: str) -> Markup:
     return tag("td", "–", class_="none", title=why, aria_label=f"left out: {why}")
 
 
-def _difference_cell(summary: Summary, difference: Difference) -> Markup:
+def _difference_cell(summary: Summary, difference: Difference, metric: PrimaryMetric) -> Markup:
     mean = difference.interval.mean
-    share = min(abs(mean) / _full_colour(summary, difference.task), 1.0)
-    said = typographic(format_mean(difference.interval, signed=True))
+    share = min(abs(mean) / _full_colour(summary, difference.task, metric), 1.0)
+    text = with_minus_signs(format_mean(difference.interval, metric.digits, signed=True))
     p_value = format_p_value(difference.corrected_p) or "unknown"
-    details = f"{format_interval(difference.interval, signed=True)}, Holm p {p_value}"
-    clear = direction(difference) != "level"
+    details = f"{format_interval(difference.interval, metric.digits, signed=True)}, Holm p {p_value}"
     return tag(
         "td",
-        tag("strong", said) if clear else said,
+        text if difference.direction == "level" else tag("strong", text),
         class_="better" if mean > 0 else "worse",
         style=f"--share:{100 * share:.0f}%",
-        title=f"{difference.variant} on {difference.task}: {typographic(details)}",
+        title=f"{difference.variant} on {difference.task}: {with_minus_signs(details)}",
     )
 
 
-def _full_colour(summary: Summary, task: str) -> float:
+def _full_colour(summary: Summary, task: str, metric: PrimaryMetric) -> float:
     """The difference that is drawn in full colour."""
-    scores = [each for each in summary.scores if each.task == task]
-    if scores[0].metric in ("r2", "accuracy"):
-        return FULL
     means = [abs(each.interval.mean) for each in summary.differences if each.task == task]
-    return max((mean for mean in means if math.isfinite(mean) and mean > 0), default=FULL)
+    return metric_range(metric) or max((mean for mean in means if math.isfinite(mean) and mean > 0), default=1.0)
 
 
 # ---------------------------------------------------------------------------------------------- cells and notes
@@ -270,7 +276,7 @@ def _cells(summary: Summary) -> list[Markup | None]:
         *([tag("h3", "Missing"), tag("dl", _listed(missing), class_="missing")] if missing else []),
         tag(
             "details",
-            tag("summary", f"Left out: {_counted(len(dropped), 'pair')} of a task and a variant that mean nothing"),
+            tag("summary", f"Left out: {format_count(len(dropped), 'pair')} of a task and a variant that mean nothing"),
             tag("ul", dropped),
         )
         if dropped
@@ -292,8 +298,8 @@ def _reading(summary: Summary) -> Markup:
         ("Score", "The mean over seeds on test examples, at the learning rate that was best on validation."),
         (
             "Interval",
-            f"95%, by the bootstrap over {_counted(seeds, 'seed')}, widened for small samples. Without at least two "
-            "seeds, or where a run is not finite, there is none.",
+            f"95%, by the bootstrap over {format_count(seeds, 'seed')}, widened for small samples. Without at least "
+            "two seeds, or where a run is not finite, there is none.",
         ),
         (
             "Difference",
@@ -309,7 +315,7 @@ def _reading(summary: Summary) -> Markup:
         ("Interquartile mean", "The mean without the lowest and the highest quarter of the seeds."),
         (
             "Bound",
-            f"The most that theory allows. Broken: the whole interval is more than {SLACK:g} above it.",
+            f"The most that theory allows. Broken: the whole interval is better than it by more than {SLACK:g}.",
         ),
         ("Steps to threshold", "The median over seeds, or how many seeds arrived where not all did."),
         ("FLOPs", "Of a forward pass of one example, the same on every device."),
@@ -319,7 +325,3 @@ def _reading(summary: Summary) -> Markup:
 
 def _sentence(words: str) -> str:
     return words[:1].upper() + words[1:]
-
-
-def _counted(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

@@ -1,21 +1,18 @@
 """results.csv and report.md: the figures of the store and of the summary, whole and half way, in the same bytes."""
 
 import csv
-import dataclasses
 import io
 import itertools
-import math
 import re
 
 import numpy as np
 import pytest
 
 from flaxformer_lab.ablation.grid import BASELINE
-from flaxformer_lab.ablation.report import COLUMNS, as_csv, as_markdown, table, write_report
-from flaxformer_lab.ablation.statistics import Interval
-from flaxformer_lab.ablation.summary import summarise
-from flaxformer_lab.ablation.wording import format_interval, format_p_value, format_steps_to_threshold
 from flaxformer_lab.errors import RunError
+from flaxformer_lab.report.formatting import format_interval, format_p_value, format_steps_to_threshold
+from flaxformer_lab.report.summary import summarise
+from flaxformer_lab.report.write import COLUMNS, as_csv, as_markdown, table, write_report
 
 SCORES = {
     ("near", BASELINE): [0.5, 0.6, 0.8, 0.9],  # two seeds at each of two learning rates
@@ -120,8 +117,8 @@ def test_a_cell_of_a_table_cannot_leave_it():
 
 
 @pytest.mark.parametrize("scores", [{}, {("near", "ffn_off"): 0.5}, {("near", BASELINE): np.nan}, SCORES])
-def test_all_files_are_written_at_any_time_and_always_in_the_same_bytes(filled, scores):
-    made, store = filled(scores, {"claims": ("C4",)})
+def test_all_files_are_written_at_any_time_and_always_in_the_same_bytes(filled, claim, scores):
+    made, store = filled(scores, {"claims": (claim,)})
     first, second = (contents(write_report(made, store)) for _ in range(2))
     assert list(first) == ["results.csv", "report.md", "report.html"] and first == second
     again = contents(write_report(store.read(), store))
@@ -152,33 +149,6 @@ def test_a_folder_that_cannot_be_written_is_an_error_with_a_way_out(filled):
     (store.path / "report.html").mkdir()
     with pytest.raises(RunError, match=r"cannot be written: .*; make room for it"):
         write_report(made, store)
-
-
-@pytest.mark.parametrize(
-    ("interval", "signed", "said"),
-    [
-        (Interval(0.5, 0.4, 0.6), False, "0.500 [0.400, 0.600]"),
-        (Interval(0.5, -0.4, 0.6), True, "+0.500 [-0.400, +0.600]"),
-        (Interval(-0.5, math.nan, math.nan), True, "-0.500"),
-        (Interval(math.nan, math.nan, math.nan), False, "not finite"),
-    ],
-)
-def test_an_interval_in_words(interval, signed, said):
-    assert format_interval(interval, signed=signed) == said
-
-
-@pytest.mark.parametrize(
-    ("reached", "said"),
-    [((8, 2, 4), "4"), ((8, None, 4), "2 of 3 seeds"), ((None, None), "0 of 2 seeds"), (None, "")],
-)
-def test_the_way_to_a_threshold_in_words(filled, reached, said):
-    score = summarise(*filled()).score("near", BASELINE)
-    assert format_steps_to_threshold(dataclasses.replace(score, reached=reached)) == said
-
-
-@pytest.mark.parametrize(("p", "said"), [(0.0, "<0.001"), (0.0009, "<0.001"), (0.0123, "0.012"), (math.nan, "")])
-def test_a_p_value_in_words(p, said):
-    assert format_p_value(p) == said
 
 
 def test_a_page_for_the_road_is_small(filled):

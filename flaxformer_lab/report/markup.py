@@ -20,10 +20,10 @@ def tag(name: str, /, *children: Any, **attributes: Any) -> Markup:
     underscore stands for a hyphen, and one at the end is dropped (`class_`); the value None leaves it out, and True
     writes the name alone.
     """
-    said = "".join(_attribute(key, value) for key, value in attributes.items() if value is not None)
+    text = "".join(_attribute(key, value) for key, value in attributes.items() if value is not None)
     if name in VOID:
-        return Markup(f"<{name}{said}>")
-    return Markup(f"<{name}{said}>{join(children)}</{name}>")
+        return Markup(f"<{name}{text}>")
+    return Markup(f"<{name}{text}>{join(children)}</{name}>")
 
 
 def join(children: Iterable[Any]) -> Markup:
@@ -55,5 +55,5 @@ def _attribute(key: str, value: Any) -> str:
     key = key.rstrip("_").replace("_", "-")
     if value is True:
         return f" {key}"
-    said = f"{round(value, 2):g}" if isinstance(value, float) else str(value)
-    return f' {key}="{html.escape(said)}"'
+    text = f"{round(value, 2):g}" if isinstance(value, float) else str(value)
+    return f' {key}="{html.escape(text)}"'

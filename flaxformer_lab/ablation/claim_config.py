@@ -1,0 +1,89 @@
+"""What an ablation decides: claims as plain data, with the comparisons that they rest on and what follows from these.
+
+The content of a claim stands beside the tasks and variants that it names, in the ablation's config. The verdicts are
+drawn in `flaxformer_lab/report/claims.py`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.parsing import NOT_EMPTY, Name, Rule, nearest
+
+BASELINE = "baseline"  # the variant that is the recipe as it stands
+Verdict = Literal["supported", "refuted", "supported only when", "undecided"]
+# What is measured on each replica beside its metrics (`Population` measures it).
+Measure = Literal[
+    "cross_feature_energy", "cross_token_energy", "token_equivariance_error", "feature_equivariance_error"
+]
+Text = Annotated[Name, Rule("must be printable", str.isprintable)]
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A value for each seed: the test score of a variant on a task, or one of its measures."""
+
+    task: Text
+    variant: Text = BASELINE
+    measure: Measure | None = None
+
+    def __str__(self) -> str:
+        return f"{self.measure or 'score'} of {self.variant} on {self.task}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Is `more` above `less` (or above 0, without it) by more than `threshold`? name: for the conclusions."""
+
+    name: Text
+    question: Text
+    more: Quantity
+    less: Quantity | None = None
+    threshold: float = 0.0
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """A verdict, and the answers that lead to it, by comparison; without any it holds where no other does."""
+
+    verdict: Literal["supported", "refuted", "supported only when"]
+    reason: Text
+    when: dict[str, Literal["yes", "no"]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement, the comparisons that decide it, and the conclusions, of which the first that applies holds."""
+
+    name: Text
+    statement: Text
+    comparisons: Annotated[tuple[Comparison, ...], NOT_EMPTY]
+    conclusions: Annotated[tuple[Conclusion, ...], NOT_EMPTY]
+    source: Text | None = None
+
+    def rules(self) -> None:
+        """Raises ConfigError unless the conclusions cover every case and name comparisons that exist."""
+        names = [comparison.name for comparison in self.comparisons]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"the claim {self.name} has comparisons of the same name: {', '.join(names)}")
+        *conditional, last = self.conclusions
+        if last.when or not all(each.when for each in conditional):
+            raise ConfigError(
+                f"each conclusion of the claim {self.name} must say `when`, but for the last one, which holds where no "
+                "other does"
+            )
+        for name in (name for each in conditional for name in each.when):
+            if name not in names:
+                raise ConfigError(
+                    f"a conclusion of the claim {self.name} names the comparison {name}, which it does not have: "
+                    f"{nearest(name, names)}choose from {', '.join(names)}"
+                )
+
+    @property
+    def quantities(self) -> Iterator[tuple[str, Quantity]]:
+        """Every quantity that is compared, with the comparison's name."""
+        for comparison in self.comparisons:
+            yield comparison.name, comparison.more
+            if comparison.less is not None:
+                yield comparison.name, comparison.less

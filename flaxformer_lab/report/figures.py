@@ -1,0 +1,280 @@
+"""The figures of an ablation's page: learning curves, differences with intervals, and scores against costs."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.transforms import BboxBase
+
+from flaxformer_lab.report.formatting import (
+    format_ends,
+    format_interval,
+    format_label,
+    format_mean,
+    format_p_value,
+    with_minus_signs,
+)
+from flaxformer_lab.report.markup import Markup
+from flaxformer_lab.report.statistics import Interval
+from flaxformer_lab.report.summary import Difference, Score
+from flaxformer_lab.report.svg import COLOURS, annotate, as_svg, make_axes, styled
+from flaxformer_lab.tasks import PrimaryMetric
+
+Limits = tuple[float, float]
+LETTER = 6.4  # width in pixels of a letter of the figures' small type, in a wide typeface
+LABEL_WIDTH, LABEL_HEIGHT = 13, 10  # of a variant's number
+SIDES = {"yes": "better", "no": "worse", "open": "level"}  # of a threshold: the colour of an interval
+
+
+def metric_range(metric: PrimaryMetric) -> float | None:
+    """From the lowest value (or 0 where there is no limit) to the highest; None where there is no highest above it."""
+    low, high = metric.limits
+    return high - (low or 0.0) if high is not None and high > (low or 0.0) else None
+
+
+def score_limits(metric: PrimaryMetric, values: Iterable[float]) -> Limits:
+    """The ends of a score's axis: its whole range where it has one, else those of the values.
+
+    Where only the lower limit is missing, the axis goes below 0 as far as the values, but by no more than the range: a
+    run that diverges would flatten the rest.
+    """
+    finite = [float(value) for value in values if np.isfinite(value)]
+    low, high = metric.limits
+    size = metric_range(metric)
+    if size is None:
+        start, end = padded_range(finite)
+        return start if low is None else max(start, low), end
+    if low is None:
+        low = max(1.06 * min([0.0, *finite]), -size)
+    return low, high + 0.04 * size
+
+
+def padded_range(values: Iterable[float], margin: float = 0.06) -> Limits:
+    """The finite values' range with some room on both sides; (0, 1) where there is none."""
+    finite = [float(value) for value in values if np.isfinite(value)]
+    if not finite:
+        return 0.0, 1.0
+    low, high = min(finite), max(finite)
+    room = margin * (high - low) or 0.05 * max(abs(high), 1e-3)
+    return low - room, high + room
+
+
+def seed_range(values: Float[np.ndarray, "seeds evaluations"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The least, the median and the greatest over the seeds that are finite; NaN where none is."""
+    finite = np.ma.masked_invalid(values)
+    low, middle, high = (np.ma.filled(pick(finite, axis=0), np.nan) for pick in (np.ma.min, np.ma.median, np.ma.max))
+    return low, middle, high
+
+
+# ------------------------------------------------------------------------------------------ learning curves
+
+
+@styled
+def learning_curve(score: Score, baseline: Score | None, limits: Limits) -> Markup:
+    """One variant's validation score by step: the median over seeds, their range, the baseline behind it."""
+    figure, axes = make_axes(190, 124, (30, 20, 8, 8))
+    axes.set(xlim=(0, max(score.steps)), ylim=limits, xticks=[0, score.steps[-1]])
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.get_xticklabels()[-1].set_ha("right")
+    axes.yaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
+    axes.grid(visible=False, axis="x")
+    if baseline is not None and baseline is not score:
+        _draw_curve(axes, baseline, "baseline")
+    _draw_curve(axes, score, "baseline" if baseline is score else "variant")
+    bound = _bound(score)
+    if bound is not None:
+        axes.axhline(np.clip(bound, *limits), color=COLOURS["bound"], linestyle="--", linewidth=1.6, clip_on=False)
+    return as_svg(figure, _describe_curve(score, baseline, bound))
+
+
+def _draw_curve(axes: Axes, score: Score, role: str) -> None:
+    low, middle, high = (np.clip(each, *axes.get_ylim()) for each in seed_range(score.curves))
+    known = np.pad(np.isfinite(middle), 1)
+    alone = np.flatnonzero(known[1:-1] & ~known[:-2] & ~known[2:])  # a line needs two points
+    options = {"color": COLOURS[role], "clip_on": False}
+    axes.fill_between(score.steps, low, high, alpha=0.18, linewidth=0, where=known[1:-1], **options)
+    (line,) = axes.plot(
+        score.steps,
+        middle,
+        marker="o",
+        markersize=5,
+        markeredgewidth=0,
+        markevery=alone.tolist(),
+        linewidth=2,
+        **options,
+    )
+    annotate(line, f"curve {role}")
+
+
+def _bound(score: Score) -> float | None:
+    return None if score.bound is None or score.bound["metric"] != score.metric.name else float(score.bound["value"])
+
+
+def _describe_curve(score: Score, baseline: Score | None, bound: float | None) -> str:
+    text = f"Validation {score.metric.label} of {score.variant} over {score.steps[-1]} steps {_describe_end(score)}"
+    if baseline is not None and baseline is not score:
+        text += f"; the baseline {_describe_end(baseline)}"
+    return with_minus_signs(text if bound is None else f"{text}; theory allows {bound:.{score.metric.digits}f}")
+
+
+def _describe_end(score: Score) -> str:
+    low, middle, high = (each[-1] for each in seed_range(score.curves))
+    if not np.isfinite(middle):
+        return "is not finite at the end"
+    low, middle, high = (f"{each:.{score.metric.digits}f}" for each in (low, middle, high))
+    return f"ends at a median of {middle}, seeds from {low} to {high}"
+
+
+# ------------------------------------------------------------------------------------------ intervals
+
+
+@styled
+def forest(differences: Sequence[Difference], metric: PrimaryMetric) -> Markup:
+    """Each variant's paired difference with its interval, around the baseline's 0, and in numbers beside it."""
+    names = [name if len(name) <= 24 else f"{name[:23]}…" for name in (each.variant for each in differences)]
+    left = 12 + LETTER * max(map(len, names))
+    figure, axes = make_axes(620, 50 + 22 * len(differences), (left, 40, 165, 10))
+    ends = [end for d in differences for end in (0.0, d.interval.mean, d.interval.low, d.interval.high)]
+    low, high = padded_range(ends)
+    size = metric_range(metric)
+    axes.set(xlim=(low if size is None else max(low, -2 * size), high), ylim=(len(differences) - 0.5, -0.5))
+    axes.set_xlabel(f"difference in {metric.label}; right is better")
+    axes.set_yticks(range(len(names)), names, color=COLOURS["ink"])
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.grid(visible=False, axis="y")
+    axes.axvline(0, color=COLOURS["baseline"], linewidth=1.4)
+    _draw_intervals(axes, [each.interval for each in differences], [each.direction for each in differences])
+    beside = axes.get_yaxis_transform()
+    for row, each in enumerate(differences):
+        _draw_mark(axes, each.interval.mean, row, each.direction, _describe_difference(each, metric))
+        for format_, offset, role in ((format_mean, 43, "ink"), (format_ends, 161, "muted")):
+            text = with_minus_signs(format_(each.interval, metric.digits, signed=True))
+            x = 1 + offset / axes.bbox.width
+            axes.text(x, row, text, ha="right", va="center", color=COLOURS[role], transform=beside)
+    every = "; ".join(f"{d.variant} {format_interval(d.interval, metric.digits, signed=True)}" for d in differences)
+    label = f"Paired difference in {metric.label} to {differences[0].baseline}, with 95% intervals: {every}"
+    return as_svg(figure, with_minus_signs(label))
+
+
+def _describe_difference(difference: Difference, metric: PrimaryMetric) -> str:
+    interval = with_minus_signs(format_interval(difference.interval, metric.digits, signed=True))
+    return f"{difference.variant}: {interval}, Holm p {format_p_value(difference.corrected_p) or '?'}"
+
+
+@styled
+def threshold_figure(interval: Interval, threshold: float, answer: str, question: str, digits: int) -> Markup:
+    """A difference with its interval beside the threshold that decides."""
+    figure, axes = make_axes(320, 36, (6, 14, 6, 2))
+    axes.set(
+        xlim=padded_range([0.0, threshold, interval.mean, interval.low, interval.high], 0.1), ylim=(-1, 1), yticks=[]
+    )
+    pixels = np.ptp(axes.transData.transform([(0.0, 0.0), (threshold, 0.0)])[:, 0])
+    axes.set_xticks([threshold] if pixels < 24 else [0.0, threshold])
+    axes.xaxis.set_major_formatter(lambda value, _: with_minus_signs(f"{value:g}"))
+    axes.grid(visible=False)
+    axes.axhline(0, color=COLOURS["grid"], linewidth=1)
+    axes.plot([0, 0], [-0.5, 0.5], color=COLOURS["baseline"], linewidth=1.4)
+    annotate(axes.axvline(threshold, color=COLOURS["bound"], linestyle="--", linewidth=1.6), "threshold")
+    _draw_intervals(axes, [interval], [SIDES[answer]])
+    _draw_mark(axes, interval.mean, 0, SIDES[answer])
+    side = {"yes": "above", "no": "below", "open": "around"}[answer]
+    label = f"{question} {format_interval(interval, digits)}, {side} the threshold of {threshold:g}"
+    return as_svg(figure, with_minus_signs(label), "chart strip")
+
+
+def _draw_intervals(axes: Axes, intervals: Sequence[Interval], roles: Sequence[str]) -> None:
+    """A line for each, row by row."""
+    low, high = (np.clip([getattr(each, end) for each in intervals], *axes.get_xlim()) for end in ("low", "high"))
+    colors = [COLOURS[role] for role in roles]
+    annotate(axes.hlines(range(len(low)), low, high, colors, linewidth=2, clip_on=False), "intervals")
+
+
+def _draw_mark(axes: Axes, mean: float, row: float, role: str, title: str = "") -> None:
+    """A dot, hollow where it is level."""
+    options = {"markerfacecolor": COLOURS["surface" if role == "level" else role], "markeredgewidth": 1.8}
+    mean = np.clip(mean, *axes.get_xlim())
+    (mark,) = axes.plot([mean], [row], "o", markersize=9, color=COLOURS[role], clip_on=False, **options)
+    annotate(mark, f"mark {role}", title)
+
+
+# ------------------------------------------------------------------------------------------ scatter plots
+
+
+@styled
+def scatter(
+    scores: Sequence[Score], across: Mapping[str, Interval], baseline: str, label: str, *, logarithmic: bool = False
+) -> Markup:
+    """Each variant's score against another value of it, by variant. Marks carry the variant's number in the table."""
+    metric = scores[0].metric
+    points = [(number, each, across[each.variant]) for number, each in enumerate(scores, 1) if each.variant in across]
+    shown = [each for each in points if math.isfinite(each[1].interval.mean) and math.isfinite(each[2].mean)]
+    x, y = (
+        np.reshape([(each.low, each.mean, each.high) for each in intervals], (-1, 3))
+        for intervals in ([x for *_, x in shown], [score.interval for _, score, _ in shown])
+    )
+    figure, axes = make_axes(400, 290, (46, 46, 14, 10))
+    axes.set(xlabel=label, ylabel=format_label(metric), ylim=score_limits(metric, y.ravel()))
+    axes.yaxis.set_label_coords(0.03, 0.56, figure.transFigure)  # clear of wide numbers
+    if logarithmic:
+        low, high = np.min(x[:, 1], initial=1e12) / 1.25, np.max(x[:, 1], initial=1.0) * 1.25
+        axes.set(xscale="log", xlim=(min(low, high / 2), high))
+        factors = (1, 2, 5) if high < 1000 * low else (1,)
+        axes.xaxis.set_major_locator(MaxNLocator(4) if high < 5 * low else LogLocator(subs=factors))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    else:
+        axes.set_xlim(padded_range([0.0, *x.ravel()]))
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+    if shown:
+        _draw_points(axes, shown, np.clip(x, *axes.get_xlim()), np.clip(y, *axes.get_ylim()), baseline)
+    every = "; ".join(_describe_point(score, x) for _, score, x in points)
+    return as_svg(figure, with_minus_signs(f"{format_label(metric)} against {label}: {every}"))
+
+
+def _draw_points(
+    axes: Axes,
+    points: Sequence[tuple[int, Score, Interval]],
+    x: Float[np.ndarray, "points 3"],
+    y: Float[np.ndarray, "points 3"],
+    baseline: str,
+) -> None:
+    """Marks with their numbers, and lines from the lowest to the highest value of each interval."""
+    colors = [COLOURS["baseline" if score.variant == baseline else "variant"] for _, score, _ in points]
+    axes.hlines(y[:, 1], x[:, 0], x[:, 2], colors, linewidth=1.2, alpha=0.6)
+    axes.vlines(x[:, 1], y[:, 0], y[:, 2], colors, linewidth=1.2, alpha=0.6)
+    pixels = axes.transData.transform(np.stack([x[:, 1], y[:, 1]], axis=-1))
+    surface, in_pixels = COLOURS["surface"], {"xycoords": "figure pixels", "textcoords": "figure pixels"}
+    rows = zip(points, colors, x[:, 1], y[:, 1], pixels, label_places(pixels, axes.bbox.padded(4)), strict=True)
+    for (number, score, interval), color, across, up, place, label_place in rows:
+        is_baseline = score.variant == baseline
+        face, edge, size, width = (surface, color, 10, 2.4) if is_baseline else (color, surface, 8, 1)
+        looks = {"markerfacecolor": face, "markeredgecolor": edge, "markersize": size, "markeredgewidth": width}
+        (mark,) = axes.plot(across, up, "o", clip_on=False, **looks)
+        annotate(mark, "point", with_minus_signs(_describe_point(score, interval)))
+        is_far = np.linalg.norm(label_place - place) > 16
+        line = {"arrowstyle": "-", "color": COLOURS["level"], "linewidth": 0.7} if is_far else None
+        looks = {"ha": "center", "va": "center", "color": COLOURS["ink"], "arrowprops": line}
+        annotate(axes.annotate(str(number), place, label_place, **in_pixels, **looks), "mark-label")
+
+
+def label_places(points: Float[np.ndarray, "points 2"], box: BboxBase) -> Float[np.ndarray, "points 2"]:
+    """Where the label of each point is centred: inside the box, near the point, over no other label or point."""
+    offsets = [
+        radius * np.array([1.2 * math.cos(angle * math.pi / 8), math.sin(angle * math.pi / 8)])
+        for radius in (12, 19, 28, 38, 49, 61, 75)
+        for angle in (0, 2, -2, 4, -4, 6, -6, 8, 1, -1, 3, -3, 5, -5, 7, -7)
+    ]
+    taken = list(points)
+    for point in points:
+        places = [point + offset for offset in offsets if box.contains(*(point + offset))]
+        free = (p for p in places if np.all(np.any(np.abs(np.array(taken) - p) > (LABEL_WIDTH, LABEL_HEIGHT), axis=1)))
+        taken.append(next(free, point))
+    return np.array(taken[len(points) :])
+
+
+def _describe_point(score: Score, x: Interval) -> str:
+    words = f"{x.mean:,.0f}" if x.mean == round(x.mean) > 1 else format_interval(x)
+    return f"{score.variant} {format_interval(score.interval, score.metric.digits)} at {words}"

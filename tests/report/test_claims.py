@@ -1,0 +1,189 @@
+"""Verdicts from made-up results."""
+
+import dataclasses
+import functools
+import itertools
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flaxformer_lab.ablation.claim_config import Claim, Comparison, Conclusion, Quantity
+from flaxformer_lab.ablation.grid import BASELINE, make_grid, parse_ablation
+from flaxformer_lab.command_line import read_recipe
+from flaxformer_lab.report.claims import conclusion_of, decide, decide_all
+from flaxformer_lab.report.summary import Summary, score_of, summarise
+from flaxformer_lab.report.write import as_markdown
+
+COMPARISON = Comparison("first", "does it?", Quantity("near"), Quantity("near", "ffn_off"), 0.2)
+CONCLUSIONS = (Conclusion("supported", "it does", {"first": "yes"}), Conclusion("refuted", "it does not"))
+CLAIM = Claim("X", "It does.", (COMPARISON,), CONCLUSIONS)
+
+
+@pytest.fixture
+def decided(grid, store, result):
+    """The function that decides a claim from scores of the baseline and of ffn_off on one task."""
+
+    def decision(ours, theirs, claim=CLAIM, measures=None):
+        made = grid({"seeds": (0, 1, 2, 3, 4), "learning_rates": (0.01,)})
+        store.claim(made)
+        for variant, scores in ((BASELINE, ours), ("ffn_off", theirs)):
+            if scores is not None:
+                cell = made.cell("near", variant)
+                store.finish(cell, result(cell, scores, measures))
+        return decide(claim, summarise(made, store))
+
+    return decision
+
+
+SPREAD = np.array([-0.02, -0.01, 0.0, 0.01, 0.02])
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "verdict"),
+    [
+        (0.9, 0.5, "supported"),
+        (0.6, 0.5, "refuted"),
+        (0.5, 0.9, "refuted"),
+        (0.7 + SPREAD, 0.5, "undecided"),  # the threshold lies inside the interval
+        (0.9 + 10 * SPREAD, 0.5, "supported"),
+        (0.9 + 30 * SPREAD, 0.5, "undecided"),  # too much noise to tell
+        (0.9 + 30 * SPREAD, 0.5 + 30 * SPREAD, "supported"),  # but the same noise for both: seeds are paired
+        (0.9, None, "undecided"),
+        (None, None, "undecided"),
+        (np.full(5, np.nan), 0.5, "undecided"),
+    ],
+)
+def test_an_interval_on_one_side_of_the_threshold_decides(decided, ours, theirs, verdict):
+    decision = decided(ours, theirs)
+    assert decision.verdict == verdict
+    if verdict == "undecided":
+        assert "does it?" in decision.reason
+        assert ("not measured here" in decision.reason) == (theirs is None)
+    else:
+        assert decision.reason == ("it does" if verdict == "supported" else "it does not")
+
+
+def test_the_finding_is_the_paired_difference(decided):
+    (finding,) = decided(0.9 + SPREAD, 0.5).findings
+    assert finding.interval.mean == pytest.approx(0.4) and finding.answer == "yes"
+    assert finding.interval.low < 0.4 < finding.interval.high < 0.45
+
+
+def test_a_measure_can_decide(decided):
+    energy = Comparison("first", "does energy cross?", Quantity("near", BASELINE, "cross_feature_energy"), None, 0.1)
+    claim = dataclasses.replace(CLAIM, comparisons=(energy,))
+    assert decided(0.9, None, claim).verdict == "supported"
+    none = {"cross_feature_energy": 0.0, "cross_token_energy": 0.0}
+    assert decided(0.9, None, claim, none).verdict == "refuted"
+
+
+def test_exactly_nothing_is_not_more_than_nothing(decided):
+    energy = Comparison("first", "does energy cross?", Quantity("near", BASELINE, "cross_feature_energy"), None, 0.0)
+    claim = dataclasses.replace(CLAIM, comparisons=(energy,))
+    assert decided(0.9, None, claim, {"cross_feature_energy": 0.0}).verdict == "refuted"
+
+
+def test_an_open_answer_that_the_verdict_does_not_hang_on_leaves_it_decided(decided):
+    open_too = dataclasses.replace(COMPARISON, name="second", more=Quantity("far"))
+    either = (
+        Conclusion("supported", "one is enough", {"first": "yes"}),
+        Conclusion("supported", "one is enough", {"second": "yes"}),
+        Conclusion("refuted", "neither"),
+    )
+    claim = Claim("X", "It does.", (COMPARISON, open_too), either)
+    assert decided(0.9, 0.5, claim).verdict == "supported"
+    undecided = decided(0.6, 0.5, claim)
+    assert undecided.verdict == "undecided" and undecided.reason == "open: does it? (not measured here)"
+
+
+# ------------------------------------------------------------------------------- the claims of configs/ablations
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "ablations"
+GOLDENS = Path(__file__).parents[1] / "goldens" / "claims"
+MEASURES = ("cross_feature_energy", "cross_token_energy", "token_equivariance_error", "feature_equivariance_error")
+
+
+@functools.cache
+def grid_of(name):
+    return make_grid(parse_ablation(read_recipe(str(CONFIGS / f"{name}.py"))), CONFIGS, read_recipe)
+
+
+CLAIMS = {claim.name: claim for name in ("cross_dimension", "scales") for claim in grid_of(name).config.claims}
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_every_claim_has_several_verdicts_and_says_why(name):
+    claim = CLAIMS[name]
+    outcomes = [conclusion_of(claim, *case) for case in itertools.product((True, False), repeat=len(claim.comparisons))]
+    verdicts = {verdict for verdict, _ in outcomes}
+    assert len(verdicts) > 1 and verdicts <= {"supported", "refuted", "supported only when"}
+    assert set(outcomes) == {(each.verdict, each.reason) for each in claim.conclusions}  # each can be reached
+    assert claim.statement.endswith(".") and all(each.question.endswith("?") for each in claim.comparisons)
+
+
+@pytest.mark.parametrize(
+    ("name", "answers", "verdict"),
+    [
+        ("C1", (True, True), "refuted"),
+        ("C1", (False, False), "supported"),
+        ("C2", (True, True, True, True, False), "supported only when"),
+        ("C2", (False, False, True, False, False), "supported only when"),
+        ("C2", (False, True, False, False, True), "supported"),
+        ("C2", (False, False, False, False, False), "refuted"),
+        ("C3", (True, False), "supported"),
+        ("C3", (True, True), "refuted"),
+        ("C4", (True, True), "supported"),
+        ("C4", (True, False), "refuted"),
+        ("C7", (True,), "supported"),
+        ("C7", (False,), "refuted"),
+        ("C8", (True, True), "supported only when"),
+        ("C8", (False, True), "refuted"),
+        ("C10", (True, False, False, False), "supported only when"),
+        ("C10", (True, True, False, False), "refuted"),
+        ("C11", (True, False), "supported only when"),
+        ("C11", (False, False), "supported"),
+        ("C12", (False, True), "refuted"),
+        ("C12", (False, False), "supported"),
+    ],
+)
+def test_verdicts_follow_from_answers(name, answers, verdict):
+    assert conclusion_of(CLAIMS[name], *answers)[0] == verdict
+
+
+def made_up(cell, scenario):
+    """A result that follows from names alone."""
+    rng = np.random.default_rng(zlib.crc32(f"{scenario}/{cell.task}/{cell.variant}".encode()))
+    level, noise = rng.choice([0.0, 0.03, 0.3, 1.0]), rng.choice([0.001, 0.001, 0.001, 0.2])
+    exact = {measure: float(rng.choice([0.0, 0.005, 0.5])) for measure in MEASURES}
+    replicas = []
+    for replica in cell.replicas:
+        validation, test = (float(level + noise * rng.normal()) for _ in range(2))
+        replicas.append(
+            {
+                "seed": replica.seed,
+                "learning_rate": replica.learning_rate,
+                "validation": {cell.primary_metric.name: [validation]},
+                "test": {cell.primary_metric.name: test},
+                "measures": {measure: value * float(1 + 0.01 * rng.normal()) for measure, value in exact.items()},
+            }
+        )
+    costs = {"parameters": 100, "forward_flops": 200, "seconds": 1.0}
+    return {"task": cell.task, "variant": cell.variant, "bound": None, "steps": [10], "replicas": replicas} | costs
+
+
+SCENARIOS = [("cross_dimension", k) for k in (0, 3, 15, 17, 25, 27, 28, 40)]
+SCENARIOS += [("scales", k) for k in (0, 1, 7, 32)]
+
+
+@pytest.mark.parametrize(("name", "scenario"), SCENARIOS)
+def test_the_same_results_have_the_same_verdicts_as_ever(name, scenario):
+    """Those of the claims when they were code, in cases that between them have nearly every outcome of every claim."""
+    grid = grid_of(name)
+    compared = {(each.task, each.variant) for claim in grid.config.claims for _, each in claim.quantities}
+    cells = [cell for cell in grid.cells if (cell.task, cell.variant) in compared]
+    summary = Summary(grid, tuple(score_of(cell, made_up(cell, scenario)) for cell in cells), (), (), ())
+    golden = (GOLDENS / f"{name}.md").read_text()
+    _, _, expected = golden.partition(f"<!-- scenario {scenario} -->\n")
+    assert as_markdown(summary, decide_all(summary)).strip() == expected.partition("\n<!--")[0].strip()

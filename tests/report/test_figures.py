@@ -1,0 +1,124 @@
+"""The axes of figures, and what is drawn on them."""
+
+import itertools
+import math
+import re
+import types
+
+import numpy as np
+import pytest
+from matplotlib.transforms import Bbox
+
+from flaxformer_lab.report.figures import (
+    label_places,
+    metric_range,
+    padded_range,
+    scatter,
+    score_limits,
+    seed_range,
+    threshold_figure,
+)
+from flaxformer_lab.report.statistics import Interval
+from flaxformer_lab.tasks import PrimaryMetric
+
+
+def metric(low, high):
+    return PrimaryMetric("m", "M", higher_is_better=True, limits=(low, high))
+
+
+@pytest.mark.parametrize(
+    ("limits", "size"),
+    [
+        ((0, 1), 1),
+        ((None, 1), 1),
+        ((0.5, 1), 0.5),
+        ((0, 100), 100),
+        ((-3, -1), 2),
+        ((0, None), None),
+        ((None, 0), None),
+        ((None, None), None),
+    ],
+)
+def test_the_range_of_a_metric(limits, size):
+    assert metric_range(metric(*limits)) == size
+
+
+@pytest.mark.parametrize(
+    ("limits", "values", "ends"),
+    [
+        ((None, 1), [0.2, 0.9], (0, 1.04)),
+        ((None, 1), [-0.5, 0.9], (-0.53, 1.04)),
+        ((None, 1), [-40.0, 0.9], (-1, 1.04)),
+        ((0, 1), [math.nan], (0, 1.04)),
+        ((0, 100), [20, 90], (0, 104)),
+        ((0, None), [0.01, 1.01], (0, 1.07)),
+        ((None, None), [2.0, 3.0], (1.94, 3.06)),
+    ],
+)
+def test_axes_of_scores(limits, values, ends):
+    assert score_limits(metric(*limits), values) == pytest.approx(ends)
+
+
+def test_a_range_holds_its_values_and_a_little_more():
+    low, high = padded_range([0.2, math.nan, 0.8, math.inf])
+    assert 0.1 < low < 0.2 and 0.8 < high < 0.9
+    assert padded_range([math.nan]) == (0.0, 1.0)
+    assert padded_range([0.0, 0.0])[0] < 0 < padded_range([0.0, 0.0])[1]
+
+
+def test_seeds_that_are_not_finite_are_left_out():
+    nan = math.nan
+    least, middle, most = seed_range(np.array([[1.0, nan, nan], [2.0, 5.0, nan], [4.0, nan, nan]]))
+    np.testing.assert_array_equal(least, [1, 5, nan])
+    np.testing.assert_array_equal(middle, [2, 5, nan])
+    np.testing.assert_array_equal(most, [4, 5, nan])
+
+
+def exactly(value):
+    return Interval(value, math.nan, math.nan)
+
+
+def scatter_of(across, score=0.5):
+    """The scatter plot of variants with one score, and these values on the other axis."""
+    scores = [
+        types.SimpleNamespace(variant=f"name {k}", interval=exactly(score), metric=metric(0, 1))
+        for k in range(len(across))
+    ]
+    intervals = {score.variant: exactly(value) for score, value in zip(scores, across, strict=True)}
+    return scatter(scores, intervals, "name 0", "parameters", logarithmic=True)
+
+
+def test_labels_cover_neither_one_another_nor_a_point():
+    svg = scatter_of([1000.0, 1000.0, 1010.0, 1020.0, 5000.0, 1000.0], 0.9)
+    labels = re.findall(r'<g class="mark-label"><text x="([\d.]+)" y="([\d.]+)"[^>]*>(\d)', svg)
+    assert sorted(label for *_, label in labels) == ["1", "2", "3", "4", "5", "6"]
+    places = [(float(x), float(y) - 4) for x, y, _ in labels]
+    points = [(float(x), float(y)) for x, y in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', svg)]
+    assert len(points) == 6
+    for one, other in [*itertools.combinations(places, 2), *itertools.product(places, points)]:
+        assert abs(one[0] - other[0]) > 10 or abs(one[1] - other[1]) > 9
+
+
+def test_labels_stay_inside_and_near():
+    box = Bbox([[0, 0], [300, 200]])
+    corners = np.array([[0.0, 0.0], [300.0, 200.0], [150.0, 100.0]])
+    places = label_places(corners, box)
+    assert all(box.contains(*place) for place in places)
+    assert np.linalg.norm(places - corners, axis=1).max() < 16
+
+
+@pytest.mark.parametrize(("low", "high"), [(5200, 13600), (90, 2100), (1, 10**6), (70, 70)])
+def test_a_logarithmic_axis_has_some_short_labels(low, high):
+    labels = re.findall(r'<text x="[\d.]+" y="25\d[^>]*>([^<]*)<', scatter_of([low, high]))
+    assert 2 <= len(labels) <= 9 and all(re.fullmatch(r"\d+(\.\d)?[kM]?", label) for label in labels)
+
+
+def test_a_scatter_plot_may_be_empty():
+    assert "<circle" not in scatter_of([100.0, 200.0], math.nan)
+
+
+@pytest.mark.parametrize(("value", "role"), [(exactly(math.nan), "level"), (Interval(0.3, 0.25, 0.35), "better")])
+def test_what_is_not_finite_is_not_drawn(value, role):
+    answer = "open" if role == "level" else "yes"
+    svg = threshold_figure(value, 0.2, answer, "is it so?", 3)
+    assert "nan" not in svg and ("<circle" in svg) == (role == "better")

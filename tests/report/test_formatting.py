@@ -1,0 +1,55 @@
+"""Values as text."""
+
+import math
+import types
+
+import pytest
+
+from flaxformer_lab.report.formatting import (
+    format_bound,
+    format_count,
+    format_interval,
+    format_p_value,
+    format_steps_to_threshold,
+    with_minus_signs,
+)
+from flaxformer_lab.report.statistics import Interval
+from flaxformer_lab.tasks import PrimaryMetric
+
+
+@pytest.mark.parametrize(
+    ("interval", "signed", "said"),
+    [
+        (Interval(0.5, 0.4, 0.6), False, "0.500 [0.400, 0.600]"),
+        (Interval(0.5, -0.4, 0.6), True, "+0.500 [-0.400, +0.600]"),
+        (Interval(-0.5, math.nan, math.nan), True, "-0.500"),
+        (Interval(math.nan, math.nan, math.nan), False, "not finite"),
+    ],
+)
+def test_an_interval_in_words(interval, signed, said):
+    assert format_interval(interval, signed=signed) == said
+
+
+@pytest.mark.parametrize(
+    ("reached", "said"),
+    [((8, 2, 4), "4"), ((8, None, 4), "2 of 3 seeds"), ((None, None), "0 of 2 seeds"), (None, "")],
+)
+def test_the_steps_to_a_threshold_in_words(reached, said):
+    assert format_steps_to_threshold(types.SimpleNamespace(reached=reached)) == said
+
+
+@pytest.mark.parametrize(("p", "said"), [(0.0, "<0.001"), (0.0009, "<0.001"), (0.0123, "0.012"), (math.nan, "")])
+def test_a_p_value_in_words(p, said):
+    assert format_p_value(p) == said
+
+
+def test_the_digits_are_the_metrics():
+    assert format_interval(Interval(0.12345, 0.1, 0.2), 4) == "0.1235 [0.1000, 0.2000]"
+    metric = PrimaryMetric("mse", "MSE", higher_is_better=False, digits=1)
+    score = types.SimpleNamespace(bound={"value": 0.25}, bound_held=True, metric=metric)
+    assert format_bound(score) == "≥ 0.2 held"
+
+
+def test_numbers_are_well_set():
+    assert with_minus_signs("multi-head top-8 -0.5 [-1, +2] 1e-05") == "multi-head top-8 −0.5 [−1, +2] 1e-05"
+    assert format_count(1, "seed") == "1 seed" and format_count(2, "seed") == "2 seeds"
