@@ -1,7 +1,8 @@
 """Runs an ablation: `python -m flaxformer_lab.ablate --config=configs/ablations/cross_dimension.py --workdir=DIR`.
 
 Trains variants x tasks x learning rates x seeds, all replicas of a pair in one compiled program, and ends in a report
-with intervals and verdicts. The same command continues where an earlier one stopped; `--dry_run` shows what it would do.
+with intervals and verdicts. The same command continues where an earlier one stopped; `--dry_run` shows what it would
+do.
 """
 
 import contextlib

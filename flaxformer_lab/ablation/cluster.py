@@ -1,4 +1,4 @@
-"""Trains cells as tasks of a Ray cluster (Moritz et al. 2018), of this machine or of many; one that is lost is trained again.
+"""Trains cells as tasks of a Ray cluster (Moritz et al. 2018); a cell whose worker is lost is trained again.
 
 The machine that runs the command writes all results: the others need no common folder, only the lab installed. A user's
 own parts (`--import`) travel with each cell, as text.
@@ -30,7 +30,7 @@ POLL_S = 0.2  # between two looks at progress
 
 @contextlib.contextmanager
 def cluster(address: str | None, cpus: int) -> Iterator[Trainer]:
-    """The engine's `Trainer` on the cluster at `address` (as for `ray.init`), or on one that is started here and ends with the context.
+    """The engine's `Trainer` on the cluster at `address` (as for `ray.init`), or on one that ends with the context.
 
     cpus: cores for each cell, whose population sees as many devices. Where the cluster has GPUs, each cell has one of
     them; where it has TPUs, each has those of a host.

@@ -230,8 +230,11 @@ class Population:
         return experiment.task.loss_and_metrics(outputs, prepared)
 
     def _measures(self, params: Tree, model_state: Tree, prepared: Tree) -> dict[str, Array]:
-        """What a replica mixes, on a few examples of its own."""
+        """What a replica mixes, on a few examples of its own; nothing where they are padded or of two sequences."""
         network = self._experiment.network
+        vectors = jax.eval_shape(network.embed, params, model_state, prepared["inputs"])
+        if "valid" in prepared or not isinstance(vectors, jax.ShapeDtypeStruct):
+            return {}
         x = network.embed(params, model_state, prepared["inputs"]).astype(jnp.float32)
         body = functools.partial(network.body, params, model_state)
         features, tokens = cross_shares(body, x, PROBES, jax.random.key(0))

@@ -40,6 +40,14 @@ class Subject:
         inputs = jax.tree.leaves(self.batch["inputs"])
         if len(inputs[0]) == 0:
             raise MeasureError("a batch of 0 examples has nothing to measure; take at least 1")
+        vectors = jax.eval_shape(self.network.embed, self.params, self.model_state, self.batch["inputs"])
+        if not isinstance(vectors, jax.ShapeDtypeStruct):
+            raise MeasureError("the measures look at one sequence of token vectors, and this model reads several")
+        if self.valid is not None and not np.all(np.asarray(self.valid)):
+            raise MeasureError(
+                "some of these examples are padded, and the measures would take padding for tokens; measure examples "
+                "without padding"
+            )
         if not all(np.all(np.isfinite(np.asarray(leaf))) for leaf in inputs):
             raise MeasureError("the inputs hold values that are not finite, and so would every measure; mend the data")
         if not np.all(np.isfinite(np.asarray(self.vectors))):

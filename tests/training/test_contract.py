@@ -17,10 +17,11 @@ from flaxformer_lab import registry
 from flaxformer_lab.ablation.population import Replica, train_population
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.data.source import open_split
-from flaxformer_lab.errors import ConfigError, RunError
+from flaxformer_lab.errors import ConfigError, MeasureError, RunError
 from flaxformer_lab.evaluate import load_run
 from flaxformer_lab.functional.losses import accuracy, cross_entropy, squared_error
 from flaxformer_lab.functional.metrics import AUC
+from flaxformer_lab.measure import subject_of
 from flaxformer_lab.models.network import Network, functionalize, leaf_paths
 from flaxformer_lab.modules.embedding import FeatureEmbedding, TokenEmbedding
 from flaxformer_lab.modules.projection import Dense
@@ -263,6 +264,8 @@ def test_an_encoder_decoder_learns_from_two_padded_sequences(reversal, tmp_path)
     )
     with pytest.raises(ConfigError, match="inputs of structure PyTreeDef"):
         run.predict(batch["inputs"]["source"])
+    with pytest.raises(MeasureError, match="look at one sequence of token vectors, and this model reads several"):
+        subject_of(run)
 
 
 def test_padding_reaches_nothing_and_everything_else_reaches_every_target(reversal):
@@ -388,6 +391,18 @@ def test_examples_of_any_length_are_learned_from(bags, tmp_path, source):
     changes |= {"training.steps_per_call": 20, "training.evaluate_every": 60, "training.checkpoint_every": 60}
     values = train(config_of({"name": "bags"}, {"position": "off"}, changes), tmp_path / source, quiet=True)
     assert values["accuracy"] > 0.85
+
+
+def test_padding_is_not_measured_as_if_it_were_tokens(bags, tmp_path):
+    config = config_of({"name": "bags"}, {"position": "off"})
+    outcome = train_population(config, [Replica(0, 0.1), Replica(1, 0.1)])
+    assert outcome.measures == {} and np.all(np.isfinite(outcome.test["accuracy"]))
+    train(config, tmp_path / "run", quiet=True)
+    assert load_run(tmp_path / "run").evaluate()["accuracy"] == pytest.approx(
+        train_population(config, [Replica(3, 0.1)]).test["accuracy"][0]
+    )
+    with pytest.raises(MeasureError, match="some of these examples are padded"):
+        subject_of(load_run(tmp_path / "run"))
 
 
 def test_more_room_changes_nothing(bags):
