@@ -32,7 +32,7 @@ def subject_of(loaded: Run, *, split: str = "test", examples: int = 64) -> Subje
     rows = np.arange(min(examples, source.number))
     stored = source.read(source.evaluation_indices(rows))
     keys = example_keys(loaded.config.seed, RngStream.EVALUATE, 0, jax.numpy.asarray(rows, "int32"))
-    stored = jax.tree.map(jax.numpy.asarray, stored) | {"weight": jax.numpy.ones(len(rows))}
+    stored = jax.tree.map(jax.numpy.asarray, stored) | {"example_weight": jax.numpy.ones(len(rows))}
     batch = loaded.task.prepare(stored, keys, training=False)
     return Subject(loaded.config.model, loaded.task, loaded.model, loaded.params, loaded.state.model_state, batch)
 

@@ -173,6 +173,6 @@ def abstract_batch(experiment: Experiment, dtype: jnp.dtype) -> Tree:
         shapes = {"image": (image, dtype), "label": ((), jnp.int32)}
     else:
         stored = task.sequence_length + (task.objective == "next_token")
-        shapes = {"symbols": ((stored,), dtype), "weights": ((task.sequence_length,), jnp.float32)}
-    shapes |= {"row": ((), jnp.int32), "weight": ((), jnp.float32)}
+        shapes = {"symbols": ((stored,), dtype), "loss_weights": ((task.sequence_length,), jnp.float32)}
+    shapes |= {"row": ((), jnp.int32), "example_weight": ((), jnp.float32)}
     return {key: jax.ShapeDtypeStruct((size, *shape), kind) for key, (shape, kind) in shapes.items()}

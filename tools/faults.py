@@ -193,7 +193,8 @@ def not_a_number(trial: Trial, times: int = 5) -> Outcome:
             "from flaxformer_lab.training import feeds\nfeed = feeds.host_feed\n"
             "def spoilt(config, examples, seed, begin, count, *rest):\n"
             "    result = feed(config, examples, seed, begin, count, *rest)\n"
-            f"    if begin <= {step} < begin + count:\n        result['weight'][{step} - begin, 0] = float('nan')\n"
+            f"    if begin <= {step} < begin + count:\n"
+            f"        result['example_weight'][{step} - begin, 0] = float('nan')\n"
             "    return result\nfeeds.host_feed = spoilt"
         )
         code, _, err = finish(start(folder, before=spoil))

@@ -113,4 +113,4 @@ class Subject:
         """The outputs of the tokens that the task asks about, in any example."""
         if y.ndim < 3:
             return y
-        return y[:, np.flatnonzero(np.any(np.asarray(self.batch["weights"]) > 0, axis=0))]
+        return y[:, np.flatnonzero(np.any(np.asarray(self.batch["loss_weights"]) > 0, axis=0))]

@@ -53,7 +53,7 @@ class Classification(Task):
         return records(open_split(self._config.dataset, split))
 
     def loss_and_metrics(self, logits: Float[Array, "batch classes"], batch: Batch) -> Metrics:
-        arguments = (logits, batch["targets"], batch["weights"])
+        arguments = (logits, batch["targets"], batch["loss_weights"])
         return {"loss": cross_entropy(*arguments), "accuracy": accuracy(*arguments)}
 
 
@@ -110,7 +110,11 @@ class ImageClassification(Classification):
         images = examples["image"].astype(jnp.float32) / 127.5 - 1
         if training and self._config.shift:
             images = jax.vmap(_shifted, in_axes=(0, 0, None))(images, keys, self._config.shift)
-        return {"inputs": images, "targets": examples["label"].astype(jnp.int32), "weights": examples["weight"]}
+        return {
+            "inputs": images,
+            "targets": examples["label"].astype(jnp.int32),
+            "loss_weights": examples["example_weight"],
+        }
 
     def input_spec(self, batch_size: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch_size, *self.metadata["image_shape"]), jnp.float32)
@@ -156,7 +160,11 @@ class TabularClassification(Classification):
         if self._config.standardised:
             mean, spread = (jnp.asarray(self.metadata[name], jnp.float32)[None] for name in ("mean", "spread"))
             columns = (columns - mean) / spread
-        return {"inputs": columns, "targets": examples["label"].astype(jnp.int32), "weights": examples["weight"]}
+        return {
+            "inputs": columns,
+            "targets": examples["label"].astype(jnp.int32),
+            "loss_weights": examples["example_weight"],
+        }
 
     def input_spec(self, batch_size: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch_size, len(self.metadata["mean"])), jnp.float32)

@@ -82,8 +82,8 @@ def _decoded_once(source: Source) -> Callable[[Int[np.ndarray, " batch"]], Array
 def windows(symbols: UInt[np.ndarray, " length"], size: int, *, lookahead: int) -> Examples:
     """Windows of `size` symbols, side by side; a row is the position of a window's first symbol.
 
-    An example has `symbols` [size + lookahead] and `weights` [size]: 0 where the stream has ended. Each epoch starts
-    the first window at another offset, so that no boundary is always at the same place.
+    An example has `symbols` [size + lookahead] and `loss_weights` [size]: 0 where the stream has ended. Each epoch
+    starts the first window at another offset, so that no boundary is always at the same place.
     """
     # The last window can begin up to one short of `size` symbols late, so two windows' room lies behind the end.
     stream = {"symbols": np.concatenate([symbols, np.zeros(2 * size + lookahead, symbols.dtype)])}
@@ -92,7 +92,7 @@ def windows(symbols: UInt[np.ndarray, " length"], size: int, *, lookahead: int) 
     def take(arrays: Arrays, rows: Any) -> Arrays:
         positions = rows[:, None] + np.arange(size + lookahead, dtype=np.int32)[None]
         weights = (positions[:, :size] < usable).astype(np.float32)
-        return {"symbols": arrays["symbols"][positions], "weights": weights}
+        return {"symbols": arrays["symbols"][positions], "loss_weights": weights}
 
     return Examples(
         number=-(-usable // size),

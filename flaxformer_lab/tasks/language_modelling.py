@@ -69,11 +69,11 @@ class LanguageModelling(Task):
 
     def prepare(self, examples: Batch, keys: Key[Array, " batch"], *, training: bool) -> Batch:
         symbols = examples["symbols"].astype(jnp.int32)
-        weights = examples["weights"] * examples["weight"][:, None]
+        weights = examples["loss_weights"] * examples["example_weight"][:, None]
         if self._config.objective == "next_token":
-            return {"inputs": symbols[:, :-1], "targets": symbols[:, 1:], "weights": weights}
+            return {"inputs": symbols[:, :-1], "targets": symbols[:, 1:], "loss_weights": weights}
         inputs, chosen = jax.vmap(self._masked)(symbols, keys)
-        return {"inputs": inputs, "targets": symbols, "weights": weights * chosen}
+        return {"inputs": inputs, "targets": symbols, "loss_weights": weights * chosen}
 
     def _masked(
         self, symbols: Int[Array, " tokens"], key: Key[Array, ""]
@@ -88,7 +88,7 @@ class LanguageModelling(Task):
         return jnp.where(chosen, changed, symbols), chosen.astype(jnp.float32)
 
     def loss_and_metrics(self, logits: Float[Array, "batch tokens symbols"], batch: Batch) -> Metrics:
-        arguments = (logits, batch["targets"], batch["weights"])
+        arguments = (logits, batch["targets"], batch["loss_weights"])
         return {"loss": cross_entropy(*arguments), "accuracy": accuracy(*arguments)}
 
     def input_spec(self, batch_size: int) -> jax.ShapeDtypeStruct:

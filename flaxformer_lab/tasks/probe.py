@@ -56,7 +56,7 @@ class Probe(Task):
             fixed = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(0), index)
             keys = jnp.where(index < FIRST["validation"], fixed, keys)
         inputs, targets, weights = jax.vmap(self.draw)(keys)
-        return {"inputs": inputs, "targets": targets, "weights": weights * examples["weight"][:, None]}
+        return {"inputs": inputs, "targets": targets, "loss_weights": weights * examples["example_weight"][:, None]}
 
 
 class ContinuousProbe(Probe):
@@ -94,7 +94,7 @@ class ContinuousProbe(Probe):
             )
 
     def loss_and_metrics(self, logits: Float[Array, "batch tokens outputs"], batch: Batch) -> Metrics:
-        arguments = (logits, batch["targets"], batch["weights"])
+        arguments = (logits, batch["targets"], batch["loss_weights"])
         return {"loss": squared_error(*arguments, variance=self.variance), "r2": explained_variance(*arguments)}
 
     def input_spec(self, batch_size: int) -> jax.ShapeDtypeStruct:
@@ -125,7 +125,7 @@ class SymbolProbe(Probe):
         return Network(config, embedding=embedding, **sizes)
 
     def loss_and_metrics(self, logits: Float[Array, "batch tokens symbols"], batch: Batch) -> Metrics:
-        arguments = (logits, batch["targets"], batch["weights"])
+        arguments = (logits, batch["targets"], batch["loss_weights"])
         return {"loss": cross_entropy(*arguments), "accuracy": accuracy(*arguments)}
 
     def input_spec(self, batch_size: int) -> jax.ShapeDtypeStruct:

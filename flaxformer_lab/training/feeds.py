@@ -56,7 +56,7 @@ def host_feed(
         stored = stack_trees([examples.read(each) for each in indices])
     return stored | {
         "row": np.broadcast_to(np.arange(size, dtype=np.int32)[local_rows], indices.shape),
-        "weight": np.ones(indices.shape, np.float32),
+        "example_weight": np.ones(indices.shape, np.float32),
     }
 
 
@@ -80,7 +80,7 @@ def host_evaluation(config: Config, examples: Examples, local_rows: slice | np.n
         indices = examples.evaluation_indices(indices[local_rows])
         batch = examples.read(indices) if stream is None else examples.take(stream, indices)
         rows = (number * size + np.arange(size)).astype(np.int32)[local_rows]
-        yield batch | {"row": rows, "weight": weight[local_rows]}
+        yield batch | {"row": rows, "example_weight": weight[local_rows]}
 
 
 def stack_trees(trees: list[Tree]) -> Tree:

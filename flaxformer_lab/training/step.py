@@ -1,6 +1,6 @@
 """The one train step and the one evaluation step; every way to run them wraps these two.
 
-A batch is a task's stored examples with two more entries, both [batch]: `weight` (0 for padding) and `row` (the
+A batch is a task's stored examples with two more entries, both [batch]: `example_weight` (0 for padding) and `row` (the
 example's place in the whole batch, from which its random draws follow, however the batch is split).
 """
 

@@ -23,7 +23,7 @@ SMALL = {"width": 8, "depth": 1, "attention": {"num_heads": 2}, "ffn": {"expansi
 @functools.cache
 def _batch(task: str, examples: int) -> tuple[Task, Batch]:
     made = make_task(parse_config({"task": json.loads(task)}).task, {})
-    stored = {"index": jnp.arange(examples, dtype=jnp.int32), "weight": jnp.ones(examples)}
+    stored = {"index": jnp.arange(examples, dtype=jnp.int32), "example_weight": jnp.ones(examples)}
     prepare = jax.jit(lambda stored, keys: made.prepare(stored, keys, training=False))
     return made, prepare(stored, jax.random.split(jax.random.key(1), examples))
 

@@ -45,7 +45,7 @@ def test_the_train_step():
     experiment = make_experiment(with_attention("softmax"), FACTS)
     state = initial_state(experiment.network, experiment.optimizer, 0)
     weights, rows = np.ones((2, 8), np.float32), np.arange(2, dtype=np.int32)
-    batch = {"symbols": SYMBOLS, "weights": weights, "row": rows, "weight": weights[:, 0]}
+    batch = {"symbols": SYMBOLS, "loss_weights": weights, "row": rows, "example_weight": weights[:, 0]}
     step = make_train_step(experiment.task, experiment.network, experiment.optimizer, seed=0)
     results = exported(step, state, batch)(state, batch), jax.jit(step)(state, batch)
     jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6), *results)

@@ -32,7 +32,7 @@ def shapes(task, **model):
 @pytest.fixture(scope="module")
 def stored():
     """64 images of digits as they are stored."""
-    return open_split("lab_digits", "train").read(np.arange(64)) | {"weight": np.ones(64, np.float32)}
+    return open_split("lab_digits", "train").read(np.arange(64)) | {"example_weight": np.ones(64, np.float32)}
 
 
 def test_the_facts_are_learnt_from_the_data():
@@ -58,7 +58,7 @@ def test_pixels_are_scaled_to_minus_one_to_one():
     image = np.zeros((2, 8, 8, 1), np.uint8)
     image[1] = 255
     image[1, 0, 0, 0] = 51
-    examples = {"image": jnp.asarray(image), "label": jnp.array([3, 4]), "weight": jnp.ones(2)}
+    examples = {"image": jnp.asarray(image), "label": jnp.array([3, 4]), "example_weight": jnp.ones(2)}
     batch = prepare(make(), examples, jax.random.split(jax.random.key(0), 2), training=True)
     np.testing.assert_array_equal(batch["inputs"][0], np.full((8, 8, 1), -1))
     np.testing.assert_allclose(batch["inputs"][1, 0, 0], 51 / 127.5 - 1, rtol=1e-6)
@@ -109,7 +109,7 @@ def test_a_move_follows_from_the_key_of_the_image_alone(stored):
 
 
 def test_uniform_logits_lose_the_log_of_the_number_of_classes():
-    batch = {"targets": jnp.arange(4), "weights": jnp.array([1.0, 1.0, 0.5, 0.0])}
+    batch = {"targets": jnp.arange(4), "loss_weights": jnp.array([1.0, 1.0, 0.5, 0.0])}
     measured = make().loss_and_metrics(jnp.full((4, 10), 3.0), batch)
     total, weight = measured["loss"]
     assert weight == 2.5
@@ -118,7 +118,7 @@ def test_uniform_logits_lose_the_log_of_the_number_of_classes():
 
 def test_accuracy_counts_the_right_answers_by_weight():
     logits = jnp.eye(4, 10) * 5
-    batch = {"targets": jnp.array([0, 1, 9, 9]), "weights": jnp.array([1.0, 0.25, 2.0, 0.0])}
+    batch = {"targets": jnp.array([0, 1, 9, 9]), "loss_weights": jnp.array([1.0, 0.25, 2.0, 0.0])}
     total, weight = make().loss_and_metrics(logits, batch)["accuracy"]
     assert (float(total), float(weight)) == (1.25, 3.25)
 
@@ -156,7 +156,7 @@ def test_standardised_columns_have_mean_0_and_deviation_1_in_training(dataset, c
     task = make_task(TabularClassificationConfig(dataset=dataset))
     assert json.loads(json.dumps(task.metadata)) == task.metadata and task.metadata["num_classes"] == classes
     train = task.examples("train")
-    rows = train.read(np.arange(train.number)) | {"weight": np.ones(train.number, np.float32)}
+    rows = train.read(np.arange(train.number)) | {"example_weight": np.ones(train.number, np.float32)}
     keys = jax.random.split(jax.random.key(0), train.number)
     inputs = np.asarray(prepare(task, rows, keys, training=True)["inputs"])
     assert inputs.shape == (train.number, columns)
@@ -169,7 +169,7 @@ def test_standardised_columns_have_mean_0_and_deviation_1_in_training(dataset, c
 
 def test_other_rows_are_scaled_as_the_training_rows_were():
     task = make_task(TabularClassificationConfig(), {"num_classes": 2, "mean": [1.0, 2.0], "spread": [1.0, 4.0]})
-    rows = {"columns": jnp.array([[2.0, 10.0]]), "label": jnp.array([1]), "weight": jnp.ones(1)}
+    rows = {"columns": jnp.array([[2.0, 10.0]]), "label": jnp.array([1]), "example_weight": jnp.ones(1)}
     batch = prepare(task, rows, jax.random.split(jax.random.key(0), 1), training=False)
     assert batch["inputs"].tolist() == [[1.0, 2.0]]
     assert task.input_spec(3) == jax.ShapeDtypeStruct((3, 2), jnp.float32)

@@ -31,10 +31,10 @@ def test_windows_predict_every_symbol_exactly_once_in_evaluation(length, size, l
     examples = windows(text(length), size, lookahead=lookahead)
     batch = examples.read(examples.evaluation_indices(np.arange(examples.number)))
     assert batch["symbols"].shape == (examples.number, size + lookahead)
-    assert batch["weights"].shape == (examples.number, size) and batch["weights"].dtype == np.float32
-    predicted = batch["symbols"][:, lookahead:][batch["weights"] == 1]
+    assert batch["loss_weights"].shape == (examples.number, size) and batch["loss_weights"].dtype == np.float32
+    predicted = batch["symbols"][:, lookahead:][batch["loss_weights"] == 1]
     np.testing.assert_array_equal(predicted, text(length)[lookahead:])
-    assert batch["weights"].sum() == length - lookahead
+    assert batch["loss_weights"].sum() == length - lookahead
 
 
 @pytest.mark.parametrize(("length", "size", "lookahead"), STREAMS)
@@ -45,7 +45,7 @@ def test_an_epoch_of_training_windows_has_every_symbol_after_its_offset_once(len
         rows = examples.training_indices(5, epoch, examples.number)
         (offset,) = np.unique(rows % size)
         batch = examples.read(rows)
-        predicted = batch["symbols"][:, lookahead:][batch["weights"] == 1]
+        predicted = batch["symbols"][:, lookahead:][batch["loss_weights"] == 1]
         np.testing.assert_array_equal(np.sort(predicted), text(length)[offset + lookahead :])
 
 
@@ -80,9 +80,9 @@ def test_windows_taken_on_the_device_are_those_read_on_the_host(length, size, lo
     rows = np.arange(examples.number * size, dtype=np.int32)
     taken = jax.jit(examples.take)(jax.tree.map(jnp.asarray, examples.load()), rows)
     read = examples.read(rows)
-    assert sorted(taken) == sorted(read) == ["symbols", "weights"]
+    assert sorted(taken) == sorted(read) == ["loss_weights", "symbols"]
     padded = np.concatenate([text(length), np.zeros(3 * size + 3, np.uint16)])
-    for position, symbols, weights in zip(rows, read["symbols"], read["weights"], strict=True):
+    for position, symbols, weights in zip(rows, read["symbols"], read["loss_weights"], strict=True):
         np.testing.assert_array_equal(symbols, padded[position : position + size + lookahead])
         np.testing.assert_array_equal(weights, np.arange(position, position + size) < length - lookahead)
     for name in taken:

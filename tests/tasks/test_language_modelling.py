@@ -31,8 +31,8 @@ def characters():
 def prepared(task, symbols, *, key=0, weights=None, weight=None, training=True):
     examples = {
         "symbols": symbols,
-        "weights": np.ones((len(symbols), task.units[1]), np.float32) if weights is None else weights,
-        "weight": np.ones(len(symbols), np.float32) if weight is None else weight,
+        "loss_weights": np.ones((len(symbols), task.units[1]), np.float32) if weights is None else weights,
+        "example_weight": np.ones(len(symbols), np.float32) if weight is None else weight,
     }
     prepare = jax.jit(lambda examples, keys: task.prepare(examples, keys, training=training))
     return prepare(examples, jax.random.split(jax.random.key(key), len(symbols)))
@@ -111,15 +111,15 @@ def test_evaluation_predicts_every_symbol_of_the_split_once(characters, objectiv
     length = len(text) if tokenizer == "characters" else len(text.encode())
     examples = task.examples("test")
     batch = examples.read(examples.evaluation_indices(np.arange(examples.number)))
-    assert batch["weights"].sum() == length - lookahead
-    stream = batch["symbols"][:, lookahead:][batch["weights"] == 1]
+    assert batch["loss_weights"].sum() == length - lookahead
+    stream = batch["symbols"][:, lookahead:][batch["loss_weights"] == 1]
     np.testing.assert_array_equal(stream, task.encode(text)[lookahead:])
 
 
 def test_the_target_is_the_next_symbol(characters):
     examples = characters.examples("validation")
     stored = examples.read(examples.evaluation_indices(np.arange(4)))
-    batch = prepared(characters, stored["symbols"], weights=stored["weights"])
+    batch = prepared(characters, stored["symbols"], weights=stored["loss_weights"])
     text = "\n".join(record["text"] for record in open_split("lab_speeches", "validation").records())
     stream = characters.encode(text)
     np.testing.assert_array_equal(np.ravel(batch["inputs"]), stream[:128])
@@ -133,7 +133,7 @@ def test_padding_of_a_window_and_of_a_batch_has_no_weight():
         weights = np.array([[1, 1, 1, 0], [1, 1, 1, 1]], np.float32)
         weight = np.array([1, 0], np.float32)
         batch = prepared(task, np.ones((2, 4 + lookahead), np.uint8), weights=weights, weight=weight)
-        np.testing.assert_array_equal(batch["weights"], [[1, 1, 1, 0], [0, 0, 0, 0]])
+        np.testing.assert_array_equal(batch["loss_weights"], [[1, 1, 1, 0], [0, 0, 0, 0]])
 
 
 # ------------------------------------------------------------------------------------------------- masking
@@ -154,15 +154,15 @@ def assert_share(count, number, rate):
 @pytest.mark.parametrize("mask_rate", [0.15, 0.5])
 def test_the_share_of_chosen_tokens_is_the_mask_rate(mask_rate):
     symbols, batch = masked(mask_rate)
-    assert set(np.unique(batch["weights"])) == {0, 1}
-    assert_share(batch["weights"].sum(), symbols.size, mask_rate)
+    assert set(np.unique(batch["loss_weights"])) == {0, 1}
+    assert_share(batch["loss_weights"].sum(), symbols.size, mask_rate)
     # And no window is left out, nor any place of a window.
-    assert (batch["weights"].sum(axis=1) > 0).all() and (batch["weights"].sum(axis=0) > 0).all()
+    assert (batch["loss_weights"].sum(axis=1) > 0).all() and (batch["loss_weights"].sum(axis=0) > 0).all()
 
 
 def test_of_the_chosen_80_percent_are_masked_10_percent_drawn_and_10_percent_kept():
     symbols, batch = masked(0.5)
-    chosen = batch["weights"] == 1
+    chosen = batch["loss_weights"] == 1
     number, inputs = chosen.sum(), batch["inputs"]
     is_mask, same = inputs == 27, inputs == symbols
     assert_share((chosen & is_mask).sum(), number, 0.8)
@@ -178,15 +178,15 @@ def test_of_the_chosen_80_percent_are_masked_10_percent_drawn_and_10_percent_kep
 def test_masking_leaves_the_targets_and_the_other_tokens_alone():
     symbols, batch = masked(0.5)
     np.testing.assert_array_equal(batch["targets"], symbols)
-    others = batch["weights"] == 0
+    others = batch["loss_weights"] == 0
     np.testing.assert_array_equal(batch["inputs"][others], symbols[others])
 
 
 def test_masks_follow_from_the_keys():
     _, batch = masked(key=0)
     _, other = masked(key=1)
-    assert not np.array_equal(other["weights"], batch["weights"])
-    differing = [np.array_equal(batch["weights"][0], row) for row in batch["weights"][1:]]
+    assert not np.array_equal(other["loss_weights"], batch["loss_weights"])
+    differing = [np.array_equal(batch["loss_weights"][0], row) for row in batch["loss_weights"][1:]]
     assert not any(differing)
 
 
@@ -197,7 +197,7 @@ def test_only_chosen_tokens_are_judged():
     logits = jax.random.normal(jax.random.key(0), (3, 10, 27))
     slope = jax.grad(lambda logits: task.loss_and_metrics(logits, batch)["loss"][0])(logits)
     reached = np.abs(slope).sum(axis=-1) > 0
-    np.testing.assert_array_equal(reached, batch["weights"] == 1)
+    np.testing.assert_array_equal(reached, batch["loss_weights"] == 1)
 
 
 def test_the_mask_is_read_but_never_predicted():

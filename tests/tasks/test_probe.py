@@ -50,7 +50,7 @@ def prepared():
             compiled[name] = [jax.jit(lambda *args, t=t: task.prepare(*args, training=t)) for t in (False, True)]
         rows = jnp.arange(len(stored["index"]), dtype=jnp.int32)
         weight = jnp.ones(len(rows)) if weight is None else jnp.asarray(weight, jnp.float32)
-        batch = {"index": jnp.asarray(stored["index"]), "weight": weight}
+        batch = {"index": jnp.asarray(stored["index"]), "example_weight": weight}
         return jax.tree.map(np.asarray, compiled[name][training](batch, example_keys(seed, stream, step, rows)))
 
     def batches(name, seed=0, *, step=None, split="train", size=80, weight=None):
@@ -120,8 +120,8 @@ def test_evaluating_a_finite_training_set_sees_what_training_saw(prepared):
 def test_padding_has_no_weight(prepared, name):
     weight = np.arange(80) % 2
     padded, whole = prepared(name, step=0, weight=weight), prepared(name, step=0)
-    np.testing.assert_array_equal(padded["weights"], whole["weights"] * weight[:, None])
-    assert whole["weights"][weight == 0].any()
+    np.testing.assert_array_equal(padded["loss_weights"], whole["loss_weights"] * weight[:, None])
+    assert whole["loss_weights"][weight == 0].any()
     np.testing.assert_array_equal(padded["inputs"], whole["inputs"])
 
 
@@ -174,7 +174,7 @@ def logits_of(network, inputs):
 def test_networks_take_what_is_drawn_and_return_what_is_asked(name):
     config = parse_config(legal(name))
     task = make_task(config.task)
-    stored = {"index": jax.ShapeDtypeStruct((5,), jnp.int32), "weight": jax.ShapeDtypeStruct((5,), jnp.float32)}
+    stored = {"index": jax.ShapeDtypeStruct((5,), jnp.int32), "example_weight": jax.ShapeDtypeStruct((5,), jnp.float32)}
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 5))
     batch = jax.eval_shape(lambda *args: task.prepare(*args, training=True), stored, keys)
     dummy = task.input_spec(5)
@@ -185,7 +185,7 @@ def test_networks_take_what_is_drawn_and_return_what_is_asked(name):
         assert logits.shape == (*batch["targets"].shape, config.task.vocabulary)
     else:
         assert logits.shape == batch["targets"].shape and sorted(metrics) == ["loss", "r2"]
-    assert batch["weights"].shape == batch["targets"].shape[:2]
+    assert batch["loss_weights"].shape == batch["targets"].shape[:2]
     assert task.units == ("examples", 1) and task.metadata == {}
 
 
@@ -256,7 +256,10 @@ def test_sizes_that_do_not_fit_are_refused(task, parts):
 def test_accuracy_counts_the_places_that_are_asked():
     task = make_task(MemorizationConfig(vocabulary=5, sequence_length=4))
     logits = jnp.asarray(np.log(np.eye(5)[[[1, 2, 3, 4], [0, 0, 1, 1]]] + 0.25), jnp.float32)
-    batch = {"targets": jnp.array([[1, 2, 0, 0], [4, 4, 1, 3]]), "weights": jnp.array([[1.0, 0, 1, 1], [0, 1, 1, 0]])}
+    batch = {
+        "targets": jnp.array([[1, 2, 0, 0], [4, 4, 1, 3]]),
+        "loss_weights": jnp.array([[1.0, 0, 1, 1], [0, 1, 1, 0]]),
+    }
     sums = task.loss_and_metrics(logits, batch)
     assert [float(value) for value in sums["accuracy"]] == [2, 5]
     # Softmax gives 5/9 to the largest and 1/9 to each other one.

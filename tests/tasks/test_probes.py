@@ -140,8 +140,8 @@ def test_r2_is_1_for_the_solution_and_0_for_the_mean(examples_of, name):
 
     @jax.jit
     def sums(solution, targets, weights):
-        few = {"targets": targets[: len(solution)], "weights": weights[: len(solution)]}
-        everything = {"targets": targets, "weights": weights}
+        few = {"targets": targets[: len(solution)], "loss_weights": weights[: len(solution)]}
+        everything = {"targets": targets, "loss_weights": weights}
         return task.loss_and_metrics(solution, few), task.loss_and_metrics(jnp.zeros_like(targets), everything)
 
     solution = jnp.asarray(stated(name, inputs[:64])[0], jnp.float32)

@@ -342,16 +342,16 @@ def test_the_map_to_memorize_is_the_same_in_training_and_evaluation_of_any_run()
 
     for seed, training, first in ((0, True, 0), (1, True, 0), (0, False, 2**30), (5, False, 2**30 + 2**29)):
         index = first + np.arange(256, dtype=np.int32)
-        stored = {"index": index, "weight": np.ones(256, np.float32)}
+        stored = {"index": index, "example_weight": np.ones(256, np.float32)}
         keys = jax.random.split(jax.random.key(seed), 256)
         batch = prepare(jax.tree.map(jnp.asarray, stored), keys, training)
-        maps.append(memorized(*(np.asarray(batch[part]) for part in ("inputs", "targets", "weights")), 33))
+        maps.append(memorized(*(np.asarray(batch[part]) for part in ("inputs", "targets", "loss_weights")), 33))
     assert maps[0] == maps[1] == maps[2] == maps[3] and len(set(maps[0].values())) > 5
 
 
 def test_the_training_set_shows_every_key_to_memorize():
     task = make_task(MemorizationConfig())
-    stored = {"index": jnp.arange(256), "weight": jnp.ones(256)}
+    stored = {"index": jnp.arange(256), "example_weight": jnp.ones(256)}
     prepare = jax.jit(lambda stored, keys: task.prepare(stored, keys, training=True))
     batch = prepare(stored, jax.random.split(jax.random.key(0), 256))
-    assert len(memorized(*(np.asarray(batch[part]) for part in ("inputs", "targets", "weights")), 256)) == 127
+    assert len(memorized(*(np.asarray(batch[part]) for part in ("inputs", "targets", "loss_weights")), 256)) == 127

@@ -179,7 +179,7 @@ def image_case(shift: int = 0, rate: float = 0.0) -> Case:
             "image": rng.integers(0, 256, (size, 4, 4, 1), np.uint8),
             "label": rng.integers(0, 5, size, np.int32),
             "row": np.arange(size, dtype=np.int32),
-            "weight": np.ones(size, np.float32) if weight is None else weight,
+            "example_weight": np.ones(size, np.float32) if weight is None else weight,
         }
 
     return Case(task, linear_network(16, 5, rate), draw, optax.sgd(0.2, momentum=0.5))
@@ -194,9 +194,9 @@ def text_case(objective: str, rate: float = 0.0) -> Case:
         symbols = rng.geometric(0.5, (size, 6 + (objective == "next_token"))) - 1  # some more frequent than others
         return {
             "symbols": np.minimum(symbols, 11).astype(np.uint8),
-            "weights": (rng.random((size, 6)) < 0.8).astype(np.float32),
+            "loss_weights": (rng.random((size, 6)) < 0.8).astype(np.float32),
             "row": np.arange(size, dtype=np.int32),
-            "weight": np.ones(size, np.float32) if weight is None else weight,
+            "example_weight": np.ones(size, np.float32) if weight is None else weight,
         }
 
     return Case(task, table_network(13, 7, 12, rate), draw, optax.sgd(0.5, momentum=0.5))

@@ -147,7 +147,7 @@ def scored(own_parts):
     @registry.register("task", "scored", config=ScoredConfig)
     class Scored(TabularClassification):
         def loss_and_metrics(self, outputs, batch):
-            arguments = outputs[:, 1] - outputs[:, 0], batch["targets"], batch["weights"]
+            arguments = outputs[:, 1] - outputs[:, 0], batch["targets"], batch["loss_weights"]
             return super().loss_and_metrics(outputs, batch) | {"auc": AUC(*arguments)}
 
     return Scored
@@ -161,7 +161,7 @@ def test_a_metric_of_all_examples_is_exact_over_batches_and_devices(scored, tmp_
     run = load_run(tmp_path)
     examples = run.task.examples("test")
     assert examples.number % 16  # the last batch is padded
-    stored = examples.load() | {"weight": np.ones(examples.number, np.float32)}
+    stored = examples.load() | {"example_weight": np.ones(examples.number, np.float32)}
     batch = run.task.prepare(jax.tree.map(jnp.asarray, stored), None, training=False)
     outputs = np.asarray(run.predict(batch["inputs"]))
     expected = roc_auc_score(np.asarray(batch["targets"]), outputs[:, 1] - outputs[:, 0])
@@ -226,11 +226,11 @@ def reversal(own_parts):
                 "inputs": {"source": source, "target": jnp.broadcast_to(jnp.arange(TARGET)[None], targets.shape)},
                 "valid": {"source": of_source, "target": of_target},
                 "targets": targets,
-                "weights": of_target * examples["weight"][:, None],
+                "loss_weights": of_target * examples["example_weight"][:, None],
             }
 
         def loss_and_metrics(self, outputs, batch):
-            arguments = outputs, batch["targets"], batch["weights"]
+            arguments = outputs, batch["targets"], batch["loss_weights"]
             return {"loss": cross_entropy(*arguments), "accuracy": accuracy(*arguments)}
 
         def input_spec(self, batch_size):
@@ -244,7 +244,7 @@ def reversal(own_parts):
 
 def batch_of(experiment, size=16):
     rows = np.arange(size, dtype=np.int32)
-    stored = {"index": jnp.asarray(rows), "weight": jnp.ones(size)}
+    stored = {"index": jnp.asarray(rows), "example_weight": jnp.ones(size)}
     return experiment.task.prepare(stored, jax.random.split(jax.random.key(1), size), training=True)
 
 
@@ -374,11 +374,11 @@ def bags(own_parts, tmp_path, monkeypatch):
                 "inputs": examples["values"][:, :, None],
                 "valid": places < examples["values_shape"],
                 "targets": examples["label"].astype(jnp.int32),
-                "weights": examples["weight"],
+                "loss_weights": examples["example_weight"],
             }
 
         def loss_and_metrics(self, outputs, batch):
-            arguments = outputs, batch["targets"], batch["weights"]
+            arguments = outputs, batch["targets"], batch["loss_weights"]
             return {"loss": cross_entropy(*arguments), "accuracy": accuracy(*arguments)}
 
         def input_spec(self, batch_size):
@@ -411,7 +411,7 @@ def test_more_room_changes_nothing(bags):
         experiment = make_experiment(config_of({"name": "bags", "capacity": capacity}, {"position": "off"}))
         params, _ = experiment.network.init(jax.random.key(0))
         examples = experiment.task.examples("test")
-        stored = jax.tree.map(jnp.asarray, examples.read(np.arange(20))) | {"weight": jnp.ones(20)}
+        stored = jax.tree.map(jnp.asarray, examples.read(np.arange(20))) | {"example_weight": jnp.ones(20)}
         batch = experiment.task.prepare(stored, None, training=False)
         outputs.append(experiment.network.apply(params, {}, batch["inputs"], valid=batch["valid"])[0])
     np.testing.assert_allclose(*outputs, rtol=1e-4, atol=1e-5)

@@ -151,7 +151,7 @@ def one_update(config, weight):
     experiment = make_experiment(config)
     strategy, layout = experiment.strategy, experiment.layout
     rows = np.arange(len(weight), dtype=np.int32)
-    batch = experiment.task.examples("train").read(rows) | {"row": rows, "weight": np.float32(weight)}
+    batch = experiment.task.examples("train").read(rows) | {"row": rows, "example_weight": np.float32(weight)}
     step = make_train_step(experiment.task, experiment.network, experiment.optimizer, seed=config.seed)
     step = strategy.compile(step, layout=layout)
     return strategy.fetch(step(strategy.place_state(start_of(experiment), layout), strategy.split(batch, 0))[1])
@@ -245,7 +245,7 @@ def compiled_update(sizes):
     abstract = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)  # noqa: E731
     state = experiment.abstract_state if layout is None else jax.tree.map(abstract, experiment.abstract_state, layout)
     rows = np.arange(8, dtype=np.int32)
-    batch = experiment.task.examples("train").read(rows) | {"row": rows, "weight": np.ones(8, np.float32)}
+    batch = experiment.task.examples("train").read(rows) | {"row": rows, "example_weight": np.ones(8, np.float32)}
     if sizes is None:
         replicas = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((4, *leaf.shape), leaf.dtype), state)
         return strategy.compile(step).lower(replicas, strategy.split(batch, 0)).compile()

@@ -54,9 +54,9 @@ def batch_of(experiment, size):
     symbols = np.random.default_rng(0).choice(SYMBOLS, p=[0.8, 0.15, 0.05], size=(size, TOKENS + lookahead))
     return {
         "symbols": symbols.astype(np.uint8),
-        "weights": np.ones((size, TOKENS), np.float32),
+        "loss_weights": np.ones((size, TOKENS), np.float32),
         "row": np.arange(size, dtype=np.int32),
-        "weight": np.ones(size, np.float32),
+        "example_weight": np.ones(size, np.float32),
     }
 
 

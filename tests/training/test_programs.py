@@ -129,11 +129,13 @@ def test_a_feed_has_the_rows_of_each_of_its_steps(prepared):
     feeds = [jax.device_get(feed) for feed in make_feeds(experiment, examples, [(0, 2), (2, 2), (4, 1)])]
     seed = experiment.config.seed
     for (begin, count), feed in zip([(0, 2), (2, 2), (4, 1)], feeds, strict=True):
-        assert {name: leaf.shape for name, leaf in feed.items()} == dict.fromkeys(("example", "row", "weight"), (2, 16))
+        assert {name: leaf.shape for name, leaf in feed.items()} == dict.fromkeys(
+            ("example", "row", "example_weight"), (2, 16)
+        )
         for number in range(count):
             np.testing.assert_array_equal(feed["example"][number], examples.training_indices(seed, begin + number, 16))
             np.testing.assert_array_equal(feed["row"][number], np.arange(16))
-        assert (feed["weight"] == 1).all()
+        assert (feed["example_weight"] == 1).all()
     assert len({feed["example"].tobytes() for feed in feeds}) == 3
 
 

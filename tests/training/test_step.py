@@ -70,7 +70,7 @@ def test_an_update_uses_the_optimizer_on_the_gradient_that_jax_finds(make_case, 
             prepared = case.task.prepare(batch, prepare, training=True)
             logits, _ = case.network.apply(params, {}, prepared["inputs"], keys=drop)
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, prepared["targets"])
-            return jnp.average(losses, weights=prepared["weights"])
+            return jnp.average(losses, weights=prepared["loss_weights"])
 
         updates, opt_state = case.optimizer.update(jax.grad(mean_loss)(state.params), state.opt_state, state.params)
         return optax.apply_updates(state.params, updates), opt_state
@@ -116,11 +116,11 @@ def test_an_example_of_weight_zero_has_no_influence(case, assert_same):
     weight = np.array([1, 1, 0, 1, 0, 1, 1, 1], np.float32)
     one, other = batch_of(case, 0, weight), batch_of(case, 1, weight)
     mixed = {name: one[name].copy() for name in one}
-    for name in set(one) - {"row", "weight"}:
+    for name in set(one) - {"row", "example_weight"}:
         mixed[name][weight == 0] = other[name][weight == 0]
         assert not np.array_equal(mixed[name], one[name])
     assert_same(case.update()(case.start(), one), case.update()(case.start(), mixed))
-    full = case.update()(case.start(), one | {"weight": np.ones(8, np.float32)})
+    full = case.update()(case.start(), one | {"example_weight": np.ones(8, np.float32)})
     assert float(full[1]["loss"][0]) != float(case.update()(case.start(), one)[1]["loss"][0])
 
 
@@ -228,7 +228,7 @@ def digits():
         "image": rng.integers(0, 256, (4, 8, 8, 1), np.uint8),
         "label": rng.integers(0, 10, 4, np.int32),
         "row": np.arange(4, dtype=np.int32),
-        "weight": np.ones(4, np.float32),
+        "example_weight": np.ones(4, np.float32),
     }
     params, _ = make_network(task).shapes
     return task, batch, jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype), params)
