@@ -24,6 +24,7 @@ from flaxformer_lab.report.svg import COLOURS, annotate, as_svg, make_axes, styl
 from flaxformer_lab.tasks import PrimaryMetric
 
 Limits = tuple[float, float]
+HUGE = 1e100  # values beyond are drawn at the edge: no axis can hold them
 LETTER = 6.4  # width in pixels of a letter of the figures' small type, in a wide typeface
 LABEL_WIDTH, LABEL_HEIGHT = 13, 10  # of a variant's number
 SIDES = {"yes": "better", "no": "worse", "open": "level"}  # of a threshold: the colour of an interval
@@ -41,20 +42,20 @@ def score_limits(metric: PrimaryMetric, values: Iterable[float]) -> Limits:
     Where only the lower limit is missing, the axis goes below 0 as far as the values, but by no more than the range: a
     run that diverges would flatten the rest.
     """
-    finite = [float(value) for value in values if np.isfinite(value)]
+    values = list(values)
     low, high = metric.limits
     size = metric_range(metric)
     if size is None:
-        start, end = padded_range(finite)
+        start, end = padded_range(values)
         return start if low is None else max(start, low), end
     if low is None:
-        low = max(1.06 * min([0.0, *finite]), -size)
+        low = max(1.06 * min([0.0, *filter(math.isfinite, values)]), -size)
     return low, high + 0.04 * size
 
 
 def padded_range(values: Iterable[float], margin: float = 0.06) -> Limits:
-    """The finite values' range with some room on both sides; (0, 1) where there is none."""
-    finite = [float(value) for value in values if np.isfinite(value)]
+    """The range of the values that are not huge, with some room on both sides; (0, 1) where there is none."""
+    finite = [float(value) for value in values if abs(value) < HUGE]
     if not finite:
         return 0.0, 1.0
     low, high = min(finite), max(finite)
@@ -219,8 +220,9 @@ def scatter(
     axes.set(xlabel=label, ylabel=format_label(metric), ylim=score_limits(metric, y.ravel()))
     axes.yaxis.set_label_coords(0.03, 0.56, figure.transFigure)  # clear of wide numbers
     if logarithmic:
-        low, high = np.min(x[:, 1], initial=1e12) / 1.25, np.max(x[:, 1], initial=1.0) * 1.25
-        axes.set(xscale="log", xlim=(min(low, high / 2), high))
+        x = np.clip(x, 1.0, HUGE)
+        low, high = (x[:, 1].min() / 1.25, x[:, 1].max() * 1.25) if shown else (1.0, 10.0)
+        axes.set(xscale="log", xlim=(low, high))
         factors = (1, 2, 5) if high < 1000 * low else (1,)
         axes.xaxis.set_major_locator(MaxNLocator(4) if high < 5 * low else LogLocator(subs=factors))
         axes.xaxis.set_minor_locator(NullLocator())

@@ -1,12 +1,14 @@
 """The engine in this process, on cells that train in no time."""
 
 import types
+import typing
 
 import jax
 import numpy as np
 import pytest
 
 from flaxformer_lab.ablation import engine, local
+from flaxformer_lab.ablation.claim_config import Measure
 from flaxformer_lab.ablation.engine import best_learning_rate, run_cells
 from flaxformer_lab.ablation.local import train_here
 from flaxformer_lab.ablation.population import Outcome, train_population
@@ -84,6 +86,7 @@ def test_every_cell_is_trained_once_and_its_result_is_that_of_its_population(gri
         np.testing.assert_allclose(each["validation"]["loss"], outcome.validation["loss"][number], atol=1e-6)
     assert found["steps"] == [2, 4] and found["parameters"] > 0 and found["forward_flops"] > 0
     assert found["bound"] is None
+    assert set(found["replicas"][0]["measures"]) == set(typing.get_args(Measure))  # what a claim may name
     progress = [(each.done, each.total) for each in events if each.what == "progress"]
     assert progress[-1] == (4, 4) and progress == sorted(progress)
     events.clear()

@@ -194,6 +194,7 @@ def test_a_config_survives_json(grid):
         ({"match": "params"}, r"match=params is not a choice: did you mean parameters\?"),
         ({"keep": "some"}, r"keep=some is not a choice"),
         ({"sedes": (1,)}, r"unknown key sedes .*did you mean seeds"),
+        ({"tasks": {"near": {}}}, r"tasks\.near\.recipe is missing; tasks\.near has the keys recipe, overrides"),
         ({"tasks": {"near": {"recipe": ""}}}, r"tasks\.near\.recipe= must not be empty"),
         ({"tasks": {"near": {"recipy": "x"}}}, r"unknown key tasks\.near\.recipy"),
         (

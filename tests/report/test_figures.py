@@ -74,17 +74,18 @@ def test_seeds_that_are_not_finite_are_left_out():
     np.testing.assert_array_equal(most, [4, 5, nan])
 
 
+SHARE = metric(0, 1)
+
+
 def exactly(value):
     return Interval(value, math.nan, math.nan)
 
 
-def scatter_of(across, score=0.5):
+def scatter_of(across, score=0.5, metric=SHARE):
     """The scatter plot of variants with one score, and these values on the other axis."""
-    scores = [
-        types.SimpleNamespace(variant=f"name {k}", interval=exactly(score), metric=metric(0, 1))
-        for k in range(len(across))
-    ]
-    intervals = {score.variant: exactly(value) for score, value in zip(scores, across, strict=True)}
+    intervals = {f"name {k}": exactly(value) for k, value in enumerate(across)}
+    shared = {"interval": exactly(score), "metric": metric}
+    scores = [types.SimpleNamespace(variant=name, **shared) for name in intervals]
     return scatter(scores, intervals, "name 0", "parameters", logarithmic=True)
 
 
@@ -111,6 +112,13 @@ def test_labels_stay_inside_and_near():
 def test_a_logarithmic_axis_has_some_short_labels(low, high):
     labels = re.findall(r'<text x="[\d.]+" y="25\d[^>]*>([^<]*)<', scatter_of([low, high]))
     assert 2 <= len(labels) <= 9 and all(re.fullmatch(r"\d+(\.\d)?[kM]?", label) for label in labels)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e308, -1.0])
+def test_values_that_no_axis_can_hold_are_drawn_at_its_edge(value):
+    loss = PrimaryMetric("loss", "loss", higher_is_better=False)
+    assert scatter_of([100.0, value]).count("<circle") == 2
+    assert scatter_of([100.0, 200.0], value, loss).count("<circle") == 2
 
 
 def test_a_scatter_plot_may_be_empty():
