@@ -1,4 +1,4 @@
-# `make` alone lists the targets. Everything is installed into .venv, once, and again only when the requirements change.
+# `make` alone lists the targets. Everything is installed into .venv once, and again when the requirements change.
 
 # Interpreters to try, best first: the tested versions in constraints.txt were chosen on 3.11.
 PYTHON ?= python3.11 python3.12 python3.13 python3
@@ -10,7 +10,7 @@ EXTRAS ?=
 # More flags for the script that a target runs: `make train ARGS=--config.training.steps=100`.
 ARGS ?=
 # Flags for pytest: `make test PYTEST_ARGS="-k attention"`. By default two processes: each begins with
-# half of the files, whose tests share compiled functions, and who is done takes over from the other.
+# half of the files, whose tests share compiled functions, and takes over tests of the other when it is done.
 PYTEST_ARGS ?= --numprocesses=2 --dist=worksteal -m 'not (slow or tpu or cuda)'
 
 RUN := $(VENV)/bin/python
@@ -21,7 +21,7 @@ installed = $(patsubst %,$(VENV)/.installed-%,core $(1) $(EXTRAS))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-# Two installations into one environment must not meet.
+# Two installations into one environment must not run at once.
 .NOTPARALLEL:
 .PHONY: help setup train speeches test test-slow test-tpu test-cuda test-typed lint format benchmark ablation probes faults parity check-device browser clean
 
@@ -43,24 +43,24 @@ test: lint browser ## lint, then run all tests
 test-slow: $(call installed,test) ## the tests that train for long
 	@$(RUN) -m pytest -m slow
 
-test-tpu: $(call installed,test tpu-compile) ## compile for TPUs, which need not be there (installs libtpu)
+test-tpu: $(call installed,test tpu-compile) ## compile for TPUs, on a machine without one (installs libtpu)
 	@$(RUN) -m pytest --numprocesses=2 --dist=worksteal -m tpu tests/devices $(ARGS)
 
-test-cuda: $(call installed,test cuda-compile) ## compile for GPUs, which need not be there (installs CUDA's libraries, 3.4 GB)
+test-cuda: $(call installed,test cuda-compile) ## compile for GPUs, on a machine without one (installs CUDA's libraries, 3.4 GB)
 	@$(RUN) -m pytest --numprocesses=2 --dist=worksteal -m cuda tests/devices $(ARGS)
 
-test-typed: $(call installed,test) ## all tests again, with every annotation of type and shape checked as they run
+test-typed: $(call installed,test) ## all tests, with every type and shape annotation checked
 	@$(RUN) -m pytest $(PYTEST_ARGS) --jaxtyping-packages=flaxformer_lab,beartype.beartype
 
 lint: $(call installed,test) ## check style and format
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 
-format: $(call installed,test) ## mend style and format where that can be done by itself
+format: $(call installed,test) ## fix style and format automatically
 	@$(RUN) -m ruff check --fix .
 	@$(RUN) -m ruff format .
 
-benchmark: $(call installed,parity) ## time the train step beside PyTorch's (installs PyTorch)
+benchmark: $(call installed,parity) ## time the train step, and PyTorch's (installs PyTorch)
 	@$(RUN) benchmarks/train_step.py $(ARGS)
 
 ablation: $(call installed,) ## train every variant on every probe, with intervals and verdicts, into runs/cross_dimension
@@ -69,10 +69,10 @@ ablation: $(call installed,) ## train every variant on every probe, with interva
 probes: $(call installed,) ## train every probe and write the table in docs/science.md
 	@$(RUN) tools/probe_table.py $(ARGS)
 
-faults: $(call installed,) ## kill, damage and starve runs, and write what came of it into docs/reliability.md
+faults: $(call installed,) ## kill, damage and starve runs, and write the outcomes into docs/reliability.md
 	@$(RUN) tools/faults.py $(ARGS)
 
-parity: $(call installed,parity) ## make the parity tests' golden files again (installs PyTorch)
+parity: $(call installed,parity) ## write the parity tests' golden files again (installs PyTorch)
 	@$(RUN) tools/make_parity_goldens.py $(ARGS)
 
 check-device: $(call installed,) ## check formulas, modules and commands on the devices of this machine, without a network
@@ -93,8 +93,8 @@ $(VENV)/.installed-%: $(REQUIREMENTS) | $(VENV)/.installed-core
 	@$(PIP) install $(addprefix --constraint ,$(CONSTRAINTS)) --editable '.[$*]'
 	@touch $@
 
-# A test opens the HTML report in Chromium, and is skipped where there is none. As root on Debian it is fetched, once;
-# a machine that cannot have it runs all other tests.
+# A test opens the HTML report in Chromium, and is skipped where there is none. As root on Debian, Chromium is installed
+# once; without it all other tests run.
 BROWSERS := google-chrome google-chrome-stable chromium chromium-browser
 browser:
 	@for name in $(BROWSERS); do command -v $$name >/dev/null && exit 0; done; \
@@ -105,8 +105,8 @@ browser:
 	fi; \
 	echo "There is no Chromium here, so the tests that open the HTML report in it are skipped"
 
-# The first interpreter that is new enough and can make an environment; without one, the first that is new enough.
-# Debian and its descendants keep what makes environments in a package of its own.
+# The first interpreter that is new enough and can make an environment; else the first that is new enough.
+# Debian and its derivatives have a separate package for making environments.
 $(RUN):
 	@python=; \
 	for candidate in $(PYTHON); do \
@@ -125,7 +125,7 @@ $(RUN):
 	        { apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$$package"; } >/dev/null; \
 	    fi; \
 	    if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
-	        echo "$$python cannot make environments, for it has no ensurepip. On Debian and Ubuntu:" >&2; \
+	        echo "$$python cannot make environments, because it has no ensurepip. On Debian and Ubuntu:" >&2; \
 	        echo "    sudo apt-get install $$package" >&2; \
 	        echo "Elsewhere, name another Python: make PYTHON=/path/to/python3" >&2; \
 	        exit 1; \

@@ -1,6 +1,6 @@
 """Trains a model: `python train.py --config=configs/digits.py --workdir=runs/digits`.
 
-Every key of the config can be overridden (`--config.model.attention.num_heads=1`), and named variants lay several
+Every key of the config can be overridden (`--config.model.attention.num_heads=1`), and named variants apply several
 overrides at once (`--ablation=ffn_off,single_head`). The same command resumes an interrupted run.
 """
 
@@ -12,19 +12,19 @@ CONFIG = flags.DEFINE_string("config", "configs/digits.py", "Recipe file; it ret
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/RECIPE[-ABLATION].")
 ABLATION = flags.DEFINE_list("ablation", [], "Named variants, separated by commas: ffn_off,single_head.")
 STOP_AT = flags.DEFINE_integer(
-    "stop_at", None, "End after this step with a checkpoint; a later run goes on.", lower_bound=1
+    "stop_at", None, "End after this step with a checkpoint; the same command without this flag resumes.", lower_bound=1
 )
 
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed",
     False,
-    "Train with the other processes of this job, as SLURM, Open MPI, Kubernetes or a TPU describe it.",
+    "Train with the other processes of this job, described by SLURM, Open MPI, Kubernetes or a TPU.",
 )
 COORDINATOR = flags.DEFINE_string(
-    "coordinator_address", None, "HOST:PORT of the first process, where nothing describes it."
+    "coordinator_address", None, "HOST:PORT of the first process, where the environment does not give it."
 )
-PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes train together.", lower_bound=1)
-PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
+PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes that train together.", lower_bound=1)
+PROCESS = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", lower_bound=0)
 
 
 def main(overrides: list[str]) -> None:

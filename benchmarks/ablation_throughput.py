@@ -1,17 +1,17 @@
-"""Runs an hour of an ablation: populations beside one process a run, and beside a loop in one process.
+"""Runs per hour of an ablation: populations, one process for each run, and a loop in one process.
 
     python benchmarks/ablation_throughput.py                 # about 6 minutes on 2 cores
     python benchmarks/ablation_throughput.py --device=gpu    # one round, within two minutes
     python benchmarks/ablation_throughput.py --quick     # does it run at all?
 
-The same recipe, a probe, in three ways that take turns:
+The same recipe, a probe, in three ways that alternate:
 
 - population: the command `ablate` on cells of 15 replicas, from start to end, with its report;
-- processes: one command `train.py` a run, as many at a time as there are cores, as public harnesses do it;
+- processes: one command `train.py` for each run, as many at a time as there are cores, like public harnesses;
 - loop: one process that trains one run after the other and keeps its compiled programs.
 
-A figure is the median over rounds, a ratio is taken round by round. All compiled programs are cached on disk before the
-first round, for all three alike. Then: what populations of 1 to 64 replicas cost, drawn in docs/results/replicas.svg.
+Rates are medians over rounds; ratios are taken round by round. All compiled programs are cached on disk before the
+first round, for all three. Then: the cost of populations of 1 to 64 replicas, drawn in docs/results/replicas.svg.
 """
 
 import argparse
@@ -58,7 +58,7 @@ for seed in range(int(number)):
 
 
 def overrides() -> list[str]:
-    """The recipe's changed knobs, as arguments."""
+    """The changed keys of the recipe, as arguments."""
     return [f"--config.{name}={value}" for name, value in KNOBS.items()]
 
 
@@ -81,7 +81,7 @@ def population(folder: Path, runs: int) -> int:
 
 
 def processes(folder: Path, runs: int) -> int:
-    """One process a run, on all cores."""
+    """One process for each run, on all cores."""
 
     def one(seed: int) -> None:
         command(
@@ -103,7 +103,7 @@ WAYS: dict[str, Callable[[Path, int], int]] = {"population": population, "proces
 
 
 def runs_an_hour(way: str, runs: int) -> float:
-    """From the wall-clock time of the whole."""
+    """Runs per hour from the total wall-clock time."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         done = WAYS[way](Path(folder), runs)
@@ -111,7 +111,7 @@ def runs_an_hour(way: str, runs: int) -> float:
 
 
 def cost_of_replicas(numbers: Sequence[int]) -> list[dict[str, float]]:
-    """What an update and the preparation of populations of several sizes take."""
+    """Time of an update and of the preparation, for populations of several sizes."""
     import jax
 
     from flaxformer_lab.ablation.population import Population, Replica
@@ -131,7 +131,7 @@ def cost_of_replicas(numbers: Sequence[int]) -> list[dict[str, float]]:
 
 
 def draw(rows: list[dict[str, float]], path: Path) -> None:
-    """Milliseconds an update for each replica, against their number."""
+    """Plots milliseconds per update against the number of replicas."""
     from matplotlib import pyplot
 
     pyplot.rcParams["svg.hashsalt"] = "replicas"
@@ -155,7 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--rounds", type=int, help="default: 3, on a GPU 1, so that it ends within two minutes")
-    parser.add_argument("--runs", type=int, default=6, help="how many single runs a round has")
+    parser.add_argument("--runs", type=int, default=6, help="single runs in a round")
     parser.add_argument("--quick", action="store_true", help="one round of few runs; writes nothing")
     arguments = parser.parse_args()
     if arguments.device == "cpu":
@@ -174,10 +174,10 @@ def main() -> None:
                 found[way].append(runs_an_hour(way, runs))
     print("| way | runs an hour | population is faster by |\n|---|---|---|")
     ratios = {}
-    for way, figures in found.items():
-        ratios[way] = sorted(own / other for own, other in zip(found["population"], figures, strict=True))
+    for way, rates in found.items():
+        ratios[way] = sorted(own / other for own, other in zip(found["population"], rates, strict=True))
         low, middle, high = ratios[way][0], statistics.median(ratios[way]), ratios[way][-1]
-        print(f"| {way} | {statistics.median(figures):,.0f} | {middle:.1f} ({low:.1f} to {high:.1f}) |")
+        print(f"| {way} | {statistics.median(rates):,.0f} | {middle:.1f} ({low:.1f} to {high:.1f}) |")
     rows = cost_of_replicas((1, 2) if arguments.quick else (1, 2, 4, 8, 16, 32, 64))
     if not arguments.quick:
         draw(rows, FIGURES / f"replicas{'' if arguments.device == 'cpu' else '_gpu'}.svg")
@@ -188,7 +188,7 @@ def main() -> None:
                 "versions": versions(("jax", "jaxlib", "flax")),
                 "recipe": "configs/probes/product.py, " + ", ".join(f"{name}={value}" for name, value in KNOBS.items()),
                 "rounds": rounds,
-                "runs_an_hour": {way: round(statistics.median(figures)) for way, figures in found.items()},
+                "runs_an_hour": {way: round(statistics.median(rates)) for way, rates in found.items()},
                 "ratios": {way: [round(ratio, 2) for ratio in each] for way, each in ratios.items()},
                 "replicas": [{name: round(value, 3) for name, value in row.items()} for row in rows],
             },

@@ -1,7 +1,7 @@
-"""What attention_length.py measured, as verdicts on two claims of docs/science.md, C9 and C15, and as a figure.
+"""Verdicts on two claims of docs/science.md, C9 and C15, from the results of attention_length.py, and a plot.
 
 A question asks whether a ratio of two times is above a threshold. It is answered where the 95% interval over rounds
-lies on one side, and open where the interval holds the threshold.
+lies on one side, and open where the interval contains the threshold.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from flaxformer_lab.report.statistics import bootstrap_interval
 
 Rows = Sequence[dict[str, Any]]
 Ratios = list[float]
-FLAT = 1.2  # times a token that differ by less are called constant
-# Colours that colour-blind eyes tell apart (Okabe & Ito 2008), and marks for a greyscale print.
+FLAT = 1.2  # times per token that differ by a smaller factor are called constant
+# Colours that are distinct with colour blindness (Okabe & Ito 2008), and marks for a greyscale print.
 STYLES = {
     "softmax": ("#0072b2", "o", "softmax, exact, in blocks (Flash)"),
     "lightning": ("#d55e00", "s", "lightning"),
@@ -26,9 +26,9 @@ STYLES = {
 
 
 def decide_claims(grown: Rows, wide: Rows) -> dict[str, dict[str, Any]]:
-    """The claims with their verdicts and the answers that these rest on; of forward and backward pass together.
+    """The claims with their verdicts and answers; forward and backward pass together.
 
-    grown: rows of single kinds whose lengths took turns; wide: rows of several widths.
+    grown: rows of single kinds whose lengths alternated; wide: rows of several widths.
     """
     narrowest, widest = (pick(row["head_dim"] for row in wide) for pick in (min, max))
     tokens = wide[0]["length"]
@@ -84,7 +84,7 @@ def _decided(rule, *questions: tuple[str, Ratios, float]) -> dict[str, Any]:
 
 
 def _growth(grown: Rows, kind: str) -> tuple[Ratios, float]:
-    """Time a token of the longest sequence over that of the shortest, and what counts as more."""
+    """Time per token of the longest sequence over the shortest, and the threshold."""
     own = _whole(grown, kind)
     short, long = own[0], own[-1]
     share = short["length"] / long["length"]
@@ -93,7 +93,7 @@ def _growth(grown: Rows, kind: str) -> tuple[Ratios, float]:
 
 
 def _beside(wide: Rows, width: int) -> tuple[Ratios, float]:
-    """Time of attention over features over that of attention over tokens, and what counts as more."""
+    """Time of attention over features divided by attention over tokens, and the threshold."""
     of = {kind: next(row for row in _whole(wide, kind) if row["head_dim"] == width) for kind in ("channel", "softmax")}
     pairs = zip(*(of[kind]["rounds_in_milliseconds"] for kind in ("channel", "softmax")), strict=True)
     return [a / b for a, b in pairs], 1.0
@@ -104,7 +104,7 @@ def _whole(rows: Rows, kind: str) -> list[dict[str, Any]]:
 
 
 def draw_cost(rows: Rows, wide: Rows, path: Path, machine: str) -> None:
-    """Time a token against tokens, and against features, into an SVG file."""
+    """Plots time per token against tokens, and against features, into an SVG file."""
     from matplotlib import pyplot
 
     pyplot.rcParams["svg.hashsalt"] = path.stem

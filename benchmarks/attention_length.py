@@ -1,19 +1,19 @@
-"""Time and memory of every kind of attention against length, beside PyTorch and other libraries, in one run.
+"""Time and memory of every kind of attention against length, and of PyTorch and other libraries, in one run.
 
     python benchmarks/attention_length.py                  # CPU, float32: to 16k tokens, linear kinds to 64k
     python benchmarks/attention_length.py --device=gpu     # bfloat16, 4 x 32 heads of 128, within two minutes
     python benchmarks/attention_length.py --device=gpu --whole    # all kinds from 1k to 64k, and the claims
     python benchmarks/attention_length.py --lengths 64 128 --rounds=2 --heads=2 --head-dim=8   # does it run at all?
 
-Causal attention, forward alone and forward with the gradients of query, key and value. Contestants take turns, each in
-a process of its own; a figure is the median over rounds, a ratio is taken round by round. Memory is what a call needs
-beside its arguments: for JAX what the compiler plans (temporaries and outputs), for PyTorch the allocator's peak on a
-GPU and what the process grows by on a CPU, as for ejkernel. The exponent is that of memory against length, by least
-squares on the logarithms. A peer that is not installed is named as such.
+Causal attention, forward alone and forward with the gradients of query, key and value. Contestants alternate, each in
+its own process; times are medians over rounds, ratios are taken round by round. Memory is what a call needs beside its
+arguments: for JAX the compiler's plan (temporaries and outputs), for PyTorch the allocator's peak on a GPU and the
+growth of the process on a CPU, as for ejkernel. The exponent is that of memory against length, by least squares on the
+logarithms. A peer that is not installed is named.
 
-Then some kinds alone, with their lengths in turns, so that a machine whose speed drifts is no growth. Flatness is the
-largest time a token over the smallest, from 1k tokens on. And attention over tokens beside attention over features as
-the width grows. These two decide two claims of docs/science.md on cost, C9 and C15; they are drawn in
+Then single kinds with their lengths alternating, so that a drift of the machine's speed does not look like growth.
+Flatness is the largest time per token over the smallest, from 1k tokens on. And attention over tokens and over features
+as the width grows. These two decide two claims of docs/science.md on cost, C9 and C15; they are drawn in
 docs/results/attention_cost_cpu.svg (or _gpu).
 """
 
@@ -33,7 +33,7 @@ QUADRATIC = ("softmax", "torch_sdpa", "static")
 LINEAR = ("lightning", "linear", "channel", "mean", "lightning_kernel", "fla_naive", "ejkernel_lightning")
 CPU_LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 GPU_LENGTHS = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
-# What a GPU is asked in two minutes, most of which goes into compiling.
+# The cases on a GPU that fit into two minutes, mostly of compiling.
 BRIEF_KINDS, BRIEF_LENGTHS = ("softmax", "torch_sdpa", "lightning", "lightning_kernel", "linear"), (1024, 8192, 32768)
 WIDE, FEW, WIDTHS = ("softmax", "channel"), 256, (32, 64, 128, 256, 512, 1024, 2048)  # one head of all features
 GROWING = (("lightning", False), ("lightning", True), ("channel", True), ("softmax", True))  # kind, backward
@@ -63,7 +63,7 @@ def jax_contestant(kind: str, device: str, length: int, backward: bool, batch: i
     def work() -> None:
         jax.block_until_ready(run(*arguments))
 
-    if kind != "ejkernel_lightning":  # which cannot be traced: it takes an array for a constant
+    if kind != "ejkernel_lightning":  # not traceable: it treats an array as a constant
         run = jax.jit(run)
         plan = run.lower(*arguments).compile().memory_analysis()
         work.peak_bytes = lambda: plan.temp_size_in_bytes + plan.output_size_in_bytes
@@ -105,7 +105,7 @@ def torch_contestant(
     where, dtype = ("cpu", torch.float32) if device == "cpu" else ("cuda", torch.bfloat16)
     if where == "cpu":
         torch.set_num_threads(os.cpu_count() or 1)
-    # Each library's own layout: heads before tokens for sdpa, after them for flash-linear-attention.
+    # Each library's layout: heads before tokens for sdpa, after them for flash-linear-attention.
     shape = (batch, heads, length, head_dim) if kind == "torch_sdpa" else (batch, length, heads, head_dim)
     draw = partial(torch.randn, shape, device=where, dtype=dtype)
     query, key, value = (draw(requires_grad=backward) for _ in range(3))
@@ -138,7 +138,7 @@ def torch_contestant(
 
 
 def contestant(kind: str, **case: Any) -> Work:
-    """The work of a kind, whoever's it is."""
+    """The work of a kind, ours or a peer's."""
     build = torch_contestant if kind in ("torch_sdpa", "fla_naive") else jax_contestant
     if build is jax_contestant and case["device"] == "cpu":
         os.environ["JAX_PLATFORMS"] = "cpu"
@@ -150,7 +150,7 @@ def contestant(kind: str, **case: Any) -> Work:
 def compare(
     players: dict[str, Contestant], kinds: list[str], case: dict[str, Any], rounds: int
 ) -> tuple[list[dict], list[dict]]:
-    """Rows of one case, one for each kind, and what is absent or failed; prints both."""
+    """Rows of one case, one for each kind, and the kinds that are absent or failed; prints both."""
     there, missing, peaks = [], [], {}
     for kind in kinds:
         players[kind].send("prepare", case)
@@ -174,11 +174,12 @@ def compare(
 
 
 def compare_lengths(kind: str, device: str, cases: list[dict[str, Any]], rounds: int) -> list[dict]:
-    """Rows of one kind at several lengths, a process for each, all of them in turns."""
+    """Rows of one kind at several lengths, each in its own process, alternating."""
     players = [Contestant(str(case["length"]), contestant, {"kind": kind, "device": device}) for case in cases]
     for player, case in zip(players, cases, strict=True):
         player.ask("prepare", case)
-    seconds = take_turns(players, 2 * rounds, least=0.4)  # or the first call of a turn would weigh on short ones alone
+    # A short `least` would let the first call of a turn affect only short lengths.
+    seconds = take_turns(players, 2 * rounds, least=0.4)
     for each in players:
         each.end()
     return [_row(kind, case, seconds[str(case["length"])]) for case in cases]
@@ -196,7 +197,7 @@ def _row(kind: str, case: dict[str, Any], times: list[float]) -> dict[str, Any]:
 
 
 def summarise(rows: list[dict], grown: list[dict]) -> dict[str, Any]:
-    """For each kind and direction: how time and memory grow; ratios between kinds at each length; flatness."""
+    """For each kind and direction: growth of time and memory, ratios between kinds at each length, flatness."""
     summary: dict[str, Any] = {}
     for kind in dict.fromkeys(row["kind"] for row in rows):
         for backward in (False, True):
@@ -255,8 +256,8 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="*", choices=(*QUADRATIC, *LINEAR))
     parser.add_argument("--quadratic-most", type=int, help="longest sequence of the kinds that are quadratic in time")
     parser.add_argument("--forward-only", action="store_true")
-    parser.add_argument("--whole", action="store_true", help="on a GPU, which is asked for less by default")
-    parser.add_argument("--write", action="store_true", help="write the result though some of it was left out")
+    parser.add_argument("--whole", action="store_true", help="all cases on a GPU, which has fewer by default")
+    parser.add_argument("--write", action="store_true", help="write the result although some cases were left out")
     arguments = parser.parse_args()
     whole = not (arguments.lengths or arguments.kinds or arguments.forward_only)
     cpu = arguments.device == "cpu"
@@ -275,7 +276,7 @@ def main() -> None:
     print("| length | width | direction | kind | ms | µs a token | peak MiB |\n|---|---|---|---|---|---|---|")
     for length in arguments.lengths or lengths:
         for backward in (False,) if arguments.forward_only else (False, True):
-            # Static attention owns its quadratic matrix; a table for tens of thousands of tokens makes no sense. The
+            # Static attention's parameters are quadratic in tokens, too many for tens of thousands of them. The
             # backward pass of flash-linear-attention's form without a kernel is quadratic in time, and ejkernel, which
             # is not compiled as a whole, needs 200 KiB a token.
             limits = {"static": min(most, 4096), "softmax": most, "torch_sdpa": most}

@@ -1,7 +1,7 @@
-"""Contestants that take turns: each in a process of its own, working only when it is told to.
+"""Contestants that alternate: each in its own process, which works only on request.
 
-What the two benchmarks of attention share. A contestant is a function of a case that returns the work to be timed; it
-is named as absent where what it needs is not installed.
+Shared by the benchmarks of attention and decoding. A contestant is a function of a case that returns the work to time.
+It is reported as absent where its library is not installed.
 """
 
 import ctypes
@@ -32,21 +32,21 @@ class Contestant:
         theirs.close()
 
     def ask(self, request: str, *arguments: Any) -> Any:
-        """Sends `prepare` with a case, `time` with the least seconds, or `peak`; returns what the other side answers.
+        """Sends `prepare` with a case, `time` with the least seconds, or `peak`; returns the answer.
 
         Raises:
             ModuleNotFoundError: what the contestant needs is not installed.
-            RuntimeError: it failed in another way; the message is its own.
+            RuntimeError: it failed in another way; the message is that of its error.
         """
         self.send(request, *arguments)
         return self.answer()
 
     def send(self, request: str, *arguments: Any) -> None:
-        """Sends a request, whose `answer` is then owed: several contestants may prepare side by side."""
+        """Sends a request, to be read with `answer`, so that several contestants can prepare concurrently."""
         self._end.send((request, arguments))
 
     def answer(self) -> Any:
-        """The answer to what was sent; raises as `ask` does."""
+        """The answer to the request that was sent; raises like `ask`."""
         kind, answer = self._end.recv()
         if kind == "absent":
             raise ModuleNotFoundError(answer)
@@ -85,7 +85,7 @@ def _serve(connection, build: Callable[..., Work], settings: dict[str, Any]) -> 
 
 
 def timed(work: Work, least: float) -> float:
-    """Seconds of one call, the mean of as many as take `least` seconds together."""
+    """Seconds of one call, the mean of as many calls as take `least` seconds together."""
     calls, start = 0, time.perf_counter()
     while time.perf_counter() - start < least:
         work()
@@ -94,13 +94,13 @@ def timed(work: Work, least: float) -> float:
 
 
 def peak_bytes(work: Work) -> int | None:
-    """What the work itself tells as its `peak_bytes`; else what the process grew by in one call (Linux alone)."""
+    """The work's `peak_bytes` if it has them; else the growth of the process in one call (Linux only)."""
     if hasattr(work, "peak_bytes"):
         return work.peak_bytes()
     try:
         gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, so that taking it again shows
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+        ctypes.CDLL(None).malloc_trim(0)  # free memory goes back to the system, so that new allocations are visible
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
         before = _status("VmRSS")
         work()
         return max(0, _status("VmHWM") - before)
@@ -119,7 +119,7 @@ def take_turns(
 ) -> dict[str, list[float]]:
     """Seconds of each contestant's prepared work, round by round; a turn lasts `least` seconds or longer.
 
-    limit_s: no round begins after so many seconds, but for the first.
+    limit_s: no round except the first starts after this many seconds.
     """
     seconds: dict[str, list[float]] = {each.name: [] for each in contestants}
     start = time.perf_counter()
@@ -127,7 +127,7 @@ def take_turns(
         if number and time.perf_counter() - start > limit_s:
             break
         for each in contestants:
-            time.sleep(pause)  # threads of the one before spin for a while on the cores that this one needs
+            time.sleep(pause)  # threads of the previous contestant spin for a while on the cores that this one needs
             seconds[each.name].append(each.ask("time", least))
     return seconds
 
@@ -143,7 +143,7 @@ def exponent(sizes: list[float], values: list[float]) -> float | None:
 
 
 def versions(names: tuple[str, ...]) -> dict[str, str]:
-    """Of the libraries that are installed among `names`."""
+    """Versions of those of `names` that are installed."""
     found = {}
     for name in names:
         try:
@@ -154,7 +154,7 @@ def versions(names: tuple[str, ...]) -> dict[str, str]:
 
 
 def write_result(name: str, result: Mapping[str, Any]) -> None:
-    """Writes `result` as benchmarks/results/NAME.json and says so."""
+    """Writes `result` to benchmarks/results/NAME.json and prints the path."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")

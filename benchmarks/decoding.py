@@ -1,12 +1,12 @@
-"""Tokens a second when writing text: our cache beside that of a GPT-2 of transformers, the same size, in one run.
+"""Tokens per second of decoding: our cache and that of a GPT-2 of transformers of the same size, in one run.
 
     python benchmarks/decoding.py                  # CPU, float32
     python benchmarks/decoding.py --device=gpu     # bfloat16, within two minutes
     python benchmarks/decoding.py --sizes tiny --rounds=2    # does it run at all?
 
-Greedy, the same prompt lengths and the same number of new tokens on both sides, weights drawn at random. Contestants
-take turns, each in a process of its own; a figure is the median over rounds, a ratio is taken round by round. Reading
-the prompt is part of the time. The last column is a lightning model of the same width, whose state does not grow.
+Greedy, with the same prompt lengths and numbers of new tokens on both sides, and random weights. Contestants alternate,
+each in its own process; rates are medians over rounds, ratios are taken round by round. The time includes reading the
+prompt. The last column is a lightning model of the same width, whose state does not grow.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from train_step import machine
 
 @dataclass(frozen=True)
 class Size:
-    """A GPT-2, how much it reads, and how much it writes."""
+    """A GPT-2, its prompt length, and how many symbols it writes."""
 
     name: str
     width: int
@@ -55,7 +55,7 @@ TINY = Size("tiny", width=16, depth=1, heads=2, vocabulary=16, batch=2, prompt=3
 
 
 def ours(size: Size, device: str, kind: str) -> Work:
-    """One batch of texts by the lab's own decoder, the one that `generate` runs."""
+    """One batch of texts by the lab's decoder, which `generate` uses."""
     import jax
     import numpy as np
 
@@ -126,7 +126,7 @@ def peer(size: Size, device: str) -> Work:
 
 
 def contestant(name: str, device: str, size: Size) -> Work:
-    """The work of one side."""
+    """The work of one contestant."""
     if device == "cpu":
         os.environ["JAX_PLATFORMS"] = "cpu"
     # Processes share one GPU, so none may take all of it in advance.
@@ -135,7 +135,7 @@ def contestant(name: str, device: str, size: Size) -> Work:
 
 
 def compare(size: Size, device: str, rounds: int) -> dict[str, Any]:
-    """Tokens a second of each contestant, and ours over the peer's round by round; who is absent, and why."""
+    """Tokens per second of each contestant, our ratio to the peer round by round, and why contestants are absent."""
     players = [
         Contestant(name, contestant, {"name": name, "device": device})
         for name in ("softmax", "lightning", "transformers")

@@ -1,15 +1,15 @@
-"""What training pays beside its updates: saving checkpoints, and streaming data from the host.
+"""Overheads of training: saving checkpoints, and streaming data from the host.
 
     python benchmarks/overheads.py             # about 8 minutes on 2 cores
     python benchmarks/overheads.py --quick     # does it run at all?
 
-- A save: the speeches recipe, so many updates with a save at their start and without one, in turns. What the save adds
-  (waiting for the copy, and the cores that its writing takes from the updates) is set against 100 updates.
-- Streaming: the rate of updates with `training.input=stream` beside `device`, on the speeches and the digits recipes;
-  on the digits also where every record is decoded each time, as it is for data that the host's memory cannot hold.
-- Memory: what the process holds while a small model streams 10,000 updates.
+- A save: the speeches recipe, blocks of updates with a save at their start and without, alternating. The time that the
+  save adds (waiting for the copy, and cores that writing takes from the updates) is compared with 100 updates.
+- Streaming: the rate of updates with `training.input=stream` and with `device`, on the speeches and the digits recipes;
+  on the digits also with every record decoded each time, as for data that the host's memory cannot hold.
+- Memory: resident memory of the process while a small model streams 10,000 updates.
 
-A figure is the median over rounds; a ratio is taken round by round.
+Times and rates are medians over rounds; ratios are taken round by round.
 """
 
 import argparse
@@ -39,7 +39,7 @@ SMALL = ("model.width=8", "model.depth=1", "model.attention.num_heads=2", "train
 
 
 class Runner:
-    """A recipe's updates, to be applied so many at a time; each goes on from the state that the last one left."""
+    """Applies blocks of a recipe's updates; each block continues from the state of the last one."""
 
     def __init__(self, recipe: str, *overrides: str):
         keys = [f"--config.{override}" for override in ("parallelism.strategy=single", *overrides)]
@@ -54,7 +54,7 @@ class Runner:
         self.seconds(self._config.training.steps_per_call)
 
     def seconds(self, updates: int, save: Callable[[object], None] | None = None) -> float:
-        """Of this many updates; `save` is given the state before the first."""
+        """Seconds of this many updates; `save` gets the state before the first."""
         begin = time.perf_counter()
         if save is not None:
             save(self.state)
@@ -67,7 +67,7 @@ class Runner:
 
 
 def saving(updates: int, rounds: int) -> dict[str, object]:
-    """What one save adds to training on the speeches, as a share of 100 updates."""
+    """The time that one save adds to training on the speeches, as a share of 100 updates."""
     runner = Runner("speeches", "training.steps=100000")
     blocked: list[float] = []
     with tempfile.TemporaryDirectory() as folder, Checkpoints(Path(folder) / "checkpoints") as checkpoints:
@@ -95,7 +95,7 @@ def saving(updates: int, rounds: int) -> dict[str, object]:
 
 
 def streaming(recipe: str, updates: int, rounds: int, host_bytes: int = examples.HOST_BYTES) -> dict[str, object]:
-    """The rate of updates on streamed data over that on data which lives on the device."""
+    """The rate of updates on streamed data, divided by the rate on data on the device."""
     with mock.patch.object(examples, "HOST_BYTES", host_bytes):
         inputs = ("device", "stream")
         runners = {name: Runner(recipe, f"training.input={name}", "training.steps=100000") for name in inputs}
@@ -113,7 +113,7 @@ def streaming(recipe: str, updates: int, rounds: int, host_bytes: int = examples
 
 
 def memory(updates: int) -> dict[str, object]:
-    """Megabytes that the process holds at each tenth of many streamed updates."""
+    """Resident memory in MiB at each tenth of many streamed updates."""
     runner = Runner("digits", "training.input=stream", "training.steps=100000", *SMALL)
     held = []
     for _ in range(10):
@@ -123,7 +123,7 @@ def memory(updates: int) -> dict[str, object]:
 
 
 def resident_bytes() -> int:
-    """What this process holds in memory now (Linux)."""
+    """Resident memory of this process (Linux)."""
     line = next(each for each in Path("/proc/self/status").read_text().splitlines() if each.startswith("VmRSS"))
     return 1024 * int(line.split()[1])
 

@@ -1,11 +1,11 @@
-"""What precision and determinism cost on this device: the rate of updates, and the error of a product.
+"""The cost of precision and determinism on this device: the rate of updates, and the error of a product.
 
     python benchmarks/precision.py             # on the device that JAX finds; within two minutes on a GPU
     python benchmarks/precision.py --quick     # does it run at all?
 
 A GPT-2 trains in float32 at each `model.precision`, with `training.deterministic` off, and in bfloat16; all in one
-process, in turns. A figure is the median over rounds, a ratio is taken round by round against the lab's defaults. The
-error is that of a float32 product beside float64, relative to the largest value.
+process, alternating. Rates are medians over rounds, ratios to the lab's defaults are taken round by round. The error is
+that of a float32 product compared with float64, relative to the largest value.
 """
 
 import argparse
@@ -29,7 +29,7 @@ ARMS = {
 
 
 def product_error(precision: str, size: int) -> float:
-    """The largest error of a product of two normal matrices beside float64, over its largest value."""
+    """The largest error of a product of two normal matrices compared with float64, relative to the largest value."""
     left, right = np.random.default_rng(0).normal(size=(2, size, size)).astype(np.float32)
     exact = left.astype(np.float64) @ right.astype(np.float64)
     product = jax.jit(lambda a, b: jnp.matmul(a, b, precision=precision))(left, right)

@@ -1,13 +1,12 @@
-"""Training speed beside a Hugging Face GPT-2 on PyTorch: the same shapes, the same batch, one run.
+"""Training speed compared with a Hugging Face GPT-2 on PyTorch: the same shapes, the same batch, one run.
 
     python benchmarks/train_step.py                # 3 sizes on the CPU, about 5 minutes on 2 cores
-    python benchmarks/train_step.py --device=gpu   # GPT-2 124M in bfloat16 beside torch.compile, within two minutes
+    python benchmarks/train_step.py --device=gpu   # GPT-2 124M in bfloat16 and torch.compile, within two minutes
 
-Each contestant lives in a process of its own and works only when it is told to, so the two alternate on an otherwise
-idle machine. A round is a block of updates by each; the figure is the median over rounds, the ratio is taken round by
-round. An update is the whole of it: forward, backward, clipping by the global norm, AdamW. The share of peak is the
-arithmetic of the matrix products over the fastest large product that the machine showed in the same run. The last
-column times the FFN's matrix products alone, without anything of ours or of theirs around them.
+Each contestant has its own process and works only on request, so the two alternate on an otherwise idle machine. A
+round is a block of updates by each; rates are medians over rounds, the ratio is taken round by round. An update is
+complete: forward, backward, clipping by the global norm, AdamW. The share of peak is the FLOP/s of the matrix products
+over those of the fastest large product in the same run. The last column times the FFN's matrix products alone.
 """
 
 import argparse
@@ -27,7 +26,7 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Size:
-    """A GPT-2 and its batch; steps is how many updates one round has."""
+    """A GPT-2 and its batch; steps: updates in one round."""
 
     name: str
     width: int
@@ -44,7 +43,7 @@ class Size:
 
     @property
     def flops_per_step(self) -> int:
-        """Of the matrix products, forward and backward; attention scores counted in full, as GPT-2 papers do."""
+        """FLOPs of the matrix products, forward and backward, with full attention scores, as in GPT-2 papers."""
         kernels = self.depth * 12 * self.width**2 + self.vocabulary * self.width
         return 6 * self.tokens_per_step * (kernels + 2 * self.depth * self.tokens * self.width)
 
@@ -58,7 +57,7 @@ GPU_SIZES = (Size("124M", width=768, depth=12, heads=12, vocabulary=50304, token
 
 
 def ours(size: Size, device: str, **changes: Any) -> Callable[[], None]:
-    """One block of updates by the lab's own program, the one that `train.py` runs.
+    """One block of updates by the lab's program, which `train.py` runs.
 
     changes: more of the config, like `**{"model.precision": "high"}`.
     """
@@ -152,9 +151,9 @@ def peer(size: Size, device: str) -> Callable[[], None]:
 
 
 def product_speeds(size: Size, device: str, library: str) -> tuple[float, float]:
-    """FLOP/s of the matrix product alone: a large square one at its best, and the FFN's own three at their median.
+    """FLOP/s of single matrix products: the best of a large square one, and the median of the FFN's three.
 
-    The three are x W, its gradient for x and its gradient for W, at the size's shapes and in the type of training.
+    The three are x W, its gradient for x and its gradient for W, at the size's shapes and in the dtype of training.
     """
     n = 2048 if device == "cpu" else 8192
     tokens, width = size.tokens_per_step, size.width
@@ -198,7 +197,7 @@ def timed(work: Callable[[], None]) -> float:
 
 
 def serve(connection, library: str, size: Size, device: str) -> None:
-    """A contestant's process: builds and warms up, then answers each request with the seconds of one block."""
+    """A contestant's process: builds, warms up, then answers each request with the seconds of one block."""
     if library == "jax" and device == "gpu":
         os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = "0.45"
     block = {"jax": ours, "torch": peer}[library](size, device)
@@ -213,7 +212,7 @@ def compare(size: Size, device: str, rounds: int) -> dict:
     """Alternates the two contestants; returns speeds, their ratio, and shares of the matmul peak."""
     context = multiprocessing.get_context("spawn")
     ends, processes, peaks, products = {}, {}, {}, {}
-    for library in ("jax", "torch"):  # one after the other: each measures its products once it is ready
+    for library in ("jax", "torch"):  # one after the other: each measures its products when it is ready
         ends[library], theirs = context.Pipe()
         processes[library] = context.Process(target=serve, args=(theirs, library, size, device), daemon=True)
         processes[library].start()
@@ -222,7 +221,7 @@ def compare(size: Size, device: str, rounds: int) -> dict:
     seconds: dict[str, list[float]] = {"jax": [], "torch": []}
     for _ in range(rounds):
         for library, end in ends.items():
-            # OpenMP's threads spin for a while after their work, on the cores that the other now needs.
+            # OpenMP's threads spin for a while after their work, on the cores that the other contestant needs.
             time.sleep(1 if device == "cpu" else 0.1)
             end.send(True)
             seconds[library].append(end.recv())
@@ -249,7 +248,7 @@ def compare(size: Size, device: str, rounds: int) -> dict:
 
 
 def machine(device: str) -> str:
-    """The machine in plain words."""
+    """A description of the machine."""
     if device == "gpu":
         import torch
 
@@ -294,7 +293,7 @@ def main() -> None:
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries that were compared."""
+    """Versions of the compared libraries."""
     from importlib.metadata import version
 
     return {name: version(name) for name in ("jax", "flax", "optax", "torch", "transformers")}

@@ -1,4 +1,4 @@
-"""Wines told apart by 13 chemical measurements: columns as tokens of a small Transformer.
+"""Wines classified by 13 chemical measurements: columns are the tokens of a small Transformer.
 
 Command: python train.py --config=configs/tables.py
 Variants to try: --config.task.standardised=false, --config.task.dataset=lab_breast_cancer, --ablation=mlp

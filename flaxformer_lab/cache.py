@@ -1,4 +1,4 @@
-"""The folder for what the lab can always make again: prepared data sets and compiled programs."""
+"""The cache folder, for prepared data sets and compiled programs."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the commands share: a recipe with its overrides becomes a config, and an error becomes one clear line."""
+"""Shared by the commands: reads a recipe with its overrides into a config, and prints an error as one clear line."""
 
 import importlib.util
 import sys
@@ -22,7 +22,7 @@ IMPORT = flags.DEFINE_multi_string(
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Runs a command: parses flags, hands `main` the `--config.KEY=VALUE` arguments, turns errors into exit codes."""
+    """Runs a command: parses flags, passes the `--config.KEY=VALUE` arguments to `main`, maps errors to exit codes."""
     arguments, overrides = _split_overrides(sys.argv[1:])
     try:
         left = flags.FLAGS([sys.argv[0], *arguments])
@@ -41,17 +41,17 @@ def run(main: Callable[[list[str]], None]) -> None:
 
 
 def load_config(recipe: str, overrides: Sequence[str], ablation: Sequence[str] = ()) -> Config:
-    """The config of a recipe file, with named variants laid upon it and single keys overridden.
+    """The config of a recipe file, with named variants and single overrides applied.
 
     Raises:
-        ConfigError: anything in it that cannot be what the user meant.
+        ConfigError: an invalid config, override or variant.
     """
     tree = overridden(read_recipe(recipe), overrides)
     keys = [_key_and_value(argument)[0] for argument in overrides]
     try:
         asked = parse_config(tree)
     except ConfigError as error:
-        # The recipe's other keys are those of its own model; the variant of that name leaves them out.
+        # The recipe's other keys belong to its own model; the variant of that name drops them.
         name = tree["model"]["name"] if "model.name" in keys else None
         if name in VARIANTS and str(error).startswith("unknown key model."):
             raise ConfigError(f"{error}; --ablation={name} takes that model at this one's width and depth") from error
@@ -62,7 +62,7 @@ def load_config(recipe: str, overrides: Sequence[str], ablation: Sequence[str] =
 
 
 def overridden(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A copy of `tree` with each `--config.KEY=VALUE` laid upon it."""
+    """A copy of `tree` with each `--config.KEY=VALUE` applied."""
     for argument in overrides:
         tree = override(tree, *_key_and_value(argument))
     return dict(tree)
@@ -78,7 +78,7 @@ def parse_step(text: str | None) -> int | str | None:
 
 
 def _refuse_contradictions(keys: Sequence[str], asked: Config, config: Config, ablation: Sequence[str]) -> None:
-    """An explicit override wins over nothing: a variant that says otherwise contradicts it."""
+    """Raises ConfigError where a variant sets an explicitly overridden key to another value."""
     wanted, given = flatten(as_dict(asked)), flatten(as_dict(config))
     for key in keys:
         if key not in given or wanted[key] != given[key]:
@@ -89,7 +89,7 @@ def _refuse_contradictions(keys: Sequence[str], asked: Config, config: Config, a
 
 
 def _split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Parts `--config.key=value` (or `--config.key value`) from the other arguments."""
+    """Separates `--config.key=value` (or `--config.key value`) from the other arguments."""
     others, overrides = [], []
     remaining = list(arguments)
     while remaining:
@@ -114,7 +114,7 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     """The mapping that a recipe's `get_config()` returns.
 
     Raises:
-        ConfigError: no such file, or nothing in it that could be a config.
+        ConfigError: there is no such file, or it returns no config.
     """
     path = Path(recipe)
     if not path.is_file():
@@ -139,7 +139,7 @@ def read_recipe(recipe: str) -> dict[str, Any]:
 
 
 def _fail(message: str, exit_code: int) -> None:
-    # A message may quote a file; what would steer the terminal is shown instead of done.
+    # A message may quote a file; control characters are escaped.
     shown = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in message)
     print(f"error: {shown}", file=sys.stderr)
     sys.exit(exit_code)

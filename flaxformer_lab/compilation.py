@@ -1,4 +1,4 @@
-"""How programs are compiled: kept between runs, and with little optimisation where compiling is most of the time."""
+"""How programs are compiled: cached between runs, and quickly where compiling takes most of the time."""
 
 import functools
 import glob
@@ -14,26 +14,26 @@ from flaxformer_lab.cache import cache_folder
 
 Option = str | int | bool
 
-# LLVM's optimisation, XLA's newer way of emitting loops, and compiling a program in parts that run side by side all
-# cost more in a small program than they bring. Beside each flag stands the first jaxlib that does not know it, or the
-# first that the lab was not tested with: jaxlib ends the process for a flag that it does not know.
+# LLVM's optimisation, XLA's newer loop emitter, and parallel compilation cost more than they save in a small program.
+# Each flag has the first jaxlib that does not know it, or that the lab was not tested with: jaxlib aborts the process
+# on an unknown flag.
 BRIEFLY = {
     "--xla_backend_optimization_level=0": (0, 13),
     "--xla_cpu_use_fusion_emitters=false": (0, 11, 1),
     "--xla_cpu_parallel_codegen_split_count=1": (0, 13),
 }
 
-# How the devices of a plugin show. A plugin may be installed without any, to compile for a machine that has them.
+# The files of a plugin's devices. A plugin may be installed without devices, to compile for another machine.
 DEVICE_FILES = {
     "libtpu": ("/dev/accel*", "/dev/vfio/[0-9]*"),
     "xla_cuda": ("/dev/nvidia[0-9]*", "/dev/nvidiactl", "/dev/dxg"),
 }
 
-# XLA's newer library of products packs all of a matrix anew in each call, which a few rows beside it do not repay.
+# XLA's newer matmul library repacks the whole matrix in each call, which is too slow for products with few rows.
 FEW_ROWS = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
-# On GPUs some operations (scatter-add) sum in the order in which threads come, and each process finds the fastest form
-# of a product by trying. With this option two runs give the same bytes.
+# On GPUs some operations (scatter-add) sum in the order of threads, and each process autotunes its products. With this
+# option two runs give the same bytes.
 DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
 
 
@@ -48,7 +48,7 @@ def deterministic_options(deterministic: bool = True) -> dict[str, Option] | Non
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs between runs; JAX_COMPILATION_CACHE_DIR, where it is set, says where."""
+    """Caches compiled programs between runs, in JAX_COMPILATION_CACHE_DIR where it is set."""
     import jax
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
@@ -68,7 +68,7 @@ def known_options(options: Mapping[str, Option]) -> dict[str, Option]:
 def _is_known(name: str, value: Option, platform: str) -> bool:
     import jax
 
-    del platform  # of the default device, for which JAX compiles; it tells the cached answers apart
+    del platform  # a key of the cache: JAX compiles for the default device's platform
     try:
         jax.jit(lambda: 0).lower().compile(compiler_options={name: value})
     except jax.errors.JaxRuntimeError:
@@ -77,9 +77,9 @@ def _is_known(name: str, value: Option, platform: str) -> bool:
 
 
 def for_few_rows() -> dict[str, Option] | None:
-    """Options for `jax.jit` of a program that multiplies a few rows by large matrices, again and again; None for none.
+    """Options for `jax.jit` of a program that multiplies a few rows by large matrices many times; None for none.
 
-    The option is an experimental one, so a version of XLA that does not know it does without.
+    The option is experimental; it is left out where XLA does not know it.
     """
     from flaxformer_lab.functional.platform import target_platform
 
@@ -87,9 +87,9 @@ def for_few_rows() -> dict[str, Option] | None:
 
 
 def compile_at(level: int, lowered: Any) -> Any:
-    """Compiles a lowered program with LLVM's optimisation level, 0 to 3, on a CPU; elsewhere with all of it.
+    """Compiles a lowered program with LLVM's optimisation level, 0 to 3, on a CPU; with JAX's default elsewhere.
 
-    FLAXFORMER_LAB_COMPILE_LEVEL, where it is set, is the highest that is taken: 0 for tests, which run little.
+    FLAXFORMER_LAB_COMPILE_LEVEL, where it is set, limits the level: 0 for tests, which run little.
     """
     from flaxformer_lab.functional.platform import target_platform
 
@@ -101,10 +101,10 @@ def compile_at(level: int, lowered: Any) -> Any:
 
 
 def compile_small_programs_briefly() -> None:
-    """Makes all that is compiled from now on compile briefly on a CPU, but for what `compile_at` compiles.
+    """Makes everything compile faster and less optimised on a CPU from now on, except what `compile_at` compiles.
 
-    To be called before JAX looks for devices; later it has no effect. XLA_FLAGS reach every device, so it has no effect
-    either where JAX may find another device than the CPU (see `only_cpu`). A flag that XLA_FLAGS has keeps its value.
+    Call it before JAX looks for devices; later it has no effect. XLA_FLAGS affect every device, so it does nothing
+    where JAX may find another device than the CPU (see `only_cpu`). Flags that are set in XLA_FLAGS keep their values.
     """
     if not only_cpu():
         return
@@ -115,10 +115,10 @@ def compile_small_programs_briefly() -> None:
 
 
 def only_cpu() -> bool:
-    """Whether JAX can find no device but the CPU: it is told to look for no other, or has no plugin with a device.
+    """Whether JAX can find only the CPU: JAX_PLATFORMS is cpu, or no plugin has a device.
 
-    It does not look for devices, which a process may do only once. A plugin whose devices are not known to show as
-    files counts as having one: JAX_PLATFORMS=cpu says that it is not meant.
+    Does not initialise JAX's devices, which a process can do only once. A plugin whose device files are not known
+    counts as having a device; JAX_PLATFORMS=cpu excludes it.
     """
     import jax
 
@@ -133,7 +133,7 @@ def _may_have_device(plugin: str) -> bool:
 
 
 def _device_plugins() -> set[str]:
-    """What JAX would load for other devices than the CPU: modules, and libraries that the environment names."""
+    """The plugins that JAX would load for other devices: modules, and libraries named in the environment."""
     package = importlib.util.find_spec("jax_plugins")
     modules = pkgutil.iter_modules(package.submodule_search_locations) if package else ()
     plugins = {module.name for module in modules}

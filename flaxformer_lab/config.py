@@ -1,4 +1,7 @@
-"""What a run is: seed, task, model, optimizer, training, parallelism, as frozen dataclasses read strictly."""
+"""What a run is: seed, task, model, optimizer, training, parallelism, as frozen dataclasses read strictly.
+
+docs/knobs.md is generated from the `Attributes:` of these dataclasses by tools/knobs_page.py.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,7 +18,18 @@ from flaxformer_lab.tasks import Task as _Task  # noqa: F401  with it come all p
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """The update rule. weight_decay acts on matrices only, never on vectors (biases, norm scales)."""
+    """The update rule.
+
+    Attributes:
+        name: AdamW; Muon for the matrices of the blocks and AdamW for the rest; or SGD with momentum.
+        learning_rate: the peak, reached after the warmup.
+        schedule: how the learning rate falls to 0 after the warmup; `constant` keeps it.
+        warmup_steps: updates in which the learning rate rises linearly to its peak.
+        weight_decay: decoupled weight decay of matrices; vectors (biases, norm scales) are not decayed.
+        clip_norm: largest global norm of the gradient; none does not clip.
+        beta1: decay of AdamW's first moment, or of SGD's momentum; Muon's own momentum is 0.95.
+        beta2: decay of AdamW's second moment.
+    """
 
     name: Literal["adamw", "muon", "sgd"] = "adamw"
     learning_rate: Positive = 1e-3
@@ -29,15 +43,24 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How long, how much at once, and what is kept.
+    """How long a run trains, on how much at once, and what it keeps.
 
-    accumulate: micro-batches whose gradients are added before one update.
-    steps_per_call: updates inside one compiled call. input: the data lives on the device, or streams from the host.
-    deterministic: the same bytes from the same config on the same machine, on GPUs too, where it costs some speed;
-        none means that it is so in float32.
-    init_from: a run's folder or a .safetensors file whose arrays a fresh run starts from, by their dotted names.
-    init_only: take these alone: names, parts of the network (body, embedding), or patterns (*.ffn.*); () takes all that
-        there are.
+    Attributes:
+        steps: optimizer updates in the whole run.
+        batch_size: examples in one update, over all devices.
+        accumulate: micro-batches whose gradients are added before one update.
+        evaluate_every: updates between evaluations on the validation split.
+        evaluate_batch_size: examples in one evaluation batch.
+        checkpoint_every: updates between checkpoints.
+        keep_last: how many of the newest checkpoints stay.
+        keep_best: how many of the checkpoints with the best validation result stay.
+        steps_per_call: updates inside one compiled call.
+        input: `device` keeps the whole data set on the device, `stream` reads it from the host; `auto` decides by size.
+        deterministic: the same config gives the same bytes on the same machine, which costs some speed on GPUs;
+            none means true in float32 and false in bfloat16.
+        init_from: a run's folder or a .safetensors file, from whose arrays a new run starts, matched by dotted names.
+        init_only: which arrays to take: names, parts of the network (`body`, `embedding`) or patterns (`*.ffn.*`);
+            all that are there by default.
     """
 
     steps: AtLeastOne = 1000
@@ -65,10 +88,13 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """How many ways each axis of the mesh shares out its part; data None: what is left of the devices.
+    """The size of each axis of the device mesh.
 
-    data: examples. fsdp: examples, and parameters in shares of the width. sequence: tokens. tensor: heads and hidden
-    units.
+    Attributes:
+        data: shards examples; none means all devices that the other axes leave.
+        fsdp: shards examples, and parameters along the width.
+        sequence: shards tokens.
+        tensor: shards heads and hidden units.
     """
 
     data: AtLeastOne | None = None
@@ -79,7 +105,12 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class ParallelismConfig:
-    """auto: mesh where the mesh asks for more than data, else pmap when there are several devices, else one device."""
+    """How a run uses several devices.
+
+    Attributes:
+        strategy: `auto` takes `mesh` where a key of the mesh asks for it, else `pmap` where there are several devices,
+            else `single`.
+    """
 
     strategy: Literal["auto", "single", "pmap", "mesh"] = "auto"
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -96,7 +127,11 @@ class ParallelismConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """A whole run."""
+    """A whole run.
+
+    Attributes:
+        seed: of every random draw: parameters, order of the data, dropout.
+    """
 
     seed: Seed = 0
     task: Annotated[
@@ -153,7 +188,7 @@ class Config:
             able = " or ".join(registry.declaring("model", "shards_tokens"))
             raise ConfigError(
                 f"parallelism.mesh.sequence={sequence} with model.name={model.name}: only model.name={able} "
-                "works on tokens in shares; set parallelism.mesh.sequence=1 and leave the devices to data"
+                "can shard tokens; set parallelism.mesh.sequence=1 and leave the devices to data"
             )
         if optimizer.warmup_steps > training.steps:
             raise ConfigError(

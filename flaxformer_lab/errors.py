@@ -1,6 +1,6 @@
-"""The errors a user can cause and can mend: each says what, which value, which rule, and the way out.
+"""The errors that a user can cause and fix: each names the thing, the value, the rule and the way out.
 
-The entry points print the message of a `LabError` alone, without a traceback, and end with its exit code.
+The commands print the message of a `LabError` without a traceback, and end with its exit code.
 """
 
 
@@ -11,7 +11,7 @@ class LabError(Exception):
 
 
 class ConfigError(LabError):
-    """A config, a flag or a variant that cannot be what the user meant. Nothing has been written."""
+    """An invalid config, flag or variant. Nothing has been written."""
 
     exit_code = 2
 
@@ -35,18 +35,18 @@ class NonFiniteError(LabError):
 
 
 class MeasureError(LabError):
-    """A measure that cannot be taken of this model or of these inputs."""
+    """A measure that does not apply to this model or to these inputs."""
 
     exit_code = 6
 
 
 class Terminated(LabError):
-    """The process was asked to end (SIGTERM); what it did so far is saved."""
+    """The process was asked to end (SIGTERM); its state is saved."""
 
     exit_code = 143
 
 
 class AblationError(LabError):
-    """Cells of an ablation that failed; the others are finished."""
+    """Some cells of an ablation failed; the others are finished."""
 
     exit_code = 7

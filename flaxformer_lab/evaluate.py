@@ -1,7 +1,7 @@
 """Evaluates a checkpoint: `python -m flaxformer_lab.evaluate --workdir=runs/digits [--step=N] [--split=test]`.
 
-Prints a table and, as its last line, one JSON object. From Python, `flaxformer_lab.load_run(workdir)` gives the
-model itself. Both need the run's folder alone (and the data, for the figures); nothing in it is executed or unpickled.
+Prints a table and, as its last line, one JSON object. In Python, `flaxformer_lab.load_run(workdir)` returns the model.
+Both need only the run's folder, and the data for the metrics; nothing in the folder is executed or unpickled.
 """
 
 import functools
@@ -31,7 +31,7 @@ Tree = Any  # a pytree of arrays
 
 @dataclass(frozen=True)
 class Run:
-    """A trained model and where it comes from."""
+    """A trained model with its config and state."""
 
     experiment: Experiment
     state: State
@@ -58,12 +58,12 @@ class Run:
         return int(self.state.step)
 
     def predict(self, inputs: Tree, valid: Tree = None) -> Tree:
-        """Outputs for inputs as the model takes them: images [batch, rows, columns, channels], symbols [batch, tokens].
+        """Outputs for the model's inputs: images [batch, rows, columns, channels], symbols [batch, tokens].
 
         valid: which tokens are not padding, [batch, tokens]; None: all of them.
 
         Raises:
-            ConfigError: inputs of another structure or shape than the model was trained on.
+            ConfigError: inputs of another structure or shape than the model was trained with.
         """
         misfit = self.task.input_misfit(inputs)
         if misfit:
@@ -91,7 +91,7 @@ def load_run(workdir: str | Path, step: int | str | None = None) -> Run:
     config, metadata = folder.read()
     try:
         strategy = make_strategy(config)
-    except ConfigError:  # this machine has other devices than the run had; one alone gives the same figures
+    except ConfigError:  # this machine has other devices than the run had; one gives the same metrics
         strategy = Single(deterministic=config.model.dtype == "float32")
     try:
         experiment = make_experiment(config, metadata, strategy)

@@ -1,7 +1,7 @@
 """Writes text with a trained language model: `python -m flaxformer_lab.generate --workdir=runs/speeches --prompt=...`.
 
 Characters are drawn one by one from softmax(logits / temperature). The model sees at most `sequence_length` symbols: a
-text that has filled them goes on from the last half of them. Several --prompt= are continued together.
+text that has filled them continues from their last half. Several --prompt= are continued together.
 """
 
 import codecs
@@ -20,19 +20,19 @@ from flaxformer_lab.task_config import LanguageModellingConfig
 def generate(
     loaded: Run, prompts: str | Sequence[str], length: int, *, temperature: float = 1.0, seed: int = 0
 ) -> Iterator[list[str]]:
-    """Yields, a few symbols at a time, what continues each of the prompts: one piece of text for each.
+    """Yields the continuation of each prompt, a few symbols at a time: one piece of text for each.
 
     The pieces add up to `length` symbols, the same ones for the same seed; temperature 0 takes the most likely ones.
 
     Raises:
-        ConfigError: the run is no next-token language model, a prompt is empty, or the temperature is negative.
+        ConfigError: the run is not a next-token language model, a prompt is empty, or the temperature is negative.
     """
     task = loaded.config.task
     if not isinstance(task, LanguageModellingConfig) or task.objective != "next_token":
         raise ConfigError(f"generate needs a model of task.objective=next_token; this run's task is {task.name}")
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not prompts or not all(prompts):
-        raise ConfigError("--prompt= is empty; the model needs at least one symbol to go on from")
+        raise ConfigError("--prompt= is empty; the model needs at least one symbol to continue")
     if not 0 <= temperature < float("inf"):
         raise ConfigError(
             f"--temperature={temperature} must not be negative; 1 is the model's own distribution, 0 the most likely"
@@ -45,7 +45,7 @@ def generate(
 
 
 class _Text:
-    """Text of symbols that come in pieces: a character may take several bytes, and a piece may end between them."""
+    """Decodes symbols to text piece by piece: a character may take several bytes, and a piece may end between them."""
 
     def __init__(self, loaded: Run, tokenizer: str):
         bytes_ = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -53,7 +53,7 @@ class _Text:
 
 
 def main(overrides: list[str]) -> None:
-    """Writes what the flags ask for: one text as it comes, several one after the other when all are done."""
+    """Generates by the flags: prints one text as it is written, several texts when all are done."""
     if overrides:
         raise ConfigError(f"{overrides[0]}: a checkpoint keeps the config that it was trained with; drop this flag")
     prompts = PROMPT.value
@@ -71,8 +71,10 @@ def main(overrides: list[str]) -> None:
 
 if __name__ == "__main__":
     WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-    PROMPT = flags.DEFINE_multi_string("prompt", ["My fellow citizens, "], "Text to go on from; may be repeated.")
+    PROMPT = flags.DEFINE_multi_string("prompt", ["My fellow citizens, "], "Text to continue; may be repeated.")
     LENGTH = flags.DEFINE_integer("length", 400, "Symbols to write.", lower_bound=1)
-    TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Below 1: safer; 0: the most likely; above 1: bolder.")
-    SEED = flags.DEFINE_integer("seed", 0, "Of the draws.", lower_bound=0)
+    TEMPERATURE = flags.DEFINE_float(
+        "temperature", 1.0, "0: the most likely symbol; below 1: less random; above 1: more random."
+    )
+    SEED = flags.DEFINE_integer("seed", 0, "Seed of the draws.", lower_bound=0)
     run(main)

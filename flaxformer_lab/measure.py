@@ -1,7 +1,7 @@
 """Measures a trained checkpoint: `python -m flaxformer_lab.measure --workdir=runs/digits [--measures=mixing,depth]`.
 
-Prints a table; writes WORKDIR/measures/STEP/measures.json and figures: where each feature and each token looks,
-attention maps by head, and what depth does to the stream.
+Prints a table; writes WORKDIR/measures/STEP/measures.json and plots: which inputs reach each feature and each token,
+attention maps by head, and rank and scale by depth.
 """
 
 import json
@@ -43,7 +43,7 @@ def main(overrides: list[str]) -> None:
         raise ConfigError(f"{overrides[0]}: a checkpoint keeps the config that it was trained with; drop this flag")
     loaded = load_run(WORKDIR.value, parse_step(STEP.value))
     subject = subject_of(loaded, split=SPLIT.value, examples=EXAMPLES.value)
-    values = measure(subject, MEASURES_FLAG.value, probes=PROBES.value)
+    values = measure(subject, MEASURES_FLAG.value, num_random_vectors=RANDOM_VECTORS.value)
     display = Display(steps=1, units=loaded.task.units, batch_size=1)
     title = f"{WORKDIR.value}, step {loaded.step}, {len(subject.vectors)} examples of {SPLIT.value}"
     display.table(title, ["measure", "value", "standard error"], _rows(values))
@@ -57,9 +57,9 @@ def main(overrides: list[str]) -> None:
 
 
 def write(values: Values, folder: Path, title: str) -> list[Path]:
-    """Puts measures.json and the figures into `folder`, each whole or not at all; returns them.
+    """Writes measures.json and the plots into `folder`, each atomically; returns them.
 
-    An earlier call's figures of what is not measured now are removed, so that all files there belong together.
+    Plots of an earlier call that were not drawn now are removed, so that all files there belong together.
 
     Raises:
         RunError: the folder cannot be written.
@@ -97,6 +97,8 @@ if __name__ == "__main__":
     STEP = flags.DEFINE_string("step", None, "Step of the checkpoint, or best; default: the last one.")
     SPLIT = flags.DEFINE_enum("split", "test", SPLITS, "Which part of the data.")
     EXAMPLES = flags.DEFINE_integer("examples", 64, "How many examples, at least 2.", lower_bound=2)
-    PROBES = flags.DEFINE_integer("probes", 128, "Random rows where there are too many to take all.", lower_bound=1)
+    RANDOM_VECTORS = flags.DEFINE_integer(
+        "random_vectors", 128, "Random sign vectors, where not all Jacobian rows are computed.", lower_bound=1
+    )
     MEASURES_FLAG = flags.DEFINE_list("measures", [], f"Which ones, of {', '.join(MEASURES)}; default: all that apply.")
     run(main)

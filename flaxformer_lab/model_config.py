@@ -1,7 +1,8 @@
-"""What a model is: the Transformer's knobs, and those of the baselines that it is judged beside.
+"""What a model is: the knobs of the Transformer, and those of the baselines that it is compared with.
 
-`name` selects one; the others' keys are then unknown. All of them map token vectors to token vectors of `width`. Which
-kinds of attention and FFN there are, and what they can do, the registered parts say (`registry.py`).
+`name` selects one; the other models' keys are then unknown. All of them map token vectors to token vectors of `width`.
+The registered parts declare which kinds of attention and FFN there are, and what they can do (`registry.py`).
+docs/knobs.md is generated from the `Attributes:` of these dataclasses by tools/knobs_page.py.
 """
 
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.parsing import AtLeastOne, Choices, Depth, Positive, Rate
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh", "identity"]
-# Of float32 products, in JAX's words. GPUs and TPUs can multiply float32 faster in fewer bits; a CPU never does.
+# Of float32 products, by JAX's names. GPUs and TPUs can multiply float32 faster in fewer bits; a CPU never does.
 # highest: float32; high: TF32 on a GPU, three passes of bfloat16 on a TPU; default: the device's fastest.
 Precision = Literal["highest", "high", "default"]
 AttentionKind = Annotated[str, Choices(lambda: (*registry.names("attention"), "off"), registry.format_choices)]
@@ -30,17 +31,20 @@ class ModelConfig:
 class AttentionConfig:
     """Token mixing.
 
-    kind: softmax; linear (elu + 1); lightning (linear with a decay a head); channel (cross-covariance, XCiT); mean;
-        static (learned weights that do not see the input); off.
-    num_heads, head_dim: independent; head_dim None means model.width / num_heads.
-    num_kv_heads: heads of keys and values, each shared by as many heads of queries; None means num_heads.
-    window: a token sees those less than so many positions away, itself counted; None means all.
-    slopes: which convention gives lightning's decays (`functional/lightning.py`).
-    projection: dense, diagonal (one weight a feature), identity, for query, key and value alike.
-    activation: of query, key and value alike, after the projection.
-    norm: of the merged heads, before the output; model.norm.epsilon is its epsilon.
-    gate: the merged heads are multiplied by sigmoid of a map of the input whose rank is head_dim.
-    output: how the merged heads return to the model's width; `off` removes the map, as `identity` does.
+    Attributes:
+        kind: `softmax`; `linear` (elu + 1); `lightning` (linear with one decay per head, no softmax); `channel`
+            (cross-covariance over features, XCiT); `mean`; `static` (learned weights that do not see the input); `off`.
+        num_heads: independent of head_dim.
+        head_dim: features of one head; none means model.width / num_heads.
+        num_kv_heads: heads of keys and values, each shared by a group of query heads; none means num_heads.
+        window: a token sees the tokens less than this many positions away, itself included; none means all. For
+            `softmax`, `mean` and `static`.
+        slopes: which convention gives the decays of `lightning` (functional/lightning.py).
+        activation: applied to query, key and value after the projection.
+        norm: of the merged heads, before the output map; model.norm.epsilon is its epsilon.
+        gate: multiplies the merged heads by the sigmoid of a low-rank map of the input (rank head_dim).
+        projection: of query, key and value: `dense`, `diagonal` (one weight per feature, no mixing) or `identity`.
+        output: the map from the merged heads to model.width; `off` removes the map, as `identity` does.
     """
 
     kind: AttentionKind = "softmax"
@@ -58,7 +62,14 @@ class AttentionConfig:
 
 @dataclass(frozen=True)
 class FeedForwardConfig:
-    """Feature mixing inside a token: mlp, gated (GLU), bilinear (a GLU without activation), diagonal, off."""
+    """Feature mixing inside a token.
+
+    Attributes:
+        kind: `mlp`; `gated` (GLU); `bilinear` (a GLU without activation); `diagonal` (a small MLP for each feature);
+            `off`.
+        activation: of the hidden units.
+        expansion: hidden units per feature of the model.
+    """
 
     kind: FeedForwardKind = "mlp"
     activation: Activation = "gelu"
@@ -67,9 +78,13 @@ class FeedForwardConfig:
 
 @dataclass(frozen=True)
 class NormConfig:
-    """Normalisation before (pre) or after (post) each part's skip connection.
+    """Normalisation.
 
-    kind: over a token's features, or (batchnorm) of each feature over the batch.
+    Attributes:
+        kind: over a token's features, or of each feature over the batch (`batchnorm`). `srmsnorm` is RMSNorm without
+            parameters; `off` removes the norms.
+        placement: `pre` normalises the input of attention and FFN, `post` the sum after the skip connection.
+        epsilon: added to the variance or to the mean square.
     """
 
     kind: Literal["layernorm", "rmsnorm", "srmsnorm", "batchnorm", "off"] = "layernorm"
@@ -79,7 +94,12 @@ class NormConfig:
 
 @dataclass(frozen=True)
 class SkipConfig:
-    """Residual connections around attention and around the FFN."""
+    """Residual connections.
+
+    Attributes:
+        attention: around attention.
+        ffn: around the FFN.
+    """
 
     attention: bool = True
     ffn: bool = True
@@ -87,7 +107,21 @@ class SkipConfig:
 
 @dataclass(frozen=True)
 class TransformerConfig(ModelConfig):
-    """The Transformer's knobs, each one flag."""
+    """The Transformer.
+
+    Attributes:
+        name: selects this model.
+        width: features of a token.
+        depth: number of blocks.
+        position: how tokens know their place: a learned or a sinusoidal table, rotary query and key, or not at all.
+        bias: whether maps and norms have biases.
+        causal: a token does not see later tokens.
+        dropout: rate of dropout on what attention and FFN add.
+        dtype: of the computation; parameters, their gradients and all sums stay float32.
+        precision: of float32 products on GPUs and TPUs: `highest` is float32; `high` is TF32 or three bfloat16
+            passes; `default` is the device's fastest.
+        remat: recompute each block in the backward pass, which saves memory.
+    """
 
     name: Literal["transformer"] = "transformer"
     width: AtLeastOne = 64
@@ -175,7 +209,7 @@ class TransformerConfig(ModelConfig):
         turns = getattr(registry.lookup("attention", kind).build, "parts", 3) > 1  # there are queries and keys
         if turns and self.position == "rotary" and self.head_dim % 2:
             raise ConfigError(
-                f"model.position=rotary turns pairs of features, so head_dim={self.head_dim} must be even; "
+                f"model.position=rotary rotates pairs of features, so head_dim={self.head_dim} must be even; "
                 "choose another num_heads or head_dim, or position learned, sinusoidal or off"
             )
 
@@ -198,7 +232,10 @@ class TransformerConfig(ModelConfig):
 class EncoderDecoderConfig(TransformerConfig):
     """A Transformer that attends to a second one, which reads another sequence (Vaswani et al. 2017).
 
-    depth: of the decoder; causal: of the decoder too, the encoder sees its whole sequence. The rest goes for both.
+    Attributes:
+        depth: number of blocks of the decoder.
+        causal: of the decoder; the encoder sees its whole sequence.
+        encoder_depth: number of blocks of the encoder.
     """
 
     name: Literal["encoder_decoder"] = "encoder_decoder"
@@ -226,7 +263,12 @@ def _attention_kinds(key: str) -> str:
 
 @dataclass(frozen=True)
 class MLPConfig(ModelConfig):
-    """Dense layers with an activation, for each token alone: features mix, tokens never meet."""
+    """Dense layers with an activation, for each token alone: features mix, tokens do not.
+
+    Attributes:
+        depth: number of layers.
+        activation: of the hidden units.
+    """
 
     name: Literal["mlp"] = "mlp"
     width: AtLeastOne = 64
@@ -241,7 +283,11 @@ class MLPConfig(ModelConfig):
 
 @dataclass(frozen=True)
 class FactorizationMachineConfig(ModelConfig):
-    """A linear map plus products of every two features (Rendle 2010), for each token alone; `width` is its rank."""
+    """A linear map plus products of every two features (Rendle 2010), for each token alone.
+
+    Attributes:
+        width: features of a token, and the rank of the products.
+    """
 
     name: Literal["factorization_machine"] = "factorization_machine"
     width: AtLeastOne = 64
@@ -254,7 +300,14 @@ class FactorizationMachineConfig(ModelConfig):
 
 @dataclass(frozen=True)
 class ConvolutionConfig(ModelConfig):
-    """Residual convolutions over the tokens: along the sequence (1d), or over an image's grid of patches (2d)."""
+    """Residual convolutions over the tokens.
+
+    Attributes:
+        name: along the sequence (`cnn_1d`), or over an image's grid of patches (`cnn_2d`).
+        depth: number of blocks, each of two convolutions.
+        kernel_size: tokens (or rows and columns) that one convolution sees.
+        activation: between the two convolutions of a block.
+    """
 
     name: Literal["cnn_1d", "cnn_2d"] = "cnn_1d"
     width: AtLeastOne = 64
@@ -284,7 +337,12 @@ class ConvolutionConfig(ModelConfig):
 
 @dataclass(frozen=True)
 class RecurrentConfig(ModelConfig):
-    """Recurrent layers from the first token to the last: `lstm` (Hochreiter & Schmidhuber 1997) or `gru` (Cho 2014)."""
+    """Recurrent layers from the first token to the last.
+
+    Attributes:
+        name: `lstm` (Hochreiter & Schmidhuber 1997) or `gru` (Cho et al. 2014).
+        depth: number of layers.
+    """
 
     name: Literal["lstm", "gru"] = "lstm"
     width: AtLeastOne = 64
@@ -298,7 +356,13 @@ class RecurrentConfig(ModelConfig):
 
 @dataclass(frozen=True)
 class MixerConfig(ModelConfig):
-    """MLP-Mixer (Tolstikhin et al. 2021): an MLP over tokens, then an MLP over features, each with norm and skip."""
+    """MLP-Mixer (Tolstikhin et al. 2021): an MLP over tokens, then an MLP over features, each with norm and skip.
+
+    Attributes:
+        token_hidden: hidden units of the MLP over tokens.
+        expansion: hidden units of the MLP over features, per feature of the model.
+        activation: of the hidden units.
+    """
 
     name: Literal["mixer"] = "mixer"
     width: AtLeastOne = 64

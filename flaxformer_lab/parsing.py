@@ -1,7 +1,7 @@
-"""From nested plain values to frozen dataclasses, strictly. Knows nothing of what a run is.
+"""Strict parsing of nested plain values into frozen dataclasses. Independent of what a run is.
 
-Types, ranges and choices stand in a dataclass's annotations; rules that tie several keys together stand in the `rules`
-of the smallest dataclass that holds them all.
+A dataclass's annotations give types, ranges and choices. Rules about several keys are in the `rules()` of the smallest
+dataclass that has them all.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from flaxformer_lab.errors import ConfigError
 
 @dataclass(frozen=True)
 class Rule:
-    """A condition on one value, and how to say it to a user."""
+    """A condition on one value, and its text for a user."""
 
     text: str
     holds: Callable[[Any], bool]
@@ -26,7 +26,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Choices:
-    """Annotates a text that must be one of `names()`, which may grow; `way_out(names)` ends the refusal of another."""
+    """Annotates a text that must be one of `names()`, which may grow; `way_out(names)` ends the error message."""
 
     names: Callable[[], Sequence[str]]
     way_out: Callable[[Iterable[str]], str]
@@ -41,7 +41,7 @@ class Tagged:
     way_out: Callable[[Iterable[str]], str]
 
 
-SMALL = Rule("must be below 2**31", lambda value: value < 2**31)  # what array indices of 32 bits can count
+SMALL = Rule("must be below 2**31", lambda value: value < 2**31)  # 32-bit array indices
 AtLeastOne = Annotated[int, Rule("must be at least 1", lambda value: value >= 1), SMALL]
 AtLeastTwo = Annotated[int, Rule("must be at least 2", lambda value: value >= 2), SMALL]
 NonNegative = Annotated[int, Rule("must not be negative", lambda value: value >= 0), SMALL]
@@ -59,8 +59,8 @@ DISTINCT = Rule("must name at least one value, and none of them twice", lambda v
 def parse(kind: Any, value: Any, path: str) -> Any:
     """Returns `value` as the annotated type `kind`; `path` names it in errors.
 
-    A dataclass is read from a mapping, strictly; which one of several (`Tagged`), the mapping's `name` says. What the
-    mapping leaves out takes its default; then the dataclass's `rules()` has its say.
+    A dataclass is read from a mapping, strictly; the mapping's `name` selects one of several (`Tagged`). What the
+    mapping leaves out takes its default; then the dataclass's `rules()` are checked.
 
     Raises:
         ConfigError: an unknown key, a value of the wrong type or out of range, or keys that contradict one another.
@@ -115,7 +115,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def override(tree: Mapping[str, Any], key: str, value: Any, path: str = "") -> dict[str, Any]:
-    """Returns a copy of `tree` in which the dotted `key` has `value`; missing levels are made. `path` is for errors."""
+    """Returns a copy of `tree` with `value` at the dotted `key`; creates missing levels. `path` is for errors."""
     head, _, rest = key.partition(".")
     if not rest:
         return {**tree, head: value}
@@ -175,18 +175,18 @@ def _tagged(tagged: Tagged, value: Any, path: str) -> type:
 
 
 def _parse_sequence(kind: Any, value: Any, path: str) -> tuple[Any, ...]:
-    """Values of one type, from a sequence or from a text with commas."""
+    """Values of one type, from a sequence or from a comma-separated text."""
     if isinstance(value, str):
         value = [part.strip() for part in value.split(",")] if value.strip() else []
     if isinstance(value, bool | int | float):
         value = [value]
     if not isinstance(value, list | tuple):
-        raise ConfigError(f"{path}={value!r} must be a list of values, with commas between them")
+        raise ConfigError(f"{path}={value!r} must be a list of values, separated by commas")
     return tuple(parse(typing.get_args(kind)[0], each, f"{path}[{place}]") for place, each in enumerate(value))
 
 
 def _parse_table(kind: Any, value: Any, path: str) -> dict[str, Any]:
-    """Values of one type under names that the user chooses."""
+    """Values of one type by name; any name is allowed."""
     if not isinstance(value, Mapping):
         raise ConfigError(f"{path}={value!r} must be a group of keys")
     inner = typing.get_args(kind)[1]
@@ -206,7 +206,7 @@ def _parse_choice(
 
 
 def _parse_scalar(kind: type, value: Any, path: str) -> Any:
-    """A bool, int, float or str, from itself or from the text of a command line."""
+    """A bool, int, float or str, from such a value or from the text of a command line."""
     words = {"true": True, "false": False}
     parsed: Any = None
     if kind is str and isinstance(value, str):

@@ -1,6 +1,7 @@
-"""What is learned: one dataclass a task, selected by `name`; the others' keys are then unknown.
+"""What is learned: one dataclass for each task, selected by `name`; the other tasks' keys are then unknown.
 
-`causal` says what a task asks of the model: True, that no token sees a later one; False, that some do; None, either.
+`causal` says what a task needs of the model: True, that no token sees a later one; False, that tokens see later ones;
+None, either. docs/knobs.md is generated from the `Attributes:` of these dataclasses by tools/knobs_page.py.
 """
 
 from dataclasses import dataclass
@@ -21,21 +22,29 @@ class TaskConfig:
 
 @dataclass(frozen=True)
 class ImageClassificationConfig(TaskConfig):
-    """Patches of an image are the tokens; the label is predicted from their mean or from a class token."""
+    """Patches of an image are the tokens; the label is predicted from their mean or from a class token.
+
+    Attributes:
+        dataset: a `lab_*` data set or the name of an image data set of tensorflow-datasets.
+        patch_size: pixels along each side of a patch.
+        pooling: predict from the mean of the tokens, or from a class token that is put before them.
+        shift: training images are moved by up to this many pixels in each direction.
+    """
 
     name: Literal["image_classification"] = "image_classification"
     dataset: Name = "lab_digits"
     patch_size: AtLeastOne = 2
     pooling: Literal["mean", "class_token"] = "mean"
-    shift: NonNegative = 0  # training images are moved by up to this many pixels each way
+    shift: NonNegative = 0
 
 
 @dataclass(frozen=True)
 class TabularClassificationConfig(TaskConfig):
     """Columns of numbers are the tokens; the label is predicted from their mean.
 
-    standardised: each column less its mean, divided by its standard deviation, both of the training rows; False leaves
-    the numbers in the units in which they were taken.
+    Attributes:
+        dataset: `lab_wine`, `lab_breast_cancer`, or a data set with a label and a feature `columns` of numbers.
+        standardised: subtract each column's mean and divide by its standard deviation, both of the training rows.
     """
 
     name: Literal["tabular_classification"] = "tabular_classification"
@@ -45,7 +54,15 @@ class TabularClassificationConfig(TaskConfig):
 
 @dataclass(frozen=True)
 class LanguageModellingConfig(TaskConfig):
-    """Characters or bytes are the tokens; the next one, or the masked ones (BERT), are predicted."""
+    """Characters or bytes are the tokens; the next one, or the masked ones (BERT), are predicted.
+
+    Attributes:
+        dataset: a `lab_*` data set, or one of tensorflow-datasets with text.
+        tokenizer: one symbol per character of the training text, or per byte.
+        objective: predict the next token, or tokens that are masked.
+        sequence_length: tokens of one example.
+        mask_rate: share of the tokens that `masked` hides.
+    """
 
     name: Literal["language_modelling"] = "language_modelling"
     dataset: Name = "lab_speeches"
@@ -65,11 +82,13 @@ class LanguageModellingConfig(TaskConfig):
 
 @dataclass(frozen=True)
 class ProbeConfig(TaskConfig):
-    """What all probes with continuous inputs share; the inputs are drawn, so there is no end of them.
+    """Probes with continuous inputs, which are drawn for every update.
 
-    embedding, head: how features become the model's width, and the width becomes outputs; `identity` leaves them as
-    they are (the numbers must agree then), so that nothing mixes features but the model itself.
-    evaluation_examples: fresh ones, for validation and for test each.
+    Attributes:
+        embedding: the map from the input's features to model.width; `identity` needs equal numbers of both, and leaves
+            all mixing of features to the model.
+        head: the map from model.width to the outputs; `identity` as for the embedding.
+        evaluation_examples: examples of the validation split, and of the test split.
     """
 
     embedding: Literal["dense", "identity"] = "dense"
@@ -79,7 +98,13 @@ class ProbeConfig(TaskConfig):
 
 @dataclass(frozen=True)
 class ProductConfig(ProbeConfig):
-    """P1, P1b: the product of a token's first `order` features."""
+    """P1, P1b: the product of a token's first `order` features.
+
+    Attributes:
+        tokens: tokens of one example.
+        features: features of one token.
+        order: how many features are multiplied.
+    """
 
     name: Literal["product"] = "product"
     tokens: AtLeastOne = 4
@@ -97,7 +122,14 @@ class ProductConfig(ProbeConfig):
 
 @dataclass(frozen=True)
 class RotationConfig(ProbeConfig):
-    """P2: a rotation of a token's features, a cyclic shift by one or a random one that `rotation_seed` fixes."""
+    """P2: a rotation of a token's features, a cyclic shift by one or a random one that `rotation_seed` fixes.
+
+    Attributes:
+        tokens: tokens of one example.
+        features: features of one token.
+        rotation: a cyclic shift by one feature, or a random rotation.
+        rotation_seed: of the random rotation.
+    """
 
     name: Literal["rotation"] = "rotation"
     tokens: AtLeastOne = 1
@@ -108,7 +140,13 @@ class RotationConfig(ProbeConfig):
 
 @dataclass(frozen=True)
 class PointersConfig(ProbeConfig):
-    """P3: a query token points at several distinct tokens, whose contents are asked for."""
+    """P3: a query token points at several distinct tokens, whose contents are asked for.
+
+    Attributes:
+        tokens: tokens that can be pointed at.
+        features: features of one token's content.
+        pointers: how many tokens the query points at.
+    """
 
     name: Literal["pointers"] = "pointers"
     tokens: AtLeastOne = 8
@@ -128,8 +166,11 @@ class PointersConfig(ProbeConfig):
 class NearestConfig(ProbeConfig):
     """P4, P5: of several unit vectors, the one nearest to the query token's.
 
-    log_scale: a > 0 multiplies feature c of the input by 10^linspace(-a, a). standardised: each feature of the input
-    is divided by its standard deviation, as one would do with a table's columns.
+    Attributes:
+        tokens: unit vectors to choose from.
+        features: features of a vector.
+        log_scale: a > 0 multiplies feature c of the input by 10^linspace(-a, a).
+        standardised: divide each feature of the input by its standard deviation, as is usual for a table's columns.
     """
 
     name: Literal["nearest"] = "nearest"
@@ -141,7 +182,12 @@ class NearestConfig(ProbeConfig):
 
 @dataclass(frozen=True)
 class ScaledLinearConfig(ProbeConfig):
-    """P5b: a sum of features that arrive multiplied by `scale`."""
+    """P5b: a sum of features that arrive multiplied by `scale`.
+
+    Attributes:
+        features: features of the input.
+        scale: what multiplies them.
+    """
 
     name: Literal["scaled_linear"] = "scaled_linear"
     features: AtLeastOne = 8
@@ -150,7 +196,13 @@ class ScaledLinearConfig(ProbeConfig):
 
 @dataclass(frozen=True)
 class PlantedInteractionsConfig(ProbeConfig):
-    """P8: a sum of features and of products of two, with a known share of the variance in the products."""
+    """P8: a sum of features and of products of two, with a known share of the variance in the products.
+
+    Attributes:
+        features: features of the input.
+        interaction_share: share of the target's variance that comes from products.
+        coefficient_seed: of the random coefficients.
+    """
 
     name: Literal["planted_interactions"] = "planted_interactions"
     features: AtLeastTwo = 8
@@ -160,7 +212,13 @@ class PlantedInteractionsConfig(ProbeConfig):
 
 @dataclass(frozen=True)
 class DelayConfig(ProbeConfig):
-    """P9: each token asks for the content of the one `distance` before it."""
+    """P9: each token asks for the content of the one `distance` before it.
+
+    Attributes:
+        tokens: tokens of one example.
+        features: features of one token.
+        distance: how many tokens back the answer is.
+    """
 
     name: Literal["delay"] = "delay"
     tokens: AtLeastTwo = 16
@@ -174,7 +232,13 @@ class DelayConfig(ProbeConfig):
 
 @dataclass(frozen=True)
 class MarkedTokenConfig(ProbeConfig):
-    """Long range: the last token asks for the content of the marked one, `distance` before it, among distractors."""
+    """Long range: the last token asks for the content of the marked one, `distance` before it, among distractors.
+
+    Attributes:
+        tokens: tokens of one example.
+        features: features of one token's content.
+        distance: how many tokens before the last one the marked token is.
+    """
 
     name: Literal["marked_token"] = "marked_token"
     tokens: AtLeastTwo = 64
@@ -198,9 +262,11 @@ def _within(distance: int, tokens: int) -> None:
 
 @dataclass(frozen=True)
 class SyntheticConfig(TaskConfig):
-    """What all probes made of symbols share.
+    """Probes made of symbols.
 
-    training_examples: how many different ones there are to train on; None draws new ones without end.
+    Attributes:
+        training_examples: how many different examples the training split has; none draws new ones for every update.
+        evaluation_examples: examples of the validation split, and of the test split.
     """
 
     training_examples: AtLeastOne | None = 12800
@@ -209,7 +275,14 @@ class SyntheticConfig(TaskConfig):
 
 @dataclass(frozen=True)
 class AssociativeRecallConfig(SyntheticConfig):
-    """P6, MQAR (Arora et al. 2023): key-value pairs, then each key again at a random place, asking for its value."""
+    """P6, MQAR (Arora et al. 2023): key-value pairs, then each key again at a random place, asking for its value.
+
+    Attributes:
+        vocabulary: symbols; half are keys and half are values.
+        sequence_length: tokens of one example.
+        pairs: key-value pairs in one example.
+        power: exponent of the power law that places the questions (1 is uniform).
+    """
 
     name: Literal["associative_recall"] = "associative_recall"
     training_examples: AtLeastOne | None = None
@@ -235,7 +308,12 @@ class AssociativeRecallConfig(SyntheticConfig):
 
 @dataclass(frozen=True)
 class InContextRecallConfig(SyntheticConfig):
-    """MAD (Poli et al. 2024): pairs of a key and a value; a key that was seen before must give its value again."""
+    """MAD (Poli et al. 2024): pairs of a key and a value; a key that was seen before must give its value again.
+
+    Attributes:
+        vocabulary: symbols; half are keys and half are values.
+        sequence_length: tokens of one example.
+    """
 
     name: Literal["in_context_recall"] = "in_context_recall"
     vocabulary: Annotated[int, Rule("must be at least 4", lambda value: value >= 4)] = 16
@@ -246,7 +324,13 @@ class InContextRecallConfig(SyntheticConfig):
 
 @dataclass(frozen=True)
 class FuzzyRecallConfig(SyntheticConfig):
-    """MAD (Poli et al. 2024): in-context recall whose keys and values are motifs of 1 to `motif` tokens."""
+    """MAD (Poli et al. 2024): in-context recall whose keys and values are motifs of 1 to `motif` tokens.
+
+    Attributes:
+        vocabulary: symbols.
+        sequence_length: tokens of one example.
+        motif: largest number of tokens in a key or value.
+    """
 
     name: Literal["fuzzy_recall"] = "fuzzy_recall"
     vocabulary: Annotated[int, Rule("must be at least 4", lambda value: value >= 4)] = 16
@@ -260,7 +344,11 @@ class FuzzyRecallConfig(SyntheticConfig):
 class NoisyRecallConfig(SyntheticConfig):
     """MAD (Poli et al. 2024): in-context recall with tokens of noise between the pairs.
 
-    vocabulary counts the `noise_vocabulary`; `noise` is the share of the tokens that are noise.
+    Attributes:
+        vocabulary: symbols, those of the noise included.
+        noise_vocabulary: symbols of the noise.
+        noise: share of the tokens that are noise.
+        sequence_length: tokens of one example.
     """
 
     name: Literal["noisy_recall"] = "noisy_recall"
@@ -282,7 +370,13 @@ class NoisyRecallConfig(SyntheticConfig):
 
 @dataclass(frozen=True)
 class SelectiveCopyConfig(SyntheticConfig):
-    """MAD (Poli et al. 2024): repeat the content tokens in order, skipping the blanks between them."""
+    """MAD (Poli et al. 2024): repeat the content tokens in order, skipping the blanks between them.
+
+    Attributes:
+        vocabulary: symbols.
+        sequence_length: tokens of one example.
+        copies: how many content tokens are copied.
+    """
 
     name: Literal["selective_copy"] = "selective_copy"
     vocabulary: Annotated[int, Rule("must be at least 3", lambda value: value >= 3)] = 16
@@ -300,7 +394,12 @@ class SelectiveCopyConfig(SyntheticConfig):
 
 @dataclass(frozen=True)
 class CompressionConfig(SyntheticConfig):
-    """MAD (Poli et al. 2024): squeeze the sequence into its last token, from which an MLP decodes every position."""
+    """MAD (Poli et al. 2024): squeeze the sequence into its last token, from which an MLP decodes every position.
+
+    Attributes:
+        vocabulary: symbols.
+        sequence_length: tokens of one example.
+    """
 
     name: Literal["compression"] = "compression"
     vocabulary: AtLeastTwo = 16
@@ -309,7 +408,12 @@ class CompressionConfig(SyntheticConfig):
 
 @dataclass(frozen=True)
 class MemorizationConfig(SyntheticConfig):
-    """MAD (Poli et al. 2024): a fixed map from keys to values, learned in training and not from the context."""
+    """MAD (Poli et al. 2024): a fixed map from keys to values, learned in training and not from the context.
+
+    Attributes:
+        vocabulary: symbols.
+        sequence_length: tokens of one example.
+    """
 
     name: Literal["memorization"] = "memorization"
     training_examples: AtLeastOne | None = 256

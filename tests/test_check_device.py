@@ -39,7 +39,10 @@ def test_one_check_of_each_kind(run, tmp_path, monkeypatch):
     code, checks = run("--in_process", f"--only={','.join(names)}")
     assert (code, outcomes(checks)) == (0, dict.fromkeys(names, "pass"))
     assert (
-        0 < checks["attention.linear"]["figures"]["float32"] < 1e-5 < checks["attention.linear"]["figures"]["bfloat16"]
+        0
+        < checks["attention.linear"]["measured"]["float32"]
+        < 1e-5
+        < checks["attention.linear"]["measured"]["bfloat16"]
     )
     page = (tmp_path / "check_device.md").read_text()
     assert page.startswith(f"# The lab on {jax.device_count()} x cpu\n")
@@ -80,7 +83,7 @@ def test_what_an_exception_means(monkeypatch, tmp_path, error, outcome, detail):
     monkeypatch.setattr(formulas, "linear", raises)
     result = check_device.run_check(Check("name", "formulas.linear"), tmp_path)
     assert result.outcome == outcome and result.detail.startswith(detail)
-    assert result.figures == getattr(error, "figures", {})
+    assert result.measured == getattr(error, "measured", {})
 
 
 def test_a_folder_without_a_pass_is_no_success(run):
@@ -110,7 +113,7 @@ with open(int(options["pipe"]), "w") as pipe:
             os.abort()
         if DEEDS.get(name) == "hangs":
             signal.pause()
-        tell({"name": name, "outcome": "pass", "seconds": 1.0, "figures": {"child": options["child"]}, "detail": ""})
+        tell({"name": name, "outcome": "pass", "seconds": 1.0, "measured": {"child": options["child"]}, "detail": ""})
 """
 
 
@@ -136,8 +139,8 @@ def test_a_process_that_dies_takes_one_check_along(run, children, tmp_path, plat
     assert (
         "ended with signal SIGABRT" in checks["precision"]["detail"] and "last words" in checks["precision"]["detail"]
     )
-    assert checks["training.single"]["figures"] == {"child": "here"}
-    assert checks["commands.ablate"]["figures"] == {"child": "commands"}
+    assert checks["training.single"]["measured"] == {"child": "here"}
+    assert checks["commands.ablate"]["measured"] == {"child": "commands"}
     assert "2 x made up" in (tmp_path / "check_device.md").read_text()
 
 
@@ -184,8 +187,8 @@ NUMBERS = {"x": comparison.drawn(0, 3, 4)}
 def test_values_and_gradients_are_compared(compute, wrong):
     case = comparison.Case("square", compute, lambda x: x**2, NUMBERS)
     if wrong is None:
-        figures = comparison.compare([case])
-        assert figures["float32"] < 1e-6 < figures["bfloat16"] < 1e-2 and figures["comparisons"] == 4
+        measured = comparison.compare([case])
+        assert measured["float32"] < 1e-6 < measured["bfloat16"] < 1e-2 and measured["comparisons"] == 4
         return
     with pytest.raises(Deviation, match=f"square float32 {wrong}"):
         comparison.compare([case], ["float32"])

@@ -139,7 +139,7 @@ def untouched(folder):
     [
         (untouched, ["--measures=mixin"], 6, "mixin is not a measure: did you mean mixing?"),
         (untouched, ["--examples=1"], 2, "examples"),
-        (untouched, ["--probes=0"], 2, "probes"),
+        (untouched, ["--random_vectors=0"], 2, "random_vectors"),
         (untouched, ["--step=3"], 4, "no checkpoint of step 3; choose one of 2, 4"),
         (untouched, ["--split=training"], 2, "split"),
         (untouched, ["--config.seed=1"], 2, "a checkpoint keeps the config"),

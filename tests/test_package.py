@@ -1,4 +1,4 @@
-"""The package as a whole: cheap to import, and built in floors."""
+"""The package as a whole: cheap to import, and built in layers."""
 
 import ast
 import graphlib
@@ -14,9 +14,9 @@ import flaxformer_lab
 
 PACKAGE = Path(flaxformer_lab.__file__).parent
 
-# A file imports only from its own floor or from below. Files beside these folders are entry points, on the
-# highest floor, as is the `__main__` of a folder.
-FLOORS = {
+# A file imports only from its own layer or from below. Files beside these folders are entry points, on the
+# highest layer, as is the `__main__` of a folder.
+LAYERS = {
     "parsing": 0,
     "registry": 0,
     "model_config": 0,
@@ -48,8 +48,8 @@ def dotted(path):
 FILES = {dotted(path): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
 
 
-def floor(name):
-    return TOP if name.endswith("__main__") else FLOORS.get(name.partition(".")[0], TOP)
+def layer(name):
+    return TOP if name.endswith("__main__") else LAYERS.get(name.partition(".")[0], TOP)
 
 
 def imports(tree, *, lazy):
@@ -81,13 +81,13 @@ def run(script):
 
 def test_folders_stand_on_a_floor():
     folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
-    assert folders <= set(FLOORS)
+    assert folders <= set(LAYERS)
     assert {"functional", "modules", "models", "data", "tasks", "training", "ablation", "report"} <= folders
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_imports_from_its_own_floor_or_below(name):
-    higher = {other for other in own_imports(FILES[name], lazy=True) if floor(other) > floor(name)}
+    higher = {other for other in own_imports(FILES[name], lazy=True) if layer(other) > layer(name)}
     assert not higher
 
 
@@ -124,9 +124,9 @@ def test_the_checks_above_can_see():
     assert list(imports(tree, lazy=False)) == ["flax", "flaxformer_lab.config.Config"]
     assert list(own_imports(tree, lazy=False)) == ["config"]
     assert list(own_imports(tree, lazy=True)) == ["config", "tasks"]
-    assert floor("functional.linear") < floor("modules.block") < floor("models.network") < floor("tasks.task")
-    assert floor("tasks") < floor("training.loop") < floor("ablation.variants") < floor("report.page")
-    assert floor("report.page") < floor("evaluate") == floor("report.__main__") == floor("")
+    assert layer("functional.linear") < layer("modules.block") < layer("models.network") < layer("tasks.task")
+    assert layer("tasks") < layer("training.loop") < layer("ablation.variants") < layer("report.page")
+    assert layer("report.page") < layer("evaluate") == layer("report.__main__") == layer("")
 
 
 def test_importing_the_package_is_light():

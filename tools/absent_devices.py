@@ -1,6 +1,7 @@
-"""Train steps compiled for devices that are not here, by their own compilers: libtpu's, and XLA's for CUDA.
+"""Compiles train steps for devices that this machine does not have, with libtpu and with XLA for CUDA.
 
-The extras `tpu-compile` and `cuda-compile` install them. Nothing runs; a program's text and memory can be read.
+The extras `tpu-compile` and `cuda-compile` install the compilers. Nothing runs; a program's text and memory can be
+read.
 """
 
 import collections
@@ -24,7 +25,7 @@ from flaxformer_lab.training.mesh import Mesh
 from flaxformer_lab.training.state import Tree
 from flaxformer_lab.training.step import make_train_step
 
-H100 = Path(__file__).parent / "h100.txtpb"  # what XLA asks a GPU about itself
+H100 = Path(__file__).parent / "h100.txtpb"  # what XLA needs to know about a GPU
 
 # Without these libtpu asks a cloud's metadata server which devices it has, and waits.
 WITHOUT_A_TPU = {
@@ -42,7 +43,7 @@ BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "u16": 2, "s32": 4, "
 
 @functools.cache
 def tpus(slice_name: str) -> tuple[jax.Device, ...]:
-    """The chips of a slice, by its name: `v5e:2x4`, `v5p:16x16x16`."""
+    """The chips of a slice by its name: `v5e:2x4`, `v5p:16x16x16`."""
     for name, value in WITHOUT_A_TPU.items():
         os.environ.setdefault(name, value)
     return tuple(topologies.get_topology_desc(slice_name, platform="tpu").devices)
@@ -59,7 +60,7 @@ def h100s(number: int) -> tuple[jax.Device, ...]:
 
 @dataclass(frozen=True)
 class Collective:
-    """One exchange between devices. num_bytes: of its result on each device; among: how many devices take part."""
+    """A collective. num_bytes: of its result on each device; among: the number of devices that take part."""
 
     kind: str
     dtype: str
@@ -68,7 +69,7 @@ class Collective:
 
     @property
     def received(self) -> float:
-        """Bytes that a device receives, by the best algorithm."""
+        """Bytes that a device receives by the best algorithm."""
         others = (self.among - 1) / self.among
         factor = {"all-reduce": 2 * others, "reduce-scatter": self.among - 1, "collective-permute": 1.0}
         return self.num_bytes * factor.get(self.kind, others)
@@ -76,7 +77,7 @@ class Collective:
 
 @dataclass(frozen=True)
 class Program:
-    """What a compiler made for one device of many."""
+    """A program that was compiled for one device of many."""
 
     compiled: jax.stages.Compiled
     num_devices: int
@@ -88,17 +89,17 @@ class Program:
 
     @functools.cached_property
     def kernels(self) -> set[str]:
-        """The names of what XLA calls but did not write itself."""
+        """The names of external kernels that XLA calls."""
         return set(re.findall(r'custom_call_target="([^"]+)"', self.text))
 
     @functools.cached_property
     def collectives(self) -> list[Collective]:
-        """All exchanges between devices, each array for itself where XLA sends several as one."""
+        """All collectives, one for each array where XLA sends several in one call."""
         found, chains = [], set()
         for match in COLLECTIVE.finditer(self.text):
             chain = re.search(r'chain_id="(\d+)"', match["options"])
             if chain and chain[1] in chains:
-                continue  # libtpu writes an asynchronous one again wherever it takes another step
+                continue  # libtpu repeats an asynchronous collective at each of its steps
             chains |= {chain[1]} if chain else set()
             shapes = SHAPE.findall(match["shapes"])
             if match["start"] and match["kind"] == "collective-permute":
@@ -116,7 +117,7 @@ class Program:
 
     @property
     def temporary_bytes(self) -> int:
-        """What a device needs beside arguments and results."""
+        """Bytes that a device needs beside arguments and results."""
         return self.compiled.memory_analysis().temp_size_in_bytes
 
 
@@ -125,7 +126,7 @@ def _bytes(dtype: str, dims: str) -> int:
 
 
 def _among(options: str, num_devices: int) -> int:
-    """The size of a group of devices, of which XLA has three notations.
+    """The size of a group of devices, for which XLA has three notations.
 
     `{{0,1},{2,3}}`; the same as `[groups,size]<=[devices]`; axes of a mesh, whole or in parts, as
     `mesh['a'=2,'b'=4] {'a','b':(1)2}`.
@@ -142,7 +143,7 @@ def _among(options: str, num_devices: int) -> int:
 def compile_train_step(experiment: Experiment, devices: tuple[jax.Device, ...], batch_dtype: jnp.dtype) -> Program:
     """One update of a language model or an image classifier, as its strategy (single or mesh) runs it.
 
-    batch_dtype: of the symbols or pixels that are stored.
+    batch_dtype: dtype of the stored symbols or pixels.
     """
     strategy = experiment.strategy
     mesh = strategy.mesh if isinstance(strategy, Mesh) else jax.sharding.Mesh(devices, ("single",))
@@ -159,7 +160,7 @@ def compile_train_step(experiment: Experiment, devices: tuple[jax.Device, ...], 
 
 
 def compile_for(mesh: jax.sharding.Mesh, function: Callable[..., Tree], *arguments: Tree, **options: Any) -> Program:
-    """A function of shapes as `jax.jit` with these options compiles it for the devices of a mesh."""
+    """Compiles a function of shapes by `jax.jit` with these options for the devices of a mesh."""
     with jax.set_mesh(mesh):
         lowered = jax.jit(function, **options).lower(*arguments)
         return Program(lowered.compile(compiler_options=deterministic_options()), mesh.size)

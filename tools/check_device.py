@@ -2,12 +2,12 @@
 
     PYTHONPATH=. python tools/check_device.py --out=runs/check_device      # where the lab is not installed
 
-Every formula and module against float64, and every command on a small recipe; the checks are listed below. A line for
-each as it ends, and the table in OUT/check_device.json and OUT/check_device.md. A check whose package is not installed
-is skipped and says so. Exit code 1: something failed.
+Compares every formula and module with float64, and runs every command on a small recipe; the checks are listed below.
+Prints one line per check, and writes the table to OUT/check_device.json and OUT/check_device.md. A check whose package
+is not installed is skipped and names it. Exit code 1: a check failed.
 
-    --only=attention,commands.train   these checks alone, or all whose names begin so
-    --limit_s=300                     ends after so many seconds; what is left is reported as not run
+    --only=attention,commands.train   only these checks, or those with these prefixes
+    --limit_s=300                     stops after this many seconds; the remaining checks are reported as not run
 """
 
 import argparse
@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tools.device.outcome import Figures, Skip  # noqa: E402 found by the line above
+from tools.device.outcome import Measured, Skip  # noqa: E402 found by the line above
 
 
 class Check(NamedTuple):
@@ -48,7 +48,7 @@ class Check(NamedTuple):
     arguments: dict[str, Any] = {}
 
 
-# In one process that holds the devices. Nothing but JAX and the lab's own functions, then modules, then whole runs.
+# In one process that holds the devices: functions, then modules, then whole runs.
 HERE = (
     Check("precision", "modules.precision"),
     *(
@@ -86,7 +86,7 @@ HERE = (
     Check("training.generated", "training.generated"),
     Check("training.population", "training.population"),
 )
-# In processes of their own, which need the devices for themselves where only one process may have them.
+# In their own processes, which need the devices where only one process can use them.
 COMMANDS = (
     Check("commands.train", "commands.trains"),
     Check("commands.repeated", "commands.repeats"),
@@ -98,33 +98,33 @@ COMMANDS = (
     Check("commands.ablate_ray", "commands.ablate", {"engine": "ray"}),
 )
 CHECKS = HERE + COMMANDS
-LONGEST = 180  # seconds that one check may take
+LONGEST = 180  # time limit of one check, in seconds
 CHILD = (sys.executable, __file__)
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "optax", "orbax-checkpoint")
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a check: pass, fail, skip or not run."""
+    """The outcome of a check: pass, fail, skip or not run."""
 
     name: str
     outcome: str
     seconds: float = 0.0
-    figures: Figures = field(default_factory=dict)
+    measured: Measured = field(default_factory=dict)
     detail: str = ""
 
     @property
     def found(self) -> str:
-        """Figures and detail in one line."""
+        """Measured values and detail in one line."""
         shown = (
             f"{name} {value:.2g}" if isinstance(value, float) else f"{name} {value}"
-            for name, value in self.figures.items()
+            for name, value in self.measured.items()
         )
         return " ".join("; ".join(filter(None, (self.detail, ", ".join(shown)))).split())
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs what the arguments ask for; returns the exit code."""
+    """Runs the checks that the arguments select; returns the exit code."""
     options = _parse(arguments)
     if options.child:
         return _child(options)
@@ -147,9 +147,9 @@ def main(arguments: Sequence[str]) -> int:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "check_device", help="folder of the table")
-    parser.add_argument("--only", default="", help="names of checks, or what they begin with, with commas")
-    parser.add_argument("--limit_s", type=float, default=900.0, help="seconds after which no check begins")
-    parser.add_argument("--in_process", action="store_true", help="all in this process: a crash ends everything")
+    parser.add_argument("--only", default="", help="names or prefixes of checks, separated by commas")
+    parser.add_argument("--limit_s", type=float, default=900.0, help="seconds after which no check starts")
+    parser.add_argument("--in_process", action="store_true", help="run all checks in this process, which a crash ends")
     parser.add_argument("--child", choices=("here", "commands"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--pipe", type=int, help=argparse.SUPPRESS)
@@ -165,29 +165,29 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def run_check(check: Check, folder: Path) -> Result:
-    """Runs a check in this process. folder: where it may write."""
-    begin, figures, detail = time.perf_counter(), {}, ""
+    """Runs a check in this process, which may write into `folder`."""
+    begin, measured, detail = time.perf_counter(), {}, ""
     try:
         module, _, name = check.function.partition(".")
         function = getattr(importlib.import_module(f"tools.device.{module}"), name)
         place = {"folder": folder} if "folder" in inspect.signature(function).parameters else {}
-        figures, outcome = function(**place, **check.arguments), "pass"
+        measured, outcome = function(**place, **check.arguments), "pass"
     except Exception as error:
-        figures, reason = getattr(error, "figures", {}), _reason_to_skip(error)
+        measured, reason = getattr(error, "measured", {}), _reason_to_skip(error)
         outcome, detail = ("skip", reason) if reason else ("fail", _described(error))
         if not reason:
             traceback.print_exc()
-    return Result(check.name, outcome, time.perf_counter() - begin, figures, detail)
+    return Result(check.name, outcome, time.perf_counter() - begin, measured, detail)
 
 
 def _reason_to_skip(error: BaseException | None) -> str:
-    """Why a check that ended so does not apply here; empty where it does, and failed."""
+    """Why a check that raised this error does not apply here; empty where it applies and failed."""
     while error is not None:
         if isinstance(error, Skip):
             return str(error)
         if isinstance(error, ModuleNotFoundError) and error.name:
             package = error.name.partition(".")[0]
-            # A module that is missing in a package that is there is a mistake.
+            # A missing module of an installed package is a bug.
             if importlib.util.find_spec(package) is None:
                 return f"{package} is not installed"
         error = error.__cause__ or error.__context__
@@ -203,7 +203,7 @@ def _described(error: Exception) -> str:
 
 
 class Report:
-    """The table: told line by line, and written again after each check."""
+    """The table: printed line by line, and written again after each check."""
 
     def __init__(self, out: Path, checks: Sequence[Check]):
         self._out, self._order = out, [check.name for check in checks]
@@ -213,13 +213,13 @@ class Report:
         out.mkdir(parents=True, exist_ok=True)
 
     def begins(self, metadata: dict[str, Any]) -> None:
-        """Takes the metadata about the devices and the versions."""
+        """Records the devices and the versions."""
         if not self._metadata:
             self._metadata = metadata
             print(", ".join(f"{name} {value}" for name, value in metadata.items()), flush=True)
 
     def add(self, result: Result) -> None:
-        """Takes a result, once for each check."""
+        """Adds a result, once for each check."""
         with self._lock:
             self._results[result.name] = result
             place = f"[{len(self._results)}/{len(self._order)}]"
@@ -227,7 +227,7 @@ class Report:
             self._write()
 
     def end(self) -> int:
-        """The exit code, and a last line with the counts."""
+        """Prints the counts; returns the exit code."""
         with self._lock:
             for name in self._order:
                 self._results.setdefault(name, Result(name, "not run"))
@@ -282,7 +282,7 @@ def metadata() -> dict[str, Any]:
 
 
 class Supervisor:
-    """Runs checks in processes of their own, so that neither a crash nor a check without end takes others along."""
+    """Runs checks in other processes, so that neither a crash nor an endless check stops the others."""
 
     def __init__(self, folder: Path, report: Report, deadline: float):
         self._folder, self._report, self._deadline = folder, report, deadline
@@ -290,7 +290,7 @@ class Supervisor:
         self._running: set[subprocess.Popen] = set()
 
     def run(self, checks: Sequence[Check]) -> None:
-        """Both kinds side by side where several processes may have the devices, else one after the other."""
+        """Runs both kinds concurrently where several processes can use the devices, else one after the other."""
         kinds = {"here": HERE, "commands": COMMANDS}
         waiting = {kind: [check for check in those if check in checks] for kind, those in kinds.items()}
         with futures.ThreadPoolExecutor() as threads:
@@ -302,20 +302,20 @@ class Supervisor:
                     here.result()
                 threads.submit(self._work, "commands", waiting["commands"]).result()
                 here.result()
-            finally:  # nothing is left running where this process is asked to end
+            finally:  # children end when this process is asked to end
                 self._deadline = 0.0
                 for process in list(self._running):
                     _kill(process)
 
     def _work(self, kind: str, waiting: list[Check]) -> None:
-        """Starts a process for the checks that wait, and another one for the rest where that one dies."""
+        """Starts a process for the waiting checks, and another for the rest if it dies."""
         begin, how = self._until_it_ends(kind, waiting) if waiting or kind == "here" else (0.0, "")
         while waiting and time.monotonic() < self._deadline:
             self._report.add(Result(waiting.pop(0).name, "fail", time.monotonic() - begin, {}, how))
             begin, how = self._until_it_ends(kind, waiting) if waiting else (begin, how)
 
     def _until_it_ends(self, kind: str, waiting: list[Check]) -> tuple[float, str]:
-        """Takes from `waiting` what a process has done; returns when it began its last check, and how it ended."""
+        """Removes finished checks from `waiting`; returns when the process began its last check, and how it ended."""
         log = self._folder / f"{kind}.log"
         read, write = os.pipe()
         names = ",".join(check.name for check in waiting)
@@ -345,7 +345,7 @@ class Supervisor:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """Caches in the folder, memory as it is needed, and programs that each command compiles itself."""
+    """Environment: caches in the folder, GPU memory on demand, and commands that compile their own programs."""
     kept = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     own = {"FLAXFORMER_LAB_CACHE": str(folder / "cache"), "FLAXFORMER_LAB_COMPILE_LEVEL": "0"}
     return kept | own | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONUNBUFFERED": "1"}

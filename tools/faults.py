@@ -1,7 +1,7 @@
-"""Does to real runs what could happen to them, and writes what came of it into docs/reliability.md: `make faults`.
+"""Causes faults in real runs, and writes the outcomes into docs/reliability.md: `make faults`.
 
-With words it tries some faults alone: `make faults ARGS="SIGKILL disk"`. Every run is a process of its own, the command
-that users type; what is bit-identical is every leaf of the last state and every byte of metrics.jsonl.
+With words it tries only some faults: `make faults ARGS="SIGKILL disk"`. Every run is the real command in its own
+process. Bit-identical means every leaf of the last state and every byte of metrics.jsonl.
 """
 
 import os
@@ -36,11 +36,11 @@ KNOBS = {
     "training.checkpoint_every": 6,
     "training.steps_per_call": 3,
 }
-Outcome = tuple[int, str]  # times tried, what came of it
+Outcome = tuple[int, str]  # times tried, outcome
 
 
 def start(folder: Path, *arguments: str, before: str = "", **environment: str) -> subprocess.Popen:
-    """Starts the training command. before: Python that the process runs first."""
+    """Starts the training command. before: Python code that the process runs first."""
     script = f"import sys, runpy\n{before}\nsys.path.insert(0, '')\nrunpy.run_path('train.py', run_name='__main__')"
     keys = [f"--config.{key}={value}" for key, value in KNOBS.items()]
     line = [sys.executable, "-c", script, "--config=configs/digits.py", f"--workdir={folder}", *keys, *arguments]
@@ -79,18 +79,18 @@ class Trial:
         return self.place / str(self._number)
 
     def copy(self) -> Path:
-        """The undisturbed run, as it was when its last checkpoint had not been made yet."""
+        """A copy of the undisturbed run, as it was before its last checkpoint."""
         folder = self.folder()
         shutil.copytree(self.undisturbed, folder)
         return folder
 
     def resumes(self, folder: Path) -> bool:
-        """Whether the same command ends as the undisturbed run did."""
+        """Whether the same command ends like the undisturbed run."""
         return finish(start(folder))[0] == 0 and same(folder, self.undisturbed)
 
 
 def killed(trial: Trial, times: int = 50) -> Outcome:
-    """SIGKILL at a random moment, again and again; whoever gets to the end is compared."""
+    """SIGKILL at random moments until a run is finished, which is compared."""
     rng, folder, ended, good, saving = random.Random(0), trial.folder(), 0, 0, 0
     done = 0
     while done < times:
@@ -171,7 +171,7 @@ def damaged(trial: Trial, how: str) -> Outcome:
 
 
 def disk_full(trial: Trial, times: int = 5) -> Outcome:
-    """No file may grow beyond a few kilobytes from some step on: the save after it fails."""
+    """From some step on no file can grow beyond a few kilobytes, so the next save fails."""
     good = 0
     for number in range(times):
         folder = trial.folder()
@@ -203,7 +203,7 @@ def not_a_number(trial: Trial, times: int = 5) -> Outcome:
 
 
 def two_on_one_folder(trial: Trial, times: int = 5) -> Outcome:
-    """A second command on the folder of a run that is at work."""
+    """A second command on the folder of a running command."""
     good = 0
     for _ in range(times):
         folder = trial.folder()
@@ -216,7 +216,7 @@ def two_on_one_folder(trial: Trial, times: int = 5) -> Outcome:
 
 
 def clock_and_locale(trial: Trial) -> Outcome:
-    """Another clock, another zone, another locale after half of the run."""
+    """Another clock, time zone or locale after half of the run."""
     settings = (
         {"LC_ALL": "C"},
         {"LC_ALL": "tr_TR.UTF-8", "LANG": "tr_TR.UTF-8"},
@@ -235,7 +235,7 @@ def clock_and_locale(trial: Trial) -> Outcome:
 
 
 def read_only(trial: Trial) -> Outcome:
-    """A folder that cannot be written: for root a read-only mount stands for it."""
+    """A folder that cannot be written; for root, a read-only mount."""
     folder = trial.folder()
     finish(start(folder, f"--stop_at={5 * EVERY}"))
     mounted = (
@@ -276,7 +276,7 @@ FAULTS: dict[str, Callable[[Trial], Outcome]] = {
 
 
 def main(words: Sequence[str]) -> None:
-    """Tries the faults whose names hold one of the words, all by default, and writes the table."""
+    """Tries the faults whose names contain one of the words, all by default, and writes the table."""
     chosen = [name for name in FAULTS if not words or any(word.lower() in name.lower() for word in words)]
     with tempfile.TemporaryDirectory() as folder:
         trial = Trial(Path(folder))

@@ -31,7 +31,7 @@ FOLDER = Path(__file__).parent.parent / "tests" / "goldens"
 TOKENS = {"vocab_size": 60, "max_position_embeddings": 16, "bos_token_id": 0, "eos_token_id": 0}
 IMAGES = {"image_size": 16, "patch_size": 4, "num_channels": 3}
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-# Epsilons so large that they too are seen in the logits, and hidden layers small enough for small files.
+# Epsilons so large that they change the logits, and hidden layers small enough for small files.
 GPT2 = {**SIZES, **TOKENS, "layer_norm_epsilon": 0.02}
 BERT = {**SIZES, **TOKENS, "layer_norm_eps": 0.01, "intermediate_size": 48}
 VIT = {**SIZES, **IMAGES, "layer_norm_eps": 0.03, "intermediate_size": 48}
@@ -47,7 +47,7 @@ class Golden(NamedTuple):
     """A model as its files hold it, inputs as our network takes them, and the logits of transformers.
 
     inputs: symbols int32 [batch, tokens], or images float32 [batch, rows, columns, channels].
-    valid: which tokens are not padding [batch, tokens]; BERT alone.
+    valid: which tokens are not padding [batch, tokens]; only BERT.
     """
 
     weights: dict[str, np.ndarray]
@@ -82,7 +82,7 @@ def make(model: PreTrainedModel, seed: int) -> Golden:
 
 @torch.no_grad()
 def randomize(model: torch.nn.Module, rng: np.random.Generator) -> None:
-    """Draws every parameter anew, wide enough that each one is seen in the logits, biases and norms included."""
+    """Draws every parameter again, with a variance that makes each one visible in the logits."""
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             center = 1 if isinstance(module, torch.nn.LayerNorm) and name == "weight" else 0
@@ -101,7 +101,7 @@ def save(golden: Golden, path: Path) -> None:
 def main() -> None:
     """Writes every model's file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the files go")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="folder of the files")
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     for seed, (name, model) in enumerate(MODELS.items()):

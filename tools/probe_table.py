@@ -1,8 +1,8 @@
 """Trains every probe and writes the measured table into docs/science.md: `make probes`.
 
-With names it takes some probes or rows alone: `make probes ARGS="P3 'MQAR LSTM, 2 layers'"`.
+With names it runs only some probes or rows: `make probes ARGS="P3 'MQAR LSTM, 2 layers'"`.
 
-Each row is one run of a recipe in configs/probes, in a folder that is thrown away; seed 0, the recipe's learning rate.
+Each row is one run of a recipe in configs/probes, in a temporary folder; seed 0, the recipe's learning rate.
 """
 
 import json
@@ -35,7 +35,7 @@ BEGIN, END = "<!-- probes: begin -->", "<!-- probes: end -->"
 
 @dataclass(frozen=True)
 class Row:
-    """One run. expected: what independent throwaway code found once, where it did."""
+    """One run. expected: the result of an independent implementation, if there is one."""
 
     probe: str
     what: str
@@ -93,12 +93,12 @@ ROWS = (
     ),
     *(
         Row("P5", f"a = {scale}, {what}", "unequal_scales", (f"task.log_scale={scale}", *overrides), expected=expected)
-        for what, overrides, figures in (
+        for what, overrides, scores in (
             ("raw", (), ("0.965", "0.620", "0.203")),
             ("RMSNorm", ("model.norm.kind=rmsnorm",), ("0.967", "0.698", "0.291")),
             ("standardised", ("task.standardised=true",), ("0.965", "0.965", "0.965")),
         )
-        for scale, expected in zip((0, 1, 2), figures, strict=True)
+        for scale, expected in zip((0, 1, 2), scores, strict=True)
     ),
     *(
         Row(
@@ -133,14 +133,14 @@ ROWS = (
 
 
 def run(row: Row) -> tuple[str, str, str]:
-    """(figure, bound, seconds) of a row."""
+    """(score, bound, seconds) of a row."""
     recipe = ROOT / "configs" / "probes" / f"{row.recipe}.py"
     config = load_config(str(recipe), [f"--config.{override}" for override in row.overrides], row.ablation)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         values = train(config, folder, quiet=True)
-        figure = values.get("r2", values.get("accuracy"))
-        text = f"{figure:.3f}" if row.reach is None else _steps_to(row.reach, RunFolder(folder).metrics)
+        score = values.get("r2", values.get("accuracy"))
+        text = f"{score:.3f}" if row.reach is None else _steps_to(row.reach, RunFolder(folder).metrics)
     bound = make_task(config.task).bound(config.model)
     return (
         text,
@@ -174,12 +174,12 @@ def rank_collapse() -> Iterator[tuple[str, ...]]:
             outputs = network.intermediates(params, model_state, x)
             layers = [outputs[f"blocks.{layer}.output"] for layer in range(4)]
             residuals.append([float(-jnp.mean(jnp.log(rank_residual(layer)))) for layer in layers])
-        figure = ", ".join(f"{value:.3g}" for value in np.mean(residuals, axis=0))
-        yield "P7", f"{what}: -log residual by layer", figure, "", expected, f"{time.perf_counter() - start:.0f}"
+        score = ", ".join(f"{value:.3g}" for value in np.mean(residuals, axis=0))
+        yield "P7", f"{what}: -log residual by layer", score, "", expected, f"{time.perf_counter() - start:.0f}"
 
 
 def planted_shares() -> Iterator[tuple[str, ...]]:
-    """P8: what the two measures of interaction find in a trained model, beside the planted truth."""
+    """P8: the two measures of interaction of a trained model, and the planted truth."""
     recipe = str(ROOT / "configs" / "probes" / "planted_interactions.py")
     for truth in (0.1, 0.5, 0.909):
         start = time.perf_counter()
@@ -198,15 +198,15 @@ def main(names: list[str]) -> None:
     print("| " + " | ".join(HEADER) + " |\n" + "|---" * len(HEADER) + "|", flush=True)
     for row in ROWS:
         if not names or {row.probe, f"{row.probe} {row.what}"} & set(names):
-            figure, bound, seconds = run(row)
-            _keep((row.probe, row.what, figure, bound, row.expected, seconds))
+            score, bound, seconds = run(row)
+            _keep((row.probe, row.what, score, bound, row.expected, seconds))
     for probe, rows in (("P7", rank_collapse), ("P8", planted_shares)):
         for cells in rows() if not names or probe in names else ():
             _keep(cells)
 
 
 def _keep(cells: tuple[str, ...]) -> None:
-    """Prints a row and writes it into the page, in the place of its probe and model."""
+    """Prints a row and writes it into the page, at the row of its probe and model."""
     print("| " + " | ".join(cells) + " |", flush=True)
     text = PAGE.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)

@@ -2,10 +2,10 @@
 
     pip install -e '.[tpu-compile,cuda-compile]'
     python tools/scaling_table.py                        # all of them, about 40 minutes on 2 cores
-    python tools/scaling_table.py --only='7B on h100'    # those whose name begins so; the others stay as they are
+    python tools/scaling_table.py --only='7B on h100'    # those whose name has this prefix; the others are kept
 
-What the compilers say is kept in docs/results/scaling.json, from which the table is made. Each program is compiled in
-a process of its own.
+The compilers' reports are stored in docs/results/scaling.json, from which the table is made. Each program is compiled
+in its own process.
 """
 
 import argparse
@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE, FIGURES = ROOT / "docs" / "scaling.md", ROOT / "docs" / "results" / "scaling.json"
+PAGE, RESULTS = ROOT / "docs" / "scaling.md", ROOT / "docs" / "results" / "scaling.json"
 SYMBOLS = 50304
 
 
 @dataclass(frozen=True)
 class Size:
-    """Of a model: GPT-2's smallest, and the widths and depths that Brown et al. 2020 and Touvron et al. 2023 chose."""
+    """The size of a model: the smallest GPT-2, and widths and depths of Brown et al. 2020 and Touvron et al. 2023."""
 
     width: int
     depth: int
@@ -34,7 +34,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Place:
-    """Devices, and how a mesh divides them; one example a device."""
+    """Devices, and how a mesh divides them; one example per device."""
 
     devices: str
     number: int
@@ -43,7 +43,7 @@ class Place:
 
     @property
     def mesh(self) -> str:
-        """In the words of the config."""
+        """The mesh in the config's keys."""
         return f"fsdp={self.fsdp}" if self.data == 1 else f"data={self.data} fsdp={self.fsdp}"
 
 
@@ -59,7 +59,7 @@ KINDS = {"all-gather": "gathered", "reduce-scatter": "scattered", "all-reduce": 
 
 
 def compiled(name: str, place: str) -> dict[str, float]:
-    """Of one update: bytes that a device holds, needs beside, and receives by each kind of collective."""
+    """One update: bytes that a device holds, needs temporarily, and receives by each kind of collective."""
     import jax.numpy as jnp
 
     from flaxformer_lab.config import MeshConfig, parse_config
@@ -80,15 +80,15 @@ def compiled(name: str, place: str) -> dict[str, float]:
     experiment = make_experiment(parse_config(tree), {"num_symbols": SYMBOLS}, mesh)
     program = compile_train_step(experiment, devices, jnp.uint16)
     memory = program.compiled.memory_analysis()
-    figures = collections.Counter({"held": memory.argument_size_in_bytes, "temporary": memory.temp_size_in_bytes})
+    program_bytes = collections.Counter({"held": memory.argument_size_in_bytes, "temporary": memory.temp_size_in_bytes})
     for each in program.collectives:
-        figures[f"{each.kind} {each.dtype}"] += each.received
-        figures[f"count {each.kind}"] += 1
-    return dict(figures)
+        program_bytes[f"{each.kind} {each.dtype}"] += each.received
+        program_bytes[f"count {each.kind}"] += 1
+    return dict(program_bytes)
 
 
 def in_a_process(name: str, place: str) -> dict[str, float]:
-    """`compiled`, in a process of its own."""
+    """`compiled`, in its own process."""
     line = [sys.executable, __file__, "--program", name, place]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]])}
     done = subprocess.run(line, capture_output=True, text=True, env=environment)
@@ -98,7 +98,7 @@ def in_a_process(name: str, place: str) -> dict[str, float]:
 
 
 def parameters(name: str) -> tuple[int, int]:
-    """Of a model's matrices: all, and those of its blocks."""
+    """Parameters of a model's matrices: all, and those of its blocks."""
     size = SIZES[name]
     hidden = 4 * size.width
     of_blocks = size.depth * (4 * size.width**2 + 2 * size.width * hidden)
@@ -106,7 +106,7 @@ def parameters(name: str) -> tuple[int, int]:
 
 
 def theory(name: str, place: str) -> dict[str, float]:
-    """What a device holds and receives by stage 3 of Rajbhandari et al. 2020."""
+    """Bytes that a device holds and receives by stage 3 of Rajbhandari et al. 2020."""
     (everything, of_blocks), where = parameters(name), PLACES[place]
     others = (where.fsdp - 1) / where.fsdp
     return {
@@ -117,35 +117,36 @@ def theory(name: str, place: str) -> dict[str, float]:
     }
 
 
-def received(figures: dict[str, float], kind: str) -> float:
-    """Bytes that a device receives by one kind of collective, of any type."""
-    return sum(value for key, value in figures.items() if key.startswith(f"{kind} "))
+def received(program_bytes: dict[str, float], kind: str) -> float:
+    """Bytes that a device receives by one kind of collective, in any dtype."""
+    return sum(value for key, value in program_bytes.items() if key.startswith(f"{kind} "))
 
 
 def gigabytes(number: float) -> str:
-    """Three digits of a number of bytes."""
+    """Bytes in gigabytes, to three digits."""
     return f"{number / 1e9:.3g}" if number < 1e11 else f"{number / 1e9:.0f}"
 
 
 def rows(of: dict[str, dict[str, float]]) -> list[str]:
-    """The table: what was compiled, and what theory says in brackets."""
+    """The table: compiled programs, with theory in brackets."""
     head = ["model", "devices", "mesh", "held", "temporary", "gathered", "scattered", "summed", "collectives"]
     table = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for name in SIZES:
         for place, where in PLACES.items():
-            figures, expected = of.get(f"{name} on {place}"), theory(name, place)
-            if figures is None:
+            program_bytes, expected = of.get(f"{name} on {place}"), theory(name, place)
+            if program_bytes is None:
                 continue
-            pairs = [(figures["held"], "held"), *((received(figures, kind), word) for kind, word in KINDS.items())]
-            held, *sent = (f"{gigabytes(found)} ({gigabytes(expected[word])})" for found, word in pairs)
-            counts = ", ".join(f"{figures.get(f'count {kind}', 0):.0f} {word}" for kind, word in KINDS.items())
-            cells = [name, where.devices, where.mesh, held, gigabytes(figures["temporary"]), *sent, counts]
+            sizes = [(program_bytes["held"], "held")]
+            sizes += [(received(program_bytes, kind), word) for kind, word in KINDS.items()]
+            held, *sent = (f"{gigabytes(found)} ({gigabytes(expected[word])})" for found, word in sizes)
+            counts = ", ".join(f"{program_bytes.get(f'count {kind}', 0):.0f} {word}" for kind, word in KINDS.items())
+            cells = [name, where.devices, where.mesh, held, gigabytes(program_bytes["temporary"]), *sent, counts]
             table.append(f"| {' | '.join(cells)} |")
     return table
 
 
 def keep(name: str, lines: list[str]) -> None:
-    """Puts a table between its marks."""
+    """Writes a table between its markers in the page."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     text = PAGE.read_text(encoding="utf-8")
     before, rest = text.split(begin)
@@ -153,20 +154,20 @@ def keep(name: str, lines: list[str]) -> None:
 
 
 def main() -> None:
-    """Compiles what is asked for, and writes the table."""
+    """Compiles the requested programs, and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="the begin of the names to compile: '7B on h100'")
+    parser.add_argument("--only", default="", help="prefix of the names to compile: '7B on h100'")
     parser.add_argument("--program", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.program:
         print(json.dumps(compiled(*options.program)))
         return
-    of = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.exists() else {}
+    of = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     for case in (f"{name} on {place}" for name in SIZES for place in PLACES):
         if case.startswith(options.only):
             of[case] = in_a_process(*case.split(" on "))
             print(case, {key: f"{value:.3g}" for key, value in of[case].items()}, flush=True)
-            FIGURES.write_text(json.dumps(of, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            RESULTS.write_text(json.dumps(of, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     keep("absent devices", rows(of))
 
 

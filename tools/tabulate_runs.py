@@ -1,7 +1,7 @@
 """Prints finished runs as a Markdown table: `python tools/tabulate_runs.py runs/digits*`.
 
-One row a run: the keys in which it differs from the first one, its parameters, the operations of one forward pass
-over an example, and the figures of its last step. Everything comes from the runs' folders.
+One row per run: the keys that differ from the first run, the parameters, the operations of one forward pass over an
+example, and the metrics of the last step. Everything is read from the runs' folders.
 """
 
 import json
@@ -16,18 +16,18 @@ from flaxformer_lab.training.experiment import make_experiment
 from flaxformer_lab.training.folder import RunFolder
 
 
-def last_figures(metrics: Path) -> dict[str, float]:
-    """`{"test accuracy": ...}`: the last value of each figure that is not of the training split."""
-    figures = {}
-    for line in metrics.read_text().splitlines():
+def last_metrics(log: Path) -> dict[str, float]:
+    """`{"test accuracy": ...}`: the last value of each metric of the validation and test split."""
+    metrics = {}
+    for line in log.read_text().splitlines():
         entry = json.loads(line)
         if entry["split"] != "train":
-            figures[f"{entry['split']} {entry['name']}"] = entry["value"]
-    return figures
+            metrics[f"{entry['split']} {entry['name']}"] = entry["value"]
+    return metrics
 
 
 def main(workdirs: list[str]) -> None:
-    """Prints the table of the runs in `workdirs`; the first is what the others are compared to."""
+    """Prints the table of the runs in `workdirs`; the others are compared with the first."""
     rows, baseline = [], None
     for workdir in workdirs:
         folder = RunFolder(workdir)
@@ -35,16 +35,16 @@ def main(workdirs: list[str]) -> None:
         experiment = make_experiment(config, metadata)
         state = experiment.abstract_state
         flops = forward_flops(experiment.network, state.params, state.model_state, experiment.task.input_spec(1))
-        rows.append((folder.path.name, parameters(state.params), flops, last_figures(folder.metrics)))
+        rows.append((folder.path.name, parameters(state.params), flops, last_metrics(folder.metrics)))
         flat = flatten(as_dict(config))
         baseline = baseline or flat
         changed = [f"{key}={value}" for key, value in flat.items() if baseline.get(key) != value]
         print(f"{folder.path.name}: {', '.join(changed) or 'the baseline'}", file=sys.stderr)
-    names = sorted({name for *_, figures in rows for name in figures})
+    names = sorted({name for *_, metrics in rows for name in metrics})
     print("| run | parameters | forward MFLOPs an example |", *(f"{name} |" for name in names))
     print("|---|---|---|" + "---|" * len(names))
-    for name, number, flops, figures in rows:
-        cells = [f"{figures[key]:.4f}" if key in figures else "" for key in names]
+    for name, number, flops, metrics in rows:
+        cells = [f"{metrics[key]:.4f}" if key in metrics else "" for key in names]
         print(f"| {name} | {number:,} | {flops / 1e6:,.2f} | {' | '.join(cells)} |")
 
 

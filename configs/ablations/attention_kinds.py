@@ -1,13 +1,13 @@
-"""What each kind of attention learns: recall of what was seen before (MQAR), speeches and handwritten digits.
+"""What each kind of attention learns: associative recall (MQAR), speeches and handwritten digits.
 
-What each costs against length is measured by benchmarks/attention_length.py.
+benchmarks/attention_length.py measures what each costs against length.
 
 Command: python -m flaxformer_lab.ablate --config=configs/ablations/attention_kinds.py --workdir=runs/attention_kinds
 Variants to try: --config.match=parameters
 Hardware: 2 cores of an AMD EPYC, no accelerator.
-Result (docs/results/attention_kinds.md): recall wants weights that depend on contents: softmax 1.000, linear 1.000,
-lightning 0.998; through a window of 8 0.714, static 0.306, mean 0.277. Of the speeches' next character a window of 8
-knows 0.421, softmax 0.391, static 0.382, lightning 0.359, linear 0.327. On the digits no kind differs from softmax.
+Result (docs/results/attention_kinds.md): recall needs weights that depend on contents: softmax 1.000, linear 1.000,
+lightning 0.998; with a window of 8 0.714, static 0.306, mean 0.277. Accuracy on the speeches' next character: a window
+of 8 0.421, softmax 0.391, static 0.382, lightning 0.359, linear 0.327. On the digits no kind differs from softmax.
 """
 
 from ml_collections import ConfigDict

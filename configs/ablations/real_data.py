@@ -1,9 +1,9 @@
-"""What each part of a Transformer is worth on handwritten digits and on speeches, small models of both.
+"""What each part of a Transformer contributes on handwritten digits and on speeches, with small models.
 
 Command: python -m flaxformer_lab.ablate --config=configs/ablations/real_data.py --workdir=runs/real_data
-Variants to try: --config.match=parameters, which widens or narrows each variant until it has the baseline's parameters
+Variants to try: --config.match=parameters, which widens or narrows each variant to the baseline's parameters
 Hardware: 2 cores of an AMD EPYC, no accelerator.
-Time: about 45 minutes, and as long again with match=parameters (beside other work).
+Time: about 45 minutes, and as long again with match=parameters (with other work on the machine).
 Result: docs/results/real_data.md and docs/results/real_data_parameters.md.
 """
 
@@ -28,7 +28,7 @@ ON_BOTH = (
     "cnn_1d",
     "lstm",
 )
-DIGITS_ONLY = ("channel_attention", "cnn_2d", "mlp", "mixer")  # see whole images, or wrap what is causal elsewhere
+DIGITS_ONLY = ("channel_attention", "cnn_2d", "mlp", "mixer")  # need whole images, or are not causal
 
 
 def get_config() -> ConfigDict:

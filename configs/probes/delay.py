@@ -1,4 +1,4 @@
-"""P9: each token asks for the one before it.
+"""P9: the target of each token is the token before it.
 
 Without a token mixer R2 = 0.
 

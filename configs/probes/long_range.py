@@ -1,4 +1,4 @@
-"""Long range: the content of a marked token 32 places back.
+"""Long range: the content of a marked token 32 positions back.
 
 Attention reaches it in one layer, a convolution only if depth x kernel does.
 

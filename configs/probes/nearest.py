@@ -1,6 +1,6 @@
 """P4: the nearest of eight unit vectors.
 
-The comparison wants all features in one dot product: one head of 8 beats eight heads of 1.
+The comparison needs all features in one dot product: one head of 8 beats eight heads of 1.
 
 Command: python train.py --config=configs/probes/nearest.py
 Variants to try: --config.model.attention.num_heads=8 with head_dim=1 or 8

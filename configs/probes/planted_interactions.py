@@ -1,6 +1,6 @@
 """P8: a function with a known share of interaction.
 
-The share is 0.909: what the measures of interaction must find in the trained model.
+The share is 0.909, which the measures of interaction must find in the trained model.
 
 Command: python train.py --config=configs/probes/planted_interactions.py
 Variants to try: --config.task.interaction_share=0.5

@@ -1,4 +1,4 @@
-"""P7: what attention does to tokens at initialisation; nothing is learned.
+"""P7: the rank residual of tokens at initialisation; nothing is trained.
 
 Without skip connections the rank residual falls doubly exponentially with depth (Dong et al. 2021); with them it does
 not. Meant for `tools/probe_table.py` and for measures of fresh models; trained, it is a delay by one token.

@@ -1,6 +1,6 @@
-"""P5: the nearest of eight vectors whose features come in unequal scales.
+"""P5: the nearest of eight vectors whose features have unequal scales.
 
-Standardisation feature by feature removes the difficulty; a norm token by token does not.
+Standardising each feature removes the difficulty; a norm over each token does not.
 
 Command: python train.py --config=configs/probes/unequal_scales.py
 Variants to try: --config.task.log_scale=0 or 2, --config.model.norm.kind=rmsnorm, --config.task.standardised=true

@@ -1,4 +1,4 @@
-"""What attention weights look like: how spread, how far, and how different from head to head."""
+"""Statistics of attention weights: entropy, distance, and the difference between heads."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def mean_distance(weights: Weights) -> Float[Array, " heads"]:
 
 @jax.jit
 def head_diversity(weights: Weights) -> Float[Array, ""]:
-    """1 - the mean cosine between two different heads' maps: 0 when all heads look alike. One head has none: 0."""
+    """1 - the mean cosine between two heads' maps: 0 where all heads are alike, and for one head."""
     maps = _unit_maps(weights)
     heads = maps.shape[1]
     if heads == 1:
@@ -42,7 +42,7 @@ def effective_rank(weights: Weights) -> Float[Array, ""]:
     """exp(entropy of the normalised singular values) of the heads' maps (Roy & Vetterli 2007), from 1 to heads."""
     gram = jnp.einsum("bhm,bgm->bhg", *[_unit_maps(weights)] * 2)
     squares = jnp.linalg.eigvalsh(gram)
-    # The root would blow rounding up to what looks like a little of another head.
+    # The square root would magnify rounding errors to what looks like another head.
     rounding = gram.shape[-1] * jnp.finfo(gram.dtype).eps * jnp.max(squares, axis=-1, keepdims=True)
     values = jnp.sqrt(jnp.where(squares > rounding, squares, 0.0))
     shares = values / jnp.sum(values, axis=-1, keepdims=True)

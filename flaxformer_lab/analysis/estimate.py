@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 
 class Estimate(NamedTuple):
-    """value, and the standard error of its estimate (NaN where a single example tells nothing of it)."""
+    """A value and its standard error (NaN for a single example)."""
 
     value: float
     standard_error: float
@@ -19,12 +19,12 @@ def jackknife(
 ) -> Estimate:
     """`statistic` of the examples' means, with its standard error (Efron & Stein 1981).
 
-    statistic takes each array's mean over examples, [..., size], and returns [...]: here once for all examples, then
-    once for each set that leaves one of them out.
+    statistic takes each array's mean over examples, [..., size], and returns [...]. It is called once for all examples,
+    then once for all sets that leave one example out.
     """
     arrays = [np.asarray(array, np.float64).reshape(len(array), -1) for array in per_example]
     number = len(arrays[0])
-    with np.errstate(invalid="ignore", divide="ignore"):  # a share of nothing is NaN, and no news
+    with np.errstate(invalid="ignore", divide="ignore"):  # 0 / 0 is NaN, without a warning
         value = float(statistic(*(array.mean(axis=0) for array in arrays)))
         if number < 2:
             return Estimate(value, float("nan"))

@@ -1,4 +1,4 @@
-"""Figures of measures. One colour map, cividis, that reads the same to colour-blind eyes and in greyscale."""
+"""Plots of measures. One colour map, cividis, which is readable with colour blindness and in greyscale."""
 
 import textwrap
 from collections.abc import Mapping
@@ -42,15 +42,15 @@ def draw(values: Mapping[str, object], title: str) -> dict[str, Figure]:
 
 
 def energy_map(matrix: Float[np.ndarray, "outputs inputs"], axis: str, title: str) -> Figure:
-    """How much of each input feature (or token) reaches each output one: each row's shares of its energy.
+    """How much of each input feature (or token) reaches each output one, as shares of each row's energy.
 
-    A row that no probe looked at is grey.
+    A row that was never sampled is grey.
     """
     rows = np.sum(matrix, axis=1, keepdims=True)
     shares = matrix / np.where(rows == 0, 1, rows)
     figure = Figure(figsize=(5.6, 5.0), layout="compressed")
     axes = figure.subplots()
-    # The diagonal, which a skip connection feeds, would drown the rest on a linear scale.
+    # The diagonal, to which a skip connection adds, would hide the rest on a linear scale.
     image = axes.imshow(shares, cmap=COLOURS, norm=PowerNorm(0.5, vmin=0), interpolation="nearest")
     axes.set(xlabel=f"input {axis}", ylabel=f"output {axis}")
     _whole_ticks(axes, 8)
@@ -60,7 +60,7 @@ def energy_map(matrix: Float[np.ndarray, "outputs inputs"], axis: str, title: st
 
 
 def attention(maps: Mapping[str, Float[np.ndarray, "heads tokens tokens"]], title: str) -> Figure:
-    """The attention weights of one example: a row a layer, a column a head."""
+    """The attention weights of one example: one row per layer, one column per head."""
     chosen = np.unique(np.linspace(0, len(maps) - 1, min(len(maps), MOST_LAYERS)).round().astype(int))
     names = [list(maps)[number] for number in chosen]
     most = max(len(maps[name]) for name in names)
@@ -89,7 +89,7 @@ def attention(maps: Mapping[str, Float[np.ndarray, "heads tokens tokens"]], titl
 def through_depth(values: Mapping[str, object], title: str) -> Figure:
     """Rank residual, stable rank and scale heterogeneity from the embedding to the last block."""
     panels = (
-        ("rank_residual", "rank residual (0: tokens alike)"),
+        ("rank_residual", "rank residual (0: equal tokens)"),
         ("stable_rank", "stable rank (directions)"),
         ("scale_heterogeneity", "scale heterogeneity (log10)"),
     )
@@ -110,7 +110,7 @@ def _line(axes: Axes, series: Float[np.ndarray, " layers"], label: str) -> None:
 
 
 def _whole_ticks(axes: Axes, number: int) -> None:
-    """Ticks at whole numbers alone: there is no feature 2.5."""
+    """Ticks only at integers."""
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(number, integer=True))
 

@@ -1,4 +1,4 @@
-"""How much the loss would notice if a head were turned down (Michel et al. 2019)."""
+"""How much the loss depends on each attention head (Michel et al. 2019)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,10 +16,10 @@ def head_importance(
     heads: int,
     examples: Tree,
 ) -> dict[str, Float[Array, " heads"]]:
-    """E |dL / d gate_h| at gate 1, for a gate that multiplies what head h hands to the output map (eq. 2).
+    """E |dL / d gate_h| at gate 1, for a gate that multiplies the output of head h (eq. 2).
 
-    The gate is a factor of that head's rows of the map W, so its derivative is <W_h, dL / dW_h>: the forward pass stays
-    as it is. loss(outputs, example) is one example's loss as a function of the maps, named as in the result.
+    The gate is a factor of that head's rows of the output map W, so its derivative is <W_h, dL / dW_h>; the forward
+    pass does not change. loss(outputs, example): one example's loss as a function of the maps, named as in the result.
     """
 
     def gates(example: Tree) -> dict[str, Float[Array, " heads"]]:

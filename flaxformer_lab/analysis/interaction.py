@@ -18,20 +18,23 @@ Scalar = Callable[[Float[Array, "batch inputs"]], Float[Array, " batch"]]
 
 
 def interaction_share(
-    function: Scalar, x: Float[Array, "examples inputs"], *, probes: int | None = None, seed: int = 0
+    function: Scalar, x: Float[Array, "examples inputs"], *, num_random_vectors: int | None = None, seed: int = 0
 ) -> Estimate:
     """sum_{i<j} I_ij / (sum_{i<j} I_ij + sum_i (E d_i f)^2), with I_ij = E (d2f / dx_i dx_j)^2.
 
-    Columns of the Hessian come one at a time, forward over reverse; it is never held whole. probes: None computes all
-    `inputs` columns; a number takes so many pairs of random sign vectors v, whose products H v have the wanted sums of
-    squares as means (Hutchinson 1990; Bekas et al. 2007 for the diagonal).
+    Columns of the Hessian are computed one at a time, forward over reverse; it is never stored.
+    num_random_vectors: None computes all `inputs` columns; a number n draws n pairs of random sign vectors v, whose
+    products H v have these sums of squares as means (Hutchinson 1990; Bekas et al. 2007 for the diagonal).
 
     Raises:
-        ValueError: fewer than two examples, of which (E d_i f)^2 cannot be told from the spread of d_i f.
+        ValueError: fewer than two examples, where (E d_i f)^2 and the variance of d_i f cannot be told apart.
     """
     if len(x) < 2:
         raise ValueError(f"interaction_share needs 2 examples, not {len(x)}")
-    pairs, gradients = _exact(function, x) if probes is None else _sampled(function, x, probes, jax.random.key(seed))
+    if num_random_vectors is None:
+        pairs, gradients = _exact(function, x)
+    else:
+        pairs, gradients = _sampled(function, x, num_random_vectors, jax.random.key(seed))
     pairs, gradients = np.asarray(pairs), np.asarray(gradients, np.float64)
     return jackknife(functools.partial(_share, number=len(x)), pairs, gradients, np.square(gradients))
 
@@ -57,19 +60,19 @@ def _exact(function: Scalar, x: Float[Array, "examples inputs"]):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
-def _sampled(function: Scalar, x: Float[Array, "examples inputs"], probes: int, key: Key[Array, ""]):
+def _sampled(function: Scalar, x: Float[Array, "examples inputs"], num_random_vectors: int, key: Key[Array, ""]):
     gradient = jax.grad(lambda x: jnp.sum(function(x)))
 
-    def probe(total: Array, key: Key[Array, ""]) -> tuple[Array, None]:
-        one, two = (jax.random.rademacher(use, x.shape, x.dtype) for use in jax.random.split(key))
-        second_one, second_two = (jax.jvp(gradient, (x,), (signs,))[1] for signs in (one, two))
-        everything = jnp.sum(jnp.square(second_one) + jnp.square(second_two), axis=1) / 2
-        diagonal = jnp.sum(one * second_one * two * second_two, axis=1)
+    def accumulate(total: Array, key: Key[Array, ""]) -> tuple[Array, None]:
+        v, w = (jax.random.rademacher(use, x.shape, x.dtype) for use in jax.random.split(key))
+        hv, hw = (jax.jvp(gradient, (x,), (signs,))[1] for signs in (v, w))
+        everything = jnp.sum(jnp.square(hv) + jnp.square(hw), axis=1) / 2
+        diagonal = jnp.sum(v * hv * w * hw, axis=1)
         return total + (everything - diagonal) / 2, None
 
-    keys = jax.random.split(key, probes)
-    total, _ = jax.lax.scan(probe, jnp.zeros(x.shape[0]), keys)
-    return total / probes, gradient(x)
+    keys = jax.random.split(key, num_random_vectors)
+    total, _ = jax.lax.scan(accumulate, jnp.zeros(x.shape[0]), keys)
+    return total / num_random_vectors, gradient(x)
 
 
 def friedman_h2(
@@ -97,11 +100,11 @@ def _dependence(function: Scalar, x: Array, background: Array):
     """f(x), and sum_i PD_i(x_i) from either half of the background: [examples] each."""
     half = len(background) // 2
 
-    def of_one(example: Float[Array, " inputs"]) -> tuple[Array, Array]:
-        def of_input(place: Array) -> Array:
-            return function(background.at[:, place].set(example[place]))
+    def per_example(example: Float[Array, " inputs"]) -> tuple[Array, Array]:
+        def partial_dependence(index: Array) -> Array:
+            return function(background.at[:, index].set(example[index]))
 
-        values = jax.lax.map(of_input, jnp.arange(x.shape[1]))  # [inputs, background]
+        values = jax.lax.map(partial_dependence, jnp.arange(x.shape[1]))  # [inputs, background]
         return jnp.sum(jnp.mean(values[:, :half], axis=1)), jnp.sum(jnp.mean(values[:, half:], axis=1))
 
-    return function(x), *jax.lax.map(of_one, x)
+    return function(x), *jax.lax.map(per_example, x)

@@ -22,21 +22,21 @@ from flaxformer_lab.models.network import leaf_paths
 from flaxformer_lab.parsing import nearest
 
 Values = dict[str, Any]  # floats, Estimates, and arrays for the figures
-EXACT_ROWS = 1024  # up to so many Jacobian rows or Hessian columns all are computed, beyond that some are sampled
+EXACT_ROWS = 1024  # up to this many Jacobian rows or Hessian columns all are computed, beyond that they are sampled
 
 
 @dataclass(frozen=True)
 class Measure:
-    """compute(subject, probes) -> values by name; misfit(subject) says why it does not apply, or None."""
+    """compute(subject, num_random_vectors) -> values by name; misfit(subject): why it does not apply, or None."""
 
     compute: Callable[[Subject, int], Values]
     misfit: Callable[[Subject], str | None] = lambda subject: None
 
 
-def measure(subject: Subject, names: Sequence[str] = (), *, probes: int = 128) -> Values:
+def measure(subject: Subject, names: Sequence[str] = (), *, num_random_vectors: int = 128) -> Values:
     """The named measures of a subject; without names, all that apply to it (`left_out` says why the others do not).
 
-    probes: random rows or columns where there are too many to compute all of them.
+    num_random_vectors: random rows or columns, where there are more than EXACT_ROWS.
 
     Raises:
         MeasureError: an unknown measure, or one that does not apply to this model.
@@ -51,7 +51,7 @@ def measure(subject: Subject, names: Sequence[str] = (), *, probes: int = 128) -
     chosen = names or [name for name in MEASURES if name not in left_out(subject)]
     values: Values = {}
     for name in chosen:
-        values |= MEASURES[name].compute(subject, probes)
+        values |= MEASURES[name].compute(subject, num_random_vectors)
     return values
 
 
@@ -64,10 +64,10 @@ def left_out(subject: Subject) -> dict[str, str]:
 # ------------------------------------------------------------------------------------------------ the measures
 
 
-def _mixing(subject: Subject, probes: int) -> Values:
+def _mixing(subject: Subject, num_random_vectors: int) -> Values:
     x = subject.vectors
     exact = x.shape[1] * x.shape[2] <= EXACT_ROWS
-    features, tokens = mixing_energy(subject.body, x, probes=None if exact else probes)
+    features, tokens = mixing_energy(subject.body, x, num_random_vectors=None if exact else num_random_vectors)
     return {
         "cross_feature_energy": features.cross,
         "cross_token_energy": tokens.cross,
@@ -76,19 +76,20 @@ def _mixing(subject: Subject, probes: int) -> Values:
     }
 
 
-def _interaction(subject: Subject, probes: int) -> Values:
+def _interaction(subject: Subject, num_random_vectors: int) -> Values:
     function, x = subject.scalar
-    return {"interaction_share": interaction_share(function, x, probes=None if x.shape[1] <= EXACT_ROWS else probes)}
+    sampled = None if x.shape[1] <= EXACT_ROWS else num_random_vectors
+    return {"interaction_share": interaction_share(function, x, num_random_vectors=sampled)}
 
 
-def _friedman(subject: Subject, probes: int) -> Values:
-    del probes
+def _friedman(subject: Subject, num_random_vectors: int) -> Values:
+    del num_random_vectors
     function, x = subject.scalar
     return {"friedman_h2": friedman_h2(function, x, jnp.roll(x, 1, axis=0))}
 
 
-def _symmetry(subject: Subject, probes: int) -> Values:
-    del probes
+def _symmetry(subject: Subject, num_random_vectors: int) -> Values:
+    del num_random_vectors
     x, body = subject.vectors, subject.body
     generator = np.random.default_rng(0)
     tokens, features = (generator.permutation(size) for size in x.shape[1:])
@@ -100,8 +101,8 @@ def _symmetry(subject: Subject, probes: int) -> Values:
     }
 
 
-def _attention(subject: Subject, probes: int) -> Values:
-    del probes
+def _attention(subject: Subject, num_random_vectors: int) -> Values:
+    del num_random_vectors
     values: Values = {}
     found = subject.intermediates_named("attention.weights")
     if not found:
@@ -121,8 +122,8 @@ def _attention(subject: Subject, probes: int) -> Values:
     return values
 
 
-def _depth(subject: Subject, probes: int) -> Values:
-    del probes
+def _depth(subject: Subject, num_random_vectors: int) -> Values:
+    del num_random_vectors
     layers = [subject.vectors, *subject.intermediates_named("output").values()]
     return {
         "rank_residual": np.array([float(jnp.mean(rank.rank_residual(x))) for x in layers]),
@@ -131,8 +132,8 @@ def _depth(subject: Subject, probes: int) -> Values:
     }
 
 
-def _importance(subject: Subject, probes: int) -> Values:
-    del probes
+def _importance(subject: Subject, num_random_vectors: int) -> Values:
+    del num_random_vectors
     paths = leaf_paths(subject.params)
     outputs = {path: leaf for path, leaf in paths.items() if path.endswith(OUTPUT_MAPS)}
 
@@ -153,8 +154,8 @@ def _block_of(path: str) -> str:
     return path.split(".attention.")[0].removeprefix("body.")
 
 
-def _cost(subject: Subject, probes: int) -> Values:
-    del probes
+def _cost(subject: Subject, num_random_vectors: int) -> Values:
+    del num_random_vectors
     arguments = (subject.network, subject.params, subject.model_state)
     return {
         "parameters": parameters(subject.params),

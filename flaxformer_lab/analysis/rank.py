@@ -1,4 +1,4 @@
-"""What depth does to the stream: do tokens become alike, do features' scales drift apart."""
+"""Rank and scale of token vectors: whether tokens become alike, and features' scales unequal, with depth."""
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +15,14 @@ def rank_residual(x: TokenVectors) -> Float[Array, " batch"]:
 
 @jax.jit
 def stable_rank(x: TokenVectors) -> Float[Array, " batch"]:
-    """||X||_F^2 / ||X||_2^2: how many directions the tokens fill, from 1 to the smaller of tokens and features."""
+    """||X||_F^2 / ||X||_2^2: the number of directions of the tokens, from 1 to min(tokens, features)."""
     squares = jnp.square(jnp.linalg.svd(x.astype(jnp.float32), compute_uv=False))
     return jnp.sum(squares, axis=-1) / jnp.maximum(jnp.max(squares, axis=-1), 1e-30)
 
 
 @jax.jit
 def scale_heterogeneity(x: TokenVectors) -> Float[Array, ""]:
-    """log10(largest / smallest standard deviation of a feature), over examples and tokens: 0 for even scales.
+    """log10(largest / smallest standard deviation of a feature), over examples and tokens: 0 for equal scales.
 
     Infinite where a feature is constant, NaN where all of them are.
     """

@@ -1,4 +1,4 @@
-"""What is measured: a network with its parameters, a batch, and the functions between which the measures look."""
+"""What is measured: a network with its parameters, a batch, and the functions that the measures take."""
 
 import functools
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Subject:
     """A model, trained or fresh, and a prepared batch of its task.
 
     Raises:
-        MeasureError: inputs that are not finite, or of another shape or type than the model takes, or none at all.
+        MeasureError: inputs that are empty, not finite, or of another shape or type than the model takes.
     """
 
     config: ModelConfig
@@ -39,7 +39,7 @@ class Subject:
             raise MeasureError(f"{misfit}; use inputs of the task it was trained on")
         inputs = jax.tree.leaves(self.batch["inputs"])
         if len(inputs[0]) == 0:
-            raise MeasureError("a batch of 0 examples has nothing to measure; take at least 1")
+            raise MeasureError("a batch of 0 examples cannot be measured; use at least 1")
         vectors = jax.eval_shape(self.network.embed, self.params, self.model_state, self.batch["inputs"])
         if not isinstance(vectors, jax.ShapeDtypeStruct):
             raise MeasureError("the measures look at one sequence of token vectors, and this model reads several")
@@ -49,16 +49,16 @@ class Subject:
                 "without padding"
             )
         if not all(np.all(np.isfinite(np.asarray(leaf))) for leaf in inputs):
-            raise MeasureError("the inputs hold values that are not finite, and so would every measure; mend the data")
+            raise MeasureError("the inputs have values that are not finite, so no measure would be; correct the data")
         if not np.all(np.isfinite(np.asarray(self.vectors))):
             raise MeasureError(
-                "the token vectors are not finite: the embedding's parameters are not, or the inputs hold symbols "
-                "that its vocabulary lacks; use another checkpoint, or inputs of the task it was trained on"
+                "the token vectors are not finite: the embedding's parameters are not, or the inputs have symbols "
+                "outside its vocabulary; use another checkpoint, or inputs of the task it was trained on"
             )
 
     @functools.cached_property
     def vectors(self) -> Float[Array, "batch tokens width"]:
-        """The token vectors that enter the body."""
+        """The token vectors at the input of the body."""
         return jax.jit(self.network.embed)(self.params, self.model_state, self.batch["inputs"]).astype(jnp.float32)
 
     @functools.cached_property
@@ -73,12 +73,12 @@ class Subject:
 
     @functools.cached_property
     def intermediates(self) -> dict[str, Array]:
-        """Everything that the body's modules offer, by dotted name."""
+        """All intermediates of the body's modules, by dotted name."""
         run = jax.jit(self.network.intermediates)
         return run(self.params, self.model_state, self.batch["inputs"], valid=self.valid)
 
     def intermediates_named(self, name: str) -> dict[str, Array]:
-        """The intermediates called `name`, by the block or layer that offers them, in order of depth."""
+        """The intermediates called `name`, by block or layer, in order of depth."""
         found = {
             path.removesuffix(f".{name}"): value
             for path, value in self.intermediates.items()
@@ -90,7 +90,7 @@ class Subject:
     def scalar(self):
         """(function, inputs): a scalar function of flat inputs, the outputs summed with fixed random signs.
 
-        The inputs are the task's own where they are vectors, else the embedded tokens.
+        The inputs are those of the task where they are vectors, else the embedded tokens.
         """
         inputs = self.batch["inputs"]
         continuous = isinstance(inputs, jax.Array | np.ndarray) and inputs.ndim == 3

@@ -1,4 +1,4 @@
-"""How far a function is from odd, from linear, and from treating its tokens or its features alike."""
+"""How far a function is from odd, from linear, and from equivariant to permuted tokens or features."""
 
 from collections.abc import Callable
 
@@ -31,7 +31,7 @@ def token_equivariance_error(function: Function, x: TokenVectors, permutation: P
 
 
 def feature_equivariance_error(function: Function, x: TokenVectors, permutation: Permutation) -> Scalar:
-    """||f(X P) - f(X) P|| / ||f(X)|| for a permutation P of the features; inputs and outputs must have as many."""
+    """||f(X P) - f(X) P|| / ||f(X)|| for a permutation P of the features; as many inputs as outputs."""
     y = function(x)
     return _ratio(function(x[:, :, permutation]) - y[:, :, permutation], y)
 
@@ -39,12 +39,12 @@ def feature_equivariance_error(function: Function, x: TokenVectors, permutation:
 def equivariance_errors(
     function: Function, x: TokenVectors, tokens: Int[np.ndarray, " tokens"], features: Int[np.ndarray, " features"]
 ) -> tuple[Scalar, Scalar]:
-    """Both of the above, of a function that keeps examples apart, from a single call of it."""
+    """Both of the above, by a single call of a function that does not mix examples."""
     y, of_tokens, of_features = jnp.split(function(jnp.concatenate([x, x[:, tokens], x[:, :, features]])), 3)
     return _ratio(of_tokens - y[:, tokens], y), _ratio(of_features - y[:, :, features], y)
 
 
 def _ratio(above: Array, below: Array) -> Scalar:
     above, below = (jnp.linalg.norm(jnp.ravel(each).astype(jnp.float32)) for each in (above, below))
-    # Nothing beside nothing is no error.
+    # 0 / 0 is no error.
     return jnp.where(above == 0, 0.0, above / below)

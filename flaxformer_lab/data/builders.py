@@ -34,7 +34,7 @@ def format_checksums(checksums: dict[str, str]) -> str:
 
 
 def read_embedded(name: str) -> bytes:
-    """Returns the bytes of an embedded file. Raises DataError unless they are the recorded ones."""
+    """Returns the bytes of an embedded file. Raises DataError if its checksum differs from the recorded one."""
     way_out = "install flaxformer_lab again, or restore the file from the repository"
     try:
         content = (EMBEDDED / name).read_bytes()
@@ -53,12 +53,12 @@ def speech_file(first: int, last: int) -> str:
 
 
 def scale_pixels(images: UInt8[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
-    """Maps the grey levels 0..16 to 0..255, to the nearest integer: level = (16 pixel + 127) // 255 undoes it."""
+    """Maps the grey levels 0..16 to 0..255, rounded: level = (16 pixel + 127) // 255 inverts it."""
     return ((images.astype(np.int32) * 255 + 8) // 16).astype(np.uint8)
 
 
 def split_at_random(number: int, sizes: dict[str, int]) -> dict[str, Int[np.ndarray, " split"]]:
-    """Deals the indices 0 to number - 1 out to splits of these sizes, always in the same way."""
+    """Splits the indices 0 to number - 1 at random into these sizes, always in the same way."""
     order = np.random.Generator(np.random.Philox(key=0)).permutation(number)
     return dict(zip(sizes, np.split(order, np.cumsum(list(sizes.values()))[:-1]), strict=True))
 
@@ -75,7 +75,7 @@ class LabDigits(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(
             builder=self,
             description="Handwritten digits as 8 x 8 grey images. The source counts the 16 pixels of each 4 x 4 block "
-            "that are on; that count, 0..16, is scaled to 0..255 and rounded, so that it can be had back exactly.",
+            "that are on; that count, 0..16, is scaled to 0..255 and rounded, so that it can be recovered exactly.",
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Tensor(shape=(8, 8, 1), dtype=np.uint8),
@@ -104,7 +104,7 @@ class LabDigits(tfds.core.GeneratorBasedBuilder):
 
 @register("dataset", "lab_speeches")
 class LabSpeeches(tfds.core.GeneratorBasedBuilder):
-    """State of the Union addresses in the order of time: no year is in two splits."""
+    """State of the Union addresses in chronological order: no year is in two splits."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "The 233 addresses from 1790 to 2021."}
@@ -144,7 +144,7 @@ class LabSpeeches(tfds.core.GeneratorBasedBuilder):
 
 
 class TableBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A table of numbers with a label a row, 60% of it to train and 20% each to validate and to test."""
+    """A table of numbers with one label per row: 60% train, 20% validation, 20% test."""
 
     VERSION = tfds.core.Version("1.0.0")
     CLASSES: tuple[str, ...]

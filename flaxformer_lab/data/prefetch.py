@@ -1,4 +1,4 @@
-"""Makes the next batches while the current one is at work."""
+"""Makes the next batches while the current one is used."""
 
 import collections
 import itertools
@@ -12,8 +12,8 @@ T = TypeVar("T")
 def prefetch(make_item: Callable[[int], T], start: int, stop: int, depth: int = 2) -> Iterator[T]:
     """Yields make_item(start), ..., make_item(stop - 1), made in this order by one thread, up to `depth` ahead.
 
-    What `make_item` raises is raised here, in its turn. The thread ends with the last item, with an error, and when the
-    iterator is closed or forgotten; it does not begin an item after that.
+    An error of `make_item` is raised here, when its item is due. The thread ends with the last item, with an error, and
+    when the iterator is closed or garbage-collected; it does not start another item after that.
 
     >>> list(prefetch(lambda step: step**2, 3, 6))
     [9, 16, 25]

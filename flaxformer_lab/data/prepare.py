@@ -1,4 +1,4 @@
-"""Builds a TFDS data set on first use: without TensorFlow, once however many processes ask, and whole or not at all."""
+"""Builds a TFDS data set on first use: without TensorFlow, once for all processes, and atomically."""
 
 import contextlib
 import difflib
@@ -35,21 +35,21 @@ _NO_NETWORK = (requests.RequestException, urllib.error.URLError, tfds.download.D
 
 
 def prepare(dataset: str) -> tfds.core.DatasetBuilder:
-    """Returns the builder of a data set that is ready to be read, and builds the data set first if need be.
+    """Returns the builder of a data set that is ready to be read; builds the data set first if necessary.
 
-    The sets that ship with the lab are kept in its cache, all others where TFDS keeps them (`TFDS_DATA_DIR`, or
-    `~/tensorflow_datasets`), so that what was prepared there before is used. A copy there that is not array_record
-    (tfrecord, as a rule) cannot be read without TensorFlow: then a second one is built, in the lab's cache.
+    The data sets that ship with the lab are kept in its cache, all others in the folder of TFDS (`TFDS_DATA_DIR`, or
+    `~/tensorflow_datasets`), so that existing copies are used. A copy that is not array_record (usually tfrecord)
+    cannot be read without TensorFlow: then a second one is built in the lab's cache.
 
     Args:
-      dataset: a TFDS name, with a config and a version if wanted: `name`, `name/config`, `name/config:1.2.3`.
+      dataset: a TFDS name, optionally with a config and a version: `name`, `name/config`, `name/config:1.2.3`.
 
     Raises:
       DataError: the name is unknown, or the data set cannot be fetched, written or trusted.
     """
     parsed = _NAME.fullmatch(dataset)
     if parsed is None:
-        raise DataError(f"task.dataset={dataset!r} is no TFDS name; write name, name/config or name/config:1.2.3")
+        raise DataError(f"task.dataset={dataset!r} is not a TFDS name; write name, name/config or name/config:1.2.3")
     name = parsed["name"]
     root = _root(dataset, name)
     with _explained(dataset, root), quiet(), tensorflow_stand_in():
@@ -66,12 +66,12 @@ def prepare(dataset: str) -> tfds.core.DatasetBuilder:
 
 
 def tfds_folder() -> Path:
-    """Returns the folder in which TFDS keeps data sets."""
+    """Returns the folder where TFDS keeps data sets."""
     return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def _root(dataset: str, name: str) -> Path:
-    """Returns the folder of data sets in which this one is, or is to be."""
+    """Returns the folder of data sets that has this one, or will have it."""
     if name in registry.names("dataset"):
         return cache_folder("datasets")
     with _explained(dataset, tfds_folder()), quiet(), tensorflow_stand_in():
@@ -82,7 +82,7 @@ def _root(dataset: str, name: str) -> Path:
 
 def damaged(dataset: str, folder: Path, detail: object) -> DataError:
     """Returns the error for prepared data that can no longer be trusted."""
-    return DataError(f"{dataset} in {folder} is damaged ({_text(detail)}); delete that folder to have it built again")
+    return DataError(f"{dataset} in {folder} is damaged ({_text(detail)}); delete that folder to build it again")
 
 
 def _is_whole(builder: tfds.core.DatasetBuilder) -> bool:
@@ -95,7 +95,7 @@ def _is_whole(builder: tfds.core.DatasetBuilder) -> bool:
 
 
 def _clear(builder: tfds.core.DatasetBuilder) -> None:
-    """Removes what an earlier build that did not come to its end has left in the lab's cache."""
+    """Removes the files of an earlier, interrupted build from the lab's cache."""
     if builder.name in registry.names("dataset"):
         folder = Path(builder.data_dir)
         for unfinished in [folder, *folder.parent.glob(f"incomplete.*_{folder.name}")]:
@@ -125,7 +125,7 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def _check_digests(folder: Path) -> None:
-    """Compares the files of each version with the digests of the day they were written, where there are any."""
+    """Compares the files of each version with the digests that were written with them, where there are any."""
     for path in folder.glob(f"*/{CHECKSUMS}"):
         try:
             differing = parse_checksums(path.read_text()).items() ^ _digests(path.parent).items()
@@ -138,7 +138,7 @@ def _check_digests(folder: Path) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps TFDS from printing to stdout, and from logging warnings that are none of the user's business."""
+    """Keeps TFDS from printing to stdout, and from logging warnings that do not concern the user."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -150,7 +150,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _limited_waiting() -> Iterator[None]:
-    """Lets a download fail within a minute: TFDS alone sets no time limit and tries ten times, ever more slowly."""
+    """Lets a download fail within a minute: TFDS has no timeout and retries ten times with growing delays."""
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # Else it logs each retry.
     before = downloader.MAX_RETRIES, downloader._open_url
     downloader.MAX_RETRIES, downloader._open_url = 2, functools.partial(downloader._open_url, timeout=20)
@@ -162,7 +162,7 @@ def _limited_waiting() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _explained(dataset: str, root: Path) -> Iterator[None]:
-    """Turns what TFDS and the system raise while a data set is opened or built into one DataError."""
+    """Turns the errors of TFDS and of the system while a data set is opened or built into one DataError."""
     try:
         yield
     except (DataError, MemoryError):
@@ -176,7 +176,7 @@ def _explain(dataset: str, root: Path, error: Exception) -> str:
     variable = "TFDS_DATA_DIR" if root == tfds_folder() else "FLAXFORMER_LAB_CACHE"
     if isinstance(error, tfds.core.DatasetNotFoundError):
         near = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False), n=3)
-        return f"task.dataset={dataset!r} is no data set of TFDS; " + (
+        return f"task.dataset={dataset!r} is not a data set of TFDS; " + (
             f"nearest: {', '.join(near)}" if near else f"{_shipped()} ship with the lab"
         )
     if cause := next((cause for cause in causes if _is_system_error(cause, _NO_SPACE)), None):
@@ -213,12 +213,12 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _is_system_error(error: BaseException, codes: tuple[int, ...]) -> bool:
-    """Looks into the message as well: array_record and TFDS pass the system's errors on as text."""
+    """Searches the message too: array_record and TFDS pass on the system's errors as text."""
     texts = [os.strerror(code) for code in codes] + ["Not enough disk space"] * (errno.ENOSPC in codes)
     return getattr(error, "errno", None) in codes or any(text in str(error) for text in texts)
 
 
 def _text(error: object) -> str:
-    """Returns an error's message as one line of bearable length, without what TFDS puts before it."""
+    """Returns an error's message as one line of at most 300 characters, without TFDS's prefix."""
     line = " ".join(str(error).split()).rpartition('}": ')[2]
     return line if len(line) <= 300 else line[:300] + " ..."

@@ -20,11 +20,11 @@ _CHUNK = 1024
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """The examples of one split, of which any can be read at any time.
+    """The examples of one split, with random access.
 
     Attributes:
-      name: what it is called in errors, as in `lab_digits/1.0.0 train`.
-      info: what TFDS knows about the data set.
+      name: its name in errors, like `lab_digits/1.0.0 train`.
+      info: TFDS's description of the data set.
       examples: the examples as TFDS decodes them.
       capacity: for each feature whose size differs from example to example, the size that it is padded to along the
         axes that differ. A part of a sequence of records has the name of both, like `objects/bbox`.
@@ -67,7 +67,7 @@ class Source:
         return found
 
     def num_classes(self, feature: str) -> int:
-        """Returns how many classes a label has. Raises DataError where that feature is no label."""
+        """Returns how many classes a label has. Raises DataError where the feature is not a label."""
         label = dict(self.info.features.items()).get(feature)
         if not isinstance(label, tfds.features.ClassLabel) or label.num_classes is None:
             raise DataError(f"{self.name} has no class label {feature!r}; it has {', '.join(self.info.features)}")
@@ -113,7 +113,7 @@ class Source:
         return {name: padded, f"{name}_shape": sizes}
 
     def empty(self) -> dict[str, Shaped[np.ndarray, "examples ..."]]:
-        """Returns room for the features of fixed shape of all examples; it holds anything."""
+        """Returns uninitialised arrays for the features of fixed shape of all examples."""
         return {name: np.empty((len(self), *shape), dtype) for name, (shape, dtype) in self.features.items()}
 
     def load(self) -> dict[str, Shaped[np.ndarray, "examples ..."]]:
@@ -136,14 +136,14 @@ class Source:
 
 
 def open_split(dataset: str, split: str, capacity: Mapping[str, tuple[int, ...]] | None = None) -> Source:
-    """Opens one split of a TFDS data set, which is built first if need be (see `prepare`).
+    """Opens one split of a TFDS data set; builds the data set first if necessary (see `prepare`).
 
-    A data set without a split of its own for validation or for test lends a tenth of train to each that it lacks, from
-    train's end (TFDS stores examples in shuffled order): with train and test alone, validation is the last tenth of
-    train; with train alone, train is its first 80%, validation the next tenth and test the last.
+    A data set that lacks a validation or a test split takes a tenth of train for each, from the end (TFDS stores
+    examples in shuffled order): with train and test, validation is the last tenth of train; with train alone, train is
+    its first 80%, validation the next tenth and test the last.
 
     Args:
-      dataset: a TFDS name, with a config and a version if wanted: `name`, `name/config`, `name/config:1.2.3`.
+      dataset: a TFDS name, optionally with a config and a version: `name`, `name/config`, `name/config:1.2.3`.
       split: train, validation or test.
       capacity: as in `Source`.
 
@@ -152,7 +152,7 @@ def open_split(dataset: str, split: str, capacity: Mapping[str, tuple[int, ...]]
         fit its feature.
     """
     if split not in SPLITS:
-        raise DataError(f"split={split!r} is none of {', '.join(SPLITS)}")
+        raise DataError(f"split={split!r} is not one of {', '.join(SPLITS)}")
     builder = prepare(dataset)
     stored = [name for name in builder.info.splits if builder.info.splits[name].num_examples]
     if split not in stored and "train" not in stored:
@@ -164,7 +164,7 @@ def open_split(dataset: str, split: str, capacity: Mapping[str, tuple[int, ...]]
     with _reading(name, builder.info), quiet():
         examples = builder.as_data_source(part, file_format="array_record")
         _check_sizes(builder.info.splits[part].file_instructions)
-        examples[0]  # What cannot be decoded at all shows here.
+        examples[0]  # Raises here if examples cannot be decoded.
     source = Source(name, builder.info, examples, capacity or {})
     _check_capacity(source)
     return source
@@ -188,7 +188,7 @@ def _padded_shape(shape: tuple[int | None, ...], sizes: Sequence[int]) -> tuple[
 
 
 def _part(split: str, stored: list[str]) -> str:
-    """Says, as TFDS writes it, which part of the stored splits serves as this one."""
+    """The slice of the stored splits that is used as this one, in TFDS's syntax."""
     lacking = [name for name in ("validation", "test") if name not in stored]
     kept = 100 - 10 * len(lacking)
     if split == "train":
@@ -209,7 +209,7 @@ def _check_sizes(shards: Sequence) -> None:
 
 @contextlib.contextmanager
 def _reading(name: str, info: tfds.core.DatasetInfo) -> Iterator[None]:
-    """Turns whatever stops TFDS from reading into a DataError; array_record checks the hashes of what it reads."""
+    """Turns errors while TFDS reads into a DataError; array_record checks the hashes of its records."""
     try:
         yield
     except MemoryError:

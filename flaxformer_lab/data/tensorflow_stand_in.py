@@ -1,8 +1,8 @@
-"""The little of TensorFlow that TFDS calls while it builds a data set, for machines without TensorFlow.
+"""The functions of TensorFlow that TFDS calls while it builds a data set, for machines without TensorFlow.
 
-TFDS writes and reads array_record with NumPy alone, but its download manager and many of its builders open files by
-`tf.io.gfile`, and images are compressed by `tf.image.encode_png`, without loss. These do the same, for TFDS alone and
-only inside `tensorflow_stand_in()`. Whatever else a builder wants of TensorFlow is an ImportError.
+TFDS writes and reads array_record with NumPy, but its download manager and many of its builders open files with
+`tf.io.gfile`, and compress images with `tf.image.encode_png`, without loss. These functions replace them, only for TFDS
+and only inside `tensorflow_stand_in()`. Any other use of TensorFlow by a builder is an ImportError.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from tensorflow_datasets.core.utils import lazy_imports_utils
 
 
 class _Namespace:
-    """A part of TensorFlow of which only the given attributes exist."""
+    """A module of TensorFlow with only the given attributes."""
 
     def __init__(self, path: str, **attributes):
         self.__dict__.update(attributes, _path=path)
@@ -29,7 +29,7 @@ class _Namespace:
 
 
 class _NoErrors:
-    """As `tf.errors`: nothing of TensorFlow is raised, so each `except tf.errors.X` catches nothing."""
+    """Replaces `tf.errors`: TensorFlow raises nothing here, so each `except tf.errors.X` catches nothing."""
 
     def __getattr__(self, name: str) -> tuple:
         return ()
@@ -79,11 +79,11 @@ _TENSORFLOW = _Namespace(
 
 @contextlib.contextmanager
 def tensorflow_stand_in() -> Iterator[None]:
-    """Gives TFDS these functions where it looks for TensorFlow, unless TensorFlow itself is installed."""
+    """Gives TFDS these functions in place of TensorFlow, unless TensorFlow is installed."""
     if importlib.util.find_spec("tensorflow"):
         yield
         return
-    # Not in sys.modules, where every other library would take it for the real one: only in TFDS's own lazy import.
+    # Not in sys.modules, where other libraries would take it for TensorFlow: only in TFDS's lazy import.
     lazy_module = vars(lazy_imports_utils.tensorflow)
     lazy_module["_module"] = _TENSORFLOW
     try:

@@ -1,7 +1,7 @@
 """Token mixing and channel mixing as formulas on heads. Layout: [batch, tokens, heads, head_dim].
 
-`valid` marks the tokens that are not padding; padded tokens are never attended to. `window`: a token sees those less
-than so many positions away, itself counted. Softmax attention itself, with all its ways, is in `softmax_attention.py`.
+`valid` marks the tokens that are not padding; padding is never attended to. `window`: a token sees those less than this
+many positions away, itself included. Softmax attention and its implementations are in `softmax_attention.py`.
 """
 
 import functools
@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from flaxformer_lab.functional.products import einsum, product
 from flaxformer_lab.functional.softmax import masked_softmax
-from flaxformer_lab.functional.softmax_attention import repeated
+from flaxformer_lab.functional.softmax_attention import repeat_kv_heads
 
 Heads = Float[Array, "batch tokens heads head_dim"]
 Valid = Bool[Array, "batch tokens"]
@@ -27,7 +27,7 @@ def softmax_weights(
     window: int | None = None,
 ) -> Float[Array, "batch heads tokens keys"]:
     """softmax(Q K^T / sqrt(head_dim)), the weights that `softmax_attention` applies; float32."""
-    key = repeated(key, query.shape[2])
+    key = repeat_kv_heads(key, query.shape[2])
     scores = product("bqhd,bkhd->bhqk", query, key)
     return masked_softmax(scores * query.shape[-1] ** -0.5, causal=causal, valid=valid, window=window)
 
@@ -53,7 +53,7 @@ def static_weights(
 def mean_weights(
     batch: int, tokens: int, *, causal: bool = False, valid: Valid | None = None, window: int | None = None
 ) -> Float[Array, "{batch} 1 {tokens} {tokens}"]:
-    """Equal weight on every token that may be seen."""
+    """Equal weights over the visible tokens."""
     return masked_softmax(jnp.zeros((batch, 1, tokens, tokens)), causal=causal, valid=valid, window=window)
 
 
@@ -65,38 +65,38 @@ def mean_attention(
     valid: Valid | None = None,
     window: int | None = None,
 ) -> Float[Array, "batch tokens heads value_dim"]:
-    """The mean of the tokens that may be seen, in time linear in tokens; the same as applying `mean_weights`."""
+    """The mean of the visible tokens, in time linear in tokens; the same as applying `mean_weights`."""
     batch, tokens = value.shape[:2]
     seen = jnp.ones((batch, tokens)) if valid is None else valid.astype(jnp.float32)
     seen = seen[:, :, None, None]
-    total, count = (_sum_of_seen(x, causal, window) for x in (value.astype(jnp.float32) * seen, seen))
+    total, count = (_visible_sum(x, causal, window) for x in (value.astype(jnp.float32) * seen, seen))
     return jnp.broadcast_to(total / jnp.maximum(count, 1), value.shape).astype(value.dtype)
 
 
-def _sum_of_seen(x: Float[Array, "batch tokens heads features"], causal: bool, window: int | None):
-    """For each token the sum over those that it may see."""
+def _visible_sum(x: Float[Array, "batch tokens heads features"], causal: bool, window: int | None):
+    """For each token, the sum over the tokens visible to it."""
     if window is None:
         return jnp.cumsum(x, axis=1) if causal else jnp.sum(x, axis=1, keepdims=True)
-    back = _sum_of_last(x, min(window, x.shape[1]))
+    behind = _window_sum(x, min(window, x.shape[1]))
     if causal:
-        return back
-    ahead = jnp.flip(_sum_of_last(jnp.flip(x, axis=1), min(window, x.shape[1])), axis=1)
-    return back + ahead - x  # the token itself is in both
+        return behind
+    ahead = jnp.flip(_window_sum(jnp.flip(x, axis=1), min(window, x.shape[1])), axis=1)
+    return behind + ahead - x  # the token itself is in both
 
 
-def _sum_of_last(x: Float[Array, "batch tokens heads features"], window: int):
+def _window_sum(x: Float[Array, "batch tokens heads features"], window: int):
     """The sum of each token and the `window` - 1 before it.
 
-    Cut into pieces of `window` tokens, it is what its own piece holds up to the token and what the piece before holds
-    from its counterpart on (van Herk 1992): sums of at most `window` terms, which no long sum's rounding spoils.
+    With tokens in blocks of `window`, it is a prefix sum of the token's block plus a suffix sum of the block before
+    (van Herk 1992): sums of at most `window` terms, so rounding does not grow with the sequence.
     """
     batch, tokens, *rest = x.shape
-    pieces = -(-tokens // window)
-    x = jnp.pad(x, ((0, 0), (window, pieces * window - tokens), (0, 0), (0, 0)))
-    x = x.reshape(batch, pieces + 1, window, *rest)
-    up_to, from_on = jnp.cumsum(x, axis=2), jnp.flip(jnp.cumsum(jnp.flip(x, axis=2), axis=2), axis=2)
-    before = jnp.pad(from_on[:, :-1, 1:], ((0, 0), (0, 0), (0, 1), (0, 0), (0, 0)))
-    return (up_to[:, 1:] + before).reshape(batch, -1, *rest)[:, :tokens]
+    blocks = -(-tokens // window)
+    x = jnp.pad(x, ((0, 0), (window, blocks * window - tokens), (0, 0), (0, 0)))
+    x = x.reshape(batch, blocks + 1, window, *rest)
+    prefix, suffix = jnp.cumsum(x, axis=2), jnp.flip(jnp.cumsum(jnp.flip(x, axis=2), axis=2), axis=2)
+    before = jnp.pad(suffix[:, :-1, 1:], ((0, 0), (0, 0), (0, 1), (0, 0), (0, 0)))
+    return (prefix[:, 1:] + before).reshape(batch, -1, *rest)[:, :tokens]
 
 
 def apply_weights(
@@ -112,7 +112,7 @@ def apply_weights(
 def apply_shared_weights(
     weights: Float[Array, "heads tokens tokens"], value: Float[Array, "batch tokens heads value_dim"]
 ) -> Float[Array, "batch tokens heads value_dim"]:
-    """The same weights for every example; their gradient, a sum over examples, is summed in float32."""
+    """The same weights for every example; their gradient is summed over examples in float32."""
     return einsum("hqk,bkhd->bqhd", weights.astype(value.dtype), value)
 
 
@@ -141,7 +141,7 @@ def channel_weights(
         query, key = (jnp.where(valid[:, :, None, None], x, 0) for x in (query, key))
     # Normalised after the product: [head_dim, head_dim] values a head instead of [tokens, head_dim], twice.
     scores = product("bthe,bthd->bhed", query, key)
-    scores = scores * _over_length(query)[..., :, None] * _over_length(key)[..., None, :]
+    scores = scores * _inverse_norm(query)[..., :, None] * _inverse_norm(key)[..., None, :]
     return jax.nn.softmax(scores * temperature[None, :, None, None], axis=-1)
 
 
@@ -153,6 +153,6 @@ def channel_attention(
     return einsum("bhed,bthd->bthe", weights.astype(value.dtype), value)
 
 
-def _over_length(x: Heads) -> Float[Array, "batch heads head_dim"]:
-    """One over the length along tokens of each feature."""
+def _inverse_norm(x: Heads) -> Float[Array, "batch heads head_dim"]:
+    """One over the L2 norm along tokens of each feature."""
     return jax.lax.rsqrt(jnp.sum(jnp.square(x.astype(jnp.float32)), axis=1) + 1e-12)

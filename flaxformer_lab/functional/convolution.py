@@ -1,4 +1,4 @@
-"""Convolution as a dense map of each position's neighbourhood, so that it runs as one matrix product everywhere."""
+"""Convolution as a dense map of each position's neighbourhood: one matrix product on every device."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -7,9 +7,9 @@ from jaxtyping import Array, Float
 def neighbourhood_1d(
     x: Float[Array, "batch tokens features"], kernel_size: int, *, causal: bool
 ) -> Float[Array, "batch tokens {kernel_size}*features"]:
-    """Each token's neighbours side by side, zeros beyond the ends.
+    """Each token's neighbours concatenated, with zeros beyond the ends.
 
-    The window is centred (an even one looks one further back), or ends at the token where it is causal.
+    The window is centred (an even one reaches one further back), or ends at the token with `causal`.
     """
     before = kernel_size - 1 if causal else kernel_size // 2
     padded = jnp.pad(x, ((0, 0), (before, kernel_size - 1 - before), (0, 0)))
@@ -20,7 +20,7 @@ def neighbourhood_1d(
 def neighbourhood_2d(
     x: Float[Array, "batch rows columns features"], kernel_size: int
 ) -> Float[Array, "batch rows columns {kernel_size}*{kernel_size}*features"]:
-    """Each position's square neighbourhood side by side, row by row, zeros beyond the edges."""
+    """Each position's square neighbourhood concatenated row by row, with zeros beyond the edges."""
     before = kernel_size // 2
     pad = (before, kernel_size - 1 - before)
     padded = jnp.pad(x, ((0, 0), pad, pad, (0, 0)))

@@ -1,4 +1,4 @@
-"""Dropout with one key an example, so that a batch split over devices or micro-batches drops the same features."""
+"""Dropout with one key per example, so that a batch split over devices or micro-batches drops the same features."""
 
 import jax
 import jax.numpy as jnp
@@ -12,5 +12,5 @@ def dropout(x: Float[Array, "batch *rest"], keys: Key[Array, " batch"], rate: fl
 
 
 def fold_in(keys: Key[Array, " batch"], data: int) -> Key[Array, " batch"]:
-    """Returns the keys of the sub-stream `data`, one an example."""
+    """Returns the keys of the sub-stream `data`, one per example."""
     return jax.vmap(lambda key: jax.random.fold_in(key, data))(keys)

@@ -13,7 +13,7 @@ Activation = Callable[[Array], Array]
 
 
 def identity(x: Array) -> Array:
-    """x: what is left of a network when its nonlinearity is taken away."""
+    """x: no activation."""
     return x
 
 
@@ -45,7 +45,7 @@ def per_feature_mlp(
     down_bias: Float[Array, " features"] | None,
     activation: Activation,
 ) -> Float[Array, "*batch features"]:
-    """y_c = sum_h down_ch activation(up_ch x_c + b_ch) + b_c: a small MLP for each feature; none meets another."""
+    """y_c = sum_h down_ch activation(up_ch x_c + b_ch) + b_c: a small MLP for each feature, without mixing."""
 
     def per_token(parameter: Array) -> Array:
         return broadcast_parameter(parameter, (*x.shape, *parameter.shape[1:]), x.dtype)

@@ -1,7 +1,7 @@
 """Query, key and value of every head as one array.
 
-Head by head: for each head of the key in turn the query heads that share it, the key, the value. So one matrix projects
-them all, and an equal share of its columns is a share of whole heads (Shoeybi et al. 2019, section 3).
+For each key head in turn: the query heads that share it, the key, the value. So one matrix projects them all, and an
+equal shard of its columns is a set of whole heads (Shoeybi et al. 2019, section 3).
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from jaxtyping import Array, Shaped
 
 
 def fuse_heads(parts: Sequence[Shaped[Array, "*batch _"]], groups: int) -> Shaped[Array, "*batch features"]:
-    """The parts of each group side by side; each part has an equal share of its features in every group."""
+    """Concatenates the parts group by group; every group has an equal share of each part's features."""
     by_group = [part.reshape(*part.shape[:-1], groups, -1) for part in parts]
     joined = jnp.concatenate(by_group, axis=-1)
     return joined.reshape(*joined.shape[:-2], -1)

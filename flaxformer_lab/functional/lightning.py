@@ -1,8 +1,8 @@
 """Lightning Attention-2 (Qin et al. 2024): attention without softmax whose weights decay with distance.
 
-o_t = sum over s <= t of lambda^(t - s) (q_t . k_s) v_s with one decay lambda = exp(-slope) a head. Three forms give the
-same numbers: naive (all pairs), recurrent (a state of constant size) and blockwise (all pairs inside a block, the state
-between blocks), whose cost a token does not depend on the length. Layout: [batch, tokens, heads, head_dim].
+o_t = sum over s <= t of lambda^(t - s) (q_t . k_s) v_s with one decay lambda = exp(-slope) per head. Three forms give
+the same numbers: naive (all pairs), recurrent (a state of constant size) and blockwise (all pairs inside a block, the
+state between blocks), whose cost per token does not depend on the length. Layout: [batch, tokens, heads, head_dim].
 """
 
 import functools
@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from flaxformer_lab.functional import lightning_kernel
 from flaxformer_lab.functional.blocks import scan_blocks
-from flaxformer_lab.functional.choice import Choice, asked_for
+from flaxformer_lab.functional.choice import Choice, requested_choice
 from flaxformer_lab.functional.platform import target_device_kind, target_platform
 from flaxformer_lab.functional.products import product
 
@@ -22,7 +22,7 @@ Heads = Float[Array, "batch tokens heads head_dim"]
 Values = Float[Array, "batch tokens heads value_dim"]
 Valid = Bool[Array, "batch tokens"]
 Slopes = Float[Array, " heads"]
-Memory = Float[Array, "batch heads head_dim value_dim"]
+State = Float[Array, "batch heads head_dim value_dim"]
 
 # Tokens in a block, by platform. At 32k tokens an H200 took 19.6 ms with blocks of 256 and 23.3 ms with 64.
 BLOCK = {"cpu": 64, "gpu": 256, "tpu": 256}
@@ -31,14 +31,14 @@ CONVENTIONS = ("transnormer", "minimax", "flash_linear_attention")
 
 
 def make_slopes(convention: str, heads: int, layer: int, depth: int) -> Float[Array, "{heads}"]:
-    """The slopes of a layer's heads, layers counted from 0; early layers forget fast, late ones slowly.
+    """The slopes of a layer's heads, layers counted from 0; early layers decay fast, late ones slowly.
 
-    transnormer: 2^(-8h/heads) (1 - layer/(depth - 1) + 1e-5), h from 1: ALiBi's slopes (Press et al. 2022) laid over
-    the layers, for any number of heads (Qin et al. 2024). minimax: the same with 1 - layer/(depth - 1 + 1e-5) + 1e-5.
-    flash_linear_attention: (8/heads)(1 - layer/depth) h, h from 0, to be used with scores over sqrt(head_dim).
+    transnormer: 2^(-8h/heads) (1 - layer/(depth - 1) + 1e-5), h from 1: ALiBi's slopes (Press et al. 2022) scaled by
+    layer, for any number of heads (Qin et al. 2024). minimax: the same with 1 - layer/(depth - 1 + 1e-5) + 1e-5.
+    flash_linear_attention: (8/heads)(1 - layer/depth) h, h from 0, for scores divided by sqrt(head_dim).
 
     Raises:
-        ValueError: an unknown convention, or a layer that is not there.
+        ValueError: an unknown convention, or a layer outside 0 .. depth - 1.
     """
     if convention not in CONVENTIONS:
         raise ValueError(f"slopes={convention} is not one of {', '.join(CONVENTIONS)}")
@@ -52,7 +52,7 @@ def make_slopes(convention: str, heads: int, layer: int, depth: int) -> Float[Ar
 
 
 def score_scale(convention: str, head_dim: int) -> float:
-    """What a convention multiplies q . k by."""
+    """The factor by which a convention multiplies q . k."""
     return head_dim**-0.5 if convention == "flash_linear_attention" else 1.0
 
 
@@ -70,35 +70,35 @@ def lightning_attention(
 ) -> Values | tuple[Values, Choice]:
     """Lightning attention, block by block and in time linear in tokens; sums are kept in float32.
 
-    Where it is not causal the weights are lambda^|t - s| (q_t . k_s): one pass each way, the diagonal counted once.
-    block: tokens in a block, by default `block_size()`. implementation: one of IMPLEMENTATIONS instead of the choice.
-    explain: returns (output, Choice).
+    Without `causal` the weights are lambda^|t - s| (q_t . k_s): one pass in each direction, the diagonal counted once.
+    block: tokens in a block, by default `block_size()`. implementation: one of IMPLEMENTATIONS; by default `choose`
+    selects one. explain: returns (output, Choice).
 
     Raises:
         ValueError: there are no tokens, or the implementation is unknown.
     """
     if query.shape[1] == 0:
         raise ValueError("lightning_attention needs at least one token; the sequence is empty")
-    choice = asked_for(implementation, IMPLEMENTATIONS) if implementation else choose(query.shape, query.dtype)
-    key, block = _without_padding(key, valid), block or block_size()
-    mixed = blockwise(query, key, value, slopes, block, choice.name)
+    choice = requested_choice(implementation, IMPLEMENTATIONS) if implementation else choose(query.shape, query.dtype)
+    key, block = _zero_padding(key, valid), block or block_size()
+    output = blockwise(query, key, value, slopes, block, choice.name)
     if not causal:
         backwards = blockwise(*(jnp.flip(x, axis=1) for x in (query, key, value)), slopes, block, choice.name)
-        own = jnp.sum((query * key).astype(jnp.float32), axis=-1, keepdims=True) * value
-        mixed = mixed + jnp.flip(backwards, axis=1) - own
-    mixed = mixed.astype(value.dtype)
-    return (mixed, choice) if explain else mixed
+        diagonal = jnp.sum((query * key).astype(jnp.float32), axis=-1, keepdims=True) * value
+        output = output + jnp.flip(backwards, axis=1) - diagonal
+    output = output.astype(value.dtype)
+    return (output, choice) if explain else output
 
 
 def block_size() -> int:
-    """Tokens in a block, on the platform that the program will run on."""
+    """Tokens in a block, on the platform where the program will run."""
     return BLOCK[target_platform()]
 
 
 def choose(shape: tuple[int, ...], dtype: DTypeLike, device: str | None = None) -> Choice:
-    """The kernel where it was measured to be faster for such a query on this device, else the blockwise form."""
+    """The kernel where it was measured to be faster for this shape on this device, else the blockwise form."""
     (batch, tokens, heads, _), device = shape, device or target_device_kind()
-    start, programs = lightning_kernel.FASTER_FROM.get(device), lightning_kernel.LEAST_PROGRAMS
+    start, programs = lightning_kernel.FASTER_FROM.get(device), lightning_kernel.MIN_PROGRAMS
     if start is None:
         return Choice("blockwise", f"on {device} the kernel has not been measured to be faster")
     if jnp.dtype(dtype).itemsize != 2 or batch * heads < programs:
@@ -112,18 +112,18 @@ def choose(shape: tuple[int, ...], dtype: DTypeLike, device: str | None = None) 
 def lightning_scores(
     query: Heads, key: Heads, slopes: Slopes, *, causal: bool = True, valid: Valid | None = None
 ) -> Float[Array, "batch heads tokens tokens"]:
-    """(Q K^T) * M, what `lightning_attention` multiplies the values by: signed, and its rows sum to anything."""
+    """(Q K^T) * M, by which `lightning_attention` multiplies the values: signed, with rows that need not sum to 1."""
     distance = jnp.arange(query.shape[1])[:, None] - jnp.arange(query.shape[1])[None, :]
     decay = jnp.exp(-slopes[:, None, None] * jnp.abs(distance)[None])
     decay = jnp.where((distance >= 0)[None], decay, 0) if causal else decay
-    key = _without_padding(key, valid)
+    key = _zero_padding(key, valid)
     return product("bqhd,bkhd->bhqk", query, key) * decay[None]
 
 
 def naive(
     query: Heads, key: Heads, value: Values, slopes: Slopes, *, causal: bool = True, valid: Valid | None = None
 ) -> Values:
-    """O = ((Q K^T) * M) V with M_ts = lambda^(t - s): quadratic in tokens, and the definition of the others."""
+    """O = ((Q K^T) * M) V with M_ts = lambda^(t - s): quadratic in tokens; defines what the other forms compute."""
     scores = lightning_scores(query, key, slopes, causal=causal, valid=valid)
     return product("bhqk,bkhd->bqhd", scores, value.astype(jnp.float32)).astype(value.dtype)
 
@@ -136,19 +136,19 @@ def recurrent(
     key: Heads,
     value: Values,
     slopes: Slopes,
-    memory: Memory | None = None,
+    state: State | None = None,
     *,
     valid: Valid | None = None,
-) -> tuple[Values, Memory]:
-    """Token after token from `memory`; returns the output and the memory after the last token.
+) -> tuple[Values, State]:
+    """Token after token from `state`; returns the output and the state after the last token.
 
     KV_t = lambda KV_{t-1} + k_t v_t^T, o_t = q_t KV_t.
     """
     batch, _, heads, head_dim = query.shape
-    memory = jnp.zeros((batch, heads, head_dim, value.shape[-1])) if memory is None else memory
-    tokens = (jnp.swapaxes(x, 0, 1) for x in (query, _without_padding(key, valid), value))
-    memory, mixed = jax.lax.scan(lambda memory, token: decode_step(*token, slopes, memory)[::-1], memory, tuple(tokens))
-    return jnp.swapaxes(mixed, 0, 1), memory
+    state = jnp.zeros((batch, heads, head_dim, value.shape[-1])) if state is None else state
+    tokens = (jnp.swapaxes(x, 0, 1) for x in (query, _zero_padding(key, valid), value))
+    state, output = jax.lax.scan(lambda state, token: decode_step(*token, slopes, state)[::-1], state, tuple(tokens))
+    return jnp.swapaxes(output, 0, 1), state
 
 
 def decode_step(
@@ -156,20 +156,20 @@ def decode_step(
     key: Float[Array, "batch heads head_dim"],
     value: Float[Array, "batch heads value_dim"],
     slopes: Slopes,
-    memory: Memory,
-) -> tuple[Float[Array, "batch heads value_dim"], Memory]:
-    """One token of the recurrent form, at a cost that does not depend on how many came before."""
-    arriving = product("bhd,bhe->bhde", key, value)
-    memory = jnp.exp(-slopes)[None, :, None, None] * memory + arriving
-    return product("bhd,bhde->bhe", query, memory).astype(value.dtype), memory
+    state: State,
+) -> tuple[Float[Array, "batch heads value_dim"], State]:
+    """One token of the recurrent form, at a cost that does not depend on the tokens before it."""
+    outer = product("bhd,bhe->bhde", key, value)
+    state = jnp.exp(-slopes)[None, :, None, None] * state + outer
+    return product("bhd,bhde->bhe", query, state).astype(value.dtype), state
 
 
-def init_state(key: Heads, value: Values, slopes: Slopes, lengths: Int[Array, " batch"]) -> Memory:
-    """The memory after the first `lengths` tokens of each example, as `recurrent` would leave it."""
+def init_state(key: Heads, value: Values, slopes: Slopes, lengths: Int[Array, " batch"]) -> State:
+    """The state of `recurrent` after the first `lengths` tokens of each example."""
     distance = lengths[:, None] - 1 - jnp.arange(key.shape[1])[None]
     decay = jnp.exp(-slopes[None, None] * jnp.maximum(distance, 0)[:, :, None])
-    weighed = key.astype(jnp.float32) * jnp.where(distance >= 0, 1.0, 0.0)[:, :, None, None] * decay[..., None]
-    return product("bthd,bthe->bhde", weighed, value)
+    weighted = key.astype(jnp.float32) * jnp.where(distance >= 0, 1.0, 0.0)[:, :, None, None] * decay[..., None]
+    return product("bthd,bthe->bhde", weighted, value)
 
 
 # ------------------------------------------------------------------------------------------------ blockwise
@@ -191,51 +191,51 @@ def blockwise(
 def _forward(query, key, value, slopes, block, implementation):
     if implementation != "blockwise":
         interpret = implementation == "interpreted kernel"
-        block = min(block, lightning_kernel.LARGEST_BLOCK.get(target_platform(), block))
-        mixed = lightning_kernel.forward(query, key, value, block_decays(slopes, block), interpret=interpret)
-        return mixed, (query, key, value, slopes)
-    pair, enter, leave, across = block_decays(slopes, block)
+        block = min(block, lightning_kernel.MAX_BLOCK.get(target_platform(), block))
+        output = lightning_kernel.forward(query, key, value, block_decays(slopes, block), interpret=interpret)
+        return output, (query, key, value, slopes)
+    decay_mask, query_decay, key_decay, block_decay = block_decays(slopes, block)
 
-    def add(memory: Memory, arriving: tuple[Array, Array, Array]):
-        query, key, value = arriving
-        scores = product("bhqd,bhkd->bhqk", query, key) * pair
-        mixed = product("bhqk,bhke->bhqe", scores.astype(value.dtype), value)
-        mixed += enter * product("bhqd,bhde->bhqe", query, memory)
-        return across * memory + product("bhkd,bhke->bhde", key * leave, value), mixed
+    def step(state: State, inputs: tuple[Array, Array, Array]):
+        query, key, value = inputs
+        scores = product("bhqd,bhkd->bhqk", query, key) * decay_mask
+        output = product("bhqk,bhke->bhqe", scores.astype(value.dtype), value)
+        output += query_decay * product("bhqd,bhde->bhqe", query, state)
+        return block_decay * state + product("bhkd,bhke->bhde", key * key_decay, value), output
 
-    _, mixed = scan_blocks(add, _empty(query, value), (query, key, value), block)
-    return mixed, (query, key, value, slopes)
+    _, output = scan_blocks(step, _zero_state(query, value), (query, key, value), block)
+    return output, (query, key, value, slopes)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _backward(block, implementation, residuals, gradient):
     """Inside a block dP = (dO V^T) * M, dQ = dP K, dK = dP^T Q, dV = ((Q K^T) * M)^T dO.
 
-    Across blocks a pass forward makes KV again, for dQ += Lq dO KV^T; a pass backward carries D, the gradient of what
-    leaves a block: dK += Lk V D^T, dV += (Lk K) D, then D <- lambda^B D + (Lq Q)^T dO.
+    Across blocks, a pass in order recomputes KV, for dQ += Lq dO KV^T; a pass in reverse carries D, the gradient of a
+    block's final KV: dK += Lk V D^T, dV += (Lk K) D, then D <- lambda^B D + (Lq Q)^T dO.
     """
     query, key, value, slopes = residuals
-    pair, enter, leave, across = block_decays(slopes, block)
+    decay_mask, query_decay, key_decay, block_decay = block_decays(slopes, block)
     arrays = (query, key, value, gradient.astype(value.dtype))
 
-    def forward(memory: Memory, arriving: tuple[Array, ...]):
-        query, key, value, gradient = arriving
-        scores = product("bhqe,bhke->bhqk", gradient, value) * pair
-        dq = product("bhqk,bhkd->bhqd", scores, key) + enter * product("bhqe,bhde->bhqd", gradient, memory)
-        return across * memory + product("bhkd,bhke->bhde", key * leave, value), dq.astype(query.dtype)
+    def forward(state: State, inputs: tuple[Array, ...]):
+        query, key, value, gradient = inputs
+        dp = product("bhqe,bhke->bhqk", gradient, value) * decay_mask
+        dq = product("bhqk,bhkd->bhqd", dp, key) + query_decay * product("bhqe,bhde->bhqd", gradient, state)
+        return block_decay * state + product("bhkd,bhke->bhde", key * key_decay, value), dq.astype(query.dtype)
 
-    def backward(onward: Memory, arriving: tuple[Array, ...]):
-        query, key, value, gradient = arriving
-        dp = product("bhqe,bhke->bhqk", gradient, value) * pair
-        scores = product("bhqd,bhkd->bhqk", query, key) * pair
-        dk = product("bhqk,bhqd->bhkd", dp, query) + leave * product("bhke,bhde->bhkd", value, onward)
-        dv = product("bhqk,bhqe->bhke", scores, gradient) + product("bhkd,bhde->bhke", key * leave, onward)
-        onward = across * onward + product("bhqd,bhqe->bhde", query * enter, gradient)
-        return onward, (dk.astype(key.dtype), dv.astype(value.dtype))
+    def backward(dstate: State, inputs: tuple[Array, ...]):
+        query, key, value, gradient = inputs
+        dp = product("bhqe,bhke->bhqk", gradient, value) * decay_mask
+        scores = product("bhqd,bhkd->bhqk", query, key) * decay_mask
+        dk = product("bhqk,bhqd->bhkd", dp, query) + key_decay * product("bhke,bhde->bhkd", value, dstate)
+        dv = product("bhqk,bhqe->bhke", scores, gradient) + product("bhkd,bhde->bhke", key * key_decay, dstate)
+        dstate = block_decay * dstate + product("bhqd,bhqe->bhde", query * query_decay, gradient)
+        return dstate, (dk.astype(key.dtype), dv.astype(value.dtype))
 
-    empty = _empty(query, value)
-    _, dq = scan_blocks(forward, empty, arrays, block)
-    _, (dk, dv) = scan_blocks(backward, empty, arrays, block, reverse=True)
+    initial = _zero_state(query, value)
+    _, dq = scan_blocks(forward, initial, arrays, block)
+    _, (dk, dv) = scan_blocks(backward, initial, arrays, block, reverse=True)
     return dq, dk, dv, None
 
 
@@ -243,18 +243,18 @@ blockwise.defvjp(_forward, _backward)
 
 
 def block_decays(slopes: Slopes, block: int) -> tuple[Array, Array, Array, Array]:
-    """M inside a block, Lq, Lk, and lambda^B, ready to act on [batch, heads, size, features]."""
+    """M inside a block, Lq, Lk, and lambda^B, with axes that broadcast over [batch, heads, size, features]."""
     place = jnp.arange(block)
     distance = place[:, None] - place[None, :]
     slopes = slopes.astype(jnp.float32)[:, None, None]
-    pair = jnp.where((distance >= 0)[None], jnp.exp(-slopes * jnp.maximum(distance, 0)[None]), 0)
-    enter, leave = (jnp.exp(-slopes * x[None, :, None]) for x in (place + 1, block - 1 - place))
-    return pair[None], enter[None], leave[None], jnp.exp(-slopes * block)[None]
+    decay_mask = jnp.where((distance >= 0)[None], jnp.exp(-slopes * jnp.maximum(distance, 0)[None]), 0)
+    query_decay, key_decay = (jnp.exp(-slopes * x[None, :, None]) for x in (place + 1, block - 1 - place))
+    return decay_mask[None], query_decay[None], key_decay[None], jnp.exp(-slopes * block)[None]
 
 
-def _empty(query: Heads, value: Values) -> Memory:
+def _zero_state(query: Heads, value: Values) -> State:
     return jnp.zeros((query.shape[0], query.shape[2], query.shape[3], value.shape[3]))
 
 
-def _without_padding(key: Heads, valid: Valid | None) -> Heads:
+def _zero_padding(key: Heads, valid: Valid | None) -> Heads:
     return key if valid is None else jnp.where(valid[:, :, None, None], key, 0)

@@ -1,6 +1,6 @@
 """Linear maps over features. Parameters are cast to the input's dtype, so the input decides the precision.
 
-A parameter's gradient is a sum over examples and tokens. It is summed and returned in the parameter's own float32, also
+A parameter's gradient is a sum over examples and tokens. It is summed and returned in the parameter's float32, also
 where the computation has 16 bits: a sum of 8,192 ones in bfloat16 is 256.
 """
 
@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from flaxformer_lab.functional.products import matmul as product_of_matrices
-from flaxformer_lab.functional.products import multipliable, product_precision
+from flaxformer_lab.functional.products import cast_for_product, product_precision
+from flaxformer_lab.functional.products import matmul as matmul_at_precision
 
 
 def diagonal(
@@ -18,7 +18,7 @@ def diagonal(
     scale: Float[Array, " features"],
     bias: Float[Array, " features"] | None = None,
 ) -> Float[Array, "*batch features"]:
-    """x_c w_c + b_c: every output feature sees one input feature, its own."""
+    """x_c w_c + b_c: every output feature depends on the input feature of the same index alone."""
     return add_bias(x * broadcast_parameter(scale, x.shape, x.dtype), bias)
 
 
@@ -32,7 +32,7 @@ def add_bias(
 def over_features(
     vector: Float[Array, " features"], x: Float[Array, "*batch features"]
 ) -> Float[Array, "*ones features"]:
-    """Returns `vector` in x's rank, ready to act on each of x's features (rank promotion is never left to chance)."""
+    """Returns `vector` with the rank of x, so that it broadcasts along x's last axis (rank promotion is an error)."""
     return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
 
 
@@ -42,9 +42,9 @@ def over_features(
 def broadcast_parameter(
     parameter: Float[Array, "*own"], shape: tuple[int, ...], dtype: DTypeLike
 ) -> Float[Array, "*shape"]:
-    """A parameter repeated over the first axes of `shape`, whose last axes are its own, in the type of the computation.
+    """A parameter broadcast to `shape`, whose last axes are the parameter's, in the dtype of the computation.
 
-    Its gradient is the sum over those first axes.
+    Its gradient is the sum over the first axes, in the parameter's dtype.
     """
     return _broadcast(parameter, shape, dtype) if parameter.dtype == dtype else _cast(parameter, shape, dtype)
 
@@ -70,12 +70,12 @@ def matmul(
     x: Float[Array, "*batch features_in"], kernel: Float[Array, "features_in features_out"]
 ) -> Float[Array, "*batch features_out"]:
     """x W: every output feature is a weighted sum of all input features."""
-    return product_of_matrices(x, kernel) if x.dtype == kernel.dtype else _matmul(x, kernel)
+    return matmul_at_precision(x, kernel) if x.dtype == kernel.dtype else _matmul(x, kernel)
 
 
 @jax.custom_vjp
 def _matmul(x, kernel):
-    return product_of_matrices(x, kernel.astype(x.dtype))
+    return matmul_at_precision(x, kernel.astype(x.dtype))
 
 
 def _matmul_forward(x, kernel):
@@ -101,13 +101,13 @@ def matmul_kernel_gradient(
     """dW = sum over examples and tokens of x^T dy, in float32."""
     summed = tuple(range(x.ndim - 1))
     options = {"precision": product_precision(x, gradient), "preferred_element_type": jnp.float32}
-    return jax.lax.dot_general(*multipliable(gradient, x), ((summed, summed), ((), ())), **options).T
+    return jax.lax.dot_general(*cast_for_product(gradient, x), ((summed, summed), ((), ())), **options).T
 
 
 def take_rows(
     table: Float[Array, "rows features"], indices: Int[Array, "*batch"], dtype: DTypeLike
 ) -> Float[Array, "*batch features"]:
-    """Rows of a table. Cast after they are taken: the gradient of taking adds up rows in the table's type."""
+    """Rows of a table. Cast after the gather: its gradient adds up rows in the table's dtype."""
     return jnp.take(table, indices, axis=0).astype(dtype)
 
 

@@ -18,11 +18,12 @@ Keys = Float[Array, "batch keys heads head_dim"]
 Values = Float[Array, "batch keys heads value_dim"]
 Valid = Bool[Array, "batch keys"]
 Rope = Callable[[Heads], Heads]
-# What a token's successors need of all tokens up to it: sums of phi(k) v^T and of phi(k).
-Memory = tuple[Float[Array, "batch heads head_dim value_dim"], Float[Array, "batch heads head_dim"]]
+# What later tokens need of all tokens so far: sums of phi(k) v^T and of phi(k).
+State = tuple[Float[Array, "batch heads head_dim value_dim"], Float[Array, "batch heads head_dim"]]
 
-# In place of a sum of weights that vanishes: nothing but padding, features that underflow. Its square is a float32.
-LEAST = 1e-15
+# The least denominator, for a sum of weights that vanishes (only padding, features that underflow). Its square is a
+# normal float32.
+MIN_DENOMINATOR = 1e-15
 
 
 def positive(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
@@ -31,7 +32,7 @@ def positive(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
 
 
 def identity(x: Heads) -> Heads:
-    """x: features that do not know where they stand."""
+    """x: features without positions."""
     return x
 
 
@@ -44,9 +45,9 @@ def linear_attention(
     valid: Valid | None = None,
     apply_rope: Rope = identity,
 ) -> Float[Array, "batch tokens heads value_dim"]:
-    """Linear attention. apply_rope: applied to the features of the numerator alone, as rotary positions are.
+    """Linear attention. apply_rope: rotary positions, applied to the features of the numerator alone.
 
-    Turned numerators over plain denominators are eq. 19 of Su et al. 2021: the sum of weights stays above 0.
+    Rotated numerators over plain denominators are eq. 19 of Su et al. 2021: the sum of weights stays above 0.
 
     Raises:
         ValueError: there are no tokens.
@@ -59,41 +60,41 @@ def linear_attention(
             "their positions; use causal=False"
         )
     query, key = _features(query, key, valid)
-    top, total = (_sums_of_seen if causal else _sums_of_all)(query, key, value, apply_rope)
-    return (top / jnp.maximum(total, LEAST)).astype(value.dtype)
+    numerator, denominator = (_causal_sums if causal else _bidirectional_sums)(query, key, value, apply_rope)
+    return (numerator / jnp.maximum(denominator, MIN_DENOMINATOR)).astype(value.dtype)
 
 
-def _sums_of_all(query: Heads, key: Keys, value: Values, apply_rope: Rope):
+def _bidirectional_sums(query: Heads, key: Keys, value: Values, apply_rope: Rope):
     """Every token sees the same sums."""
-    memory = product("bthd,bthe->bhde", _rotated(apply_rope, key, value), value)
-    top = product("bthd,bhde->bthe", _rotated(apply_rope, query, value), memory)
-    return top, _dot(query, jnp.sum(key, axis=1, keepdims=True))
+    state = product("bthd,bthe->bhde", _rotated(apply_rope, key, value), value)
+    numerator = product("bthd,bhde->bthe", _rotated(apply_rope, query, value), state)
+    return numerator, _dot(query, jnp.sum(key, axis=1, keepdims=True))
 
 
-def _sums_of_seen(query: Heads, key: Keys, value: Values, apply_rope: Rope):
+def _causal_sums(query: Heads, key: Keys, value: Values, apply_rope: Rope):
     """Every token sees the sums up to itself."""
     no_decay = jnp.zeros(query.shape[2])
     query_features, key_features = (_rotated(apply_rope, x, value) for x in (query, key))
-    top = lightning.blockwise(query_features, key_features, value, no_decay, lightning.block_size())
-    return top, _dot(query, jnp.cumsum(key, axis=1))
+    numerator = lightning.blockwise(query_features, key_features, value, no_decay, lightning.block_size())
+    return numerator, _dot(query, jnp.cumsum(key, axis=1))
 
 
 def linear_weights(
     query: Heads, key: Keys, *, causal: bool = False, valid: Valid | None = None, apply_rope: Rope = identity
 ) -> Float[Array, "batch heads tokens keys"]:
-    """What `linear_attention` multiplies the values by; rows sum to 1 unless the numerator is turned."""
+    """The weights by which `linear_attention` multiplies the values; rows sum to 1 unless the numerator is rotated."""
     query, key = _features(query, key, valid)
     seen = jnp.ones((query.shape[1], key.shape[1]), bool)
     seen = jnp.tril(seen) if causal else seen
-    top, total = (
+    numerator, denominator = (
         jnp.where(seen[None, None], einsum("bqhd,bkhd->bhqk", *pair), 0)
         for pair in ((apply_rope(query), apply_rope(key)), (query, key))
     )
-    return top / jnp.maximum(jnp.sum(total, axis=-1, keepdims=True), LEAST)
+    return numerator / jnp.maximum(jnp.sum(denominator, axis=-1, keepdims=True), MIN_DENOMINATOR)
 
 
-def init_state(key: Keys, value: Values, lengths: Int[Array, " batch"], *, apply_rope: Rope = identity) -> Memory:
-    """The memory after the first `lengths` tokens of each example."""
+def init_state(key: Keys, value: Values, lengths: Int[Array, " batch"], *, apply_rope: Rope = identity) -> State:
+    """The state after the first `lengths` tokens of each example."""
     valid = jnp.arange(key.shape[1])[None] < lengths[:, None]
     _, key = _features(key, key, valid)
     return product("bthd,bthe->bhde", apply_rope(key), value.astype(jnp.float32)), jnp.sum(key, axis=1)
@@ -103,16 +104,19 @@ def decode_step(
     query: Float[Array, "batch 1 heads head_dim"],
     key: Float[Array, "batch 1 heads head_dim"],
     value: Float[Array, "batch 1 heads value_dim"],
-    memory: Memory,
+    state: State,
     *,
     apply_rope: Rope = identity,
-) -> tuple[Float[Array, "batch 1 heads value_dim"], Memory]:
-    """One more token, at a cost that does not depend on how many came before; the memory includes it."""
+) -> tuple[Float[Array, "batch 1 heads value_dim"], State]:
+    """One more token, at a cost that does not depend on the tokens before it; the returned state includes it."""
     query, key = positive(query), positive(key)
-    products = memory[0] + product("bthd,bthe->bhde", apply_rope(key), value.astype(jnp.float32))
-    total = memory[1] + key[:, 0]
-    top = einsum("bthd,bhde->bthe", apply_rope(query), products)
-    return (top / jnp.maximum(_dot(query, total[:, None]), LEAST)).astype(value.dtype), (products, total)
+    products = state[0] + product("bthd,bthe->bhde", apply_rope(key), value.astype(jnp.float32))
+    denominator = state[1] + key[:, 0]
+    numerator = einsum("bthd,bhde->bthe", apply_rope(query), products)
+    return (numerator / jnp.maximum(_dot(query, denominator[:, None]), MIN_DENOMINATOR)).astype(value.dtype), (
+        products,
+        denominator,
+    )
 
 
 def _features(query: Heads, key: Keys, valid: Valid | None) -> tuple[Heads, Keys]:
@@ -123,7 +127,7 @@ def _features(query: Heads, key: Keys, valid: Valid | None) -> tuple[Heads, Keys
 def _rotated(
     apply_rope: Rope, features: Float[Array, "batch _ heads head_dim"], value: Values
 ) -> Float[Array, "batch _ heads head_dim"]:
-    """Features in the type of the values: their products need no more than the values have."""
+    """Features in the dtype of the values: their products need no more precision."""
     return apply_rope(features).astype(value.dtype)
 
 

@@ -37,10 +37,10 @@ def squared_error(
 def explained_variance(
     outputs: Float[Array, "*batch features"], targets: Float[Array, "*batch features"], weights: Float[Array, "*batch"]
 ) -> Average:
-    """R2 = 1 - sum (output - target)^2 / sum target^2 of targets with mean 0; weighed by the targets' own squares.
+    """R2 = 1 - sum (output - target)^2 / sum target^2 of targets with mean 0; weighted by the targets' squares.
 
-    Their variance is that of the examples at hand: a product of Gaussians has heavy tails, and dividing by the true
-    variance instead would let a lucky sample pass for skill.
+    The variance is that of the evaluated examples. A product of Gaussians has heavy tails: with the true variance, a
+    sample of small targets would look like skill.
     """
     squares = jnp.mean(jnp.square(targets), axis=-1)
     errors = jnp.mean(jnp.square(outputs.astype(jnp.float32) - targets), axis=-1)

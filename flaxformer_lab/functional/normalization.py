@@ -64,11 +64,11 @@ def batch_statistics(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def standardised(x: Float[Array, "*batch features"], epsilon: float, centred: bool) -> Float[Array, "*batch features"]:
-    """(x - mean) / sqrt(var + epsilon), or x / sqrt(mean x^2 + epsilon) where it is not centred.
+    """(x - mean) / sqrt(var + epsilon), or x / sqrt(mean x^2 + epsilon) without `centred`.
 
     The gradient is written out, r (g - mean g - y mean(g y)) with y the output and r = 1 / sqrt(var + epsilon), and
-    the row statistics stand behind a barrier: left alone, the CPU compiler computes a row's sums anew for each of
-    its features.
+    the row statistics are behind a barrier: without it the CPU compiler recomputes a row's sums for each of its
+    features.
     """
     return _forward(x, epsilon, centred)[0]
 
@@ -76,18 +76,18 @@ def standardised(x: Float[Array, "*batch features"], epsilon: float, centred: bo
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _forward(x: Float[Array, "*batch features"], epsilon: float, centred: bool):
     mean = _mean(x) if centred else 0.0
-    inverse = jax.lax.rsqrt(_mean((x - mean) ** 2) + epsilon)
-    mean, inverse = jax.lax.optimization_barrier((mean, inverse))
-    return (x - mean) * inverse, (x, mean, inverse)
+    inverse_deviation = jax.lax.rsqrt(_mean((x - mean) ** 2) + epsilon)
+    mean, inverse_deviation = jax.lax.optimization_barrier((mean, inverse_deviation))
+    return (x - mean) * inverse_deviation, (x, mean, inverse_deviation)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _backward(epsilon: float, centred: bool, residuals, gradient: Float[Array, "*batch features"]):
-    x, mean, inverse = residuals
-    y = (x - mean) * inverse
+    x, mean, inverse_deviation = residuals
+    y = (x - mean) * inverse_deviation
     along_constant = _mean(gradient) if centred else 0.0
     along_constant, along_y = jax.lax.optimization_barrier((along_constant, _mean(gradient * y)))
-    return (inverse * (gradient - along_constant - y * along_y),)
+    return (inverse_deviation * (gradient - along_constant - y * along_y),)
 
 
 standardised.defvjp(_forward, _backward)

@@ -4,7 +4,7 @@ import jax
 
 
 def target_platform() -> str:
-    """`cpu`, `gpu` or `tpu`: the platform of the mesh in use, else of `jax.default_device`, else JAX's own default.
+    """`cpu`, `gpu` or `tpu`: the platform of the mesh in use, else of `jax.default_device`, else JAX's default.
 
     A mesh knows its devices while a program is traced for them, also when it is compiled on a machine without any
     (`jax.experimental.topologies`).
@@ -15,7 +15,7 @@ def target_platform() -> str:
 
 
 def target_device_kind() -> str:
-    """The name of that device's model, like `NVIDIA H100 80GB HBM3` or `TPU v5 lite`."""
+    """The model name of the target device, like `NVIDIA H100 80GB HBM3` or `TPU v5 lite`."""
     device = _target_device()
     return (jax.devices()[0] if device is None else device).device_kind
 

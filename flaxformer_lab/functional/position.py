@@ -1,4 +1,4 @@
-"""Where a token stands in its sequence."""
+"""Position embeddings: sinusoidal and rotary."""
 
 import jax
 import jax.numpy as jnp
@@ -18,19 +18,19 @@ def sinusoidal(tokens: int, width: int) -> Float[Array, "{tokens} {width}"]:
 def rotary(
     x: Float[Array, "batch tokens heads head_dim"], first: Int[Array, " batch"] | None = None
 ) -> Float[Array, "batch tokens heads head_dim"]:
-    """Turns feature pair (i, i + head_dim/2) of token t by t / 10^4^(2i/head_dim) (Su et al. 2021, eq. 34).
+    """Rotates feature pair (i, i + head_dim/2) of token t by t / 10^4^(2i/head_dim) (Su et al. 2021, eq. 34).
 
-    Scores between turned queries and keys depend on the distance of their tokens alone; head_dim must be even.
-    first: where each example's first token stands, if not at 0.
+    Scores between rotated queries and keys depend on the distance of their tokens alone; head_dim must be even.
+    first: the position of each example's first token; None means 0.
     """
-    place = jnp.arange(x.shape[1])[None] + (0 if first is None else first[:, None])
-    angle = _angles(place, x.shape[-1])[:, :, None, :]
+    position = jnp.arange(x.shape[1])[None] + (0 if first is None else first[:, None])
+    angle = _angles(position, x.shape[-1])[:, :, None, :]
     sine, cosine = jnp.sin(angle).astype(x.dtype), jnp.cos(angle).astype(x.dtype)
     a, b = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([a * cosine - b * sine, b * cosine + a * sine], axis=-1)
 
 
-def _angles(place: Int[Array, "*tokens"], features: int) -> Float[Array, "*tokens half"]:
-    """t / 10^4^(2i/features) for a token at place t and pair i."""
+def _angles(position: Int[Array, "*tokens"], features: int) -> Float[Array, "*tokens half"]:
+    """t / 10^4^(2i/features) for a token at position t and pair i."""
     frequency = 1e4 ** (-jnp.arange(0, features, 2) / features)
-    return place[..., None] * frequency.reshape((1,) * place.ndim + frequency.shape)
+    return position[..., None] * frequency.reshape((1,) * position.ndim + frequency.shape)

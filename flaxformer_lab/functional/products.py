@@ -1,4 +1,4 @@
-"""Products of arrays, as precise as their types say on every device.
+"""Products of arrays, with the precision of their dtypes on every device.
 
 GPUs and TPUs multiply float32 in fewer bits by default (TF32, one pass of bfloat16). Here float32 means float32, unless
 the caller asks JAX for less (`jax.default_matmul_precision`, which is how `model.precision` works).
@@ -22,8 +22,8 @@ NARROW = frozenset(map(jnp.dtype, (jnp.bfloat16, jnp.float16)))
 def product_precision(*factors: Array) -> Precision | None:
     """HIGHEST for float32, or None where the caller has asked JAX for another; DEFAULT for 16-bit factors.
 
-    HIGH for float32 beside 16 bits (a state that 16-bit tokens meet): TF32 on a GPU, three passes of bfloat16 on a TPU.
-    More would not show in a result of 16 bits.
+    HIGH for float32 times 16 bits (a state and 16-bit tokens): TF32 on a GPU, three passes of bfloat16 on a TPU. More
+    would not show in a 16-bit result.
     """
     types = {jnp.dtype(factor.dtype) for factor in factors}
     if types <= NARROW:
@@ -39,26 +39,26 @@ def kernel_precision(*factors: Array) -> Precision:
 
 
 def _precision_name(*factors: Array) -> str:
-    """What `product_precision` comes to, in the words of `jax.default_matmul_precision`."""
+    """`product_precision` as a name that `jax.default_matmul_precision` takes."""
     precision = product_precision(*factors)
     return jax.config.jax_default_matmul_precision if precision is None else precision.name.lower()
 
 
 def einsum(indices: str, *factors: Array) -> Float[Array, "..."]:
-    """An einsum in the type of its factors."""
+    """An einsum in the dtype of its factors."""
     return jnp.einsum(indices, *factors, precision=product_precision(*factors))
 
 
 def product(indices: str, *factors: Array) -> Float[Array, "..."]:
     """An einsum whose sums and result are float32, whatever its factors are."""
     options = {"precision": product_precision(*factors), "preferred_element_type": jnp.float32}
-    return jnp.einsum(indices, *multipliable(*factors), **options)
+    return jnp.einsum(indices, *cast_for_product(*factors), **options)
 
 
-def multipliable(*factors: Array) -> tuple[Array, ...]:
-    """Factors of a product whose result is float32, in types that the device can multiply so.
+def cast_for_product(*factors: Array) -> tuple[Array, ...]:
+    """Factors of a product with a float32 result, cast to dtypes that the device can multiply.
 
-    XLA multiplies two 16-bit arrays into float32 on a CPU in some layouts only, and two different types not everywhere.
+    On a CPU, XLA multiplies two 16-bit arrays into float32 in some layouts only; mixed dtypes do not work everywhere.
     """
     types = {jnp.dtype(factor.dtype) for factor in factors}
     if len(types) == 1 and (target_platform() != "cpu" or not types <= NARROW):
@@ -67,14 +67,14 @@ def multipliable(*factors: Array) -> tuple[Array, ...]:
 
 
 def matmul(a: Float[Array, "*batch inner"], b: Float[Array, "... inner columns"]) -> Float[Array, "..."]:
-    """a b in the type of the two."""
+    """a b in their dtype."""
     return jnp.matmul(a, b, precision=product_precision(a, b))
 
 
 def at_precision(precision: str) -> Callable[[Function], Function]:
     """Decorates a function so that it is traced at a precision: `highest`, `high` or `default`.
 
-    `jax.default_matmul_precision` is no such decorator: one instance of it cannot be entered twice.
+    `jax.default_matmul_precision` is not a decorator for this: one instance of it cannot be entered twice.
     """
 
     def decorate(function: Function) -> Function:
@@ -96,7 +96,7 @@ def library_precision(factor: Array) -> Any:
 def call_library(function: Function, *arguments: Any) -> Any:
     """`function(*arguments)`, whose products follow `kernel_precision` of the last argument in both passes.
 
-    A library's own backward pass is traced later than its forward pass, where another precision may be in force.
+    A library's backward pass is traced later than its forward pass, when another precision may be set.
     """
     return _call_library(function, kernel_precision(arguments[-1]).name.lower(), *arguments)
 

@@ -1,4 +1,4 @@
-"""Recurrent cells run over the tokens. Everything that does not wait for the state is one product over all tokens."""
+"""Recurrent cells over tokens. What does not depend on the state is computed before, as one product over all tokens."""
 
 from collections.abc import Callable
 
@@ -21,15 +21,15 @@ def lstm(
     state. c <- f c + i g, h = o tanh(c).
     """
 
-    def cell(state: tuple[Array, Array], arriving: Array) -> tuple[tuple[Array, Array], Array]:
-        hidden, memory = state
-        enter, forget, candidate, leave = jnp.split(arriving + matmul(hidden, kernel), 4, axis=-1)
-        memory = jax.nn.sigmoid(forget) * memory + jax.nn.sigmoid(enter) * jnp.tanh(candidate)
-        hidden = jax.nn.sigmoid(leave) * jnp.tanh(memory)
-        return (hidden, memory), hidden
+    def cell(state: tuple[Array, Array], gates: Array) -> tuple[tuple[Array, Array], Array]:
+        hidden, cell_state = state
+        input_gate, forget_gate, candidate, output_gate = jnp.split(gates + matmul(hidden, kernel), 4, axis=-1)
+        cell_state = jax.nn.sigmoid(forget_gate) * cell_state + jax.nn.sigmoid(input_gate) * jnp.tanh(candidate)
+        hidden = jax.nn.sigmoid(output_gate) * jnp.tanh(cell_state)
+        return (hidden, cell_state), hidden
 
-    empty = jnp.zeros((inputs.shape[0], kernel.shape[0]), inputs.dtype)
-    return _over_tokens(cell, (empty, empty), inputs)
+    zeros = jnp.zeros((inputs.shape[0], kernel.shape[0]), inputs.dtype)
+    return _over_tokens(cell, (zeros, zeros), inputs)
 
 
 @jax.jit
@@ -44,8 +44,8 @@ def gru(
     h <- (1 - z) tanh(n + r (h U_n + b_n)) + z h.
     """
 
-    def cell(hidden: Array, arriving: Array) -> tuple[Array, Array]:
-        reset, update, candidate = jnp.split(arriving, 3, axis=-1)
+    def cell(hidden: Array, gates: Array) -> tuple[Array, Array]:
+        reset, update, candidate = jnp.split(gates, 3, axis=-1)
         state_reset, state_update, state_candidate = jnp.split(matmul(hidden, kernel), 3, axis=-1)
         state_candidate = add_bias(state_candidate, candidate_bias)
         update = jax.nn.sigmoid(update + state_update)

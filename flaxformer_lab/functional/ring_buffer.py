@@ -1,9 +1,8 @@
-"""What past tokens left, kept in a fixed number of slots: the token at position p is in slot p mod slots.
+"""A cache of past tokens with a fixed number of slots: the token at position p is in slot p mod slots.
 
-With as many slots as a sequence has tokens nothing is ever overwritten; with as many as a window is wide, each new
-token takes the place of the one that has just gone out of sight. Every head of every example has slots of its own, all
-heads of one example side by side in one axis: a batch of matrices, as products take them. Any other order would be
-moved into this one at each step, and two axes in the place of one copied, with all that they hold.
+With as many slots as a sequence has tokens nothing is overwritten; with as many as the window, each new token
+overwrites the one that has just left the window. The heads of all examples share one axis, so that a cache is a batch
+of matrices: products would transpose any other layout at each step, and copy one with separate axes.
 """
 
 import jax.numpy as jnp
@@ -15,12 +14,12 @@ Slots = Float[Array, "batch_kv_heads slots features"]
 
 
 def slot_positions(position: Int[Array, " batch"], slots: int) -> Int[Array, "batch {slots}"]:
-    """The position of the token in each slot, once the one at `position` is written; below 0 where a slot is empty."""
+    """The position of the token in each slot after the one at `position` is written; negative for an empty slot."""
     return position[:, None] - (position[:, None] - jnp.arange(slots)[None]) % slots
 
 
 def fill(x: Float[Array, "batch tokens kv_heads features"], lengths: Int[Array, " batch"], slots: int) -> Slots:
-    """Slots as they are after the first `lengths` tokens of each example; those that are empty hold anything."""
+    """Slots after the first `lengths` tokens of each example; the content of empty slots is arbitrary."""
     tokens, features = x.shape[1], x.shape[3]
     if slots < tokens:
         held = jnp.maximum(slot_positions(lengths - 1, slots), 0)
@@ -31,7 +30,7 @@ def fill(x: Float[Array, "batch tokens kv_heads features"], lengths: Int[Array, 
 
 
 def update(slots: Slots, x: Float[Array, "batch 1 kv_heads features"], position: Int[Array, " batch"]) -> Slots:
-    """Slots with the token at `position` in its place."""
+    """Writes the token at `position` into its slot."""
     number, size, features = slots.shape
     places = jnp.repeat(position % size, number // len(position))
     return slots.at[jnp.arange(number), places].set(x.reshape(number, features))
@@ -48,7 +47,7 @@ def slot_scores(query: Float[Array, "batch 1 heads features"], key: Slots) -> Fl
 def attend(
     scores: Float[Array, "batch heads slots"], value: Slots, seen: Bool[Array, "batch slots"]
 ) -> Float[Array, "batch 1 heads features"]:
-    """The values of the slots that are seen, weighed by the softmax of their scores."""
+    """The sum of the visible slots' values, weighted by the softmax of their scores."""
     batch, heads, slots = scores.shape
     scores = jnp.where(seen[:, None], scores, jnp.finfo(scores.dtype).min)
     weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))

@@ -15,10 +15,7 @@ def masked_softmax(
     valid: Bool[Array, "batch _"] | None,
     window: int | None = None,
 ) -> Float[Array, "batch heads rows keys"]:
-    """Weights over the keys of a sequence, as `masked_scores` allows them.
-
-    A row without any visible token gets equal weights, not NaN.
-    """
+    """Softmax of `masked_scores` over the keys. A row without any visible key gets equal weights, not NaN."""
     return jax.nn.softmax(masked_scores(scores, causal=causal, valid=valid, window=window), axis=-1)
 
 
@@ -31,26 +28,26 @@ def masked_scores(
     first_row: int = 0,
     first_key: int = 0,
 ) -> Float[Array, "batch heads rows keys"]:
-    """Scores with the least finite number at every key that a query may not see.
+    """Scores with the lowest finite number at every key that a query may not see.
 
     Row r is the query of token `first_row` + r, column k the key of token `first_key` + k.
     """
     rows, keys = scores.shape[-2:]
-    floor = jnp.finfo(scores.dtype).min
+    minimum = jnp.finfo(scores.dtype).min
     seen = visible(first_row + jnp.arange(rows), first_key + jnp.arange(keys), causal=causal, window=window)
     if seen is not None:
-        scores = jnp.where(seen[None, None], scores, floor)
+        scores = jnp.where(seen[None, None], scores, minimum)
     if valid is not None:
-        scores = jnp.where(valid[:, None, None, first_key : first_key + keys], scores, floor)
+        scores = jnp.where(valid[:, None, None, first_key : first_key + keys], scores, minimum)
     return scores
 
 
 def visible(
     rows: Int[Array, " rows"], keys: Int[Array, " keys"], *, causal: bool, window: int | None
 ) -> Bool[Array, "rows keys"] | None:
-    """Whether the query at a position may see the key at another; None where every one sees all.
+    """Whether a query position may see a key position; None where every query sees every key.
 
-    window: how far sight goes, the token itself counted: w sees the positions less than w away.
+    window: w sees the positions less than w away, the token itself included.
     """
     if not causal and window is None:
         return None

@@ -1,7 +1,7 @@
-"""Softmax attention: one formula, several ways to compute it, and the one place that chooses among them.
+"""Softmax attention: one formula, several implementations, and the function that chooses among them.
 
-Each way is exact. The choice rests on the platform, the type and the shapes, and is said aloud on request; none that
-needs memory quadratic in tokens is taken where that memory would be large.
+Each implementation is exact. The choice depends on platform, dtype and shapes, and `explain=True` returns its reason.
+An implementation whose memory is quadratic in tokens is not used where that memory would be large.
 """
 
 import math
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from flaxformer_lab.functional.blockwise import blockwise_attention
-from flaxformer_lab.functional.choice import Choice, asked_for
+from flaxformer_lab.functional.choice import Choice, requested_choice
 from flaxformer_lab.functional.platform import target_platform
 from flaxformer_lab.functional.products import call_library, library_precision
 from flaxformer_lab.functional.row_blocks import row_blocked_attention
@@ -22,30 +22,30 @@ Query = Float[Array, "batch tokens heads head_dim"]
 Key = Float[Array, "batch keys kv_heads head_dim"]
 Value = Float[Array, "batch keys kv_heads value_dim"]
 Valid = Bool[Array, "batch tokens"]
-Mixed = Float[Array, "batch tokens heads value_dim"]
+Output = Float[Array, "batch tokens heads value_dim"]
 
-# Above these the blockwise form is chosen. The scores of all pairs of tokens, in float32, count as what a form needs.
-ROW_BLOCK_TOKENS = 1024  # on the CPU; beyond, walking over blocks of keys was as fast or faster
+# Above these limits the blockwise form is chosen. The bytes are those of the float32 scores of all pairs of tokens.
+ROW_BLOCK_TOKENS = 1024  # on the CPU; beyond it, blocks of keys were as fast or faster
 QUADRATIC_BYTES = 2**30
 BLOCK = 512
 
-# With fewer features than this a head's scores are no work for a matrix unit, and XLA makes them as one array: with
-# heads of one feature it needs 540 MB for a model of 1M parameters, and minutes to compile that for a GPU.
-LEAST_HEAD_DIM = 8
+# With fewer features per head XLA computes the scores without a matrix unit and as one array: with heads of one feature
+# that takes 540 MB for a model of 1M parameters, and minutes to compile for a GPU.
+MIN_HEAD_DIM = 8
 NARROW_BLOCK = 32
 
 
 class Problem(NamedTuple):
-    """What the choice rests on: shapes, type, and masks."""
+    """What the choice depends on: shapes, dtype and masks."""
 
     batch: int
     tokens: int
     heads: int
     head_dim: int
     value_dim: int
-    half: bool
+    is_16_bit: bool
     causal: bool
-    padded: bool
+    has_padding: bool
     window: int | None
     other_keys: int | None = None  # how many, where they are of another sequence
 
@@ -56,7 +56,7 @@ class Problem(NamedTuple):
 
     @property
     def quadratic_bytes(self) -> int:
-        """Of the float32 scores of all pairs of a query and a key."""
+        """Bytes of the float32 scores of all pairs of a query and a key."""
         return 4 * self.batch * self.heads * self.tokens * self.keys
 
 
@@ -70,16 +70,16 @@ def softmax_attention(
     window: int | None = None,
     implementation: str | None = None,
     explain: bool = False,
-) -> Mixed | tuple[Mixed, Choice]:
+) -> Output | tuple[Output, Choice]:
     """softmax(Q K^T / sqrt(head_dim)) V (Vaswani et al. 2017, eq. 1).
 
     Heads may share keys and values in groups, kv_heads dividing heads (Ainslie et al. 2023). Keys may be of another
-    sequence than the queries (cross-attention); `valid` says which of the keys are not padding. window: a token sees
-    those less than `window` positions away, itself counted. implementation: one of IMPLEMENTATIONS instead of the
-    choice. explain: returns (output, Choice) instead of the output alone.
+    sequence than the queries (cross-attention); `valid` says which keys are not padding. window: a token sees those
+    less than `window` positions away, itself included. implementation: one of IMPLEMENTATIONS; by default `choose`
+    selects one. explain: returns (output, Choice) instead of the output alone.
 
     Raises:
-        ValueError: no tokens, heads that the key's do not divide, a window below 1, an unknown implementation, or
+        ValueError: no tokens, kv_heads that do not divide heads, a window below 1, an unknown implementation, or
             queries and keys of different lengths where causality or a window compares their positions.
     """
     _check(query, key, window)
@@ -92,7 +92,7 @@ def softmax_attention(
     if implementation is None:
         choice = choose(problem, target_platform())
     else:
-        choice = asked_for(implementation, tuple(IMPLEMENTATIONS))
+        choice = requested_choice(implementation, tuple(IMPLEMENTATIONS))
     output = IMPLEMENTATIONS[choice.name](query, key, value, causal, valid, window)
     return (output, choice) if explain else output
 
@@ -106,58 +106,58 @@ def context_parallel_attention(
     causal: bool = False,
     valid: Bool[Array, "batch keys"] | None = None,
     window: int | None = None,
-) -> Mixed:
-    """What `softmax_attention` gives for a share of the queries, the first of which is token `first` of the keys'."""
+) -> Output:
+    """`softmax_attention` of a shard of the queries, whose first token is token `first` of the keys."""
     _check(query, key, window)
     return blockwise_attention(query, key, value, valid, causal, window, _block_size(query.shape[1]), first)
 
 
 def choose(problem: Problem, platform: str) -> Choice:
-    """The way that softmax_attention takes on a platform: cpu, gpu or tpu."""
+    """The implementation that softmax_attention uses on a platform: cpu, gpu or tpu."""
     size = f"all scores at once would take {problem.quadratic_bytes / 2**20:.0f} MiB"
     if platform == "cpu":
         if max(problem.tokens, problem.keys) <= ROW_BLOCK_TOKENS and problem.quadratic_bytes <= QUADRATIC_BYTES:
             return Choice("row_blocks", f"on a CPU, {problem.tokens} tokens are few enough to take whole rows")
         return Choice("blockwise", f"on a CPU, {problem.tokens} tokens are many, and {size}")
-    fused = {"tpu": _not_splash}.get(platform, _not_cudnn)
+    fused = {"tpu": _splash_obstacle}.get(platform, _cudnn_obstacle)
     obstacle = fused(problem)
     if obstacle is None:
         name = "splash" if platform == "tpu" else "cudnn"
         return Choice(name, f"on a {platform}, the fused kernel serves these shapes and masks")
-    if problem.head_dim < LEAST_HEAD_DIM:
-        return Choice("blockwise", f"{obstacle}; the scores of such heads are much larger than what they come from")
+    if problem.head_dim < MIN_HEAD_DIM:
+        return Choice("blockwise", f"{obstacle}; the scores of such heads are much larger than their queries and keys")
     if problem.quadratic_bytes <= QUADRATIC_BYTES and problem.head_dim == problem.value_dim:
         return Choice("xla", f"{obstacle}; {size}, which fits")
     return Choice("blockwise", f"{obstacle}; {size}, and the blockwise form needs memory linear in tokens")
 
 
-def _not_cudnn(problem: Problem) -> str | None:
-    """Why cuDNN's fused attention does not serve, or None where it does."""
-    if not problem.half:
+def _cudnn_obstacle(problem: Problem) -> str | None:
+    """Why cuDNN's fused attention does not support a problem, or None where it does."""
+    if not problem.is_16_bit:
         return "cuDNN's kernel takes 16-bit types alone"
     if problem.head_dim != problem.value_dim or problem.head_dim % 8 or problem.head_dim > 128:
-        return f"cuDNN's kernel wants one head_dim, a multiple of 8 up to 128, not {_dims(problem)}"
+        return f"cuDNN's kernel wants one head_dim, a multiple of 8 up to 128, not {_format_dims(problem)}"
     if problem.tokens % 2 or problem.keys % 2:
         found = problem.tokens if problem.other_keys is None else f"{problem.tokens} and {problem.keys}"
         return f"cuDNN's kernel with gradients wants an even number of tokens, not {found}"
-    if problem.padded:
+    if problem.has_padding:
         return "cuDNN's kernel would turn the padding mask into a quadratic bias"
     if problem.window is not None and not problem.causal:
         return "cuDNN's kernel takes a window in causal attention alone"
     return None
 
 
-def _not_splash(problem: Problem) -> str | None:
-    """Why the splash kernel does not serve, or None where it does."""
+def _splash_obstacle(problem: Problem) -> str | None:
+    """Why the splash kernel does not support a problem, or None where it does."""
     if problem.other_keys is not None:
         return f"the splash kernel wants as many keys as queries, not {problem.keys} and {problem.tokens}"
     if problem.head_dim != problem.value_dim or problem.head_dim % 128 or problem.tokens % 128:
-        found = f"{problem.tokens} tokens, {_dims(problem)}"
+        found = f"{problem.tokens} tokens, {_format_dims(problem)}"
         return f"the splash kernel wants tokens and one head_dim in multiples of 128, not {found}"
     return None
 
 
-def _dims(problem: Problem) -> str:
+def _format_dims(problem: Problem) -> str:
     return f"head_dim {problem.head_dim} and value_dim {problem.value_dim}"
 
 
@@ -171,40 +171,42 @@ def _check(query: Query, key: Key, window: int | None) -> None:
 
 
 def _problem(query: Query, value: Value, causal: bool, valid: Valid | None, window: int | None) -> Problem:
-    half = query.dtype in (jnp.bfloat16, jnp.float16)
+    is_16_bit = query.dtype in (jnp.bfloat16, jnp.float16)
     other_keys = None if value.shape[1] == query.shape[1] else value.shape[1]
-    return Problem(*query.shape, value.shape[-1], half, causal, valid is not None, window, other_keys)
+    return Problem(*query.shape, value.shape[-1], is_16_bit, causal, valid is not None, window, other_keys)
 
 
-def repeated(x: Key | Value, heads: int) -> Float[Array, "batch tokens {heads} features"]:
-    """Keys or values with each of their heads once for every query head that shares it."""
+def repeat_kv_heads(x: Key | Value, heads: int) -> Float[Array, "batch tokens {heads} features"]:
+    """Keys or values with each head repeated for every query head that shares it."""
     return x if x.shape[2] == heads else jnp.repeat(x, heads // x.shape[2], axis=2)
 
 
-# ------------------------------------------------------------------------------------------------ ways to compute it
+# ------------------------------------------------------------------------------------------------ implementations
 
 
 def _row_blocks(query, key, value, causal, valid, window):
     heads = query.shape[2]
-    return row_blocked_attention(query, repeated(key, heads), repeated(value, heads), valid, causal, window)
+    return row_blocked_attention(
+        query, repeat_kv_heads(key, heads), repeat_kv_heads(value, heads), valid, causal, window
+    )
 
 
 def _blockwise(query, key, value, causal, valid, window):
-    narrow = query.shape[-1] < LEAST_HEAD_DIM and target_platform() != "cpu"
+    narrow = query.shape[-1] < MIN_HEAD_DIM and target_platform() != "cpu"
     size = NARROW_BLOCK if narrow else _block_size(query.shape[1])
     return blockwise_attention(query, key, value, valid, causal, window, size)
 
 
 def _block_size(tokens: int) -> int:
-    """Of blocks of one size, a multiple of 8, that leave little of the last one empty."""
+    """Tokens in a block, a multiple of 8, so that the last block has little padding."""
     size = math.ceil(tokens / math.ceil(tokens / BLOCK))
     return 8 * math.ceil(size / 8)
 
 
-def _library(implementation: str) -> Callable[..., Mixed]:
+def _jax_attention(implementation: str) -> Callable[..., Output]:
     def attend(query, key, value, causal, valid, window):
         mask = None if valid is None else valid[:, None, None, :]
-        options = {"mask": mask, "is_causal": causal, "local_window_size": _sides(causal, window)}
+        options = {"mask": mask, "is_causal": causal, "local_window_size": _window_sizes(causal, window)}
         with library_precision(query):
             return jax.nn.dot_product_attention(query, key, value, implementation=implementation, **options)
 
@@ -212,17 +214,17 @@ def _library(implementation: str) -> Callable[..., Mixed]:
 
 
 def _tokamax(query, key, value, causal, valid, window):
-    """The library's own choice among its kernels; it has no causal window but by two sides."""
+    """tokamax chooses among its kernels; it takes a causal window as (tokens before, tokens after)."""
     import tokamax
 
     mask = None if valid is None else valid[:, None, None, :]
-    options = {"mask": mask, "is_causal": causal, "local_window_size": _sides(causal, window)}
+    options = {"mask": mask, "is_causal": causal, "local_window_size": _window_sizes(causal, window)}
     with library_precision(query):
         return tokamax.dot_product_attention(query, key, value, **options)
 
 
-def _sides(causal: bool, window: int | None) -> tuple[int, int] | None:
-    """How many tokens back and ahead may be seen."""
+def _window_sizes(causal: bool, window: int | None) -> tuple[int, int] | None:
+    """How many tokens before and after may be seen."""
     return None if window is None else (window - 1, 0 if causal else window - 1)
 
 
@@ -234,24 +236,24 @@ def _splash(query, key, value, causal, valid, window, *, interpret: bool = False
     batch, tokens, heads, head_dim = query.shape
     shape = (tokens, tokens)
     if window is not None:
-        mask = masks.LocalMask(shape, _sides(causal, window), 0)
+        mask = masks.LocalMask(shape, _window_sizes(causal, window), 0)
     else:
         mask = masks.CausalMask(shape) if causal else masks.FullMask(shape)
     attend = kernel.make_splash_mha(
         masks.MultiHeadMask([mask] * heads), head_shards=1, q_seq_shards=1, interpret=interpret
     )
     seen = jnp.ones((batch, tokens), jnp.int32) if valid is None else valid.astype(jnp.int32)
-    front = [jnp.swapaxes(repeated(x, heads), 1, 2) for x in (query * head_dim**-0.5, key, value)]
+    front = [jnp.swapaxes(repeat_kv_heads(x, heads), 1, 2) for x in (query * head_dim**-0.5, key, value)]
     segments = kernel.SegmentIds(q=jnp.ones_like(seen), kv=seen)
     over_examples = jax.vmap(lambda attend, segments, *front: attend(*front, segments), in_axes=(None, 0, 0, 0, 0))
     return jnp.swapaxes(call_library(over_examples, attend, segments, *front), 1, 2)
 
 
-IMPLEMENTATIONS: dict[str, Callable[..., Mixed]] = {
+IMPLEMENTATIONS: dict[str, Callable[..., Output]] = {
     "row_blocks": _row_blocks,
     "blockwise": _blockwise,
-    "xla": _library("xla"),
-    "cudnn": _library("cudnn"),
+    "xla": _jax_attention("xla"),
+    "cudnn": _jax_attention("cudnn"),
     "splash": _splash,
     "tokamax": _tokamax,
 }

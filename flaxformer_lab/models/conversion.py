@@ -1,10 +1,10 @@
-"""From Hugging Face's GPT-2, BERT and ViT to our networks: the same weights give the same logits.
+"""Converts Hugging Face's GPT-2, BERT and ViT to our networks: the same weights give the same logits.
 
     settings = json.loads(Path("gpt2/config.json").read_text())
     converted = from_huggingface("gpt2/model.safetensors", settings)
     logits, _ = converted.network.apply(converted.params, {}, symbols)
 
-GPT-2 takes symbols [batch, tokens], and so does BERT, with `valid` for its attention_mask and every token in segment 0;
+GPT-2 and BERT take symbols [batch, tokens]; BERT takes its attention_mask as `valid`, and every token is in segment 0.
 ViT takes images [batch, rows, columns, channels]. Dropout is left out: it does not change the logits.
 """
 
@@ -49,7 +49,7 @@ ACTIVATION_NAMES = {
 
 
 class Converted(NamedTuple):
-    """The knobs, the network, and its parameters (float32)."""
+    """The config, the network, and its parameters (float32)."""
 
     config: TransformerConfig
     network: PureNetwork
@@ -61,16 +61,16 @@ def from_huggingface(
 ) -> Converted:
     """Returns the network whose logits are those of the transformers model that wrote these files.
 
-    That is GPT2LMHeadModel, BertForTokenClassification, BertForMaskedLM or ViTForImageClassification.
+    The model is GPT2LMHeadModel, BertForTokenClassification, BertForMaskedLM or ViTForImageClassification.
 
     Args:
-        weights: a .safetensors file, or its tensors by the names they have there (several files' tensors, merged).
+        weights: a .safetensors file, or its tensors by their names there (those of several files, merged).
         settings: the parsed config.json beside it.
-        drop: how the names of tensors begin that are to be left out, such as "bert.pooler.".
+        drop: prefixes of the names of tensors to leave out, such as "bert.pooler.".
 
     Raises:
-        ConfigError: another kind of file or model, a setting that our knobs cannot express, a tensor that is missing,
-            has no place in the network, or has another shape than the settings say.
+        ConfigError: another kind of file or model, a setting that our config cannot express, a tensor that is missing,
+            is not used by the network, or has another shape than in the settings.
     """
     tensors = {name: tensor for name, tensor in _load(weights).items() if not name.startswith(drop)}
     kind = settings.get("model_type")
@@ -104,7 +104,7 @@ class MaskedHead(nnx.Module):
 
 
 class Source(NamedTuple):
-    """What one of our leaves is made from: `make` of the tensors called `names`."""
+    """The source of one of our leaves: `make` of the tensors called `names`."""
 
     make: Callable[..., np.ndarray]
     names: tuple[str, ...]
@@ -112,12 +112,13 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """All that one model type needs.
+    """How one model type is converted.
 
-    architectures: the transformers classes whose files fit.
-    table: from each of our leaf paths to its source.
-    ties: from a tensor that a file may leave out to the one that it equals.
-    buffers: a pattern of names that hold constants, not weights.
+    Attributes:
+        architectures: the transformers classes whose files fit.
+        table: from each of our leaf paths to its source.
+        ties: from a tensor that a file may leave out to the one that it equals.
+        buffers: a pattern of the names of constants, which are not weights.
     """
 
     architectures: str
@@ -167,7 +168,7 @@ def _gpt2(settings: Settings, tensors: Tensors) -> Plan:
 
 
 def _bert(settings: Settings, tensors: Tensors) -> Plan:
-    """BERT (Devlin et al. 2019): post-norm, sees both ways; the tensors tell which of the two heads it has."""
+    """BERT (Devlin et al. 2019): post-norm, bidirectional; the tensors show which of the two heads it has."""
     _require(settings, position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
     width, vocabulary, tokens = (
         _size(settings, key) for key in ("hidden_size", "vocab_size", "max_position_embeddings")
@@ -213,12 +214,14 @@ def _bert(settings: Settings, tensors: Tensors) -> Plan:
 
 
 def _vit(settings: Settings, tensors: Tensors) -> Plan:
-    """ViT (Dosovitskiy et al. 2021): pre-norm, classifies by its class token."""
+    """ViT (Dosovitskiy et al. 2021): pre-norm, with a class token."""
     width, image, patch, channels = (
         _size(settings, key) for key in ("hidden_size", "image_size", "patch_size", "num_channels")
     )
     if image % patch:
-        raise ConfigError(f"patch_size={patch} does not divide image_size={image}; such a model cuts off pixels")
+        raise ConfigError(
+            f"patch_size={patch} does not divide image_size={image}, so pixels would be cut off; choose another model"
+        )
     config = _encoder_config(settings, placement="pre")
     tokens, outputs = 1 + (image // patch) ** 2, _outputs(tensors)
 
@@ -279,7 +282,7 @@ def _same(tensor: np.ndarray) -> np.ndarray:
 
 
 def _fused(*tensors: np.ndarray, heads: int = 1) -> np.ndarray:
-    """Several projections side by side along the first axis, head by head."""
+    """Several projections concatenated along the first axis, head by head."""
     if len({tensor.shape for tensor in tensors}) > 1 or len(tensors[0]) % heads:
         raise ValueError(f"they are not {len(tensors)} of the same shape with {heads} heads")
     by_head = [tensor.reshape(heads, -1, *tensor.shape[1:]) for tensor in tensors]
@@ -297,7 +300,7 @@ def _transposed(*kernels: np.ndarray, heads: int = 1) -> np.ndarray:
 
 
 def _no_bias(*kernels: np.ndarray) -> np.ndarray:
-    """Zeros for the bias that these kernels [features out, features in] do without."""
+    """A zero bias for kernels [features out, features in] that have none."""
     return np.zeros(sum(map(len, kernels)), np.float32)
 
 
@@ -319,7 +322,7 @@ def _flattened(kernel: np.ndarray, *, window: tuple[int, int, int]) -> np.ndarra
 
 
 def _encoder_config(settings: Settings, *, placement: str) -> TransformerConfig:
-    """BERT and ViT name their settings alike."""
+    """The config of BERT or ViT, whose settings have the same names."""
     return _model_config(
         width=_size(settings, "hidden_size"),
         depth=_size(settings, "num_hidden_layers"),
@@ -340,7 +343,7 @@ def _size(settings: Settings, key: str) -> int:
     value = settings.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError(
-            f"{key}={value!r} must be a whole number of at least 1; take the config.json that belongs to the weights"
+            f"{key}={value!r} must be a whole number of at least 1; use the config.json that belongs to the weights"
         )
     return value
 
@@ -349,7 +352,8 @@ def _activation(settings: Settings, key: str, default: str) -> str:
     name = settings.get(key, default)
     if name not in ACTIVATION_NAMES:
         raise ConfigError(
-            f"{key}={name!r} cannot be expressed by our knobs; choose a model with one of {', '.join(ACTIVATION_NAMES)}"
+            f"{key}={name!r} cannot be expressed by our config; "
+            f"choose a model with one of {', '.join(ACTIVATION_NAMES)}"
         )
     return ACTIVATION_NAMES[name]
 
@@ -358,7 +362,7 @@ def _require(settings: Settings, **required: Any) -> None:
     for key, value in required.items():
         if settings.get(key, value) != value:
             raise ConfigError(
-                f"{key}={settings[key]!r} of {settings['model_type']} cannot be expressed by our knobs; "
+                f"{key}={settings[key]!r} of {settings['model_type']} cannot be expressed by our config; "
                 f"choose a model with {key}={value!r}"
             )
 
@@ -384,8 +388,8 @@ def _load(weights: str | os.PathLike | Mapping[str, np.ndarray]) -> Tensors:
 def _read(path: Path) -> Mapping[str, np.ndarray]:
     if path.suffix != ".safetensors":
         raise ConfigError(
-            f"weights={path} must be a .safetensors file; pickled weights (.bin, .pt) can run code when they are read, "
-            "so they never are: load them in transformers and save them again with save_pretrained"
+            f"weights={path} must be a .safetensors file; pickled weights (.bin, .pt) can run code when they are read "
+            "and are never read: load them in transformers and save them with save_pretrained"
         )
     try:
         return load_file(path)
@@ -394,12 +398,12 @@ def _read(path: Path) -> Mapping[str, np.ndarray]:
 
 
 def _body(prefix: str, tensors: Tensors) -> str:
-    """`prefix` if the file has it before the names of the body, as a file with a head has."""
+    """`prefix` where the body's names have it, as in a file with a head; else an empty string."""
     return prefix if any(name.startswith(prefix) for name in tensors) else ""
 
 
 def _outputs(tensors: Tensors) -> int:
-    """How many classes the classifier tells apart; 1 without one, which is reported later as missing."""
+    """The number of classes of the classifier; 1 where it is missing, which `_check_names` reports."""
     return np.size(tensors.get("classifier.bias", 0))
 
 
@@ -409,8 +413,8 @@ def _with_ties(tensors: Tensors, ties: dict[str, str]) -> Tensors:
     for copy, tensor in copies.items():
         if copy in tensors and not np.array_equal(tensors[copy], tensor):
             raise ConfigError(
-                f"{copy} differs from {ties[copy]}, but tie_word_embeddings=true says that they are one; "
-                "set tie_word_embeddings=false to use both, or drop the one that is wrong"
+                f"{copy} differs from {ties[copy]}, but tie_word_embeddings=true says that they are equal; "
+                "set tie_word_embeddings=false to use both, or drop the wrong one"
             )
     return copies | tensors
 
@@ -423,11 +427,11 @@ def _check_names(tensors: Tensors, plan: Plan) -> None:
     if missing:
         problems.append(f"the weights lack {_listed(missing)}")
     if extra:
-        problems.append(f"the network has no place for {_listed(extra)}")
+        problems.append(f"the network does not use {_listed(extra)}")
     if problems:
         raise ConfigError(
-            f"{' and '.join(problems)}; convert the file that {plan.architectures} saves, with its own config.json"
-            + (", or name in `drop` what is to be left out" if extra else "")
+            f"{' and '.join(problems)}; convert the file that {plan.architectures} saves, with its config.json"
+            + (", or name in `drop` what to leave out" if extra else "")
         )
 
 
@@ -441,15 +445,17 @@ def _make_leaf(path: str, shape: tuple[int, ...], source: Source, tensors: Tenso
     found = {name: tensors[name] for name in source.names}
     for name, tensor in found.items():
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
-            raise ConfigError(f"{name} is of type {tensor.dtype}, not floating point; save the model unquantised")
+            raise ConfigError(
+                f"{name} is of type {tensor.dtype}, not floating point; save the model without quantisation"
+            )
     try:
         leaf = source.make(*(np.asarray(tensor, np.float32) for tensor in found.values()))
-    except (ValueError, IndexError, TypeError):  # shapes that do not even fit one another
+    except (ValueError, IndexError, TypeError):  # shapes that do not fit each other
         leaf = None
     if leaf is None or leaf.shape != shape:
         given = ", ".join(f"{name} {tensor.shape}" for name, tensor in found.items())
         raise ConfigError(
             f"{given} cannot make {path}, whose shape is {shape} by the settings; "
-            "take the config.json that belongs to the weights"
+            "use the config.json that belongs to the weights"
         )
     return jnp.asarray(leaf)

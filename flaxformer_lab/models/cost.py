@@ -1,4 +1,4 @@
-"""What a network costs: parameters by part, floating-point operations, bytes."""
+"""The cost of a network: parameters by part, floating-point operations, bytes."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from flaxformer_lab.models.footprint import program_bytes
 from flaxformer_lab.models.network import PureNetwork, leaf_paths
 
 Tree = Any  # a pytree of arrays
-# No device at all but a name for what a program is traced for (`target_platform`).
+# No device, only the platform that a program is traced for (`target_platform`).
 CPU = jax.sharding.AbstractMesh((), (), abstract_device=jax.sharding.AbstractDevice("cpu", None, "cpu"))
 
 
@@ -20,7 +20,7 @@ def parameters(params: Tree) -> int:
 
 
 def parameters_by_part(params: Tree) -> dict[str, int]:
-    """Parameters of embedding, attention, ffn, norm, position and head, without the parts that have none."""
+    """Parameters of embedding, attention, ffn, norm, position and head; parts without parameters are left out."""
     parts: dict[str, int] = {}
     for path, leaf in leaf_paths(params).items():
         names = path.split(".")
@@ -31,15 +31,15 @@ def parameters_by_part(params: Tree) -> dict[str, int]:
 
 
 def forward_flops(network: PureNetwork, params: Tree, model_state: Tree, inputs: jax.ShapeDtypeStruct) -> int:
-    """Operations of one forward pass over `inputs`, as `count_flops` counts them.
+    """Operations of one forward pass over `inputs`, counted by `count_flops`.
 
-    Parts take the form that they have on a CPU, so the figure is the same wherever it is asked for.
+    Counted for the implementations of a CPU, so the number is the same on every machine.
     """
     with jax.sharding.use_abstract_mesh(CPU):
         return count_flops(network.apply, params, model_state, inputs)
 
 
 def compiled_bytes(network: PureNetwork, params: Tree, model_state: Tree, inputs: jax.ShapeDtypeStruct) -> int:
-    """Peak bytes of a forward pass over `inputs`: arguments, outputs and what lies between (`program_bytes`)."""
+    """Peak bytes of a forward pass over `inputs`: arguments, outputs and temporary arrays (`program_bytes`)."""
     arguments = params, model_state, inputs
     return program_bytes(jax.jit(network.apply).lower(*arguments).compile(), network.apply, *arguments)

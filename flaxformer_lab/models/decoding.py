@@ -1,7 +1,7 @@
-"""Writing on: symbols drawn one after another from a network's own logits, many texts at once.
+"""Decoding: symbols drawn one by one from a network's logits, for several texts at once.
 
-A network reads each text's prompt once and keeps a cache; from there each symbol costs one step. The context is what a
-network was trained on, so a text that has filled it is read anew from the last half of it, and goes on.
+A network reads each prompt once (prefill) and keeps a cache; then each symbol costs one decode step. A text that has
+filled the context is read again from the last half of it.
 """
 
 import functools
@@ -20,15 +20,15 @@ from flaxformer_lab.models.network import PureNetwork
 Tree = Any  # a pytree of arrays
 Symbols = Int[Array, "batch _"]
 
-STRIDE = 16  # symbols drawn in one compiled call: starting one takes as long as a small network needs for a symbol
-SHORTEST = 32  # texts are read as if they were this long, or twice that, or twice that again: one program for each
+STRIDE = 16  # symbols drawn in one compiled call: a call costs as much as one symbol of a small network
+SHORTEST = 32  # texts are padded to this length times a power of two, each compiled once
 
 
 class Decoder:
-    """One network's two compiled programs: read texts, and write some symbols on.
+    """One network's two compiled programs: prefill texts, and decode some symbols.
 
-    context: how many symbols the network sees at most. temperature: symbols are drawn from softmax(logits /
-    temperature); 0 takes the most likely one.
+    context: the most symbols that the network sees. temperature: symbols are drawn from softmax(logits / temperature);
+    0 takes the most likely one.
     """
 
     def __init__(self, network: PureNetwork, params: Tree, model_state: Tree, *, context: int, temperature: float):
@@ -40,19 +40,19 @@ class Decoder:
     ) -> Iterator[Int[np.ndarray, "batch _"]]:
         """Yields `length` symbols that continue each of the texts, a few at a time: [batch, some].
 
-        What is drawn for a text depends on the seed and on its place among the texts, and on no other text.
+        The symbols of a text depend on the seed and on its index, not on the other texts.
 
         Raises:
             ValueError: there are no texts, or one of them is empty.
         """
         if not texts or not all(map(len, texts)):
-            raise ValueError("each text needs at least one symbol to go on from, and there must be one text at least")
+            raise ValueError("each text needs at least one symbol to continue, and there must be at least one text")
         known = [text[-self._context :].tolist() for text in texts]
         key = jax.random.key(seed)
         logits, cache = self._read(*self._variables, *self._padded(known))
         written = 0
         while written < length:
-            # The last of these steps may leave a text's context; then it is read anew before its next symbol.
+            # The last of these steps may leave a text's context; then it is read again before its next symbol.
             room = self._context + 1 - max(map(len, known))
             count = min(STRIDE, length - written, room)
             symbols, logits, cache = self._go_on(*self._variables, logits, cache, key, written, count)
@@ -68,7 +68,7 @@ class Decoder:
                 logits, cache = _chosen(jnp.asarray(full), fresh, (logits, cache))
 
     def _padded(self, texts: list[list[int]]) -> tuple[Symbols, Int[Array, " batch"]]:
-        """Texts as one array, each followed by padding that a causal network cannot see; and their lengths."""
+        """Texts as one padded array, whose padding a causal network does not see; and their lengths."""
         doublings = math.ceil(math.log2(max(map(len, texts)) / SHORTEST))
         symbols = np.zeros((len(texts), min(self._context, SHORTEST * 2 ** max(0, doublings))), np.int32)
         for row, text in zip(symbols, texts, strict=True):
@@ -90,7 +90,7 @@ class Decoder:
             first: Int[Array, ""],
             count: Int[Array, ""],
         ) -> tuple[Symbols, Float[Array, "batch outputs"], Tree]:
-            """Draws `count` symbols, of which the first is the `first`-th of all; the rest of STRIDE stay 0."""
+            """Draws `count` symbols, numbered from `first`; the rest of STRIDE stay 0."""
 
             def one(number: Int[Array, ""], carry: tuple[Symbols, Array, Tree]):
                 written, logits, cache = carry
@@ -112,7 +112,7 @@ class Decoder:
 
 @jax.jit
 def _chosen(first: Bool[Array, " batch"], one: Tree, other: Tree) -> Tree:
-    """For each example of the batch the leaves of `one` or of `other`, of which an example may own several rows."""
+    """For each example of the batch the leaves of `one` or of `other`; an example may have several rows of a leaf."""
 
     def pick(a: Array, b: Array) -> Array:
         rows = jnp.repeat(first, len(a) // len(first))

@@ -1,16 +1,16 @@
-"""Floating-point operations of a function, counted in its jaxpr: one figure for all devices, compilers and versions.
+"""Floating-point operations of a function, counted in its jaxpr: one number for all devices, compilers and versions.
 
-The rules are those of XLA's analysis of a program that is not optimised yet (`HloCostAnalysis`), which is not to be had
-on GPUs and TPUs:
+The rules are those of XLA's analysis of a program before optimisation (`HloCostAnalysis`), which is not available on
+GPUs and TPUs:
 
 - a matrix product or a convolution: 2 for each product of two numbers (Kaplan et al. 2020, section 2.1), without those
   of a convolution with its padding;
-- a reduction: one for each number that it takes in, less one for each that it gives out;
-- arithmetic, comparisons, selections and conversions: one for each number that they give out;
-- exponentials, logarithms, roots, and what hardware treats like these: none; moving data: none.
+- a reduction: one for each input number, minus one for each output number;
+- arithmetic, comparisons, selections and conversions: one for each output number;
+- exponentials, logarithms, roots and other transcendental functions: none; moving data: none.
 
-Other than there, a loop counts as often as it runs: XLA takes the body of every loop once. One whose number of rounds
-is not known until it runs counts as one round; of branches the longest counts.
+Unlike XLA, which counts the body of every loop once, each iteration of a loop counts. A loop whose number of iterations
+is not known before it runs counts once; of several branches the longest counts.
 """
 
 import math
@@ -30,7 +30,7 @@ MOVING = frozenset(
     "random_unwrap".split()
 )
 NEUTRAL = {"add": 0, "sub": 0, "mul": 1}
-# The polynomials that stand for these.
+# The polynomials that approximate these.
 OPERATIONS_PER_ELEMENT = {"logistic": 3, "erfc": 62, "erf_inv": 37}
 
 
@@ -63,7 +63,7 @@ def _changes_nothing(equation: Any) -> bool:
 
 
 def inner_jaxprs(equation: Any) -> Iterator[Jaxpr]:
-    """What an equation calls: the bodies of a `jit`, `custom_vjp`, `checkpoint`, a loop, a choice."""
+    """What an equation calls: the bodies of a `jit`, `custom_vjp`, `checkpoint`, loop or conditional."""
     for leaf in jax.tree.leaves(list(equation.params.values())):
         if isinstance(leaf, ClosedJaxpr | Jaxpr):
             yield getattr(leaf, "jaxpr", leaf)
@@ -86,12 +86,12 @@ def _convolution(equation: Any) -> int:
         out = (dilation * (size - 1) + 1 + sum(padding) - window[-1] - 1) // params["window_strides"][number] + 1
         places = np.arange(out)[:, None] * params["window_strides"][number] + window - padding[0]
         pairs *= int(np.sum((places >= 0) & (places <= dilation * (size - 1)) & (places % dilation == 0)))
-    # An output feature is made from its group's input features alone, which is what a kernel has.
+    # An output feature depends on the input features of its group alone, as many as the kernel has.
     return 2 * pairs * image[lhs[0]] * kernel[rhs[0]] * kernel[rhs[1]] // params["batch_group_count"]
 
 
 def _gather(equation: Any) -> int:
-    """One selection for each number, where places outside the array have to be told."""
+    """One selection for each number, where indices may be out of bounds."""
     fills = equation.params["mode"] == jax.lax.GatherScatterMode.FILL_OR_DROP
     return _size(equation.outvars[0]) if fills else 0
 
@@ -101,7 +101,7 @@ def _reduction(equation: Any) -> int:
 
 
 def _integer_power(equation: Any) -> int:
-    """By squaring: a multiplication for each binary digit, and one more for each that is set."""
+    """By squaring: a multiplication for each binary digit, and one more for each 1."""
     power = abs(equation.params["y"])
     products = power.bit_length() + power.bit_count() - 2
     return (products + (equation.params["y"] < 0)) * _size(equation.outvars[0])
@@ -116,7 +116,7 @@ def _longest_branch(equation: Any) -> int:
 
 
 def _shard_map(equation: Any) -> int:
-    """All that the devices do; the body is what one of them does."""
+    """The operations of all devices; the body has those of one device."""
     sizes = equation.params["mesh"].shape
     devices = math.prod(sizes[axis] for axis in equation.params["newly_manual_axes"])
     return devices * sum(map(_of_jaxpr, inner_jaxprs(equation)))
@@ -139,7 +139,7 @@ RULES: dict[str, Callable[[Any], int]] = {
     "cond": _longest_branch,
     "shard_map": _shard_map,
     "pallas_call": _pallas_call,
-    "argmax": lambda equation: 9 * _reduction(equation),  # of pairs of a number and its place
+    "argmax": lambda equation: 9 * _reduction(equation),  # of pairs of a number and its index
     "argmin": lambda equation: 9 * _reduction(equation),
     "scatter-add": lambda equation: _size(equation.invars[2]),
     **dict.fromkeys("reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or".split(), _reduction),

@@ -1,4 +1,4 @@
-"""Bytes that a program holds at most: by its compiler's report, or, where the compiler makes none, by its jaxpr."""
+"""Peak memory of a program: by its compiler's report, or, where there is none, by its jaxpr."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -11,22 +11,22 @@ from flaxformer_lab.models.flops import inner_jaxprs
 
 
 def program_bytes(compiled: jax.stages.Compiled, function: Callable[..., Any], *arguments: Any) -> int:
-    """Bytes of arguments, results and what lies between, on one device.
+    """Bytes of arguments, results and temporary arrays on one device.
 
-    function, arguments: what was compiled, the arguments as pytrees of arrays or of their shapes and types, as one
-    device has them.
+    function, arguments: what was compiled; the arguments are pytrees of arrays or of their shapes and types on one
+    device.
     """
     memory = compiled.memory_analysis()
     if memory is None:
         return live_bytes(function, *arguments)
-    results = memory.output_size_in_bytes - memory.alias_size_in_bytes  # less what takes the place of an argument
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes  # minus what reuses an argument's buffer
     return int(memory.argument_size_in_bytes + results + memory.temp_size_in_bytes)
 
 
 def live_bytes(function: Callable[..., Any], *arguments: Any) -> int:
-    """The same if the function's operations run one by one, and each result is kept until its last use.
+    """Peak bytes where operations run one by one, and each result is kept until its last use.
 
-    A compiler that merges operations needs less as a rule; so this is an estimate for the safe side.
+    A compiler that fuses operations usually needs less, so this is an upper estimate.
     """
     return _peak(jax.make_jaxpr(function)(*arguments).jaxpr)
 
@@ -55,6 +55,6 @@ def _is_variable(atom: Any) -> bool:
 
 
 def _bytes(variables: Iterable[Any]) -> int:
-    """Of values; what holds none, like a token or a reference's index, counts nothing."""
+    """Bytes of the values; variables without a shape, like a token, count 0."""
     values = (variable.aval for variable in variables if hasattr(variable.aval, "shape"))
     return sum(math.prod(value.shape) * value.dtype.itemsize for value in values)

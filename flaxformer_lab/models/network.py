@@ -87,7 +87,7 @@ class Network(nnx.Module):
         """Logits at the last of each example's first `lengths` inputs, and the cache from which `decode` goes on.
 
         There may be fewer than the network has tokens: the cache has room for the rest. A body that has no cache of its
-        own keeps the inputs themselves, and reads them anew at each step.
+        own keeps the inputs themselves, and reads them again at each step.
 
         Raises:
             ConfigError: the body is not causal, so what follows would change what has been.

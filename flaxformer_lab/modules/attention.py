@@ -25,7 +25,7 @@ from flaxformer_lab.functional.attention import Heads
 from flaxformer_lab.functional.feedforward import ACTIVATIONS
 from flaxformer_lab.functional.heads import fuse_heads, split_heads
 from flaxformer_lab.functional.position import rotary
-from flaxformer_lab.functional.softmax_attention import repeated
+from flaxformer_lab.functional.softmax_attention import repeat_kv_heads
 from flaxformer_lab.model_config import TransformerConfig
 from flaxformer_lab.modules.intermediates import DISABLED, Intermediates
 from flaxformer_lab.modules.norm import make_norm
@@ -226,17 +226,17 @@ class LinearAttention(Attention):
     """Attention with weights that are products of positive features; rotary positions turn the numerator alone."""
 
     def mix(self, query: Heads, key: KVHeads, value: KVHeads, *, valid: Valid | None, intermediates: Intermediates):
-        key, value = (repeated(x, self._heads) for x in (key, value))
+        key, value = (repeat_kv_heads(x, self._heads) for x in (key, value))
         options = {"causal": self._causal, "valid": valid, "apply_rope": self.rope()}
         intermediates.add("weights", lambda: linear_attention.linear_weights(query, key, **options))
         return linear_attention.linear_attention(query, key, value, **options)
 
     def init_cache(self, query: Heads, key: KVHeads, value: KVHeads, lengths: Positions) -> Cache:
-        key, value = (repeated(x, self._heads) for x in (key, value))
+        key, value = (repeat_kv_heads(x, self._heads) for x in (key, value))
         return linear_attention.init_state(key, value, lengths, apply_rope=self.rope())
 
     def decode_step(self, query: Heads, key: KVHeads, value: KVHeads, cache: Cache, position: Positions):
-        key, value = (repeated(x, self._heads) for x in (key, value))
+        key, value = (repeat_kv_heads(x, self._heads) for x in (key, value))
         return linear_attention.decode_step(query, key, value, cache, apply_rope=self.rope(position))
 
 
@@ -284,7 +284,7 @@ class LightningAttention(Attention):
     ) -> tuple[Heads, ...]:
         """A key and a value for each head, scores scaled, and what rotary positions do."""
         query, key = map(self.rope(first), (query * self._scale, key))
-        return query, repeated(key, self._heads), repeated(value, self._heads)
+        return query, repeat_kv_heads(key, self._heads), repeat_kv_heads(value, self._heads)
 
 
 @registry.register(
@@ -313,7 +313,7 @@ class ChannelAttention(Attention):
 
     def mix(self, query: Heads, key: KVHeads, value: KVHeads, *, valid: Valid | None, intermediates: Intermediates):
         query, key = map(self.rope(), (query, key))
-        key, value = (repeated(x, self._heads) for x in (key, value))
+        key, value = (repeat_kv_heads(x, self._heads) for x in (key, value))
         temperature = read(self.temperature)
         intermediates.add("channel_weights", lambda: formulas.channel_weights(query, key, temperature, valid=valid))
         return formulas.channel_attention(query, key, value, temperature, valid=valid)
@@ -328,7 +328,7 @@ class MeanAttention(Attention):
     def mix(self, value: KVHeads, *, valid: Valid | None, intermediates: Intermediates) -> Heads:
         options = {"causal": self._causal, "valid": valid, "window": self._window}
         intermediates.add("weights", lambda: formulas.mean_weights(*value.shape[:2], **options))
-        return formulas.mean_attention(repeated(value, self._heads), **options)
+        return formulas.mean_attention(repeat_kv_heads(value, self._heads), **options)
 
     def init_cache(self, value: KVHeads, lengths: Positions) -> Cache:
         if self._window is not None:
@@ -343,7 +343,7 @@ class MeanAttention(Attention):
             return ring_buffer.attend(equal, cache, ring_buffer.slot_positions(position, self._slots) >= 0), cache
         cache = cache + value.astype(jnp.float32)
         mean = cache / (position + 1).astype(jnp.float32)[:, None, None, None]
-        return repeated(mean.astype(value.dtype), self._heads), cache
+        return repeat_kv_heads(mean.astype(value.dtype), self._heads), cache
 
 
 @registry.register("attention", "static", **_BY_PLACE, **_KEEPS_TOKENS)
@@ -366,7 +366,7 @@ class StaticAttention(Attention):
         options = {"causal": self._causal, "valid": valid, "window": self._window}
         weights = formulas.static_weights(read(self.scores), tokens, **options)
         intermediates.add("weights", lambda: weights)
-        return formulas.apply_weights(weights, repeated(value, self._heads))
+        return formulas.apply_weights(weights, repeat_kv_heads(value, self._heads))
 
     def init_cache(self, value: KVHeads, lengths: Positions) -> Cache:
         return ring_buffer.fill(value, lengths, self._slots)

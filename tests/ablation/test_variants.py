@@ -1,7 +1,7 @@
 """Every named variant on an image and on a language recipe: what it changes, what it leaves, what it costs.
 
 Parameter trees are checked in as tests/goldens/parameters/VARIANT.json; `UPDATE_GOLDENS=1 pytest tests/ablation`
-writes them anew.
+writes them again.
 """
 
 import functools

@@ -48,22 +48,24 @@ def test_random_directions_agree_with_all_columns(planted):
     function, truth = planted
     x = normals(1024)
     exact = interaction_share(function, x)
-    found = [interaction_share(function, x, probes=8, seed=seed) for seed in range(4)]
+    found = [interaction_share(function, x, num_random_vectors=8, seed=seed) for seed in range(4)]
     for each in found:
         assert each.value == pytest.approx(exact.value, abs=4 * each.standard_error)
     assert len({each.value for each in found}) == 4
 
 
-@pytest.mark.parametrize("probes", [None, 16])
-def test_a_sum_of_functions_of_one_input_has_none(probes):
-    share = interaction_share(additive, normals(64), probes=probes).value
-    assert share == 0 if probes is None else abs(share) < 1e-5
+@pytest.mark.parametrize("num_random_vectors", [None, 16])
+def test_a_sum_of_functions_of_one_input_has_none(num_random_vectors):
+    share = interaction_share(additive, normals(64), num_random_vectors=num_random_vectors).value
+    assert share == 0 if num_random_vectors is None else abs(share) < 1e-5
     assert abs(friedman_h2(additive, normals(500), normals(500, seed=1)).value) < 0.01
 
 
-@pytest.mark.parametrize("probes", [None, 16])
-def test_a_product_is_all_interaction(probes):
-    assert interaction_share(product, normals(1024), probes=probes).value == pytest.approx(1, abs=0.01)
+@pytest.mark.parametrize("num_random_vectors", [None, 16])
+def test_a_product_is_all_interaction(num_random_vectors):
+    assert interaction_share(product, normals(1024), num_random_vectors=num_random_vectors).value == pytest.approx(
+        1, abs=0.01
+    )
     assert friedman_h2(product, normals(500), normals(500, seed=1)).value == pytest.approx(1, abs=0.02)
 
 

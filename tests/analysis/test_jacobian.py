@@ -81,18 +81,20 @@ def test_rows_are_outputs_and_columns_inputs():
     assert features.cross.value == 0.5
 
 
-@pytest.mark.parametrize("probes", [None, 64])
-def test_features_that_never_meet_have_exactly_no_cross_energy(transformer, stream, probes):
-    features, tokens = mixing_energy(function_of(transformer(PER_DIMENSION)), jnp.asarray(stream), probes=probes)
+@pytest.mark.parametrize("num_random_vectors", [None, 64])
+def test_features_that_never_meet_have_exactly_no_cross_energy(transformer, stream, num_random_vectors):
+    features, tokens = mixing_energy(
+        function_of(transformer(PER_DIMENSION)), jnp.asarray(stream), num_random_vectors=num_random_vectors
+    )
     assert features.cross == (0.0, 0.0) and tokens.cross.value > 0.005
     mixing, _ = mixing_energy(function_of(transformer(PER_DIMENSION | {"norm.kind": "layernorm"})), jnp.asarray(stream))
     assert mixing.cross.value > 0.01
 
 
-@pytest.mark.parametrize("probes", [None, 64])
-def test_without_attention_tokens_have_exactly_no_cross_energy(transformer, stream, probes):
+@pytest.mark.parametrize("num_random_vectors", [None, 64])
+def test_without_attention_tokens_have_exactly_no_cross_energy(transformer, stream, num_random_vectors):
     off = transformer({"attention.kind": "off"})
-    features, tokens = mixing_energy(function_of(off), jnp.asarray(stream), probes=probes)
+    features, tokens = mixing_energy(function_of(off), jnp.asarray(stream), num_random_vectors=num_random_vectors)
     assert tokens.cross == (0.0, 0.0) and features.cross.value > 0.1
 
 
@@ -100,7 +102,7 @@ def test_sampled_rows_agree_with_all_of_them_within_an_honest_error(transformer)
     x = jnp.asarray(np.random.default_rng(1).normal(size=(16, 4, 8)), jnp.float32)
     function = function_of(transformer())
     for which, exact in enumerate(mixing_energy(function, x)):
-        found = [mixing_energy(function, x, probes=32, seed=seed)[which] for seed in range(12)]
+        found = [mixing_energy(function, x, num_random_vectors=32, seed=seed)[which] for seed in range(12)]
         apart = np.array([each.cross.value for each in found]) - exact.cross.value
         errors = np.array([each.cross.standard_error for each in found])
         assert np.all(np.abs(apart) < 4 * errors) and np.all(errors < 0.1)
@@ -109,21 +111,21 @@ def test_sampled_rows_agree_with_all_of_them_within_an_honest_error(transformer)
         np.testing.assert_allclose(np.mean([each.matrix for each in found], axis=0), exact.matrix, rtol=0.5, atol=1e-2)
 
 
-def test_the_sampled_error_is_right_where_probes_alone_make_it():
+def test_the_sampled_error_is_right_where_only_random_vectors_cause_it():
     """One linear map for all examples: what differs between them is which rows were drawn, and the signs."""
     weight = np.random.default_rng(0).normal(size=(3, 4, 3, 4)).astype(np.float32)
     function = lambda x: jnp.einsum("tcsd,bsd->btc", jnp.asarray(weight), x)  # noqa: E731
     x = jnp.zeros((32, 3, 4))
     exact = mixing_energy(function, x)[0].cross
     assert exact.standard_error < 1e-6
-    found = [mixing_energy(function, x, probes=4, seed=seed)[0].cross for seed in range(40)]
+    found = [mixing_energy(function, x, num_random_vectors=4, seed=seed)[0].cross for seed in range(40)]
     apart = np.array([each.value for each in found]) - exact.value
     assert np.sqrt(np.mean(apart**2)) == pytest.approx(np.mean([each.standard_error for each in found]), rel=0.4)
 
 
 def test_a_row_that_no_probe_looked_at_is_not_a_number(transformer):
     x = jnp.ones((1, 4, 8))
-    matrix = mixing_energy(function_of(transformer()), x, probes=2)[0].matrix
+    matrix = mixing_energy(function_of(transformer()), x, num_random_vectors=2)[0].matrix
     assert 6 <= np.isnan(matrix).all(axis=1).sum() < 8
     assert np.isnan(mixing_energy(lambda x: x[:, :, :2], jnp.ones((2, 3, 4)))[0].cross.value)  # 2 outputs, 4 inputs
 

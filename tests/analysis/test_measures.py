@@ -129,7 +129,7 @@ def test_weights_that_do_not_see_the_input_are_the_same_for_each_example(subject
 
 def test_large_models_are_sampled(subject, baseline, monkeypatch):
     monkeypatch.setattr(measures, "EXACT_ROWS", 8)
-    sampled = measure(subject(), ["mixing", "interaction"], probes=32)
+    sampled = measure(subject(), ["mixing", "interaction"], num_random_vectors=32)
     for name in ("cross_feature_energy", "cross_token_energy", "interaction_share"):
         value, error = sampled[name]
         assert value != baseline[name].value and value == pytest.approx(baseline[name].value, abs=4 * error)
@@ -160,7 +160,7 @@ def test_what_does_not_apply_is_left_out_when_nothing_is_named(subject):
 
 
 def test_nothing_is_measured_before_every_name_is_known(subject, monkeypatch):
-    def never(subject, probes):
+    def never(subject, num_random_vectors):
         raise AssertionError
 
     monkeypatch.setitem(MEASURES, "mixing", dataclasses.replace(MEASURES["mixing"], compute=never))
@@ -196,7 +196,7 @@ def symbols(inputs):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (spoilt, r"inputs hold values that are not finite.*mend the data"),
+        (spoilt, r"inputs have values that are not finite.*correct the data"),
         (narrower, r"shape \(8, 4, 3\) .*takes \(batch, 4, 4\) \(numbers\); use inputs of the task"),
         (symbols, r"\(8, 4, 4\) \(symbols\) do not fit"),
         (lambda inputs: inputs[:0], r"a batch of 0 examples"),
@@ -210,7 +210,7 @@ def test_inputs_that_do_not_fit_are_refused(subject, change, message):
 
 def test_symbols_of_a_larger_vocabulary_are_refused(subject):
     model = subject(task=RECALL)
-    with pytest.raises(MeasureError, match=r"symbols that its vocabulary lacks"):
+    with pytest.raises(MeasureError, match=r"symbols outside its vocabulary"):
         dataclasses.replace(model, batch=model.batch | {"inputs": jnp.full((8, 8), 16)})
 
 

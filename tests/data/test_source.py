@@ -148,7 +148,7 @@ def test_train_cannot_be_taken_from_test(tiny):
 
 
 def test_a_split_of_another_name_is_refused(tiny):
-    with pytest.raises(DataError, match="split='dev' is none of train, validation, test"):
+    with pytest.raises(DataError, match="split='dev' is not one of train, validation, test"):
         open_split("tiny_shapes", "dev")
 
 

@@ -198,7 +198,7 @@ def test_huge_scores_stay_finite(implementation):
 
 
 def problem(**changes):
-    standard = Problem(1, 512, 4, 64, 64, half=True, causal=True, padded=False, window=None)
+    standard = Problem(1, 512, 4, 64, 64, is_16_bit=True, causal=True, has_padding=False, window=None)
     return standard._replace(**changes)
 
 
@@ -211,18 +211,23 @@ def problem(**changes):
         ("gpu", {}, "cudnn", "fused"),
         ("gpu", {"tokens": 65536}, "cudnn", "fused"),
         ("gpu", {"tokens": 37}, "xla", "even number of tokens, not 37"),
-        ("gpu", {"half": False}, "xla", "16-bit types alone; .* 4 MiB, which fits"),
-        ("gpu", {"half": False, "tokens": 65536}, "blockwise", "16-bit types alone; .* linear in tokens"),
+        ("gpu", {"is_16_bit": False}, "xla", "16-bit types alone; .* 4 MiB, which fits"),
+        ("gpu", {"is_16_bit": False, "tokens": 65536}, "blockwise", "16-bit types alone; .* linear in tokens"),
         ("gpu", {"head_dim": 60}, "blockwise", "multiple of 8 up to 128, not head_dim 60 and value_dim 64"),
         ("gpu", {"head_dim": 256, "value_dim": 256}, "xla", "up to 128"),
-        ("gpu", {"padded": True}, "xla", "quadratic bias"),
-        ("gpu", {"padded": True, "tokens": 32768}, "blockwise", "quadratic bias"),
+        ("gpu", {"has_padding": True}, "xla", "quadratic bias"),
+        ("gpu", {"has_padding": True, "tokens": 32768}, "blockwise", "quadratic bias"),
         ("gpu", {"window": 9}, "cudnn", "fused"),
         ("gpu", {"window": 9, "causal": False}, "xla", "window in causal attention alone"),
         ("tpu", {"head_dim": 128, "value_dim": 128}, "splash", "fused"),
         ("tpu", {"tokens": 500, "head_dim": 128, "value_dim": 128}, "xla", "multiples of 128, not 500 tokens"),
         ("tpu", {"tokens": 99999}, "blockwise", "multiples of 128"),
-        ("gpu", {"half": False, "head_dim": 1, "value_dim": 1}, "blockwise", "scores of such heads are much larger"),
+        (
+            "gpu",
+            {"is_16_bit": False, "head_dim": 1, "value_dim": 1},
+            "blockwise",
+            "scores of such heads are much larger",
+        ),
         ("tpu", {"head_dim": 4, "value_dim": 4}, "blockwise", "scores of such heads are much larger"),
         ("cpu", {"head_dim": 1, "value_dim": 1}, "row_blocks", "512 tokens are few"),
     ],
@@ -237,7 +242,7 @@ def test_nothing_quadratic_is_chosen_where_it_would_not_fit():
     for platform in ("cpu", "gpu", "tpu"):
         for half in (False, True):
             for dims in ((64, 64), (60, 60), (128, 64)):
-                case = problem(tokens=131072, half=half, head_dim=dims[0], value_dim=dims[1], padded=half)
+                case = problem(tokens=131072, is_16_bit=half, head_dim=dims[0], value_dim=dims[1], has_padding=half)
                 assert choose(case, platform).name not in ("xla", "row_blocks")
 
 
@@ -246,7 +251,7 @@ def test_the_choice_is_said_on_request_and_can_be_overruled():
     output, choice = softmax_attention(query, key, value, explain=True)
     assert (choice.name, choice.reason) == ("row_blocks", "on a CPU, 21 tokens are few enough to take whole rows")
     other, asked = softmax_attention(query, key, value, implementation="blockwise", explain=True)
-    assert asked == ("blockwise", "asked for by name")
+    assert asked == ("blockwise", "requested by name")
     np.testing.assert_allclose(other, output, rtol=1e-5, atol=1e-5)
 
 

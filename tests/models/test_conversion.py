@@ -222,7 +222,7 @@ def test_vit_without_projection_biases():
             r"model_type='gpt3' cannot be converted: did you mean gpt2\? choose gpt2, bert",
         ),
         ("gpt2", {"model_type": None}, "model_type=None cannot be converted: choose gpt2, bert, vit"),
-        ("gpt2", {"n_embd": None}, "n_embd=None must be a whole number of at least 1; take the config.json"),
+        ("gpt2", {"n_embd": None}, "n_embd=None must be a whole number of at least 1; use the config.json"),
         ("gpt2", {"n_layer": 2.5}, "n_layer=2.5 must be a whole number"),
         ("gpt2", {"n_head": 5}, "num_heads=5 does not divide model.width=32"),
         (
@@ -272,13 +272,13 @@ def test_missing_tensors(name, pattern, message):
     ],
 )
 def test_a_tensor_without_a_place_is_refused(name, extra):
-    with pytest.raises(ConfigError, match=f"no place for {extra}; .*, or name in `drop` what is to be left out"):
+    with pytest.raises(ConfigError, match=f"does not use {extra}; .*, or name in `drop` what to leave out"):
         golden(name).holding(**{extra: np.ones(32, np.float32)}).convert()
 
 
 def test_missing_and_extra_tensors_are_told_together():
     with pytest.raises(
-        ConfigError, match=r"lack transformer\.wpe\.weight and .* no place for transformer\.wqe\.weight;"
+        ConfigError, match=r"lack transformer\.wpe\.weight and .* does not use transformer\.wqe\.weight;"
     ):
         golden("gpt2").renamed("wpe", "wqe").convert()
 
@@ -305,20 +305,22 @@ def test_two_values_for_one_tied_tensor():
     ],
 )
 def test_wrong_shapes(name, tensor, shape):
-    message = f"{re.escape(f'{tensor} {shape}')}.* cannot make .*, whose shape is .* by the settings; take the config"
+    message = f"{re.escape(f'{tensor} {shape}')}.* cannot make .*, whose shape is .* by the settings; use the config"
     with pytest.raises(ConfigError, match=message):
         golden(name).holding(**{tensor: np.ones(shape, np.float32)}).convert()
 
 
 def test_quantised_weights_are_refused():
-    with pytest.raises(ConfigError, match=r"transformer.wte.weight is of type int8, .*; save the model unquantised"):
+    with pytest.raises(
+        ConfigError, match=r"transformer.wte.weight is of type int8, .*; save the model without quantisation"
+    ):
         golden("gpt2").holding(**{"transformer.wte.weight": np.ones((60, 32), np.int8)}).convert()
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model"])
 def test_pickles_are_never_opened(name, tmp_path):
     (tmp_path / name).write_bytes(b"cos\nabort\n(tR.")
-    with pytest.raises(ConfigError, match=r"must be a .safetensors file; .* save them again with save_pretrained"):
+    with pytest.raises(ConfigError, match=r"must be a .safetensors file; .* save them with save_pretrained"):
         from_huggingface(tmp_path / name, golden("gpt2").settings)
 
 

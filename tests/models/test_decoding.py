@@ -213,7 +213,7 @@ def test_programs_are_compiled_once(draw):
 
 @pytest.mark.parametrize("prompts", [[], [INPUTS[0], INPUTS[1, :0]]])
 def test_nothing_to_go_on_from_is_refused(draw, prompts):
-    with pytest.raises(ValueError, match="at least one symbol to go on from"):
+    with pytest.raises(ValueError, match="at least one symbol to continue"):
         texts("softmax", draw, prompts, 3)
 
 

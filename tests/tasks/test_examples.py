@@ -180,7 +180,7 @@ def test_endless_examples_count_on_and_never_repeat_below_2_to_the_30():
         # Side by side, so that no two steps share a row.
         np.testing.assert_array_equal(rows, np.arange(step * size, (step + 1) * size))
         assert rows.dtype == np.int32 and rows[-1] < 2**30
-    # Beyond, they begin anew and never reach the numbers of evaluation.
+    # Beyond, they begin again and never reach the numbers of evaluation.
     across = examples.training_indices(0, whole, size)
     assert across.min() == 0 and across.max() == 2**30 - 1 and len(np.unique(across)) == size
     assert examples.training_indices(0, 2**30, 64).max() < 2**30

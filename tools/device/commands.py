@@ -1,4 +1,4 @@
-"""The commands that users type, each in a process of its own; this process looks at what they leave, on a CPU."""
+"""The commands, each in its own process; this process checks their results on a CPU."""
 
 import functools
 import json
@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from tools.device.outcome import Figures, required
-from tools.device.training import PROBE, TEXT, difference, figures_of, same
+from tools.device.outcome import Measured, required
+from tools.device.training import PROBE, TEXT, difference, metric_values, same
 
 ROOT = Path(__file__).parents[2]
 
 
 def command(*arguments: Any, compiled: Path | None = None) -> str:
-    """What `python ARGUMENTS` writes. compiled: the folder of its compiled programs, where it should not be the usual.
+    """What `python ARGUMENTS` writes. compiled: the folder of its compiled programs, if not the default.
 
     Raises:
         ModuleNotFoundError: the command lacks a package.
@@ -46,18 +46,18 @@ def trained(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def trains(folder: Path) -> Figures:
+def trains(folder: Path) -> Measured:
     """`train.py` on all devices; its loss falls."""
-    losses = figures_of(trained(folder, "command"), "train", "loss")
+    losses = metric_values(trained(folder, "command"), "train", "loss")
     return required(losses[-1] < losses[0], "the loss did not fall", {"first loss": losses[0], "last loss": losses[-1]})
 
 
-def repeats(folder: Path) -> Figures:
+def repeats(folder: Path) -> Measured:
     """Two processes with the same config, each with programs that it compiled itself, give the same bytes."""
     return same(trained(folder, "command-again"), trained(folder, "command"))
 
 
-def as_on_a_cpu(folder: Path) -> Figures:
+def as_on_a_cpu(folder: Path) -> Measured:
     """The losses of the command's run are those of the same run on this machine's CPU, up to rounding."""
     from flaxformer_lab.config import parse_config
     from flaxformer_lab.parsing import override
@@ -65,23 +65,23 @@ def as_on_a_cpu(folder: Path) -> Figures:
 
     run = trained(folder, "command")
     train(parse_config(override(TEXT, "parallelism.strategy", "single")), folder / "cpu", quiet=True)
-    there, here = (np.array(figures_of(each, "train", "loss")) for each in (run, folder / "cpu"))
-    # Parameters are told alone: where a gradient is nothing but rounding, Adam makes a whole step of it.
-    figures = {"relative difference of losses": float(np.max(np.abs(there - here) / here))}
-    figures |= {f"{name} of parameters": value for name, value in difference(run, folder / "cpu").items()}
-    return required(figures["relative difference of losses"] <= 1e-4, "a CPU gives other losses", figures)
+    there, here = (np.array(metric_values(each, "train", "loss")) for each in (run, folder / "cpu"))
+    # Parameters are only reported: where a gradient is only rounding, Adam makes a full step of it.
+    measured = {"relative difference of losses": float(np.max(np.abs(there - here) / here))}
+    measured |= {f"{name} of parameters": value for name, value in difference(run, folder / "cpu").items()}
+    return required(measured["relative difference of losses"] <= 1e-4, "a CPU gives other losses", measured)
 
 
-def evaluate(folder: Path) -> Figures:
-    """`evaluate` repeats the figure of training to the last digit."""
+def evaluate(folder: Path) -> Measured:
+    """`evaluate` repeats the metrics of training to the last digit."""
     run = trained(folder, "command")
     found = json.loads(command("-m", "flaxformer_lab.evaluate", f"--workdir={run}").splitlines()[-1])["loss"]
-    told = figures_of(run, "test", "loss")[-1]
+    told = metric_values(run, "test", "loss")[-1]
     return required(found == told, "evaluation and training differ", {"loss of training": told, "evaluated": found})
 
 
-def generate(folder: Path) -> Figures:
-    """`generate` writes as many characters as it is asked for."""
+def generate(folder: Path) -> Measured:
+    """`generate` writes the requested number of characters."""
     run, prompt, length = trained(folder, "command"), "My fellow citizens, ", 40
     options = (f"--prompt={prompt}", f"--length={length}")
     text = command("-m", "flaxformer_lab.generate", f"--workdir={run}", *options).removesuffix("\n")
@@ -89,15 +89,15 @@ def generate(folder: Path) -> Figures:
     return required(holds, "not the text that was asked for", {"characters": len(text) - len(prompt)})
 
 
-def measure(folder: Path) -> Figures:
-    """`measure` takes its measures of a trained model."""
+def measure(folder: Path) -> Measured:
+    """`measure` measures a trained model."""
     run = trained(folder, "command")
     command("-m", "flaxformer_lab.measure", f"--workdir={run}", "--examples=16")
     (path,) = run.glob("measures/*/measures.json")
     return required(json.loads(path.read_text()) != {}, "no measures", {"measures": len(json.loads(path.read_text()))})
 
 
-def ablate(folder: Path, engine: str) -> Figures:
+def ablate(folder: Path, engine: str) -> Measured:
     """`ablate` and `report`, here or as tasks of Ray: two variants of a probe, with two seeds and learning rates."""
     if engine == "ray":
         import ray  # noqa: F401 names what is missing
@@ -108,9 +108,9 @@ def ablate(folder: Path, engine: str) -> Figures:
     command("-m", "flaxformer_lab.ablate", f"--config={file}", f"--workdir={workdir}", f"--engine={engine}")
     told = (workdir / "results.csv").read_bytes()
     command("-m", "flaxformer_lab.report", f"--workdir={workdir}")
-    figures = {"rows": len(told.splitlines()) - 1}
+    measured = {"rows": len(told.splitlines()) - 1}
     return required(
-        (workdir / "results.csv").read_bytes() == told, "the report changed when it was written anew", figures
+        (workdir / "results.csv").read_bytes() == told, "the report changed when it was written again", measured
     )
 
 

@@ -1,6 +1,6 @@
 """Compares what a device computes with the same formula in float64 NumPy: values, and gradients of all arguments.
 
-Arguments are numbers that bfloat16 holds exactly, so one float64 result serves every type.
+Arguments are exact in bfloat16, so one float64 result serves every dtype.
 """
 
 import os
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tools.device.outcome import Deviation, Figures
+from tools.device.outcome import Deviation, Measured
 
 TOLERANCES = {"float32": 1e-5, "bfloat16": 1e-2}
 DIRECTIONS = 4  # along which each gradient is compared
@@ -37,18 +37,18 @@ class Case:
 
 
 def drawn(seed: int, *shape: int) -> np.ndarray:
-    """Normal numbers that bfloat16 holds exactly, in float64."""
+    """Normal numbers that are exact in bfloat16, as float64."""
     numbers = np.random.default_rng(seed).normal(size=shape)
     return np.asarray(numbers, jnp.bfloat16).astype(np.float64)
 
 
-def compare(cases: Sequence[Case], types: Sequence[str] = tuple(TOLERANCES), roundings: int = 1) -> Figures:
-    """The largest error of each type, as a share of the scale of what it is an error of.
+def compare(cases: Sequence[Case], types: Sequence[str] = tuple(TOLERANCES), roundings: int = 1) -> Measured:
+    """The largest relative error for each dtype.
 
-    roundings: how many parts follow one another, each of which may be as far off as TOLERANCES says.
+    roundings: the number of consecutive parts, each with an error of at most TOLERANCES.
 
     Raises:
-        Deviation: an error is larger than that; all such cases are named.
+        Deviation: an error is larger; all such cases are named.
     """
     jobs = [(case, dtype) for case in cases for dtype in types]
     lowered = [_program(case, dtype) for case, dtype in jobs]
@@ -60,15 +60,15 @@ def compare(cases: Sequence[Case], types: Sequence[str] = tuple(TOLERANCES), rou
         output, gradients = jax.device_get(program(_cast(case, dtype), jnp.asarray(truths[case.name].towards)))
         for part, error in truths[case.name].errors(output, gradients).items():
             errors[f"{case.name} {dtype} {part}"] = (dtype, error)
-    figures = {dtype: max(error for of, error in errors.values() if of == dtype) for dtype in types}
-    figures["comparisons"] = len(errors)
+    measured = {dtype: max(error for of, error in errors.values() if of == dtype) for dtype in types}
+    measured["comparisons"] = len(errors)
     # Written so that NaN is too large.
     large = {name: error for name, (dtype, error) in errors.items() if not error <= roundings * TOLERANCES[dtype]}
     if large:
         worst = sorted(large.items(), key=lambda item: -np.nan_to_num(item[1], nan=np.inf))[:4]
         shown = ", ".join(f"{name} {error:.1e}" for name, error in worst)
-        raise Deviation(f"{len(large)} of {len(errors)} comparisons are too far from float64: {shown}", figures)
-    return figures
+        raise Deviation(f"{len(large)} of {len(errors)} comparisons are too far from float64: {shown}", measured)
+    return measured
 
 
 def _program(case: Case, dtype: str) -> jax.stages.Lowered:
@@ -112,7 +112,7 @@ class _Truth:
         errors = {"output": np.max(np.abs(output - self.output)) / np.max(np.abs(self.output))}
         for name, gradient in gradients.items():
             gradient, (directions, slopes) = np.asarray(gradient, np.float64), self._slopes[name]
-            # A random direction of length 1 shows 1/sqrt(size) of the length of what is wrong.
+            # A random direction of length 1 shows 1/sqrt(size) of the length of an error.
             wrong = directions.reshape(DIRECTIONS, -1) @ gradient.reshape(-1) - slopes
             length = max(np.linalg.norm(gradient), np.sqrt(gradient.size * np.mean(slopes**2)))
             errors[f"gradient of {name}"] = np.sqrt(gradient.size * np.mean(wrong**2)) / length

@@ -1,4 +1,4 @@
-"""The functions of `flaxformer_lab/functional` against float64, in each of their ways."""
+"""The functions of `flaxformer_lab/functional`, with each implementation, compared with float64."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -14,10 +14,10 @@ from flaxformer_lab.functional.position import rotary
 from flaxformer_lab.functional.softmax_attention import softmax_attention
 from tools.device import references
 from tools.device.comparison import Case, compare, drawn
-from tools.device.outcome import Figures, Skip
+from tools.device.outcome import Measured, Skip
 
 TOKENS, HEADS, KV_HEADS, HEAD_DIM = 37, 4, 2, 8
-# Every query sees some token: what others get is nobody's business.
+# Every query sees some token: the output of other queries is not defined.
 PADDED = {"valid": np.arange(TOKENS)[None] < np.array([[TOKENS], [33]])}
 MASKS: dict[str, dict[str, Any]] = {
     "all": {},
@@ -30,8 +30,8 @@ MASKS: dict[str, dict[str, Any]] = {
 SLOPES = np.array([0.5, 0.125, 0.03125, 0.0])
 
 
-def softmax(implementation: str | None = None) -> Figures:
-    """Softmax attention by one implementation, with grouped heads and masks; None takes the lab's own choice."""
+def softmax(implementation: str | None = None) -> Measured:
+    """Softmax attention by one implementation, with grouped heads and masks; None lets the lab choose."""
     masks: Iterable[str] = MASKS
     types, tokens, head_dim = ("float32", "bfloat16"), TOKENS, HEAD_DIM
     if implementation == "tokamax":
@@ -46,20 +46,20 @@ def softmax(implementation: str | None = None) -> Figures:
         masks, tokens, head_dim = ("all", "causal", "window"), 128, 128
     heads = _heads(tokens, head_dim, KV_HEADS)
     way = lambda **arguments: softmax_attention(**arguments, implementation=implementation)  # noqa: E731
-    figures = compare(_cases(way, references.softmax_attention, heads, masks), types)
+    measured = compare(_cases(way, references.softmax_attention, heads, masks), types)
     if implementation is None:
         chosen = softmax_attention(*(jnp.asarray(x, jnp.float32) for x in heads.values()), explain=True)[1]
-        figures["chosen"] = chosen.name
-    return figures
+        measured["chosen"] = chosen.name
+    return measured
 
 
-def linear() -> Figures:
+def linear() -> Measured:
     """Linear attention; under bfloat16 its features are rounded before they are multiplied."""
     cases = _cases(linear_attention, references.linear_attention, _heads(), ("all", "causal", "padded"))
     return compare(cases, roundings=2)
 
 
-def lightning_by(implementation: str) -> Figures:
+def lightning_by(implementation: str) -> Measured:
     """Lightning attention by one implementation, over more tokens than one block."""
     if implementation == "kernel" and jax.default_backend() == "cpu":
         implementation = "interpreted kernel"
@@ -79,7 +79,7 @@ def lightning_by(implementation: str) -> Figures:
     )
 
 
-def other_mixing() -> Figures:
+def other_mixing() -> Measured:
     """Channel, mean and static attention, and rotary positions."""
     heads, value = _heads(), {"value": _heads()["value"]}
     channel = heads | {"temperature": 1 + np.abs(drawn(4, HEADS))}
@@ -98,7 +98,7 @@ def other_mixing() -> Figures:
     )
 
 
-def losses() -> Figures:
+def losses() -> Measured:
     """Sums of losses, with weights."""
     logits, targets = {"logits": drawn(6, 5, 7, 11)}, np.random.default_rng(7).integers(0, 11, (5, 7))
     others = {"targets": targets, "weights": np.abs(drawn(8, 5, 7))}
@@ -132,6 +132,6 @@ def _heads(tokens: int = TOKENS, head_dim: int = HEAD_DIM, kv_heads: int = HEADS
 def _cases(
     compute: Callable, exact: Callable, arguments: Mapping[str, np.ndarray], masks: Iterable[str], name: str = ""
 ) -> list[Case]:
-    # Learned scores and temperatures stay float32, as parameters do.
+    # Learned scores and temperatures stay float32, like all parameters.
     kept = frozenset({"scores", "temperature"} & arguments.keys())
     return [Case(f"{name} {mask}".strip(), compute, exact, arguments, kept, MASKS[mask]) for mask in masks]

@@ -1,4 +1,4 @@
-"""The modules that own parameters, and the baselines, against float64; conversions against their golden logits."""
+"""Modules and baselines compared with float64; conversions compared with their golden logits."""
 
 import itertools
 import json
@@ -20,15 +20,15 @@ from flaxformer_lab.modules.attention import make_attention
 from flaxformer_lab.modules.rngs import Rngs
 from tools.device import references
 from tools.device.comparison import TOLERANCES, Case, compare, drawn
-from tools.device.outcome import Figures, required
+from tools.device.outcome import Measured, required
 
 GOLDENS = Path(__file__).parents[2] / "tests" / "goldens"
 BATCH, TOKENS, WIDTH = 3, 6, 6
 STREAM = {"x": drawn(0, BATCH, TOKENS, WIDTH)}
 
 
-def precision() -> Figures:
-    """Products of float32 are float32, unless one asks JAX for less."""
+def precision() -> Measured:
+    """Products of float32 are float32, unless JAX is asked for less."""
     module = projection.Dense(257, 257, axes=(None, None), bias=False, rngs=Rngs(0))
     graph, params = nnx.split(module)
     x = np.random.default_rng(0).normal(size=(257, 257)).astype(np.float32)
@@ -38,14 +38,14 @@ def precision() -> Figures:
         found = jax.device_get(jax.jit(lambda params, x: nnx.merge(graph, params)(x))(params, x))
         return float(np.max(np.abs(found - exact)) / np.max(np.abs(exact)))
 
-    figures = {"float32": error()}
+    measured = {"float32": error()}
     for asked in ("high", "default"):
         with jax.default_matmul_precision(asked):
-            figures[asked] = error()
-    return required(figures["float32"] <= 1e-6, "products of float32 are not float32", figures)
+            measured[asked] = error()
+    return required(measured["float32"] <= 1e-6, "products of float32 are not float32", measured)
 
 
-def projections_and_norms() -> Figures:
+def projections_and_norms() -> Measured:
     """Every projection and every norm."""
 
     def make(kind: str, features: int) -> nnx.Module:
@@ -66,7 +66,7 @@ def projections_and_norms() -> Figures:
     )
 
 
-def feed_forwards() -> Figures:
+def feed_forwards() -> Measured:
     """Every kind of feed-forward part, and every activation."""
     exact = {
         "mlp": references.mlp,
@@ -84,7 +84,7 @@ def feed_forwards() -> Figures:
     return compare([case(*kind) for kind in kinds])
 
 
-def embeddings_and_positions() -> Figures:
+def embeddings_and_positions() -> Measured:
     """Every embedding, and learned and sinusoidal positions."""
     symbols = np.random.default_rng(1).integers(0, 7, (BATCH, TOKENS))
     columns, images = {"x": drawn(2, BATCH, 4)}, {"x": drawn(3, BATCH, 4, 6, 2)}
@@ -114,7 +114,7 @@ def embeddings_and_positions() -> Figures:
     return {name: value for dtype in TOLERANCES for name, value in compare(cases(dtype), (dtype,)).items()}
 
 
-def embedding_gradient() -> Figures:
+def embedding_gradient() -> Measured:
     """The gradient of a table of symbols under bfloat16 computation, where a symbol occurs thousands of times."""
     occurrences = {0: 8192, 1: 4099, 2: 1}
     symbols = jnp.repeat(jnp.arange(3), np.array(list(occurrences.values())))[None]
@@ -123,19 +123,19 @@ def embedding_gradient() -> Figures:
     total = lambda params, symbols: jnp.sum(nnx.merge(graph, params)(symbols).astype(jnp.float32))  # noqa: E731
     gradient = np.asarray(jax.device_get(jax.jit(jax.grad(total))(params, symbols)["table"][...]))
     counted = np.array([*occurrences.values(), 0])[:, None]
-    figures = {f"{count} occurrences": float(gradient[symbol, 0]) for symbol, count in occurrences.items()}
+    measured = {f"{count} occurrences": float(gradient[symbol, 0]) for symbol, count in occurrences.items()}
     right = gradient.dtype == np.float32 and np.all(np.abs(gradient - counted) <= 1e-5 * counted)
-    return required(bool(right), "the gradient of a symbol's vector is not how often it occurs", figures)
+    return required(bool(right), "the gradient of a symbol's vector is not how often it occurs", measured)
 
 
-def attention_module() -> Figures:
+def attention_module() -> Measured:
     """Fused projections of grouped heads around softmax attention, with a norm and a gate before the output."""
     knobs = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 4, "norm": "rmsnorm", "gate": True}
     module = make_attention(_model(attention=knobs, causal=True), tokens=TOKENS, rngs=Rngs(0))
     return compare([_case("attention", module, lambda x, p: references.attention_module(x, p, 4, 2))], roundings=3)
 
 
-def baselines() -> Figures:
+def baselines() -> Measured:
     """Every model beside the Transformer, with one layer or block."""
     line, square = ((TOKENS,), [(-1,), (0,), (1,)]), ((2, 3), list(itertools.product((-1, 0, 1), repeat=2)))
     exact: dict[str, Callable[..., np.ndarray]] = {
@@ -148,7 +148,7 @@ def baselines() -> Figures:
         "cnn_2d": lambda x, p: references.convolutional(x, p, *square),
     }
     shallow: dict[str, dict[str, Any]] = {name: {"depth": 1} for name in exact} | {"factorization_machine": {}}
-    # A norm that takes the mean away would leave the bias over tokens without any gradient.
+    # A norm that subtracts the mean would leave the bias over tokens without a gradient.
     shallow["mixer"]["norm"] = {"kind": "rmsnorm"}
 
     def body(name: str) -> nnx.Module:
@@ -158,8 +158,8 @@ def baselines() -> Figures:
     return compare([_case(name, body(name), formula) for name, formula in exact.items()], roundings=3)
 
 
-def conversion(name: str) -> Figures:
-    """A model of transformers, its weights and the logits that it gave: tests/goldens/parity_NAME.safetensors."""
+def conversion(name: str) -> Measured:
+    """A model of transformers with its weights and logits: tests/goldens/parity_NAME.safetensors."""
     from safetensors import safe_open
 
     from flaxformer_lab.models.conversion import from_huggingface
@@ -187,7 +187,7 @@ def _case(
     inputs: dict[str, np.ndarray] = STREAM,
     **others: np.ndarray,
 ) -> Case:
-    """module(inputs, others) beside exact(inputs, parameters, others), with parameters that are all drawn."""
+    """module(inputs, others) and exact(inputs, parameters, others), with random values for all parameters."""
     graph, params, rest = nnx.split(module, nnx.Param, ...)
     leaves, structure = jax.tree.flatten(params)
     names = list(leaf_paths(nnx.to_pure_dict(params)))

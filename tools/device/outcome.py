@@ -1,9 +1,9 @@
-"""What a check gives: figures, or an exception that says why it has none."""
+"""The outcome of a check: measured values, or an exception that says why there are none."""
 
 from collections.abc import Mapping
 from typing import Any
 
-Figures = dict[str, Any]  # by name: numbers and words, as plain JSON
+Measured = dict[str, Any]  # by name: numbers and words, as plain JSON
 
 
 class Skip(Exception):
@@ -11,19 +11,19 @@ class Skip(Exception):
 
 
 class Deviation(AssertionError):
-    """Something is not what it should be; `figures` says what it is."""
+    """A value differs from what it should be; `measured` has it."""
 
-    def __init__(self, message: str, figures: Mapping[str, Any]):
+    def __init__(self, message: str, measured: Mapping[str, Any]):
         super().__init__(message)
-        self.figures = dict(figures)
+        self.measured = dict(measured)
 
 
-def required(holds: bool, message: str, figures: Figures) -> Figures:
-    """The figures, where the condition holds.
+def required(holds: bool, message: str, measured: Measured) -> Measured:
+    """Returns `measured` if the condition holds.
 
     Raises:
-        Deviation: it does not.
+        Deviation: it does not hold.
     """
     if not holds:
-        raise Deviation(message, figures)
-    return figures
+        raise Deviation(message, measured)
+    return measured

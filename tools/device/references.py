@@ -1,6 +1,6 @@
-"""The lab's formulas in float64 NumPy, each written as its definition: all pairs of tokens, one token after another.
+"""The lab's formulas in float64 NumPy, written as their definitions: all pairs of tokens, or token by token.
 
-Layouts are the lab's: streams [batch, tokens, features], heads [batch, tokens, heads, features].
+Layouts are the lab's: token vectors [batch, tokens, features], heads [batch, tokens, heads, features].
 """
 
 import numpy as np
@@ -33,7 +33,7 @@ def softmax(scores):
 
 
 def shared(x, heads):
-    """Each head of keys or values once for every head of queries that shares it."""
+    """Keys or values with each head repeated for every query head that shares it."""
     return np.repeat(x, heads // x.shape[2], axis=2)
 
 
@@ -45,7 +45,7 @@ def softmax_attention(query, key, value, **masks):
 
 
 def weighed(weights, value):
-    """The values summed with weights [batch or 1, heads, query, key]."""
+    """The weighted sum of values, with weights [batch or 1, heads, query, key]."""
     return np.einsum("bhqk,bkhd->bqhd", np.broadcast_to(weights, (len(value), *weights.shape[1:])), value)
 
 
@@ -81,12 +81,12 @@ def static_attention(scores, value, **masks):
 
 
 def mean_attention(value, **masks):
-    """The mean of the tokens that may be seen."""
+    """The mean of the visible tokens."""
     return static_attention(np.zeros((value.shape[2], value.shape[1], value.shape[1])), value, **masks)
 
 
 def rotary(x):
-    """Feature pair (i, i + half) as a complex number, turned by the token's place times a frequency."""
+    """Feature pair (i, i + half) as a complex number, rotated by the token's position times a frequency."""
     half = x.shape[-1] // 2
     angle = np.arange(x.shape[1])[:, None, None] / 1e4 ** (np.arange(half) / half)
     turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angle)
@@ -113,7 +113,7 @@ def squared_error(outputs, targets, weights):
 
 
 def dense(x, p, name=""):
-    """x W + b; `name` is what the parameters' names begin with, here and below."""
+    """x W + b; `name` is the prefix of the parameters' names, here and below."""
     bias = p.get(f"{name}bias", 0)
     return x @ p[f"{name}kernel"] + bias
 

@@ -14,15 +14,15 @@ from flaxformer_lab.evaluate import load_run
 from flaxformer_lab.models.network import leaf_paths
 from flaxformer_lab.parsing import override
 from flaxformer_lab.training.loop import train
-from tools.device.outcome import Figures, Skip, required
+from tools.device.outcome import Measured, Skip, required
 
 STEPS = 12
 DEVICES = "devices"  # as many as there are
 # What 1, 2, 3, 4, 6, 8, 12, 16, 24 or 48 devices can share equally, also in two micro-batches.
 WIDTH, BATCH, EVALUATE = 48, 96, 288
 
-# Everything that draws random numbers or keeps a state of its own. Without biases: that of a key has no gradient but
-# rounding, which Adam and Muon magnify to a whole update.
+# Everything that draws random numbers or keeps a state. Without biases: the gradient of a key's bias is only rounding,
+# which Adam and Muon magnify to a whole update.
 IMAGES = {
     "seed": 5,
     "task": {"name": "image_classification", "dataset": "lab_digits", "patch_size": 4, "shift": 1},
@@ -82,7 +82,7 @@ RUNS: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
 
 @functools.cache
 def trained(folder: Path, name: str) -> Path:
-    """The finished run of one of RUNS; it is trained when it is first asked for."""
+    """The finished run of one of RUNS, which the first call trains."""
     recipe, changes = RUNS[name]
     for key, value in changes.items():
         recipe = override(recipe, key, jax.device_count() if value is DEVICES else value)
@@ -93,21 +93,21 @@ def trained(folder: Path, name: str) -> Path:
 # --------------------------------------------------------------------------------------------------- checks
 
 
-def single(folder: Path) -> Figures:
+def single(folder: Path) -> Measured:
     """Training on one device; the loop itself forbids implicit transfers while updates run."""
-    losses = figures_of(trained(folder, "images"), "train", "loss")
+    losses = metric_values(trained(folder, "images"), "train", "loss")
     return required(losses[-1] < losses[0], "the loss did not fall", {"first loss": losses[0], "last loss": losses[-1]})
 
 
-def strategy(folder: Path, name: str) -> Figures:
-    """Another way to run the same updates, on all devices, gives what one device gives."""
+def strategy(folder: Path, name: str) -> Measured:
+    """A strategy on all devices gives the result of one device."""
     if BATCH // 2 % jax.device_count():
         raise Skip(f"{jax.device_count()} devices cannot share the small recipe equally")
-    figures = {"devices": jax.device_count()} | difference(trained(folder, name), trained(folder, "images"))
-    return required(figures["largest difference"] <= 1e-4, "parameters differ from those of one device", figures)
+    measured = {"devices": jax.device_count()} | difference(trained(folder, name), trained(folder, "images"))
+    return required(measured["largest difference"] <= 1e-4, "parameters differ from those of one device", measured)
 
 
-def resumed(folder: Path) -> Figures:
+def resumed(folder: Path) -> Measured:
     """Some updates, a new start, and the rest: all updates, bit for bit."""
     config = parse_config(IMAGES)
     train(config, folder / "resumed", stop_at=4, quiet=True)
@@ -115,30 +115,30 @@ def resumed(folder: Path) -> Figures:
     return same(folder / "resumed", trained(folder, "images"))
 
 
-def again(folder: Path) -> Figures:
+def again(folder: Path) -> Measured:
     """The same run once more in this process, compiled once more."""
     train(parse_config(IMAGES), folder / "again", quiet=True)
     return same(folder / "again", trained(folder, "images"))
 
 
-def bfloat16(folder: Path) -> Figures:
+def bfloat16(folder: Path) -> Measured:
     """Computation in bfloat16 follows the losses and gradients of float32."""
-    figures = {}
+    measured = {}
     for name in ("loss", "gradient_norm"):
-        half, whole = (np.array(figures_of(trained(folder, run), "train", name)) for run in ("bfloat16", "text"))
-        figures[f"relative difference of {name}"] = float(np.max(np.abs(half - whole) / whole))
-    return required(max(figures.values()) <= 0.05, "bfloat16 does not follow float32", figures)
+        half, whole = (np.array(metric_values(trained(folder, run), "train", name)) for run in ("bfloat16", "text"))
+        measured[f"relative difference of {name}"] = float(np.max(np.abs(half - whole) / whole))
+    return required(max(measured.values()) <= 0.05, "bfloat16 does not follow float32", measured)
 
 
-def evaluated(folder: Path) -> Figures:
-    """Evaluating a checkpoint repeats the figure of training, to the last digit."""
+def evaluated(folder: Path) -> Measured:
+    """Evaluating a checkpoint repeats the metrics of training, to the last digit."""
     run = load_run(trained(folder, "text"))
-    told, found = figures_of(trained(folder, "text"), "test", "loss")[-1], run.evaluate("test")["loss"]
+    told, found = metric_values(trained(folder, "text"), "test", "loss")[-1], run.evaluate("test")["loss"]
     return required(found == told, "evaluation and training differ", {"loss of training": told, "evaluated": found})
 
 
-def generated(folder: Path) -> Figures:
-    """The likeliest symbols, by the cache and by the whole sequence at each step."""
+def generated(folder: Path) -> Measured:
+    """The most likely symbols, with the cache and from the whole sequence at each step."""
     from flaxformer_lab.generate import generate
 
     run, prompt, length = load_run(trained(folder, "text")), "The state", 12
@@ -152,8 +152,8 @@ def generated(folder: Path) -> Figures:
     return required(text == expected, "the cache gives other symbols", {"by the cache": text, "whole": expected})
 
 
-def population(folder: Path) -> Figures:
-    """Replicas that train together are the runs that they would be alone."""
+def population(folder: Path) -> Measured:
+    """Replicas that train together give the results of single runs."""
     from flaxformer_lab.ablation.population import Replica, train_population
 
     config = parse_config(override(PROBE, "parallelism.strategy", "single"))
@@ -164,12 +164,12 @@ def population(folder: Path) -> Figures:
         train(replicas[number].config(config), folder / f"replica-{number}", quiet=True)
         alone = load_run(folder / f"replica-{number}").params
         errors.append(_difference(outcome.states[number].params, alone))
-    figures = {"replicas": len(replicas), "largest difference": max(errors)}
-    return required(max(errors) <= 1e-4, "a replica is not the run alone", figures)
+    measured = {"replicas": len(replicas), "largest difference": max(errors)}
+    return required(max(errors) <= 1e-4, "a replica is not the run alone", measured)
 
 
-def transfer_guard() -> Figures:
-    """A guarded region lets explicit transfers pass and, but on a CPU, whose memory is the host's, refuses others."""
+def transfer_guard() -> Measured:
+    """A guarded region allows explicit transfers and, except on a CPU, refuses implicit ones."""
     double = jax.jit(lambda x: 2 * x)
     here = jax.device_put(np.arange(3, dtype=np.float32))
     refused = False
@@ -179,31 +179,31 @@ def transfer_guard() -> Figures:
             np.asarray(double(here))
         except Exception:
             refused = True
-    figures = {"refuses an implicit read": refused}
-    required(np.array_equal(explicit, [0, 2, 4]), "an explicit transfer went wrong", figures)
-    return required(refused or jax.default_backend() == "cpu", "an implicit read is not refused", figures)
+    measured = {"refuses an implicit read": refused}
+    required(np.array_equal(explicit, [0, 2, 4]), "an explicit transfer went wrong", measured)
+    return required(refused or jax.default_backend() == "cpu", "an implicit read is not refused", measured)
 
 
 # ----------------------------------------------------------------------------------------------- comparisons
 
 
-def same(one: Path, other: Path) -> Figures:
-    """Counts the leaves of two runs' last states, which must be equal in every bit, as must their metrics."""
+def same(one: Path, other: Path) -> Measured:
+    """Counts the leaves of two runs' last states; these and the metrics must be equal bit for bit."""
     states = [leaf_paths(vars(load_run(run).state)) for run in (one, other)]
     unequal = [path for path, leaf in states[0].items() if not _same_bits(leaf, states[1][path])]
     texts = [(run / "metrics.jsonl").read_bytes() for run in (one, other)]
-    figures = {"leaves": len(states[0]), "unequal": len(unequal)}
-    required(not unequal, f"{', '.join(unequal[:3])} differ", figures)
-    return required(texts[0] == texts[1], "metrics.jsonl differs", figures)
+    measured = {"leaves": len(states[0]), "unequal": len(unequal)}
+    required(not unequal, f"{', '.join(unequal[:3])} differ", measured)
+    return required(texts[0] == texts[1], "metrics.jsonl differs", measured)
 
 
-def difference(one: Path, other: Path) -> Figures:
-    """The largest difference of two runs' parameters, each as a share of its array's largest value."""
+def difference(one: Path, other: Path) -> Measured:
+    """The largest difference of two runs' parameters, relative to the largest value of the array."""
     return {"largest difference": _difference(load_run(one).params, load_run(other).params)}
 
 
-def figures_of(run: Path, split: str, name: str) -> list[float]:
-    """The values of one figure, in the order of steps."""
+def metric_values(run: Path, split: str, name: str) -> list[float]:
+    """The values of one metric, in the order of steps."""
     entries = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return [entry["value"] for entry in entries if (entry["split"], entry["name"]) == (split, name)]
 

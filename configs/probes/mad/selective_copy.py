@@ -6,7 +6,7 @@ weight decay 0, 0.1.
 Command: python train.py --config=configs/probes/mad/selective_copy.py
 Variants to try: --config.optimizer.weight_decay=0.1, --config.optimizer.learning_rate=5e-4
 Hardware: 2 cores of an AMD EPYC, no accelerator.
-Time: 12.7 hours by 2.29 s an update, timed over 40 updates; not run to its end.
+Time: 12.7 hours by 2.29 s per update, timed over 40 updates; not run to the end.
 """
 
 from ml_collections import ConfigDict

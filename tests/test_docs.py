@@ -1,0 +1,99 @@
+"""README and docs: short, with links, commands, names and numbers that exist."""
+
+import importlib.util
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from flaxformer_lab.ablation.variants import VARIANTS
+from flaxformer_lab.config import parse_config
+from flaxformer_lab.parsing import override
+
+ROOT = Path(__file__).parents[1]
+PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))}
+COMMANDS = re.findall(r"python (train\.py|-m flaxformer_lab\.\w+) ([^`#\n]*)", "\n".join(PAGES.values()))
+
+
+def headings(text):
+    """The anchors that GitHub gives a page's headings."""
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page):
+    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", PAGES[page])
+    for target, anchor in links:
+        file = (ROOT / page).parent / target if target else ROOT / page
+        assert file.exists(), f"{page} links to {target}"
+        assert not anchor or anchor in headings(file.read_text()), f"{page} links to {target}#{anchor}"
+
+
+def test_the_readme_is_short_and_begins_with_the_answer():
+    lines = PAGES["README.md"].splitlines()
+    assert len(lines) <= 150
+    first_screen = "\n".join(lines[:25])
+    assert first_screen.count("[refuted]") + first_screen.count("[supported") == 3 and "![" in first_screen
+    assert len(re.findall(r"^python ", first_screen, re.MULTILINE)) == 3
+
+
+def test_the_figure_is_small():
+    assert (ROOT / "docs" / "results" / "verdicts.svg").stat().st_size < 200_000
+
+
+def test_the_verdicts_of_the_readme_are_those_of_the_report():
+    report = (ROOT / "docs" / "results" / "cross_dimension.md").read_text()
+    rows = re.findall(r"^\| (C\d+) .*?\[(refuted|supported.*?)\].*?\| (.*) \|$", PAGES["README.md"], re.MULTILINE)
+    assert len(rows) == 3
+    for claim, verdict, differences in rows:
+        assert re.search(rf"^\| {claim} \|.*\*\*{verdict}\*\*", report, re.MULTILINE)
+        for found in re.findall(r"(\d\.\d+) \[(\d\.\d+), (\d\.\d+)\]", differences):
+            forwards, backwards = f"{found[0]} [{found[1]}, {found[2]}]", f"-{found[0]} [-{found[2]}, -{found[1]}]"
+            assert forwards in report or backwards in report, f"{claim}: {forwards} is not in the report"
+
+
+def test_the_figure_reads_the_report():
+    tool = runpy.run_path(str(ROOT / "tools" / "readme_figure.py"))
+    scores = tool["read_scores"](tool["REPORT"].read_text(), "product")
+    assert scores["baseline"] == (0.979, 0.971, 0.986, None) and scores["ffn_off"] == (-0.001, -0.003, 0.001, 0.0)
+    drawn = [axes.get_yticklabels() for axes in tool["draw"](tool["REPORT"].read_text()).axes]
+    assert [len(labels) for labels in drawn] == [len(labels) for _, labels in tool["PANELS"].values()]
+
+
+def test_the_page_of_knobs_is_what_the_tool_writes():
+    tool = runpy.run_path(str(ROOT / "tools" / "knobs_page.py"))
+    assert PAGES["docs/knobs.md"] == tool["page"](), "run `python tools/knobs_page.py`"
+
+
+def test_the_commands_name_files_keys_and_variants_that_exist():
+    assert len(COMMANDS) > 20
+    for command, arguments in COMMANDS:
+        if command.startswith("-m"):
+            assert importlib.util.find_spec(command.removeprefix("-m ")), command
+        if "--import=" in arguments:  # of the reader's own file: tests/test_extending.py runs these
+            continue
+        for recipe in re.findall(r"--config=(\S+)", arguments):
+            assert (ROOT / recipe).exists() or recipe == "...", recipe
+        for names in re.findall(r"--ablation=(\S+)", arguments):
+            assert set(names.split(",")) <= {*VARIANTS, "NAME"}, names
+        if "configs/ablations" not in arguments:
+            for key, value in re.findall(r"--config\.(\S+?)=(\S+)", arguments):
+                parse_config(override({}, key, value))
+
+
+def test_the_readme_names_every_variant():
+    assert all(f"`{name}`" in PAGES["README.md"] for name in VARIANTS)
+
+
+def test_the_files_and_modules_that_the_docs_name_exist():
+    folders = ("flaxformer_lab", "tests", "tools", "benchmarks", "configs", "docs")
+    layers = [path.name for path in (ROOT / "flaxformer_lab").iterdir() if (path / "__init__.py").exists()]
+    for page, text in PAGES.items():
+        for name in re.findall(rf"\b(?:{'|'.join(folders)})/[\w/]+\.(?:py|md|json|svg)\b", text):
+            assert (ROOT / name).exists(), f"{page} names {name}"
+        for name in re.findall(rf"`((?:{'|'.join(layers)})/\w+\.py)`", text):
+            assert (ROOT / "flaxformer_lab" / name).exists(), f"{page} names {name}"
+        for module, names in re.findall(r"^from (flaxformer_lab[\w.]*) import (.*)$", text, re.MULTILINE):
+            assert all(hasattr(importlib.import_module(module), name) for name in names.split(", ")), f"{page}: {names}"
