@@ -30,7 +30,7 @@ from flaxformer_lab.compilation import use_compilation_cache
 from flaxformer_lab.tasks import examples
 from flaxformer_lab.training.checkpoints import Checkpoints
 from flaxformer_lab.training.experiment import make_experiment
-from flaxformer_lab.training.feeds import make_feeds
+from flaxformer_lab.training.feeds import call_schedule, make_feeds
 from flaxformer_lab.training.programs import make_run_steps
 from flaxformer_lab.training.state import initial_state
 

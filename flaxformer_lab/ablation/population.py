@@ -49,7 +49,7 @@ from flaxformer_lab.training.state import RngStream, Seed, State, initial_state
 from flaxformer_lab.training.step import example_keys
 
 Tree = Any  # a pytree of arrays
-MEASURED_EXAMPLES, PROBES = 16, 64  # for the shares of cross energy of each replica
+MEASURED_EXAMPLES, RANDOM_VECTORS = 16, 64  # for the shares of cross energy of each replica
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ class Population:
             return {}
         x = network.embed(params, model_state, prepared["inputs"]).astype(jnp.float32)
         body = functools.partial(network.body, params, model_state)
-        features, tokens = cross_shares(body, x, PROBES, jax.random.key(0))
+        features, tokens = cross_shares(body, x, RANDOM_VECTORS, jax.random.key(0))
         generator = np.random.default_rng(0)
         orders = (generator.permutation(size) for size in x.shape[1:])
         by_token, by_feature = symmetry.equivariance_errors(body, x, *orders)
