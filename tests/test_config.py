@@ -581,6 +581,13 @@ CONTRADICTIONS = {
             ("output", "off"),
         )
     },
+    **{
+        f"an encoder-decoder of {kind} attention": (
+            {"model.name": "encoder_decoder", "model.attention.kind": kind},
+            [f"model.attention.kind={kind} cannot attend to another sequence", "choose softmax or linear"],
+        )
+        for kind in ("off", "mean")
+    },
     "channel attention and causal": (
         {"model.attention.kind": "channel", "model.causal": True},
         [

@@ -310,11 +310,11 @@ def test_a_causal_model_without_a_cache_decodes_by_reading_again(tmp_path):
     config = parse_config({"model": {"name": "shift"}, "task": {"name": "associative_recall"}})
     network = make_task(config.task).network(config.model)
     params, _ = network.init(jax.random.key(0))
-    symbols = np.arange(32)[None] % 64
+    symbols = jnp.arange(32)[None] % 64
     whole, _ = network.apply(params, {}, symbols)
-    logits, cache = network.prefill(params, {}, jnp.asarray(symbols[:, :3]), jnp.array([3]))
+    logits, cache = network.prefill(params, {}, symbols[:, :3], jnp.array([3]))
     np.testing.assert_allclose(logits, whole[:, 2], rtol=1e-5, atol=1e-6)
-    logits, _ = network.decode(params, {}, jnp.asarray(symbols[:, 3]), cache)
+    logits, _ = network.decode(params, {}, symbols[:, 3], cache)
     np.testing.assert_allclose(logits, whole[:, 3], rtol=1e-5, atol=1e-6)
 
 

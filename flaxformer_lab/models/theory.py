@@ -41,7 +41,7 @@ def _ask(config: ModelConfig, key: str, tokens: int) -> Any:
 # ------------------------------------------------------------------- the Transformer, by its parts and knobs
 
 
-def transformer_is_odd(config: TransformerConfig, tokens: int) -> bool | None:
+def transformer_is_odd(config: TransformerConfig, tokens: int | None) -> bool | None:
     """Without biases and added positions, where each token-wise map is odd and the weights do not change with -X.
 
     The norms over a token's features are odd, BatchNorm with its averages is not; nor is a gate (a product of two odd
@@ -54,7 +54,7 @@ def transformer_is_odd(config: TransformerConfig, tokens: int) -> bool | None:
     return config.depth == 0 or all_of(knobs, _of_parts(config, "odd", tokens, all_of))
 
 
-def transformer_is_affine(config: TransformerConfig, tokens: int) -> bool | None:
+def transformer_is_affine(config: TransformerConfig, tokens: int | None) -> bool | None:
     """Without norms, where both parts are affine."""
     if config.norm.kind == "batchnorm":
         return None
@@ -65,7 +65,7 @@ def transformer_is_affine(config: TransformerConfig, tokens: int) -> bool | None
     return config.depth == 0 or all_of(attention.kind == "off" or knobs, _of_parts(config, "affine", tokens, all_of))
 
 
-def transformer_mixes_features(config: TransformerConfig, tokens: int) -> bool | None:
+def transformer_mixes_features(config: TransformerConfig, tokens: int | None) -> bool | None:
     """Through a dense map, a norm, which a model without any block has as well, a gate, or a part."""
     if config.norm.kind == "batchnorm":
         return None
@@ -77,21 +77,21 @@ def transformer_mixes_features(config: TransformerConfig, tokens: int) -> bool |
     return config.depth > 0 and any_of(attention.kind != "off" and dense, parts)
 
 
-def transformer_reach(config: TransformerConfig, tokens: int) -> float | None:
+def transformer_reach(config: TransformerConfig, tokens: int | None) -> float | None:
     """Each layer looks on from where the one below it could see."""
     if config.depth == 0:
-        return 0
+        return 0.0
     found = _of_parts(config, "reach", tokens, lambda *each: None if None in each else sum(each))
-    return None if found is None else config.depth * found
+    return None if found is None else float(config.depth * found)
 
 
-def transformer_has_token_weights(config: TransformerConfig, tokens: int) -> bool | None:
+def transformer_has_token_weights(config: TransformerConfig, tokens: int | None) -> bool | None:
     """Of its attention, where it has any."""
     kind = config.attention.kind
     return config.depth > 0 and kind != "off" and registry.ask("attention", kind, "has_token_weights", config, tokens)
 
 
-def transformer_decodes(config: TransformerConfig, tokens: int) -> bool | None:
+def transformer_decodes(config: TransformerConfig, tokens: int | None) -> bool | None:
     """Where its attention does, and its FFN works on each token alone."""
     attention = config.attention.kind == "off" or registry.ask(
         "attention", config.attention.kind, "decodes", config, tokens
@@ -99,12 +99,12 @@ def transformer_decodes(config: TransformerConfig, tokens: int) -> bool | None:
     return all_of(attention, ffn_is_token_wise(config, tokens))
 
 
-def ffn_is_token_wise(config: TransformerConfig, tokens: int) -> bool:
+def ffn_is_token_wise(config: TransformerConfig, tokens: int | None) -> bool:
     """Whether the FFN declares that it works on each token alone, or there is none."""
     return config.ffn.kind == "off" or registry.ask("ffn", config.ffn.kind, "reach", config, tokens) == 0
 
 
-def _of_parts(config: TransformerConfig, key: str, tokens: int, combine: Any) -> Any:
+def _of_parts(config: TransformerConfig, key: str, tokens: int | None, combine: Any) -> Any:
     """What the attention and the FFN declare, of those that are there, combined."""
     kinds = {"attention": config.attention.kind, "ffn": config.ffn.kind}
     return combine(*(registry.ask(part, kind, key, config, tokens) for part, kind in kinds.items() if kind != "off"))
@@ -113,7 +113,7 @@ def _of_parts(config: TransformerConfig, key: str, tokens: int, combine: Any) ->
 # ------------------------------------------------------------- layers of linear maps with one activation
 
 
-def layers_are_odd(config: Any, tokens: int) -> bool:
+def layers_are_odd(config: Any, tokens: int | None) -> bool:
     """Without biases and with an odd activation; the norms over a token's features are odd."""
     del tokens
     return (
@@ -123,7 +123,7 @@ def layers_are_odd(config: Any, tokens: int) -> bool:
     )
 
 
-def layers_are_affine(config: Any, tokens: int) -> bool | None:
+def layers_are_affine(config: Any, tokens: int | None) -> bool | None:
     """Without norms and with no activation."""
     del tokens
     if _is_batch_normalised(config):
@@ -131,7 +131,7 @@ def layers_are_affine(config: Any, tokens: int) -> bool | None:
     return not _normalises(config) and (config.depth == 0 or config.activation == "identity")
 
 
-def layers_mix_features(config: Any, tokens: int) -> bool | None:
+def layers_mix_features(config: Any, tokens: int | None) -> bool | None:
     """Through a norm, or any layer."""
     del tokens
     if _is_batch_normalised(config):
@@ -148,13 +148,13 @@ def _is_batch_normalised(config: Any) -> bool:
     return hasattr(config, "norm") and config.norm.kind == "batchnorm"
 
 
-def config_causal(config: Any, tokens: int) -> bool:
+def config_causal(config: Any, tokens: int | None) -> bool:
     """What the config says: a knob, or the same for every config of that model."""
     del tokens
     return config.causal
 
 
-def any_distance(config: Any, tokens: int) -> float:
+def any_distance(config: Any, tokens: int | None) -> float:
     """The reach of layers each of which sees every token before it."""
     del tokens
-    return math.inf if config.depth else 0
+    return math.inf if config.depth else 0.0

@@ -163,7 +163,7 @@ def _chooses(config: TransformerConfig, tokens: int) -> bool:
     return tokens > 1 and config.attention.window != 1
 
 
-def _has_wide_heads(config: TransformerConfig, tokens: int) -> bool:
+def _has_wide_heads(config: TransformerConfig, tokens: int | None) -> bool:
     """Whether a head has features to share a score; of channels, a lone one's weight on itself is always 1."""
     del tokens
     return config.head_dim > 1

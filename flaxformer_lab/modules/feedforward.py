@@ -13,12 +13,12 @@ from flaxformer_lab.modules.sharding import read, with_logical_constraint
 TokenVectors = Float[Array, "batch tokens width"]
 
 
-def _is_odd(config: TransformerConfig, tokens: int) -> bool:
+def _is_odd(config: TransformerConfig, tokens: int | None) -> bool:
     del tokens
     return not config.bias and config.ffn.activation in formulas.ODD_ACTIVATIONS
 
 
-def _is_affine(config: TransformerConfig, tokens: int) -> bool:
+def _is_affine(config: TransformerConfig, tokens: int | None) -> bool:
     del tokens
     return config.ffn.activation == "identity"
 
