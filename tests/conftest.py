@@ -23,8 +23,8 @@ from flaxformer_lab import registry
 from flaxformer_lab.cache import cache_folder
 from flaxformer_lab.compilation import compile_small_programs_briefly
 from flaxformer_lab.config import parse_config
+from flaxformer_lab.functional.trees import leaf_paths
 from flaxformer_lab.models.bodies import make_body
-from flaxformer_lab.models.network import leaf_paths
 from flaxformer_lab.models.transformer import Transformer
 from flaxformer_lab.modules.intermediates import Intermediates
 from flaxformer_lab.modules.rngs import Rngs

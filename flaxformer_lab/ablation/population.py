@@ -36,7 +36,6 @@ from flaxformer_lab.training.feeds import (
     call_schedule,
     host_evaluation,
     host_feed,
-    lives_on_device,
     should_run,
     stack_trees,
 )
@@ -101,7 +100,7 @@ class Population:
         self._strategy = strategy
         self.config, self.replicas = config, tuple(replicas)
         self._examples = dict(zip(SPLITS, map(experiment.task.examples, SPLITS), strict=True))
-        resident = lives_on_device(config, self._examples["train"])
+        resident = self._examples["train"].lives_on_device(config.training.input)
         self._data = strategy.place(self._examples["train"].load() if resident else {})
         self._schedule = call_schedule(config, 0, config.training.steps)
         per_device = -(-len(self.replicas) // strategy.num_devices)

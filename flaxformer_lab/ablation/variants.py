@@ -129,6 +129,8 @@ def apply_variants(config: Config, names: Sequence[str]) -> Config:
     Raises:
         ConfigError: an unknown variant, two that set one key to different values, or an outcome that cannot be.
     """
+    if not names:
+        return config
     set_by: dict[str, tuple[str, Any]] = {}
     for name in names:
         if name not in VARIANTS:
@@ -145,7 +147,9 @@ def apply_variants(config: Config, names: Sequence[str]) -> Config:
     tree = as_dict(config)
     if "model" in set_by:  # first, so that single knobs change the model that will be there
         tree["model"] = set_by.pop("model")[1]
-    known = flatten(as_dict(parse_config(tree)))
+        known = flatten(as_dict(parse_config(tree)))
+    else:
+        known = flatten(tree)
     for key, (name, value) in set_by.items():
         if key in known:
             tree = override(tree, key, value)

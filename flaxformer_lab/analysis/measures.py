@@ -16,9 +16,9 @@ from flaxformer_lab.analysis.interaction import friedman_h2, interaction_share
 from flaxformer_lab.analysis.jacobian import mixing_energy
 from flaxformer_lab.analysis.subject import Subject
 from flaxformer_lab.errors import MeasureError
+from flaxformer_lab.functional.trees import leaf_paths
 from flaxformer_lab.model_config import TransformerConfig
 from flaxformer_lab.models.cost import compiled_bytes, forward_flops, parameters
-from flaxformer_lab.models.network import leaf_paths
 from flaxformer_lab.parsing import nearest
 
 Values = dict[str, Any]  # floats, Estimates, and arrays for the figures

@@ -171,3 +171,17 @@ def reduce_over(metrics: Metrics, axis_name: str | None) -> Metrics:
 def compute(batches: Sequence[Mapping[str, Metric]]) -> dict[str, float]:
     """The value of each metric over all batches."""
     return {name: type(first).merge([batch[name] for batch in batches]).compute() for name, first in batches[0].items()}
+
+
+def compute_by_step(history: Metrics, count: int) -> dict[str, np.ndarray]:
+    """The values of the first `count` steps, from states on the host whose leaves have steps as their first axis.
+
+    An average is 0 where nothing had a weight.
+    """
+
+    def values(metric: Any) -> np.ndarray:
+        if isinstance(metric, Average):
+            return (metric.total / np.maximum(metric.weight, 1e-30))[:count]
+        return np.array([jax.tree.map(lambda leaf, k=k: leaf[k], metric).compute() for k in range(count)])
+
+    return {name: values(metric) for name, metric in history.items()}

@@ -26,8 +26,9 @@ from safetensors.numpy import load_file
 
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.functional.feedforward import ACTIVATIONS
+from flaxformer_lab.functional.trees import leaf_paths
 from flaxformer_lab.model_config import TransformerConfig
-from flaxformer_lab.models.network import Network, PureNetwork, Tree, functionalize, leaf_paths
+from flaxformer_lab.models.network import Network, PureNetwork, Tree, functionalize
 from flaxformer_lab.modules.embedding import PatchEmbedding, TokenEmbedding
 from flaxformer_lab.modules.norm import LayerNorm
 from flaxformer_lab.modules.projection import Dense

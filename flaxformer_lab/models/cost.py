@@ -5,9 +5,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from flaxformer_lab.functional.trees import leaf_paths
 from flaxformer_lab.models.flops import count_flops
 from flaxformer_lab.models.footprint import program_bytes
-from flaxformer_lab.models.network import PureNetwork, leaf_paths
+from flaxformer_lab.models.network import PureNetwork
 
 Tree = Any  # a pytree of arrays
 # No device, only the platform that a program is traced for (`target_platform`).
@@ -28,6 +29,17 @@ def parameters_by_part(params: Tree) -> dict[str, int]:
         part = part or ("norm" if any("norm" in name for name in names) else names[0])
         parts[part] = parts.get(part, 0) + int(np.prod(leaf.shape))
     return parts
+
+
+def cost_table(
+    network: PureNetwork, params: Tree, model_state: Tree, inputs: Tree, batch_size: int
+) -> tuple[list[list[Any]], list[list[Any]]]:
+    """Rows of what to show before training: (part, parameters) and (operation, FLOPs); inputs: of one example."""
+    parts = parameters_by_part(params)
+    one = forward_flops(network, params, model_state, inputs)
+    # The backward pass takes twice the operations of the forward pass: one product for each of a product's two inputs.
+    operations = [["forward pass of one example", one], [f"update on a batch of {batch_size}", 3 * one * batch_size]]
+    return [*map(list, parts.items()), ["all", parameters(params)]], operations
 
 
 def forward_flops(network: PureNetwork, params: Tree, model_state: Tree, inputs: jax.ShapeDtypeStruct) -> int:

@@ -1,7 +1,7 @@
 """A whole network, from raw inputs to logits, and its pure form: plain parameters in, logits out."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -205,15 +205,3 @@ def functionalize(build: Callable[[Rngs], nnx.Module]) -> PureNetwork:
     axes = {".".join(map(str, path)): variable.axes for path, variable in nnx.to_flat_state(shapes[0])}
     shapes = tuple(map(nnx.to_pure_dict, shapes))
     return PureNetwork(jax.jit(init), shapes, apply, embed, body, axes, prefill, decode, precision)
-
-
-def leaf_paths(tree: Tree) -> dict[str, Any]:
-    """Returns `{"body.blocks.0.ffn.up.kernel": leaf, ...}` of a pytree of nested dictionaries."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {".".join(str(getattr(key, "key", key)) for key in path): leaf for path, leaf in leaves}
-
-
-def replace_leaves(tree: Tree, values: Mapping[str, Any]) -> Tree:
-    """The tree of nested dictionaries with the leaves that `values` names replaced."""
-    leaves = leaf_paths(tree)
-    return jax.tree.unflatten(jax.tree.structure(tree), [values.get(name, leaf) for name, leaf in leaves.items()])

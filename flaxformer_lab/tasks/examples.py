@@ -13,6 +13,7 @@ from flaxformer_lab.data.order import positions, start_offset
 from flaxformer_lab.data.source import Source
 
 Arrays = dict[str, Any]  # NumPy arrays on the host, JAX arrays on the device
+DEVICE_BYTES = 2**30  # examples up to this size live on the device
 HOST_BYTES = 2**32  # records up to this size stay in host memory once they are decoded
 
 
@@ -34,6 +35,10 @@ class Examples:
     read: Callable[[Int[np.ndarray, " batch"]], Arrays]
     stride: int = 1
     endless: bool = False
+
+    def lives_on_device(self, wanted: str = "auto") -> bool:
+        """Whether all examples are on the device at once; wanted: as `training.input` says."""
+        return wanted == "device" or (wanted == "auto" and self.num_bytes <= DEVICE_BYTES)
 
     def training_indices(self, seed: int, step: int, batch_size: int) -> Int[np.ndarray, " batch"]:
         """Rows of the batch of update number `step`: a function of seed and step alone."""

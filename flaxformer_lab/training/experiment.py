@@ -10,7 +10,7 @@ import optax
 from flaxformer_lab.config import Config
 from flaxformer_lab.models.network import PureNetwork
 from flaxformer_lab.tasks import Task, make_task
-from flaxformer_lab.training.optimizer import make_optimizer
+from flaxformer_lab.training.optimizer import make_optimizer, make_schedule
 from flaxformer_lab.training.parallelism import Strategy, make_strategy
 from flaxformer_lab.training.state import State, initial_state
 
@@ -22,6 +22,7 @@ class Experiment:
     config: Config
     task: Task
     network: PureNetwork
+    schedule: optax.Schedule
     optimizer: optax.GradientTransformation
     strategy: Strategy
 
@@ -47,7 +48,8 @@ def make_experiment(
     """
     strategy = strategy or make_strategy(config)
     task = make_task(config.task, metadata)
+    schedule = make_schedule(config.optimizer, config.training.steps)
     optimizer = make_optimizer(config.optimizer, config.training.steps)
     network = task.network(config.model)
     strategy.check(network, task.input_spec(1))
-    return Experiment(config, task, network, optimizer, strategy)
+    return Experiment(config, task, network, schedule, optimizer, strategy)

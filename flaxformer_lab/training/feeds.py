@@ -14,7 +14,6 @@ from flaxformer_lab.training.experiment import Experiment
 
 Tree = Any  # a pytree of arrays
 ALL = slice(None)
-DEVICE_BYTES = 2**30  # a training set up to this size lives on the device
 
 
 def call_schedule(config: Config, start: int, last: int) -> list[tuple[int, int]]:
@@ -33,12 +32,6 @@ def should_run(step: int, last: int, *intervals: int) -> bool:
     return step == last or any(step % every == 0 for every in intervals)
 
 
-def lives_on_device(config: Config, examples: Examples) -> bool:
-    """Whether the training set is on the device as a whole."""
-    wanted = config.training.input
-    return wanted == "device" or (wanted == "auto" and examples.num_bytes <= DEVICE_BYTES)
-
-
 def host_feed(
     config: Config, examples: Examples, seed: int, begin: int, count: int, local_rows: slice | np.ndarray = ALL
 ) -> Tree:
@@ -50,7 +43,7 @@ def host_feed(
     size = config.training.batch_size
     steps = [min(step, begin + count - 1) for step in range(begin, begin + config.training.steps_per_call)]
     indices = np.stack([examples.training_indices(seed, step, size)[local_rows] for step in steps])
-    if lives_on_device(config, examples):
+    if examples.lives_on_device(config.training.input):
         stored = {"example": indices}
     else:
         stored = stack_trees([examples.read(each) for each in indices])
@@ -74,7 +67,7 @@ def make_feeds(experiment: Experiment, examples: Examples, schedule: list[tuple[
 def host_evaluation(config: Config, examples: Examples, local_rows: slice | np.ndarray = ALL) -> Iterator[Tree]:
     """The batches of a whole split, in the order of the data; local_rows: the rows of each that are wanted."""
     size = config.training.evaluate_batch_size
-    stream = examples.load() if examples.num_bytes <= DEVICE_BYTES else None
+    stream = examples.load() if examples.lives_on_device() else None
     all_indices, all_weights = evaluation_batches(examples.number, size)
     for number, (indices, weight) in enumerate(zip(all_indices, all_weights, strict=True)):
         indices = examples.evaluation_indices(indices[local_rows])

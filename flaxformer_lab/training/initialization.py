@@ -1,23 +1,25 @@
-"""Initial weights from another run or a safetensors file, by name (`training.init_from`)."""
+"""Where a run starts: its newest checkpoint, or fresh weights, of which `training.init_from` may give some by name."""
 
 import fnmatch
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from flaxformer_lab.config import TrainingConfig
 from flaxformer_lab.errors import ConfigError, RunError
-from flaxformer_lab.models.network import leaf_paths
+from flaxformer_lab.functional.trees import leaf_paths
 from flaxformer_lab.training.checkpoints import Checkpoints
-from flaxformer_lab.training.experiment import make_experiment
+from flaxformer_lab.training.experiment import Experiment, make_experiment
 from flaxformer_lab.training.folder import RunFolder
 from flaxformer_lab.training.single import Single
-from flaxformer_lab.training.state import State
+from flaxformer_lab.training.state import State, initial_state
 
 Arrays = dict[str, np.ndarray]  # by dotted name, like body.blocks.0.ffn.up.kernel
 
@@ -109,3 +111,16 @@ def _read(source: str) -> Arrays:
 def _some(names: Mapping[str, Any]) -> str:
     first = list(names)[:4]
     return ", ".join(first) + (f" and {len(names) - 4} more" if len(names) > 4 else "") if first else "nothing"
+
+
+def first_state(
+    experiment: Experiment, checkpoints: Checkpoints, initial: InitialWeights | None = None
+) -> tuple[State, list[str]]:
+    """The state of the newest checkpoint that is whole, or a fresh one where there is none; and what to tell of it."""
+    state = checkpoints.restore_newest(experiment.abstract_state, experiment.layout)
+    messages = [f"warning: {warning}" for warning in checkpoints.quarantined]
+    if state is not None:
+        return state, [*messages, f"resumed from the checkpoint of step {int(state.step)}"]
+    fresh = functools.partial(initial_state, experiment.network, experiment.optimizer, experiment.config.seed)
+    fresh = jax.jit(fresh, out_shardings=experiment.layout)
+    return (fresh(), messages) if initial is None else (fresh(initial.values), [*messages, str(initial)])

@@ -1,6 +1,7 @@
 """What a run tells: metrics.jsonl and TensorBoard for machines, a progress line for people."""
 
 import contextlib
+import itertools
 import json
 import os
 import time
@@ -8,14 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from tensorboardX import SummaryWriter
 
-from flaxformer_lab.errors import RunError
-from flaxformer_lab.training.folder import write_atomic
+from flaxformer_lab.errors import NonFiniteError, RunError
+from flaxformer_lab.functional.metrics import Metrics, compute_by_step
+from flaxformer_lab.training.experiment import Experiment
+from flaxformer_lab.training.folder import RunFolder, write_atomic
 
 
 class MetricsLog:
@@ -122,9 +128,15 @@ class Display:
             self.console.print(f"step {step}/{self._steps} | {shown}{left}", markup=False)
             self._last_line = now
 
-    def say(self, text: str) -> None:
-        """Prints a line above the bar."""
-        self.console.print(text, markup=False)
+    def say(self, *lines: str) -> None:
+        """Prints lines above the bar."""
+        for line in lines:
+            self.console.print(line, markup=False)
+
+    def costs(self, parts: list[list[Any]], operations: list[list[Any]], devices: str) -> None:
+        """Prints parameters by part, and operations."""
+        self.table("parameters", ["part", "number"], parts)
+        self.table(f"operations ({devices})", ["", "FLOPs"], operations)
 
     def table(self, title: str, columns: list[str], rows: list[list[Any]]) -> None:
         """Prints a table; all columns but the first are numbers."""
@@ -134,6 +146,40 @@ class Display:
         for row in rows:
             table.add_row(*(f"{cell:,}" if isinstance(cell, int) else escape(str(cell)) for cell in row))
         self.console.print(table)
+
+
+class Record:
+    """Logs and shows the values of a run, and ends it where one is not finite."""
+
+    def __init__(self, experiment: Experiment, folder: RunFolder, log: MetricsLog, display: Display):
+        self._fetch, self._folder, self._log, self._display = experiment.strategy.fetch, folder, log, display
+        steps = jnp.arange(experiment.config.training.steps)
+        self._learning_rates = jax.device_get(jax.vmap(experiment.schedule)(steps))
+
+    def call(self, step: int, count: int, history: Metrics) -> None:
+        """The `count` updates of a call that ended with `step`: their mean values."""
+        by_step = compute_by_step(self._fetch(history), count)
+        for offset, name in itertools.product(range(count), ("loss", "gradient_norm")):
+            self._require_finite(name, float(by_step[name][offset]), step - count + offset + 1)
+        values = {name: float(np.mean(each)) for name, each in by_step.items()}
+        self._log.write(step, "train", values | {"learning_rate": float(self._learning_rates[step - 1])})
+        self._display.step(step, {"loss": float(by_step["loss"][-1])})
+
+    def evaluation(self, step: int, split: str, values: dict[str, float]) -> None:
+        """The metrics of a split."""
+        for name, value in values.items():
+            self._require_finite(f"{split} {name}", value, step)
+        self._log.write(step, split, values)
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+        self._display.say(f"step {step} | {split} {shown}")
+
+    def _require_finite(self, name: str, value: float, step: int) -> None:
+        if not np.isfinite(value):
+            raise NonFiniteError(
+                f"{name}={value} in update {step}; the run stops and saves nothing; checkpoints in "
+                f"{self._folder.checkpoints} are untouched. Try a smaller optimizer.learning_rate, more "
+                "optimizer.warmup_steps, or optimizer.clip_norm"
+            )
 
 
 def duration(seconds: float) -> str:

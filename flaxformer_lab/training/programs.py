@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from flaxformer_lab.functional.metrics import Average, Metrics
+from flaxformer_lab.functional.metrics import Metrics
 from flaxformer_lab.tasks.examples import Examples
 from flaxformer_lab.training.experiment import Experiment
-from flaxformer_lab.training.feeds import lives_on_device
 from flaxformer_lab.training.state import Seed, State, Tree
 from flaxformer_lab.training.step import make_train_step
 
@@ -25,7 +24,7 @@ def run_steps_of(experiment: Experiment, examples: Examples) -> Callable[..., tu
     It applies `count` updates. Neither number nor seed is a part of the program, so that one program serves every call,
     and every replica of a population; and the bits of a run do not depend on where it was interrupted.
     """
-    config, resident = experiment.config, lives_on_device(experiment.config, examples)
+    config, resident = experiment.config, examples.lives_on_device(experiment.config.training.input)
 
     @jax.jit  # traced once, for the shapes of its metrics and for the loop alike
     def train_step(seed: Seed, state: State, batch: Tree) -> tuple[State, Metrics]:
@@ -54,7 +53,7 @@ def run_steps_of(experiment: Experiment, examples: Examples) -> Callable[..., tu
 def make_run_steps(experiment: Experiment, examples: Examples) -> tuple[Callable[..., tuple[State, History]], Tree]:
     """Returns the compiled `run_steps(state, data, feed, count)` and the data that it wants on the device."""
     run_steps = functools.partial(run_steps_of(experiment, examples), np.uint32(experiment.config.seed))
-    resident = lives_on_device(experiment.config, examples)
+    resident = examples.lives_on_device(experiment.config.training.input)
     compiled = experiment.strategy.compile(run_steps, donate=(0,), layout=experiment.layout)
     return compiled, examples.load() if resident else {}
 
@@ -79,14 +78,3 @@ def run_calls(
         with jax.transfer_guard("disallow"):
             state, history = run_steps(state, feed, counts[count])
         yield begin + count, count, state, history
-
-
-def values_by_step(history: History, count: int) -> dict[str, np.ndarray]:
-    """The values of the first `count` updates of a call, from a history on the host; 0 where nothing had a weight."""
-
-    def values(metric: Any) -> np.ndarray:
-        if isinstance(metric, Average):
-            return (metric.total / np.maximum(metric.weight, 1e-30))[:count]
-        return np.array([jax.tree.map(lambda leaf, k=k: leaf[k], metric).compute() for k in range(count)])
-
-    return {name: values(metric) for name, metric in history.items()}

@@ -18,7 +18,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int, Integer, Key
 
-from flaxformer_lab.models.network import PureNetwork, replace_leaves
+from flaxformer_lab.functional.trees import replace_leaves
+from flaxformer_lab.models.network import PureNetwork
 
 Tree = Any  # a pytree of arrays
 Seed = int | np.uint32 | Integer[Array, ""]

@@ -18,7 +18,8 @@ import pytest
 from flaxformer_lab.ablation.variants import VARIANTS, apply_variants, changed_keys
 from flaxformer_lab.config import as_dict, parse_config
 from flaxformer_lab.errors import ConfigError
-from flaxformer_lab.models.network import Network, leaf_paths
+from flaxformer_lab.functional.trees import leaf_paths
+from flaxformer_lab.models.network import Network
 from flaxformer_lab.models.transformer import Transformer
 from flaxformer_lab.modules.projection import Identity
 from flaxformer_lab.modules.rngs import Rngs

@@ -7,7 +7,7 @@ import pytest
 
 from flaxformer_lab.analysis.importance import head_importance
 from flaxformer_lab.analysis.measures import measure
-from flaxformer_lab.models.network import leaf_paths
+from flaxformer_lab.functional.trees import leaf_paths
 
 STEP = 1e-2
 

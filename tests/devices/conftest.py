@@ -18,7 +18,7 @@ import pytest
 
 from flaxformer_lab.ablation.variants import apply_variants
 from flaxformer_lab.config import Config, MeshConfig, parse_config
-from flaxformer_lab.models.network import leaf_paths
+from flaxformer_lab.functional.trees import leaf_paths
 from flaxformer_lab.parsing import override
 from flaxformer_lab.training.experiment import Experiment, make_experiment
 from flaxformer_lab.training.mesh import Mesh

@@ -14,8 +14,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.functional.trees import leaf_paths
 from flaxformer_lab.models.conversion import PLANS, Converted, from_huggingface
-from flaxformer_lab.models.network import leaf_paths
 
 GOLDENS = Path(__file__).parent.parent / "goldens"
 NAMES = ("gpt2", "bert_tokens", "bert_masked", "vit")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from flaxformer_lab.config import parse_config
-from flaxformer_lab.models.network import Network, functionalize, leaf_paths
+from flaxformer_lab.functional.trees import leaf_paths
+from flaxformer_lab.models.network import Network, functionalize
 from flaxformer_lab.modules.embedding import TokenEmbedding
 from flaxformer_lab.modules.projection import Identity
 from flaxformer_lab.modules.rngs import Rngs

@@ -8,8 +8,8 @@ import pytest
 
 from flaxformer_lab.data.source import open_split
 from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.functional.trees import leaf_paths
 from flaxformer_lab.model_config import TransformerConfig
-from flaxformer_lab.models.network import leaf_paths
 from flaxformer_lab.task_config import ImageClassificationConfig, TabularClassificationConfig
 from flaxformer_lab.tasks import SPLITS, classification, make_task
 

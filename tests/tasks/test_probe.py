@@ -11,8 +11,8 @@ from flaxformer_lab import registry
 from flaxformer_lab.command_line import load_config
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.functional.trees import leaf_paths
 from flaxformer_lab.model_config import TransformerConfig
-from flaxformer_lab.models.network import leaf_paths
 from flaxformer_lab.task_config import (
     CompressionConfig,
     DelayConfig,

@@ -21,8 +21,9 @@ from flaxformer_lab.errors import ConfigError, MeasureError, RunError
 from flaxformer_lab.evaluate import load_run
 from flaxformer_lab.functional.losses import accuracy, cross_entropy, squared_error
 from flaxformer_lab.functional.metrics import AUC
+from flaxformer_lab.functional.trees import leaf_paths
 from flaxformer_lab.measure import subject_of
-from flaxformer_lab.models.network import Network, functionalize, leaf_paths
+from flaxformer_lab.models.network import Network, functionalize
 from flaxformer_lab.modules.embedding import FeatureEmbedding, TokenEmbedding
 from flaxformer_lab.modules.projection import Dense
 from flaxformer_lab.parsing import override

@@ -7,8 +7,8 @@ import optax
 import pytest
 
 from flaxformer_lab.config import OptimizerConfig
+from flaxformer_lab.functional.trees import leaf_paths
 from flaxformer_lab.model_config import AttentionConfig, FeedForwardConfig, TransformerConfig
-from flaxformer_lab.models.network import leaf_paths
 from flaxformer_lab.task_config import ImageClassificationConfig, LanguageModellingConfig
 from flaxformer_lab.tasks import make_task
 from flaxformer_lab.training.optimizer import decayed, make_optimizer, make_schedule

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from flaxformer_lab.config import parse_config
-from flaxformer_lab.models.network import leaf_paths
+from flaxformer_lab.functional.trees import leaf_paths
 from flaxformer_lab.training.experiment import make_experiment
 from flaxformer_lab.training.step import make_evaluation_step, make_train_step
 

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from flaxformer_lab.training import feeds
+from flaxformer_lab.tasks import examples as examples_module
 from flaxformer_lab.training.evaluation import make_evaluate
 from flaxformer_lab.training.experiment import make_experiment
 from flaxformer_lab.training.feeds import make_feeds
@@ -114,10 +114,10 @@ def test_streamed_data_and_data_on_the_device_have_the_same_bits(prepared, name,
 def test_data_streams_when_it_is_too_large_for_the_device(prepared, monkeypatch):
     experiment, examples, _ = prepared("images")
     assert sorted(make_run_steps(experiment, examples)[1]) == ["image", "label"]
-    monkeypatch.setattr(feeds, "DEVICE_BYTES", examples.num_bytes - 1)
+    monkeypatch.setattr(examples_module, "DEVICE_BYTES", examples.num_bytes - 1)
     assert make_run_steps(experiment, examples)[1] == {}
     assert sorted(make_run_steps(changed(experiment, input="device"), examples)[1]) == ["image", "label"]
-    monkeypatch.setattr(feeds, "DEVICE_BYTES", examples.num_bytes)
+    monkeypatch.setattr(examples_module, "DEVICE_BYTES", examples.num_bytes)
     assert make_run_steps(changed(experiment, input="stream"), examples)[1] == {}
 
 
@@ -204,7 +204,7 @@ def test_evaluation_from_disk_has_the_same_bits(prepared, monkeypatch):
     experiment, _, state = prepared("text")
     examples = dataclasses.replace(experiment.task.examples("validation"), number=150)
     held = evaluate(experiment, examples, state)
-    monkeypatch.setattr(feeds, "DEVICE_BYTES", 0)
+    monkeypatch.setattr(examples_module, "DEVICE_BYTES", 0)
     streamed = dataclasses.replace(examples, load=lambda: pytest.fail("everything was loaded"))
     assert evaluate(experiment, streamed, state) == held
 

@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
+from flaxformer_lab.functional.trees import leaf_paths
 from flaxformer_lab.model_config import TransformerConfig
-from flaxformer_lab.models.network import leaf_paths
 from flaxformer_lab.task_config import ImageClassificationConfig
 from flaxformer_lab.tasks import make_task
 from flaxformer_lab.training.state import RngStream, State

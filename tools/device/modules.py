@@ -12,9 +12,9 @@ import numpy as np
 from flax import nnx
 
 from flaxformer_lab.config import parse_config
+from flaxformer_lab.functional.trees import leaf_paths
 from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models.bodies import make_body
-from flaxformer_lab.models.network import leaf_paths
 from flaxformer_lab.modules import embedding, feedforward, norm, projection
 from flaxformer_lab.modules.attention import make_attention
 from flaxformer_lab.modules.rngs import Rngs
