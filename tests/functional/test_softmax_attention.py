@@ -328,7 +328,7 @@ def test_positions_of_two_sequences_are_not_compared(masks):
 
 
 def test_the_kernels_for_one_sequence_are_not_chosen_for_two():
-    one = Problem(1, 512, 4, 128, 128, half=True, causal=False, padded=False, window=None)
+    one = Problem(1, 512, 4, 128, 128, is_16_bit=True, causal=False, has_padding=False, window=None)
     two = one._replace(other_keys=256)
     assert choose(one, "tpu").name == "splash" and choose(two, "tpu").name == "xla"
     assert choose(two, "gpu").name == "cudnn" and choose(two._replace(other_keys=255), "gpu").name == "xla"
