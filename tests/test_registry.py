@@ -253,7 +253,7 @@ def test_what_the_config_asks_of_an_unknown_part_is_refused():
     register("model", "shift", config=ShiftConfig)(Shift)
     message = refusal({"model": {"name": "shift"}, "task": {"name": "language_modelling"}})
     assert "task.objective=next_token with model.name=shift does not declare causal=True" in message
-    assert "only model.name=transformer works" in refusal(
+    assert "only model.name=transformer can shard tokens" in refusal(
         {"model": {"name": "shift"}, "parallelism": {"mesh": {"sequence": 2}}}
     )
 
