@@ -8,13 +8,14 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 
+@runtime_checkable
 class Metric(Protocol):
     """The state of one metric: a pytree of arrays.
 
@@ -25,12 +26,13 @@ class Metric(Protocol):
     additive: ClassVar[bool]
 
     @classmethod
-    def merge(cls, states: Sequence[Self]) -> Self: ...
+    def merge(cls, states: Sequence["Metric"]) -> "Metric": ...
 
     def compute(self) -> float: ...
 
 
 Metrics = dict[str, Any]  # a Metric by name
+Leaf = Any  # [examples]: an array here or on the host, or its shape
 
 
 class Average(NamedTuple):
@@ -88,7 +90,7 @@ class _Gathered:
     additive: ClassVar[bool] = False
 
     @classmethod
-    def merge(cls, states: Sequence[Self]) -> Self:
+    def merge(cls, states: Sequence["_Gathered"]) -> "_Gathered":
         return jax.tree.map(lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves]), *states)
 
 
@@ -97,9 +99,9 @@ class _Gathered:
 class AUC(_Gathered):
     """Area under the ROC curve, exact: P(score of a positive > score of a negative), a tie counts half."""
 
-    scores: Float[Array, " examples"]
-    labels: Int[Array, " examples"]
-    weights: Float[Array, " examples"]
+    scores: Leaf
+    labels: Leaf
+    weights: Leaf
 
     def compute(self) -> float:
         scores, labels, weights = (np.asarray(each, np.float64) for each in (self.scores, self.labels, self.weights))
@@ -120,10 +122,10 @@ class NDCG(_Gathered):
     out.
     """
 
-    groups: Int[Array, " examples"]
-    scores: Float[Array, " examples"]
-    relevance: Float[Array, " examples"]
-    weights: Float[Array, " examples"]
+    groups: Leaf
+    scores: Leaf
+    relevance: Leaf
+    weights: Leaf
     top: int = dataclasses.field(default=10, metadata={"static": True})
 
     def compute(self) -> float:

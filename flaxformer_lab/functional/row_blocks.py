@@ -101,7 +101,7 @@ def _scores(
     seen: slice,
     causal: bool,
     window: int | None,
-) -> Float[Array, "batch heads rows keys"]:
+) -> Float[Array, "batch heads rows _"]:
     scores = product("bhqd,bhkd->bhqk", query[:, :, rows], key[:, :, seen])
     options = {"causal": causal, "valid": valid, "window": window}
     scores = scores * query.shape[-1] ** -0.5

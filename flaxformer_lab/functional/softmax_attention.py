@@ -21,7 +21,7 @@ from flaxformer_lab.functional.row_blocks import row_blocked_attention
 Query = Float[Array, "batch tokens heads head_dim"]
 Key = Float[Array, "batch keys kv_heads head_dim"]
 Value = Float[Array, "batch keys kv_heads value_dim"]
-Valid = Bool[Array, "batch tokens"]
+Valid = Bool[Array, "batch keys"]
 Output = Float[Array, "batch tokens heads value_dim"]
 
 # Above these limits the blockwise form is chosen. The bytes are those of the float32 scores of all pairs of tokens.
@@ -66,7 +66,7 @@ def softmax_attention(
     value: Value,
     *,
     causal: bool = False,
-    valid: Bool[Array, "batch keys"] | None = None,
+    valid: Valid | None = None,
     window: int | None = None,
     implementation: str | None = None,
     explain: bool = False,
@@ -104,7 +104,7 @@ def context_parallel_attention(
     first: Int[Array, ""] | int,
     *,
     causal: bool = False,
-    valid: Bool[Array, "batch keys"] | None = None,
+    valid: Valid | None = None,
     window: int | None = None,
 ) -> Output:
     """`softmax_attention` of a shard of the queries, whose first token is token `first` of the keys."""

@@ -42,7 +42,7 @@ def cost_table(
     return [*map(list, parts.items()), ["all", parameters(params)]], operations
 
 
-def forward_flops(network: PureNetwork, params: Tree, model_state: Tree, inputs: jax.ShapeDtypeStruct) -> int:
+def forward_flops(network: PureNetwork, params: Tree, model_state: Tree, inputs: Tree) -> int:
     """Operations of one forward pass over `inputs`, counted by `count_flops`.
 
     Counted for the implementations of a CPU, so the number is the same on every machine.
@@ -51,7 +51,7 @@ def forward_flops(network: PureNetwork, params: Tree, model_state: Tree, inputs:
         return count_flops(network.apply, params, model_state, inputs)
 
 
-def compiled_bytes(network: PureNetwork, params: Tree, model_state: Tree, inputs: jax.ShapeDtypeStruct) -> int:
+def compiled_bytes(network: PureNetwork, params: Tree, model_state: Tree, inputs: Tree) -> int:
     """Peak bytes of a forward pass over `inputs`: arguments, outputs and temporary arrays (`program_bytes`)."""
     arguments = params, model_state, inputs
     return program_bytes(jax.jit(network.apply).lower(*arguments).compile(), network.apply, *arguments)

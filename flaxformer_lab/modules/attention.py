@@ -41,6 +41,7 @@ from flaxformer_lab.modules.sharding import (
 
 TokenVectors = Float[Array, "batch tokens width"]
 Token = Float[Array, "batch 1 width"]
+AnyHeads = Float[Array, "batch _ _ head_dim"]  # of queries, keys or values
 KVHeads = Float[Array, "batch keys kv_heads head_dim"]
 Valid = Bool[Array, "batch keys"]
 Positions = Int[Array, " batch"]
@@ -111,14 +112,14 @@ class Attention(nnx.Module):
         mixed, cache = self.decode_step(*self.project_qkv(x), cache, position)
         return self.output_projection(x, mixed), cache
 
-    def project_qkv(self, x: TokenVectors, memory: Float[Array, "batch memory width"] | None = None) -> list[Heads]:
+    def project_qkv(self, x: TokenVectors, memory: Float[Array, "batch memory width"] | None = None) -> list[AnyHeads]:
         """Query, key and value (or the value alone) as heads; key and value from `memory` where there is one."""
         if memory is None:
             return self._project(self.projection, x, self._counts)
         query = self._project(self.query_projection, x, [self._heads // self._kv_heads])
         return query + self._project(self.projection, memory, self._counts)
 
-    def _project(self, projection: nnx.Module, x: TokenVectors, counts: Sequence[int]) -> list[Heads]:
+    def _project(self, projection: nnx.Module, x: TokenVectors, counts: Sequence[int]) -> list[AnyHeads]:
         fused = with_logical_constraint(self._activation(projection(x)), "batch", "tokens", "heads")
         return [
             with_logical_constraint(part, "batch", "tokens", "heads", None)

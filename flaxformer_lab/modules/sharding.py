@@ -90,11 +90,11 @@ def context_parallel_attention(
 
 
 @jax.custom_vjp
-def _gather_tokens(x: Heads) -> Heads:
+def _gather_tokens(x: Heads) -> Float[Array, "batch _ _ _"]:
     return jax.lax.all_gather(x, LOGICAL_AXIS_RULES["tokens"], axis=1, tiled=True)
 
 
-def _scatter_gradient(_: None, gradient: Heads) -> tuple[Heads]:
+def _scatter_gradient(_: None, gradient: Heads) -> tuple[Float[Array, "batch _ _ _"]]:
     # Every device's queries have a part in it, so it is a sum over tokens: in float32.
     places = {"scatter_dimension": 1, "tiled": True}
     summed = jax.lax.psum_scatter(gradient.astype(jnp.float32), LOGICAL_AXIS_RULES["tokens"], **places)
@@ -106,7 +106,7 @@ _gather_tokens.defvjp(lambda x: (_gather_tokens(x), None), _scatter_gradient)
 
 def shard_map_attention(
     attend: Callable[..., Heads],
-    *heads: Float[Array, "batch tokens _ _"],
+    *heads: Float[Array, "batch _ _ _"],
     valid: Bool[Array, "batch tokens"] | None,
     **of_heads: Array,
 ) -> Heads:

@@ -20,7 +20,7 @@ from flaxformer_lab.report.markup import Markup, join, tag
 ROLES = ("ink", "muted", "grid", "surface", "variant", "baseline", "bound", "better", "worse", "level")
 COLOURS = {role: f"#0001{number:02x}" for number, role in enumerate(ROLES)}  # stand-ins, which `as_svg` replaces
 NAMESPACE = "{http://www.w3.org/2000/svg}"
-Box = tuple[float, float, float, float]
+Box = tuple[int | float, int | float, int | float, int | float]
 
 # For functions that make a figure and turn it into SVG.
 styled = matplotlib.rc_context(
@@ -49,7 +49,7 @@ styled = matplotlib.rc_context(
 )
 
 
-def make_axes(width: float, height: float, box: Box) -> tuple[Figure, Axes]:
+def make_axes(width: int | float, height: int | float, box: Box) -> tuple[Figure, Axes]:
     """A figure of so many pixels, and axes between the left, lower, right and upper margins of the box."""
     figure = Figure(figsize=(width / 72, height / 72))
     left, lower, right, upper = box

@@ -42,7 +42,7 @@ class PrimaryMetric:
     name: str
     label: str
     higher_is_better: bool
-    limits: tuple[float | None, float | None] = (None, None)
+    limits: tuple[int | float | None, int | float | None] = (None, None)
     digits: int = 3
 
 

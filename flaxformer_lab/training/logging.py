@@ -182,7 +182,7 @@ class Record:
             )
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: int | float) -> str:
     """minutes:seconds, or hours:minutes:seconds from an hour on."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"

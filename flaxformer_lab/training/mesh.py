@@ -92,7 +92,7 @@ class Mesh(Single):
 
         return jax.tree_util.tree_map_with_path(place, state)
 
-    def check(self, network: PureNetwork, inputs: jax.ShapeDtypeStruct) -> None:
+    def check(self, network: PureNetwork, inputs: Tree) -> None:
         if self._sizes["sequence"] > 1:
             tokens = jax.eval_shape(network.embed, *network.shapes, inputs).shape[1:2]
             self._require_equal_shares("a sequence", ("tokens",), tokens)

@@ -40,7 +40,7 @@ class Single:
     def layout(self, state: State, axes: dict[str, Axes]) -> None:
         del state, axes
 
-    def check(self, network: PureNetwork, inputs: jax.ShapeDtypeStruct) -> None:
+    def check(self, network: PureNetwork, inputs: Tree) -> None:
         """Raises ConfigError where the tokens of these inputs cannot be shared out equally."""
         del network, inputs
 

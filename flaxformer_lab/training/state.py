@@ -54,7 +54,7 @@ def initial_state(
     network: PureNetwork,
     optimizer: optax.GradientTransformation,
     seed: Seed,
-    initial: Mapping[str, Array] | None = None,
+    initial: Mapping[str, Any] | None = None,
 ) -> State:
     """The state at step 0. Pure: call it under `jax.jit`, or `jax.eval_shape` for shapes alone.
 

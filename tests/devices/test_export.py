@@ -1,6 +1,7 @@
 """Programs traced once for a CPU, a CUDA GPU and a TPU, by `jax.export`: the portable form of each part."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -36,7 +37,7 @@ def exported(function, *arguments):
 def test_the_forward_pass(kind, draw):
     config = with_attention(kind)
     network = make_task(config.task, FACTS).network(config.model)
-    arguments = (*map(draw, network.shapes), SYMBOLS[:, :8].astype(np.int32))
+    arguments = (*map(draw, network.shapes), jnp.asarray(SYMBOLS[:, :8], jnp.int32))
     expected, _ = network.apply(*arguments)
     np.testing.assert_allclose(exported(network.apply, *arguments)(*arguments)[0], expected, rtol=1e-5, atol=1e-5)
 

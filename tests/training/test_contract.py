@@ -27,7 +27,7 @@ from flaxformer_lab.models.network import Network, functionalize
 from flaxformer_lab.modules.embedding import FeatureEmbedding, TokenEmbedding
 from flaxformer_lab.modules.projection import Dense
 from flaxformer_lab.parsing import override
-from flaxformer_lab.task_config import TabularClassificationConfig
+from flaxformer_lab.task_config import TabularClassificationConfig, TaskConfig
 from flaxformer_lab.tasks.classification import TabularClassification
 from flaxformer_lab.tasks.examples import drawn, records
 from flaxformer_lab.tasks.task import Task
@@ -163,7 +163,8 @@ def test_a_metric_of_all_examples_is_exact_over_batches_and_devices(scored, tmp_
     examples = run.task.examples("test")
     assert examples.number % 16  # the last batch is padded
     stored = examples.load() | {"example_weight": np.ones(examples.number, np.float32)}
-    batch = run.task.prepare(jax.tree.map(jnp.asarray, stored), None, training=False)
+    keys = jax.random.split(jax.random.key(0), examples.number)
+    batch = run.task.prepare(jax.tree.map(jnp.asarray, stored), keys, training=False)
     outputs = np.asarray(run.predict(batch["inputs"]))
     expected = roc_auc_score(np.asarray(batch["targets"]), outputs[:, 1] - outputs[:, 0])
     assert values["auc"] == pytest.approx(expected, abs=1e-6) and 0.5 < expected < 1
@@ -191,7 +192,7 @@ def reversal(own_parts):
     """Read symbols, write the last ones backwards; both sequences are padded."""
 
     @dataclass(frozen=True)
-    class ReversalConfig:
+    class ReversalConfig(TaskConfig):
         name: Literal["reversal"] = "reversal"
         causal = None
 
@@ -346,7 +347,7 @@ def bags(own_parts, tmp_path, monkeypatch):
     registry.register("dataset", "bags")(Bags)
 
     @dataclass(frozen=True)
-    class BagsConfig:
+    class BagsConfig(TaskConfig):
         name: Literal["bags"] = "bags"
         capacity: int = 8
         causal = None
