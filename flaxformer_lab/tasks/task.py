@@ -1,4 +1,4 @@
-"""What every task is: examples, a network for them, and figures to judge it by."""
+"""What every task is: examples, a network for them, a loss and metrics."""
 
 import abc
 from collections.abc import Mapping

@@ -104,7 +104,7 @@ class Checkpoints:
     def restore_newest(self, abstract: State, layout: State | None = None) -> State | None:
         """The newest state that is whole; None where there never was one. `quarantined` tells of those that are not.
 
-        A damaged checkpoint is moved to the folder `damaged` beside this one, so that the run can save its step anew.
+        A damaged checkpoint is moved to the folder `damaged` beside this one, so that the run can save its step again.
 
         Raises:
             RunError: every checkpoint is damaged.
