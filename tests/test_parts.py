@@ -151,15 +151,21 @@ def close(a, b):
 def numbers(function, grid=(TOKENS,)):
     """Symmetry by numbers, and by the Jacobian which tokens and features reach which: the properties, and [t, s]."""
     tokens = math.prod(grid)
-    x, y = jnp.asarray(X[:, :tokens]), jnp.asarray(Y[:, :tokens])
+
+    @jax.jit
+    def run(x, y):
+        jacobian = jax.jacrev(lambda one: function(one[None])[0])(x[0])
+        return jacobian, *(function(each) for each in (x, -x, y, 2.5 * x - 1.5 * y))
+
     # [t, c, s, d]: output feature c of token t, input feature d of token s.
-    moved = np.abs(np.asarray(jax.jacrev(lambda one: function(one[None])[0])(x[0]))) > 1e-7
+    jacobian, of_x, of_minus_x, of_y, of_sum = run(jnp.asarray(X[:, :tokens]), jnp.asarray(Y[:, :tokens]))
+    moved = np.abs(np.asarray(jacobian)) > 1e-7
     seen = moved.any(axis=(1, 3))
     places = np.stack(np.unravel_index(np.arange(tokens), grid))
     back = np.max(places[:, :, None] - places[:, None], axis=0)
     return {
-        "odd": close(function(-x), -function(x)),
-        "affine": close(function(2.5 * x - 1.5 * y), 2.5 * function(x) - 1.5 * function(y)),
+        "odd": close(of_minus_x, -of_x),
+        "affine": close(of_sum, 2.5 * of_x - 1.5 * of_y),
         "mixes_features": bool(moved.any(axis=(0, 2))[~np.eye(WIDTH, dtype=bool)].any()),
         "reach": int(np.max(back, where=seen, initial=0)),
     }, seen
