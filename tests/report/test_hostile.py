@@ -104,7 +104,7 @@ def test_what_is_no_line_of_metrics_is_dropped(tmp_path_factory, content, entry)
     assert path.read_bytes().startswith(ours)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), value=VALUES, remove=st.booleans())
 def test_a_result_with_any_other_value_is_reported_or_made_again(grid, store, result, data, value, remove):
     made = grid({"variants": {"ffn_off": "ffn_off"}, "tasks": {"near": {"recipe": "delay.py"}}})
