@@ -66,7 +66,7 @@ def ours(size: Size, device: str, **changes: Any) -> Callable[[], None]:
 
     from flaxformer_lab.config import parse_config
     from flaxformer_lab.parsing import override
-    from flaxformer_lab.tasks.examples import windows
+    from flaxformer_lab.tasks.examples import token_windows
     from flaxformer_lab.training.experiment import make_experiment
     from flaxformer_lab.training.feeds import make_feeds
     from flaxformer_lab.training.programs import make_run_steps
@@ -91,7 +91,7 @@ def ours(size: Size, device: str, **changes: Any) -> Callable[[], None]:
         tree = override(tree, key, value)
     experiment = make_experiment(parse_config(tree), metadata={"num_symbols": size.vocabulary})
     symbols = np.random.default_rng(0).integers(0, 256, 100_000).astype(np.uint8)
-    examples = windows(symbols, size.tokens, lookahead=1)
+    examples = token_windows(symbols, size.tokens, lookahead=1)
     run_steps, data = make_run_steps(experiment, examples)
     state = jax.jit(lambda: initial_state(experiment.network, experiment.optimizer, 0))()
     data = experiment.strategy.place(data)

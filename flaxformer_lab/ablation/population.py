@@ -126,7 +126,7 @@ class Population:
         lowered = (
             run.lower(seeds, state, self._data, feed, count),
             evaluate.lower(state.params, state.model_state, batch),
-            measure.lower(state.params, state.model_state, self._few(batch)),
+            measure.lower(state.params, state.model_state, self._first_examples(batch)),
         )
         # Compiling a small program takes longer than running it, and its products of matrices are library calls.
         with futures.ThreadPoolExecutor() as threads:
@@ -168,7 +168,7 @@ class Population:
             if should_run(step, training.steps, training.evaluate_every):
                 curve.append(self._evaluate_split(seeds, state, "validation"))
             progress(step)
-        few = self._few(self._prepared(seeds, next(host_evaluation(self.config, self._examples["test"]))))
+        few = self._first_examples(self._prepared(seeds, next(host_evaluation(self.config, self._examples["test"]))))
         measures = self._measure(state.params, state.model_state, few)
         validation = {name: np.stack([values[name] for values in curve], axis=1) for name in curve[0]}
         return validation, self._evaluate_split(seeds, state, "test"), strategy.gather(measures), strategy.gather(state)
@@ -250,7 +250,7 @@ class Population:
     # ----------------------------------------------------------------------------------- chunks and batches
 
     def _chunks(self) -> list[tuple[Replica, ...]]:
-        """The replicas in equal chunks; the last one is filled up with copies that nobody looks at."""
+        """The replicas in equal chunks; the last one is padded with copies whose results are dropped."""
         chunks = [self.replicas[start : start + self.chunk] for start in range(0, len(self.replicas), self.chunk)]
         chunks[-1] = tuple(itertools.islice(itertools.cycle(chunks[-1]), self.chunk))
         return chunks
@@ -269,7 +269,7 @@ class Population:
         by_seed = {replica.seed: host_feed(self.config, examples, replica.seed, begin, count) for replica in replicas}
         return self._strategy.split(stack_trees([by_seed[replica.seed] for replica in replicas]), 0)
 
-    def _few(self, prepared: Tree) -> Tree:
+    def _first_examples(self, prepared: Tree) -> Tree:
         """The first examples of each replica."""
         axes = (slice(None),) * (2 if self._strategy.num_devices > 1 else 1)
         return jax.tree.map(lambda leaf: leaf[*axes, :MEASURED_EXAMPLES], prepared)

@@ -93,7 +93,7 @@ class Store:
 
     @contextlib.contextmanager
     def locked(self, cell: Cell) -> Iterator[bool]:
-        """Whether this process may train the cell while the context lasts: it is not finished, and nobody else does."""
+        """Whether this process may train the cell in this context: it is not finished, and no other process has it."""
         with file_lock(self._path(cell, "lock")) as is_held:
             yield is_held and self.result(cell) is None
 

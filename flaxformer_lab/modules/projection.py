@@ -1,6 +1,6 @@
 """Maps over features that own parameters: dense, diagonal (no feature mixing), identity (no parameters).
 
-Every parameter names its axes, so that a mesh of devices knows what to share out: width (the stream's features), heads,
+Every parameter names its axes, so that a mesh of devices knows what to shard: width (the stream's features), heads,
 hidden; None is an axis that no device takes a share of.
 """
 

@@ -108,27 +108,27 @@ def shard_map_attention(
     attend: Callable[..., Heads],
     *heads: Float[Array, "batch _ _ _"],
     valid: Bool[Array, "batch tokens"] | None,
-    **of_heads: Array,
+    **per_head: Array,
 ) -> Heads:
-    """`attend(*heads, valid=valid, **of_heads)` on each device's own examples and heads; they need no others.
+    """`attend(*heads, valid=valid, **per_head)` on each device's own examples and heads; they need no others.
 
-    The compiler cannot partition a kernel (cuDNN, Pallas). of_heads: arrays [heads]. Each device computes all of what
+    The compiler cannot partition a kernel (cuDNN, Pallas). per_head: arrays [heads]. Each device computes all of what
     the devices do not divide equally.
     """
     if not on_a_mesh():
-        return attend(*heads, valid=valid, **of_heads)
+        return attend(*heads, valid=valid, **per_head)
     batch = _divided("batch", heads[0].shape[0])
-    sizes = [x.shape[2] for x in heads] + [len(x) for x in of_heads.values()]
+    sizes = [x.shape[2] for x in heads] + [len(x) for x in per_head.values()]
     head = LOGICAL_AXIS_RULES["heads"] if all(_divided("heads", size) for size in sizes) else None
     # Tokens are whole here; but the backward pass sums over an axis that no spec names, also over a single device.
     shard = Spec(batch, LOGICAL_AXIS_RULES["tokens"], head, None)
-    specs = (shard,) * len(heads), Spec(batch, None), {name: Spec(head) for name in of_heads}
+    specs = (shard,) * len(heads), Spec(batch, None), {name: Spec(head) for name in per_head}
 
-    def attend_locally(heads: tuple[Heads, ...], valid: Bool[Array, "batch tokens"] | None, of_heads: dict[str, Array]):
-        return attend(*heads, valid=valid, **of_heads)
+    def attend_locally(heads: tuple[Heads, ...], valid: Bool[Array, "batch tokens"] | None, per_head: dict[str, Array]):
+        return attend(*heads, valid=valid, **per_head)
 
     sharded = jax.shard_map(attend_locally, in_specs=specs, out_specs=shard, check_vma=False)
-    return sharded(heads, valid, of_heads)
+    return sharded(heads, valid, per_head)
 
 
 def _divided(axis: str, size: int) -> str | tuple[str, ...] | None:

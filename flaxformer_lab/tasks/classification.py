@@ -20,7 +20,7 @@ from flaxformer_lab.modules.embedding import ColumnEmbedding, PatchEmbedding
 from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.registry import register
 from flaxformer_lab.task_config import ImageClassificationConfig, TabularClassificationConfig
-from flaxformer_lab.tasks.examples import Examples, records
+from flaxformer_lab.tasks.examples import Examples, stored_examples
 from flaxformer_lab.tasks.task import ACCURACY, Batch, Task
 
 
@@ -50,7 +50,7 @@ class Classification(Task):
         """What the network must know of the training examples beside the number of classes."""
 
     def examples(self, split: str) -> Examples:
-        return records(open_split(self._config.dataset, split))
+        return stored_examples(open_split(self._config.dataset, split))
 
     def loss_and_metrics(self, logits: Float[Array, "batch classes"], batch: Batch) -> Metrics:
         arguments = (logits, batch["targets"], batch["loss_weights"])

@@ -43,7 +43,7 @@ class Examples:
     def training_indices(self, seed: int, step: int, batch_size: int) -> Int[np.ndarray, " batch"]:
         """Rows of the batch of update number `step`: a function of seed and step alone."""
         if self.endless:
-            # Numbers below 2**30, so that evaluation can have numbers of its own above.
+            # Numbers below 2**30, so that evaluation can use the numbers above.
             return (np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64) % 2**30).astype(np.int32)
         epochs, indices = positions(seed, step, batch_size, self.number)
         shift = {int(epoch): start_offset(seed, int(epoch), self.stride) for epoch in np.unique(epochs)}
@@ -54,7 +54,7 @@ class Examples:
         return (indices * self.stride).astype(np.int32)
 
 
-def records(source: Source) -> Examples:
+def stored_examples(source: Source) -> Examples:
     """Every record of a data set is an example."""
 
     def take(arrays: Arrays, rows: Any) -> Arrays:
@@ -84,13 +84,13 @@ def _decoded_once(source: Source) -> Callable[[Int[np.ndarray, " batch"]], Array
     return read
 
 
-def windows(symbols: UInt[np.ndarray, " length"], size: int, *, lookahead: int) -> Examples:
+def token_windows(symbols: UInt[np.ndarray, " length"], size: int, *, lookahead: int) -> Examples:
     """Windows of `size` symbols, side by side; a row is the position of a window's first symbol.
 
     An example has `symbols` [size + lookahead] and `loss_weights` [size]: 0 where the stream has ended. Each epoch
     starts the first window at another offset, so that no boundary is always at the same place.
     """
-    # The last window can begin up to one short of `size` symbols late, so two windows' room lies behind the end.
+    # The last window can begin up to one short of `size` symbols late, so the stream is padded by two windows.
     stream = {"symbols": np.concatenate([symbols, np.zeros(2 * size + lookahead, symbols.dtype)])}
     usable = len(symbols) - lookahead
 
@@ -109,8 +109,8 @@ def windows(symbols: UInt[np.ndarray, " length"], size: int, *, lookahead: int) 
     )
 
 
-def drawn(number: int, *, first: int, endless: bool) -> Examples:
-    """Examples that exist as their numbers alone, from `first` on; whoever takes one draws it from its number.
+def generated_examples(number: int, *, first: int, endless: bool) -> Examples:
+    """Examples that are numbers alone, from `first` on; `Task.prepare` draws each one from its number.
 
     Endless ones never come twice in training; `number` is then only how many an evaluation sees.
     """

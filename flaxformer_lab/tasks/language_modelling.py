@@ -19,7 +19,7 @@ from flaxformer_lab.modules.embedding import TokenEmbedding
 from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.registry import register
 from flaxformer_lab.task_config import LanguageModellingConfig
-from flaxformer_lab.tasks.examples import Examples, windows
+from flaxformer_lab.tasks.examples import Examples, token_windows
 from flaxformer_lab.tasks.task import ACCURACY, Batch, Task
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # stands for every character that the training text does not have
@@ -50,7 +50,7 @@ class LanguageModelling(Task):
                 f"task.sequence_length={self._config.sequence_length} is more than the {len(symbols)} symbols in "
                 f"{split} of {self._config.dataset}; choose a smaller one"
             )
-        return windows(symbols, self._config.sequence_length, lookahead=lookahead)
+        return token_windows(symbols, self._config.sequence_length, lookahead=lookahead)
 
     def network(self, config: ModelConfig) -> PureNetwork:
         symbols = self.metadata["num_symbols"]

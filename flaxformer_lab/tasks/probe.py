@@ -18,7 +18,7 @@ from flaxformer_lab.modules.embedding import FeatureEmbedding, TokenEmbedding
 from flaxformer_lab.modules.projection import PROJECTIONS
 from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.task_config import ProbeConfig, SyntheticConfig
-from flaxformer_lab.tasks.examples import Examples, drawn
+from flaxformer_lab.tasks.examples import Examples, generated_examples
 from flaxformer_lab.tasks.task import ACCURACY, R_SQUARED, Batch, Task
 
 # Numbers from which evaluation draws, beyond all that training can reach.
@@ -45,14 +45,14 @@ class Probe(Task):
 
     def examples(self, split: str) -> Examples:
         if split == "train" and self.training_examples is not None:
-            return drawn(self.training_examples, first=0, endless=False)
-        return drawn(self._config.evaluation_examples, first=FIRST[split], endless=split == "train")
+            return generated_examples(self.training_examples, first=0, endless=False)
+        return generated_examples(self._config.evaluation_examples, first=FIRST[split], endless=split == "train")
 
     def prepare(self, examples: Batch, keys: Key[Array, " batch"], *, training: bool) -> Batch:
         index = examples["index"]
         keys = jax.vmap(jax.random.fold_in)(keys, index)
         if self.training_examples is not None:
-            # By number and not by `training`: whoever evaluates the training set must see the training set.
+            # By number and not by `training`: an evaluation of the training set must see the training set.
             fixed = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(0), index)
             keys = jnp.where(index < FIRST["validation"], fixed, keys)
         inputs, targets, weights = jax.vmap(self.draw)(keys)
@@ -116,11 +116,11 @@ class SymbolProbe(Probe):
 
         def build(rngs: Rngs) -> Network:
             embedding = TokenEmbedding(vocabulary, config.width, dtype=config.dtype, rngs=rngs)
-            return self.around(config, embedding, grid=(tokens,), outputs=vocabulary, rngs=rngs)
+            return self.build_network(config, embedding, grid=(tokens,), outputs=vocabulary, rngs=rngs)
 
         return functionalize(build)
 
-    def around(self, config: ModelConfig, embedding: nnx.Module, **sizes: Any) -> Network:
+    def build_network(self, config: ModelConfig, embedding: nnx.Module, **sizes: Any) -> Network:
         """The network from the embedding on."""
         return Network(config, embedding=embedding, **sizes)
 

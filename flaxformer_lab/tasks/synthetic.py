@@ -159,7 +159,7 @@ class Compression(SymbolProbe):
         symbols = jax.random.randint(key, (length,), 0, last).at[-1].set(last)
         return symbols, symbols, (jnp.arange(length) < length - 1).astype(jnp.float32)
 
-    def around(self, config: ModelConfig, embedding: nnx.Module, **sizes) -> Network:
+    def build_network(self, config: ModelConfig, embedding: nnx.Module, **sizes) -> Network:
         head = PositionDecoder(
             config, tokens=self._config.sequence_length, outputs=sizes["outputs"], rngs=sizes["rngs"]
         )

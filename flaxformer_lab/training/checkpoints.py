@@ -56,7 +56,7 @@ class Checkpoints:
         try:
             self._orbax.close()
         except Exception as error:
-            if kind is None:  # else what went wrong first is told
+            if kind is None:  # else the first error is the one to report
                 raise self._unsaved("in progress", error) from error
 
     @property
@@ -181,7 +181,7 @@ def _readable(step: Path) -> bool:
 
 
 def _digest(tree: Tree) -> str:
-    """A checksum of every leaf's path, type, shape and values, the same however they are shared out over devices."""
+    """A checksum of every leaf's path, type, shape and values, the same however they are sharded over devices."""
     names, total = 0, 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         names = zlib.crc32(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode(), names)

@@ -116,7 +116,7 @@ def _some(names: Mapping[str, Any]) -> str:
 def first_state(
     experiment: Experiment, checkpoints: Checkpoints, initial: InitialWeights | None = None
 ) -> tuple[State, list[str]]:
-    """The state of the newest checkpoint that is whole, or a fresh one where there is none; and what to tell of it."""
+    """The newest state that is whole, or a fresh one where there is none; and messages for the user."""
     state = checkpoints.restore_newest(experiment.abstract_state, experiment.layout)
     messages = [f"warning: {warning}" for warning in checkpoints.quarantined]
     if state is not None:

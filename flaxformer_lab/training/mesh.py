@@ -78,7 +78,7 @@ class Mesh(Single):
         """Where each leaf of a state lies: a parameter by its axes, and what the optimizer keeps beside it likewise.
 
         Raises:
-            ConfigError: an axis that the mesh cannot share out equally.
+            ConfigError: an axis that the mesh cannot shard equally.
         """
 
         def place(path: tuple, leaf: Any) -> jax.sharding.NamedSharding:

@@ -2,7 +2,7 @@
 
 All offer the same verbs, so the loop does not know which one it has: `compile` a function of trees, `place` what every
 device holds in full, `place_state` a state where `layout` says that its leaves lie (None: all are whole), `split` what
-the devices share out along an axis, of a batch the `process_local_rows` alone; `gather` what was split along the first
+the devices shard along an axis (of a batch the `process_local_rows` alone); `gather` what was split along the first
 axis, and `fetch` a value that all agree on. A function that is compiled with a layout returns (state, rest),
 and leaves the state there. `num_shares` is how many ways a batch is split.
 """
@@ -53,7 +53,7 @@ class Pmap(Single):
         return jax.device_put(np.broadcast_to(host, (self.num_devices, *host.shape)), self._sharding)
 
     def layout(self, state: State, axes: dict[str, Axes]) -> State | None:
-        """Where a state lies that is saved or restored: several processes must say that they mean the same one."""
+        """The sharding of a state that is saved or restored: several processes must say that they mean the same one."""
         del axes
         return None if jax.process_count() == 1 else jax.tree.map(lambda leaf: self._everywhere, state)
 

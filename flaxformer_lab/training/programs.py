@@ -74,7 +74,7 @@ def run_calls(
     counts = {count: place(np.int32(count)) for count in sorted({count for _, count in schedule})}
     for (begin, count), feed in zip(schedule, feeds, strict=True):
         # Explicit placement only: an implicit copy between host and device would be a hidden cost of every step. The
-        # guard holds for the thread, so it ends before whoever iterates goes on.
+        # guard holds for the thread, so it ends before the caller continues.
         with jax.transfer_guard("disallow"):
             state, history = run_steps(state, feed, counts[count])
         yield begin + count, count, state, history

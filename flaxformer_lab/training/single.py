@@ -41,7 +41,7 @@ class Single:
         del state, axes
 
     def check(self, network: PureNetwork, inputs: Tree) -> None:
-        """Raises ConfigError where the tokens of these inputs cannot be shared out equally."""
+        """Raises ConfigError where the tokens of these inputs cannot be sharded equally."""
         del network, inputs
 
     def process_local_rows(self, size: int) -> slice | np.ndarray:

@@ -100,7 +100,7 @@ def example_keys(
 def _accumulated(
     sums_of: Callable[[Tree, Batch], tuple[Sums, Tree]], accumulate: int, model_state: Tree, batch: Batch
 ) -> tuple[Sums, Tree]:
-    """The sum of `sums_of` over `accumulate` micro-batches, one at a time; each goes on from the last one's state.
+    """The sum of `sums_of` over `accumulate` micro-batches, one by one; each starts from the state of the last.
 
     Every `accumulate`-th row goes into the same micro-batch, so each has the same rows however devices split the batch.
     """

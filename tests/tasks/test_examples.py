@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flaxformer_lab.data.source import open_split
-from flaxformer_lab.tasks.examples import drawn, records, windows
+from flaxformer_lab.tasks.examples import generated_examples, stored_examples, token_windows
 
 STREAMS = [
     (10, 5, 0),
@@ -28,7 +28,7 @@ def text(length):
 
 @pytest.mark.parametrize(("length", "size", "lookahead"), STREAMS)
 def test_windows_predict_every_symbol_exactly_once_in_evaluation(length, size, lookahead):
-    examples = windows(text(length), size, lookahead=lookahead)
+    examples = token_windows(text(length), size, lookahead=lookahead)
     batch = examples.read(examples.evaluation_indices(np.arange(examples.number)))
     assert batch["symbols"].shape == (examples.number, size + lookahead)
     assert batch["loss_weights"].shape == (examples.number, size) and batch["loss_weights"].dtype == np.float32
@@ -39,7 +39,7 @@ def test_windows_predict_every_symbol_exactly_once_in_evaluation(length, size, l
 
 @pytest.mark.parametrize(("length", "size", "lookahead"), STREAMS)
 def test_an_epoch_of_training_windows_has_every_symbol_after_its_offset_once(length, size, lookahead):
-    examples = windows(text(length), size, lookahead=lookahead)
+    examples = token_windows(text(length), size, lookahead=lookahead)
     for epoch in range(6):
         # One batch of the whole data set is one epoch.
         rows = examples.training_indices(5, epoch, examples.number)
@@ -50,13 +50,13 @@ def test_an_epoch_of_training_windows_has_every_symbol_after_its_offset_once(len
 
 
 def test_training_windows_begin_elsewhere_in_each_epoch():
-    examples = windows(text(1000), 64, lookahead=1)
+    examples = token_windows(text(1000), 64, lookahead=1)
     offsets = [int(examples.training_indices(0, epoch, examples.number)[0] % 64) for epoch in range(20)]
     assert len(set(offsets)) > 10 and min(offsets) >= 0
 
 
 def test_a_batch_across_two_epochs_has_the_offset_of_each():
-    examples = windows(text(1000), 64, lookahead=1)
+    examples = token_windows(text(1000), 64, lookahead=1)
     first, second = (examples.training_indices(3, epoch, examples.number) for epoch in range(2))
     # 16 windows an epoch, so the second batch of 12 takes 4 from the first epoch and 8 from the second.
     across = np.concatenate([examples.training_indices(3, step, 12) for step in range(2)])
@@ -66,16 +66,16 @@ def test_a_batch_across_two_epochs_has_the_offset_of_each():
 
 
 def test_training_rows_follow_from_seed_and_step_alone():
-    examples = windows(text(1000), 64, lookahead=1)
+    examples = token_windows(text(1000), 64, lookahead=1)
     before = examples.training_indices(1, 7, 5)
     for seed, step in ((1, 6), (1, 8), (2, 7)):
         assert not np.array_equal(examples.training_indices(seed, step, 5), before)
-    np.testing.assert_array_equal(windows(text(1000), 64, lookahead=1).training_indices(1, 7, 5), before)
+    np.testing.assert_array_equal(token_windows(text(1000), 64, lookahead=1).training_indices(1, 7, 5), before)
 
 
 @pytest.mark.parametrize(("length", "size", "lookahead"), STREAMS)
 def test_windows_taken_on_the_device_are_those_read_on_the_host(length, size, lookahead):
-    examples = windows(text(length), size, lookahead=lookahead)
+    examples = token_windows(text(length), size, lookahead=lookahead)
     # Every row that training can ask for: the last window, moved by the largest offset, included.
     rows = np.arange(examples.number * size, dtype=np.int32)
     taken = jax.jit(examples.take)(jax.tree.map(jnp.asarray, examples.load()), rows)
@@ -91,7 +91,7 @@ def test_windows_taken_on_the_device_are_those_read_on_the_host(length, size, lo
 
 
 def test_windows_keep_the_type_of_the_symbols_and_say_what_they_hold():
-    examples = windows(np.zeros(50, np.uint8), 7, lookahead=1)
+    examples = token_windows(np.zeros(50, np.uint8), 7, lookahead=1)
     assert examples.load()["symbols"].dtype == np.uint8
     assert examples.num_bytes == sum(array.nbytes for array in examples.load().values())
 
@@ -103,7 +103,7 @@ def digits_source():
 
 @pytest.fixture(scope="module")
 def digits(digits_source):
-    return records(digits_source)
+    return stored_examples(digits_source)
 
 
 def test_records_taken_on_the_device_are_those_read_from_disk(digits):
@@ -129,11 +129,11 @@ def test_records_are_decoded_once_where_memory_holds_them(digits_source, monkeyp
 
     source = dataclasses.replace(digits_source, examples=Counted())
     rows = np.array([5, 2, 5, 9])
-    kept = records(source)
+    kept = stored_examples(source)
     first, again = kept.read(rows), kept.read(rows[::-1])
     assert sorted(asked) == [2, 5, 9]
     monkeypatch.setattr("flaxformer_lab.tasks.examples.HOST_BYTES", source.num_bytes() - 1)
-    decoded_anew = records(source)
+    decoded_anew = stored_examples(source)
     for name, values in decoded_anew.read(rows).items():
         np.testing.assert_array_equal(first[name], values)
         np.testing.assert_array_equal(again[name], values[::-1])
@@ -154,7 +154,7 @@ def test_records_say_what_they_hold(digits):
 
 
 def test_drawn_examples_are_their_numbers():
-    examples = drawn(50, first=2**30, endless=False)
+    examples = generated_examples(50, first=2**30, endless=False)
     rows = np.array([3, 0, 49], np.int32)
     assert (examples.number, examples.num_bytes, examples.load()) == (50, 0, {})
     read, taken = examples.read(rows), jax.jit(examples.take)({}, rows)
@@ -165,7 +165,7 @@ def test_drawn_examples_are_their_numbers():
 
 
 def test_drawn_examples_that_end_come_once_an_epoch_in_the_order_of_the_seed():
-    examples = drawn(50, first=0, endless=False)
+    examples = generated_examples(50, first=0, endless=False)
     epochs = [examples.training_indices(seed, step, 50) for seed, step in ((0, 0), (0, 1), (1, 0))]
     for epoch in epochs:
         np.testing.assert_array_equal(np.sort(epoch), np.arange(50))
@@ -173,7 +173,7 @@ def test_drawn_examples_that_end_come_once_an_epoch_in_the_order_of_the_seed():
 
 
 def test_endless_examples_count_on_and_never_repeat_below_2_to_the_30():
-    examples, size = drawn(50, first=0, endless=True), 2**9 * 3
+    examples, size = generated_examples(50, first=0, endless=True), 2**9 * 3
     whole = 2**30 // size
     for step in (0, 1, 7, whole // 2, whole - 1):
         rows = examples.training_indices(0, step, size)
@@ -187,6 +187,6 @@ def test_endless_examples_count_on_and_never_repeat_below_2_to_the_30():
 
 
 def test_the_number_of_endless_examples_is_that_of_an_evaluation():
-    examples = drawn(50, first=7, endless=True)
+    examples = generated_examples(50, first=7, endless=True)
     assert examples.number == 50
     np.testing.assert_array_equal(examples.read(examples.evaluation_indices(np.arange(2)))["index"], [7, 8])

@@ -29,7 +29,7 @@ from flaxformer_lab.modules.projection import Dense
 from flaxformer_lab.parsing import override
 from flaxformer_lab.task_config import TabularClassificationConfig, TaskConfig
 from flaxformer_lab.tasks.classification import TabularClassification
-from flaxformer_lab.tasks.examples import drawn, records
+from flaxformer_lab.tasks.examples import generated_examples, stored_examples
 from flaxformer_lab.tasks.task import Task
 from flaxformer_lab.training.experiment import make_experiment
 from flaxformer_lab.training.initialization import initial_weights
@@ -204,7 +204,7 @@ def reversal(own_parts):
             self.metadata = {}
 
         def examples(self, split):
-            return drawn(
+            return generated_examples(
                 64, first={"train": 0, "validation": 2**30, "test": 2**30 + 64}[split], endless=split == "train"
             )
 
@@ -353,7 +353,7 @@ def bags(own_parts, tmp_path, monkeypatch):
             self._capacity, self.metadata = config.capacity, {}
 
         def examples(self, split):
-            return records(open_split("bags", split, {"values": (self._capacity,)}))
+            return stored_examples(open_split("bags", split, {"values": (self._capacity,)}))
 
         def network(self, config):
             def build(rngs):
