@@ -15,15 +15,13 @@ from absl import flags
 
 from flaxformer_lab.command_line import parse_step, run
 from flaxformer_lab.config import Config
-from flaxformer_lab.errors import ConfigError, RunError
+from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.models.network import PureNetwork
 from flaxformer_lab.tasks import SPLITS, Task
-from flaxformer_lab.training.checkpoints import Checkpoints
 from flaxformer_lab.training.evaluation import make_evaluate
-from flaxformer_lab.training.experiment import Experiment, make_experiment
-from flaxformer_lab.training.folder import RunFolder
+from flaxformer_lab.training.experiment import Experiment
+from flaxformer_lab.training.initialization import restore_run
 from flaxformer_lab.training.logging import Display
-from flaxformer_lab.training.parallelism import Single, make_strategy
 from flaxformer_lab.training.state import State
 
 Tree = Any  # a pytree of arrays
@@ -87,19 +85,7 @@ def load_run(workdir: str | Path, step: int | str | None = None) -> Run:
     Raises:
         RunError: the folder is missing, empty or damaged, or has no such checkpoint.
     """
-    folder = RunFolder(workdir)
-    config, metadata = folder.read()
-    try:
-        strategy = make_strategy(config)
-    except ConfigError:  # this machine has other devices than the run had; one gives the same metrics
-        strategy = Single(deterministic=config.model.dtype == "float32")
-    try:
-        experiment = make_experiment(config, metadata, strategy)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{folder.path / 'metadata.json'} is damaged: {type(error).__name__}: {error}") from error
-    with Checkpoints(folder.checkpoints, writable=False) as checkpoints:
-        chosen = checkpoints.best() if step == "best" else step
-        return Run(experiment, checkpoints.restore(experiment.abstract_state, chosen))
+    return Run(*restore_run(workdir, step))
 
 
 def main(overrides: list[str]) -> None:

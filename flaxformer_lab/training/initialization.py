@@ -18,6 +18,7 @@ from flaxformer_lab.functional.trees import leaf_paths
 from flaxformer_lab.training.checkpoints import Checkpoints
 from flaxformer_lab.training.experiment import Experiment, make_experiment
 from flaxformer_lab.training.folder import RunFolder
+from flaxformer_lab.training.parallelism import Strategy, make_strategy
 from flaxformer_lab.training.single import Single
 from flaxformer_lab.training.state import State, initial_state
 
@@ -80,6 +81,32 @@ def initial_weights(config: TrainingConfig, abstract: State) -> InitialWeights |
     )
 
 
+def restore_run(
+    workdir: str | Path, step: int | str | None = None, strategy: Strategy | None = None
+) -> tuple[Experiment, State]:
+    """The experiment of a run's folder and its state at checkpoint `step` (default: the last; "best": lowest loss).
+
+    strategy: None takes the config's, or one device where this machine has other devices than the run had.
+
+    Raises:
+        RunError: the folder is missing, empty or damaged, or has no such checkpoint.
+    """
+    folder = RunFolder(workdir)
+    config, metadata = folder.read()
+    if strategy is None:
+        try:
+            strategy = make_strategy(config)
+        except ConfigError:  # one device gives the same numbers
+            strategy = Single(deterministic=config.model.dtype == "float32")
+    try:
+        experiment = make_experiment(config, metadata, strategy)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{folder.path / 'metadata.json'} is damaged: {type(error).__name__}: {error}") from error
+    with Checkpoints(folder.checkpoints, writable=False) as checkpoints:
+        chosen = checkpoints.best() if step == "best" else step
+        return experiment, checkpoints.restore(experiment.abstract_state, chosen)
+
+
 def _is_admitted(name: str, patterns: tuple[str, ...]) -> bool:
     """Whether a pattern is the name, a part above it (`body`), or a wildcard that fits it (`*.ffn.*`)."""
     return not patterns or any(name == p or name.startswith(f"{p}.") or fnmatch.fnmatch(name, p) for p in patterns)
@@ -91,10 +118,7 @@ def _read(source: str) -> Arrays:
     if not path.exists():
         raise RunError(f"training.init_from={source} does not exist; name a run's folder or a .safetensors file")
     if path.is_dir():
-        folder = RunFolder(path)
-        experiment = make_experiment(*folder.read(), Single())
-        with Checkpoints(folder.checkpoints, writable=False) as checkpoints:
-            state = checkpoints.restore(experiment.abstract_state)
+        _, state = restore_run(path, strategy=Single())
         leaves = leaf_paths(state.params) | leaf_paths(state.model_state)
         return {name: np.asarray(leaf) for name, leaf in leaves.items()}
     if path.suffix != ".safetensors":

@@ -1,6 +1,7 @@
 """What a task, a network and a step may be, beyond those that the lab has: one small task or model for each."""
 
 import dataclasses
+import shutil
 from dataclasses import dataclass
 from typing import Literal
 
@@ -546,6 +547,13 @@ def test_a_source_that_does_not_fit_is_refused_before_anything_is_written(tmp_pa
     with pytest.raises(kind, match=error):
         train(config_of(DIGITS, {}, {"training.init_from": str(path)}), tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_run_is_no_source(first, tmp_path):
+    shutil.copytree(first, tmp_path / "damaged")
+    (tmp_path / "damaged" / "metadata.json").write_text("{}")
+    with pytest.raises(RunError, match=r"metadata\.json is damaged: KeyError"):
+        start(config_of(DIGITS, {}, {"training.init_from": str(tmp_path / "damaged")}))
 
 
 def test_pickled_weights_are_refused_and_parts_need_a_source(tmp_path):
