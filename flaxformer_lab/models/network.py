@@ -78,7 +78,8 @@ class Network(nnx.Module):
         if self._pooling == "class_token":
             return x[:, 0]
         if self._pooling == "last":
-            return x[:, -1] if valid is None else _last_of_valid(x, valid)
+            places = jnp.arange(x.shape[1])[None]
+            return x[:, -1] if valid is None else _take_token(x, jnp.max(jnp.where(valid, places, 0), axis=1))
         return x
 
     def prefill(
@@ -104,8 +105,7 @@ class Network(nnx.Module):
         else:
             inputs = jnp.pad(inputs, ((0, 0), (0, self._tokens - inputs.shape[1])))
             x, cache = self.body(self.embedding(inputs)), {"inputs": inputs, "lengths": lengths}
-        last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)
-        return self.head(last[:, 0]).astype(jnp.float32), cache
+        return self.head(_take_token(x, lengths - 1)).astype(jnp.float32), cache
 
     def decode(self, inputs: Int[Array, " batch"], cache: Tree) -> tuple[Float[Array, "batch outputs"], Tree]:
         """Logits after one more input of each example, and the cache that includes it."""
@@ -116,8 +116,8 @@ class Network(nnx.Module):
         return self.head(x[:, 0]).astype(jnp.float32), cache
 
 
-def _last_of_valid(x: Float[Array, "batch tokens width"], valid: Bool[Array, "batch tokens"]):
-    places = jnp.max(jnp.where(valid, jnp.arange(x.shape[1])[None], 0), axis=1)
+def _take_token(x: Float[Array, "batch tokens width"], places: Int[Array, " batch"]) -> Float[Array, "batch width"]:
+    """The token of each example at its place."""
     return jnp.take_along_axis(x, places[:, None, None], axis=1)[:, 0]
 
 

@@ -47,7 +47,7 @@ def transformer_is_odd(config: TransformerConfig, tokens: int | None) -> bool | 
     The norms over a token's features are odd, BatchNorm with its averages is not; nor is a gate (a product of two odd
     maps, or of one with a sigmoid).
     """
-    if config.bias or config.position not in ("off", "rotary") or config.norm.kind == "batchnorm":
+    if config.bias or config.position not in ("off", "rotary") or _is_batch_normalised(config):
         return False
     attention = config.attention
     knobs = attention.kind == "off" or (attention.activation in ODD_ACTIVATIONS and not attention.gate)
@@ -56,7 +56,7 @@ def transformer_is_odd(config: TransformerConfig, tokens: int | None) -> bool | 
 
 def transformer_is_affine(config: TransformerConfig, tokens: int | None) -> bool | None:
     """Without norms, where both parts are affine."""
-    if config.norm.kind == "batchnorm":
+    if _is_batch_normalised(config):
         return None
     if config.norm.kind != "off":
         return False
@@ -67,7 +67,7 @@ def transformer_is_affine(config: TransformerConfig, tokens: int | None) -> bool
 
 def transformer_mixes_features(config: TransformerConfig, tokens: int | None) -> bool | None:
     """Through a dense map, a norm, which a model without any block has as well, a gate, or a part."""
-    if config.norm.kind == "batchnorm":
+    if _is_batch_normalised(config):
         return None
     if config.norm.kind != "off":
         return True
