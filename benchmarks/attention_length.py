@@ -34,7 +34,7 @@ LINEAR = ("lightning", "linear", "channel", "mean", "lightning_kernel", "fla_nai
 CPU_LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 GPU_LENGTHS = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
 # The cases on a GPU that fit into two minutes, mostly of compiling.
-BRIEF_KINDS, BRIEF_LENGTHS = ("softmax", "torch_sdpa", "lightning", "lightning_kernel", "linear"), (1024, 8192, 32768)
+BRIEF_KINDS, BRIEF_LENGTHS = ("softmax", "torch_sdpa", "lightning", "lightning_kernel", "linear"), (1024, 32768)
 WIDE, FEW, WIDTHS = ("softmax", "channel"), 256, (32, 64, 128, 256, 512, 1024, 2048)  # one head of all features
 GROWING = (("lightning", False), ("lightning", True), ("channel", True), ("softmax", True))  # kind, backward
 FIGURES = Path(__file__).parents[1] / "docs" / "results"
