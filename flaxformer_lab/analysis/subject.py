@@ -1,5 +1,6 @@
 """What is measured: a network with its parameters, a batch, and the functions that the measures take."""
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 from typing import Any
@@ -65,6 +66,11 @@ class Subject:
     def body(self):
         """Token vectors to token vectors, compiled."""
         return jax.jit(lambda vectors: self.network.body(self.params, self.model_state, vectors))
+
+    def at_initialization(self) -> "Subject":
+        """The same model with weights that training could have started from."""
+        params, model_state = jax.jit(self.network.init)(jax.random.key(0))
+        return dataclasses.replace(self, params=params, model_state=model_state)
 
     @property
     def valid(self) -> Any:

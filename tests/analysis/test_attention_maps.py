@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from flaxformer_lab.analysis.attention_maps import effective_rank, entropy, head_diversity, mean_distance
+from flaxformer_lab.functional.attention import mean_weights
 
 TOKENS = 8
 UNIFORM = np.full((TOKENS, TOKENS), 1 / TOKENS, np.float32)
@@ -25,7 +26,14 @@ def drawn(heads, batch=3):
 def test_entropy_is_1_for_equal_weights_and_0_for_one_token():
     found = entropy(maps(UNIFORM, ITSELF, PAIRS))
     np.testing.assert_allclose(found, [1, 0, np.log(2) / np.log(TOKENS)], atol=1e-6)
-    np.testing.assert_array_equal(entropy(jnp.ones((2, 3, 1, 1))), [0, 0, 0])
+    assert np.all(np.isnan(entropy(jnp.ones((2, 3, 1, 1)))))  # nothing to choose from
+
+
+@pytest.mark.parametrize("mask", [{"causal": True}, {"window": 3}, {"causal": True, "window": 2}])
+def test_entropy_is_relative_to_what_a_query_may_see(mask):
+    equal = jnp.broadcast_to(mean_weights(1, TOKENS, **mask), (2, 3, TOKENS, TOKENS))
+    np.testing.assert_allclose(entropy(equal, **mask), 1, rtol=1e-6)
+    assert np.all(entropy(equal) < 0.9)
 
 
 def test_entropy_is_the_mean_over_examples_and_queries():
