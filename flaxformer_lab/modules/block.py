@@ -23,7 +23,7 @@ class Block(nnx.Module):
     """Token mixing, then feature mixing. A part that is off is not there, and neither is its norm.
 
     layer: which block this is, counted from 0. cross_attends: attention to another sequence, `memory`, stands between
-    the two. `prefill` and `decode` are as in `modules/attention.py`.
+    the two. `prefill` and `decode` are as in `modules/attention/core.py`.
     """
 
     def __init__(
