@@ -155,7 +155,7 @@ class TransformerConfig(ModelConfig):
         if attention.kind == "off" and self.ffn.kind == "off" and self.depth > 0:
             raise ConfigError(
                 "model.attention.kind=off and model.ffn.kind=off leave every block empty; keep one of them, "
-                "or say model.depth=0 for embedding and head alone"
+                "or set model.depth=0 for embedding and head alone"
             )
         if self.causal and self.norm.kind == "batchnorm":
             raise ConfigError(
@@ -171,7 +171,7 @@ class TransformerConfig(ModelConfig):
             self._rules_of_kinds()
 
     def _rules_of_kinds(self) -> None:
-        """What the kinds of attention and FFN declare of themselves must allow the knobs; what is unknown does not."""
+        """What the kinds of attention and FFN declare must allow the knobs; an unknown property allows none."""
         kind, window, ffn = self.attention.kind, self.attention.window, self.ffn.kind
         windowed, causal = (registry.ask("attention", kind, key, self) for key in ("windowed", "causal"))
         if window is not None and not windowed:

@@ -124,7 +124,7 @@ ROWS = (
     Row("P9", "attention", "delay"),
     Row("P9", "attention off", "delay", (), ("attention_off",)),
     Row("long range", "attention, 32 back", "long_range"),
-    Row("long range", "convolution of depth 2, sight 8", "long_range", (), ("cnn_1d",)),
+    Row("long range", "convolution of depth 2, reach 8", "long_range", (), ("cnn_1d",)),
     Row("long range", "LSTM, 32 back", "long_range", (), ("lstm",)),
     Row("MQAR", "attention, 2 layers", "mqar"),
     Row("MQAR", "attention, 1 layer", "mqar", ("model.depth=1",)),

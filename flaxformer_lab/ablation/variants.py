@@ -22,7 +22,7 @@ class Variant:
 
 
 def _added_position(config: Config) -> str:
-    """Rotary positions turn pairs of features into one another; where features must not meet, a table replaces them."""
+    """Rotary positions mix pairs of features; variants in which features must not mix use a table instead."""
     position = getattr(config.model, "position", "off")  # a model without positions lacks the key, which is refused
     return "learned" if position == "rotary" else position
 

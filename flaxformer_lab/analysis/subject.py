@@ -50,7 +50,9 @@ class Subject:
                 "without padding"
             )
         if not all(np.all(np.isfinite(np.asarray(leaf))) for leaf in inputs):
-            raise MeasureError("the inputs have values that are not finite, so no measure would be; correct the data")
+            raise MeasureError(
+                "the inputs have values that are not finite, so measures would not be finite either; correct the data"
+            )
         if not np.all(np.isfinite(np.asarray(self.vectors))):
             raise MeasureError(
                 "the token vectors are not finite: the embedding's parameters are not, or the inputs have symbols "

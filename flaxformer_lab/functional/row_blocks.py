@@ -58,7 +58,7 @@ def _backward(causal, window, residuals, gradient):
     """With P the weights: dV = P^T dO, dS = P (dO V^T - rowsum(dO O)) / sqrt(head_dim), dQ = dS K, dK = dS^T Q.
 
     A row of P is a row of exp(scores - max) times that row's inverse sum; dO is multiplied by it, which has fewer
-    columns. dV^T = dO^T P and dK^T = Q^T dS take P and dS as they lie, where their own transposes would be copied.
+    columns. dV^T = dO^T P and dK^T = Q^T dS use P and dS in their layout; their transposes would be copied.
     """
     query, key, value, valid, output, row_max, inverse_sum = residuals
     gradient = _swap(gradient) * inverse_sum

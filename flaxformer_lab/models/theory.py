@@ -93,7 +93,7 @@ def transformer_mixes_features(config: TransformerConfig, tokens: int | None) ->
 
 
 def transformer_reach(config: TransformerConfig, tokens: int | None) -> float | None:
-    """Each layer looks on from where the one below it could see."""
+    """The sum over layers: each adds its own reach to that of the layer below."""
     if config.depth == 0:
         return 0.0
     found = _of_parts(config, "reach", tokens, lambda *each: None if None in each else sum(each))
@@ -101,7 +101,7 @@ def transformer_reach(config: TransformerConfig, tokens: int | None) -> float | 
 
 
 def transformer_has_token_weights(config: TransformerConfig, tokens: int | None) -> bool | None:
-    """Of its attention, where it has any."""
+    """What its attention declares; false where it is off."""
     kind = config.attention.kind
     return config.depth > 0 and kind != "off" and registry.ask("attention", kind, "has_token_weights", config, tokens)
 

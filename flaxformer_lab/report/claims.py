@@ -1,7 +1,7 @@
 """Verdicts on an ablation's claims: which comparisons answer yes, no or neither, and what follows from the answers.
 
 A comparison is between two quantities (scores, or measures of mixing), paired by seed. It is decided where the 95%
-interval of their difference lies on one side of a threshold, and open where the interval holds the threshold.
+interval of their difference lies on one side of a threshold, and open where the interval contains the threshold.
 """
 
 import functools
@@ -73,7 +73,7 @@ def conclude(rule: Callable[..., tuple[Verdict, str]], answers: Iterable[Answer]
 
 
 def answer_to(interval: Interval, threshold: float) -> Answer:
-    """Whether the value is above the threshold; open where its interval holds it, or is unknown."""
+    """Whether the value is above the threshold; open where its interval contains it, or is unknown."""
     if interval.low > threshold:
         return "yes"
     return "no" if interval.high <= threshold else "open"

@@ -1,4 +1,4 @@
-"""What a sceptic asks of a difference: paired by seed, with an interval, corrected for how many were looked at.
+"""Statistics of differences: paired by seed, with intervals, corrected for multiple comparisons.
 
 Every function is deterministic: resampling uses a generator with a fixed seed.
 """
@@ -28,9 +28,9 @@ def bootstrap_interval(values: Values, *, seed: int = 0) -> Interval:
     """The mean and its 95% interval by the percentile bootstrap, widened for small samples.
 
     Resamples of n values vary too little by sqrt((n - 1) / n), and their quantiles are the normal law's where Student's
-    belong; both are made good (Hesterberg 2015, section 3). With 5 normal values the plain interval holds the truth in
-    84% of cases, this one in 94% (tests/ablation/test_statistics.py). The studentised bootstrap covers as well, but one
-    outlier among 5 values makes it hundreds of times as wide.
+    belong; both are corrected (Hesterberg 2015, section 3). With 5 normal values the plain interval contains the true
+    mean in 84% of cases, this one in 94% (tests/report/test_statistics.py). The studentised bootstrap covers as well,
+    but one outlier among 5 values makes it hundreds of times as wide.
     """
     values = np.asarray(values, np.float64)
     mean, number = float(np.mean(values)), len(values)

@@ -222,7 +222,7 @@ def _measures(scores: Sequence[Score], names: Sequence[str]) -> Markup:
 
 
 def _keys(scores: Sequence[Score]) -> Markup:
-    """Whose the numbers in the charts are."""
+    """Which variant each number in the charts stands for."""
     return tag("ul", [tag("li", tag("b", k), f" {s.variant}") for k, s in enumerate(scores, start=1)], class_="keys")
 
 

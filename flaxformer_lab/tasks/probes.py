@@ -1,4 +1,4 @@
-"""Probes with continuous inputs, i.i.d. N(0, 1) unless said, and what theory knows about each.
+"""Probes with continuous inputs, i.i.d. N(0, 1) unless stated, and the theorem about each.
 
 A probe's docstring gives its theorem and the conditions; `bound(model)` gives the number where they hold.
 """
@@ -102,9 +102,9 @@ class Pointers(ContinuousProbe):
     contents, and the best guess of D contents from H such sums has R2 = min(H, D) / D, whatever FFN follows. With
     `decay` a, target i is multiplied by i^(-a / 2), and the best heads take the first ones:
     R2 = sum_{i <= H} i^-a / sum_{i <= D} i^-a.
-    Conditions: depth 1, no norm, and that the weights see the pointers alone, which no knob enforces: weights that
-    tell of contents too, built by hand, have taken one head from 0.25 to 0.31. Mean attention has a single sum, of
-    all T: R2 = 1 / T, without that condition.
+    Conditions: depth 1, no norm, and that the weights see the pointers alone, which no knob enforces: with weights
+    that depend on contents too, built by hand, one head reaches 0.31 instead of 0.25. Mean attention has a single sum,
+    of all T: R2 = 1 / T, without that condition.
     """
 
     def __init__(self, config: PointersConfig, metadata: Mapping[str, Any] | None = None):
@@ -146,10 +146,10 @@ class Pointers(ContinuousProbe):
 class Nearest(ContinuousProbe):
     """P4, P5: of T unit vectors, the one nearest to the query token's, at the query.
 
-    Candidate t is [v_t, 0], the query is [0, q]: their own places, so that the query does not find itself nearest.
-    It pulls against P3: the comparison wants all features in one dot product, so one wide head beats many narrow ones
-    (Bhojanapalli et al. 2020). With `log_scale`, feature c arrives multiplied by 10^linspace(-a, a): what is
-    standardised feature by feature does not notice, what is normalised token by token does.
+    Candidate t is [v_t, 0], the query is [0, q]: separate features, so that the query is not nearest to itself. It is
+    the opposite of P3: the comparison needs all features in one dot product, so one wide head beats many narrow ones
+    (Bhojanapalli et al. 2020). With `log_scale`, feature c is multiplied by 10^linspace(-a, a): standardising each
+    feature removes the effect, a norm over each token does not.
     """
 
     def __init__(self, config: NearestConfig, metadata: Mapping[str, Any] | None = None):
@@ -172,7 +172,7 @@ class Nearest(ContinuousProbe):
         return inputs, *_at_the_end(nearest, self.tokens)
 
     def bound(self, config: ModelConfig) -> Bound | None:
-        # The query alone predicts what is near it a little, so blindness to the others gives no simple number.
+        # The query alone predicts its nearest vector a little, so seeing no other token gives no simple bound.
         return None
 
 
@@ -181,7 +181,7 @@ class ScaledLinear(ContinuousProbe):
     """P5b: y = sum_c x_c / sqrt(C) where the input is scale * x; one token.
 
     Adam moves each weight by about the learning rate a step, and the weights must grow to 1 / scale: the number of
-    steps to learn it grows as 1 / scale, where plain least squares would not notice.
+    steps to learn it grows as 1 / scale, where a least-squares solver is not affected.
     """
 
     def __init__(self, config: ScaledLinearConfig, metadata: Mapping[str, Any] | None = None):
@@ -197,8 +197,8 @@ class ScaledLinear(ContinuousProbe):
 class PlantedInteractions(ContinuousProbe):
     """P8: y = sum_i a_i x_i + sum_{i<j} b_ij x_i x_j of one token, with sum a^2 + sum b^2 = 1.
 
-    The products' share of the variance is exactly sum b^2 = `interaction_share`: the truth that measures of
-    interaction are calibrated against. An affine or odd network cannot exceed R2 = 1 - share.
+    The products' share of the variance is exactly sum b^2 = `interaction_share`: the known value against which measures
+    of interaction are calibrated. An affine or odd network cannot exceed R2 = 1 - share.
     """
 
     def __init__(self, config: PlantedInteractionsConfig, metadata: Mapping[str, Any] | None = None):

@@ -37,7 +37,7 @@ class State:
 
 
 class RngStream(enum.IntEnum):
-    """Independent uses of randomness; a number, once given, keeps its meaning."""
+    """Independent uses of randomness; the numbers must never change."""
 
     INIT = 0
     PREPARE = 1
