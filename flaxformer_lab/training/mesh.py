@@ -107,10 +107,10 @@ class Mesh(Single):
         sharding = self._sharding(Spec(*(None,) * batch_axis, LOGICAL_AXIS_RULES["batch"]))
         if jax.process_count() == 1:
             return jax.device_put(tree, sharding)
-        processes = self.num_shards // len(self.process_local_rows(self.num_shards))
+        parts = self.num_shards // len(self.process_local_rows(self.num_shards))
 
         def whole(leaf: np.ndarray) -> jax.Array:
-            shape = (*leaf.shape[:batch_axis], processes * leaf.shape[batch_axis], *leaf.shape[batch_axis + 1 :])
+            shape = (*leaf.shape[:batch_axis], parts * leaf.shape[batch_axis], *leaf.shape[batch_axis + 1 :])
             with jax.transfer_guard("allow"):  # explicit, like device_put, but the transfer guard does not see that
                 return jax.make_array_from_process_local_data(sharding, leaf, shape)
 

@@ -6,12 +6,9 @@ lightning and mean attention cache a state of constant size.
 """
 
 import functools
-import itertools
-from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
@@ -21,7 +18,7 @@ from flaxformer_lab.functional import ring_buffer
 from flaxformer_lab.functional import softmax_attention as softmax
 from flaxformer_lab.functional.attention import Heads, softmax_weights
 from flaxformer_lab.functional.feedforward import ACTIVATIONS
-from flaxformer_lab.functional.heads import fuse_heads, split_heads
+from flaxformer_lab.functional.heads import HeadLayout
 from flaxformer_lab.functional.position import rotary
 from flaxformer_lab.model_config import TransformerConfig
 from flaxformer_lab.modules.attention.properties import CACHES_TOKENS, WEIGHTS_FROM_SCORES
@@ -68,10 +65,13 @@ class Attention(nnx.Module):
         self._slots = min(attention.window or tokens, tokens)
         self._activation = ACTIVATIONS[attention.activation]
         # For each head of the key: heads of the query (where there is one), of the key, of the value.
-        self._counts = (self._heads // config.num_kv_heads, 1, 1)[-self.parts :]
+        counts = (self._heads // config.num_kv_heads, 1, 1)[-self.parts :]
+        self._layout = HeadLayout(config.num_kv_heads, counts, self._head_dim)
         if crosses:
-            self.query_projection = _make_projection(config, self._counts[:1], rngs)
-        self.projection = _make_projection(config, self._counts[1:] if crosses else self._counts, rngs)
+            self._query_layout = self._layout._replace(counts=counts[:1])
+            self._layout = self._layout._replace(counts=counts[1:])
+            self.query_projection = _make_projection(config, self._query_layout, rngs)
+        self.projection = _make_projection(config, self._layout, rngs)
         merged = self._heads * self._head_dim
         self.output = PROJECTIONS[attention.output](
             merged, config.width, axes=("heads", "width"), bias=config.bias, rngs=rngs
@@ -94,16 +94,13 @@ class Attention(nnx.Module):
     def project_qkv(self, x: TokenVectors, memory: Float[Array, "batch memory width"] | None = None) -> list[AnyHeads]:
         """Query, key and value (or the value alone) as heads; key and value from `memory` where there is one."""
         if memory is None:
-            return self._project(self.projection, x, self._counts)
-        query = self._project(self.query_projection, x, self._counts[:1])
-        return query + self._project(self.projection, memory, self._counts[1:])
+            return self._project(self.projection, self._layout, x)
+        query = self._project(self.query_projection, self._query_layout, x)
+        return query + self._project(self.projection, self._layout, memory)
 
-    def _project(self, projection: nnx.Module, x: TokenVectors, counts: Sequence[int]) -> list[AnyHeads]:
+    def _project(self, projection: nnx.Module, layout: HeadLayout, x: TokenVectors) -> list[AnyHeads]:
         fused = with_logical_constraint(self._activation(projection(x)), "batch", "tokens", "heads")
-        return [
-            with_logical_constraint(part, "batch", "tokens", "heads", None)
-            for part in split_heads(fused, counts, self._head_dim)
-        ]
+        return [with_logical_constraint(part, "batch", "tokens", "heads", None) for part in layout.split(fused)]
 
     def apply_rope(self, x: AnyHeads, first: Positions | None = None) -> AnyHeads:
         """Queries or keys, rotated where model.position=rotary; `first`: the position of their first token."""
@@ -128,17 +125,14 @@ class Attention(nnx.Module):
         return self.output_projection(x, mixed), cache
 
 
-def _make_projection(config: TransformerConfig, counts: Sequence[int], rngs: Rngs) -> nnx.Module:
-    """The map to `counts[i]` heads of part i for each head of the key, in the order that `split_heads` expects."""
-    groups = config.num_kv_heads
-    sizes = [count * groups * config.head_dim for count in counts]
+def _make_projection(config: TransformerConfig, layout: HeadLayout, rngs: Rngs) -> nnx.Module:
+    """The map to the heads of a layout."""
     projection = PROJECTIONS[config.attention.projection](
-        config.width, sum(sizes), axes=("width", "heads"), groups=groups, bias=config.bias, rngs=rngs
+        config.width, layout.features, axes=("width", "heads"), groups=layout.groups, bias=config.bias, rngs=rngs
     )
     for parameter in vars(projection).values():
         if isinstance(parameter, nnx.Param):  # drawn part by part, all queries first
-            parts = jnp.split(parameter[...], list(itertools.accumulate(sizes[:-1])), axis=-1)
-            parameter.set_value(fuse_heads(parts, groups))
+            parameter.set_value(layout.fuse(parameter[...]))
     return projection
 
 
