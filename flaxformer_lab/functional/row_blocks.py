@@ -48,7 +48,7 @@ def _forward(query, key, value, valid, causal, window):
         row_maxes.append(row_max)
         inverse_sums.append(1 / row_sum)
     output = jnp.concatenate(outputs, axis=2)
-    # Two numbers a row, not one logarithm: a row that sees nothing has scores too large for a logarithm to be added to.
+    # Two numbers per row, not one logarithm: a logarithm is lost beside the huge scores of a row that sees nothing.
     row_max, inverse_sum = (jnp.concatenate(x, axis=2) for x in (row_maxes, inverse_sums))
     return _swap(output), (query, key, value, valid, output, row_max, inverse_sum)
 

@@ -26,7 +26,7 @@ SIGNIFICANT = 0.05  # a difference whose corrected p is below this counts as one
 
 @dataclass(frozen=True)
 class Score:
-    """What one variant reached on one task, at the learning rate that was best on validation. One value a seed."""
+    """What one variant reached on one task, at the learning rate that was best on validation. One value per seed."""
 
     task: str
     variant: str

@@ -150,7 +150,7 @@ def _bound_cell(score: Score) -> Markup:
 
 
 def _curves(summary: Summary, scores: Sequence[Score]) -> Markup:
-    """A small chart a variant, all on the same axes."""
+    """A small chart per variant, all on the same axes."""
     base = summary.score(scores[0].task, summary.grid.config.baseline)
     medians = [value for score in scores for value in seed_range(score.curves)[1]]
     limits = score_limits(scores[0].metric, medians)

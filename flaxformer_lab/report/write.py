@@ -66,7 +66,7 @@ def print_report(report: Report) -> None:
 
 
 def as_csv(grid: Grid, store: Store, summary: Summary) -> str:
-    """One row a replica, split, step and metric; measures of mixing have the split `measure`."""
+    """One row per replica, split, step and metric; measures of mixing have the split `measure`."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -105,7 +105,7 @@ def as_markdown(summary: Summary, decisions: tuple[Decision, ...]) -> str:
 
 
 def task_table(summary: Summary, scores: list[Score]) -> str:
-    """One row a variant of one task."""
+    """One row per variant of one task."""
     header = (
         "variant",
         f"{scores[0].metric.name} [95% interval]",
