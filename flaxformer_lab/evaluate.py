@@ -61,11 +61,13 @@ class Run:
         valid: which tokens are not padding, [batch, tokens]; None: all of them.
 
         Raises:
-            ConfigError: inputs of another structure or shape than the model was trained with.
+            ConfigError: inputs of another structure or shape than the model was trained with, or symbols outside its
+                vocabulary.
         """
         misfit = self.task.input_misfit(inputs)
         if misfit:
             raise ConfigError(f"predict: {misfit}")
+        self.model.check_symbols(inputs)
         return self._apply(self.state.params, self.state.model_state, inputs, valid)
 
     @functools.cached_property

@@ -102,6 +102,15 @@ def test_what_cannot_be_is_refused(changes, prompt, temperature, message):
         next(generate(run_of(changes), prompt, 3, temperature=temperature))
 
 
+def test_a_prompt_outside_the_vocabulary_is_refused():
+    """The run's folder says that the network has three symbols, and gives the fourth a number."""
+    run = run_of(metadata=FACTS | {"num_symbols": 3})
+    with pytest.raises(ConfigError, match="symbol 3 is not one of this network's vocabulary of 3, from 0 to 2"):
+        next(generate(run, "abc", 3))
+    with pytest.raises(ConfigError, match="symbol -1 is not one"):
+        run.predict(np.full((1, 16), -1))
+
+
 # ------------------------------------------------------------------------------------------------ the command
 
 

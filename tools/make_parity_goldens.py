@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    BertForSequenceClassification,
     BertForTokenClassification,
     GPT2Config,
     GPT2LMHeadModel,
@@ -40,6 +41,7 @@ MODELS = {
     "bert_tokens": BertForTokenClassification(BertConfig(**BERT, num_labels=5)),
     "bert_masked": BertForMaskedLM(BertConfig(**BERT, hidden_act="relu")),
     "vit": ViTForImageClassification(ViTConfig(**VIT, num_labels=7)),
+    "bert_sequence": BertForSequenceClassification(BertConfig(**BERT, num_labels=3)),
 }
 
 

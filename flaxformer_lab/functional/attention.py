@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from flaxformer_lab.functional.products import einsum, product
+from flaxformer_lab.functional.products import einsum, product, widened
 from flaxformer_lab.functional.softmax import masked_softmax
 from flaxformer_lab.functional.softmax_attention import repeat_kv_heads
 
@@ -103,9 +103,10 @@ def apply_weights(
     weights: Float[Array, "#batch heads tokens tokens"], value: Float[Array, "batch tokens heads value_dim"]
 ) -> Float[Array, "batch tokens heads value_dim"]:
     """Each token becomes the weighted sum of the tokens that it attends to."""
+    dtype, value = value.dtype, widened(value)
     if weights.shape[0] == 1:
-        return apply_shared_weights(weights[0], value)
-    return einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
+        return apply_shared_weights(weights[0], value).astype(dtype)
+    return einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value).astype(dtype)
 
 
 @jax.custom_vjp
@@ -135,14 +136,15 @@ def channel_weights(
 ) -> Float[Array, "batch heads head_dim head_dim"]:
     """softmax(tau * K^T Q) over a head's features, Q and K L2-normalised along tokens (El-Nouby et al. 2021, eq. 3).
 
-    Row e holds the weights with which output feature e sums the value's features; float32.
+    Row e holds the weights with which output feature e sums the value's features; float32, 0 without a valid token.
     """
     if valid is not None:
         query, key = (jnp.where(valid[:, :, None, None], x, 0) for x in (query, key))
     # Normalised after the product: [head_dim, head_dim] values per head instead of [tokens, head_dim], twice.
     scores = product("bthe,bthd->bhed", query, key)
     scores = scores * _inverse_norm(query)[..., :, None] * _inverse_norm(key)[..., None, :]
-    return jax.nn.softmax(scores * temperature[None, :, None, None], axis=-1)
+    weights = jax.nn.softmax(scores * temperature[None, :, None, None], axis=-1)
+    return weights if valid is None else jnp.where(jnp.any(valid, axis=1)[:, None, None, None], weights, 0)
 
 
 def channel_attention(

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from flaxformer_lab.functional.blocks import join_blocks, split_blocks
-from flaxformer_lab.functional.products import product
-from flaxformer_lab.functional.softmax import visible
+from flaxformer_lab.functional.products import product, widened
+from flaxformer_lab.functional.softmax import infinite_where_blind, visible
 
 # Layout inside: queries [blocks, batch, kv_heads, group, size, head_dim], where a group is the query heads that share a
 # key head; keys [blocks, batch, kv_heads, size, head_dim]. `q` and `k` are numbers of blocks.
@@ -32,7 +32,6 @@ class Masks(NamedTuple):
     window: int | None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def blockwise_attention(
     query: Float[Array, "batch tokens heads head_dim"],
     key: Float[Array, "batch keys kv_heads head_dim"],
@@ -45,8 +44,15 @@ def blockwise_attention(
 ) -> Float[Array, "batch tokens heads value_dim"]:
     """softmax(Q K^T / sqrt(head_dim)) V, exact, with float32 scores and sums; kv_heads divides heads.
 
-    first: the position of the first query among the keys, for queries that are a shard of a sequence.
+    0 where a query sees no key. first: the position of the first query among the keys, for queries that are a shard of
+    a sequence.
     """
+    arrays = map(widened, (query, key, value))
+    return _blockwise_attention(*arrays, valid, causal, window, block, first).astype(value.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _blockwise_attention(query, key, value, valid, causal, window, block, first):
     return _forward(query, key, value, valid, causal, window, block, first)[0]
 
 
@@ -73,6 +79,7 @@ def _forward(query, key, value, valid, causal, window, block, first):
         lowest = jnp.full((*rows, 1), jnp.finfo(jnp.float32).min)
         initial = (jnp.zeros((*rows, value.shape[-1])), lowest, jnp.zeros((*rows, 1)))
         output, row_max, row_sum = _loop_over_visible(start, len(values), block, Masks(causal, window), step, initial)
+        row_sum = row_sum if valid is None else infinite_where_blind(row_sum, row_max)
         return (output / row_sum).astype(value.dtype), row_max, 1 / row_sum
 
     outputs, row_maxes, inverse_sums = jax.lax.map(attend, jnp.arange(len(queries)))
@@ -122,7 +129,7 @@ def _backward(causal, window, block, residuals, gradient):
     return _ungroup_queries(dqs, query.shape[1]), dk, dv, None, None
 
 
-blockwise_attention.defvjp(_forward, _backward)
+_blockwise_attention.defvjp(_forward, _backward)
 
 
 def _loop_over_visible(

@@ -16,7 +16,7 @@ from flaxformer_lab.functional import lightning_kernel
 from flaxformer_lab.functional.blocks import scan_blocks
 from flaxformer_lab.functional.choice import Choice, requested_choice
 from flaxformer_lab.functional.platform import target_device_kind, target_platform
-from flaxformer_lab.functional.products import product
+from flaxformer_lab.functional.products import product, widened
 
 Heads = Float[Array, "batch tokens heads head_dim"]
 Values = Float[Array, "batch tokens heads value_dim"]
@@ -75,18 +75,25 @@ def lightning_attention(
     selects one. explain: returns (output, Choice).
 
     Raises:
-        ValueError: there are no tokens, or the implementation is unknown.
+        ValueError: there are no tokens, queries, keys and values are not of one sequence, or the implementation is
+            unknown.
     """
     if query.shape[1] == 0:
         raise ValueError("lightning_attention needs at least one token; the sequence is empty")
+    if not query.shape[:2] == key.shape[:2] == value.shape[:2]:
+        raise ValueError(
+            f"queries {query.shape}, keys {key.shape} and values {value.shape} are not one sequence, whose positions "
+            "lightning_attention compares; give it as many tokens of each"
+        )
     choice = requested_choice(implementation, IMPLEMENTATIONS) if implementation else choose(query.shape, query.dtype)
+    dtype, query, key, value = value.dtype, *map(widened, (query, key, value))
     key, block = _zero_padding(key, valid), block or block_size()
     output = blockwise(query, key, value, slopes, block, choice.name)
     if not causal:
         backwards = blockwise(*(jnp.flip(x, axis=1) for x in (query, key, value)), slopes, block, choice.name)
-        diagonal = jnp.sum((query * key).astype(jnp.float32), axis=-1, keepdims=True) * value
+        diagonal = jnp.sum(query.astype(jnp.float32) * key.astype(jnp.float32), axis=-1, keepdims=True) * value
         output = output + jnp.flip(backwards, axis=1) - diagonal
-    output = output.astype(value.dtype)
+    output = output.astype(dtype)
     return (output, choice) if explain else output
 
 
@@ -179,12 +186,12 @@ def init_state(key: Heads, value: Values, slopes: Slopes, lengths: Int[Array, " 
 def blockwise(
     query: Heads, key: Heads, value: Values, slopes: Slopes, block: int, implementation: str = "blockwise"
 ) -> Float[Array, "batch tokens heads value_dim"]:
-    """The causal form, block by block, as float32 (Qin et al. 2024, algorithms 1 and 2). Slopes get no gradient.
+    """The causal form, block by block, as float32 (Qin et al. 2024, algorithms 1 and 2).
 
     Forward, KV = 0: O = ((Q K^T) * M) V + Lq Q KV, then KV <- lambda^B KV + (Lk K)^T V, where Lq = lambda^(i + 1) and
-    Lk = lambda^(B - 1 - i) for the i-th of a block's B tokens.
+    Lk = lambda^(B - 1 - i) for the i-th of a block's B tokens. The slopes' gradient is computed where it is asked for.
     """
-    return _forward(query, key, value, slopes, block, implementation)[0]
+    return _forward(query, key, value, slopes, block, implementation)
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5))
@@ -192,8 +199,7 @@ def _forward(query, key, value, slopes, block, implementation):
     if implementation != "blockwise":
         interpret = implementation == "interpreted kernel"
         block = min(block, lightning_kernel.MAX_BLOCK.get(target_platform(), block))
-        output = lightning_kernel.forward(query, key, value, block_decays(slopes, block), interpret=interpret)
-        return output, (query, key, value, slopes)
+        return lightning_kernel.forward(query, key, value, block_decays(slopes, block), interpret=interpret)
     decay_mask, query_decay, key_decay, block_decay = block_decays(slopes, block)
 
     def step(state: State, inputs: tuple[Array, Array, Array]):
@@ -203,8 +209,13 @@ def _forward(query, key, value, slopes, block, implementation):
         output += query_decay * product("bhqd,bhde->bhqe", query, state)
         return block_decay * state + product("bhkd,bhke->bhde", key * key_decay, value), output
 
-    _, output = scan_blocks(step, _zero_state(query, value), (query, key, value), block)
-    return output, (query, key, value, slopes)
+    return scan_blocks(step, _zero_state(query, value), (query, key, value), block)[1]
+
+
+def _forward_with_residuals(query, key, value, slopes, block, implementation):
+    """Each argument has the value and whether a gradient of it is asked for."""
+    arrays = [argument.value for argument in (query, key, value, slopes)]
+    return _forward(*arrays, block, implementation), (*arrays, arrays[3] if slopes.perturbed else None)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -214,7 +225,7 @@ def _backward(block, implementation, residuals, gradient):
     Across blocks, a pass in order recomputes KV, for dQ += Lq dO KV^T; a pass in reverse carries D, the gradient of a
     block's final KV: dK += Lk V D^T, dV += (Lk K) D, then D <- lambda^B D + (Lq Q)^T dO.
     """
-    query, key, value, slopes = residuals
+    query, key, value, slopes, differentiated = residuals
     decay_mask, query_decay, key_decay, block_decay = block_decays(slopes, block)
     arrays = (query, key, value, gradient.astype(value.dtype))
 
@@ -236,10 +247,15 @@ def _backward(block, implementation, residuals, gradient):
     initial = _zero_state(query, value)
     _, dq = scan_blocks(forward, initial, arrays, block)
     _, (dk, dv) = scan_blocks(backward, initial, arrays, block, reverse=True)
-    return dq, dk, dv, None
+    if differentiated is None:
+        return dq, dk, dv, None
+    # The output of a head depends on its own slope alone, so one pass forward gives all derivatives.
+    outputs = lambda slopes: _forward(query, key, value, slopes, block, "blockwise")  # noqa: E731
+    _, by_slope = jax.jvp(outputs, (slopes,), (jnp.ones_like(slopes),))
+    return dq, dk, dv, jnp.sum(gradient * by_slope, axis=(0, 1, 3)).astype(slopes.dtype)
 
 
-blockwise.defvjp(_forward, _backward)
+blockwise.defvjp(_forward_with_residuals, _backward, symbolic_zeros=True)
 
 
 def block_decays(slopes: Slopes, block: int) -> tuple[Array, Array, Array, Array]:

@@ -107,8 +107,11 @@ def matmul_kernel_gradient(
 def take_rows(
     table: Float[Array, "rows features"], indices: Int[Array, "*batch"], dtype: DTypeLike
 ) -> Float[Array, "*batch features"]:
-    """Rows of a table. Cast after the gather: its gradient adds up rows in the table's dtype."""
-    return jnp.take(table, indices, axis=0).astype(dtype)
+    """Rows of a table; NaN for an index that it does not have, negative ones included, and no gradient.
+
+    Cast after the gather: its gradient adds up rows in the table's dtype.
+    """
+    return table.at[indices].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False).astype(dtype)
 
 
 _cast.defvjp(_cast_forward, _cast_backward)

@@ -6,12 +6,11 @@ eqs. 5 to 9). Causal sums come from the blockwise form of `lightning.py` without
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from flaxformer_lab.functional import lightning
-from flaxformer_lab.functional.products import einsum, product
+from flaxformer_lab.functional.products import einsum, product, widened
 
 Heads = Float[Array, "batch tokens heads head_dim"]
 Keys = Float[Array, "batch keys heads head_dim"]
@@ -21,14 +20,17 @@ Rope = Callable[[Heads], Heads]
 # What later tokens need of all tokens so far: sums of phi(k) v^T and of phi(k).
 State = tuple[Float[Array, "batch heads head_dim value_dim"], Float[Array, "batch heads head_dim"]]
 
-# The least denominator, for a sum of weights that vanishes (only padding, features that underflow). Its square is a
-# normal float32.
-MIN_DENOMINATOR = 1e-15
+# The least denominator, for a sum of weights that vanishes: where a query sees no key, or where its features and those
+# of all keys are below 1e-9, phi(-20). The output is then 0. Its square is a normal float32.
+MIN_DENOMINATOR = 1e-18
 
 
 def positive(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
-    """phi(x) = elu(x) + 1, in float32: positive for every x."""
-    return jax.nn.elu(x.astype(jnp.float32)) + 1
+    """phi(x) = elu(x) + 1, in float32: e^x up to 0, where adding 1 to elu's e^x - 1 would cancel, and x + 1 above."""
+    x = x.astype(jnp.float32)
+    above = x > 0
+    # The argument of the branch that is not taken must not overflow: its gradient is multiplied by 0.
+    return jnp.where(above, x + 1, jnp.exp(jnp.where(above, 0, x)))
 
 
 def identity(x: Heads) -> Heads:
@@ -45,9 +47,10 @@ def linear_attention(
     valid: Valid | None = None,
     apply_rope: Rope = identity,
 ) -> Float[Array, "batch tokens heads value_dim"]:
-    """Linear attention. apply_rope: rotary positions, applied to the features of the numerator alone.
+    """Linear attention; 0 where a query sees no key.
 
-    Rotated numerators over plain denominators are eq. 19 of Su et al. 2021: the sum of weights stays above 0.
+    apply_rope: rotary positions, applied to the features of the numerator alone. Rotated numerators over plain
+    denominators are eq. 19 of Su et al. 2021: the sum of weights stays above 0.
 
     Raises:
         ValueError: there are no tokens.
@@ -59,9 +62,10 @@ def linear_attention(
             f"{query.shape[1]} queries and {key.shape[1]} keys are not one sequence, so causal=True cannot compare "
             "their positions; use causal=False"
         )
+    dtype, value = value.dtype, widened(value)
     query, key = _features(query, key, valid)
     numerator, denominator = (_causal_sums if causal else _bidirectional_sums)(query, key, value, apply_rope)
-    return (numerator / jnp.maximum(denominator, MIN_DENOMINATOR)).astype(value.dtype)
+    return (numerator / jnp.maximum(denominator, MIN_DENOMINATOR)).astype(dtype)
 
 
 def _bidirectional_sums(query: Heads, key: Keys, value: Values, apply_rope: Rope):
@@ -113,10 +117,8 @@ def decode_step(
     products = state[0] + product("bthd,bthe->bhde", apply_rope(key), value.astype(jnp.float32))
     denominator = state[1] + key[:, 0]
     numerator = einsum("bthd,bhde->bthe", apply_rope(query), products)
-    return (numerator / jnp.maximum(_dot(query, denominator[:, None]), MIN_DENOMINATOR)).astype(value.dtype), (
-        products,
-        denominator,
-    )
+    mixed = numerator / jnp.maximum(_dot(query, denominator[:, None]), MIN_DENOMINATOR)
+    return mixed.astype(value.dtype), (products, denominator)
 
 
 def _features(query: Heads, key: Keys, valid: Valid | None) -> tuple[Heads, Keys]:

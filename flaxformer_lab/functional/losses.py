@@ -4,19 +4,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from flaxformer_lab.functional.metrics import Average
+from flaxformer_lab.functional.metrics import Average, counts_outside
 
 
 @jax.jit
 def cross_entropy(
     logits: Float[Array, "*batch classes"], targets: Int[Array, "*batch"], weights: Float[Array, "*batch"]
 ) -> Average:
-    """-log softmax(logits)[target] in nats."""
-    logits = logits.astype(jnp.float32)
+    """-log softmax(logits)[target] in nats. NaN where a target that has a weight is not one of the classes."""
+    logits, targets = logits.astype(jnp.float32), targets.astype(jnp.int32)
     # A comparison instead of a gather: its gradient is elementwise, where a gather's is a slow scatter.
     chosen = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1) == targets[..., None]
     target_logit = jnp.sum(jnp.where(chosen, logits, 0), axis=-1)
     losses = jax.nn.logsumexp(logits, axis=-1) - target_logit
+    losses = jnp.where(counts_outside(targets, logits.shape[-1], weights), jnp.nan, losses)
     return Average(jnp.sum(losses * weights), jnp.sum(weights))
 
 
@@ -29,7 +30,7 @@ def squared_error(
     variance: float | Float[Array, ""],
 ) -> Average:
     """The mean over features of (output - target)^2, in units of the target's variance: 1 for a guess of the mean."""
-    errors = jnp.mean(jnp.square(outputs.astype(jnp.float32) - targets), axis=-1) / variance
+    errors = jnp.mean(jnp.square(outputs.astype(jnp.float32) - targets.astype(jnp.float32)), axis=-1) / variance
     return Average(jnp.sum(errors * weights), jnp.sum(weights))
 
 
@@ -42,6 +43,7 @@ def explained_variance(
     The variance is that of the evaluated examples. A product of Gaussians has heavy tails: with the true variance, a
     sample of small targets would score too well.
     """
+    targets = targets.astype(jnp.float32)
     squares = jnp.mean(jnp.square(targets), axis=-1)
     errors = jnp.mean(jnp.square(outputs.astype(jnp.float32) - targets), axis=-1)
     return Average(jnp.sum((squares - errors) * weights), jnp.sum(squares * weights))

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
 @runtime_checkable
@@ -36,7 +37,7 @@ Leaf = Any  # [examples]: an array here or on the host, or its shape
 
 
 class Average(NamedTuple):
-    """A weighted sum and the sum of the weights; the value is their quotient."""
+    """A weighted sum and the sum of the weights; the value is their quotient, NaN where nothing has a weight."""
 
     total: Float[Array, ""]
     weight: Float[Array, ""]
@@ -49,13 +50,14 @@ class Average(NamedTuple):
         return cls(*(math.fsum(float(leaf) for leaf in leaves) for leaves in zip(*states, strict=True)))
 
     def compute(self) -> float:
-        return float(self.total / self.weight)
+        return float(self.total / self.weight) if self.weight else math.nan
 
 
 class MacroF1(NamedTuple):
     """Weights of true positives, of all predictions and of all targets, by class; classes without either do not count.
 
-    The value is the mean over classes of 2 TP / (predicted + actual).
+    The value is the mean over classes of 2 TP / (predicted + actual); NaN where no class counts, and where a target
+    that has a weight is not one of the classes.
     """
 
     true_positives: Float[Array, " classes"]
@@ -71,6 +73,7 @@ class MacroF1(NamedTuple):
         """The state of one batch."""
         classes = logits.shape[-1]
         axes = tuple(range(logits.ndim - 1))
+        weights = jnp.where(counts_outside(targets, classes, weights), jnp.nan, weights)
         chosen, target = (jax.nn.one_hot(each, classes) for each in (logits.argmax(-1), targets))
         weights = weights[..., None]
         return cls(*((each * weights).sum(axes) for each in (chosen * target, chosen, target)))
@@ -81,7 +84,10 @@ class MacroF1(NamedTuple):
 
     def compute(self) -> float:
         total = np.asarray(self.predicted + self.actual)
-        return float(np.mean(2 * np.asarray(self.true_positives)[total > 0] / total[total > 0]))
+        counted = total != 0
+        return (
+            float(np.mean(2 * np.asarray(self.true_positives)[counted] / total[counted])) if counted.any() else math.nan
+        )
 
 
 class _Gathered:
@@ -97,7 +103,10 @@ class _Gathered:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class AUC(_Gathered):
-    """Area under the ROC curve, exact: P(score of a positive > score of a negative), a tie counts half."""
+    """Area under the ROC curve, exact: P(score of a positive > score of a negative), a tie counts half.
+
+    NaN where one of the two kinds is missing, a score is NaN, or a label is neither 0 nor 1.
+    """
 
     scores: Leaf
     labels: Leaf
@@ -105,6 +114,8 @@ class AUC(_Gathered):
 
     def compute(self) -> float:
         scores, labels, weights = (np.asarray(each, np.float64) for each in (self.scores, self.labels, self.weights))
+        if np.any((weights != 0) & (np.isnan(scores) | ~np.isin(labels, (0, 1)))):
+            return math.nan
         _, rank = np.unique(scores, return_inverse=True)
         positive, negative = (np.bincount(rank, weights * (labels == kind)) for kind in (1, 0))
         below = np.cumsum(negative) - negative
@@ -119,7 +130,7 @@ class NDCG(_Gathered):
 
     DCG = sum over the first `top` of relevance / log2(1 + rank), divided by that of the best order (Jarvelin and
     Kekalainen 2002). Equal scores share the mean gain of their ranks, as in scikit-learn. Examples of weight 0 are left
-    out.
+    out. NaN where a score is NaN.
     """
 
     groups: Leaf
@@ -131,6 +142,8 @@ class NDCG(_Gathered):
     def compute(self) -> float:
         kept = np.asarray(self.weights) > 0
         groups, scores, relevance = (np.asarray(each)[kept] for each in (self.groups, self.scores, self.relevance))
+        if np.any(np.isnan(scores)):
+            return math.nan
         values = []
         for group in np.unique(groups):
             of_group = groups == group
@@ -150,6 +163,13 @@ def _discounted_gain(scores: np.ndarray, gains: np.ndarray, top: int) -> float:
     sums = np.cumsum(discounts)[ends - 1]
     shared = np.diff(sums, prepend=0) / counts
     return float(gains @ shared[tied])
+
+
+def counts_outside(
+    targets: Int[Array, "*batch"], classes: int, weights: Float[Array, "*batch"]
+) -> Bool[Array, "*batch"]:
+    """Whether a target has a weight and is not one of the classes, which count from 0."""
+    return ((targets < 0) | (targets >= classes)) & (weights != 0)
 
 
 def additive(metrics: Metrics) -> Metrics:

@@ -66,6 +66,11 @@ def cast_for_product(*factors: Array) -> tuple[Array, ...]:
     return tuple(factor.astype(jnp.float32) for factor in factors)
 
 
+def widened(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
+    """float16 as float32, any other dtype as it is: float16 has no number above 65,504 and few below 6e-5."""
+    return x.astype(jnp.float32) if x.dtype == jnp.float16 else x
+
+
 def matmul(a: Float[Array, "*batch inner"], b: Float[Array, "... inner columns"]) -> Float[Array, "..."]:
     """a b in their dtype."""
     return jnp.matmul(a, b, precision=product_precision(a, b))

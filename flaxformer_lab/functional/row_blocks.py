@@ -12,13 +12,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from flaxformer_lab.functional.products import matmul, product
-from flaxformer_lab.functional.softmax import masked_scores
+from flaxformer_lab.functional.products import matmul, product, widened
+from flaxformer_lab.functional.softmax import infinite_where_blind, masked_scores
 
 Valid = Bool[Array, "batch keys"]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def row_blocked_attention(
     query: Float[Array, "batch tokens heads head_dim"],
     key: Float[Array, "batch keys heads head_dim"],
@@ -27,10 +26,16 @@ def row_blocked_attention(
     causal: bool,
     window: int | None = None,
 ) -> Float[Array, "batch tokens heads value_dim"]:
-    """softmax(Q K^T / sqrt(head_dim)) V, exact; the softmax is computed in float32.
+    """softmax(Q K^T / sqrt(head_dim)) V, exact; the softmax is computed in float32. 0 where a query sees no key.
 
     Without causality and window the keys may be of another sequence than the queries.
     """
+    arrays = map(widened, (query, key, value))
+    return _row_blocked_attention(*arrays, valid, causal, window).astype(value.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _row_blocked_attention(query, key, value, valid, causal, window):
     return _forward(query, key, value, valid, causal, window)[0]
 
 
@@ -43,6 +48,7 @@ def _forward(query, key, value, valid, causal, window):
         row_max = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - row_max)
         row_sum = jnp.sum(weights, axis=-1, keepdims=True)
+        row_sum = row_sum if valid is None else infinite_where_blind(row_sum, row_max)
         # Divided after the product: [rows, value_dim] values instead of [rows, keys].
         outputs.append((matmul(weights.astype(value.dtype), value[:, :, seen]) / row_sum).astype(value.dtype))
         row_maxes.append(row_max)
@@ -81,7 +87,7 @@ def _backward(causal, window, residuals, gradient):
     return _swap(jnp.concatenate(dq, axis=2)), dk, dv, None
 
 
-row_blocked_attention.defvjp(_forward, _backward)
+_row_blocked_attention.defvjp(_forward, _backward)
 
 
 def _blocks(tokens: int, keys: int, causal: bool, window: int | None = None) -> Iterator[tuple[slice, slice]]:

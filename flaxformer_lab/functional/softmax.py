@@ -15,8 +15,13 @@ def masked_softmax(
     valid: Bool[Array, "batch _"] | None,
     window: int | None = None,
 ) -> Float[Array, "batch heads rows keys"]:
-    """Softmax of `masked_scores` over the keys. A row without any visible key gets equal weights, not NaN."""
-    return jax.nn.softmax(masked_scores(scores, causal=causal, valid=valid, window=window), axis=-1)
+    """Softmax of `masked_scores` over the keys. The weights of a row without any visible key are 0."""
+    scores = masked_scores(scores, causal=causal, valid=valid, window=window)
+    weights = jax.nn.softmax(scores, axis=-1)
+    if valid is None:  # then every row sees a key
+        return weights
+    blind = jnp.max(scores, axis=-1, keepdims=True) <= jnp.finfo(scores.dtype).min
+    return jnp.where(blind, 0, weights)
 
 
 def masked_scores(
@@ -40,6 +45,24 @@ def masked_scores(
     if valid is not None:
         scores = jnp.where(valid[:, None, None, first_key : first_key + keys], scores, minimum)
     return scores
+
+
+def infinite_where_blind(row_sum: Float[Array, "*rows 1"], row_max: Float[Array, "*rows 1"]) -> Float[Array, "*rows 1"]:
+    """The sums of rows of exp(scores - row_max), infinite where all of a row's `masked_scores` are masked.
+
+    A row is divided by its sum in both passes, so that one without any visible key has an output and gradients of 0.
+    """
+    return jnp.where(row_max > jnp.finfo(row_max.dtype).min, row_sum, jnp.inf)
+
+
+def sees_a_key(valid: Bool[Array, "batch keys"], *, causal: bool, window: int | None) -> Bool[Array, "batch _"]:
+    """Whether each query sees any key, [batch, queries]; [batch, 1] where all queries see the same."""
+    if not causal and window is None:
+        return jnp.any(valid, axis=1, keepdims=True)
+    tokens, count = valid.shape[1], jnp.cumsum(valid, axis=1, dtype=jnp.int32)
+    up_to_last = count if causal else count[:, jnp.minimum(jnp.arange(tokens) + window - 1, tokens - 1)]
+    before = 0 if window is None else jnp.pad(count, ((0, 0), (window, 0)))[:, :tokens]
+    return up_to_last > before
 
 
 def visible(

@@ -4,6 +4,7 @@ Each implementation is exact. The choice depends on platform, dtype and shapes, 
 An implementation whose memory is quadratic in tokens is not used where that memory would be large.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from flaxformer_lab.functional.choice import Choice, requested_choice
 from flaxformer_lab.functional.platform import target_platform
 from flaxformer_lab.functional.products import call_library, library_precision
 from flaxformer_lab.functional.row_blocks import row_blocked_attention
+from flaxformer_lab.functional.softmax import sees_a_key
 
 Query = Float[Array, "batch tokens heads head_dim"]
 Key = Float[Array, "batch keys kv_heads head_dim"]
@@ -75,19 +77,22 @@ def softmax_attention(
 
     Heads may share keys and values in groups, kv_heads dividing heads (Ainslie et al. 2023). Keys may be of another
     sequence than the queries (cross-attention); `valid` says which keys are not padding. window: a token sees those
-    less than `window` positions away, itself included. implementation: one of IMPLEMENTATIONS; by default `choose`
-    selects one. explain: returns (output, Choice) instead of the output alone.
+    less than `window` positions away, itself included. The output of a query that sees no key is 0, and so are its
+    gradients, in every implementation. implementation: one of IMPLEMENTATIONS; by default `choose` selects one.
+    explain: returns (output, Choice) instead of the output alone.
 
     Raises:
-        ValueError: no tokens, kv_heads that do not divide heads, a window below 1, an unknown implementation, or
-            queries and keys of different lengths where causality or a window compares their positions.
+        ValueError: no tokens, shapes that do not fit, kv_heads that do not divide heads, a window below 1, an unknown
+            implementation, or queries and keys of different lengths where causality or a window compares their
+            positions.
     """
-    _check(query, key, window)
+    _check(query, key, value, valid, window)
     if query.shape[1] != key.shape[1] and (causal or window is not None):
         raise ValueError(
             f"{query.shape[1]} queries and {key.shape[1]} keys are not one sequence, so causal={causal} and "
             f"window={window} cannot compare their positions; use causal=False and window=None"
         )
+    window = _narrowing(window, key.shape[1])
     problem = _problem(query, value, causal, valid, window)
     if implementation is None:
         choice = choose(problem, target_platform())
@@ -108,7 +113,8 @@ def context_parallel_attention(
     window: int | None = None,
 ) -> Output:
     """`softmax_attention` of a shard of the queries, whose first token is token `first` of the keys."""
-    _check(query, key, window)
+    _check(query, key, value, valid, window)
+    window = _narrowing(window, key.shape[1])
     return blockwise_attention(query, key, value, valid, causal, window, _block_size(query.shape[1]), first)
 
 
@@ -161,13 +167,25 @@ def _format_dims(problem: Problem) -> str:
     return f"head_dim {problem.head_dim} and value_dim {problem.value_dim}"
 
 
-def _check(query: Query, key: Key, window: int | None) -> None:
+def _check(query: Query, key: Key, value: Value, valid: Valid | None, window: int | None) -> None:
     if query.shape[1] == 0 or key.shape[1] == 0:
         raise ValueError("softmax_attention needs at least one token; the sequence is empty")
+    if query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3] or key.shape[:3] != value.shape[:3]:
+        raise ValueError(
+            f"queries {query.shape}, keys {key.shape} and values {value.shape} do not fit: the batch is the same for "
+            "all, head_dim for queries and keys, tokens and heads for keys and values"
+        )
+    if valid is not None and valid.shape != key.shape[:2]:
+        raise ValueError(f"valid is {valid.shape} and must be [batch, keys], here {key.shape[:2]}")
     if query.shape[2] % key.shape[2]:
         raise ValueError(f"{key.shape[2]} heads of keys do not divide {query.shape[2]} heads of queries")
     if window is not None and window < 1:
         raise ValueError(f"window={window} must be at least 1: a token sees itself")
+
+
+def _narrowing(window: int | None, keys: int) -> int | None:
+    """The window, or None where it is no narrower than the sequence; positions in it fit into 32 bits."""
+    return None if window is None or window >= keys else window
 
 
 def _problem(query: Query, value: Value, causal: bool, valid: Valid | None, window: int | None) -> Problem:
@@ -203,7 +221,21 @@ def _block_size(tokens: int) -> int:
     return 8 * math.ceil(size / 8)
 
 
+def _zero_where_blind(attend: Callable[..., Output]) -> Callable[..., Output]:
+    """What a library gives, but 0 for queries that see no key, for which it takes the mean of all keys."""
+
+    @functools.wraps(attend)
+    def attend_or_zero(query, key, value, causal, valid, window, **options):
+        output = attend(query, key, value, causal, valid, window, **options)
+        if valid is None:
+            return output
+        return jnp.where(sees_a_key(valid, causal=causal, window=window)[:, :, None, None], output, 0)
+
+    return attend_or_zero
+
+
 def _jax_attention(implementation: str) -> Callable[..., Output]:
+    @_zero_where_blind
     def attend(query, key, value, causal, valid, window):
         mask = None if valid is None else valid[:, None, None, :]
         options = {"mask": mask, "is_causal": causal, "local_window_size": _window_sizes(causal, window)}
@@ -213,6 +245,7 @@ def _jax_attention(implementation: str) -> Callable[..., Output]:
     return attend
 
 
+@_zero_where_blind
 def _tokamax(query, key, value, causal, valid, window):
     """tokamax chooses among its kernels; it takes a causal window as (tokens before, tokens after)."""
     import tokamax
@@ -228,6 +261,7 @@ def _window_sizes(causal: bool, window: int | None) -> tuple[int, int] | None:
     return None if window is None else (window - 1, 0 if causal else window - 1)
 
 
+@_zero_where_blind
 def _splash(query, key, value, causal, valid, window, *, interpret: bool = False):
     """The sparse FlashAttention kernel for TPUs that comes with JAX."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel

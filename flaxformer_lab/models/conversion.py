@@ -62,7 +62,7 @@ def from_huggingface(
 ) -> Converted:
     """Returns the network whose logits are those of the transformers model that wrote these files.
 
-    The model is GPT2LMHeadModel, BertForTokenClassification, BertForMaskedLM or ViTForImageClassification.
+    The model is one of `ARCHITECTURES`; settings["architectures"] says which.
 
     Args:
         weights: a .safetensors file, or its tensors by their names there (those of several files, merged).
@@ -70,18 +70,20 @@ def from_huggingface(
         drop: prefixes of the names of tensors to leave out, such as "bert.pooler.".
 
     Raises:
-        ConfigError: another kind of file or model, a setting that our config cannot express, a tensor that is missing,
-            is not used by the network, or has another shape than in the settings.
+        ConfigError: another kind of file, model or head, a setting that our config cannot express, a tensor that is
+            missing, is not used by the network, or has another shape than in the settings.
     """
-    tensors = {name: tensor for name, tensor in _load(weights).items() if not name.startswith(drop)}
+    tensors = _load(weights)
     kind = settings.get("model_type")
     if kind not in PLANS:
         raise ConfigError(
             f"model_type={kind!r} cannot be converted: {nearest(str(kind), PLANS)}choose {', '.join(PLANS)}"
         )
-    plan = PLANS[kind](settings, tensors)
+    architecture = _architecture(settings, tensors)
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(drop)}
+    plan = PLANS[kind](settings, tensors, architecture)
     tensors = _with_ties(tensors, plan.ties)
-    _check_names(tensors, plan)
+    _check_names(tensors, plan, architecture)
     network = functionalize(plan.build)
     shapes, _ = network.shapes
     leaves = [_make_leaf(path, like.shape, plan.table[path], tensors) for path, like in leaf_paths(shapes).items()]
@@ -101,7 +103,44 @@ class MaskedHead(nnx.Module):
         return self.output(self.norm(self._activation(self.transform(x))))
 
 
+class PooledHead(nnx.Module):
+    """W2 tanh(W1 x + b1) + b2 of the first token: BERT's head for whole sequences (Devlin et al. 2019)."""
+
+    def __init__(self, config: TransformerConfig, outputs: int, *, rngs: Rngs):
+        self.pooler = Dense(config.width, config.width, axes=("width", None), bias=True, rngs=rngs)
+        self.output = Dense(config.width, outputs, axes=("width", None), bias=True, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "batch width"]) -> Float[Array, "batch outputs"]:
+        return self.output(jnp.tanh(self.pooler(x)))
+
+
 # ------------------------------------------------------------------------------- which tensor goes where
+
+# The transformers classes whose heads we have, by model type.
+ARCHITECTURES = {
+    "gpt2": ("GPT2LMHeadModel",),
+    "bert": ("BertForMaskedLM", "BertForSequenceClassification", "BertForTokenClassification"),
+    "vit": ("ViTForImageClassification",),
+}
+
+
+def _architecture(settings: Settings, tensors: Tensors) -> str:
+    """The class that wrote the files, as the settings name it; by the tensors where they do not and only one fits."""
+    kind, given = settings["model_type"], settings.get("architectures")
+    supported = ARCHITECTURES[kind]
+    if given is None and kind == "bert":
+        if any(name.startswith("cls.predictions.") for name in tensors):
+            given = ["BertForMaskedLM"]
+        elif not any(name.removeprefix("bert.").startswith("pooler.") for name in tensors):
+            given = ["BertForTokenClassification"]
+    elif given is None:
+        given = list(supported)
+    if not isinstance(given, list) or len(given) != 1 or given[0] not in supported:
+        raise ConfigError(
+            f"architectures={given!r} of {kind} cannot be converted; choose a model with one of "
+            f"{', '.join(supported)}, or name the one whose head the tensors have"
+        )
+    return given[0]
 
 
 class Source(NamedTuple):
@@ -116,13 +155,11 @@ class Plan:
     """How one model type is converted.
 
     Attributes:
-        architectures: the transformers classes whose files fit.
         table: from each of our leaf paths to its source.
         ties: from a tensor that a file may leave out to the one that it equals.
         buffers: a pattern of the names of constants, which are not weights.
     """
 
-    architectures: str
     config: TransformerConfig
     build: Callable[[Rngs], nnx.Module]
     table: dict[str, Source]
@@ -130,8 +167,9 @@ class Plan:
     buffers: str = ""
 
 
-def _gpt2(settings: Settings, tensors: Tensors) -> Plan:
+def _gpt2(settings: Settings, tensors: Tensors, architecture: str) -> Plan:
     """GPT-2 (Radford et al. 2019): pre-norm, causal; the head is the transposed embedding, without a bias."""
+    del architecture
     _require(settings, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
     width, vocabulary, tokens = (_size(settings, key) for key in ("n_embd", "vocab_size", "n_positions"))
     config = _model_config(
@@ -165,25 +203,27 @@ def _gpt2(settings: Settings, tensors: Tensors) -> Plan:
         table |= _conv1d(f"{ours}.ffn.up", f"{theirs}.mlp.c_fc")
         table |= _conv1d(f"{ours}.ffn.down", f"{theirs}.mlp.c_proj")
     ties = _ties(settings, {"lm_head.weight": f"{body}wte.weight"})
-    return Plan("GPT2LMHeadModel", config, build, table, ties, r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias")
+    return Plan(config, build, table, ties, r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias")
 
 
-def _bert(settings: Settings, tensors: Tensors) -> Plan:
-    """BERT (Devlin et al. 2019): post-norm, bidirectional; the tensors show which of the two heads it has."""
+def _bert(settings: Settings, tensors: Tensors, architecture: str) -> Plan:
+    """BERT (Devlin et al. 2019): post-norm, bidirectional, with one of three heads."""
     _require(settings, position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
     width, vocabulary, tokens = (
         _size(settings, key) for key in ("hidden_size", "vocab_size", "max_position_embeddings")
     )
     config = _encoder_config(settings, placement="post")
-    masked = any(name.startswith("cls.predictions.") for name in tensors)
+    masked, pooled = architecture == "BertForMaskedLM", architecture == "BertForSequenceClassification"
     outputs = vocabulary if masked else _outputs(tensors)
 
     def build(rngs: Rngs) -> nnx.Module:
         embedding = TokenEmbedding(vocabulary, width, dtype=config.dtype, rngs=rngs)
-        network = Network(config, embedding=embedding, grid=(tokens,), outputs=outputs, rngs=rngs)
-        if masked:
-            network.head = MaskedHead(config, outputs, rngs=rngs)
-        return network
+        make_head = MaskedHead if masked else PooledHead if pooled else None
+        options = {
+            "pooling": "class_token" if pooled else "off",
+            "head": make_head and make_head(config, outputs, rngs=rngs),
+        }
+        return Network(config, embedding=embedding, grid=(tokens,), outputs=outputs, **options, rngs=rngs)
 
     body = _body("bert.", tensors)
     segments = f"{body}embeddings.token_type_embeddings.weight"
@@ -208,14 +248,17 @@ def _bert(settings: Settings, tensors: Tensors) -> Plan:
         table |= _dense("head.output", "cls.predictions.decoder")
         ties |= _ties(settings, {"cls.predictions.decoder.weight": f"{body}embeddings.word_embeddings.weight"})
         ties |= _ties(settings, {"cls.predictions.decoder.bias": "cls.predictions.bias"})
+    elif pooled:
+        table |= _dense("head.pooler", f"{body}pooler.dense")
+        table |= _dense("head.output", "classifier")
     else:
         table |= _dense("head", "classifier")
-    architectures = "BertForTokenClassification or BertForMaskedLM"
-    return Plan(architectures, config, build, table, ties, r"(bert\.)?embeddings\.position_ids")
+    return Plan(config, build, table, ties, r"(bert\.)?embeddings\.position_ids")
 
 
-def _vit(settings: Settings, tensors: Tensors) -> Plan:
+def _vit(settings: Settings, tensors: Tensors, architecture: str) -> Plan:
     """ViT (Dosovitskiy et al. 2021): pre-norm, with a class token."""
+    del architecture
     width, image, patch, channels = (
         _size(settings, key) for key in ("hidden_size", "image_size", "patch_size", "num_channels")
     )
@@ -252,10 +295,10 @@ def _vit(settings: Settings, tensors: Tensors) -> Plan:
         table |= _norm(f"{ours}.ffn_norm", f"{theirs}.layernorm_after")
         table |= _dense(f"{ours}.ffn.up", f"{theirs}.intermediate.dense")
         table |= _dense(f"{ours}.ffn.down", f"{theirs}.output.dense")
-    return Plan("ViTForImageClassification", config, build, table, {})
+    return Plan(config, build, table, {})
 
 
-PLANS: dict[str, Callable[[Settings, Tensors], Plan]] = {"gpt2": _gpt2, "bert": _bert, "vit": _vit}
+PLANS: dict[str, Callable[[Settings, Tensors, str], Plan]] = {"gpt2": _gpt2, "bert": _bert, "vit": _vit}
 
 
 def _dense(ours: str, *theirs: str, heads: int = 1, bias: bool = True) -> dict[str, Source]:
@@ -420,7 +463,7 @@ def _with_ties(tensors: Tensors, ties: dict[str, str]) -> Tensors:
     return copies | tensors
 
 
-def _check_names(tensors: Tensors, plan: Plan) -> None:
+def _check_names(tensors: Tensors, plan: Plan, architecture: str) -> None:
     known = {name for source in plan.table.values() for name in source.names}
     missing = known - tensors.keys()
     extra = {name for name in tensors.keys() - known - set(plan.ties.values()) if not re.fullmatch(plan.buffers, name)}
@@ -431,7 +474,7 @@ def _check_names(tensors: Tensors, plan: Plan) -> None:
         problems.append(f"the network does not use {_listed(extra)}")
     if problems:
         raise ConfigError(
-            f"{' and '.join(problems)}; convert the file that {plan.architectures} saves, with its config.json"
+            f"{' and '.join(problems)}; convert the file that {architecture} saves, with its config.json"
             + (", or name in `drop` what to leave out" if extra else "")
         )
 

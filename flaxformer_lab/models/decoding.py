@@ -44,9 +44,11 @@ class Decoder:
 
         Raises:
             ValueError: there are no texts, or one of them is empty.
+            ConfigError: a symbol is outside the network's vocabulary.
         """
         if not texts or not all(map(len, texts)):
             raise ValueError("each text needs at least one symbol to continue, and there must be at least one text")
+        self._network.check_symbols(list(texts))
         known = [text[-self._context :].tolist() for text in texts]
         key = jax.random.key(seed)
         logits, cache = self._read(*self._variables, *self._padded(known))

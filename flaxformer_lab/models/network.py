@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
@@ -122,8 +123,9 @@ def _take_token(x: Float[Array, "batch tokens width"], places: Int[Array, " batc
 
 
 def _mean_of_valid(x: Float[Array, "batch tokens width"], valid: Bool[Array, "batch tokens"]):
-    weights = valid[:, :, None].astype(x.dtype)
-    return jnp.sum(x * weights, axis=1) / jnp.maximum(jnp.sum(weights, axis=1), 1)
+    """In float32, and 0 without a valid token."""
+    weights = valid[:, :, None].astype(jnp.float32)
+    return (jnp.sum(x * weights, axis=1) / jnp.maximum(jnp.sum(weights, axis=1), 1)).astype(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,8 @@ class PureNetwork:
     prefill(params, model_state, inputs, lengths) -> (logits, cache); decode(params, model_state, inputs, cache) ->
     (logits, cache): a causal network token by token (`Network.prefill`, `Network.decode`).
     precision: of the float32 products (`model.precision`), for callers that trace more than these functions.
+    vocabulary: how many symbols the embedding has; None where the inputs are not symbols. These
+    functions refuse other symbols where they see their values; inside `jax.jit` such symbols give NaN.
     """
 
     init: Callable[[Key[Array, ""]], tuple[Tree, Tree]]
@@ -151,6 +155,15 @@ class PureNetwork:
     prefill: Callable[..., tuple[Array, Tree]] | None = None
     decode: Callable[..., tuple[Array, Tree]] | None = None
     precision: str = "highest"
+    vocabulary: int | None = None
+
+    def check_symbols(self, inputs: Tree) -> None:
+        """Looks at symbols whose values are known.
+
+        Raises:
+            ConfigError: a symbol is outside the vocabulary.
+        """
+        _check_symbols(inputs, self.vocabulary)
 
     def intermediates(self, params: Tree, model_state: Tree, inputs: Array, **options: Any) -> dict[str, Array]:
         """Every value that the network's modules offer, by dotted name: attention weights, each block's output."""
@@ -159,11 +172,25 @@ class PureNetwork:
         return intermediates.values
 
 
+def _check_symbols(inputs: Tree, vocabulary: int | None) -> None:
+    for leaf in jax.tree.leaves(inputs) if vocabulary else ():
+        if isinstance(leaf, jax.core.Tracer) or not getattr(leaf, "is_fully_addressable", True):
+            continue
+        symbols = np.asarray(jax.device_get(leaf))
+        outside = symbols[(symbols < 0) | (symbols >= vocabulary)]
+        if outside.size:
+            raise ConfigError(
+                f"symbol {outside[0]} is not one of this network's vocabulary of {vocabulary}, from 0 to "
+                f"{vocabulary - 1}; encode the inputs as the network's training data were"
+            )
+
+
 def functionalize(build: Callable[[Rngs], nnx.Module]) -> PureNetwork:
     """Returns the pure form of the network that `build` makes; it computes at the network's own precision."""
     abstract = nnx.eval_shape(lambda: build(Rngs(0)))
     graph, *shapes = nnx.split(abstract, nnx.Param, ...)
     precision = getattr(abstract, "precision", "highest")
+    vocabulary = getattr(getattr(abstract, "embedding", None), "vocabulary", None)
 
     def init(key: Key[Array, ""]) -> tuple[Tree, Tree]:
         _, params, model_state = nnx.split(build(Rngs(key)), nnx.Param, ...)
@@ -179,6 +206,7 @@ def functionalize(build: Callable[[Rngs], nnx.Module]) -> PureNetwork:
         axis_name: str | None = None,
         **options: Any,
     ) -> tuple[Tree, Tree]:
+        _check_symbols(inputs, vocabulary)
         network = nnx.merge(graph, params, model_state)
         if not (training and model_state):
             return network(inputs, **options), model_state
@@ -188,6 +216,7 @@ def functionalize(build: Callable[[Rngs], nnx.Module]) -> PureNetwork:
 
     @at_precision(precision)
     def embed(params: Tree, model_state: Tree, inputs: Array) -> Array:
+        _check_symbols(inputs, vocabulary)
         return nnx.merge(graph, params, model_state).embedding(inputs)
 
     @at_precision(precision)
@@ -196,12 +225,14 @@ def functionalize(build: Callable[[Rngs], nnx.Module]) -> PureNetwork:
 
     @at_precision(precision)
     def prefill(params: Tree, model_state: Tree, inputs: Array, lengths: Array) -> tuple[Array, Tree]:
+        _check_symbols(inputs, vocabulary)
         return nnx.merge(graph, params, model_state).prefill(inputs, lengths)
 
     @at_precision(precision)
     def decode(params: Tree, model_state: Tree, inputs: Array, cache: Tree) -> tuple[Array, Tree]:
+        _check_symbols(inputs, vocabulary)
         return nnx.merge(graph, params, model_state).decode(inputs, cache)
 
     axes = {".".join(map(str, path)): variable.axes for path, variable in nnx.to_flat_state(shapes[0])}
     shapes = tuple(map(nnx.to_pure_dict, shapes))
-    return PureNetwork(jax.jit(init), shapes, apply, embed, body, axes, prefill, decode, precision)
+    return PureNetwork(jax.jit(init), shapes, apply, embed, body, axes, prefill, decode, precision, vocabulary)

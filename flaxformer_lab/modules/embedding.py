@@ -12,11 +12,19 @@ from flaxformer_lab.modules.sharding import read, take_rows
 
 
 class TokenEmbedding(nnx.Module):
-    """A learned vector for each symbol of a vocabulary."""
+    """A learned vector for each symbol of a vocabulary; NaN for a symbol outside it.
+
+    `PureNetwork.check_symbols` refuses such symbols where their values are known.
+    """
 
     def __init__(self, vocabulary: int, width: int, *, dtype: str, rngs: Rngs):
         self._dtype = jnp.dtype(dtype)
         self.table = normal(rngs, (vocabulary, width), 1, (None, "width"))
+
+    @property
+    def vocabulary(self) -> int:
+        """How many symbols there are, counted from 0."""
+        return self.table.shape[0]
 
     def __call__(self, symbols: Int[Array, "batch tokens"]) -> Float[Array, "batch tokens width"]:
         return take_rows(self.table, symbols, self._dtype)

@@ -218,7 +218,8 @@ class _Linear(NamedTuple):
 
 
 def _rows_gradient(indices: Array, gradient: Array, shape: tuple[int, ...]) -> Float[Array, "rows features"]:
-    return jnp.zeros(shape, jnp.float32).at[indices].add(gradient.astype(jnp.float32))
+    rows = jnp.zeros(shape, jnp.float32).at[indices]
+    return rows.add(gradient.astype(jnp.float32), mode="drop", wrap_negative_indices=False)
 
 
 _MATMUL = _Linear(

@@ -95,12 +95,12 @@ class LanguageModelling(Task):
         return jax.ShapeDtypeStruct((batch_size, self._config.sequence_length), jnp.int32)
 
     def encode(self, text: str) -> UInt[np.ndarray, " length"]:
-        """Symbol numbers of a text: uint8 where they fit, else uint16."""
+        """Symbol numbers of a text, in the smallest type that holds them all."""
         if self._config.tokenizer == "bytes":
             return np.frombuffer(text.encode("utf-8"), np.uint8)
         symbols = self.metadata["symbols"]
         codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-        table = np.zeros(max(map(ord, symbols)) + 1, np.uint8 if len(symbols) <= 256 else np.uint16)
+        table = np.zeros(max(map(ord, symbols)) + 1, np.min_scalar_type(len(symbols) - 1))
         table[[ord(symbol) for symbol in symbols]] = np.arange(len(symbols))
         table[ord(UNKNOWN)] = 0
         return table[np.where(codes < len(table), codes, ord(UNKNOWN))]

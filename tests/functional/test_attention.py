@@ -168,16 +168,30 @@ def test_huge_scores_stay_finite(size):
     np.testing.assert_allclose(np.asarray(weights).max(axis=-1), 1, rtol=1e-6)
 
 
-def test_an_example_of_nothing_but_padding_stays_finite():
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda *heads, valid: softmax_attention(*heads, valid=valid),
+        lambda *heads, valid: attention.softmax_weights(*heads[:2], valid=valid),
+        lambda *heads, valid: attention.mean_attention(heads[2], valid=valid),
+        lambda *heads, valid: attention.apply_weights(attention.mean_weights(2, TOKENS, valid=valid), heads[2]),
+        lambda *heads, valid: attention.apply_weights(
+            attention.static_weights(*arrays(SCORES), TOKENS, valid=valid), heads[2]
+        ),
+        lambda *heads, valid: attention.channel_weights(*heads[:2], jnp.ones(HEADS), valid=valid),
+        lambda *heads, valid: attention.channel_attention(*heads, jnp.ones(HEADS), valid=valid),
+    ],
+    ids=["softmax", "softmax weights", "mean", "mean weights", "static", "channel weights", "channel"],
+)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_an_example_of_nothing_but_padding_becomes_0_and_gives_no_gradient(dtype, mix):
     valid = jnp.array([[True] * TOKENS, [False] * TOKENS])
-    query, key, value = arrays(QUERY, KEY, VALUE)
-    for result in (
-        softmax_attention(query, key, value, valid=valid),
-        attention.softmax_weights(query, key, valid=valid),
-        attention.mean_attention(value, valid=valid),
-        attention.channel_attention(query, key, value, jnp.ones(HEADS), valid=valid),
-    ):
-        assert np.all(np.isfinite(result))
+    heads = [jnp.asarray(x, dtype) for x in (QUERY, KEY, VALUE)]
+    output, pull = jax.vjp(lambda *heads: mix(*heads, valid=valid), *heads)
+    gradients = pull(jnp.asarray(np.random.default_rng(1).normal(size=output.shape), output.dtype))
+    assert np.asarray(output[0]).any() and not np.asarray(output[1]).any()
+    assert any(np.asarray(gradient[0]).any() for gradient in gradients)
+    assert not any(np.asarray(gradient[1]).any() for gradient in gradients)
 
 
 def test_half_precision_weights_are_computed_in_float32():
@@ -200,9 +214,8 @@ def test_a_window_narrows_what_static_and_mean_weights_see(causal, valid, window
         return lambda b, h, i, j: score(b, h, i, j) if abs(i - j) < window else -np.inf
 
     with np.errstate(invalid="ignore"):  # a row that sees nothing
-        static = weigh(near(lambda b, h, i, j: SCORES[h, i, j]), causal, valid)
-        mean = weigh(near(lambda b, h, i, j: 0.0), causal, valid)
-    sighted = ~np.isnan(mean).any(-1)[:, 0]
+        static = np.nan_to_num(weigh(near(lambda b, h, i, j: SCORES[h, i, j]), causal, valid))
+        mean = np.nan_to_num(weigh(near(lambda b, h, i, j: 0.0), causal, valid))
 
     @jax.jit
     def run(scores, value):
@@ -211,7 +224,6 @@ def test_a_window_narrows_what_static_and_mean_weights_see(causal, valid, window
         return of_static, attention.mean_weights(BATCH, TOKENS, **narrow), attention.mean_attention(value, **narrow)
 
     of_static, of_mean, result = run(*arrays(SCORES, VALUE))
-    where = np.broadcast_to(sighted[:, None, :, None], static.shape)
-    np.testing.assert_allclose(np.broadcast_to(of_static, static.shape)[where], static[where], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(np.broadcast_to(of_mean, mean.shape)[where], mean[where], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(np.asarray(result)[sighted], mix(mean, VALUE)[sighted], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(np.broadcast_to(of_static, static.shape), static, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(np.broadcast_to(of_mean, mean.shape), mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(result, mix(mean, VALUE), rtol=1e-5, atol=1e-6)

@@ -26,3 +26,11 @@ def test_no_feature_is_multiplied_with_itself():
     hessian = np.asarray(jax.jit(jax.hessian(function))(jnp.asarray(X[0, 0], jnp.float32)))
     expected = np.einsum("ir,jr->rij", FACTORS, FACTORS) * (1 - np.eye(5))
     np.testing.assert_allclose(hessian, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_float16_squares_are_subtracted_in_float32():
+    """(x V)^2 is 90,000, beyond float16; the products of pairs are 45,000 - 4,500."""
+    x, factors = np.full((1, 10), 30.0), np.ones((10, 1))
+    result = pairwise_products(jnp.asarray(x, jnp.float16), jnp.asarray(factors, jnp.float32))
+    assert result.dtype == jnp.float16
+    np.testing.assert_allclose(np.asarray(result, np.float64), 45 * 900, rtol=1e-3)

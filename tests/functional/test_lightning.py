@@ -169,3 +169,81 @@ def test_slopes_of_the_three_conventions():
 def test_what_cannot_be_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# --------------------------------------------------------------------------------------------- extreme inputs
+
+
+def slope_gradients_by_hand(causal, valid):
+    """d/d slope of exp(-slope |t - s|) is -|t - s| times it."""
+    gradients = np.zeros(HEADS)
+    for b, t, h in np.ndindex(BATCH, TOKENS, HEADS):
+        for s in range(t + 1 if causal else TOKENS):
+            if valid is None or valid[b, s]:
+                weight = np.exp(-SLOPES[h] * abs(t - s)) * (QUERY[b, t, h] @ KEY[b, s, h])
+                gradients[h] -= abs(t - s) * weight * (VALUE[b, s, h] @ TOWARDS[b, t, h])
+    return gradients
+
+
+KERNEL = functools.partial(lightning.lightning_attention, block=BLOCK, implementation="interpreted kernel")
+
+
+@pytest.mark.parametrize(
+    ("form", "causal"),
+    [*((form, True) for form in FORMS), ("naive", False), ("blockwise", False), ("kernel", True), ("kernel", False)],
+)
+@pytest.mark.parametrize("valid", [None, VALID], ids=["whole", "padded"])
+def test_the_gradient_of_the_slopes(form, causal, valid):
+    attend = (FORMS | {"kernel": KERNEL})[form]
+    mask = None if valid is None else jnp.asarray(valid)
+
+    @jax.jit
+    def gradient(slopes, query, key, value, towards):
+        loss = lambda slopes: jnp.sum(attend(query, key, value, slopes, causal=causal, valid=mask) * towards)  # noqa: E731
+        return jax.grad(loss)(slopes)
+
+    found = gradient(*arrays(SLOPES, QUERY, KEY, VALUE, TOWARDS))
+    expected = slope_gradients_by_hand(causal, valid)
+    assert np.all(expected != 0)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
+
+
+def test_the_gradient_of_the_slopes_costs_nothing_where_nobody_asks():
+    """One loop forward and two backward; the slopes need a third."""
+    heads = arrays(QUERY, KEY, VALUE, SLOPES)
+
+    def loops(arguments):
+        loss = lambda *heads: FORMS["blockwise"](*heads).sum()  # noqa: E731
+        text = str(jax.make_jaxpr(jax.grad(loss, argnums=arguments))(*heads))
+        return text.count("scan[") + text.count("while[")
+
+    assert loops((0, 1, 2)) == 3 < loops((0, 1, 2, 3))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("form", ["naive", "blockwise"])
+def test_scores_beyond_float16_are_summed_in_float32(form, causal):
+    """Scores of 80,000 times values of 0.01 are sums of 800s."""
+    like, value = jnp.full((1, 20, 1, 8), 100, jnp.float16), jnp.full((1, 20, 1, 8), 0.01, jnp.float16)
+    result = FORMS[form](like, like, value, jnp.full((1,), 0.5), causal=causal)
+    place = np.arange(20)
+    decay = np.exp(-0.5 * np.abs(place[:, None] - place[None])) * (np.tri(20) if causal else 1)
+    expected = 8e4 * 0.01 * decay.sum(1)
+    np.testing.assert_allclose(np.asarray(result, np.float64)[0, :, 0, 0], expected, rtol=2e-3)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_query_that_sees_no_key_becomes_0_and_gives_no_gradient(form):
+    valid = jnp.asarray(np.stack([np.arange(TOKENS) >= 4, np.zeros(TOKENS, bool)]))
+    attend = lambda *heads: FORMS[form](*heads, jnp.asarray(SLOPES, jnp.float32), causal=True, valid=valid)  # noqa: E731
+    output, pull = jax.vjp(attend, *arrays(QUERY, KEY, VALUE))
+    for array in (output, *pull(*arrays(TOWARDS))):
+        assert not np.asarray(array[1]).any() and not np.asarray(array[0, :4]).any() and np.asarray(array[0, 4:]).any()
+
+
+@pytest.mark.parametrize("part", range(3))
+def test_queries_keys_and_values_are_of_one_sequence(part):
+    heads = arrays(QUERY, KEY, VALUE, SLOPES)
+    heads[part] = heads[part][:, :9]
+    with pytest.raises(ValueError, match="are not one sequence"):
+        lightning.lightning_attention(*heads)

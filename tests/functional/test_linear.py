@@ -1,5 +1,6 @@
 """Linear maps against float64 NumPy."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -41,3 +42,11 @@ def test_the_input_decides_the_precision():
     assert add_bias(matmul(x, jnp.asarray(KERNEL)), jnp.asarray(BIAS)).dtype == jnp.bfloat16
     assert take_rows(jnp.asarray(KERNEL), jnp.asarray([1, 2]), jnp.bfloat16).dtype == jnp.bfloat16
     assert diagonal(x, jnp.ones(8), jnp.ones(8)).dtype == jnp.bfloat16
+
+
+def test_rows_that_a_table_does_not_have_are_nan_and_get_no_gradient():
+    table, indices = jnp.asarray(KERNEL), jnp.asarray([[0, -1], [8, 7]])
+    rows, pull = jax.vjp(lambda table: take_rows(table, indices, jnp.float32), table)
+    np.testing.assert_array_equal(rows, [[KERNEL[0], np.full(5, np.nan)], [np.full(5, np.nan), KERNEL[7]]])
+    (gradient,) = pull(jnp.ones_like(rows))
+    np.testing.assert_array_equal(gradient, np.isin(np.arange(8), (0, 7))[:, None] * np.ones(5))

@@ -129,3 +129,44 @@ def test_keys_may_be_of_another_sequence(queries, keys):
     np.testing.assert_allclose(formulas.linear_weights(*arrays(query, key), **inputs), weights, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="are not one sequence, so causal=True cannot"):
         formulas.linear_attention(*arrays(query, key, value), causal=True)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_features_are_elu_plus_1_with_a_gradient_everywhere(dtype):
+    x = jnp.asarray([-80, -40, -17, -16.5, -1, -1e-3, 0, 1e-3, 1, 100, 60000], dtype)
+    exact = np.asarray(x, np.float64)
+    np.testing.assert_allclose(formulas.positive(x), phi(exact), rtol=1e-6)
+    gradient = jax.vmap(jax.grad(formulas.positive))(x.astype(jnp.float32))
+    np.testing.assert_allclose(gradient, np.where(exact > 0, 1, np.exp(np.minimum(exact, 0))), rtol=1e-6)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_weights_of_small_features_are_in_proportion(dtype, causal):
+    """At -17 a feature is 4e-8, the smallest number of float16, and a product of two is 2e-15."""
+    half = arrays(QUERY / 4 - 17, KEY / 4 - 17, VALUE, dtype=dtype)
+    query, key, value = (np.asarray(x, np.float64) for x in half)
+    seen = np.tri(TOKENS) if causal else np.ones((TOKENS, TOKENS))
+    weights = np.einsum("bthd,bshd->bhts", phi(query), phi(key)) * seen
+    expected = np.einsum("bhts,bshd->bthd", weights / weights.sum(-1, keepdims=True), value)
+    attend = lambda *heads: formulas.linear_attention(*heads, causal=causal)  # noqa: E731
+    output, pull = jax.vjp(attend, *half)
+    error = 1e-4 if dtype == jnp.float32 else 2e-2
+    np.testing.assert_allclose(np.asarray(output, np.float64), expected, atol=error * np.abs(expected).max())
+    of_values = np.einsum("bhts,bthd->bshd", weights / weights.sum(-1, keepdims=True), TOWARDS)
+    found = np.asarray(pull(jnp.asarray(TOWARDS, dtype))[2], np.float64)
+    np.testing.assert_allclose(found, of_values, atol=error * np.abs(of_values).max())
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_a_query_that_sees_no_key_becomes_0_and_gives_no_gradient(dtype, causal):
+    valid = np.stack([np.arange(TOKENS) >= 3, np.zeros(TOKENS, bool)])
+    attend = lambda *heads: formulas.linear_attention(*heads, causal=causal, valid=jnp.asarray(valid))  # noqa: E731
+    output, pull = jax.vjp(attend, *arrays(QUERY, KEY, VALUE, dtype=dtype))
+    dq, dk, dv = (np.asarray(x) for x in pull(jnp.asarray(TOWARDS, dtype)))
+    seen = np.repeat(valid[:, None], TOKENS, axis=1) & (np.tri(TOKENS, dtype=bool) if causal else True)
+    blind, unseen = ~seen.any(2), ~seen.any(1)
+    assert blind[0, :3].all() == causal and blind[1].all() and np.asarray(output)[~blind].all()
+    assert not np.asarray(output)[blind].any() and not dq[blind].any()
+    assert not dk[unseen].any() and not dv[unseen].any() and dv[~unseen].all()

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.special import softmax
+from scipy.special import log_softmax, softmax
 from sklearn.metrics import accuracy_score, log_loss, mean_squared_error, r2_score
 
 from flaxformer_lab.functional.losses import accuracy, cross_entropy, explained_variance, squared_error
@@ -103,3 +103,29 @@ def test_vectors_add_up_and_count_one_by_one(measure):
     half = measure(VECTORS[0].astype(jnp.bfloat16), *VECTORS[1:])
     assert half[0].dtype == jnp.float32
     assert float(half[0]) == pytest.approx(whole[0], rel=2e-2)
+
+
+@pytest.mark.parametrize("target", [-1, -100, 5, 255])
+def test_a_target_that_is_no_class_has_no_loss(target):
+    """Its loss would be logsumexp, which has no floor: NaN, which ends a run. Without a weight it does not matter."""
+    targets = ARGUMENTS[1].at[3].set(target)
+    weighted, ignored = (ARGUMENTS[2].at[3].set(weight) for weight in (1.0, 0.0))
+    assert np.isnan(cross_entropy(ARGUMENTS[0], targets, weighted)[0])
+    expected = log_loss(TARGETS, softmax(LOGITS, axis=-1), sample_weight=np.asarray(ignored), labels=range(5))
+    total, weight = cross_entropy(ARGUMENTS[0], targets, ignored)
+    assert float(total / weight) == pytest.approx(expected, rel=1e-5)
+    gradient = jax.grad(lambda logits: cross_entropy(logits, targets, ignored)[0])(ARGUMENTS[0])
+    assert np.all(np.isfinite(gradient)) and not np.asarray(gradient[3]).any()
+
+
+def test_targets_of_a_small_type_have_more_classes_than_it_can_count():
+    logits = GENERATOR.normal(size=(9, 300))
+    targets = np.arange(9, dtype=np.uint8)
+    total, _ = cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(targets), jnp.ones(9))
+    assert float(total) == pytest.approx(-log_softmax(logits, axis=-1)[range(9), range(9)].sum(), rel=1e-5)
+
+
+def test_float16_targets_are_squared_in_float32():
+    outputs, targets = jnp.full((3, 2), 400, jnp.float16), jnp.full((3, 2), 1000, jnp.float16)
+    assert float(squared_error(outputs, targets, jnp.ones(3), variance=1.0).compute()) == 600**2
+    assert float(explained_variance(outputs, targets, jnp.ones(3)).compute()) == pytest.approx(1 - 0.36)

@@ -75,3 +75,31 @@ def test_devices_reduce_sums_by_adding_and_the_others_by_gathering():
     assert compute([found])["auc"] == pytest.approx(sklearn.roc_auc_score(LABELS, SCORES, sample_weight=WEIGHTS))
     assert compute([found])["mean"] == pytest.approx(np.average(SCORES, weights=WEIGHTS), rel=1e-5)
     assert additive(found).keys() == {"mean"}
+
+
+def test_what_has_no_value_is_nan():
+    """No weight, no class, one kind of label, an unknown label, a score that is not a number."""
+    scores, odd = SCORES.copy(), np.where(np.arange(90) == 5, -1, LABELS)
+    scores[7] = np.nan
+    ones = np.ones(90, np.float32)
+    nothing = np.zeros(90, np.float32)
+    logits, targets = jnp.asarray(RNG.normal(size=(90, 4)), jnp.float32), np.arange(90) % 4
+    for state in (
+        Average(np.float32(0), np.float32(0)),
+        MacroF1.of(logits, targets, nothing),
+        MacroF1.of(logits, np.where(targets == 2, -1, targets), ones),
+        AUC(SCORES, np.zeros(90, int), ones),
+        AUC(SCORES, odd, ones),
+        AUC(scores, LABELS, ones),
+        NDCG(GROUPS, SCORES, LABELS, nothing),
+        NDCG(GROUPS, scores, LABELS, ones),
+    ):
+        assert math.isnan(value([state])), state
+
+
+def test_what_has_no_weight_does_not_matter():
+    scores, weights = SCORES.copy(), WEIGHTS.copy()
+    scores[7], weights[7] = np.nan, 0
+    expected = sklearn.roc_auc_score(LABELS, SCORES, sample_weight=weights)
+    assert value([AUC(scores, np.where(weights == 0, -1, LABELS), weights)]) == pytest.approx(expected, rel=1e-12)
+    assert value([NDCG(GROUPS, scores, LABELS, weights)]) == value([NDCG(GROUPS, SCORES, LABELS, weights)])

@@ -127,3 +127,15 @@ def test_the_statistics_of_several_devices_are_those_of_the_whole_batch():
     for found, expected in zip(parts, (X.mean((0, 1)), X.var((0, 1)), 8), strict=True):
         np.testing.assert_allclose(found[0], expected, rtol=1e-5)
         np.testing.assert_array_equal(found[0], found[1])
+
+
+@centring
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_a_row_of_zeros_has_the_gradient_of_the_formula(centred, dtype):
+    norm = lambda x: (layer_norm if centred else rms_norm)(x, jnp.ones(8), *[None] * centred, 1e-6)  # noqa: E731
+    output, pull = jax.vjp(norm, jnp.zeros((1, 8), dtype))
+    assert not np.asarray(output).any()
+    towards = jnp.asarray(BIAS[None] / 1000, dtype)
+    exact = np.asarray(towards, np.float64)
+    expected = (exact - centred * exact.mean()) * 1000
+    np.testing.assert_allclose(np.asarray(*pull(towards), np.float64), expected, rtol=1e-2, atol=1e-2)

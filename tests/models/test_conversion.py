@@ -15,10 +15,10 @@ from safetensors.numpy import save_file
 
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.functional.trees import leaf_paths
-from flaxformer_lab.models.conversion import PLANS, Converted, from_huggingface
+from flaxformer_lab.models.conversion import ARCHITECTURES, PLANS, Converted, from_huggingface
 
 GOLDENS = Path(__file__).parent.parent / "goldens"
-NAMES = ("gpt2", "bert_tokens", "bert_masked", "vit")
+NAMES = ("gpt2", "bert_tokens", "bert_masked", "bert_sequence", "vit")
 
 
 class Golden(NamedTuple):
@@ -129,7 +129,8 @@ def test_every_leaf_matters(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_leaf_has_a_source_and_every_source_a_leaf(name):
     reference = golden(name)
-    plan = PLANS[reference.settings["model_type"]](reference.settings, reference.weights)
+    architecture = reference.settings["architectures"][0]
+    plan = PLANS[reference.settings["model_type"]](reference.settings, reference.weights, architecture)
     assert set(plan.table) == set(leaf_paths(converted(name).params))
 
 
@@ -242,6 +243,69 @@ def test_vit_without_projection_biases():
 def test_settings_that_cannot_be_expressed(name, settings, message):
     with pytest.raises(ConfigError, match=message):
         golden(name).given(**settings).convert()
+
+
+HEADS = {
+    "gpt2": ("GPT2Model", "GPT2ForSequenceClassification", "GPT2DoubleHeadsModel", "GPT2ForTokenClassification"),
+    "bert_masked": ("BertModel", "BertForPreTraining", "BertForNextSentencePrediction", "BertLMHeadModel"),
+    "bert_tokens": ("BertForMultipleChoice", "BertForQuestionAnswering"),
+    "vit": ("ViTModel", "ViTForMaskedImageModeling"),
+}
+
+
+@pytest.mark.parametrize(("name", "head"), [(name, head) for name, heads in HEADS.items() for head in heads])
+def test_another_head_is_refused_whatever_tensors_there_are(name, head):
+    kind = golden(name).settings["model_type"]
+    message = (
+        rf"architectures=\['{head}'\] of {kind} cannot be converted; choose .* {', '.join(ARCHITECTURES[kind])}, or"
+    )
+    with pytest.raises(ConfigError, match=message):
+        golden(name).given(architectures=[head]).convert(drop=("score.", "cls.seq_relationship."))
+
+
+@pytest.mark.parametrize("value", [[], ["GPT2LMHeadModel"] * 2, "GPT2LMHeadModel", [None], 3])
+def test_architectures_is_a_list_of_one_name(value):
+    with pytest.raises(ConfigError, match=r"architectures=.* cannot be converted"):
+        golden("gpt2").given(architectures=value).convert()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert_masked", "bert_tokens", "vit"])
+def test_tensors_tell_the_head_where_the_settings_do_not(name):
+    assert_same_params(golden(name).given(architectures=None).convert(), converted(name))
+
+
+def test_a_pooler_may_be_of_two_heads():
+    nameless = golden("bert_sequence").given(architectures=None)
+    for drop in ((), ("bert.pooler.",)):
+        with pytest.raises(
+            ConfigError, match=r"architectures=None of bert cannot be converted; .*name the one whose head"
+        ):
+            nameless.convert(drop=drop)
+
+
+def test_a_sequence_is_not_classified_without_its_pooler():
+    with pytest.raises(ConfigError, match=r"lack bert.pooler.dense.bias, .*BertForSequenceClassification saves"):
+        golden("bert_sequence").convert(drop=("bert.pooler.",))
+
+
+def test_a_sequence_has_one_row_of_logits_that_padding_does_not_reach():
+    reference, model = golden("bert_sequence"), converted("bert_sequence")
+    logits = logits_of(reference, model)
+    assert logits.shape == (3, 3)
+    padding = np.asarray(~reference.valid)
+    changed = jnp.where(padding, (reference.inputs + 1) % 60, reference.inputs)
+    np.testing.assert_allclose(logits_of(reference._replace(inputs=changed), model), logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("symbol", [-1, 60, 2**31 - 1])
+def test_a_symbol_outside_the_vocabulary_is_refused(symbol):
+    model, inputs = converted("gpt2"), golden("gpt2").inputs.at[1, 3].set(symbol)
+    with pytest.raises(
+        ConfigError, match=f"symbol {symbol} is not one of this network's vocabulary of 60, from 0 to 59"
+    ):
+        model.network.apply(model.params, {}, inputs)
+    logits = jax.jit(model.network.apply)(model.params, {}, inputs)[0]  # whose values no program can look at
+    assert np.all(np.isnan(logits[1, 3:])) and np.all(np.isfinite(logits[::2]))
 
 
 @pytest.mark.parametrize(

@@ -227,3 +227,9 @@ def test_a_network_that_is_not_causal_is_refused():
     network = functionalize(build)
     with pytest.raises(ConfigError, match=r"model\.causal=false lets a token see later ones, .* set model\.causal=true"):
         jax.eval_shape(network.prefill, network.shapes[0], {}, jnp.asarray(INPUTS), jnp.asarray(LENGTHS))
+
+
+def test_a_symbol_outside_the_vocabulary_is_refused(draw):
+    for symbol in (-1, SYMBOLS):
+        with pytest.raises(ConfigError, match=f"symbol {symbol} is not one of this network's vocabulary of {SYMBOLS}"):
+            texts("softmax", draw, [INPUTS[0], np.array([0, symbol])], 3)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from flaxformer_lab.config import parse_config
+from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.functional.trees import leaf_paths
-from flaxformer_lab.models.network import Network, functionalize
+from flaxformer_lab.models.network import Network, _mean_of_valid, functionalize
 from flaxformer_lab.modules.embedding import TokenEmbedding
 from flaxformer_lab.modules.projection import Identity
 from flaxformer_lab.modules.rngs import Rngs
@@ -159,3 +160,31 @@ def test_intermediates_by_dotted_name(draw_module):
     np.testing.assert_allclose(
         network.apply(drawn.params, {}, jnp.asarray(SYMBOLS), valid=VALID)[0], expected, rtol=1e-4, atol=1e-5
     )
+
+
+# ----------------------------------------------------------------------------------------------- extreme inputs
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_a_mean_of_many_tokens_is_summed_in_float32(dtype):
+    """700 tokens of 100: their sum is beyond float16, and bfloat16 has no 699."""
+    valid = np.ones((2, 701), bool)
+    valid[0, 0] = valid[1] = False
+    mean = _mean_of_valid(jnp.full((2, 701, 3), 100, dtype), jnp.asarray(valid))
+    assert mean.dtype == dtype
+    np.testing.assert_array_equal(np.asarray(mean, np.float32), [[100] * 3, [0] * 3])
+
+
+@pytest.mark.parametrize("symbol", [-1, 5])
+def test_a_symbol_outside_the_vocabulary_is_refused_where_it_is_known_and_nan_where_it_is_not(pure, symbol):
+    params, _ = pure.init(jax.random.key(0))
+    symbols = jnp.asarray(SYMBOLS).at[0, 1].set(symbol)
+    for function in (pure.apply, pure.embed):
+        with pytest.raises(
+            ConfigError, match=f"symbol {symbol} is not one of this network's vocabulary of 5, from 0 to 4"
+        ):
+            function(params, {}, symbols)
+    logits, _ = jax.jit(pure.apply)(params, {}, symbols)
+    assert np.all(np.isnan(logits[0])) and np.all(np.isfinite(logits[1]))
+    gradient = jax.jit(jax.grad(lambda params: pure.apply(params, {}, symbols)[0][1].sum()))(params)
+    assert np.all(np.isfinite(gradient["embedding"]["table"]))

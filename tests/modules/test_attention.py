@@ -244,3 +244,49 @@ def test_activation_norm_and_gate_stand_where_the_paper_has_them(make):
 def test_off_is_nothing():
     config = TransformerConfig(attention=AttentionConfig(kind="off"))
     assert make_attention(config, tokens=TOKENS, rngs=Rngs(0)) is None
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kind", registry.names("attention"))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_example_of_nothing_but_padding_becomes_0_in_every_kind(draw_module, kind, causal, dtype):
+    """Without biases: nothing is mixed, nothing gets a gradient, and the other example does not change."""
+    if causal and registry.ask("attention", kind, "causal") is not True:
+        pytest.skip(f"{kind} is not causal")
+    tree = {
+        "width": WIDTH,
+        "bias": False,
+        "causal": causal,
+        "dtype": dtype,
+        "attention": {"num_heads": 2, "kind": kind},
+    }
+    config = parse_config({"model": tree}).model
+    drawn = draw_module(lambda: make_attention(config, tokens=TOKENS, rngs=Rngs(0)))
+    valid = jnp.asarray([[True] * TOKENS, [False] * TOKENS])
+    output, pull = jax.vjp(lambda x: drawn.apply(drawn.params, x, valid=valid), jnp.asarray(X, dtype))
+    (gradient,) = pull(jnp.ones_like(output))
+    for array in (output, gradient):
+        assert np.asarray(array[0]).any() and not np.asarray(array[1]).any()
+
+
+@pytest.mark.parametrize("window", [None, 2])
+@pytest.mark.parametrize("kind", ["softmax", "static", "mean", "linear", "lightning"])
+def test_a_token_that_sees_only_padding_reads_no_other(draw_module, kind, window):
+    """Padding comes first: the tokens before the first valid one do not see it, which comes later."""
+    if window is not None and registry.ask("attention", kind, "windowed") is not True:
+        pytest.skip(f"{kind} has no window")
+    tree = {
+        "width": WIDTH,
+        "bias": False,
+        "causal": True,
+        "attention": {"num_heads": 2, "kind": kind, "window": window},
+    }
+    config = parse_config({"model": tree}).model
+    drawn = draw_module(lambda: make_attention(config, tokens=TOKENS, rngs=Rngs(0)))
+    valid = jnp.asarray(np.arange(TOKENS) >= 2)[None]
+    one = jnp.asarray(X[:1], jnp.float32)
+    read = np.asarray(jax.jacrev(lambda x: drawn.apply(drawn.params, x, valid=valid)[0])(one))[:, :, 0]
+    reached = np.abs(read).max(axis=(1, 3)) > 1e-7  # [token that reads, token that is read]
+    np.testing.assert_array_equal(reached[:2], False)
+    assert not reached[2, 3] and reached[2, 2] and reached[3, 3]
+    assert not np.asarray(drawn(np.asarray(one), valid=valid))[0, :2].any()
