@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from flaxformer_lab.functional.blocks import join_blocks, split_blocks
 from flaxformer_lab.functional.products import product, widened
-from flaxformer_lab.functional.softmax import infinite_where_blind, visible
+from flaxformer_lab.functional.softmax import visible
 
 # Layout inside: queries [blocks, batch, kv_heads, group, size, head_dim], where a group is the query heads that share a
 # key head; keys [blocks, batch, kv_heads, size, head_dim]. `q` and `k` are numbers of blocks.
@@ -79,7 +79,9 @@ def _forward(query, key, value, valid, causal, window, block, first):
         lowest = jnp.full((*rows, 1), jnp.finfo(jnp.float32).min)
         initial = (jnp.zeros((*rows, value.shape[-1])), lowest, jnp.zeros((*rows, 1)))
         output, row_max, row_sum = _loop_over_visible(start, len(values), block, Masks(causal, window), step, initial)
-        row_sum = row_sum if valid is None else infinite_where_blind(row_sum, row_max)
+        if valid is not None:
+            # A row that sees no key is divided by infinity in both passes: its output and its gradients are 0.
+            row_sum = jnp.where(row_max > jnp.finfo(jnp.float32).min, row_sum, jnp.inf)
         return (output / row_sum).astype(value.dtype), row_max, 1 / row_sum
 
     outputs, row_maxes, inverse_sums = jax.lax.map(attend, jnp.arange(len(queries)))

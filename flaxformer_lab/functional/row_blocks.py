@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from flaxformer_lab.functional.products import matmul, product, widened
-from flaxformer_lab.functional.softmax import infinite_where_blind, masked_scores
+from flaxformer_lab.functional.softmax import masked_scores, sees_a_key
 
 Valid = Bool[Array, "batch keys"]
 
@@ -43,12 +43,14 @@ def _row_blocked_attention(query, key, value, valid, causal, window):
 def _forward(query, key, value, valid, causal, window):
     query, key, value = map(_swap, (query, key, value))
     outputs, row_maxes, inverse_sums = [], [], []
+    sees = None if valid is None else sees_a_key(valid, causal=causal, window=window)[:, None, :, None]
     for rows, seen in _blocks(query.shape[2], key.shape[2], causal, window):
         scores = _scores(query, key, valid, rows, seen, causal, window)
         row_max = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - row_max)
         row_sum = jnp.sum(weights, axis=-1, keepdims=True)
-        row_sum = row_sum if valid is None else infinite_where_blind(row_sum, row_max)
+        # A row that sees no key is divided by infinity in both passes: its output and its gradients are 0.
+        row_sum = row_sum if sees is None else jnp.where(sees[:, :, rows], row_sum, jnp.inf)
         # Divided after the product: [rows, value_dim] values instead of [rows, keys].
         outputs.append((matmul(weights.astype(value.dtype), value[:, :, seen]) / row_sum).astype(value.dtype))
         row_maxes.append(row_max)

@@ -47,21 +47,13 @@ def masked_scores(
     return scores
 
 
-def infinite_where_blind(row_sum: Float[Array, "*rows 1"], row_max: Float[Array, "*rows 1"]) -> Float[Array, "*rows 1"]:
-    """The sums of rows of exp(scores - row_max), infinite where all of a row's `masked_scores` are masked.
-
-    A row is divided by its sum in both passes, so that one without any visible key has an output and gradients of 0.
-    """
-    return jnp.where(row_max > jnp.finfo(row_max.dtype).min, row_sum, jnp.inf)
-
-
 def sees_a_key(valid: Bool[Array, "batch keys"], *, causal: bool, window: int | None) -> Bool[Array, "batch _"]:
     """Whether each query sees any key, [batch, queries]; [batch, 1] where all queries see the same."""
     if not causal and window is None:
         return jnp.any(valid, axis=1, keepdims=True)
     tokens, count = valid.shape[1], jnp.cumsum(valid, axis=1, dtype=jnp.int32)
     up_to_last = count if causal else count[:, jnp.minimum(jnp.arange(tokens) + window - 1, tokens - 1)]
-    before = 0 if window is None else jnp.pad(count, ((0, 0), (window, 0)))[:, :tokens]
+    before = 0 if window is None else jnp.pad(count, ((0, 0), (min(window, tokens), 0)))[:, :tokens]
     return up_to_last > before
 
 
