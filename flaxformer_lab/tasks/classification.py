@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, Key
 
 from flaxformer_lab.data.source import Source, open_split
 from flaxformer_lab.errors import ConfigError
-from flaxformer_lab.functional.losses import accuracy, cross_entropy
 from flaxformer_lab.functional.metrics import Metrics
 from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models.network import Network, PureNetwork, functionalize
@@ -21,7 +20,7 @@ from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.registry import register
 from flaxformer_lab.task_config import ImageClassificationConfig, TabularClassificationConfig
 from flaxformer_lab.tasks.examples import Examples, stored_examples
-from flaxformer_lab.tasks.task import ACCURACY, Batch, Task
+from flaxformer_lab.tasks.task import ACCURACY, Batch, Task, loss_and_accuracy
 
 
 class Classification(Task):
@@ -53,8 +52,7 @@ class Classification(Task):
         return stored_examples(open_split(self._config.dataset, split))
 
     def loss_and_metrics(self, logits: Float[Array, "batch classes"], batch: Batch) -> Metrics:
-        arguments = (logits, batch["targets"], batch["loss_weights"])
-        return {"loss": cross_entropy(*arguments), "accuracy": accuracy(*arguments)}
+        return loss_and_accuracy(logits, batch)
 
 
 @register("task", "image_classification", config=ImageClassificationConfig, has_grid=True)

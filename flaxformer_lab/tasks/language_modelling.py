@@ -11,7 +11,6 @@ from jaxtyping import Array, Float, Int, Integer, Key, UInt
 
 from flaxformer_lab.data.source import open_split
 from flaxformer_lab.errors import ConfigError
-from flaxformer_lab.functional.losses import accuracy, cross_entropy
 from flaxformer_lab.functional.metrics import Metrics
 from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models.network import Network, PureNetwork, functionalize
@@ -20,7 +19,7 @@ from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.registry import register
 from flaxformer_lab.task_config import LanguageModellingConfig
 from flaxformer_lab.tasks.examples import Examples, token_windows
-from flaxformer_lab.tasks.task import ACCURACY, Batch, Task
+from flaxformer_lab.tasks.task import ACCURACY, Batch, Task, loss_and_accuracy
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # stands for every character that the training text does not have
 
@@ -88,8 +87,7 @@ class LanguageModelling(Task):
         return jnp.where(chosen, changed, symbols), chosen.astype(jnp.float32)
 
     def loss_and_metrics(self, logits: Float[Array, "batch tokens symbols"], batch: Batch) -> Metrics:
-        arguments = (logits, batch["targets"], batch["loss_weights"])
-        return {"loss": cross_entropy(*arguments), "accuracy": accuracy(*arguments)}
+        return loss_and_accuracy(logits, batch)
 
     def input_spec(self, batch_size: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch_size, self._config.sequence_length), jnp.int32)

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from flaxformer_lab.errors import ConfigError
-from flaxformer_lab.functional.losses import accuracy, cross_entropy, explained_variance, squared_error
+from flaxformer_lab.functional.losses import explained_variance, squared_error
 from flaxformer_lab.functional.metrics import Metrics
 from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models.network import Network, PureNetwork, functionalize
@@ -19,7 +19,7 @@ from flaxformer_lab.modules.projection import PROJECTIONS
 from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.task_config import ProbeConfig, SyntheticConfig
 from flaxformer_lab.tasks.examples import Examples, generated_examples
-from flaxformer_lab.tasks.task import ACCURACY, R_SQUARED, Batch, Task
+from flaxformer_lab.tasks.task import ACCURACY, R_SQUARED, Batch, Task, loss_and_accuracy
 
 # Numbers from which evaluation draws, beyond all that training can reach.
 FIRST = {"train": 0, "validation": 2**30, "test": 2**30 + 2**29}
@@ -125,8 +125,7 @@ class SymbolProbe(Probe):
         return Network(config, embedding=embedding, **sizes)
 
     def loss_and_metrics(self, logits: Float[Array, "batch tokens symbols"], batch: Batch) -> Metrics:
-        arguments = (logits, batch["targets"], batch["loss_weights"])
-        return {"loss": cross_entropy(*arguments), "accuracy": accuracy(*arguments)}
+        return loss_and_accuracy(logits, batch)
 
     def input_spec(self, batch_size: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch_size, self._config.sequence_length), jnp.int32)

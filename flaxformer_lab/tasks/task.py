@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 
+from flaxformer_lab.functional.losses import accuracy, cross_entropy
 from flaxformer_lab.functional.metrics import Metrics
 from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models.network import PureNetwork
@@ -109,6 +110,12 @@ class Task(abc.ABC):
                     f"(batch, {', '.join(map(str, wanted.shape[1:]))}) ({kinds[1]})"
                 )
         return None
+
+
+def loss_and_accuracy(logits: Float[Array, "batch *tokens classes"], batch: Batch) -> Metrics:
+    """Cross-entropy in nats, and the share of the largest logits that are the target's; each weighs `loss_weights`."""
+    arguments = (logits, batch["targets"], batch["loss_weights"])
+    return {"loss": cross_entropy(*arguments), "accuracy": accuracy(*arguments)}
 
 
 _NUMBERS = {True: "numbers", False: "symbols"}

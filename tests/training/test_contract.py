@@ -20,7 +20,7 @@ from flaxformer_lab.config import parse_config
 from flaxformer_lab.data.source import open_split
 from flaxformer_lab.errors import ConfigError, MeasureError, RunError
 from flaxformer_lab.evaluate import load_run
-from flaxformer_lab.functional.losses import accuracy, cross_entropy, squared_error
+from flaxformer_lab.functional.losses import squared_error
 from flaxformer_lab.functional.metrics import AUC
 from flaxformer_lab.functional.trees import leaf_paths
 from flaxformer_lab.measure import subject_of
@@ -31,7 +31,7 @@ from flaxformer_lab.parsing import override
 from flaxformer_lab.task_config import TabularClassificationConfig, TaskConfig
 from flaxformer_lab.tasks.classification import TabularClassification
 from flaxformer_lab.tasks.examples import generated_examples, stored_examples
-from flaxformer_lab.tasks.task import Task
+from flaxformer_lab.tasks.task import Task, loss_and_accuracy
 from flaxformer_lab.training.experiment import make_experiment
 from flaxformer_lab.training.initialization import initial_weights
 from flaxformer_lab.training.loop import train
@@ -233,8 +233,7 @@ def reversal(own_parts):
             }
 
         def loss_and_metrics(self, outputs, batch):
-            arguments = outputs, batch["targets"], batch["loss_weights"]
-            return {"loss": cross_entropy(*arguments), "accuracy": accuracy(*arguments)}
+            return loss_and_accuracy(outputs, batch)
 
         def input_spec(self, batch_size):
             sizes = {"source": SOURCE, "target": TARGET}
@@ -374,8 +373,7 @@ def bags(own_parts, tmp_path, monkeypatch):
             }
 
         def loss_and_metrics(self, outputs, batch):
-            arguments = outputs, batch["targets"], batch["loss_weights"]
-            return {"loss": cross_entropy(*arguments), "accuracy": accuracy(*arguments)}
+            return loss_and_accuracy(outputs, batch)
 
         def input_spec(self, batch_size):
             return jax.ShapeDtypeStruct((batch_size, self._capacity, 1), jnp.float32)
@@ -434,7 +432,7 @@ class Denormalised(nnx.Module):
 
 
 def test_a_head_may_read_the_inputs():
-    config = parse_config({"model": {"width": 8, "depth": 1}}).model
+    config = parse_config({"model": {"width": 8, "depth": 1, "causal": True}}).model
 
     def build(rngs):
         parts = {"embedding": Normalised(config, rngs=rngs), "head": Denormalised(config, rngs=rngs)}
@@ -447,6 +445,9 @@ def test_a_head_may_read_the_inputs():
     np.testing.assert_allclose(moved, 3 * found + 7, rtol=1e-4, atol=1e-4)
     loss = jax.grad(lambda params: squared_error(network.apply(params, {}, x)[0], x, jnp.ones((3, 5)), variance=1.0)[0])
     assert all(np.abs(leaf).max() > 0 for name, leaf in leaf_paths(loss(params)).items() if "head" in name)
+    # What it reads is not known while the outputs are drawn one by one.
+    with pytest.raises(ConfigError, match=r"head Denormalised reads all inputs .* cannot go on token by token"):
+        network.prefill(params, {}, x, jnp.array([1, 2, 3]))
 
 
 # --------------------------------------------------------------------------------------- weights to start from
