@@ -1,6 +1,6 @@
 """What a task, a network and a step may be, beyond those that the lab has: one small task or model for each."""
 
-import dataclasses
+import functools
 import shutil
 from dataclasses import dataclass
 from typing import Literal
@@ -20,7 +20,6 @@ from flaxformer_lab.config import parse_config
 from flaxformer_lab.data.source import open_split
 from flaxformer_lab.errors import ConfigError, MeasureError, RunError
 from flaxformer_lab.evaluate import load_run
-from flaxformer_lab.functional.losses import squared_error
 from flaxformer_lab.functional.metrics import AUC
 from flaxformer_lab.functional.trees import leaf_paths
 from flaxformer_lab.measure import subject_of
@@ -91,45 +90,53 @@ def undisturbed(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def trained(undisturbed):
+    return variables(undisturbed)
+
+
 def test_a_state_moves_in_training_and_stands_still_in_evaluation(undisturbed):
     run = load_run(undisturbed)
     averages = leaf_paths(run.state.model_state)
     assert {name.rpartition(".")[2] for name in averages} == {"mean", "variance"}
     assert all(np.abs(leaf - ("variance" in name)).max() > 1e-3 for name, leaf in averages.items())
     inputs = np.random.default_rng(0).uniform(-1, 1, (6, 8, 8, 1)).astype(np.float32)
-    arguments = run.params, run.state.model_state, jnp.asarray(inputs)
-    still, state = run.model.apply(*arguments)
-    moving, moved = run.model.apply(*arguments, training=True)
+    arguments, apply = (run.params, run.state.model_state, inputs), jax.jit(run.model.apply, static_argnames="training")
+    still, state = apply(*arguments)
+    moving, moved = apply(*arguments, training=True)
     assert all(np.array_equal(leaf, averages[name]) for name, leaf in leaf_paths(state).items())
     assert all(not np.array_equal(leaf, averages[name]) for name, leaf in leaf_paths(moved).items())
     assert np.abs(still - moving).max() > 1e-3
     # In evaluation an example's outputs do not depend on the others; in training they do.
     np.testing.assert_allclose(run.predict(inputs[:1]), still[:1], rtol=1e-5, atol=1e-6)
-    alone, _ = run.model.apply(*arguments[:2], arguments[2][:1], training=True)
+    alone, _ = apply(*arguments[:2], inputs[:1], training=True)
     assert np.abs(alone - moving[:1]).max() > 1e-3
 
 
 @pytest.mark.parametrize(
-    "parallelism", [{"strategy": "pmap"}, {"strategy": "mesh"}, {"strategy": "mesh", "mesh.fsdp": 2, "mesh.tensor": 2}]
+    "changes",
+    [
+        {"parallelism.strategy": "pmap", "model.remat": True},
+        {"parallelism": {"strategy": "mesh", "mesh": {"fsdp": 2, "tensor": 2}}},
+    ],
 )
-def test_every_strategy_updates_the_state_as_one_device_does(undisturbed, tmp_path, parallelism):
-    train(normalised({f"parallelism.{key}": value for key, value in parallelism.items()}), tmp_path, quiet=True)
-    assert_close(variables(tmp_path), variables(undisturbed))
+def test_every_strategy_and_rematerialisation_update_the_state_as_one_device_does(trained, tmp_path, changes):
+    train(normalised(changes), tmp_path, quiet=True)
+    assert_close(variables(tmp_path), trained)
 
 
-def test_the_state_survives_an_interruption_and_rematerialisation(undisturbed, tmp_path):
-    train(normalised(), tmp_path / "stopped", stop_at=2, quiet=True)
+def test_the_state_survives_an_interruption(undisturbed, trained, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "stopped")
+    shutil.rmtree(tmp_path / "stopped" / "checkpoints" / "4")
     train(normalised(), tmp_path / "stopped", quiet=True)
     for name, leaf in variables(tmp_path / "stopped").items():
-        np.testing.assert_array_equal(leaf, variables(undisturbed)[name])
-    train(normalised({"model.remat": True}), tmp_path / "remat", quiet=True)
-    assert_close(variables(tmp_path / "remat"), variables(undisturbed))
+        np.testing.assert_array_equal(leaf, trained[name])
 
 
-def test_each_replica_has_a_state_of_its_own(undisturbed):
+def test_each_replica_has_a_state_of_its_own(undisturbed, trained):
     outcome = train_population(normalised(), [Replica(3, 0.1), Replica(4, 0.02)])
     found = [leaf_paths(state.params) | leaf_paths(state.model_state) for state in outcome.states]
-    assert_close(found[0], variables(undisturbed))
+    assert_close(found[0], trained)
     assert all(not np.array_equal(leaf, found[1][name]) for name, leaf in found[0].items() if "mean" in name)
     assert outcome.test["loss"][0] == pytest.approx(load_run(undisturbed).evaluate()["loss"], rel=1e-4)
 
@@ -245,9 +252,9 @@ def reversal(own_parts):
 
 
 def batch_of(experiment, size=16):
-    rows = np.arange(size, dtype=np.int32)
-    stored = {"index": jnp.asarray(rows), "example_weight": jnp.ones(size)}
-    return experiment.task.prepare(stored, jax.random.split(jax.random.key(1), size), training=True)
+    stored = {"index": np.arange(size, dtype=np.int32), "example_weight": np.ones(size, np.float32)}
+    prepare = functools.partial(experiment.task.prepare, training=True)
+    return jax.jit(lambda: prepare(jax.tree.map(jnp.asarray, stored), jax.random.split(jax.random.key(1), size)))()
 
 
 def test_an_encoder_decoder_learns_from_two_padded_sequences(reversal, tmp_path):
@@ -259,12 +266,10 @@ def test_an_encoder_decoder_learns_from_two_padded_sequences(reversal, tmp_path)
     run = load_run(tmp_path)
     assert run.evaluate()["accuracy"] == values["accuracy"]
     batch = batch_of(run.experiment)
-    np.testing.assert_allclose(
-        run.predict(batch["inputs"], batch["valid"]),
-        run.model.apply(run.params, run.state.model_state, batch["inputs"], valid=batch["valid"])[0],
-        rtol=1e-4,
-        atol=1e-5,
-    )
+    source, valid = (np.asarray(batch[name]["source"]) for name in ("inputs", "valid"))
+    others = batch["inputs"] | {"source": np.where(valid, source, 0)}  # what is padding counts for nothing
+    assert not valid.all()
+    np.testing.assert_array_equal(*(run.predict(inputs, batch["valid"]) for inputs in (batch["inputs"], others)))
     with pytest.raises(ConfigError, match="inputs of structure PyTreeDef"):
         run.predict(batch["inputs"]["source"])
     with pytest.raises(MeasureError, match="look at one sequence of token vectors, and this model reads several"):
@@ -275,14 +280,17 @@ def test_padding_reaches_nothing_and_everything_else_reaches_every_target(revers
     experiment = make_experiment(reversal(), strategy=Single())
     params, _ = experiment.network.init(jax.random.key(0))
     batch = batch_of(experiment)
-    source, valid = batch["inputs"]["source"], batch["valid"]["source"]
-    inputs = lambda source: batch["inputs"] | {"source": source}  # noqa: E731
-    apply = jax.jit(lambda inputs: experiment.network.apply(params, {}, inputs, valid=batch["valid"])[0])
-    found = apply(batch["inputs"])
-    np.testing.assert_array_equal(apply(inputs(jnp.where(valid, source, 0))), found)
+    source, valid = (np.asarray(batch[name]["source"]) for name in ("inputs", "valid"))
+
+    @jax.jit
+    def apply(source):
+        return experiment.network.apply(params, {}, batch["inputs"] | {"source": source}, valid=batch["valid"])[0]
+
+    found = np.asarray(apply(source))
+    np.testing.assert_array_equal(apply(np.where(valid, source, 0)), found)
     for place in range(SOURCE):
-        moved = np.abs(apply(inputs(source.at[:, place].set((source[:, place] + 1) % SYMBOLS))) - found).max(axis=-1)
-        assert np.all((moved > 0) == np.asarray(valid)[:, place : place + 1])
+        moved = np.abs(apply(np.where(np.arange(SOURCE) == place, (source + 1) % SYMBOLS, source)) - found).max(axis=-1)
+        assert np.all((moved > 0) == valid[:, place : place + 1])
 
 
 @pytest.mark.parametrize(
@@ -400,9 +408,13 @@ def test_more_room_changes_nothing(bags):
         experiment = make_experiment(config_of({"name": "bags", "capacity": capacity}, {"position": "off"}))
         params, _ = experiment.network.init(jax.random.key(0))
         examples = experiment.task.examples("test")
-        stored = jax.tree.map(jnp.asarray, examples.read(np.arange(20))) | {"example_weight": jnp.ones(20)}
-        batch = experiment.task.prepare(stored, None, training=False)
-        outputs.append(experiment.network.apply(params, {}, batch["inputs"], valid=batch["valid"])[0])
+        stored = examples.read(np.arange(20)) | {"example_weight": np.ones(20, np.float32)}
+
+        def run(params, stored, task=experiment.task, network=experiment.network):
+            batch = task.prepare(stored, None, training=False)
+            return network.apply(params, {}, batch["inputs"], valid=batch["valid"])[0]
+
+        outputs.append(jax.jit(run)(params, stored))
     np.testing.assert_allclose(*outputs, rtol=1e-4, atol=1e-5)
 
 
@@ -440,11 +452,17 @@ def test_a_head_may_read_the_inputs():
 
     network = functionalize(build)
     params, _ = network.init(jax.random.key(0))
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5, 1)), jnp.float32)
-    found, moved = (network.apply(params, {}, each)[0] for each in (x, 3 * x + 7))
+    x = np.random.default_rng(0).normal(size=(3, 5, 1)).astype(np.float32)
+
+    @jax.jit
+    def run(params):
+        outputs, pullback = jax.vjp(lambda params: network.apply(params, {}, np.concatenate([x, 3 * x + 7]))[0], params)
+        return outputs, pullback(outputs)[0]
+
+    outputs, gradient = run(params)
+    found, moved = np.split(np.asarray(outputs), 2)
     np.testing.assert_allclose(moved, 3 * found + 7, rtol=1e-4, atol=1e-4)
-    loss = jax.grad(lambda params: squared_error(network.apply(params, {}, x)[0], x, jnp.ones((3, 5)), variance=1.0)[0])
-    assert all(np.abs(leaf).max() > 0 for name, leaf in leaf_paths(loss(params)).items() if "head" in name)
+    assert all(np.abs(leaf).max() > 0 for name, leaf in leaf_paths(gradient).items() if "head" in name)
     # What it reads is not known while the outputs are drawn one by one.
     with pytest.raises(ConfigError, match=r"head Denormalised reads all inputs .* cannot go on token by token"):
         network.prefill(params, {}, x, jnp.array([1, 2, 3]))
@@ -453,36 +471,42 @@ def test_a_head_may_read_the_inputs():
 # --------------------------------------------------------------------------------------- weights to start from
 
 
+# Without attention: fewer programs, and as many parts to choose from.
+SMALL = {"attention": {"kind": "off"}, "ffn": {"expansion": 1.0}}
+
+
+def digits(changes=None):
+    return config_of(DIGITS, SMALL, changes)
+
+
 @pytest.fixture(scope="module")
 def first(tmp_path_factory):
     folder = tmp_path_factory.mktemp("first")
-    train(config_of(DIGITS, {}), folder, quiet=True)
+    train(digits(), folder, quiet=True)
     return folder
 
 
+@pytest.fixture(scope="module")
+def trained_first(first):
+    return variables(first)
+
+
 def start(config):
-    """The names that are taken, and the state that a fresh run begins with."""
+    """The names that are taken, if any, and the parameters that a fresh run begins with."""
     experiment = make_experiment(config, strategy=Single())
     initial = initial_weights(config.training, experiment.abstract_state)
-    state = initial_state(experiment.network, experiment.optimizer, config.seed, initial.values)
-    return initial, leaf_paths(state.params)
+    fresh = functools.partial(initial_state, experiment.network, experiment.optimizer, config.seed)
+    return initial, leaf_paths(jax.jit(fresh)(initial.values if initial else None).params)
 
 
-def drawn_state(config):
-    experiment = make_experiment(config, strategy=Single())
-    return leaf_paths(initial_state(experiment.network, experiment.optimizer, config.seed).params)
-
-
-def test_a_run_starts_from_the_weights_of_another_in_whole_or_in_part(first):
-    trained, config = variables(first), config_of(DIGITS, {}, {"seed": 9})
-    fresh, given = drawn_state(config), {"training.init_from": str(first)}
-    initial, found = start(dataclasses.replace(config, training=config_of(DIGITS, {}, given).training))
+def test_a_run_starts_from_the_weights_of_another_in_whole_or_in_part(first, trained_first):
+    trained, given = trained_first, {"training.init_from": str(first), "seed": 9}
+    (_, fresh), (initial, found) = start(digits({"seed": 9})), start(digits(given))
     assert not initial.drawn and not initial.unused and initial.values.keys() == trained.keys()
     for name, leaf in found.items():
         np.testing.assert_array_equal(leaf, trained[name])
     for only, fits in ((["body"], lambda name: name.startswith("body.")), (["*.ffn.*"], lambda name: ".ffn." in name)):
-        part = config_of(DIGITS, {}, given | {"seed": 9, "training.init_only": only})
-        initial, found = start(part)
+        initial, found = start(digits(given | {"training.init_only": only}))
         assert {name for name in found if fits(name)} == set(initial.values)
         assert set(initial.drawn) == set(initial.unused) == set(found) - set(initial.values)
         for name, leaf in found.items():
@@ -490,24 +514,26 @@ def test_a_run_starts_from_the_weights_of_another_in_whole_or_in_part(first):
 
 
 @pytest.mark.parametrize("strategy", ["single", "mesh"])
-def test_what_was_taken_and_what_was_drawn_is_shown_once(first, tmp_path, capsys, strategy):
+def test_what_was_taken_and_what_was_drawn_is_shown_once(first, trained_first, tmp_path, capsys, strategy):
     changes = {"training.init_from": str(first), "training.init_only": ["body", "embedding"], "training.steps": 2}
     changes |= {"optimizer.learning_rate": 1e-30, "parallelism.strategy": strategy}
-    config = config_of(DIGITS, {}, changes)
+    config = digits(changes)
     train(config, tmp_path)
     shown = capsys.readouterr().out
     assert f"initial weights from {first}: " in shown and "arrays taken, 2 drawn" in shown
     assert "  drawn: head.kernel, head.bias" in shown or "  drawn: head.bias, head.kernel" in shown
-    found, trained = variables(tmp_path), variables(first)
-    assert all(np.array_equal(leaf, trained[name]) == (not name.startswith("head")) for name, leaf in found.items())
-    train(dataclasses.replace(config), tmp_path)
+    found = variables(tmp_path)
+    assert all(
+        np.array_equal(leaf, trained_first[name]) == (not name.startswith("head")) for name, leaf in found.items()
+    )
+    train(config, tmp_path)
     assert "initial weights" not in capsys.readouterr().out  # a run that goes on has its own
 
 
-def test_replicas_start_from_the_same_weights(first):
-    config = config_of(DIGITS, {}, {"training.init_from": str(first), "training.init_only": ["body"]})
+def test_replicas_start_from_the_same_weights(first, trained_first):
+    config = digits({"training.init_from": str(first), "training.init_only": ["body"]})
     outcome = train_population(config, [Replica(0, 1e-30), Replica(1, 1e-30)])
-    states, trained = [leaf_paths(state.params) for state in outcome.states], variables(first)
+    states, trained = [leaf_paths(state.params) for state in outcome.states], trained_first
     for name, leaf in states[0].items():
         assert np.array_equal(leaf, trained[name]) == name.startswith("body.")
         assert np.array_equal(leaf, trained[name]) or "bias" in name or not np.array_equal(leaf, states[1][name])
@@ -516,7 +542,7 @@ def test_replicas_start_from_the_same_weights(first):
 def test_a_safetensors_file_is_a_source_as_well(first, tmp_path):
     path = tmp_path / "weights.safetensors"
     save_file({"head.kernel": np.full((8, 10), 0.5, np.float16), "other": np.ones(3, np.float32)}, path)
-    initial, found = start(config_of(DIGITS, {}, {"training.init_from": str(path)}))
+    initial, found = start(digits({"training.init_from": str(path)}))
     assert set(initial.values) == {"head.kernel"} and initial.unused == ("other",)
     np.testing.assert_array_equal(found["head.kernel"], np.full((8, 10), 0.5, np.float32))
 
@@ -546,7 +572,7 @@ def test_a_source_that_does_not_fit_is_refused_before_anything_is_written(tmp_pa
     elif arrays is not None:
         save_file(arrays, path)
     with pytest.raises(kind, match=error):
-        train(config_of(DIGITS, {}, {"training.init_from": str(path)}), tmp_path / "run", quiet=True)
+        train(digits({"training.init_from": str(path)}), tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
 
 
@@ -554,12 +580,12 @@ def test_a_damaged_run_is_no_source(first, tmp_path):
     shutil.copytree(first, tmp_path / "damaged")
     (tmp_path / "damaged" / "metadata.json").write_text("{}")
     with pytest.raises(RunError, match=r"metadata\.json is damaged: KeyError"):
-        start(config_of(DIGITS, {}, {"training.init_from": str(tmp_path / "damaged")}))
+        start(digits({"training.init_from": str(tmp_path / "damaged")}))
 
 
 def test_pickled_weights_are_refused_and_parts_need_a_source(tmp_path):
     (tmp_path / "weights.bin").write_bytes(b"")
     with pytest.raises(ConfigError, match="pickled weights"):
-        start(config_of(DIGITS, {}, {"training.init_from": str(tmp_path / "weights.bin")}))
+        start(digits({"training.init_from": str(tmp_path / "weights.bin")}))
     with pytest.raises(ConfigError, match=r"training\.init_only=body needs training\.init_from"):
-        config_of(DIGITS, {}, {"training.init_only": ["body"]})
+        digits({"training.init_only": ["body"]})
