@@ -148,52 +148,58 @@ def close(a, b):
     return bool(np.max(np.abs(np.asarray(a) - np.asarray(b))) < 1e-5 * max(1.0, float(np.max(np.abs(b)))))
 
 
-def numbers(function, grid=(TOKENS,)):
-    """Symmetry by numbers, and by the Jacobian which tokens and features reach which: the properties, and [t, s]."""
+def numbers(function, grid=(TOKENS,), observe=dict):
+    """Symmetry by numbers, and by the Jacobian which tokens and features reach which, in one program.
+
+    Returns the properties; [t, s], whether token s reaches t; the outputs of X; and what `observe` gives.
+    """
     tokens = math.prod(grid)
 
     @jax.jit
     def run(x, y):
         jacobian = jax.jacrev(lambda one: function(one[None])[0])(x[0])
-        return jacobian, *(function(each) for each in (x, -x, y, 2.5 * x - 1.5 * y))
+        intermediates = Intermediates()
+        outputs = function(jnp.concatenate([x, -x, y, 2.5 * x - 1.5 * y]), intermediates=intermediates)
+        return jacobian, outputs, intermediates.values, observe()
 
     # [t, c, s, d]: output feature c of token t, input feature d of token s.
-    jacobian, of_x, of_minus_x, of_y, of_sum = run(jnp.asarray(X[:, :tokens]), jnp.asarray(Y[:, :tokens]))
-    moved = np.abs(np.asarray(jacobian)) > 1e-7
+    jacobian, outputs, offered, observed = jax.device_get(run(X[:, :tokens], Y[:, :tokens]))
+    of_x, of_minus_x, of_y, of_sum = outputs
+    moved = np.abs(jacobian) > 1e-7
     seen = moved.any(axis=(1, 3))
     places = np.stack(np.unravel_index(np.arange(tokens), grid))
     back = np.max(places[:, :, None] - places[:, None], axis=0)
-    return {
+    weights = [value for path, value in offered.items() if path.split(".")[-1] == "weights"]
+    properties = {
         "odd": close(of_minus_x, -of_x),
         "affine": close(of_sum, 2.5 * of_x - 1.5 * of_y),
         "mixes_features": bool(moved.any(axis=(0, 2))[~np.eye(WIDTH, dtype=bool)].any()),
         "reach": int(np.max(back, where=seen, initial=0)),
-    }, seen
+        # Weights are offered, and their rows sum to 1.
+        "has_token_weights": bool(weights) and all(close(w.sum(axis=-1), np.ones(w.shape[:-1])) for w in weights),
+    }
+    return properties, seen, of_x, observed
 
 
-def has_token_weights(function, tokens):
-    """Whether weights are offered whose rows sum to 1."""
-    intermediates = Intermediates()
-    function(jnp.asarray(X[:, :tokens]), intermediates=intermediates)
-    found = [np.asarray(value) for path, value in intermediates.values.items() if path.split(".")[-1] == "weights"]
-    return bool(found) and all(close(weights.sum(axis=-1), np.ones(weights.shape[:-1])) for weights in found)
+def without_intermediates(function):
+    return lambda x, intermediates=None: function(x)
 
 
-def decodes(module, step):
+def decodes(module, step, whole):
     """Whether two tokens read at once and the others one by one have the outputs of the whole."""
-    x, outputs = jnp.asarray(X), []
     try:
-        first, cache = module.prefill(x[:, :2], jnp.array([2], jnp.int32))
+        first, cache = jax.jit(module.prefill)(X[:, :2], np.array([2], np.int32))
+        outputs, step = [first], jax.jit(step)
         for position in range(2, TOKENS):
-            output, cache = step(x[:, position : position + 1], cache, jnp.array([position], jnp.int32))
+            output, cache = step(X[:, position : position + 1], cache, np.array([position], np.int32))
             outputs.append(output)
     except AttributeError:  # there is no such method
         return False
-    return close(jnp.concatenate([first, *outputs], axis=1), module(x))
+    return close(np.concatenate(outputs, axis=1), whole)
 
 
-def sees_content(module, tokens):
-    """Whether the weights change with the input: those that are offered, or else what queries and keys do to values."""
+def weights_or_outputs(module, tokens):
+    """The weights of X and of Y, where they are offered; or else what the queries and keys of each do to X's values."""
     ours, theirs = (module.project_qkv(jnp.asarray(each[:, :tokens])) for each in (X, Y))
     one, other = Intermediates(), Intermediates()
     outputs = [module.mix(*ours, valid=None, intermediates=one)]
@@ -201,8 +207,7 @@ def sees_content(module, tokens):
         outputs.append(module.mix(*theirs[:2], ours[2], valid=None, intermediates=other))
     else:
         module.mix(*theirs, valid=None, intermediates=other)
-    weights = [each.values["weights"] for each in (one, other) if "weights" in each.values]
-    return not close(*(weights or outputs))
+    return [each.values["weights"] for each in (one, other) if "weights" in each.values] or outputs
 
 
 def attention_cases(name, build):
@@ -214,18 +219,13 @@ def attention_cases(name, build):
         attention = AttentionConfig(kind=name, num_heads=heads, window=window, projection="diagonal", output="diagonal")
         config = dataclasses.replace(BARE, attention=attention, causal=causal)
         module = build(lambda config=config, tokens=tokens: make_attention(config, tokens=tokens, rngs=Rngs(0)))
-        found, seen = numbers(module, (tokens,))
-        if allowed:
-            found |= {
-                "has_token_weights": has_token_weights(module, tokens),
-                "sees_content": sees_content(module, tokens),
-            }
-        else:
-            found = {}
+        observe = functools.partial(weights_or_outputs, module, tokens) if allowed else list
+        found, seen, whole, observed = numbers(module, (tokens,), observe)
+        found = found | {"sees_content": not close(*observed)} if allowed else {}
         distance = np.subtract.outer(np.arange(tokens), np.arange(tokens))
         if causal:
             found["causal"] = not seen[distance < 0].any()
-            found["decodes"] = decodes(module, module.decode)
+            found["decodes"] = decodes(module, module.decode, whole)
         if not causal and window is None:
             found["crosses"] = crosses(config)
         if window == 2:
@@ -238,7 +238,7 @@ def crosses(config):
     kind, other = registry.lookup("attention", config.attention.kind).build, jnp.asarray(Y[:, :3])
     try:
         module = kind(config, tokens=TOKENS, crosses=True, rngs=Rngs(0))
-        moved = jax.jacrev(lambda memory: module(jnp.asarray(X), memory=memory)[0])(other)
+        moved = jax.jit(jax.jacrev(lambda memory: module(jnp.asarray(X), memory=memory)[0]))(other)
     except (TypeError, ValueError):
         return False
     return moved.shape == (TOKENS, WIDTH, 1, 3, WIDTH) and bool(np.any(np.asarray(moved), axis=(1, 2, 4)).all())
@@ -248,7 +248,8 @@ def ffn_cases(name, build):
     for activation, bias in itertools.product(("identity", "tanh", "gelu"), (False, True)):
         ffn = FeedForwardConfig(kind=name, activation=activation, expansion=2.0)
         config = dataclasses.replace(BARE, ffn=ffn, bias=bias)
-        found, seen = numbers(build(lambda config=config: make_feed_forward(config, Rngs(0))))
+        module = build(lambda config=config: make_feed_forward(config, Rngs(0)))
+        found, seen, *_ = numbers(without_intermediates(module))
         found["reach"] = max(found["reach"], int(seen[~np.eye(TOKENS, dtype=bool)].any()))  # nor a later token
         yield Case(config, TOKENS, TOKENS - 1, found)
 
@@ -259,7 +260,11 @@ def encoder_decoder_cases(name, build):
         config = registry.configs("model")[name](width=WIDTH, depth=1, encoder_depth=1, causal=causal)
         grid = {"source": (3,), "target": (TOKENS,)}
         model = build(lambda config=config, grid=grid: make_body(config, grid=grid, rngs=Rngs(0)))
-        _, seen = numbers(lambda x, model=model: model({"source": jnp.asarray(Y)[:, :3], "target": x}))
+
+        def function(x, model=model):
+            return model({"source": jnp.broadcast_to(Y[:, :3], (len(x), 3, WIDTH)), "target": x})
+
+        _, seen, *_ = numbers(without_intermediates(function))
         found = {"causal": not np.triu(seen, 1).any(), "decodes": hasattr(model, "decode")}
         yield Case(config, TOKENS, TOKENS - 1, found)
 
@@ -278,25 +283,26 @@ def model_cases(name, build):
     if kind is TransformerConfig:
         trials += list(trials_of_parts())
     grid = GRID if registry.ask("model", name, "needs_grid") else (TOKENS,)
-    for trial in trials:
-        config = kind(name=name, **{key: value for key, value in (bare | trial).items() if key in knobs})
+    own = ({key: value for key, value in (bare | trial).items() if key in knobs} for trial in trials)
+    for config in dict.fromkeys(kind(name=name, **each) for each in own):  # each once
         if name == "cnn_2d" and config.causal:
             continue
         make = lambda grid, config=config: build(lambda: make_body(config, grid=grid, rngs=Rngs(0)))  # noqa: E731
         module = make(grid)
-        found, seen = numbers(module, grid)
-        found |= {"causal": not np.triu(seen, 1).any(), "has_token_weights": has_token_weights(module, TOKENS)}
+        found, seen, whole, _ = numbers(module, grid)
+        found["causal"] = not np.triu(seen, 1).any()
         if getattr(config, "depth", 1) == 1 and getattr(config, "kernel_size", 3) == 3:
             found["attends"] = bool(seen.all())
             found["needs_grid"] = not runs(make((TOKENS,)))
         if config.causal or not hasattr(module, "decode"):
-            found["decodes"] = decodes(module, lambda x, cache, position, module=module: module.decode(x, cache))
+            step = lambda x, cache, position, module=module: module.decode(x, cache)  # noqa: E731
+            found["decodes"] = decodes(module, step, whole)
         yield Case(config, TOKENS, max(grid) - 1, found)
 
 
 def runs(module):
     try:
-        module(jnp.asarray(X))
+        jax.eval_shape(module, X)
     except (TypeError, ValueError):
         return False
     return True
