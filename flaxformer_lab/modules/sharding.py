@@ -28,6 +28,7 @@ from flaxformer_lab.modules import torus
 Axes = tuple[str | None, ...]
 Spec = jax.sharding.PartitionSpec
 Heads = Float[Array, "batch tokens heads features"]
+KVHeads = Float[Array, "batch tokens kv_heads features"]
 
 MESH_AXES = ("data", "fsdp", "sequence", "tensor")
 LOGICAL_AXIS_RULES = {
@@ -73,13 +74,18 @@ def sharded_over(axis: str) -> bool:
 
 
 def context_parallel_attention(
-    attend: Callable[..., Heads], query: Heads, key: Heads, value: Heads, *, valid: Bool[Array, "batch tokens"] | None
+    attend: Callable[..., Heads],
+    query: Heads,
+    key: KVHeads,
+    value: KVHeads,
+    *,
+    valid: Bool[Array, "batch tokens"] | None,
 ) -> Heads:
     """`attend(query, key, value, first, valid=valid)` on each device's queries, the first of which is token `first`."""
     batch, tokens, heads = (LOGICAL_AXIS_RULES[axis] for axis in ("batch", "tokens", "heads"))
     shard, whole = Spec(batch, tokens, heads, None), Spec(batch, None)
 
-    def attend_locally(query: Heads, key: Heads, value: Heads, valid: Bool[Array, "batch tokens"] | None) -> Heads:
+    def attend_locally(query: Heads, key: KVHeads, value: KVHeads, valid: Bool[Array, "batch keys"] | None) -> Heads:
         key, value = _gather_tokens(key), _gather_tokens(value)
         first = jax.lax.axis_index(tokens) * query.shape[1]
         return attend(query, key, value, first, valid=valid)
@@ -107,7 +113,7 @@ _gather_tokens.defvjp(lambda x: (_gather_tokens(x), None), _scatter_gradient)
 def shard_map_attention(
     attend: Callable[..., Heads],
     *heads: Float[Array, "batch _ _ _"],
-    valid: Bool[Array, "batch tokens"] | None,
+    valid: Bool[Array, "batch keys"] | None,
     **per_head: Array,
 ) -> Heads:
     """`attend(*heads, valid=valid, **per_head)` on each device's own examples and heads; they need no others.
@@ -124,7 +130,11 @@ def shard_map_attention(
     shard = Spec(batch, LOGICAL_AXIS_RULES["tokens"], head, None)
     specs = (shard,) * len(heads), Spec(batch, None), {name: Spec(head) for name in per_head}
 
-    def attend_locally(heads: tuple[Heads, ...], valid: Bool[Array, "batch tokens"] | None, per_head: dict[str, Array]):
+    def attend_locally(
+        heads: tuple[Float[Array, "batch _ _ _"], ...],
+        valid: Bool[Array, "batch keys"] | None,
+        per_head: dict[str, Array],
+    ) -> Heads:
         return attend(*heads, valid=valid, **per_head)
 
     sharded = jax.shard_map(attend_locally, in_specs=specs, out_specs=shard, check_vma=False)

@@ -23,20 +23,21 @@ from flaxformer_lab.report.summary import Difference, Score
 from flaxformer_lab.report.svg import COLOURS, annotate, as_svg, make_axes, styled
 from flaxformer_lab.tasks import PrimaryMetric
 
-Limits = tuple[float, float]
+Number = int | float
+Limits = tuple[Number, Number]
 HUGE = 1e100  # larger values are drawn at the edge of the axis
 LETTER = 6.4  # width in pixels of a letter of the figures' small type, in a wide typeface
 LABEL_WIDTH, LABEL_HEIGHT = 13, 10  # of a variant's number
 SIDES = {"yes": "better", "no": "worse", "open": "level"}  # of a threshold: the colour of an interval
 
 
-def metric_range(metric: PrimaryMetric) -> float | None:
+def metric_range(metric: PrimaryMetric) -> Number | None:
     """From the lowest value (or 0 where there is no limit) to the highest; None where there is no highest above it."""
     low, high = metric.limits
     return high - (low or 0.0) if high is not None and high > (low or 0.0) else None
 
 
-def score_limits(metric: PrimaryMetric, values: Iterable[float]) -> Limits:
+def score_limits(metric: PrimaryMetric, values: Iterable[Number]) -> Limits:
     """The ends of a score's axis: its whole range where it has one, else those of the values.
 
     Where only the lower limit is missing, the axis goes below 0 as far as the values, but by no more than the range: a
@@ -53,7 +54,7 @@ def score_limits(metric: PrimaryMetric, values: Iterable[float]) -> Limits:
     return low, high + 0.04 * size
 
 
-def padded_range(values: Iterable[float], margin: float = 0.06) -> Limits:
+def padded_range(values: Iterable[Number], margin: float = 0.06) -> Limits:
     """The range of the values that are not huge, with some room on both sides; (0, 1) where there is none."""
     finite = [float(value) for value in values if abs(value) < HUGE]
     if not finite:
@@ -193,7 +194,7 @@ def _draw_intervals(axes: Axes, intervals: Sequence[Interval], roles: Sequence[s
     annotate(axes.hlines(range(len(low)), low, high, colors, linewidth=2, clip_on=False), "intervals")
 
 
-def _draw_mark(axes: Axes, mean: float, row: float, role: str, title: str = "") -> None:
+def _draw_mark(axes: Axes, mean: Number, row: Number, role: str, title: str = "") -> None:
     """A dot, hollow where it is level."""
     options = {"markerfacecolor": COLOURS["surface" if role == "level" else role], "markeredgewidth": 1.8}
     mean = np.clip(mean, *axes.get_xlim())

@@ -3,7 +3,6 @@
 import itertools
 import math
 import re
-import types
 
 import numpy as np
 import pytest
@@ -78,18 +77,22 @@ SHARE = metric(0, 1)
 
 
 def exactly(value):
-    return Interval(value, math.nan, math.nan)
+    return Interval(float(value), math.nan, math.nan)
 
 
-def scatter_of(across, score=0.5, metric=SHARE):
-    """The scatter plot of variants with one score, and these values on the other axis."""
-    intervals = {f"name {k}": exactly(value) for k, value in enumerate(across)}
-    shared = {"interval": exactly(score), "metric": metric}
-    scores = [types.SimpleNamespace(variant=name, **shared) for name in intervals]
-    return scatter(scores, intervals, "name 0", "parameters", logarithmic=True)
+@pytest.fixture
+def scatter_of(score_of):
+    """The function that draws variants with one score, and these values on the other axis."""
+
+    def draw(across, score=0.5, metric=SHARE):
+        intervals = {f"name {k}": exactly(value) for k, value in enumerate(across)}
+        scores = [score_of(variant=name, interval=exactly(score), metric=metric) for name in intervals]
+        return scatter(scores, intervals, "name 0", "parameters", logarithmic=True)
+
+    return draw
 
 
-def test_labels_cover_neither_one_another_nor_a_point():
+def test_labels_cover_neither_one_another_nor_a_point(scatter_of):
     svg = scatter_of([1000.0, 1000.0, 1010.0, 1020.0, 5000.0, 1000.0], 0.9)
     labels = re.findall(r'<g class="mark-label"><text x="([\d.]+)" y="([\d.]+)"[^>]*>(\d)', svg)
     assert sorted(label for *_, label in labels) == ["1", "2", "3", "4", "5", "6"]
@@ -109,19 +112,19 @@ def test_labels_stay_inside_and_near():
 
 
 @pytest.mark.parametrize(("low", "high"), [(5200, 13600), (90, 2100), (1, 10**6), (70, 70)])
-def test_a_logarithmic_axis_has_some_short_labels(low, high):
+def test_a_logarithmic_axis_has_some_short_labels(scatter_of, low, high):
     labels = re.findall(r'<text x="[\d.]+" y="25\d[^>]*>([^<]*)<', scatter_of([low, high]))
     assert 2 <= len(labels) <= 9 and all(re.fullmatch(r"\d+(\.\d)?[kM]?", label) for label in labels)
 
 
 @pytest.mark.parametrize("value", [0.0, 1e308, -1.0])
-def test_values_that_no_axis_can_hold_are_drawn_at_its_edge(value):
+def test_values_that_no_axis_can_hold_are_drawn_at_its_edge(scatter_of, value):
     loss = PrimaryMetric("loss", "loss", higher_is_better=False)
     assert scatter_of([100.0, value]).count("<circle") == 2
     assert scatter_of([100.0, 200.0], value, loss).count("<circle") == 2
 
 
-def test_a_scatter_plot_may_be_empty():
+def test_a_scatter_plot_may_be_empty(scatter_of):
     assert "<circle" not in scatter_of([100.0, 200.0], math.nan)
 
 

@@ -1,7 +1,6 @@
 """Values as text."""
 
 import math
-import types
 
 import pytest
 
@@ -34,8 +33,8 @@ def test_an_interval_in_words(interval, signed, said):
     ("reached", "said"),
     [((8, 2, 4), "4"), ((8, None, 4), "2 of 3 seeds"), ((None, None), "0 of 2 seeds"), (None, "")],
 )
-def test_the_steps_to_a_threshold_in_words(reached, said):
-    assert format_steps_to_threshold(types.SimpleNamespace(reached=reached)) == said
+def test_the_steps_to_a_threshold_in_words(score_of, reached, said):
+    assert format_steps_to_threshold(score_of(reached=reached)) == said
 
 
 @pytest.mark.parametrize(("p", "said"), [(0.0, "<0.001"), (0.0009, "<0.001"), (0.0123, "0.012"), (math.nan, "")])
@@ -43,10 +42,10 @@ def test_a_p_value_in_words(p, said):
     assert format_p_value(p) == said
 
 
-def test_the_digits_are_the_metrics():
+def test_the_digits_are_the_metrics(score_of):
     assert format_interval(Interval(0.12345, 0.1, 0.2), 4) == "0.1235 [0.1000, 0.2000]"
     metric = PrimaryMetric("mse", "MSE", higher_is_better=False, digits=1)
-    score = types.SimpleNamespace(bound={"value": 0.25}, bound_held=True, metric=metric)
+    score = score_of(bound={"metric": "mse", "value": 0.25}, interval=Interval(0.3, 0.26, 0.34), metric=metric)
     assert format_bound(score) == "≥ 0.2 held"
 
 

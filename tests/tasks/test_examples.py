@@ -1,4 +1,5 @@
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -119,9 +120,12 @@ def test_records_taken_on_the_device_are_those_read_from_disk(digits):
 def test_records_are_decoded_once_where_memory_holds_them(digits_source, monkeypatch):
     asked = []
 
-    class Counted:
+    class Counted(Sequence):
         def __len__(self):
             return len(digits_source)
+
+        def __getitem__(self, index):
+            return self.__getitems__([index])[0]
 
         def __getitems__(self, indices):
             asked.extend(indices)
