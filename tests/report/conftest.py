@@ -1,12 +1,16 @@
 """The small ablation of tests/ablation, whose stores are filled with results that were never trained."""
 
+import functools
 import math
+import pickle
 import runpy
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from flaxformer_lab.report import page, task_section
 from flaxformer_lab.report.statistics import Interval
 from flaxformer_lab.report.summary import Score
 from flaxformer_lab.tasks import PrimaryMetric
@@ -14,6 +18,32 @@ from flaxformer_lab.tasks import PrimaryMetric
 # A file of the folder beside this one, which is no package.
 made_up = runpy.run_path(str(Path(__file__).parents[1] / "ablation" / "conftest.py"))
 claim, grid, judged_by, result, store = (made_up[name] for name in ("claim", "grid", "judged_by", "result", "store"))
+
+
+DRAWN: dict[bytes, str] = {}  # what `figures_drawn_once` remembers
+
+
+def remembered(draw: Callable[..., str]) -> Callable[..., str]:
+    """The function, which draws a figure of the same values once. That it has the same bytes: test_svg.py."""
+
+    @functools.wraps(draw)
+    def figure(*values, **options):
+        key = pickle.dumps((draw.__name__, values, options))
+        if key not in DRAWN:
+            DRAWN[key] = draw(*values, **options)
+        return DRAWN[key]
+
+    return figure
+
+
+@pytest.fixture(scope="module", autouse=True)
+def figures_drawn_once() -> Iterator[None]:
+    """Most of what these pages show is the same, and Matplotlib takes a tenth of a second for each figure."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (page, task_section):
+            for name in {"learning_curve", "forest", "scatter", "threshold_figure"} & set(vars(module)):
+                patch.setattr(module, name, remembered(getattr(module, name)))
+        yield
 
 
 @pytest.fixture
