@@ -91,7 +91,7 @@ def test_the_commands_of_the_docs_and_what_they_say_without_the_import(place, ow
     more = {
         "train": [f"--config.{key}={value}" for key, value in SMALL.items()],
         "flaxformer_lab.generate": ["--length=20"],
-        "flaxformer_lab.measure": ["--examples=2"],
+        "flaxformer_lab.measure": ["--examples=2", "--random_vectors=2"],
         "flaxformer_lab.ablate": ["--cpu_devices=1"],
     }
     assert [name.rpartition(".")[2] for name, _ in COMMANDS] == [
