@@ -154,7 +154,7 @@ class PureNetwork:
     init: Callable[[Key[Array, ""]], tuple[Tree, Tree]]
     shapes: tuple[Tree, Tree]
     apply: Callable[..., tuple[Tree, Tree]]
-    embed: Callable[[Tree, Tree, Array], Array]
+    embed: Callable[[Tree, Tree, Tree], Tree]
     body: Callable[..., Array]
     axes: dict[str, Axes] = field(default_factory=dict)
     prefill: Callable[..., tuple[Array, Tree]] | None = None
@@ -170,7 +170,7 @@ class PureNetwork:
         """
         _check_symbols(inputs, self.vocabulary)
 
-    def intermediates(self, params: Tree, model_state: Tree, inputs: Array, **options: Any) -> dict[str, Array]:
+    def intermediates(self, params: Tree, model_state: Tree, inputs: Tree, **options: Any) -> dict[str, Array]:
         """Every value that the network's modules offer, by dotted name: attention weights, each block's output."""
         intermediates = Intermediates()
         self.apply(params, model_state, inputs, intermediates=intermediates, **options)
@@ -220,12 +220,12 @@ def functionalize(build: Callable[[Rngs], nnx.Module]) -> PureNetwork:
         return outputs, nnx.to_pure_dict(nnx.state(network, nnx.Not(nnx.Param)))
 
     @at_precision(precision)
-    def embed(params: Tree, model_state: Tree, inputs: Array) -> Array:
+    def embed(params: Tree, model_state: Tree, inputs: Tree) -> Tree:
         _check_symbols(inputs, vocabulary)
         return nnx.merge(graph, params, model_state).embedding(inputs)
 
     @at_precision(precision)
-    def body(params: Tree, model_state: Tree, vectors: Array, **options: Any) -> Array:
+    def body(params: Tree, model_state: Tree, vectors: Tree, **options: Any) -> Array:
         return nnx.merge(graph, params, model_state).body(vectors, **options)
 
     @at_precision(precision)
