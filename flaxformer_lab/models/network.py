@@ -92,12 +92,13 @@ class Network(nnx.Module):
         own keeps the inputs themselves, and reads them again at each step.
 
         Raises:
-            ConfigError: the body is not causal, so later inputs would change earlier outputs; or the head reads all inputs.
+            ConfigError: the body is not causal, so later inputs would change earlier outputs; or the head reads all
+                inputs.
         """
         if getattr(self.head, "reads_inputs", False):
             raise ConfigError(
                 f"the head {type(self.head).__name__} reads all inputs (reads_inputs = True), so this network cannot "
-                "go on token by token; give it a head that takes the token vectors alone"
+                "decode token by token; give it a head that takes the token vectors alone"
             )
         if self._tokens is None:
             raise ConfigError("model.name=encoder_decoder cannot decode token by token; choose model.name=transformer")

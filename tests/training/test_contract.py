@@ -464,7 +464,7 @@ def test_a_head_may_read_the_inputs():
     np.testing.assert_allclose(moved, 3 * found + 7, rtol=1e-4, atol=1e-4)
     assert all(np.abs(leaf).max() > 0 for name, leaf in leaf_paths(gradient).items() if "head" in name)
     # What it reads is not known while the outputs are drawn one by one.
-    with pytest.raises(ConfigError, match=r"head Denormalised reads all inputs .* cannot go on token by token"):
+    with pytest.raises(ConfigError, match=r"head Denormalised reads all inputs .* cannot decode token by token"):
         network.prefill(params, {}, x, jnp.array([1, 2, 3]))
 
 
