@@ -53,7 +53,12 @@ def on_a_gpu(monkeypatch):
     given = []
     monkeypatch.setattr("flaxformer_lab.functional.platform.target_platform", lambda: "gpu")
     monkeypatch.setattr(parallelism, "target_platform", lambda: "gpu")
-    monkeypatch.setattr(jax, "jit", lambda function, **options: given.append(options["compiler_options"]))
+
+    def jit(function, **options):
+        given.append(options["compiler_options"])
+        return function
+
+    monkeypatch.setattr(jax, "jit", jit)
     return given
 
 
