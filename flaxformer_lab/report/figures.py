@@ -19,7 +19,7 @@ from flaxformer_lab.report.formatting import (
 )
 from flaxformer_lab.report.markup import Markup
 from flaxformer_lab.report.statistics import Interval
-from flaxformer_lab.report.summary import Difference, Score
+from flaxformer_lab.report.summary import Difference, Score, metric_range
 from flaxformer_lab.report.svg import COLOURS, annotate, as_svg, make_axes, styled
 from flaxformer_lab.tasks import PrimaryMetric
 
@@ -28,12 +28,6 @@ HUGE = 1e100  # values beyond are drawn at the edge: no axis can hold them
 LETTER = 6.4  # width in pixels of a letter of the figures' small type, in a wide typeface
 LABEL_WIDTH, LABEL_HEIGHT = 13, 10  # of a variant's number
 SIDES = {"yes": "better", "no": "worse", "open": "level"}  # of a threshold: the colour of an interval
-
-
-def metric_range(metric: PrimaryMetric) -> float | None:
-    """From the lowest value (or 0 where there is no limit) to the highest; None where there is no highest above it."""
-    low, high = metric.limits
-    return high - (low or 0.0) if high is not None and high > (low or 0.0) else None
 
 
 def score_limits(metric: PrimaryMetric, values: Iterable[float]) -> Limits:

@@ -5,7 +5,7 @@ import re
 
 from flaxformer_lab.report.claims import Decision, Finding
 from flaxformer_lab.report.statistics import Interval
-from flaxformer_lab.report.summary import Score
+from flaxformer_lab.report.summary import Difference, Score
 from flaxformer_lab.tasks import PrimaryMetric
 
 
@@ -24,7 +24,23 @@ def format_finding(finding: Finding) -> str:
     if finding.interval is None:
         return "not measured"
     difference = format_interval(finding.interval, finding.digits)
-    return f"{finding.answer}: {difference} against {finding.comparison.threshold:g}"
+    return f"{finding.answer}: {difference} against {format_threshold(finding)}{format_conditions(finding)}"
+
+
+def format_threshold(finding: Finding) -> str:
+    """0.2, or ±0.2 where the difference must lie within it."""
+    return f"{'±' if finding.comparison.within else ''}{finding.comparison.threshold:g}"
+
+
+def format_conditions(finding: Finding) -> str:
+    """What a finding rests on beside its interval: the corrected p, and what is left without seeds that failed."""
+    p_value = format_p_value(finding.corrected_p)
+    text = "" if not p_value else f", p {p_value}" if p_value.startswith("<") else f", p = {p_value}"
+    if finding.rest is None:
+        return text
+    return (
+        f"{text}; without {format_count(finding.failed, 'failed seed')} {format_interval(finding.rest, finding.digits)}"
+    )
 
 
 def format_interval(interval: Interval, digits: int = 3, *, signed: bool = False) -> str:
@@ -65,6 +81,29 @@ def format_steps_to_threshold(score: Score) -> str:
     if len(known) < len(score.reached):
         return f"{len(known)} of {len(score.reached)} seeds"
     return f"{known[len(known) // 2]}"
+
+
+def format_share(score: Score) -> str:
+    """4 of 5 [0.28, 0.99] seeds reached the threshold, with the mean score of those where some did not."""
+    hits, number = int(score.succeeded.sum()), len(score.values)
+    text = f"{hits} of {number} {format_ends(score.share, 2)}"
+    if score.of_successes is None or hits == number:
+        return text
+    return f"{text}, mean {format_interval(score.of_successes, score.metric.digits)}"
+
+
+def format_improvement(difference: Difference) -> str:
+    """The share of seeds for which the variant is better, with its interval."""
+    return "" if difference.is_same else format_interval(difference.probability_of_improvement, 2)
+
+
+def format_clarity(difference: Difference) -> str:
+    """What may be said of a difference in words."""
+    if difference.is_same:
+        return "the same function"
+    words = {"better": "better", "worse": "worse"}.get(difference.direction, "")
+    equal = f"within ±{difference.margin:g}" if difference.is_equivalent else ""
+    return ", ".join(each for each in (words, equal) if each) or "open"
 
 
 def format_count(number: int, noun: str) -> str:

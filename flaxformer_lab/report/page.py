@@ -9,16 +9,19 @@ from importlib import resources
 from typing import Any
 
 from flaxformer_lab.report.claims import Decision, Finding
-from flaxformer_lab.report.figures import metric_range, threshold_figure
+from flaxformer_lab.report.figures import threshold_figure
 from flaxformer_lab.report.formatting import (
+    format_conditions,
     format_count,
     format_interval,
     format_mean,
     format_p_value,
+    format_threshold,
     with_minus_signs,
 )
 from flaxformer_lab.report.markup import Markup, breakable, join, scrolling, tag
-from flaxformer_lab.report.summary import SLACK, Difference, Summary
+from flaxformer_lab.report.statistics import COVERAGE, FEWEST_SEEDS
+from flaxformer_lab.report.summary import MARGIN, SLACK, Difference, Summary, metric_range
 from flaxformer_lab.report.task_section import task_section
 from flaxformer_lab.tasks import PrimaryMetric
 
@@ -171,7 +174,8 @@ def _evidence(finding: Finding) -> Markup:
         answer = [tag("strong", "not measured"), " yet"]
     else:
         difference = with_minus_signs(format_interval(interval, finding.digits))
-        answer = [tag("strong", finding.answer), f": {difference}, threshold {comparison.threshold:g}"]
+        conditions = with_minus_signs(f", threshold {format_threshold(finding)}{format_conditions(finding)}")
+        answer = [tag("strong", finding.answer), f": {difference}{conditions}"]
     return tag(
         "li",
         tag("p", question, " ", tag("span", answer, class_=f"answer {finding.answer}")),
@@ -298,8 +302,14 @@ def _reading(summary: Summary) -> Markup:
         ("Score", "The mean over seeds on test examples, at the learning rate that was best on validation."),
         (
             "Interval",
-            f"95%, by the bootstrap over {format_count(seeds, 'seed')}, widened for small samples. Without at least "
-            "two seeds, or where a run is not finite, there is none.",
+            f"95%, by the studentised bootstrap over {format_count(seeds, 'seed')}, and over test examples where all "
+            "seeds have the same ones; inside the limits of the score. Without at least two seeds, where they are all "
+            f"alike, or where a run is not finite, there is none. {_coverage(seeds)}",
+        ),
+        (
+            "Failures",
+            "Seeds whose test score does not reach the task's threshold, as a share with its Clopper-Pearson interval, "
+            "beside the mean of the rest. Where some seeds fail, a claim is decided only if the rest agree.",
         ),
         (
             "Difference",
@@ -309,18 +319,45 @@ def _reading(summary: Summary) -> Markup:
         (
             "Clear",
             "A difference whose p-value (paired t-test) is below 0.05 after Holm's correction for how many variants "
-            "the task compares. In charts: a filled mark, where others are hollow.",
+            "the task compares; a variant that is the baseline's function there does not count. In charts: a filled "
+            f"mark, where others are hollow. With fewer than {FEWEST_SEEDS} seeds nothing is clear.",
         ),
-        ("P(better)", "How often a run of the variant scores above one of the baseline; ties count half."),
+        (
+            "Equal within",
+            f"Two one-sided t-tests find the difference smaller than {MARGIN:g} of the metric's range (p below 0.05, "
+            "corrected alike). A difference that is neither clear nor equal is open.",
+        ),
+        (
+            "Claim",
+            "Each answer's p is corrected by Holm's method for all comparisons of all claims on this page.",
+        ),
+        (
+            "P(better)",
+            "The share of seeds for which the variant scores above the baseline, ties counted half, with its "
+            "Clopper-Pearson interval.",
+        ),
         ("Interquartile mean", "The mean without the lowest and the highest quarter of the seeds."),
         (
             "Bound",
-            f"The most that theory allows. Broken: the whole interval is better than it by more than {SLACK:g}.",
+            f"The most that theory allows, where a score could exceed it. Broken: the whole interval is better than it "
+            f"by more than {SLACK:g}.",
         ),
         ("Steps to threshold", "The median over seeds, or how many seeds arrived where not all did."),
         ("FLOPs", "Of a forward pass of one example, the same on every device."),
     )
     return tag("dl", [(tag("dt", word), tag("dd", meaning)) for word, meaning in notes], class_="notes")
+
+
+def _coverage(seeds: int) -> str:
+    """What simulations say of intervals at the nearest number of seeds."""
+    number = min(COVERAGE["normal"], key=lambda each: abs(each - seeds))
+    shares = {law: f"{100 * by_seeds[number]:.0f}%" for law, by_seeds in COVERAGE.items()}
+    return (
+        f"In simulations with {number} seeds it holds the mean in {shares['normal']} of cases for normal values and "
+        f"{shares['half-normal']} for half-normal ones, but only {shares['lognormal']} for lognormal ones. Where one "
+        f"run in ten fails it holds the mean of all in only {shares['one run in ten fails']}, and that of the rest in "
+        f"{shares['one run in ten fails, the rest']}."
+    )
 
 
 def _sentence(words: str) -> str:

@@ -15,9 +15,12 @@ from flaxformer_lab.errors import RunError
 from flaxformer_lab.report.claims import Decision, decide_all
 from flaxformer_lab.report.formatting import (
     format_bound,
+    format_clarity,
     format_findings,
+    format_improvement,
     format_interval,
     format_p_value,
+    format_share,
     format_steps_to_threshold,
 )
 from flaxformer_lab.report.page import as_page
@@ -111,13 +114,16 @@ def task_table(summary: Summary, scores: list[Score]) -> str:
         f"{scores[0].metric.name} [95% interval]",
         "difference [95% interval]",
         "p (Holm)",
-        "P(better)",
+        "verdict",
+        "P(better) [95% interval]",
         "bound",
         "parameters",
         "FLOPs",
         "learning rate",
+        "seeds at threshold [95% interval]",
         "steps to threshold",
     )
+    has_threshold = summary.grid.config.tasks[scores[0].task].threshold is not None
     rows = []
     for score in scores:
         difference = summary.difference(score.task, score.variant)
@@ -127,11 +133,13 @@ def task_table(summary: Summary, scores: list[Score]) -> str:
                 format_interval(score.interval, score.metric.digits),
                 "" if difference is None else format_interval(difference.interval, score.metric.digits, signed=True),
                 "" if difference is None else format_p_value(difference.corrected_p),
-                "" if difference is None else f"{difference.probability_of_improvement:.2f}",
+                "" if difference is None else format_clarity(difference),
+                "" if difference is None else format_improvement(difference),
                 format_bound(score),
                 f"{score.parameters:,}",
                 f"{score.forward_flops:,}",
                 f"{score.learning_rate:g}",
+                format_share(score) if has_threshold else "",
                 format_steps_to_threshold(score),
             )
         )

@@ -10,7 +10,13 @@ import pytest
 
 from flaxformer_lab.ablation.grid import BASELINE
 from flaxformer_lab.errors import RunError
-from flaxformer_lab.report.formatting import format_interval, format_p_value, format_steps_to_threshold
+from flaxformer_lab.report.formatting import (
+    format_clarity,
+    format_interval,
+    format_p_value,
+    format_share,
+    format_steps_to_threshold,
+)
 from flaxformer_lab.report.summary import summarise
 from flaxformer_lab.report.write import COLUMNS, as_csv, as_markdown, table, write_report
 
@@ -94,13 +100,14 @@ def test_markdown_holds_the_figures_of_the_summary(filled):
     assert header[1] == "r2 [95% interval]" and [row[0] for row in body] == [BASELINE, "ffn_off", "one head"]
     for row in body[1:]:
         score, difference = summary.score("near", row[0]), summary.difference("near", row[0])
-        assert row[1:5] == [
+        assert row[1:6] == [
             format_interval(score.interval),
             format_interval(difference.interval, signed=True),
             format_p_value(difference.corrected_p),
-            f"{difference.probability_of_improvement:.2f}",
+            format_clarity(difference),
+            format_interval(difference.probability_of_improvement, 2),
         ]
-        assert row[-4:] == ["100", "200", "0.01", format_steps_to_threshold(score)]
+        assert row[-5:] == ["100", "200", "0.01", format_share(score), format_steps_to_threshold(score)]
     assert [format_steps_to_threshold(summary.score("near", row[0])) for row in body] == ["4", "0 of 2 seeds", "4"]
 
 
