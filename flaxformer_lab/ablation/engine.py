@@ -15,6 +15,7 @@ import numpy as np
 
 from flaxformer_lab.ablation.grid import Cell, cost
 from flaxformer_lab.ablation.population import Outcome, save_replica
+from flaxformer_lab.ablation.provenance import provenance
 from flaxformer_lab.ablation.store import Result, Store
 from flaxformer_lab.tasks import PrimaryMetric, make_task
 
@@ -91,6 +92,7 @@ def result_of(cell: Cell, outcome: Outcome) -> Result:
             for number, replica in enumerate(outcome.replicas)
         ],
         "seconds": round(outcome.seconds, 2),
+        "provenance": provenance(outcome.device),
     }
     return result | _test_examples(outcome, best_learning_rate(result, cell.primary_metric))
 

@@ -21,6 +21,7 @@ import numpy as np
 import psutil
 from jaxtyping import Array, Float
 
+from flaxformer_lab.ablation.provenance import describe_devices
 from flaxformer_lab.analysis import symmetry
 from flaxformer_lab.analysis.jacobian import cross_shares
 from flaxformer_lab.compilation import compile_at
@@ -81,6 +82,7 @@ class Outcome:
     states: tuple[State, ...]
     seconds: float
     test_examples: Float[np.ndarray, "replicas 2 examples"] | None = None
+    device: str = ""
 
 
 class Population:
@@ -158,6 +160,7 @@ class Population:
             states=tuple(jax.tree.map(lambda leaf, k=k: leaf[k], ordinary) for k in range(len(self.replicas))),
             seconds=self.preparing_seconds + time.perf_counter() - begin,
             test_examples=test_examples,
+            device=describe_devices(),
         )
 
     def _run_chunk(self, replicas: tuple[Replica, ...], progress: Callable[[int], None]) -> tuple[Tree, ...]:

@@ -131,6 +131,7 @@ def _is_result_of(cell: Cell, result: Result) -> bool:
             and all(len(curve) == len(steps) and all(map(number, curve)) for curve in curves)
             and all(map(number, finals))
             and _is_sums(result.get("test_examples"))
+            and all(isinstance(each, str) for pair in result.get("provenance", {}).items() for each in pair)
         )
     except (KeyError, TypeError, AttributeError):
         return False

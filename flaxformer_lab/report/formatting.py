@@ -1,12 +1,49 @@
 """Values as text, the same in Markdown, on the page and in a terminal."""
 
+import collections
 import math
 import re
+from collections.abc import Sequence
 
 from flaxformer_lab.report.claims import Decision, Finding
 from flaxformer_lab.report.statistics import Interval
-from flaxformer_lab.report.summary import Difference, Score
+from flaxformer_lab.report.summary import Difference, Score, Summary
 from flaxformer_lab.tasks import PrimaryMetric
+
+TITLE = "Ablation report"  # where the config names no question
+VERDICTS = ("supported", "refuted", "supported only when", "undecided")
+
+
+def lead(summary: Summary, decisions: Sequence[Decision]) -> str:
+    """The answer in one or two sentences."""
+    parts = []
+    for verdict in VERDICTS:
+        claims = [each.claim.name for each in decisions if each.verdict == verdict]
+        if claims:
+            parts.append(f"{verdict}: {', '.join(claims)}")
+    verdicts = f"{sentence('; '.join(parts))}." if parts else ""
+    finished = f"{len(summary.scores)} of {len(summary.grid.cells)} cells have finished"
+    if not summary.scores:
+        return f"{verdicts} No cell has finished yet.".strip()
+    if summary.failures or summary.missing:
+        return f"{verdicts} {finished}: what follows may change.".strip()
+    return verdicts or f"All {len(summary.scores)} cells have finished."
+
+
+def sentence(words: str) -> str:
+    """With a capital letter."""
+    return words[:1].upper() + words[1:]
+
+
+def format_provenance(summary: Summary) -> list[tuple[str, str]]:
+    """How the results were made: the command, versions, device and commit, each with its cells where they differ."""
+    made = []
+    for name in ("command", "versions", "device", "commit"):
+        texts = collections.Counter(each.provenance[name] for each in summary.scores if name in each.provenance)
+        several = len(texts) > 1
+        said = [f"{text} ({format_count(number, 'cell')})" if several else text for text, number in texts.items()]
+        made += [(name, "; ".join(said))] if said else []
+    return made
 
 
 def format_label(metric: PrimaryMetric) -> str:

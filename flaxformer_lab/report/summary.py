@@ -59,6 +59,7 @@ class Score:
     reached: tuple[int | None, ...] | None  # steps to the task's threshold
     measures: dict[str, Float[np.ndarray, " seeds"]]
     seconds: float
+    provenance: dict[str, str]
 
     @property
     def bound_held(self) -> bool | None:
@@ -189,6 +190,7 @@ def score_of(cell: Cell, result: Result, threshold: float | None = None) -> Scor
             name: np.array([from_json(each["measures"][name]) for each in chosen]) for name in chosen[0]["measures"]
         },
         seconds=result["seconds"],
+        provenance=result.get("provenance", {}),
     )
 
 

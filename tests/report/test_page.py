@@ -557,7 +557,7 @@ def test_a_name_that_is_markup_stays_a_name(page_of):
     ("state", "said"),
     [
         ("nothing", "No cell has finished yet."),
-        ("half way", "The ablation is not complete: what follows may change."),
+        ("half way", "2 of 6 cells have finished: what follows may change."),
         ("finished", "undecided: C94."),
     ],
 )
