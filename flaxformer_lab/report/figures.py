@@ -31,20 +31,16 @@ SIDES = {"yes": "better", "no": "worse", "open": "level"}  # of a threshold: the
 
 
 def score_limits(metric: PrimaryMetric, values: Iterable[float]) -> Limits:
-    """The ends of a score's axis: its whole range where it has one, else those of the values.
+    """The ends of a score's axis: those of the values, inside the limits of the score.
 
-    Where only the lower limit is missing, the axis goes below 0 as far as the values, but by no more than the range: a
-    run that diverges would flatten the rest.
+    Where only the lower limit is missing, values below 0 count by no more than the range: a run that diverges would
+    flatten the rest.
     """
-    values = list(values)
     low, high = metric.limits
     size = metric_range(metric)
-    if size is None:
-        start, end = padded_range(values)
-        return start if low is None else max(start, low), end
-    if low is None:
-        low = max(1.06 * min([0.0, *filter(math.isfinite, values)]), -size)
-    return low, high + 0.04 * size
+    start, end = padded_range(values if low is not None or size is None else (max(value, -size) for value in values))
+    start, end = start if low is None else max(start, low), end if high is None else min(end, high + 0.04 * (size or 0))
+    return (start, end) if start < end else (start - 1, end + 1)
 
 
 def padded_range(values: Iterable[float], margin: float = 0.06) -> Limits:
@@ -79,7 +75,7 @@ def learning_curve(score: Score, baseline: Score | None, limits: Limits) -> Mark
     if baseline is not None and baseline is not score:
         _draw_curve(axes, baseline, "baseline")
     _draw_curve(axes, score, "baseline" if baseline is score else "variant")
-    bound = _bound(score)
+    bound = bound_of(score)
     if bound is not None:
         axes.axhline(np.clip(bound, *limits), color=COLOURS["bound"], linestyle="--", linewidth=1.6, clip_on=False)
     return as_svg(figure, _describe_curve(score, baseline, bound))
@@ -104,7 +100,8 @@ def _draw_curve(axes: Axes, score: Score, role: str) -> None:
     annotate(line, f"curve {role}")
 
 
-def _bound(score: Score) -> float | None:
+def bound_of(score: Score) -> float | None:
+    """What theory allows of the score that is drawn."""
     return None if score.bound is None or score.bound["metric"] != score.metric.name else float(score.bound["value"])
 
 

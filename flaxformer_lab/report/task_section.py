@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from flaxformer_lab.ablation.claim_config import BASELINE
-from flaxformer_lab.report.figures import forest, learning_curve, scatter, score_limits, seed_range
+from flaxformer_lab.report.figures import bound_of, forest, learning_curve, scatter, score_limits, seed_range
 from flaxformer_lab.report.formatting import (
     format_bound,
     format_clarity,
@@ -170,8 +170,9 @@ def _curves(summary: Summary, scores: Sequence[Score]) -> Markup:
     """A small chart a variant, all on the same axes."""
     base = summary.score(scores[0].task, summary.grid.config.baseline)
     medians = [value for score in scores for value in seed_range(score.curves)[1]]
-    limits = score_limits(scores[0].metric, medians)
-    bounded = any(each.bound is not None for each in scores)
+    bounds = [bound for score in scores if (bound := bound_of(score)) is not None]
+    limits = score_limits(scores[0].metric, [*medians, *bounds])
+    bounded = bool(bounds)
     panels = [
         tag(
             "figure",

@@ -27,63 +27,6 @@ ROOT = Path(__file__).parents[2]
 GENERATOR = np.random.default_rng(0)
 
 
-@pytest.mark.parametrize(
-    ("draw", "truth"),
-    [
-        (lambda rng: rng.normal(size=5), 0),
-        (lambda rng: np.abs(rng.normal(size=5)), np.sqrt(2 / np.pi)),
-        (lambda rng: rng.uniform(-1, 1, 10), 0),
-        (lambda rng: rng.laplace(size=5), 0),
-        (lambda rng: rng.normal(3, 2, size=10), 3),
-    ],
-)
-def test_the_interval_holds_the_truth_in_95_of_100_cases(monkeypatch, draw, truth):
-    monkeypatch.setattr(statistics, "RESAMPLES", 400)
-    rng, cases = np.random.default_rng(1), 1500
-    intervals = [bootstrap_interval(draw(rng), seed=number) for number in range(cases)]
-    held = np.mean([each.low <= truth <= each.high for each in intervals])
-    assert 0.93 <= held <= 0.97
-
-
-@pytest.fixture(scope="module")
-def simulated():
-    """The simulation behind the table in docs/science.md."""
-    return types.SimpleNamespace(**runpy.run_path(str(ROOT / "tools" / "coverage.py"))).coverage
-
-
-@pytest.mark.parametrize("law", COVERAGE)
-def test_reports_and_docs_say_what_simulations_give(monkeypatch, simulated, law):
-    """Also where an interval holds the truth less often than its name says."""
-    monkeypatch.setattr(statistics, "RESAMPLES", 300)
-    assert simulated(law, 5, cases=1000) == pytest.approx(COVERAGE[law][5], abs=0.035)
-    table = (ROOT / "docs" / "science.md").read_text().partition("<!-- coverage: begin -->")[2]
-    (row,) = (line for line in table.splitlines() if line.startswith(f"| {law} |"))
-    printed = [float(cell.strip(" *")) for cell in row.strip("|").split("|")[1:]]
-    assert list(COVERAGE[law].values()) == pytest.approx(printed, abs=0.0051)
-    assert row.count("**") / 2 == sum(not 0.93 <= share <= 0.97 for share in printed)
-
-
-def test_the_plain_percentile_interval_of_five_values_would_not():
-    rng, held = np.random.default_rng(1), 0
-    for _ in range(1000):
-        values = rng.normal(size=5)
-        low, high = np.quantile(rng.choice(values, (500, 5)).mean(axis=1), [0.025, 0.975])
-        held += low <= 0 <= high
-    assert held < 900
-
-
-def test_the_interval_is_the_studentised_one_of_scipy():
-    """A loop over resamples with SciPy's standard error, where nothing is cut."""
-    values = np.random.default_rng(0).gamma(4.0, size=12)
-    found, error = bootstrap_interval(values), stats.sem(values)
-    rng = np.random.default_rng(5)
-    drawn = [rng.choice(values, 12) for _ in range(4000)]
-    moved = [(each.mean() - values.mean()) / stats.sem(each) for each in drawn]
-    low, high = values.mean() - error * np.quantile(moved, [0.975, 0.025])
-    assert found.low == pytest.approx(low, abs=0.06 * error) and found.high == pytest.approx(high, abs=0.1 * error)
-    assert values.mean() - found.low < found.high - values.mean()  # longer where the tail is
-
-
 def test_one_outlier_does_not_make_it_endless():
     values = [1.0, 1.0, 0.999, 1.001, 0.74]
     found, student = bootstrap_interval(values), 2.7765 * stats.sem(values)
@@ -144,19 +87,6 @@ def shared_test_scores(rng, seeds=5, examples=60, spread=0.02):
     return (rng.uniform(size=(seeds, examples)) < np.clip(hard + good, 0, 1)).astype(float)
 
 
-def test_seeds_and_test_examples_together_hold_the_truth(monkeypatch):
-    """The truth is the score on endless examples, which seeds alone cannot know of."""
-    monkeypatch.setattr(statistics, "RESAMPLES", 300)
-    rng, held, alone, cases, truth = np.random.default_rng(2), 0, 0, 600, 2 / 3
-    for case in range(cases):
-        scores = shared_test_scores(rng)
-        values, examples = scores.mean(axis=1), scores.mean(axis=0) - scores.mean()
-        both, seeds = bootstrap_interval(values, examples=examples, seed=case), bootstrap_interval(values, seed=case)
-        held += both.low <= truth <= both.high
-        alone += seeds.low <= truth <= seeds.high
-    assert 0.93 <= held / cases <= 0.99 and alone / cases < 0.85
-
-
 def test_the_variance_of_both_is_that_of_a_crossed_table():
     """Against the expected mean squares of a two-way table: the interaction is counted twice, never left out."""
     scores = shared_test_scores(np.random.default_rng(0), seeds=8, examples=200)
@@ -188,24 +118,12 @@ def test_the_p_value_is_that_of_a_t_test():
     assert paired_p_value(differences, null=0.2) == pytest.approx(stats.ttest_1samp(differences, 0.2).pvalue)
 
 
-def test_p_values_of_no_difference_are_even():
-    rng = np.random.default_rng(0)
-    found = [paired_p_value(rng.normal(size=5)) for _ in range(2000)]
-    assert stats.kstest(found, "uniform").pvalue > 0.01
-
-
 def test_equivalence_is_two_one_sided_tests():
     for values in (np.array([0.01, -0.02, 0.015, 0.0, 0.005]), np.array([0.05, 0.04, 0.06, 0.055, 0.05])):
         upper = stats.ttest_1samp(values, 0.03, alternative="less").pvalue
         lower = stats.ttest_1samp(values, -0.03, alternative="greater").pvalue
         assert equivalence_p_value(values, 0.03) == pytest.approx(max(upper, lower))
         assert equivalence_p_value(-values, 0.03) == pytest.approx(max(upper, lower))
-
-
-def test_a_difference_at_the_margin_is_rarely_called_equal():
-    rng = np.random.default_rng(0)
-    wrong = np.mean([equivalence_p_value(rng.normal(0.5, 0.1, 5), 0.5) < 0.05 for _ in range(2000)])
-    assert 0.03 < wrong < 0.07
 
 
 def holm_by_closure(p_values):
@@ -227,12 +145,6 @@ def test_holms_correction_is_the_closure_of_bonferronis(number):
 def test_what_has_no_p_value_does_not_count():
     np.testing.assert_allclose(holm([0.01, np.nan, 0.04]), [0.02, np.nan, 0.04])
     assert holm([]).shape == (0,)
-
-
-def test_holm_rarely_finds_what_is_not_there():
-    rng, families = np.random.default_rng(0), 2000
-    wrong = sum(np.any(holm(rng.uniform(size=10)) < 0.05) for _ in range(families))
-    assert wrong / families < 0.06
 
 
 @pytest.mark.parametrize(("hits", "number"), [(0, 5), (3, 5), (5, 5), (7, 20)])
@@ -262,3 +174,94 @@ def test_steps_to_a_threshold():
     curves = np.array([[0.1, 0.5, 0.95], [0.2, 0.91, 0.89], [0.1, np.nan, 0.3]])
     assert steps_to_threshold((10, 20, 30), curves, 0.9, higher_is_better=True) == [30, 20, None]
     assert steps_to_threshold((10, 20, 30), curves, 0.15, higher_is_better=False) == [10, None, 10]
+
+
+# ------------------------------------------------------------------------------------------ simulations
+
+
+@pytest.mark.parametrize(
+    ("draw", "truth"),
+    [
+        (lambda rng: rng.normal(size=5), 0),
+        (lambda rng: np.abs(rng.normal(size=5)), np.sqrt(2 / np.pi)),
+        (lambda rng: rng.uniform(-1, 1, 10), 0),
+        (lambda rng: rng.laplace(size=5), 0),
+        (lambda rng: rng.normal(3, 2, size=10), 3),
+    ],
+)
+def test_the_interval_holds_the_truth_in_95_of_100_cases(monkeypatch, draw, truth):
+    monkeypatch.setattr(statistics, "RESAMPLES", 400)
+    rng, cases = np.random.default_rng(1), 1500
+    intervals = [bootstrap_interval(draw(rng), seed=number) for number in range(cases)]
+    held = np.mean([each.low <= truth <= each.high for each in intervals])
+    assert 0.93 <= held <= 0.97
+
+
+@pytest.fixture(scope="module")
+def simulated():
+    """The simulation behind the table in docs/science.md."""
+    return types.SimpleNamespace(**runpy.run_path(str(ROOT / "tools" / "coverage.py"))).coverage
+
+
+@pytest.mark.parametrize("law", COVERAGE)
+def test_reports_and_docs_say_what_simulations_give(monkeypatch, simulated, law):
+    """Also where an interval holds the truth less often than its name says."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 300)
+    assert simulated(law, 5, cases=1000) == pytest.approx(COVERAGE[law][5], abs=0.035)
+    table = (ROOT / "docs" / "science.md").read_text().partition("<!-- coverage: begin -->")[2]
+    (row,) = (line for line in table.splitlines() if line.startswith(f"| {law} |"))
+    printed = [float(cell.strip(" *")) for cell in row.strip("|").split("|")[1:]]
+    assert list(COVERAGE[law].values()) == pytest.approx(printed, abs=0.0051)
+    assert row.count("**") / 2 == sum(not 0.93 <= share <= 0.97 for share in printed)
+
+
+def test_the_plain_percentile_interval_of_five_values_would_not():
+    rng, held = np.random.default_rng(1), 0
+    for _ in range(1000):
+        values = rng.normal(size=5)
+        low, high = np.quantile(rng.choice(values, (500, 5)).mean(axis=1), [0.025, 0.975])
+        held += low <= 0 <= high
+    assert held < 900
+
+
+def test_the_interval_is_the_studentised_one_of_scipy():
+    """A loop over resamples with SciPy's standard error, where nothing is cut."""
+    values = np.random.default_rng(0).gamma(4.0, size=12)
+    found, error = bootstrap_interval(values), stats.sem(values)
+    rng = np.random.default_rng(5)
+    drawn = [rng.choice(values, 12) for _ in range(4000)]
+    moved = [(each.mean() - values.mean()) / stats.sem(each) for each in drawn]
+    low, high = values.mean() - error * np.quantile(moved, [0.975, 0.025])
+    assert found.low == pytest.approx(low, abs=0.06 * error) and found.high == pytest.approx(high, abs=0.1 * error)
+    assert values.mean() - found.low < found.high - values.mean()  # longer where the tail is
+
+
+def test_seeds_and_test_examples_together_hold_the_truth(monkeypatch):
+    """The truth is the score on endless examples, which seeds alone cannot know of."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 300)
+    rng, held, alone, cases, truth = np.random.default_rng(2), 0, 0, 600, 2 / 3
+    for case in range(cases):
+        scores = shared_test_scores(rng)
+        values, examples = scores.mean(axis=1), scores.mean(axis=0) - scores.mean()
+        both, seeds = bootstrap_interval(values, examples=examples, seed=case), bootstrap_interval(values, seed=case)
+        held += both.low <= truth <= both.high
+        alone += seeds.low <= truth <= seeds.high
+    assert 0.93 <= held / cases <= 0.99 and alone / cases < 0.85
+
+
+def test_p_values_of_no_difference_are_even():
+    rng = np.random.default_rng(0)
+    found = [paired_p_value(rng.normal(size=5)) for _ in range(2000)]
+    assert stats.kstest(found, "uniform").pvalue > 0.01
+
+
+def test_a_difference_at_the_margin_is_rarely_called_equal():
+    rng = np.random.default_rng(0)
+    wrong = np.mean([equivalence_p_value(rng.normal(0.5, 0.1, 5), 0.5) < 0.05 for _ in range(2000)])
+    assert 0.03 < wrong < 0.07
+
+
+def test_holm_rarely_finds_what_is_not_there():
+    rng, families = np.random.default_rng(0), 2000
+    wrong = sum(np.any(holm(rng.uniform(size=10)) < 0.05) for _ in range(families))
+    assert wrong / families < 0.06
