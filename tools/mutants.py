@@ -6,6 +6,7 @@ Each fault is one replacement in a copy of the repository, in which the tests of
 them is printed, and makes the exit code 1. What fails without any fault is an error.
 """
 
+import importlib
 import multiprocessing
 import os
 import shutil
@@ -212,15 +213,11 @@ def _copied(folder: Path) -> None:
 
 
 def _imported() -> None:
-    """The libraries, once for all faults; nothing of the lab, which differs from fault to fault."""
-    import flax.nnx
-    import jax
-    import matplotlib.figure
-    import optax
-    import pytest
-    import scipy.stats
-
-    del flax, jax, matplotlib, optax, pytest, scipy
+    """The libraries, once for all faults; but nothing of the lab, which differs from fault to fault."""
+    for name in ("flaxformer_lab.report.write", "scipy.stats", "sklearn.metrics", "hypothesis", "pytest"):
+        importlib.import_module(name)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "flaxformer_lab"]:
+        del sys.modules[name]
 
 
 def main(names: list[str]) -> int:

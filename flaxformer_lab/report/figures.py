@@ -125,27 +125,36 @@ def _describe_end(score: Score) -> str:
 
 @styled
 def forest(differences: Sequence[Difference], metric: PrimaryMetric) -> Markup:
-    """Each variant's paired difference with its interval, around the baseline's 0, and in numbers beside it."""
+    """Each variant's paired difference with its interval, around the baseline's 0, and in numbers under its name.
+
+    Narrow enough to be read whole on a telephone, with the line at 0.
+    """
     names = [name if len(name) <= 24 else f"{name[:23]}…" for name in (each.variant for each in differences)]
-    left = 12 + LETTER * max(map(len, names))
-    figure, axes = make_axes(620, 50 + 22 * len(differences), (left, 40, 165, 10))
+    figure, axes = make_axes(424, 50 + 32 * len(differences), (180, 40, 14, 10))
     ends = [end for d in differences for end in (0.0, d.interval.mean, d.interval.low, d.interval.high)]
     low, high = padded_range(ends)
     size = metric_range(metric)
     axes.set(xlim=(low if size is None else max(low, -2 * size), high), ylim=(len(differences) - 0.5, -0.5))
     axes.set_xlabel(f"difference in {metric.label}; right is better")
-    axes.set_yticks(range(len(names)), names, color=COLOURS["ink"])
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.set_yticks([])
+    axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.grid(visible=False, axis="y")
     axes.axvline(0, color=COLOURS["baseline"], linewidth=1.4)
     _draw_intervals(axes, [each.interval for each in differences], [each.direction for each in differences])
     beside = axes.get_yaxis_transform()
     for row, each in enumerate(differences):
         _draw_mark(axes, each.interval.mean, row, each.direction, _describe_difference(each, metric))
-        for format_, offset, role in ((format_mean, 43, "ink"), (format_ends, 161, "muted")):
-            text = with_minus_signs(format_(each.interval, metric.digits, signed=True))
-            x = 1 + offset / axes.bbox.width
-            axes.text(x, row, text, ha="right", va="center", color=COLOURS[role], transform=beside)
+        mean, ends = (
+            with_minus_signs(format_(each.interval, metric.digits, signed=True))
+            for format_ in (format_mean, format_ends)
+        )
+        for text, line, offset, role in (
+            (names[row], -0.21, 12, "ink"),
+            (mean, 0.21, 12 + LETTER * len(ends) + (6 if ends else 0), "ink"),
+            (ends, 0.21, 12, "muted"),
+        ):
+            x = -offset / axes.bbox.width
+            axes.text(x, row + line, text, ha="right", va="center", color=COLOURS[role], transform=beside)
     every = "; ".join(f"{d.variant} {format_interval(d.interval, metric.digits, signed=True)}" for d in differences)
     label = f"Paired difference in {metric.label} to {differences[0].baseline}, with 95% intervals: {every}"
     return as_svg(figure, with_minus_signs(label))
