@@ -19,6 +19,17 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "science.md"
 BEGIN, END = "<!-- mutants: begin -->", "<!-- mutants: end -->"
 COPIED = ("flaxformer_lab", "tests", "configs", "tools", "docs", "setup.cfg")
+LIBRARIES = (
+    "flax.nnx",
+    "hypothesis",
+    "jax",
+    "matplotlib.figure",
+    "optax",
+    "orbax.checkpoint",
+    "pytest",
+    "rich.progress",
+)
+LIBRARIES += ("scipy.stats", "sklearn.metrics", "tensorboardX")
 # For each file the tests that must see a fault in it: those that train are few.
 TESTS = {
     "report/statistics.py": ("tests/report/test_statistics.py",),
@@ -213,11 +224,9 @@ def _copied(folder: Path) -> None:
 
 
 def _imported() -> None:
-    """The libraries, once for all faults; but nothing of the lab, which differs from fault to fault."""
-    for name in ("flaxformer_lab.report.write", "scipy.stats", "sklearn.metrics", "hypothesis", "pytest"):
+    """The slow libraries, once for all faults; but nothing of the lab, which differs from fault to fault."""
+    for name in LIBRARIES:
         importlib.import_module(name)
-    for name in [name for name in sys.modules if name.partition(".")[0] == "flaxformer_lab"]:
-        del sys.modules[name]
 
 
 def main(names: list[str]) -> int:

@@ -39,6 +39,8 @@ def score_limits(metric: PrimaryMetric, values: Iterable[float]) -> Limits:
     low, high = metric.limits
     size = metric_range(metric)
     start, end = padded_range(values if low is not None or size is None else (max(value, -size) for value in values))
+    if size is not None:  # a hundredth of the range and no less on both sides: no axis of rounding errors
+        start, end = min(start, (start + end) / 2 - 0.01 * size), max(end, (start + end) / 2 + 0.01 * size)
     start, end = start if low is None else max(start, low), end if high is None else min(end, high + 0.04 * (size or 0))
     return (start, end) if start < end else (start - 1, end + 1)
 
