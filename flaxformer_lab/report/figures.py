@@ -68,7 +68,7 @@ def seed_range(values: Float[np.ndarray, "seeds evaluations"]) -> tuple[np.ndarr
 @styled
 def learning_curve(score: Score, baseline: Score | None, limits: Limits) -> Markup:
     """One variant's validation score by step: the median over seeds, their range, the baseline behind it."""
-    figure, axes = make_axes(190, 124, (30, 20, 8, 8))
+    figure, axes = make_axes(190, 124, (40, 20, 8, 8))
     axes.set(xlim=(0, max(score.steps)), ylim=limits, xticks=[0, score.steps[-1]])
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.get_xticklabels()[-1].set_ha("right")
@@ -134,8 +134,9 @@ def forest(differences: Sequence[Difference], metric: PrimaryMetric) -> Markup:
     names = [name if len(name) <= 24 else f"{name[:23]}…" for name in (each.variant for each in differences)]
     figure, axes = make_axes(424, 50 + 32 * len(differences), (180, 40, 14, 10))
     ends = [end for d in differences for end in (0.0, d.interval.mean, d.interval.low, d.interval.high)]
-    low, high = padded_range(ends)
     size = metric_range(metric)
+    least = 0.01 * (size or max((abs(end) for end in ends if abs(end) < HUGE), default=0.0) or 1.0)
+    low, high = padded_range([*ends, -least, least])
     axes.set(xlim=(low if size is None else max(low, -2 * size), high), ylim=(len(differences) - 0.5, -0.5))
     axes.set_xlabel(f"difference in {metric.label}; right is better")
     axes.set_yticks([])
