@@ -40,7 +40,8 @@ def as_csv(grid: Grid, store: Store, summary: Summary) -> str:
 
 def _rows(cell: Cell, result: Result, chosen: float) -> Iterator[tuple[Any, ...]]:
     metric = cell.primary_metric.name
-    shared = {name: value for name, value in result.items() if name not in ("task", "variant", "replicas")}
+    left_out = {"task", "variant", "replicas", "seconds"}  # how long it took differs from run to run
+    shared = {name: value for name, value in result.items() if name not in left_out}
     for number, each in enumerate(result["replicas"]):
         ends = each["validation"][metric][-1], each["test"][metric]
         details = {name: each[name] for name in REPLICA} | ({} if number else {"cell": shared})
@@ -84,7 +85,8 @@ def restore(path: Path, grid: Grid, store: Store) -> None:
                 f"{file} holds {cell.task} / {cell.variant} as another config trained it; use the config and the "
                 "version of the lab that its report names, or train it again"
             )
-        if store.result(cell) not in (None, result):
+        known = store.result(cell)
+        if known is not None and known | {"seconds": 0.0} != result:
             raise RunError(
                 f"{store.path} holds another result of {cell.task} / {cell.variant}; choose another --workdir"
             )
@@ -113,4 +115,4 @@ def _read(file: Path) -> Iterator[tuple[tuple[str, str], Result]]:
             replica = {"seed": int(row["seed"]), "learning_rate": float(row["learning_rate"])}
             replicas.append(replica | {name: details[name] for name in REPLICA})
         shared["key"]  # a cell without one is refused here
-        yield (task, variant), {"task": task, "variant": variant} | shared | {"replicas": replicas}
+        yield (task, variant), {"task": task, "variant": variant, "seconds": 0.0} | shared | {"replicas": replicas}
