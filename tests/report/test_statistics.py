@@ -168,6 +168,7 @@ def test_the_probability_of_improvement_counts_paired_seeds():
 def test_the_interquartile_mean_leaves_the_ends_out():
     assert interquartile_mean([100.0, 1, 2, 3, 4, 5, 6, -100]) == pytest.approx(3.5)
     assert interquartile_mean([0.0, 1, 2, 3, 10]) == pytest.approx(2)
+    assert interquartile_mean([20.0, 0, 0, 1, 2, 3, 10, 20]) == pytest.approx(4)
 
 
 def test_steps_to_a_threshold():
