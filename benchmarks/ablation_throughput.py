@@ -1,7 +1,7 @@
 """Runs per hour of an ablation: populations, one process for each run, and a loop in one process.
 
     python benchmarks/ablation_throughput.py                 # about 6 minutes on 2 cores
-    python benchmarks/ablation_throughput.py --device=gpu    # one round, within two minutes
+    python benchmarks/ablation_throughput.py --device=gpu    # one round, within two minutes; --whole for all
     python benchmarks/ablation_throughput.py --quick     # does it run at all?
 
 The same recipe, a probe, in three ways that alternate:
@@ -11,7 +11,8 @@ The same recipe, a probe, in three ways that alternate:
 - loop: one process that trains one run after the other and keeps its compiled programs.
 
 Rates are medians over rounds; ratios are taken round by round. All compiled programs are cached on disk before the
-first round, for all three. Then: the cost of populations of 1 to 64 replicas, drawn in docs/results/replicas.svg.
+first round, for all three. Then, on a GPU only with --whole: the cost of populations of 1 to 64 replicas, drawn in
+docs/results/replicas.svg.
 """
 
 import argparse
@@ -81,14 +82,16 @@ def population(folder: Path, runs: int) -> int:
 
 
 def processes(folder: Path, runs: int) -> int:
-    """One process for each run, on all cores."""
+    """One process for each run, on all cores; at least as many runs as cores."""
+    cores = len(os.sched_getaffinity(0))
+    runs = max(runs, cores)
 
     def one(seed: int) -> None:
         command(
             "train.py", f"--config={RECIPE}", f"--workdir={folder / str(seed)}", *overrides(), f"--config.seed={seed}"
         )
 
-    with futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+    with futures.ThreadPoolExecutor(cores) as threads:
         list(threads.map(one, range(runs)))
     return runs
 
@@ -154,7 +157,8 @@ def main() -> None:
     """Runs the comparison, prints a table and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
-    parser.add_argument("--rounds", type=int, help="default: 3, on a GPU 1, so that it ends within two minutes")
+    parser.add_argument("--rounds", type=int, help="default: 3, on a GPU 1")
+    parser.add_argument("--whole", action="store_true", help="on a GPU, also the cost of replicas")
     parser.add_argument("--runs", type=int, default=6, help="single runs in a round")
     parser.add_argument("--quick", action="store_true", help="one round of few runs; writes nothing")
     arguments = parser.parse_args()
@@ -166,8 +170,9 @@ def main() -> None:
     rounds, runs = (1, 2) if arguments.quick else (rounds, arguments.runs)
     with tempfile.TemporaryDirectory() as cache:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
-        for way in WAYS:  # fills the cache
-            runs_an_hour(way, 2)
+        fills = ("population", "loop")  # of the cache; a process runs the programs of the loop
+        with futures.ThreadPoolExecutor(1 if arguments.device == "cpu" else len(fills)) as threads:
+            list(threads.map(runs_an_hour, fills, [2] * len(fills)))
         found: dict[str, list[float]] = {way: [] for way in WAYS}
         for _ in range(rounds):
             for way in WAYS:
@@ -178,9 +183,12 @@ def main() -> None:
         ratios[way] = sorted(own / other for own, other in zip(found["population"], rates, strict=True))
         low, middle, high = ratios[way][0], statistics.median(ratios[way]), ratios[way][-1]
         print(f"| {way} | {statistics.median(rates):,.0f} | {middle:.1f} ({low:.1f} to {high:.1f}) |")
-    rows = cost_of_replicas((1, 2) if arguments.quick else (1, 2, 4, 8, 16, 32, 64))
+    rows = []
+    if arguments.device == "cpu" or arguments.whole:
+        rows = cost_of_replicas((1, 2) if arguments.quick else (1, 2, 4, 8, 16, 32, 64))
     if not arguments.quick:
-        draw(rows, FIGURES / f"replicas{'' if arguments.device == 'cpu' else '_gpu'}.svg")
+        if rows:
+            draw(rows, FIGURES / f"replicas{'' if arguments.device == 'cpu' else '_gpu'}.svg")
         write_result(
             f"ablation_throughput_{arguments.device}",
             {

@@ -1,7 +1,7 @@
 """Contestants that alternate: each in its own process, which works only on request.
 
-Shared by the benchmarks of attention and decoding. A contestant is a function of a case that returns the work to time.
-It is reported as absent where its library is not installed.
+Shared by the benchmarks of training, attention and decoding. A contestant is a function of a case that returns the
+work to time. It is reported as absent where its library is not installed.
 """
 
 import ctypes
@@ -32,7 +32,9 @@ class Contestant:
         theirs.close()
 
     def ask(self, request: str, *arguments: Any) -> Any:
-        """Sends `prepare` with a case, `time` with the least seconds, or `peak`; returns the answer.
+        """Sends a request and returns the answer.
+
+        request: `prepare` with a case, `time` with the least seconds, `peak`, or `call` with a function and arguments.
 
         Raises:
             ModuleNotFoundError: what the contestant needs is not installed.
@@ -73,6 +75,9 @@ def _serve(connection, build: Callable[..., Work], settings: dict[str, Any]) -> 
                 for _ in range(2):
                     work()
                 answer = None
+            elif request == "call":
+                function, *rest = arguments
+                answer = function(*rest)
             else:
                 answer = timed(work, *arguments) if request == "time" else peak_bytes(work)
             connection.send(("answer", answer))
@@ -84,10 +89,10 @@ def _serve(connection, build: Callable[..., Work], settings: dict[str, Any]) -> 
             connection.send(("failed", f"{type(error).__name__}: {error}"))
 
 
-def timed(work: Work, least: float) -> float:
-    """Seconds of one call, the mean of as many calls as take `least` seconds together."""
+def timed(work: Work, least: float = 0.0) -> float:
+    """Seconds of one call, the mean of as many calls as take `least` seconds together, at least one."""
     calls, start = 0, time.perf_counter()
-    while time.perf_counter() - start < least:
+    while not calls or time.perf_counter() - start < least:
         work()
         calls += 1
     return (time.perf_counter() - start) / calls

@@ -3,18 +3,19 @@
     python benchmarks/precision.py             # on the device that JAX finds; within two minutes on a GPU
     python benchmarks/precision.py --quick     # does it run at all?
 
-A GPT-2 trains in float32 at each `model.precision`, with `training.deterministic` off, and in bfloat16; all in one
+A GPT-2 trains in float32 at each `model.precision`, with `training.deterministic` off, and in bfloat16; each in its own
 process, alternating. Rates are medians over rounds, ratios to the lab's defaults are taken round by round. The error is
 that of a float32 product compared with float64, relative to the largest value.
 """
 
 import argparse
+import os
 import statistics
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from contest import timed, versions, write_result
+from contest import Contestant, Work, take_turns, versions, write_result
 from train_step import Size, machine, ours
 
 SIZE = Size("15M", width=512, depth=2, heads=8, vocabulary=8192, tokens=512, batch=16, steps=10)
@@ -36,25 +37,32 @@ def product_error(precision: str, size: int) -> float:
     return float(np.abs(jax.device_get(product) - exact).max() / np.abs(exact).max())
 
 
+def contestant(changes: dict[str, object], device: str, size: Size) -> Work:
+    """A block of updates with `changes` of the config."""
+    return ours(size, device, **changes)
+
+
 def main() -> None:
     """Measures, prints a table and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--quick", action="store_true", help="a tiny model; nothing is written")
     arguments = parser.parse_args()
     size, rounds = (QUICK, 2) if arguments.quick else (SIZE, arguments.rounds)
+    # Processes share one GPU, so none may take all of it in advance.
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     device = "cpu" if jax.default_backend() == "cpu" else "gpu"
     errors = {name: product_error(name, 64 if arguments.quick else 1024) for name in ("highest", "high", "default")}
     for name, error in errors.items():
         print(f"precision {name}: error of a float32 product {error:.1e}")
-    blocks = {}
-    for name, changes in ARMS.items():
-        blocks[name] = ready(size, device, changes)
-        print(f"compiled: {name}", flush=True)
-    seconds = {name: [] for name in ARMS}
-    for _ in range(rounds):
-        for name, block in blocks.items():
-            seconds[name].append(timed(block, 0.01 if arguments.quick else 0.2))
+    arms = [Contestant(name, contestant, {"changes": changes, "device": device}) for name, changes in ARMS.items()]
+    for arm in arms:  # all compile at the same time
+        arm.send("prepare", {"size": size})
+    for arm in arms:
+        arm.answer()
+    seconds = take_turns(arms, rounds, pause=0.1, least=0.01 if arguments.quick else 0.2)
+    for arm in arms:
+        arm.end()
     print("| arm | updates/s | tokens/s | rate beside float32 (range) |\n|---|---|---|---|")
     rows = []
     for name, each in seconds.items():
@@ -69,13 +77,6 @@ def main() -> None:
         result = {"machine": machine(device), "versions": versions(("jax", "jaxlib", "flax")), "rounds": rounds}
         result |= {"product_errors": errors, "model": SIZE.__dict__, "arms": rows}
         write_result(f"precision_{device}", result)
-
-
-def ready(size: Size, device: str, changes: dict[str, object]):
-    """A warm block of updates."""
-    block = ours(size, device, **changes)
-    block()
-    return block
 
 
 if __name__ == "__main__":

@@ -10,18 +10,14 @@ over those of the fastest large product in the same run. The last column times t
 """
 
 import argparse
-import json
-import multiprocessing
 import os
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from contest import Contestant, Work, take_turns, timed, versions, write_result
 
 
 @dataclass(frozen=True)
@@ -56,7 +52,7 @@ CPU_SIZES = (
 GPU_SIZES = (Size("124M", width=768, depth=12, heads=12, vocabulary=50304, tokens=1024, batch=16, steps=10),)
 
 
-def ours(size: Size, device: str, **changes: Any) -> Callable[[], None]:
+def ours(size: Size, device: str, **changes: Any) -> Work:
     """One block of updates by the lab's program, which `train.py` runs.
 
     changes: more of the config, like `**{"model.precision": "high"}`.
@@ -106,7 +102,7 @@ def ours(size: Size, device: str, **changes: Any) -> Callable[[], None]:
     return block
 
 
-def peer(size: Size, device: str) -> Callable[[], None]:
+def peer(size: Size, device: str) -> Work:
     """One block of updates by GPT2LMHeadModel with fused AdamW; compiled by torch.compile on a GPU."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -189,45 +185,26 @@ def product_speeds(size: Size, device: str, library: str) -> tuple[float, float]
     return peak, 3 / sum(1 / statistics.median(each) for each in three)
 
 
-def timed(work: Callable[[], None]) -> float:
-    """Seconds that `work` takes."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def serve(connection, library: str, size: Size, device: str) -> None:
-    """A contestant's process: builds, warms up, then answers each request with the seconds of one block."""
+def contestant(library: str, device: str, size: Size) -> Work:
+    """The block of updates of one library."""
     if library == "jax" and device == "gpu":
         os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = "0.45"
-    block = {"jax": ours, "torch": peer}[library](size, device)
-    for _ in range(2):
-        block()
-    connection.send(product_speeds(size, device, library))
-    while connection.recv():
-        connection.send(timed(block))
+    return {"jax": ours, "torch": peer}[library](size, device)
 
 
 def compare(size: Size, device: str, rounds: int) -> dict:
     """Alternates the two contestants; returns speeds, their ratio, and shares of the matmul peak."""
-    context = multiprocessing.get_context("spawn")
-    ends, processes, peaks, products = {}, {}, {}, {}
-    for library in ("jax", "torch"):  # one after the other: each measures its products when it is ready
-        ends[library], theirs = context.Pipe()
-        processes[library] = context.Process(target=serve, args=(theirs, library, size, device), daemon=True)
-        processes[library].start()
-        theirs.close()
-        peaks[library], products[library] = ends[library].recv()
-    seconds: dict[str, list[float]] = {"jax": [], "torch": []}
-    for _ in range(rounds):
-        for library, end in ends.items():
-            # OpenMP's threads spin for a while after their work, on the cores that the other contestant needs.
-            time.sleep(1 if device == "cpu" else 0.1)
-            end.send(True)
-            seconds[library].append(end.recv())
-    for library, end in ends.items():
-        end.send(False)
-        processes[library].join()
+    players = [Contestant(name, contestant, {"library": name, "device": device}) for name in ("jax", "torch")]
+    for each in players:  # both compile at the same time
+        each.send("prepare", {"size": size})
+    for each in players:
+        each.answer()
+    found = {each.name: each.ask("call", product_speeds, size, device, each.name) for each in players}
+    peaks, products = ({name: pair[place] for name, pair in found.items()} for place in (0, 1))
+    # OpenMP's threads spin for a while after their work, on the cores that the other contestant needs.
+    seconds = take_turns(players, rounds, pause=1 if device == "cpu" else 0.1, least=0)
+    for each in players:
+        each.end()
     peak = max(peaks.values())
     flops = size.flops_per_step * size.steps
     ratios = sorted(torch / jax for jax, torch in zip(seconds["jax"], seconds["torch"], strict=True))
@@ -285,18 +262,9 @@ def main() -> None:
             flush=True,
         )
     if not arguments.sizes:
-        RESULTS.mkdir(exist_ok=True)
-        result = {"machine": machine(arguments.device), "versions": versions(), "sizes": rows}
-        path = RESULTS / f"train_step_{arguments.device}.json"
-        path.write_text(json.dumps(result, indent=2) + "\n")
-        print(f"written to {path}")
-
-
-def versions() -> dict[str, str]:
-    """Versions of the compared libraries."""
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("jax", "flax", "optax", "torch", "transformers")}
+        found = versions(("jax", "flax", "optax", "torch", "transformers"))
+        result = {"machine": machine(arguments.device), "versions": found, "sizes": rows}
+        write_result(f"train_step_{arguments.device}", result)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.model_config import ModelConfig, TransformerConfig
 from flaxformer_lab.parsing import AtLeastOne, Decay, Name, NonNegative, Positive, Rate, Seed, Tagged, parse
 from flaxformer_lab.task_config import ImageClassificationConfig, TaskConfig
-from flaxformer_lab.tasks import Task as _Task  # noqa: F401  with it come all parts of the lab
+from flaxformer_lab.tasks import Task as _Task  # noqa: F401  registers all parts of the lab
 
 
 @dataclass(frozen=True)

@@ -49,11 +49,11 @@ def main(overrides: list[str]) -> None:
     display.table(title, ["measure", "value", "standard error"], _rows(values))
     if not MEASURES_FLAG.value:
         for name, reason in left_out(subject).items():
-            display.say(f"left out: {name}: {reason}")
+            display.print(f"left out: {name}: {reason}")
     workdir = RunFolder(WORKDIR.value).path
     title = f"{workdir.name}, step {loaded.step}, {SPLIT.value}"
     for path in write(values, workdir / "measures" / str(loaded.step), title):
-        display.say(f"written: {path}")
+        display.print(f"written: {path}")
 
 
 def write(values: Values, folder: Path, title: str) -> list[Path]:

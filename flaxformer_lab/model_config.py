@@ -151,16 +151,11 @@ class TransformerConfig(ModelConfig):
     def rules(self) -> None:
         """Raises ConfigError when knobs contradict one another."""
         attention = self.attention
-        if attention.head_dim is None and self.width % attention.num_heads:
-            divisors = [n for n in range(1, min(self.width, 1024) + 1) if self.width % n == 0]
-            raise ConfigError(
-                f"model.attention.num_heads={attention.num_heads} does not divide model.width={self.width}; "
-                f"set model.attention.head_dim or choose one of {', '.join(map(str, divisors))}"
-            )
+        self._rules_of_heads()
         if attention.kind == "off" and self.ffn.kind == "off" and self.depth > 0:
             raise ConfigError(
                 "model.attention.kind=off and model.ffn.kind=off leave every block empty; keep one of them, "
-                "or say model.depth=0 for embedding and head alone"
+                "or set model.depth=0 for embedding and head alone"
             )
         if self.causal and self.norm.kind == "batchnorm":
             raise ConfigError(
@@ -172,21 +167,11 @@ class TransformerConfig(ModelConfig):
                 f"model.position=sinusoidal pairs a sine with a cosine, so model.width={self.width} must be even; "
                 "choose an even width, or position learned, rotary or off"
             )
-        if attention.kind == "off":
-            return
-        merged = attention.num_heads * self.head_dim
-        for key, value in (("projection", attention.projection), ("output", attention.output)):
-            if value != "dense" and merged != self.width:
-                raise ConfigError(
-                    f"model.attention.{key}={value} maps each feature to itself, so num_heads x head_dim must equal "
-                    f"model.width={self.width}, not {attention.num_heads} x {self.head_dim} = {merged}; "
-                    "set model.attention.head_dim to none or change num_heads"
-                )
-        self._rules_of_shared_heads()
-        self._rules_of_kinds()
+        if attention.kind != "off":
+            self._rules_of_kinds()
 
     def _rules_of_kinds(self) -> None:
-        """What the kinds of attention and FFN declare of themselves must allow the knobs; what is unknown does not."""
+        """What the kinds of attention and FFN declare must allow the knobs; an unknown property allows none."""
         kind, window, ffn = self.attention.kind, self.attention.window, self.ffn.kind
         windowed, causal = (registry.ask("attention", kind, key, self) for key in ("windowed", "causal"))
         if window is not None and not windowed:
@@ -213,17 +198,33 @@ class TransformerConfig(ModelConfig):
                 "choose another num_heads or head_dim, or position learned, sinusoidal or off"
             )
 
-    def _rules_of_shared_heads(self) -> None:
-        heads, shared = self.attention.num_heads, self.num_kv_heads
+    def _rules_of_heads(self) -> None:
+        attention, heads, shared = self.attention, self.attention.num_heads, self.num_kv_heads
+        if attention.head_dim is None and self.width % heads:
+            divisors = [n for n in range(1, min(self.width, 1024) + 1) if self.width % n == 0]
+            raise ConfigError(
+                f"model.attention.num_heads={heads} does not divide model.width={self.width}; "
+                f"set model.attention.head_dim or choose one of {', '.join(map(str, divisors))}"
+            )
+        if attention.kind == "off":
+            return
+        merged = heads * self.head_dim
+        for key, value in (("projection", attention.projection), ("output", attention.output)):
+            if value != "dense" and merged != self.width:
+                raise ConfigError(
+                    f"model.attention.{key}={value} maps each feature to itself, so num_heads x head_dim must equal "
+                    f"model.width={self.width}, not {heads} x {self.head_dim} = {merged}; "
+                    "set model.attention.head_dim to none or change num_heads"
+                )
         if heads % shared:
             divisors = [n for n in range(1, heads + 1) if heads % n == 0]
             raise ConfigError(
                 f"model.attention.num_kv_heads={shared} does not divide model.attention.num_heads={heads}; "
                 f"choose one of {', '.join(map(str, divisors))}, or none"
             )
-        if shared != heads and self.attention.projection != "dense":
+        if shared != heads and attention.projection != "dense":
             raise ConfigError(
-                f"model.attention.projection={self.attention.projection} maps each feature to itself, so keys have as "
+                f"model.attention.projection={attention.projection} maps each feature to itself, so keys have as "
                 f"many heads as queries, not model.attention.num_kv_heads={shared}; set it to none or choose dense"
             )
 

@@ -20,7 +20,7 @@ from flaxformer_lab.parsing import nearest
 Class = TypeVar("Class", bound=type)
 Property = Any  # a value, or a function of the config and the number of tokens (None while a config is parsed)
 
-# An attention kind speaks of its `mix`, from heads to heads: the projections around it are the config's.
+# An attention kind declares the properties of its `mix`, from heads to heads; the config decides the projections.
 PROPERTIES: dict[str, dict[str, str]] = {
     "attention": {
         "odd": "mix(-q, -k, -v) = -mix(q, k, v)",
@@ -80,7 +80,7 @@ def register(kind: str, name: str, *, config: type | None = None, **properties: 
     the number of tokens; one that is left out is unknown.
 
     Raises:
-        ConfigError: the name is taken, or the kind, a property or the config is none.
+        ConfigError: the name is taken, or the kind, a property or the config is unknown or invalid.
     """
     where = f"register({kind!r}, {name!r})"
     if kind not in PROPERTIES:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from flaxformer_lab.errors import ConfigError
-from flaxformer_lab.parsing import AtLeastOne, AtLeastTwo, Fraction, Name, NonNegative, Positive, Rate, Rule
+from flaxformer_lab.parsing import AtLeastOne, AtLeastTwo, Decay, Fraction, Name, NonNegative, Positive, Rate, Rule
 
 
 class TaskConfig:
@@ -146,12 +146,14 @@ class PointersConfig(ProbeConfig):
         tokens: tokens that can be pointed at.
         features: features of one token's content.
         pointers: how many tokens the query points at.
+        decay: target i is multiplied by i^(-decay / 2), so that later pointers matter less.
     """
 
     name: Literal["pointers"] = "pointers"
     tokens: AtLeastOne = 8
     features: AtLeastOne = 4
     pointers: AtLeastOne = 4
+    decay: Decay = 0.0
 
     def rules(self) -> None:
         """Raises ConfigError when knobs contradict one another."""

@@ -54,7 +54,7 @@ def test_the_command_prints_a_table_and_writes_values_and_figures(measure, folde
     assert {path.name for path in written.iterdir()} == FIGURES | {"measures.json"}
     values = json.loads((written / "measures.json").read_text())
     table = "\n".join(out)
-    for name in ("cross_feature_energy", "interaction_share", "friedman_h2"):
+    for name in ("cross_feature_energy", "interaction_share", "hessian_interaction"):
         assert f"{values[name]['value']:.4f}" in table and f"{values[name]['standard_error']:.4f}" in table
     for name in ("oddness", "parameters", "rank_residual", "blocks.0.head_importance"):
         assert name in table and name in values

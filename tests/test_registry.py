@@ -101,7 +101,11 @@ def refusal(tree):
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (("attention", "softmax"), {}, r"flaxformer_lab\.modules\.attention has one of this name; choose another"),
+        (
+            ("attention", "softmax"),
+            {},
+            r"flaxformer_lab\.modules\.attention\.core has one of this name; choose another",
+        ),
         (("atention", "mine"), {}, r"register\('atention', 'mine'\): no such kind of part; choose from attention, ffn"),
         (("attention", "mine"), {"causl": True}, r"causl is no property: did you mean causal\?"),
         (("ffn", "mine"), {"windowed": True}, r"windowed is no property: .*choose from odd, affine, mixes_features"),

@@ -124,7 +124,7 @@ ROWS = (
     Row("P9", "attention", "delay"),
     Row("P9", "attention off", "delay", (), ("attention_off",)),
     Row("long range", "attention, 32 back", "long_range"),
-    Row("long range", "convolution of depth 2, sight 8", "long_range", (), ("cnn_1d",)),
+    Row("long range", "convolution of depth 2, reach 8", "long_range", (), ("cnn_1d",)),
     Row("long range", "LSTM, 32 back", "long_range", (), ("lstm",)),
     Row("MQAR", "attention, 2 layers", "mqar"),
     Row("MQAR", "attention, 1 layer", "mqar", ("model.depth=1",)),
@@ -186,9 +186,9 @@ def planted_shares() -> Iterator[tuple[str, ...]]:
         config = load_config(recipe, [f"--config.task.interaction_share={truth}"], ["factorization_machine"])
         with tempfile.TemporaryDirectory() as folder:
             train(config, folder, quiet=True)
-            values = measure(subject_of(load_run(folder), examples=2048), ["interaction", "friedman"])
-        shares = ", ".join(f"{values[name].value:.3f}" for name in ("interaction_share", "friedman_h2"))
-        what = f"trained, truth {truth}: interaction share, H2"
+            values = measure(subject_of(load_run(folder), examples=2048), ["interaction", "hessian"])
+        shares = ", ".join(f"{values[name].value:.3f}" for name in ("interaction_share", "hessian_interaction"))
+        what = f"trained, truth {truth}: interaction share, by the Hessian"
         yield "P8", what, shares, "", f"{truth}", f"{time.perf_counter() - start:.0f}"
 
 

@@ -1,7 +1,7 @@
-"""What an ablation decides: claims as plain data, with the comparisons that they rest on and what follows from these.
+"""What an ablation decides: claims as plain data, with their comparisons and the conclusions from these.
 
-The content of a claim stands beside the tasks and variants that it names, in the ablation's config. The verdicts are
-drawn in `flaxformer_lab/report/claims.py`.
+A claim is written beside the tasks and variants that it names, in the ablation's config.
+`flaxformer_lab/report/claims.py` derives the verdicts.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.parsing import NOT_EMPTY, Name, Rule, nearest
 
-BASELINE = "baseline"  # the variant that is the recipe as it stands
+BASELINE = "baseline"  # the variant that is the unchanged recipe
 Verdict = Literal["supported", "refuted", "supported only when", "undecided"]
 # What is measured on each replica beside its metrics (`Population` measures it).
 Measure = Literal[

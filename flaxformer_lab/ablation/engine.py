@@ -1,6 +1,6 @@
 """Trains the cells of a grid that are not finished, in this process or on a cluster, and stores their results.
 
-A cell that another process trains is left to it; one that fails is recorded, and the others go on.
+A cell that another process trains is left to that process; one that fails is recorded, and the others continue.
 """
 
 import collections

@@ -1,4 +1,4 @@
-"""What an ablation compares: tasks x variants, each with all learning rates and seeds; and which pairs mean something.
+"""What an ablation compares: tasks x variants, each with all learning rates and seeds; and which pairs are meaningful.
 
 A cell is one variant on one task with all its replicas. Its key is a digest of everything that its result follows from.
 """
@@ -48,7 +48,7 @@ class AblationConfig:
     """A whole ablation.
 
     question: what it asks, the title of its report.
-    baseline: the variant that the others are compared with; `baseline` is the recipe as it stands.
+    baseline: the variant that the others are compared with; `baseline` is the unchanged recipe.
     match: widen or narrow each variant until it has the baseline's parameters or forward FLOPs.
     claims: what the ablation decides. decide: of the claims, these; None for all.
     keep: which replicas stay as ordinary run folders: none, those of the chosen learning rate, or all.
@@ -124,7 +124,7 @@ class Cell:
     def key(self) -> str:
         """A digest of everything that the result follows from: names, and what differs from the defaults."""
         optimizer = dataclasses.replace(self.config.optimizer, learning_rate=OptimizerConfig.learning_rate)
-        # On which devices it trains changes nothing but rounding.
+        # The devices that it trains on change only rounding.
         config = dataclasses.replace(self.config, seed=0, optimizer=optimizer, parallelism=ParallelismConfig())
         content = {
             "format": RESULT_FORMAT,
@@ -148,7 +148,7 @@ def _differing(config: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Grid:
-    """An ablation made ready. dropped: (task, variant, why) of pairs that mean nothing."""
+    """An ablation with all pairs resolved. dropped: (task, variant, why) of pairs that are meaningless."""
 
     config: AblationConfig
     cells: tuple[Cell, ...]

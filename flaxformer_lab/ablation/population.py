@@ -1,7 +1,8 @@
 """Population training: all replicas of a config, one for each seed and learning rate, inside one compiled program.
 
 A replica is the ordinary train step with its own seed and its own learning rate, under `vmap`; replicas are spread over
-the devices and never meet. Each is what the same run alone would be, up to rounding, and its state is an ordinary one.
+the devices and do not interact. Each is what the same run alone would be, up to rounding, and its state is an ordinary
+one.
 """
 
 import dataclasses
@@ -86,7 +87,7 @@ class Outcome:
 
 
 class Population:
-    """The compiled programs of a population: made (which takes seconds) apart from being run.
+    """The compiled programs of a population: made first, which takes seconds, and then run.
 
     memory: bytes that a device may use; where a program for all replicas needs more, they train in chunks.
     """
@@ -95,7 +96,7 @@ class Population:
         begin = time.perf_counter()
         kind = Pmap if jax.local_device_count() > 1 and len(replicas) > 1 else Single
         strategy = kind(deterministic=config.deterministic)
-        # Asked before the population takes any itself, since its programs' figures include all that it holds.
+        # Read before the population allocates any itself: the reports of its programs include all that it holds.
         memory = available_memory() // jax.local_device_count() if memory is None else memory
         experiment = make_experiment(config, strategy=Single())
         optimizer = make_population_optimizer(config.optimizer, config.training.steps)
@@ -140,7 +141,7 @@ class Population:
         self.device_bytes = program_bytes(self._run, run_steps, *arguments)
 
     def run(self, progress: Callable[[int, int], None] = lambda done, total: None) -> Outcome:
-        """Trains all replicas; tells progress(updates applied, updates to apply), counting each chunk's as one."""
+        """Trains all replicas; reports progress(updates applied, updates to apply), counting each chunk's as one."""
         begin, chunks = time.perf_counter(), self._chunks()
         total = self.config.training.steps * len(chunks)
         parts = []

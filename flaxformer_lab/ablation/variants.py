@@ -22,7 +22,7 @@ class Variant:
 
 
 def _added_position(config: Config) -> str:
-    """Rotary positions turn pairs of features into one another; where features must not meet, a table replaces them."""
+    """Rotary positions mix pairs of features; variants in which features must not mix use a table instead."""
     position = getattr(config.model, "position", "off")  # a model without positions lacks the key, which is refused
     return "learned" if position == "rotary" else position
 
@@ -43,11 +43,11 @@ def _baseline(name: str) -> Callable[[Config], dict[str, Any]]:
 
 VARIANTS: dict[str, Variant] = {
     "single_head": Variant(
-        "one head as wide as the model: one relation a layer",
+        "one head as wide as the model: one relation per layer",
         {"model.attention.num_heads": 1, "model.attention.head_dim": None, "model.attention.num_kv_heads": None},
     ),
     "multi_head": Variant(
-        "eight heads that share the width: up to eight relations a layer",
+        "eight heads that share the width: up to eight relations per layer",
         {"model.attention.num_heads": 8, "model.attention.head_dim": None, "model.attention.num_kv_heads": None},
     ),
     "ffn_off": Variant("no feed-forward part: attention alone", {"model.ffn.kind": "off"}),
@@ -83,7 +83,7 @@ VARIANTS: dict[str, Variant] = {
         },
     ),
     "per_dimension": Variant(
-        "a feature of Q meets only the same feature of K: one head a feature, diagonal projections and output",
+        "a feature of Q meets only the same feature of K: one head per feature, diagonal projections and output",
         {
             "model.attention.projection": "diagonal",
             "model.attention.output": "diagonal",
@@ -104,7 +104,7 @@ VARIANTS: dict[str, Variant] = {
         {"model.attention.kind": "linear"},
     ),
     "lightning_attention": Variant(
-        "no softmax and no sum of weights; a decay a head, and TransNormerLLM's activation and norm in their place",
+        "no softmax and no sum of weights; a decay per head, and TransNormerLLM's activation and norm in their place",
         {
             "model.attention.kind": "lightning",
             "model.attention.activation": "silu",

@@ -1,20 +1,27 @@
 """Statistics of attention weights: entropy, distance, and the difference between heads."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from flaxformer_lab.functional.attention import mean_weights
+
 Weights = Float[Array, "batch heads tokens tokens"]
 
 
-@jax.jit
-def entropy(weights: Weights) -> Float[Array, " heads"]:
-    """-sum a log a / log T, the mean over examples and queries: 1 for equal weights, 0 for a single token."""
-    tokens = weights.shape[-1]
-    if tokens == 1:
-        return jnp.zeros(weights.shape[1])
+@functools.partial(jax.jit, static_argnames=("causal", "window"))
+def entropy(weights: Weights, *, causal: bool = False, window: int | None = None) -> Float[Array, " heads"]:
+    """-sum a log a / log n, where n tokens are visible to the query: 1 for equal weights, 0 for a single token.
+
+    The mean over examples and over queries that see at least two tokens; NaN where none does.
+    """
+    visible = jnp.sum(mean_weights(1, weights.shape[-1], causal=causal, window=window)[0, 0] > 0, axis=-1)
     positive = jnp.where(weights > 0, weights, 1.0)
-    return jnp.mean(-jnp.sum(positive * jnp.log(positive) * (weights > 0), axis=-1), axis=(0, 2)) / jnp.log(tokens)
+    nats = jnp.mean(-jnp.sum(positive * jnp.log(positive), axis=-1), axis=0)
+    share = nats / jnp.log(jnp.maximum(visible, 2))[None]
+    return jnp.sum(share, axis=1) / jnp.sum(visible > 1)
 
 
 @jax.jit

@@ -10,9 +10,10 @@ import numpy as np
 
 from flaxformer_lab import registry
 from flaxformer_lab.analysis import attention_maps, rank, symmetry
+from flaxformer_lab.analysis.anova import functional_anova
 from flaxformer_lab.analysis.estimate import Estimate
+from flaxformer_lab.analysis.hessian import hessian_interaction
 from flaxformer_lab.analysis.importance import head_importance
-from flaxformer_lab.analysis.interaction import friedman_h2, interaction_share
 from flaxformer_lab.analysis.jacobian import mixing_energy
 from flaxformer_lab.analysis.subject import Subject
 from flaxformer_lab.errors import MeasureError
@@ -23,6 +24,7 @@ from flaxformer_lab.parsing import nearest
 
 Values = dict[str, Any]  # floats, Estimates, and arrays for the figures
 EXACT_ROWS = 1024  # up to this many Jacobian rows or Hessian columns all are computed, beyond that they are sampled
+MAX_INPUTS = 1024  # of the functional ANOVA, which takes a few calls for each
 
 
 @dataclass(frozen=True)
@@ -76,16 +78,24 @@ def _mixing(subject: Subject, num_random_vectors: int) -> Values:
     }
 
 
+def _initial_mixing(subject: Subject, num_random_vectors: int) -> Values:
+    values = _mixing(subject.at_initialization(), num_random_vectors)
+    return {f"{name}_at_initialization": values[name] for name in ("cross_feature_energy", "cross_token_energy")}
+
+
 def _interaction(subject: Subject, num_random_vectors: int) -> Values:
-    function, x = subject.scalar
-    sampled = None if x.shape[1] <= EXACT_ROWS else num_random_vectors
-    return {"interaction_share": interaction_share(function, x, num_random_vectors=sampled)}
-
-
-def _friedman(subject: Subject, num_random_vectors: int) -> Values:
     del num_random_vectors
     function, x = subject.scalar
-    return {"friedman_h2": friedman_h2(function, x, jnp.roll(x, 1, axis=0))}
+    found = functional_anova(function, x, backgrounds=max(2, min(16, MAX_INPUTS // x.shape[1])))
+    values: Values = {"interaction_share": found.interaction, "first_order_indices": found.first_order}
+    values["total_indices"] = found.total
+    return values if found.pairs is None else values | {"pair_indices": found.pairs}
+
+
+def _hessian(subject: Subject, num_random_vectors: int) -> Values:
+    function, x = subject.scalar
+    sampled = None if x.shape[1] <= EXACT_ROWS else num_random_vectors
+    return {"hessian_interaction": hessian_interaction(function, x, num_random_vectors=sampled)}
 
 
 def _symmetry(subject: Subject, num_random_vectors: int) -> Values:
@@ -110,10 +120,12 @@ def _attention(subject: Subject, num_random_vectors: int) -> Values:
             f"model.name={subject.config.name} declares has_token_weights, but offers no intermediate "
             "blocks.N.attention.weights or layers.N.attention.weights; offer it, or declare False"
         )
+    attention = getattr(subject.config, "attention", None)
+    mask = {"causal": getattr(subject.config, "causal", False), "window": getattr(attention, "window", None)}
     for layer, weights in found.items():
         weights = jnp.broadcast_to(weights, (len(subject.vectors), *weights.shape[1:]))
         values |= {
-            f"{layer}.attention_entropy": np.asarray(attention_maps.entropy(weights)),
+            f"{layer}.attention_entropy": np.asarray(attention_maps.entropy(weights, **mask)),
             f"{layer}.attention_distance": np.asarray(attention_maps.mean_distance(weights)),
             f"{layer}.head_diversity": float(attention_maps.head_diversity(weights)),
             f"{layer}.effective_rank": float(attention_maps.effective_rank(weights)),
@@ -193,7 +205,9 @@ def _needs_heads(subject: Subject) -> str | None:
 
 def _needs_few_inputs(subject: Subject) -> str | None:
     inputs = subject.scalar[1].shape[1]
-    return None if inputs <= 64 else f"partial dependence on {inputs} inputs would take {inputs} x examples^2 calls"
+    if inputs <= MAX_INPUTS:
+        return None
+    return f"its {inputs} inputs are more than {MAX_INPUTS}, and each takes several calls for each example"
 
 
 def _needs_layers(subject: Subject) -> str | None:
@@ -206,8 +220,9 @@ def _needs_two_examples(subject: Subject) -> str | None:
 
 MEASURES: dict[str, Measure] = {
     "mixing": Measure(_mixing),
-    "interaction": Measure(_interaction, _needs_two_examples),
-    "friedman": Measure(_friedman, lambda subject: _needs_two_examples(subject) or _needs_few_inputs(subject)),
+    "mixing_at_initialization": Measure(_initial_mixing),
+    "interaction": Measure(_interaction, lambda subject: _needs_two_examples(subject) or _needs_few_inputs(subject)),
+    "hessian": Measure(_hessian, _needs_two_examples),
     "symmetry": Measure(_symmetry),
     "attention": Measure(_attention, _needs_weights),
     "depth": Measure(_depth, _needs_layers),

@@ -1,5 +1,6 @@
 """What is measured: a network with its parameters, a batch, and the functions that the measures take."""
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +50,9 @@ class Subject:
                 "without padding"
             )
         if not all(np.all(np.isfinite(np.asarray(leaf))) for leaf in inputs):
-            raise MeasureError("the inputs have values that are not finite, so no measure would be; correct the data")
+            raise MeasureError(
+                "the inputs have values that are not finite, so measures would not be finite either; correct the data"
+            )
         if not np.all(np.isfinite(np.asarray(self.vectors))):
             raise MeasureError(
                 "the token vectors are not finite: the embedding's parameters are not, or the inputs have symbols "
@@ -65,6 +68,11 @@ class Subject:
     def body(self):
         """Token vectors to token vectors, compiled."""
         return jax.jit(lambda vectors: self.network.body(self.params, self.model_state, vectors))
+
+    def at_initialization(self) -> "Subject":
+        """The same model with weights that training could have started from."""
+        params, model_state = jax.jit(self.network.init)(jax.random.key(0))
+        return dataclasses.replace(self, params=params, model_state=model_state)
 
     @property
     def valid(self) -> Any:

@@ -139,7 +139,7 @@ def channel_weights(
     """
     if valid is not None:
         query, key = (jnp.where(valid[:, :, None, None], x, 0) for x in (query, key))
-    # Normalised after the product: [head_dim, head_dim] values a head instead of [tokens, head_dim], twice.
+    # Normalised after the product: [head_dim, head_dim] values per head instead of [tokens, head_dim], twice.
     scores = product("bthe,bthd->bhed", query, key)
     scores = scores * _inverse_norm(query)[..., :, None] * _inverse_norm(key)[..., None, :]
     return jax.nn.softmax(scores * temperature[None, :, None, None], axis=-1)

@@ -1,4 +1,4 @@
-"""Softmax attention by blocks of queries and of keys, so that nothing quadratic in tokens ever exists.
+"""Softmax attention by blocks of queries and of keys, so that no array is quadratic in tokens.
 
 Each block of queries loops over the blocks of keys that it may see and keeps a running maximum and a running sum
 (Milakov and Gimelshein 2018); the backward pass recomputes the weights from these two (Dao et al. 2022, algorithms 1

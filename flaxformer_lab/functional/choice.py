@@ -11,7 +11,7 @@ class Choice(NamedTuple):
 
 
 def requested_choice(implementation: str, known: tuple[str, ...]) -> Choice:
-    """The choice of a caller who names the implementation.
+    """The choice where the caller names the implementation.
 
     Raises:
         ValueError: a name that is not known.

@@ -46,7 +46,7 @@ def make_slopes(convention: str, heads: int, layer: int, depth: int) -> Float[Ar
         raise ValueError(f"layer={layer} is not one of the {depth} layers, which count from 0")
     if convention == "flash_linear_attention":
         return 8 / heads * (1 - layer / depth) * jnp.arange(heads, dtype=jnp.float32)
-    # A lone layer is the first one.
+    # A single layer counts as the first one.
     span = max(depth - 1, 1) + (1e-5 if convention == "minimax" else 0)
     return 2.0 ** (-8 * jnp.arange(1, heads + 1, dtype=jnp.float32) / heads) * (1 - layer / span + 1e-5)
 

@@ -40,7 +40,7 @@ def explained_variance(
     """R2 = 1 - sum (output - target)^2 / sum target^2 of targets with mean 0; weighted by the targets' squares.
 
     The variance is that of the evaluated examples. A product of Gaussians has heavy tails: with the true variance, a
-    sample of small targets would look like skill.
+    sample of small targets would score too well.
     """
     squares = jnp.mean(jnp.square(targets), axis=-1)
     errors = jnp.mean(jnp.square(outputs.astype(jnp.float32) - targets), axis=-1)

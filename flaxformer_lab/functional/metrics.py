@@ -134,7 +134,7 @@ class AUC(_Gathered):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class NDCG(_Gathered):
-    """Normalised discounted cumulative gain at `top`, averaged over groups (users) that have something relevant.
+    """Normalised discounted cumulative gain at `top`, averaged over groups (users) that have a relevant example.
 
     DCG = sum over the first `top` of relevance / log2(1 + rank), divided by that of the best order (Jarvelin and
     Kekalainen 2002). Equal scores share the mean gain of their ranks, as in scikit-learn. Examples of weight 0 are left
@@ -172,7 +172,7 @@ def _discounted_gain(scores: np.ndarray, gains: np.ndarray, top: int) -> float:
 
 
 def additive(metrics: Metrics) -> Metrics:
-    """Those that are sums over examples: what training can afford to keep of each update."""
+    """The metrics that are sums over examples; training keeps these alone for each update."""
     return {name: metric for name, metric in metrics.items() if metric.additive}
 
 

@@ -51,7 +51,7 @@ def batch_norm(
 def batch_statistics(
     x: Float[Array, "*batch features"], valid: Bool[Array, "*batch"] | None = None, *, axis_name: str | None = None
 ) -> tuple[Float[Array, " features"], Float[Array, " features"], Float[Array, ""]]:
-    """(mean, variance, count): of each feature over everything that is valid, on all devices of a mapped axis."""
+    """(mean, variance, count): of each feature over all valid positions, on all devices of a mapped axis."""
     axes = tuple(range(x.ndim - 1))
     x = x.astype(jnp.float32)
     weights = jnp.ones(x.shape[:-1]) if valid is None else valid.astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""Recurrent cells over tokens. What does not depend on the state is computed before, as one product over all tokens."""
+"""Recurrent cells over tokens. What the state does not enter is computed in advance, in one product over all tokens."""
 
 from collections.abc import Callable
 

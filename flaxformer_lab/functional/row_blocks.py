@@ -48,7 +48,7 @@ def _forward(query, key, value, valid, causal, window):
         row_maxes.append(row_max)
         inverse_sums.append(1 / row_sum)
     output = jnp.concatenate(outputs, axis=2)
-    # Two numbers a row, not one logarithm: a row that sees nothing has scores too large for a logarithm to be added to.
+    # Two numbers per row, not one logarithm: a logarithm is lost beside the huge scores of a row that sees nothing.
     row_max, inverse_sum = (jnp.concatenate(x, axis=2) for x in (row_maxes, inverse_sums))
     return _swap(output), (query, key, value, valid, output, row_max, inverse_sum)
 
@@ -58,7 +58,7 @@ def _backward(causal, window, residuals, gradient):
     """With P the weights: dV = P^T dO, dS = P (dO V^T - rowsum(dO O)) / sqrt(head_dim), dQ = dS K, dK = dS^T Q.
 
     A row of P is a row of exp(scores - max) times that row's inverse sum; dO is multiplied by it, which has fewer
-    columns. dV^T = dO^T P and dK^T = Q^T dS take P and dS as they lie, where their own transposes would be copied.
+    columns. dV^T = dO^T P and dK^T = Q^T dS use P and dS in their layout; their transposes would be copied.
     """
     query, key, value, valid, output, row_max, inverse_sum = residuals
     gradient = _swap(gradient) * inverse_sum

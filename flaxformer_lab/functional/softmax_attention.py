@@ -47,7 +47,7 @@ class Problem(NamedTuple):
     causal: bool
     has_padding: bool
     window: int | None
-    other_keys: int | None = None  # how many, where they are of another sequence
+    other_keys: int | None = None  # the number of keys where they come from another sequence
 
     @property
     def keys(self) -> int:
@@ -117,7 +117,7 @@ def choose(problem: Problem, platform: str) -> Choice:
     size = f"all scores at once would take {problem.quadratic_bytes / 2**20:.0f} MiB"
     if platform == "cpu":
         if max(problem.tokens, problem.keys) <= ROW_BLOCK_TOKENS and problem.quadratic_bytes <= QUADRATIC_BYTES:
-            return Choice("row_blocks", f"on a CPU, {problem.tokens} tokens are few enough to take whole rows")
+            return Choice("row_blocks", f"on a CPU, {problem.tokens} tokens are few enough for whole rows")
         return Choice("blockwise", f"on a CPU, {problem.tokens} tokens are many, and {size}")
     fused = {"tpu": _splash_obstacle}.get(platform, _cudnn_obstacle)
     obstacle = fused(problem)
@@ -134,26 +134,26 @@ def choose(problem: Problem, platform: str) -> Choice:
 def _cudnn_obstacle(problem: Problem) -> str | None:
     """Why cuDNN's fused attention does not support a problem, or None where it does."""
     if not problem.is_16_bit:
-        return "cuDNN's kernel takes 16-bit types alone"
+        return "cuDNN's kernel supports only 16-bit types"
     if problem.head_dim != problem.value_dim or problem.head_dim % 8 or problem.head_dim > 128:
-        return f"cuDNN's kernel wants one head_dim, a multiple of 8 up to 128, not {_format_dims(problem)}"
+        return f"cuDNN's kernel needs one head_dim, a multiple of 8 up to 128, not {_format_dims(problem)}"
     if problem.tokens % 2 or problem.keys % 2:
         found = problem.tokens if problem.other_keys is None else f"{problem.tokens} and {problem.keys}"
-        return f"cuDNN's kernel with gradients wants an even number of tokens, not {found}"
+        return f"cuDNN's kernel with gradients needs an even number of tokens, not {found}"
     if problem.has_padding:
         return "cuDNN's kernel would turn the padding mask into a quadratic bias"
     if problem.window is not None and not problem.causal:
-        return "cuDNN's kernel takes a window in causal attention alone"
+        return "cuDNN's kernel supports a window only in causal attention"
     return None
 
 
 def _splash_obstacle(problem: Problem) -> str | None:
     """Why the splash kernel does not support a problem, or None where it does."""
     if problem.other_keys is not None:
-        return f"the splash kernel wants as many keys as queries, not {problem.keys} and {problem.tokens}"
+        return f"the splash kernel needs as many keys as queries, not {problem.keys} and {problem.tokens}"
     if problem.head_dim != problem.value_dim or problem.head_dim % 128 or problem.tokens % 128:
         found = f"{problem.tokens} tokens, {_format_dims(problem)}"
-        return f"the splash kernel wants tokens and one head_dim in multiples of 128, not {found}"
+        return f"the splash kernel needs tokens and one head_dim in multiples of 128, not {found}"
     return None
 
 

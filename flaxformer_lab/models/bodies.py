@@ -24,7 +24,8 @@ Grid = tuple[int, ...] | dict[str, tuple[int, ...]]
 def make_body(config: ModelConfig, *, grid: Grid, rngs: Rngs) -> nnx.Module:
     """The model that maps token vectors to token vectors, [batch, tokens, width] both.
 
-    grid: how the tokens are laid out, (tokens,) or (rows, columns); an encoder-decoder wants that of both sequences.
+    grid: how the tokens are laid out, (tokens,) or (rows, columns); an encoder-decoder takes that of both sequences, by
+    name.
 
     Raises:
         ConfigError: the task has two sequences and the model takes one, or the other way round.

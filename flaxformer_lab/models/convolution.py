@@ -62,7 +62,7 @@ _DECLARED = {
 @registry.register("model", "cnn_2d", config=ConvolutionConfig, needs_grid=True, **_DECLARED)
 @registry.register("model", "cnn_1d", config=ConvolutionConfig, needs_grid=False, **_DECLARED)
 class ConvolutionalNetwork(nnx.Module):
-    """Blocks, and a last norm."""
+    """Blocks, and a final norm."""
 
     def __init__(self, config: ConvolutionConfig, *, grid: tuple[int, ...], rngs: Rngs):
         self.blocks = nnx.List([ConvolutionBlock(config, grid=grid, rngs=rngs) for _ in range(config.depth)])
@@ -76,7 +76,7 @@ class ConvolutionalNetwork(nnx.Module):
         keys=None,
         intermediates: Intermediates = DISABLED,
     ) -> TokenVectors:
-        del keys  # nothing is drawn
+        del keys  # there is no dropout
         intermediates.add("input", lambda: x)
         for number, block in enumerate(self.blocks):
             x = block(x, valid)

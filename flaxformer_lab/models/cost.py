@@ -34,7 +34,7 @@ def parameters_by_part(params: Tree) -> dict[str, int]:
 def cost_table(
     network: PureNetwork, params: Tree, model_state: Tree, inputs: Tree, batch_size: int
 ) -> tuple[list[list[Any]], list[list[Any]]]:
-    """Rows of what to show before training: (part, parameters) and (operation, FLOPs); inputs: of one example."""
+    """The rows shown before training: (part, parameters) and (operation, FLOPs); inputs: of one example."""
     parts = parameters_by_part(params)
     one = forward_flops(network, params, model_state, inputs)
     # The backward pass takes twice the operations of the forward pass: one product for each of a product's two inputs.

@@ -14,11 +14,11 @@ from flaxformer_lab.models.transformer import Transformer
 from flaxformer_lab.modules.intermediates import DISABLED, Intermediates
 from flaxformer_lab.modules.rngs import Rngs
 
-DECODER = 2**30  # tells the keys of the decoder's blocks from those of the encoder's
+DECODER = 2**30  # the sub-stream of the decoder's dropout keys; the encoder's blocks are numbered from 0
 
 
 class Sequences(TypedDict):
-    """Token vectors of the sequence that is read and of the one that is written."""
+    """Token vectors of the source, which the encoder reads, and of the target."""
 
     source: Float[Array, "batch source width"]
     target: Float[Array, "batch target width"]

@@ -55,7 +55,7 @@ class MixerBlock(nnx.Module):
     shards_tokens=False,
 )
 class Mixer(nnx.Module):
-    """Blocks, and a last norm; the number of tokens is fixed."""
+    """Blocks, and a final norm; the number of tokens is fixed."""
 
     def __init__(self, config: MixerConfig, *, grid: tuple[int, ...], rngs: Rngs):
         self.blocks = nnx.List([MixerBlock(config, tokens=math.prod(grid), rngs=rngs) for _ in range(config.depth)])
@@ -69,7 +69,7 @@ class Mixer(nnx.Module):
         keys=None,
         intermediates: Intermediates = DISABLED,
     ) -> TokenVectors:
-        del keys  # nothing is drawn
+        del keys  # there is no dropout
         intermediates.add("input", lambda: x)
         for number, block in enumerate(self.blocks):
             x = block(x, valid)

@@ -91,13 +91,13 @@ class Network(nnx.Module):
         own keeps the inputs themselves, and reads them again at each step.
 
         Raises:
-            ConfigError: the body is not causal, so what follows would change what has been.
+            ConfigError: the body is not causal, so later inputs would change earlier outputs.
         """
         if self._tokens is None:
-            raise ConfigError("model.name=encoder_decoder cannot go on token by token; choose model.name=transformer")
+            raise ConfigError("model.name=encoder_decoder cannot decode token by token; choose model.name=transformer")
         if not self._causal:
             raise ConfigError(
-                "a model with model.causal=false sees what follows a token, so it cannot go on token by token; "
+                "a model with model.causal=false lets a token see later ones, so it cannot decode token by token; "
                 "set model.causal=true or choose another model.name"
             )
         if self._decodes:
@@ -136,10 +136,10 @@ class PureNetwork:
     inputs and outputs are pytrees. With training=True a state such as BatchNorm's averages is updated, over all devices
     of the mapped axis `axis_name` where there is one; else it is used and returned as it is.
     embed(params, model_state, inputs) -> token vectors; body(params, model_state, vectors, *, valid, intermediates)
-    -> token vectors: the parts of `apply` between which the measures of mixing look.
+    -> token vectors: the two halves of `apply`; measures of mixing look at the body.
     prefill(params, model_state, inputs, lengths) -> (logits, cache); decode(params, model_state, inputs, cache) ->
     (logits, cache): a causal network token by token (`Network.prefill`, `Network.decode`).
-    precision: of the float32 products (`model.precision`), for those who trace more than these functions.
+    precision: of the float32 products (`model.precision`), for callers that trace more than these functions.
     """
 
     init: Callable[[Key[Array, ""]], tuple[Tree, Tree]]

@@ -59,7 +59,7 @@ _DECLARED = {
 @registry.register("model", "gru", config=RecurrentConfig, **_DECLARED)
 @registry.register("model", "lstm", config=RecurrentConfig, **_DECLARED)
 class RecurrentNetwork(nnx.Module):
-    """Layers one above the other. Padding comes last, so it reaches no other token."""
+    """A stack of layers. Padding comes last, so it reaches no other token."""
 
     def __init__(self, config: RecurrentConfig, *, grid: tuple[int, ...], rngs: Rngs):
         del grid

@@ -1,4 +1,4 @@
-"""What a model's knobs alone prove about it: whether it is odd, and what can reach what. The bounds rest on these.
+"""What a model's knobs alone prove about it: its symmetries, and what can reach what. The bounds rest on these.
 
 The parts declare it (`registry.PROPERTIES`). What a part does not declare proves nothing: then a model counts as
 neither odd nor affine, as mixing features, and as seeing everything.
@@ -32,6 +32,21 @@ def reach(config: ModelConfig, tokens: int) -> float:
     """How many tokens back a token can see: 0 without token mixing, infinity with attention or a recurrence."""
     found = _ask(config, "reach", tokens)
     return math.inf if found is None else float(found)
+
+
+def is_scale_invariant(config: ModelConfig) -> bool:
+    """Whether f of tokens a_t x_t is f(X) for all a_t > 0, up to the norm's epsilon, after a dense or no embedding.
+
+    So it is where a norm over each token's features comes before all else (with placement=post it does), no skip
+    connection passes it by, and neither bias nor position is added before it. What follows does not matter.
+    """
+    if not isinstance(config, TransformerConfig) or config.bias or config.position not in ("off", "rotary"):
+        return False
+    if config.norm.kind not in ("layernorm", "rmsnorm", "srmsnorm"):
+        return False
+    first_skip = config.skip.ffn if config.attention.kind == "off" else config.skip.attention
+    nothing = config.attention.kind == "off" and config.ffn.kind == "off"
+    return config.depth == 0 or nothing or config.norm.placement == "post" or not first_skip
 
 
 def _ask(config: ModelConfig, key: str, tokens: int) -> Any:
@@ -78,7 +93,7 @@ def transformer_mixes_features(config: TransformerConfig, tokens: int | None) ->
 
 
 def transformer_reach(config: TransformerConfig, tokens: int | None) -> float | None:
-    """Each layer looks on from where the one below it could see."""
+    """The sum over layers: each adds its own reach to that of the layer below."""
     if config.depth == 0:
         return 0.0
     found = _of_parts(config, "reach", tokens, lambda *each: None if None in each else sum(each))
@@ -86,7 +101,7 @@ def transformer_reach(config: TransformerConfig, tokens: int | None) -> float | 
 
 
 def transformer_has_token_weights(config: TransformerConfig, tokens: int | None) -> bool | None:
-    """Of its attention, where it has any."""
+    """What its attention declares; false where it is off."""
     kind = config.attention.kind
     return config.depth > 0 and kind != "off" and registry.ask("attention", kind, "has_token_weights", config, tokens)
 

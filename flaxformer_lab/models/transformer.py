@@ -50,15 +50,14 @@ Valid = Bool[Array, "batch tokens"]
 class Transformer(nnx.Module):
     """Token vectors in, token vectors out.
 
-    A stream that is normalised before each part (pre) is normalised once more at the end; one that is normalised
-    after each part (post) is normalised once at the start, as in BERT. cross_attends: its blocks attend to a second
-    sequence, `memory`, as well.
+    With norms before each part (pre) there is one more at the end; with norms after each part (post), one more at the
+    start, as in BERT. cross_attends: its blocks attend to a second sequence, `memory`, as well.
     """
 
     def __init__(self, config: TransformerConfig, *, grid: tuple[int, ...], cross_attends: bool = False, rngs: Rngs):
         self._config = config
         self._tokens = tokens = math.prod(grid)
-        # Small at the start, so that a token's content is not drowned by its place.
+        # Small at initialisation, so that positions do not dominate the content of tokens.
         self.position = (
             normal(rngs, (tokens, config.width), config.width, (None, "width"))
             if config.position == "learned"

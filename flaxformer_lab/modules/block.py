@@ -22,8 +22,8 @@ Keys = Key[Array, " batch"]
 class Block(nnx.Module):
     """Token mixing, then feature mixing. A part that is off is not there, and neither is its norm.
 
-    layer: which block this is, counted from 0. cross_attends: attention to another sequence, `memory`, stands between
-    the two. `prefill` and `decode` are as in `modules/attention.py`.
+    layer: which block this is, counted from 0. cross_attends: attention to another sequence, `memory`, comes between
+    the two. `prefill` and `decode` are as in `modules/attention/core.py`.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Block(nnx.Module):
     def _with_cache(
         self, x: TokenVectors, attend: Callable[[TokenVectors], tuple[TokenVectors, Cache]]
     ) -> tuple[TokenVectors, Cache]:
-        """Both parts, and the cache that attention leaves; an empty one where there is none."""
+        """Attention and FFN; returns the cache of the attention too, an empty one where it is off."""
         skip, caches = self._config.skip, [{}]
         if self.attention:
 

@@ -1,4 +1,4 @@
-"""Intermediate values on request: a module offers them, and only a caller who asked has them computed."""
+"""Intermediate values on request: a module offers them, and they are computed only for a caller that collects them."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ class Intermediates:
         return type(self)({}, self._prefix)
 
     def add(self, name: str, compute: Callable[[], Array]) -> None:
-        """Offers a value; `compute` runs only when somebody collects."""
+        """Offers a value; `compute` runs only when the caller collects values."""
         self.values[self._prefix + name] = compute()
 
 

@@ -39,7 +39,7 @@ class RMSNorm(nnx.Module):
 
 
 class SimpleRMSNorm(nnx.Module):
-    """x / rms(x) over a token's features; it owns nothing."""
+    """x / rms(x) over a token's features, without parameters."""
 
     def __init__(self, config: ModelConfig, features: int | None = None, axis: str = "width"):
         del features, axis

@@ -1,7 +1,7 @@
 """Maps over features that own parameters: dense, diagonal (no feature mixing), identity (no parameters).
 
-Every parameter names its axes, so that a mesh of devices knows what to shard: width (the stream's features), heads,
-hidden; None is an axis that no device takes a share of.
+Every parameter names its axes, so that a mesh of devices knows what to shard: width (features of a token), heads,
+hidden. An axis named None is not sharded.
 """
 
 import jax
@@ -44,7 +44,7 @@ class Dense(nnx.Module):
 
 
 class Diagonal(nnx.Module):
-    """x_c w_c + b_c, as often as `features_out` asks for it, group by group (see `repeated`)."""
+    """x_c w_c + b_c, repeated to `features_out` features, group by group (see `repeated`)."""
 
     def __init__(self, features_in: int, features_out: int, *, axes: Axes, groups: int = 1, bias: bool, rngs: Rngs):
         self._repeats, self._groups = features_out // features_in, groups
@@ -56,7 +56,7 @@ class Diagonal(nnx.Module):
 
 
 class Identity(nnx.Module):
-    """x, as often as `features_out` asks for it, group by group (see `repeated`)."""
+    """x, repeated to `features_out` features, group by group (see `repeated`)."""
 
     def __init__(self, features_in: int, features_out: int, *, axes: Axes, groups: int = 1, bias: bool, rngs: Rngs):
         del axes, bias, rngs
@@ -70,5 +70,5 @@ PROJECTIONS = {"dense": Dense, "diagonal": Diagonal, "identity": Identity, "off"
 
 
 def repeated(x: Float[Array, "*batch features"], repeats: int, groups: int) -> Float[Array, "*batch features_out"]:
-    """Each of `groups` equal shares of the features `repeats` times side by side, share after share."""
+    """The features in `groups` equal parts, each part repeated `repeats` times before the next one."""
     return x if repeats == 1 else fuse_heads([x] * repeats, groups)

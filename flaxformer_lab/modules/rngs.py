@@ -1,4 +1,4 @@
-"""Where the parameters of modules get their random numbers from."""
+"""The random keys that parameters are drawn with."""
 
 import jax
 from jaxtyping import Array, Key

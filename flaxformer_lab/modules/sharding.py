@@ -84,7 +84,7 @@ def context_parallel_attention(
         first = jax.lax.axis_index(tokens) * query.shape[1]
         return attend(query, key, value, first, valid=valid)
 
-    # Every axis of the mesh is named in `shard`, so there is nothing for the check of replicated values to find.
+    # Every axis of the mesh is named in `shard`, so nothing is replicated that could be checked.
     specs = {"in_specs": (shard, shard, shard, whole), "out_specs": shard, "check_vma": False}
     return jax.shard_map(attend_locally, **specs)(query, key, value, valid)
 
@@ -95,7 +95,7 @@ def _gather_tokens(x: Heads) -> Float[Array, "batch _ _ _"]:
 
 
 def _scatter_gradient(_: None, gradient: Heads) -> tuple[Float[Array, "batch _ _ _"]]:
-    # Every device's queries have a part in it, so it is a sum over tokens: in float32.
+    # The gradient is summed over the queries of all devices: in float32.
     places = {"scatter_dimension": 1, "tiled": True}
     summed = jax.lax.psum_scatter(gradient.astype(jnp.float32), LOGICAL_AXIS_RULES["tokens"], **places)
     return (summed.astype(gradient.dtype),)
@@ -112,8 +112,8 @@ def shard_map_attention(
 ) -> Heads:
     """`attend(*heads, valid=valid, **per_head)` on each device's own examples and heads; they need no others.
 
-    The compiler cannot partition a kernel (cuDNN, Pallas). per_head: arrays [heads]. Each device computes all of what
-    the devices do not divide equally.
+    The compiler cannot partition a kernel (cuDNN, Pallas). per_head: arrays [heads]. An axis that the devices do not
+    divide equally is replicated.
     """
     if not on_a_mesh():
         return attend(*heads, valid=valid, **per_head)
@@ -197,7 +197,7 @@ def _identity_forward(x: Array, axes: Axes) -> tuple[Array, None]:
 
 
 def _identity_backward(axes: Axes, _: None, gradient: Array) -> tuple[Array]:
-    # Summed over examples first, then sharded: asked for the shard alone, the compiler may rather send activations.
+    # Summed over examples first, then sharded: asked for the shard alone, the compiler may send activations instead.
     whole = jax.lax.with_sharding_constraint(gradient, compute_spec(axes))
     return (jax.lax.with_sharding_constraint(whole, param_spec(axes)),)
 

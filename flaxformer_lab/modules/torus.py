@@ -20,7 +20,7 @@ _rings: dict[tuple, tuple[int, ...]] = {}
 
 
 def learn_rings(mesh: jax.sharding.Mesh, axis: str) -> None:
-    """Remembers how the devices along `axis` lie, for programs that are traced under the mesh; they see no devices."""
+    """Records how the devices along `axis` are connected; programs traced under the mesh see no devices."""
     line = np.moveaxis(mesh.devices, mesh.axis_names.index(axis), 0).reshape(mesh.shape[axis], -1)[:, 0]
     coordinates = [getattr(device, "coords", None) for device in line]
     placed = line[0].platform == "tpu" and all(coordinates)
@@ -66,7 +66,7 @@ def psum_scatter(x: Float[Array, "rows columns"], axis: str, dimension: int) -> 
 
 
 def _filled_up(x: Float[Array, "rows columns"], dimension: int) -> Float[Array, "..."]:
-    """With zeros up to whole tiles, where these are few: a vocabulary is seldom a multiple of anything."""
+    """With zeros up to whole tiles, where these are few: a vocabulary is seldom a multiple of the tile."""
     filling = -x.shape[dimension] % TILES
     if filling > x.shape[dimension] / 16:
         return x
@@ -83,5 +83,5 @@ def _groups(axis: str) -> list[list[list[int]] | None]:
 
 
 def _key(mesh: jax.sharding.AbstractMesh, axis: str) -> tuple:
-    """What a mesh is inside and outside `jax.shard_map` alike."""
+    """A key of the mesh that is the same inside and outside `jax.shard_map`."""
     return mesh.axis_names, mesh.axis_sizes, mesh.abstract_device, axis

@@ -1,6 +1,6 @@
 """Writes an ablation's report again, also half way: `python -m flaxformer_lab.report --workdir=runs/cross_dimension`.
 
-results.csv (one row a replica and metric), report.md, and report.html, which opens without a network.
+results.csv (one row per replica and metric), report.md, and report.html, which opens without a network.
 """
 
 from absl import flags

@@ -97,7 +97,7 @@ def conclude(rule: Callable[..., tuple[Verdict, str]], answers: Iterable[Answer]
 
 
 def answer_to(interval: Interval, threshold: float) -> Answer:
-    """Whether the value is above the threshold; open where its interval holds it, or is unknown."""
+    """Whether the value is above the threshold; open where its interval contains it, or is unknown."""
     if interval.low > threshold:
         return "yes"
     return "no" if interval.high <= threshold else "open"

@@ -24,7 +24,7 @@ from flaxformer_lab.report.svg import COLOURS, annotate, as_svg, make_axes, styl
 from flaxformer_lab.tasks import PrimaryMetric
 
 Limits = tuple[float, float]
-HUGE = 1e100  # values beyond are drawn at the edge: no axis can hold them
+HUGE = 1e100  # larger values are drawn at the edge of the axis
 LETTER = 6.4  # width in pixels of a letter of the figures' small type, in a wide typeface
 LABEL_WIDTH, LABEL_HEIGHT = 13, 10  # of a variant's number
 SIDES = {"yes": "better", "no": "worse", "open": "level"}  # of a threshold: the colour of an interval

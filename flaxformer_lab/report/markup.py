@@ -1,4 +1,4 @@
-"""HTML and SVG as nested calls. Text that is not markup already is escaped: no name and no error can break out."""
+"""HTML and SVG as nested calls. Other text is escaped: no name and no error message becomes markup."""
 
 import html
 from collections.abc import Iterable

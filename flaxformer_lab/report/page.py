@@ -80,7 +80,7 @@ def _section(id_: str, title: str, content: Any) -> Markup:
 
 
 def _task_id(number: int) -> str:
-    """An id that no name of a task can spoil."""
+    """An id that is valid whatever the task's name."""
     return f"task-{number + 1}"
 
 

@@ -1,4 +1,4 @@
-"""What a sceptic asks of a difference: paired by seed, with an interval, corrected for how many were looked at.
+"""Statistics of differences: paired by seed, with intervals, corrected for multiple comparisons.
 
 Where all seeds are judged on the same test examples, these are a sample too, and their error does not shrink with more
 seeds. So whatever judges a mean over seeds also takes `examples`: what each test example adds to that mean.

@@ -33,7 +33,7 @@ SAME = 1e-6  # curves that differ by less than this come from the same function
 
 @dataclass(frozen=True)
 class Score:
-    """What one variant reached on one task, at the learning rate that was best on validation. One value a seed.
+    """What one variant reached on one task, at the learning rate that was best on validation. One value per seed.
 
     examples: what each test example adds to the mean, where all seeds are tested on the same ones. succeeded: the seeds
     that are finite and reach the task's threshold, where it has one; share: how many do; of_successes: their mean.

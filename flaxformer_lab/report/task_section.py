@@ -167,7 +167,7 @@ def _bound_cell(score: Score) -> Markup:
 
 
 def _curves(summary: Summary, scores: Sequence[Score]) -> Markup:
-    """A small chart a variant, all on the same axes."""
+    """A small chart per variant, all on the same axes."""
     base = summary.score(scores[0].task, summary.grid.config.baseline)
     medians = [value for score in scores for value in seed_range(score.curves)[1]]
     bounds = [bound for score in scores if (bound := bound_of(score)) is not None]
@@ -240,7 +240,7 @@ def _measures(scores: Sequence[Score], names: Sequence[str]) -> Markup:
 
 
 def _keys(scores: Sequence[Score]) -> Markup:
-    """Whose the numbers in the charts are."""
+    """Which variant each number in the charts stands for."""
     return tag("ul", [tag("li", tag("b", k), f" {s.variant}") for k, s in enumerate(scores, start=1)], class_="keys")
 
 

@@ -97,7 +97,7 @@ def _verdict_row(decision: Decision, anchors: dict[str, str]) -> tuple[str, ...]
 
 
 def task_table(summary: Summary, scores: list[Score]) -> str:
-    """One row a variant of one task."""
+    """One row per variant of one task."""
     header = (
         "variant",
         f"{scores[0].metric.name} [95% interval]",

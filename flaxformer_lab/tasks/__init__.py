@@ -10,7 +10,7 @@ from flaxformer_lab.tasks.task import SPLITS, Bound, PrimaryMetric, Task
 
 
 def make_task(config: TaskConfig, metadata: Mapping[str, Any] | None = None) -> Task:
-    """The task that `config.name` names; `metadata` spares it the look at its data (see `Task.metadata`)."""
+    """The task that `config.name` names; with `metadata` it need not read its data (see `Task.metadata`)."""
     return registry.lookup("task", config.name).build(config, metadata)
 
 

@@ -1,4 +1,4 @@
-"""One label an example, of any TFDS data set that has labels: images by patches, tables by columns."""
+"""One label per example, for any TFDS data set with labels: images by patches, tables by columns."""
 
 import abc
 import math
@@ -47,7 +47,7 @@ class Classification(Task):
 
     @abc.abstractmethod
     def _metadata_of(self, source: Source) -> dict[str, Any]:
-        """What the network must know of the training examples beside the number of classes."""
+        """What the network must know about the training examples besides the number of classes."""
 
     def examples(self, split: str) -> Examples:
         return stored_examples(open_split(self._config.dataset, split))

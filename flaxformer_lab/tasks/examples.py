@@ -25,7 +25,7 @@ class Examples:
     load(): the arrays behind all examples. take(arrays, rows): the examples at `rows`, the same for NumPy and JAX.
     read(rows): the examples at `rows` without `load()`, for data that does not fit.
     stride: rows from one example to the next. Training shifts all of an epoch's rows by less than one stride.
-    endless: training goes on counting instead of visiting the same examples again.
+    endless: training takes new row numbers in each epoch instead of repeating examples.
     """
 
     number: int
@@ -70,7 +70,7 @@ def stored_examples(source: Source) -> Examples:
 
 
 def _decoded_once(source: Source) -> Callable[[Int[np.ndarray, " batch"]], Arrays]:
-    """Returns `source.read` with a memory: decoding costs far more than copying, so it is not done every epoch."""
+    """Returns `source.read` with a cache: decoding costs far more than copying, so each record is decoded once."""
     arrays, decoded = source.empty(), np.zeros(len(source), bool)
 
     def read(rows: Int[np.ndarray, " batch"]) -> Arrays:
@@ -110,9 +110,9 @@ def token_windows(symbols: UInt[np.ndarray, " length"], size: int, *, lookahead:
 
 
 def generated_examples(number: int, *, first: int, endless: bool) -> Examples:
-    """Examples that are numbers alone, from `first` on; `Task.prepare` draws each one from its number.
+    """Examples that are only numbers, from `first` on; `Task.prepare` draws each one from its number.
 
-    Endless ones never come twice in training; `number` is then only how many an evaluation sees.
+    Endless ones never repeat in training; `number` then only counts the examples of an evaluation.
     """
 
     def take(arrays: Arrays, rows: Any) -> Arrays:

@@ -27,7 +27,7 @@ UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # stands for every character that the tra
 
 @register("task", "language_modelling", config=LanguageModellingConfig)
 class LanguageModelling(Task):
-    """Text as one stream of symbols, cut into windows; the loss is in nats a symbol."""
+    """Text as one stream of symbols, cut into windows; the loss is in nats per symbol."""
 
     primary_metric = ACCURACY
 

@@ -1,4 +1,4 @@
-"""Tasks whose examples are drawn, on the device, from their number: endless where asked for, and exactly repeatable."""
+"""Tasks whose examples are drawn on the device from their number: exactly repeatable, and endless on request."""
 
 import abc
 from collections.abc import Mapping
@@ -102,7 +102,7 @@ class ContinuousProbe(Probe):
 
 
 class SymbolProbe(Probe):
-    """Symbols in, a symbol out for each token that has a weight; loss in nats, and the share that is right."""
+    """Symbols in, a symbol out for each token that has a weight; loss in nats, and accuracy."""
 
     primary_metric = ACCURACY
     _config: SyntheticConfig
@@ -121,7 +121,7 @@ class SymbolProbe(Probe):
         return functionalize(build)
 
     def build_network(self, config: ModelConfig, embedding: nnx.Module, **sizes: Any) -> Network:
-        """The network from the embedding on."""
+        """The network around an embedding."""
         return Network(config, embedding=embedding, **sizes)
 
     def loss_and_metrics(self, logits: Float[Array, "batch tokens symbols"], batch: Batch) -> Metrics:

@@ -1,8 +1,9 @@
-"""Probes with continuous inputs, i.i.d. N(0, 1) unless said, and what theory knows about each.
+"""Probes with continuous inputs, i.i.d. N(0, 1) unless stated, and the theorem about each.
 
 A probe's docstring gives its theorem and the conditions; `bound(model)` gives the number where they hold.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,6 +38,10 @@ class Product(ContinuousProbe):
     Theorem: a network with f(-X) = -f(X) is uncorrelated with an even function of inputs that are as likely as their
     negatives, so R2 <= 0 at even order, at any depth, width and number of heads. Conditions: `theory.is_odd`. An
     affine network is uncorrelated with every product of two or more independent features.
+
+    Norm ceiling: a network that sees the direction x / |x| of each token alone (`theory.is_scale_invariant`) misses
+    |x|, which is independent of it. With n features and order k the best guess replaces |x|^k by its mean, so
+    R2 <= (E |x|^k)^2 / E |x|^2k = Gamma((n + k) / 2)^2 / (Gamma(n / 2) Gamma(n / 2 + k)); n / (n + 2) at k = 2.
     """
 
     def __init__(self, config: ProductConfig, metadata: Mapping[str, Any] | None = None):
@@ -52,6 +57,10 @@ class Product(ContinuousProbe):
             return Bound("r2", 0.0, "an affine map is uncorrelated with a product of independent features")
         if theory.is_odd(config, self.tokens) and self._config.order % 2 == 0:
             return Bound("r2", 0.0, "an odd function is uncorrelated with an even one")
+        if theory.is_scale_invariant(config):
+            n, k = self.features, self._config.order
+            ceiling = math.exp(2 * math.lgamma((n + k) / 2) - math.lgamma(n / 2) - math.lgamma(n / 2 + k))
+            return Bound("r2", ceiling, "the norm hides the length of a token")
         return None
 
 
@@ -90,10 +99,12 @@ class Pointers(ContinuousProbe):
 
     Content token t is [x_t, one-hot t, 0], the query is [0, 0, pointers]; y = (x_p1, ..., x_pD) at the query.
     Theorem: one layer whose weights do not depend on the contents gives each head one weighted sum of Gaussian
-    contents, and the best guess of D contents from H such sums has R2 = min(H, D) / D, whatever FFN follows.
-    Conditions: depth 1, no norm, and that the weights see the pointers alone, which no knob enforces: weights that
-    tell of contents too, built by hand, have taken one head from 0.25 to 0.31. Mean attention has a single sum, of
-    all T: R2 = 1 / T, without that condition.
+    contents, and the best guess of D contents from H such sums has R2 = min(H, D) / D, whatever FFN follows. With
+    `decay` a, target i is multiplied by i^(-a / 2), and the best heads take the first ones:
+    R2 = sum_{i <= H} i^-a / sum_{i <= D} i^-a.
+    Conditions: depth 1, no norm, and that the weights see the pointers alone, which no knob enforces: with weights
+    that depend on contents too, built by hand, one head reaches 0.31 instead of 0.25. Mean attention has a single sum,
+    of all T: R2 = 1 / T, without that condition.
     """
 
     def __init__(self, config: PointersConfig, metadata: Mapping[str, Any] | None = None):
@@ -101,6 +112,8 @@ class Pointers(ContinuousProbe):
         self.tokens = config.tokens + 1
         self.features = config.features + config.tokens * (1 + config.pointers)
         self.outputs = config.pointers * config.features
+        self.shares = np.arange(1.0, config.pointers + 1) ** -config.decay  # of the variance, by pointer
+        self.variance = float(np.mean(self.shares))
 
     def draw(self, key: Key[Array, ""]) -> Example:
         size, number = self._config.tokens, self._config.pointers
@@ -109,7 +122,8 @@ class Pointers(ContinuousProbe):
         pointers = jax.random.permutation(pointer_key, size)[:number]
         names = jnp.concatenate([contents, jnp.eye(size), jnp.zeros((size, size * number))], axis=1)
         query = jnp.concatenate([jnp.zeros(self._config.features + size), jnp.eye(size)[pointers].reshape(-1)])
-        return jnp.concatenate([names, query[None]]), *_at_the_end(contents[pointers].reshape(-1), self.tokens)
+        targets = contents[pointers] * jnp.asarray(np.sqrt(self.shares), jnp.float32)[:, None]
+        return jnp.concatenate([names, query[None]]), *_at_the_end(targets.reshape(-1), self.tokens)
 
     def bound(self, config: ModelConfig) -> Bound | None:
         if theory.reach(config, self.tokens) == 0:
@@ -123,7 +137,8 @@ class Pointers(ContinuousProbe):
         heads, pointers = config.attention.num_heads, self._config.pointers
         if config.attention.kind == "softmax":
             reason = f"{heads} weighted sums of {pointers} contents"
-            return Bound("r2", min(heads, pointers) / pointers, reason, assumes="the weights do not see the contents")
+            value = float(self.shares[:heads].sum() / self.shares.sum())
+            return Bound("r2", value, reason, assumes="the weights do not see the contents")
         return None
 
 
@@ -131,10 +146,10 @@ class Pointers(ContinuousProbe):
 class Nearest(ContinuousProbe):
     """P4, P5: of T unit vectors, the one nearest to the query token's, at the query.
 
-    Candidate t is [v_t, 0], the query is [0, q]: their own places, so that the query does not find itself nearest.
-    It pulls against P3: the comparison wants all features in one dot product, so one wide head beats many narrow ones
-    (Bhojanapalli et al. 2020). With `log_scale`, feature c arrives multiplied by 10^linspace(-a, a): what is
-    standardised feature by feature does not notice, what is normalised token by token does.
+    Candidate t is [v_t, 0], the query is [0, q]: separate features, so that the query is not nearest to itself. It is
+    the opposite of P3: the comparison needs all features in one dot product, so one wide head beats many narrow ones
+    (Bhojanapalli et al. 2020). With `log_scale`, feature c is multiplied by 10^linspace(-a, a): standardising each
+    feature removes the effect, a norm over each token does not.
     """
 
     def __init__(self, config: NearestConfig, metadata: Mapping[str, Any] | None = None):
@@ -157,7 +172,7 @@ class Nearest(ContinuousProbe):
         return inputs, *_at_the_end(nearest, self.tokens)
 
     def bound(self, config: ModelConfig) -> Bound | None:
-        # The query alone predicts what is near it a little, so blindness to the others gives no simple number.
+        # The query alone predicts its nearest vector a little, so seeing no other token gives no simple bound.
         return None
 
 
@@ -166,7 +181,7 @@ class ScaledLinear(ContinuousProbe):
     """P5b: y = sum_c x_c / sqrt(C) where the input is scale * x; one token.
 
     Adam moves each weight by about the learning rate a step, and the weights must grow to 1 / scale: the number of
-    steps to learn it grows as 1 / scale, where plain least squares would not notice.
+    steps to learn it grows as 1 / scale, where a least-squares solver is not affected.
     """
 
     def __init__(self, config: ScaledLinearConfig, metadata: Mapping[str, Any] | None = None):
@@ -182,8 +197,8 @@ class ScaledLinear(ContinuousProbe):
 class PlantedInteractions(ContinuousProbe):
     """P8: y = sum_i a_i x_i + sum_{i<j} b_ij x_i x_j of one token, with sum a^2 + sum b^2 = 1.
 
-    The products' share of the variance is exactly sum b^2 = `interaction_share`: the truth that measures of
-    interaction are calibrated against. An affine or odd network cannot exceed R2 = 1 - share.
+    The products' share of the variance is exactly sum b^2 = `interaction_share`: the known value against which measures
+    of interaction are calibrated. An affine or odd network cannot exceed R2 = 1 - share.
     """
 
     def __init__(self, config: PlantedInteractionsConfig, metadata: Mapping[str, Any] | None = None):

@@ -88,14 +88,14 @@ class InContextRecall(SymbolProbe):
 
 @register("task", "noisy_recall", config=NoisyRecallConfig)
 class NoisyRecall(SymbolProbe):
-    """In-context recall with noise: between the pairs stand tokens of a vocabulary of their own, `noise` of all."""
+    """In-context recall with noise between the pairs: `noise` of all tokens, from a vocabulary of its own."""
 
     def draw(self, key: Key[Array, ""]) -> Example:
         config = self._config
         content, length = config.vocabulary - config.noise_vocabulary, config.sequence_length
         half = content // 2
         kind_key, key_key, value_key, noise_key = jax.random.split(key, 4)
-        # A slot holds one token of noise or a pair of two, so that slots of noise come oftener than tokens of it.
+        # A slot holds one token of noise or a pair of two tokens, so `noise` of the tokens are more of the slots.
         is_noise = jax.random.bernoulli(kind_key, 2 * config.noise / (1 + config.noise), (length + 1,))
         keys = jax.random.randint(key_key, (length + 1,), 0, half)
         values = half + jax.random.randint(value_key, (half,), 0, content - half)[keys]
@@ -199,7 +199,7 @@ class Memorization(SymbolProbe):
 
 
 def _seen_before(keys: Int[Array, " pairs"]) -> Float[Array, " pairs"]:
-    """1 where the same key stands further left."""
+    """1 where the same key occurs further left."""
     earlier = jnp.tril(keys[:, None] == keys[None], k=-1)
     return jnp.any(earlier, axis=1).astype(jnp.float32)
 

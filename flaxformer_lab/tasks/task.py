@@ -22,7 +22,7 @@ SPLITS = ("train", "validation", "test")
 class Bound:
     """A score that theory gives: what no training can exceed, and why. `metric` is one of the task's figures.
 
-    assumes: what the theorem needs beside the config, where no knob can promise it; empty for an exact bound.
+    assumes: a condition of the theorem that no knob can guarantee; empty for an exact bound.
     """
 
     metric: str

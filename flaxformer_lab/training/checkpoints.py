@@ -1,4 +1,4 @@
-"""Checkpoints, by Orbax: asynchronous, atomic, the last few and the best few. Nothing else in the lab knows Orbax."""
+"""Checkpoints, by Orbax: asynchronous, atomic, the last few and the best few. No other file imports Orbax."""
 
 import contextlib
 import math
@@ -22,7 +22,7 @@ _policies = ocp.training.preservation_policies
 class Checkpoints:
     """The checkpoints of one run, each named by its step. Use it as a context: leaving it finishes every save.
 
-    writable=False is for a look beside a run that may still be training: nothing is made, and nothing is cleared away.
+    writable=False reads the checkpoints of a run that may still be training; it creates and deletes nothing.
     """
 
     def __init__(self, folder: Path, *, keep_last: int = 2, keep_best: int = 1, writable: bool = True):
@@ -31,7 +31,7 @@ class Checkpoints:
             raise RunError(f"{folder} is a file, not a folder of checkpoints; move it away or choose another --workdir")
         if not writable and not folder.exists():
             raise self._empty()
-        # One without metrics was saved when the run was asked to end; only the latest are kept of those.
+        # One without metrics was saved when the run was asked to end; of those only the latest are kept.
         of_loss = {"get_metric_fn": lambda metrics: metrics["loss"], "reverse": True}
         best = _policies.BestN(**of_loss, n=keep_best, keep_checkpoints_without_metrics=False)
         keep = _policies.AnyPreservationPolicy([_policies.LatestN(keep_last)] + ([best] if keep_best else []))
@@ -90,7 +90,7 @@ class Checkpoints:
     def restore(self, abstract: State, step: int | None = None, layout: State | None = None) -> State:
         """The state after update `step` (default: the last one), with the shapes and types of `abstract`.
 
-        layout: where its leaves shall lie, whatever devices they were saved from; None is the first local device.
+        layout: the shardings of its leaves, whatever devices they were saved from; None is the first local device.
 
         Raises:
             RunError: there is no such checkpoint, it is damaged, or it belongs to another model.
@@ -102,7 +102,7 @@ class Checkpoints:
             raise self._damaged(step, str(error)) from error
 
     def restore_newest(self, abstract: State, layout: State | None = None) -> State | None:
-        """The newest state that is whole; None where there never was one. `quarantined` tells of those that are not.
+        """The newest intact state; None where there are no checkpoints. `quarantined` names each damaged one.
 
         A damaged checkpoint is moved to the folder `damaged` beside this one, so that the run can save its step again.
 
@@ -118,7 +118,7 @@ class Checkpoints:
                 self._orbax.reload()
         if self.quarantined:
             raise RunError(
-                f"no checkpoint in {self._folder} is whole: {'; '.join(self.quarantined)}; "
+                f"no checkpoint in {self._folder} is intact: {'; '.join(self.quarantined)}; "
                 "the same command starts from the beginning"
             )
         return None
@@ -194,8 +194,8 @@ def _digest(tree: Tree) -> str:
 def _mixed_sum(values: np.ndarray, index: tuple[slice, ...], shape: tuple[int, ...], salt: int) -> int:
     """The sum modulo 2^64 of each value's bits, mixed with the value's place in the whole array.
 
-    The mixing is that of SplitMix64 (Steele et al. 2014): one to one, so a single value that is not what it was never
-    goes unnoticed, and several do by a chance of 2^-64.
+    The mixing is that of SplitMix64 (Steele et al. 2014): one to one, so one changed value always changes the sum, and
+    several leave it as it was with a probability of 2^-64.
     """
     place = np.array(salt, np.uint64)
     for axis, (part, size) in enumerate(zip(index, shape, strict=True)):

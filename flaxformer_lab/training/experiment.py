@@ -17,7 +17,7 @@ from flaxformer_lab.training.state import State, initial_state
 
 @dataclass(frozen=True)
 class Experiment:
-    """What a config names, made: nothing here depends on the step, and nothing has been written."""
+    """The parts that a config names. They do not depend on the step, and making them writes nothing."""
 
     config: Config
     task: Task
@@ -33,18 +33,18 @@ class Experiment:
 
     @functools.cached_property
     def layout(self) -> State | None:
-        """Where the leaves of the state lie; None where every device holds all of it."""
+        """The shardings of the state's leaves; None where every device holds all of it."""
         return self.strategy.layout(self.abstract_state, self.network.axes)
 
 
 def make_experiment(
     config: Config, metadata: dict[str, Any] | None = None, strategy: Strategy | None = None
 ) -> Experiment:
-    """The experiment that a config describes. metadata: as in `Task`; strategy: if it is not the config's.
+    """The experiment that a config describes. metadata: as in `Task`; strategy: instead of the config's.
 
     Raises:
         ConfigError: parts that do not fit one another, the data, or the devices.
-        DataError: data that cannot be had.
+        DataError: data that are missing or damaged.
     """
     strategy = strategy or make_strategy(config)
     task = make_task(config.task, metadata)

@@ -29,10 +29,10 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps every other run out of the folder, which is made where there is none.
+        """Locks the folder against other runs; makes it where there is none.
 
         Raises:
-            RunError: another run is at work in it, or it cannot be made.
+            RunError: another run uses it, or it cannot be made.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ class RunFolder:
             yield
 
     def claim(self, config: Config, metadata: dict[str, Any]) -> None:
-        """Makes the folder this config's own, or finds that it already is; clears away what a kill left half written.
+        """Claims the folder for this config, or checks that it has it; removes what a killed process left half written.
 
         Raises:
             ConfigError: it belongs to another config; the message shows the difference.
@@ -90,18 +90,19 @@ class RunFolder:
 
     def _refuse_another(self, config: Config) -> None:
         ours, theirs = flatten(as_dict(config)), flatten(as_dict(self.read()[0]))
-        # On which devices a run goes on changes nothing but rounding.
+        # The devices on which a run resumes change only rounding.
         decisive = [key for key in ours | theirs if not key.startswith("parallelism.")]
         differing = [key for key in decisive if ours.get(key, "-") != theirs.get(key, "-")]
         if differing:
             shown = "\n".join(f"  {key}: {theirs.get(key, '-')} there, {ours.get(key, '-')} now" for key in differing)
             raise ConfigError(
-                f"{self.path} belongs to a run of another config; choose another --workdir, or say the same:\n{shown}"
+                f"{self.path} belongs to a run of another config; choose another --workdir, or give the same values:\n"
+                f"{shown}"
             )
 
 
 def write_atomic(path: Path, contents: str) -> Path:
-    """Writes the whole file, safe from a crash of the machine too, or leaves things as they were; returns its path.
+    """Writes the whole file or, also where the machine crashes, leaves the old one; returns its path.
 
     Raises:
         OSError: it cannot be written.
@@ -120,7 +121,7 @@ def write_atomic(path: Path, contents: str) -> Path:
 
 
 def _half_written(path: Path) -> Iterator[Path]:
-    """What a process that was killed in `write_atomic` left beside the path."""
+    """The files that a process killed in `write_atomic` left beside the path."""
     return path.parent.glob(f"{path.name}.*.partial")
 
 

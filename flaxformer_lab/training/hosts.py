@@ -1,4 +1,4 @@
-"""Several processes that train as one, on one machine or on many: how they join, agree, and who of them writes."""
+"""Several processes that train as one, on one machine or on many: how they join and agree, and which of them writes."""
 
 import os
 
@@ -21,7 +21,7 @@ def join(
     divided among its processes, see `launcher.local_device_ids`. To be called before JAX looks for devices.
 
     Raises:
-        ConfigError: the environment describes no such job, the others did not come, or the GPUs of this node cannot be
+        ConfigError: the environment describes no such job, other processes do not join, or this node's GPUs cannot be
             divided equally.
     """
     given = {"coordinator_address": coordinator_address, "num_processes": num_processes, "process_id": process_id}
@@ -46,23 +46,23 @@ def join(
 
 
 def is_primary() -> bool:
-    """Whether this is the process that writes what all of them know."""
+    """Whether this is the process that writes files and prints."""
     return jax.process_index() == 0
 
 
 def wait_for_all(where: str) -> None:
-    """Returns when every process has come to this place."""
+    """Returns when every process has called it."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(where)
 
 
 def all_reduce_any(flag: bool) -> bool:
-    """Whether the flag is true in one process at least; every process has to ask."""
+    """Whether the flag is true in at least one process; every process must call it."""
     return flag if jax.process_count() == 1 else bool(_all_gather(np.array([flag], np.uint32)).any())
 
 
 def all_reduce_sum(value: int) -> int:
-    """The sum modulo 2^64 of what the processes have; every process has to ask."""
+    """The sum modulo 2^64 over the processes; every process must call it."""
     value %= 2**64
     if jax.process_count() == 1:
         return value

@@ -1,4 +1,4 @@
-"""Where a run starts: its newest checkpoint, or fresh weights, of which `training.init_from` may give some by name."""
+"""Where a run starts: its newest checkpoint, or fresh weights, some of them from `training.init_from` by name."""
 
 import fnmatch
 import functools
@@ -140,7 +140,7 @@ def _some(names: Mapping[str, Any]) -> str:
 def first_state(
     experiment: Experiment, checkpoints: Checkpoints, initial: InitialWeights | None = None
 ) -> tuple[State, list[str]]:
-    """The newest state that is whole, or a fresh one where there is none; and messages for the user."""
+    """The newest intact state, or a fresh one where there is none; and messages for the user."""
     state = checkpoints.restore_newest(experiment.abstract_state, experiment.layout)
     messages = [f"warning: {warning}" for warning in checkpoints.quarantined]
     if state is not None:

@@ -1,7 +1,7 @@
 """What SLURM and Open MPI say about a process that they started: its rank, and which GPUs of its node belong to it.
 
 `jax.distributed.initialize` gives each process one GPU under these two: the one whose index is the local rank. This is
-wrong for one process a node, and where the launcher has already hidden the GPUs of the other processes.
+wrong for one process per node, and where the launcher has already hidden the GPUs of the other processes.
 """
 
 import glob
@@ -30,8 +30,8 @@ class Task(NamedTuple):
 def local_device_ids(environment: Mapping[str, str]) -> list[int] | None:
     """The indices, among the GPUs that this process sees, of those that it uses; [] means all.
 
-    One process a node uses all. Several divide them equally, in the order of their local ranks, unless the launcher has
-    done so already. None where `JAX_LOCAL_DEVICE_IDS` is set: JAX reads it.
+    One process per node uses all. Several divide them equally, in the order of their local ranks, unless the launcher
+    has done so already. None where `JAX_LOCAL_DEVICE_IDS` is set: JAX reads it.
 
     Raises:
         ConfigError: several processes on this node cannot divide its GPUs equally.

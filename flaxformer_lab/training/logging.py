@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl and TensorBoard for machines, a progress line for people."""
+"""What a run reports: metrics.jsonl and TensorBoard for machines, a progress line for people."""
 
 import contextlib
 import itertools
@@ -25,10 +25,10 @@ from flaxformer_lab.training.folder import RunFolder, write_atomic
 
 
 class MetricsLog:
-    """Appends to metrics.jsonl (one object a line: step, split, name, value) and to TensorBoard.
+    """Appends to metrics.jsonl (one object per line: step, split, name, value) and to TensorBoard.
 
-    A run that resumes from step N drops what was written after N, and writes nothing a second time. Of several
-    processes one `writes`. What cannot be written is a RunError.
+    A run that resumes from step N drops what was written after N, and writes nothing a second time. Only one of several
+    processes `writes`. What cannot be written is a RunError.
     """
 
     def __init__(self, metrics: Path, tensorboard: Path, *, resumed_step: int, writes: bool = True):
@@ -40,7 +40,7 @@ class MetricsLog:
             self._tensorboard = SummaryWriter(str(tensorboard), write_to_disk=writes, **purge)
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
-        """Writes one line a value."""
+        """Writes one line per value."""
         with self._explained():
             for name, value in values.items():
                 if (step, split, name) in self._there:
@@ -128,7 +128,7 @@ class Display:
             self.console.print(f"step {step}/{self._steps} | {shown}{left}", markup=False)
             self._last_line = now
 
-    def say(self, *lines: str) -> None:
+    def print(self, *lines: str) -> None:
         """Prints lines above the bar."""
         for line in lines:
             self.console.print(line, markup=False)
@@ -171,7 +171,7 @@ class Record:
             self._require_finite(f"{split} {name}", value, step)
         self._log.write(step, split, values)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-        self._display.say(f"step {step} | {split} {shown}")
+        self._display.print(f"step {step} | {split} {shown}")
 
     def _require_finite(self, name: str, value: float, step: int) -> None:
         if not np.isfinite(value):

@@ -34,7 +34,7 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None, qu
     """
     experiment = make_experiment(config)
     layout, strategy = experiment.layout, experiment.strategy
-    # All of them at the start, so that a test split which cannot be used does not show after hours of training.
+    # All splits at the start: one that cannot be used is an error now, not after hours of training.
     examples = {split: experiment.task.examples(split) for split in SPLITS}
     folder, training = RunFolder(workdir), config.training
     initial = None if folder.has_checkpoints() else initial_weights(training, experiment.abstract_state)
@@ -54,7 +54,7 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None, qu
         keep = {"keep_last": training.keep_last, "keep_best": training.keep_best}
         checkpoints = stack.enter_context(Checkpoints(folder.checkpoints, **keep))
         state, messages = first_state(experiment, checkpoints, initial)
-        display.say(*messages)
+        display.print(*messages)
         start, state = int(state.step), strategy.place_state(state, layout)
         logs = {"resumed_step": start, "writes": hosts.is_primary()}
         log = stack.enter_context(MetricsLog(folder.metrics, folder.tensorboard, **logs))
@@ -96,5 +96,5 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None, qu
         elif not values:  # nothing was left to do
             values = evaluate_and_log(start, "validation")
         checkpoints.wait()
-    display.say(f"the run is in {folder.path}")
+    display.print(f"the run is in {folder.path}")
     return values

@@ -1,7 +1,7 @@
 """The mesh strategy: `jax.jit` over all devices, each array placed by the names of its axes (Xu et al. 2021, GSPMD).
 
-The program is that of one device. Where arrays lie, `modules/sharding.py` says in one table; the compiler adds what
-has to be sent.
+The program is that of one device. One table in `modules/sharding.py` says how arrays are sharded; the compiler adds the
+communication.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,7 +39,7 @@ class Mesh(Single):
                 f"{len(devices)}, or one that divides it and leave data to none"
             )
         self._sizes = sizes | {"data": len(devices) // rest}
-        self.num_devices, self.num_shares = len(devices), self._sizes["data"] * config.fsdp
+        self.num_devices, self.num_shards = len(devices), self._sizes["data"] * config.fsdp
         automatic = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
         self.mesh = jax.make_mesh(tuple(self._sizes.values()), MESH_AXES, axis_types=automatic, devices=devices)
         learn_rings(self.mesh, "fsdp")
@@ -75,7 +75,7 @@ class Mesh(Single):
         return jax.device_put(state, layout)
 
     def layout(self, state: State, axes: dict[str, Axes]) -> State:
-        """Where each leaf of a state lies: a parameter by its axes, and what the optimizer keeps beside it likewise.
+        """The sharding of each leaf of a state: a parameter's by its axes, and the same for the optimizer's copies.
 
         Raises:
             ConfigError: an axis that the mesh cannot shard equally.
@@ -87,7 +87,7 @@ class Mesh(Single):
             name = next((tail for tail in tails if len(axes.get(tail, ())) == leaf.ndim > 0), None)
             if name is None:
                 return self._sharding(Spec())
-            self._require_equal_shares(name, axes[name], leaf.shape)
+            self._require_equal_shards(name, axes[name], leaf.shape)
             return self._sharding(param_spec(axes[name]))
 
         return jax.tree_util.tree_map_with_path(place, state)
@@ -95,7 +95,7 @@ class Mesh(Single):
     def check(self, network: PureNetwork, inputs: Tree) -> None:
         if self._sizes["sequence"] > 1:
             tokens = jax.eval_shape(network.embed, *network.shapes, inputs).shape[1:2]
-            self._require_equal_shares("a sequence", ("tokens",), tokens)
+            self._require_equal_shards("a sequence", ("tokens",), tokens)
 
     def process_local_rows(self, size: int) -> slice | np.ndarray:
         if jax.process_count() == 1:
@@ -107,11 +107,11 @@ class Mesh(Single):
         sharding = self._sharding(Spec(*(None,) * batch_axis, LOGICAL_AXIS_RULES["batch"]))
         if jax.process_count() == 1:
             return jax.device_put(tree, sharding)
-        shares = self.num_shares // len(self.process_local_rows(self.num_shares))
+        parts = self.num_shards // len(self.process_local_rows(self.num_shards))
 
         def whole(leaf: np.ndarray) -> jax.Array:
-            shape = (*leaf.shape[:batch_axis], shares * leaf.shape[batch_axis], *leaf.shape[batch_axis + 1 :])
-            with jax.transfer_guard("allow"):  # as explicit as device_put, but the guard does not know
+            shape = (*leaf.shape[:batch_axis], parts * leaf.shape[batch_axis], *leaf.shape[batch_axis + 1 :])
+            with jax.transfer_guard("allow"):  # explicit, like device_put, but the transfer guard does not see that
                 return jax.make_array_from_process_local_data(sharding, leaf, shape)
 
         return jax.tree.map(whole, tree)
@@ -119,7 +119,7 @@ class Mesh(Single):
     def _sharding(self, spec: Spec) -> jax.sharding.NamedSharding:
         return jax.sharding.NamedSharding(self.mesh, spec)
 
-    def _require_equal_shares(self, name: str, axes: Axes, shape: tuple[int, ...]) -> None:
+    def _require_equal_shards(self, name: str, axes: Axes, shape: tuple[int, ...]) -> None:
         for axis, size, place in zip(axes, shape, (*param_spec(axes), *(None,) * len(axes)), strict=False):
             if place is not None and size % self._sizes[place]:
                 divisors = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)

@@ -18,7 +18,7 @@ Peak = float | Float[Array, ""]
 def make_schedule(config: OptimizerConfig, steps: int, peak: Peak | None = None) -> optax.Schedule:
     """The learning rate at each step: a linear warm-up to its peak, then constant, or down to 0 at `steps`.
 
-    peak: if not the config's.
+    peak: instead of the config's.
     """
     peak, remaining = config.learning_rate if peak is None else peak, max(1, steps - config.warmup_steps)
     decay = {
@@ -28,13 +28,13 @@ def make_schedule(config: OptimizerConfig, steps: int, peak: Peak | None = None)
     }[config.schedule]
     if not config.warmup_steps:
         return decay
-    # The first update already moves: it has 1 / warmup_steps of the peak.
+    # The first update is not at 0: it has 1 / warmup_steps of the peak.
     warmup = optax.linear_schedule(peak / config.warmup_steps, peak, max(1, config.warmup_steps - 1))
     return optax.join_schedules([warmup, decay], [config.warmup_steps])
 
 
 def make_optimizer(config: OptimizerConfig, steps: int, peak: Peak | None = None) -> optax.GradientTransformation:
-    """The update rule that `config.name` names, behind clipping by the global norm where that is asked for."""
+    """The update rule that `config.name` names, after clipping by the global norm where the config asks for it."""
     schedule = make_schedule(config, steps, peak)
     rule = {"adamw": _adamw, "muon": _muon, "sgd": _sgd}[config.name](config, schedule)
     return rule if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)

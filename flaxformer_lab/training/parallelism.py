@@ -1,10 +1,10 @@
 """Ways to run one compiled step: on one device, replicated over all local devices with `jax.pmap`, or on a mesh.
 
-All offer the same verbs, so the loop does not know which one it has: `compile` a function of trees, `place` what every
-device holds in full, `place_state` a state where `layout` says that its leaves lie (None: all are whole), `split` what
-the devices shard along an axis (of a batch the `process_local_rows` alone); `gather` what was split along the first
-axis, and `fetch` a value that all agree on. A function that is compiled with a layout returns (state, rest),
-and leaves the state there. `num_shares` is how many ways a batch is split.
+All have the same methods, so the loop does not depend on the strategy: `compile` a function of trees, `place` what
+every device holds in full, `place_state` a state with the shardings of `layout` (None: all leaves are replicated),
+`split` what the devices shard along an axis (of a batch the `process_local_rows` alone); `gather` what was split along
+the first axis, and `fetch` a value that all agree on. A function that is compiled with a layout returns (state, rest),
+and leaves the state there. `num_shards` is how many ways a batch is split.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,7 +33,7 @@ class Pmap(Single):
         super().__init__(deterministic=deterministic)
         devices = np.array(jax.local_devices())
         mesh = jax.sharding.Mesh(devices, (self.axis_name,))
-        self.num_devices, self.num_shares = len(devices), jax.device_count()
+        self.num_devices, self.num_shards = len(devices), jax.device_count()
         self._sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(self.axis_name))
         everywhere = jax.sharding.Mesh(np.array(jax.devices()), (self.axis_name,))
         self._everywhere = jax.sharding.NamedSharding(everywhere, jax.sharding.PartitionSpec())
@@ -122,7 +122,7 @@ Strategy = Single | Pmap | Mesh
 
 
 def _refuse_nondeterministic_attention(config: Config) -> None:
-    """Raises ConfigError where the same bytes are asked of cuDNN's attention.
+    """Raises ConfigError where a config asks for deterministic results from cuDNN's attention.
 
     Under XLA's option for it, a model of several such blocks ended with an IndexError on an H200 (jax 0.11.2).
     """
@@ -140,7 +140,7 @@ def make_strategy(config: Config) -> Strategy:
     """The strategy that `config.parallelism` names; auto takes a mesh where one is asked for, pmap for many devices.
 
     Raises:
-        ConfigError: a batch that the devices cannot share equally.
+        ConfigError: a batch that the devices cannot divide equally.
     """
     name, mesh = config.parallelism.strategy, config.parallelism.mesh
     if name == "auto":
@@ -148,17 +148,17 @@ def make_strategy(config: Config) -> Strategy:
     _refuse_nondeterministic_attention(config)
     options = {"deterministic": config.deterministic}
     strategy = Mesh(mesh, **options) if name == "mesh" else Pmap(**options) if name == "pmap" else Single(**options)
-    shares = strategy.num_shares * config.training.accumulate
-    if config.training.batch_size % shares:
+    shards = strategy.num_shards * config.training.accumulate
+    if config.training.batch_size % shards:
         raise ConfigError(
-            f"training.batch_size={config.training.batch_size} cannot be shared equally by {strategy.num_shares} "
-            f"devices x training.accumulate={config.training.accumulate}; choose a multiple of {shares}, "
+            f"training.batch_size={config.training.batch_size} cannot be shared equally by {strategy.num_shards} "
+            f"devices x training.accumulate={config.training.accumulate}; choose a multiple of {shards}, "
             "or parallelism.strategy=single"
         )
-    if config.training.evaluate_batch_size % strategy.num_shares:
+    if config.training.evaluate_batch_size % strategy.num_shards:
         raise ConfigError(
             f"training.evaluate_batch_size={config.training.evaluate_batch_size} cannot be shared equally by "
-            f"{strategy.num_shares} devices; choose a multiple of {strategy.num_shares}, "
+            f"{strategy.num_shards} devices; choose a multiple of {strategy.num_shards}, "
             "or parallelism.strategy=single"
         )
     return strategy

@@ -1,4 +1,4 @@
-"""The compiled training program, several updates in one call, and the walk over its calls."""
+"""The compiled training program, several updates in one call, and the loop over its calls."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
@@ -21,8 +21,8 @@ History = Metrics  # the metrics of each update of a call: leaves have steps as 
 def run_steps_of(experiment: Experiment, examples: Examples) -> Callable[..., tuple[State, History]]:
     """Returns the pure `run_steps(seed, state, data, feed, count) -> (state, history)`.
 
-    It applies `count` updates. Neither number nor seed is a part of the program, so that one program serves every call,
-    and every replica of a population; and the bits of a run do not depend on where it was interrupted.
+    It applies `count` updates. Count and seed are arguments, so one program serves every call and every replica of a
+    population, and the bits of a run do not depend on where it was interrupted.
     """
     config, resident = experiment.config, examples.lives_on_device(experiment.config.training.input)
 
@@ -70,7 +70,7 @@ def run_calls(
     A call has only begun when it is yielded. The state that comes in is donated, as is each that is yielded once the
     next is asked for.
     """
-    # Each of the few counts is placed once: among several processes placing is an agreement, which takes time.
+    # Each of the few counts is placed once: placing synchronises the processes, which takes time.
     counts = {count: place(np.int32(count)) for count in sorted({count for _, count in schedule})}
     for (begin, count), feed in zip(schedule, feeds, strict=True):
         # Explicit placement only: an implicit copy between host and device would be a hidden cost of every step. The

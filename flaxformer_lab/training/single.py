@@ -19,7 +19,7 @@ class Single:
 
     name = "single"
     axis_name = None
-    num_devices = num_shares = 1
+    num_devices = num_shards = 1
 
     def __init__(self, *, deterministic: bool = True):
         self._options = deterministic_options(deterministic)

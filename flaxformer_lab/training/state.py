@@ -28,7 +28,7 @@ Seed = int | np.uint32 | Integer[Array, ""]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class State:
-    """Everything that training changes. Like every pytree it may also hold shapes, or one value a device."""
+    """Everything that training changes. Like every pytree it may also hold shapes, or one value per device."""
 
     step: Tree  # Int[Array, ""]
     params: Tree
@@ -37,7 +37,7 @@ class State:
 
 
 class RngStream(enum.IntEnum):
-    """Independent uses of randomness; a number, once given, keeps its meaning."""
+    """Independent uses of randomness; the numbers must never change."""
 
     INIT = 0
     PREPARE = 1

@@ -92,7 +92,7 @@ def make_evaluation_step(
 def example_keys(
     seed: Seed, stream: RngStream, step: Int[Array, ""] | int, rows: Int[Array, " batch"]
 ) -> Key[Array, " batch"]:
-    """One key an example."""
+    """One key per example."""
     key = stream_key(seed, stream, step)
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from flaxformer_lab.analysis.attention_maps import effective_rank, entropy, head_diversity, mean_distance
+from flaxformer_lab.functional.attention import mean_weights, softmax_weights
 
 TOKENS = 8
 UNIFORM = np.full((TOKENS, TOKENS), 1 / TOKENS, np.float32)
@@ -25,7 +26,14 @@ def drawn(heads, batch=3):
 def test_entropy_is_1_for_equal_weights_and_0_for_one_token():
     found = entropy(maps(UNIFORM, ITSELF, PAIRS))
     np.testing.assert_allclose(found, [1, 0, np.log(2) / np.log(TOKENS)], atol=1e-6)
-    np.testing.assert_array_equal(entropy(jnp.ones((2, 3, 1, 1))), [0, 0, 0])
+    assert np.all(np.isnan(entropy(jnp.ones((2, 3, 1, 1)))))  # nothing to choose from
+
+
+@pytest.mark.parametrize("mask", [{"causal": True}, {"window": 3}, {"causal": True, "window": 2}])
+def test_entropy_is_relative_to_what_a_query_may_see(mask):
+    equal = jnp.broadcast_to(mean_weights(1, TOKENS, **mask), (2, 3, TOKENS, TOKENS))
+    np.testing.assert_allclose(entropy(equal, **mask), 1, rtol=1e-6)
+    assert np.all(entropy(equal) < 0.9)
 
 
 def test_entropy_is_the_mean_over_examples_and_queries():
@@ -66,3 +74,29 @@ def test_effective_rank_is_that_of_the_singular_values():
     shares = values / values.sum(axis=-1, keepdims=True)
     expected = np.exp(-np.sum(shares * np.log(shares), axis=-1)).mean()
     assert effective_rank(drawn(4)) == pytest.approx(expected, rel=1e-4)
+
+
+def entropy_of_normal_scores(tokens, head_dim, power):
+    """The entropy of softmax attention to normal queries and keys, whose scores are scaled by head_dim^-power."""
+    generator = np.random.default_rng(tokens + head_dim)
+    query, key = (jnp.asarray(generator.normal(size=(8, tokens, 1, head_dim)), jnp.float32) for _ in range(2))
+    return float(entropy(softmax_weights(query * head_dim ** (0.5 - power), key))[0])
+
+
+@pytest.mark.parametrize("power", [0.5, 0.75, 1.0])
+@pytest.mark.parametrize("head_dim", [4, 64, 512])
+def test_entropy_of_wide_dot_products_follows_the_random_energy_model(head_dim, power):
+    """Scores of variance s^2 = d^(1 - 2p) give entropy / log T = 1 - s^2 / (2 ln T) while that is large.
+
+    So features in one dot product do not make attention uniform where scores are divided by sqrt(d), p = 1/2: then
+    the entropy does not depend on d. Divided by d they do.
+    """
+    tokens = 256
+    law = max(0.0, 1 - head_dim ** (1 - 2 * power) / (2 * np.log(tokens)))
+    assert entropy_of_normal_scores(tokens, head_dim, power) == pytest.approx(law, abs=0.02)
+
+
+@pytest.mark.parametrize(("head_dim", "low", "high"), [(16, 0.0, 0.45), (256, 0.0, 0.1)])
+def test_unscaled_dot_products_freeze(head_dim, low, high):
+    """Without a scale the law is at its end: few tokens take all the weight, the more features the fewer."""
+    assert low < entropy_of_normal_scores(256, head_dim, 0.0) < high

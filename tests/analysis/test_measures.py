@@ -11,6 +11,7 @@ from flaxformer_lab.analysis import measures, rank
 from flaxformer_lab.analysis.estimate import Estimate
 from flaxformer_lab.analysis.measures import MEASURES, as_json, measure
 from flaxformer_lab.errors import MeasureError
+from flaxformer_lab.functional.trees import leaf_paths
 
 PLANTED = {"name": "planted_interactions", "features": 4, "interaction_share": 0.5}
 RECALL = {"name": "associative_recall", "vocabulary": 16, "sequence_length": 8, "pairs": 1}
@@ -19,8 +20,13 @@ EVERYWHERE = {
     "cross_token_energy",
     "feature_energy",
     "token_energy",
+    "cross_feature_energy_at_initialization",
+    "cross_token_energy_at_initialization",
     "interaction_share",
-    "friedman_h2",
+    "first_order_indices",
+    "total_indices",
+    "pair_indices",
+    "hessian_interaction",
     "oddness",
     "linearity_error",
     "token_equivariance_error",
@@ -69,7 +75,7 @@ def test_a_baseline_has_every_measure_that_applies(subject, name):
     assert model.config.name == name
     values = measure(model)
     assert set(values) == EVERYWHERE | (DEPTH if name != "factorization_machine" else set())
-    estimates = [values["cross_feature_energy"], values["cross_token_energy"], values["interaction_share"]]
+    estimates = [values["cross_feature_energy"], values["cross_token_energy"], values["hessian_interaction"]]
     assert all(0 <= each.value <= 1 for each in estimates)
     tokens_meet = name in ("cnn_1d", "lstm", "gru", "mixer")
     assert (values["cross_token_energy"].value > 1e-4) == tokens_meet
@@ -108,6 +114,19 @@ def test_depth_is_measured_on_what_each_block_hands_on(subject, baseline):
         assert baseline["rank_residual"][place] == pytest.approx(float(jnp.mean(rank.rank_residual(x))), rel=1e-4)
 
 
+def test_linear_residual_blocks_mix_features_by_the_law(subject):
+    """The product of L matrices I + W gives cross(L) = (1 - 1/d) (1 - (1 + g)^-L), where sum W^2 = g d."""
+    knobs = {"width": 32, "depth": 3, "attention.kind": "off", "ffn.activation": "identity", "norm.kind": "off"}
+    model = subject(knobs, fresh=True)
+    leaves = leaf_paths(model.params).items()
+    up, down = ([leaf for path, leaf in leaves if path.endswith(f"ffn.{name}.kernel")] for name in ("up", "down"))
+    gains = [float(jnp.sum((first @ second) ** 2)) / 32 for first, second in zip(up, down, strict=True)]
+    expected = (1 - 1 / 32) * (1 - 1 / np.prod([1 + gain for gain in gains]))
+    found = measure(model, ["mixing", "mixing_at_initialization"])
+    assert found["cross_feature_energy"].value == pytest.approx(expected, abs=0.03) and expected > 0.3
+    assert found["cross_feature_energy_at_initialization"] == found["cross_feature_energy"]
+
+
 def test_blocks_come_in_order_of_depth(subject):
     names = [
         name
@@ -129,8 +148,8 @@ def test_weights_that_do_not_see_the_input_are_the_same_for_each_example(subject
 
 def test_large_models_are_sampled(subject, baseline, monkeypatch):
     monkeypatch.setattr(measures, "EXACT_ROWS", 8)
-    sampled = measure(subject(), ["mixing", "interaction"], num_random_vectors=32)
-    for name in ("cross_feature_energy", "cross_token_energy", "interaction_share"):
+    sampled = measure(subject(), ["mixing", "hessian"], num_random_vectors=32)
+    for name in ("cross_feature_energy", "cross_token_energy", "hessian_interaction"):
         value, error = sampled[name]
         assert value != baseline[name].value and value == pytest.approx(baseline[name].value, abs=4 * error)
 
@@ -141,7 +160,7 @@ def test_large_models_are_sampled(subject, baseline, monkeypatch):
 @pytest.mark.parametrize(
     ("knobs", "name", "message"),
     [
-        ({}, "mixin", r"mixin is not a measure: did you mean mixing\? .*choose from mixing, interaction"),
+        ({}, "mixin", r"mixin is not a measure: did you mean mixing\? .*choose from mixing, mixing_at_initialization"),
         ({"attention.kind": "channel"}, "attention", r"attention does not apply .*kind=channel has no weights over"),
         ({"attention.kind": "off"}, "attention", r"attention\.kind=off .*these do: mixing"),
         ({"attention.kind": "off"}, "head_importance", r"head_importance does not apply .*no attention heads"),
@@ -172,13 +191,13 @@ def test_averages_over_examples_need_two(subject):
     one = subject(examples=1)
     with pytest.raises(MeasureError, match="one example alone"):
         measure(one, ["interaction"])
-    assert {name for name, each in MEASURES.items() if each.misfit(one)} == {"interaction", "friedman"}
+    assert {name for name, each in MEASURES.items() if each.misfit(one)} == {"interaction", "hessian"}
 
 
-def test_partial_dependence_on_many_inputs_is_refused(subject):
-    wide = subject(task={"name": "product", "tokens": 4, "features": 32})
-    with pytest.raises(MeasureError, match=r"friedman does not apply .*128 inputs"):
-        measure(wide, ["friedman"])
+def test_the_anova_of_many_inputs_is_refused(subject, monkeypatch):
+    monkeypatch.setattr(measures, "MAX_INPUTS", 15)
+    with pytest.raises(MeasureError, match=r"interaction does not apply .*its 16 inputs are more than 15"):
+        measure(subject(), ["interaction"])
 
 
 def spoilt(inputs):

@@ -4,16 +4,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxformer_lab.functional.heads import fuse_heads, split_heads
+from flaxformer_lab.functional.heads import HeadLayout, fuse_heads
 
 
 @pytest.mark.parametrize("counts", [(1, 1, 1), (2, 1, 1), (1,)])
 def test_what_was_fused_is_split_again(counts):
     generator, groups, head_dim = np.random.default_rng(0), 3, 4
     parts = [generator.normal(size=(2, 5, groups * count * head_dim)).astype(np.float32) for count in counts]
-    fused = fuse_heads([jnp.asarray(part) for part in parts], groups)
-    assert fused.shape == (2, 5, sum(part.shape[-1] for part in parts))
-    for found, part in zip(split_heads(fused, counts, head_dim), parts, strict=True):
+    layout = HeadLayout(groups, counts, head_dim)
+    fused = layout.fuse(jnp.concatenate([jnp.asarray(part) for part in parts], axis=-1))
+    assert fused.shape == (2, 5, layout.features)
+    for found, part in zip(layout.split(fused), parts, strict=True):
         np.testing.assert_array_equal(found, part.reshape(2, 5, -1, head_dim))
 
 

@@ -211,14 +211,14 @@ def problem(**changes):
         ("gpu", {}, "cudnn", "fused"),
         ("gpu", {"tokens": 65536}, "cudnn", "fused"),
         ("gpu", {"tokens": 37}, "xla", "even number of tokens, not 37"),
-        ("gpu", {"is_16_bit": False}, "xla", "16-bit types alone; .* 4 MiB, which fits"),
-        ("gpu", {"is_16_bit": False, "tokens": 65536}, "blockwise", "16-bit types alone; .* linear in tokens"),
+        ("gpu", {"is_16_bit": False}, "xla", "only 16-bit types; .* 4 MiB, which fits"),
+        ("gpu", {"is_16_bit": False, "tokens": 65536}, "blockwise", "only 16-bit types; .* linear in tokens"),
         ("gpu", {"head_dim": 60}, "blockwise", "multiple of 8 up to 128, not head_dim 60 and value_dim 64"),
         ("gpu", {"head_dim": 256, "value_dim": 256}, "xla", "up to 128"),
         ("gpu", {"has_padding": True}, "xla", "quadratic bias"),
         ("gpu", {"has_padding": True, "tokens": 32768}, "blockwise", "quadratic bias"),
         ("gpu", {"window": 9}, "cudnn", "fused"),
-        ("gpu", {"window": 9, "causal": False}, "xla", "window in causal attention alone"),
+        ("gpu", {"window": 9, "causal": False}, "xla", "window only in causal attention"),
         ("tpu", {"head_dim": 128, "value_dim": 128}, "splash", "fused"),
         ("tpu", {"tokens": 500, "head_dim": 128, "value_dim": 128}, "xla", "multiples of 128, not 500 tokens"),
         ("tpu", {"tokens": 99999}, "blockwise", "multiples of 128"),
@@ -249,7 +249,7 @@ def test_nothing_quadratic_is_chosen_where_it_would_not_fit():
 def test_the_choice_is_said_on_request_and_can_be_overruled():
     query, key, value = (jnp.asarray(x, jnp.float32) for x in (QUERY, KEY, VALUE))
     output, choice = softmax_attention(query, key, value, explain=True)
-    assert (choice.name, choice.reason) == ("row_blocks", "on a CPU, 21 tokens are few enough to take whole rows")
+    assert (choice.name, choice.reason) == ("row_blocks", "on a CPU, 21 tokens are few enough for whole rows")
     other, asked = softmax_attention(query, key, value, implementation="blockwise", explain=True)
     assert asked == ("blockwise", "requested by name")
     np.testing.assert_allclose(other, output, rtol=1e-5, atol=1e-5)

@@ -225,5 +225,7 @@ def test_a_network_that_is_not_causal_is_refused():
         return Network(config, embedding=embedding, grid=(TOKENS,), outputs=SYMBOLS, rngs=rngs)
 
     network = functionalize(build)
-    with pytest.raises(ConfigError, match=r"model\.causal=false sees what follows .* set model\.causal=true"):
+    with pytest.raises(
+        ConfigError, match=r"model\.causal=false lets a token see later ones, .* set model\.causal=true"
+    ):
         jax.eval_shape(network.prefill, network.shapes[0], {}, jnp.asarray(INPUTS), jnp.asarray(LENGTHS))

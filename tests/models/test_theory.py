@@ -73,6 +73,12 @@ TRANSFORMERS = [
     {"depth": 0, "norm.kind": "layernorm"},
     {"depth": 0, "norm.kind": "rmsnorm", "ffn.kind": "mlp", "norm.placement": "post"},
     {"depth": 0, "bias": True, "position": "learned"},
+    {"norm.kind": "layernorm", "skip.attention": False, "ffn.kind": "mlp"},
+    {"norm.kind": "rmsnorm", "skip.attention": False, "position": "rotary"},
+    {"norm.kind": "srmsnorm", "skip.attention": False, "bias": True},
+    {"norm.kind": "rmsnorm", "skip.attention": False, "norm.placement": "post"},
+    {"norm.kind": "rmsnorm", "attention.kind": "off", "ffn.kind": "mlp", "skip.ffn": False},
+    {"norm.kind": "rmsnorm", "attention.kind": "off", "ffn.kind": "mlp"},
 ]
 
 ONE_TOKEN = [
@@ -140,9 +146,10 @@ def case(request, draw_module):
     straight = 2.5 * x - 1.5 * y
     nudges = np.eye(tokens * WIDTH, dtype=np.float32).reshape(-1, tokens, WIDTH)
     # One batch for both, so that what is compiled for the body of one serves the other.
-    batch = jnp.asarray(np.stack([x, -x, y, straight, *(x + nudges)]))
-    logits = np.asarray(network(batch))[:2]
-    of_x, _, of_y, of_straight, *nudged = np.asarray(network.body(batch))
+    longer = x * np.linspace(1.5, 3, tokens, dtype=np.float32)[:, None]
+    batch = jnp.asarray(np.stack([x, -x, longer, y, straight, *(x + nudges)]))
+    logits, of_longer = np.split(np.asarray(network(batch))[:3], [2])
+    of_x, _, _, of_y, of_straight, *nudged = np.asarray(network.body(batch))
     expected = 2.5 * of_x - 1.5 * of_y
     # [t, c, s, d]: how far output feature c of token t moves with input feature d of token s.
     moved = np.abs(np.stack(nudged) - of_x).reshape(tokens, WIDTH, tokens, WIDTH).transpose(2, 3, 0, 1)
@@ -151,6 +158,7 @@ def case(request, draw_module):
         tokens,
         {
             "odd": np.abs(logits.sum(axis=0)).max() / np.abs(logits).max(),
+            "scale": np.abs(of_longer[0] - logits[0]).max() / np.abs(logits).max(),
             "affine": np.abs(of_straight - expected).max() / np.abs(expected).max(),
             "moved": np.where(moved > 1e-5, moved, 0),
         },
@@ -161,6 +169,8 @@ def test_theory_says_what_the_model_does(case):
     config, tokens, found = case
     assert found["odd"] < 1e-5 if theory.is_odd(config, tokens) else found["odd"] > 1e-3, "odd"
     assert found["affine"] < 1e-5 if theory.is_affine(config, tokens) else found["affine"] > 1e-3, "affine"
+    if config.name == "transformer":
+        assert found["scale"] < 1e-5 if theory.is_scale_invariant(config) else found["scale"] > 1e-3, "scale invariant"
     across = found["moved"].max(axis=(0, 2))[~np.eye(WIDTH, dtype=bool)]
     assert bool(across.max() > 0) == theory.mixes_features(config, tokens), "mixes features"
     latest, earliest = np.nonzero(found["moved"].max(axis=(1, 3)))

@@ -226,7 +226,8 @@ def test_with_few_seeds_nothing_is_clear(summary):
     )
     difference = found.difference("near", "ffn_off")
     assert difference.corrected_p < 0.05 and difference.direction == "level"
-    assert not found.difference("near", "one head").is_equivalent
+    equal = found.difference("near", "one head")
+    assert equal.equivalence_p < 0.05 and not equal.is_equivalent
 
 
 def test_shared_test_examples_widen_intervals(grid, store, result, judged_by):

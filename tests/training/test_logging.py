@@ -111,7 +111,7 @@ def test_plain_lines_where_there_is_no_terminal(monkeypatch):
     with display.training(0):
         display.step(10, {"loss": 1.25})
         display.step(20, {"loss": 0.75})
-    display.say("step 20 | [test] loss 0.7")
+    display.print("step 20 | [test] loss 0.7")
     printed = text.getvalue().splitlines()
     assert "\x1b" not in text.getvalue()
     assert printed[0] == "step 10/20 | loss 1.2500"
@@ -137,7 +137,7 @@ def test_a_live_bar_on_a_terminal(monkeypatch):
     display, text = make(True, monkeypatch)
     with display.training(5):
         display.step(10, {"loss": 1.25})
-        display.say("step 10 | validation loss 1.3")
+        display.print("step 10 | validation loss 1.3")
         display.step(20, {"loss": 0.75})
     printed = text.getvalue()
     assert "\x1b[" in printed and "step 10 | validation loss 1.3" in printed
@@ -148,7 +148,7 @@ def test_a_quiet_display_says_nothing(monkeypatch, capsys):
     display = Display(steps=20, units=("tokens", 32), batch_size=4, quiet=True)
     with display.training(0):
         display.step(20, {"loss": 1.0})
-    display.say("nothing")
+    display.print("nothing")
     display.table("nothing", ["a"], [["b"]])
     assert capsys.readouterr().out == ""
 

@@ -331,7 +331,7 @@ def test_a_run_goes_back_to_the_newest_checkpoint_that_is_whole(plain, finished,
 def test_where_every_checkpoint_is_damaged_nothing_is_trained(plain, tmp_path):
     train(plain({"training.steps": 4}), tmp_path, quiet=True)
     zero(tmp_path / "checkpoints" / "4")
-    with pytest.raises(RunError, match=r"no checkpoint in .* is whole: the checkpoint of step 4 is damaged"):
+    with pytest.raises(RunError, match=r"no checkpoint in .* is intact: the checkpoint of step 4 is damaged"):
         train(plain({"training.steps": 4}), tmp_path, quiet=True)
 
 

@@ -1,7 +1,8 @@
-"""How much of a scalar function is interaction between its inputs rather than a sum of functions of one input each.
+"""How much of a scalar function's derivatives are mixed second ones.
 
-Two measures with the same truth on f = sum a_i x_i + sum_{i<j} b_ij x_i x_j of independent standard inputs, namely
-sum b^2 / (sum a^2 + sum b^2): from second derivatives, and from partial dependence (Friedman & Popescu 2008).
+On f = sum a_i x_i + sum_{i<j} b_ij x_i x_j of independent standard inputs this is the share of the variance that is
+interaction, sum b^2 / (sum a^2 + sum b^2). On other functions it is not: it does not see the curvature of one input,
+and a ReLU network has no second derivatives. `anova.py` has the share of the variance of any function.
 """
 
 import functools
@@ -17,7 +18,7 @@ from flaxformer_lab.analysis.estimate import Estimate, jackknife
 Scalar = Callable[[Float[Array, "batch inputs"]], Float[Array, " batch"]]
 
 
-def interaction_share(
+def hessian_interaction(
     function: Scalar, x: Float[Array, "examples inputs"], *, num_random_vectors: int | None = None, seed: int = 0
 ) -> Estimate:
     """sum_{i<j} I_ij / (sum_{i<j} I_ij + sum_i (E d_i f)^2), with I_ij = E (d2f / dx_i dx_j)^2.
@@ -30,7 +31,7 @@ def interaction_share(
         ValueError: fewer than two examples, where (E d_i f)^2 and the variance of d_i f cannot be told apart.
     """
     if len(x) < 2:
-        raise ValueError(f"interaction_share needs 2 examples, not {len(x)}")
+        raise ValueError(f"hessian_interaction needs 2 examples, not {len(x)}")
     if num_random_vectors is None:
         pairs, gradients = _exact(function, x)
     else:
@@ -73,38 +74,3 @@ def _sampled(function: Scalar, x: Float[Array, "examples inputs"], num_random_ve
     keys = jax.random.split(key, num_random_vectors)
     total, _ = jax.lax.scan(accumulate, jnp.zeros(x.shape[0]), keys)
     return total / num_random_vectors, gradient(x)
-
-
-def friedman_h2(
-    function: Scalar, x: Float[Array, "examples inputs"], background: Float[Array, "background inputs"]
-) -> Estimate:
-    """The share of the variance of f that no sum of functions of one input explains: E (f - sum_i PD_i)^2 / E f^2.
-
-    PD_i(x_i) is the mean of f over the background with input i set to x_i; all functions are centred (Friedman &
-    Popescu 2008, section 8, over all orders at once). The background is halved and the two halves' residuals are
-    multiplied, so that the noise of a finite background does not count as interaction. Takes inputs x examples x
-    background calls of f.
-
-    Raises:
-        ValueError: fewer than two examples, or a background of fewer than two.
-    """
-    if len(background) < 2 or len(x) < 2:
-        raise ValueError(f"friedman_h2 needs 2 examples and a background of 2, not {len(x)} and {len(background)}")
-    value, first, second = (np.asarray(each, np.float64) for each in _dependence(function, x, background))
-    value, first, second = (each - each.mean() for each in (value, first, second))
-    return jackknife(lambda a, b: a[..., 0] / b[..., 0], (value - first) * (value - second), np.square(value))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _dependence(function: Scalar, x: Array, background: Array):
-    """f(x), and sum_i PD_i(x_i) from either half of the background: [examples] each."""
-    half = len(background) // 2
-
-    def per_example(example: Float[Array, " inputs"]) -> tuple[Array, Array]:
-        def partial_dependence(index: Array) -> Array:
-            return function(background.at[:, index].set(example[index]))
-
-        values = jax.lax.map(partial_dependence, jnp.arange(x.shape[1]))  # [inputs, background]
-        return jnp.sum(jnp.mean(values[:, :half], axis=1)), jnp.sum(jnp.mean(values[:, half:], axis=1))
-
-    return function(x), *jax.lax.map(per_example, x)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxformer_lab.analysis.interaction import friedman_h2, interaction_share
+from flaxformer_lab.analysis.hessian import hessian_interaction
 from flaxformer_lab.task_config import PlantedInteractionsConfig
 from flaxformer_lab.tasks.probes import PlantedInteractions
 
@@ -34,21 +34,15 @@ def squares_and_one_product(x):
 
 def test_the_hessian_finds_the_planted_share(planted):
     function, truth = planted
-    share, error = interaction_share(function, normals(4096))
+    share, error = hessian_interaction(function, normals(4096))
     assert share == pytest.approx(truth, abs=0.02) and abs(share - truth) < 4 * error < 0.06
-
-
-def test_friedman_finds_the_planted_share(planted):
-    function, truth = planted
-    share, error = friedman_h2(function, normals(2000), normals(500, seed=1))
-    assert share == pytest.approx(truth, abs=0.02) and error < 0.03
 
 
 def test_random_directions_agree_with_all_columns(planted):
     function, truth = planted
     x = normals(1024)
-    exact = interaction_share(function, x)
-    found = [interaction_share(function, x, num_random_vectors=8, seed=seed) for seed in range(4)]
+    exact = hessian_interaction(function, x)
+    found = [hessian_interaction(function, x, num_random_vectors=8, seed=seed) for seed in range(4)]
     for each in found:
         assert each.value == pytest.approx(exact.value, abs=4 * each.standard_error)
     assert len({each.value for each in found}) == 4
@@ -56,21 +50,19 @@ def test_random_directions_agree_with_all_columns(planted):
 
 @pytest.mark.parametrize("num_random_vectors", [None, 16])
 def test_a_sum_of_functions_of_one_input_has_none(num_random_vectors):
-    share = interaction_share(additive, normals(64), num_random_vectors=num_random_vectors).value
+    share = hessian_interaction(additive, normals(64), num_random_vectors=num_random_vectors).value
     assert share == 0 if num_random_vectors is None else abs(share) < 1e-5
-    assert abs(friedman_h2(additive, normals(500), normals(500, seed=1)).value) < 0.01
 
 
 @pytest.mark.parametrize("num_random_vectors", [None, 16])
 def test_a_product_is_all_interaction(num_random_vectors):
-    assert interaction_share(product, normals(1024), num_random_vectors=num_random_vectors).value == pytest.approx(
+    assert hessian_interaction(product, normals(1024), num_random_vectors=num_random_vectors).value == pytest.approx(
         1, abs=0.01
     )
-    assert friedman_h2(product, normals(500), normals(500, seed=1)).value == pytest.approx(1, abs=0.02)
 
 
 def test_squares_of_a_feature_do_not_count():
-    assert interaction_share(squares_and_one_product, normals(4096)).value == pytest.approx(0.8, abs=0.02)
+    assert hessian_interaction(squares_and_one_product, normals(4096)).value == pytest.approx(0.8, abs=0.02)
 
 
 def test_the_share_is_that_of_the_whole_hessian():
@@ -82,21 +74,15 @@ def test_the_share_is_that_of_the_whole_hessian():
     gradients = np.asarray(jax.vmap(jax.grad(lambda one: function(one[None])[0]))(x), np.float64)
     pairs = sum((hessians[:, i, j] ** 2).mean() for i in range(5) for j in range(i))
     main = np.sum(gradients.mean(axis=0) ** 2 - gradients.var(axis=0, ddof=1) / 50)
-    assert interaction_share(function, x).value == pytest.approx(pairs / (pairs + main), rel=1e-4)
+    assert hessian_interaction(function, x).value == pytest.approx(pairs / (pairs + main), rel=1e-4)
 
 
 def test_the_square_of_a_mean_is_not_taken_for_a_main_effect():
     """Without its correction, the mean gradient of few examples would pass for one: the share would be near 0.9."""
-    shares = [interaction_share(product, normals(16, seed=seed)).value for seed in range(50)]
+    shares = [hessian_interaction(product, normals(16, seed=seed)).value for seed in range(50)]
     assert np.mean(shares) > 0.95
 
 
-def test_the_noise_of_the_background_does_not_count():
-    shares = [friedman_h2(additive, normals(100, seed=seed), normals(8, seed=100 + seed)).value for seed in range(20)]
-    assert abs(np.mean(shares)) < 0.02
-
-
-@pytest.mark.parametrize("measure", [interaction_share, lambda f, x: friedman_h2(f, x, x)])
-def test_one_example_is_too_few(measure):
+def test_one_example_is_too_few():
     with pytest.raises(ValueError, match="2 examples"):
-        measure(product, normals(1))
+        hessian_interaction(product, normals(1))

@@ -1,0 +1,29 @@
+"""Token mixing with parameters: projections around one of the formulas of `functional/`.
+
+`core.py` reads from top to bottom: the projections, the cache and softmax attention. The other kinds have a file each;
+`properties.py` holds what several of them declare.
+"""
+
+from flaxformer_lab.modules.attention.core import Attention, Cache, SoftmaxAttention, make_attention
+
+# The lab's own, in the order in which errors offer them.
+# isort: off
+from flaxformer_lab.modules.attention.linear import LinearAttention
+from flaxformer_lab.modules.attention.lightning import LightningAttention
+from flaxformer_lab.modules.attention.channel import ChannelAttention
+from flaxformer_lab.modules.attention.mean import MeanAttention
+from flaxformer_lab.modules.attention.static import StaticAttention
+
+# isort: on
+
+__all__ = [
+    "Attention",
+    "Cache",
+    "ChannelAttention",
+    "LightningAttention",
+    "LinearAttention",
+    "MeanAttention",
+    "SoftmaxAttention",
+    "StaticAttention",
+    "make_attention",
+]

@@ -1,0 +1,32 @@
+"""Linear attention: weights that are products of positive features."""
+
+import functools
+
+from flaxformer_lab import registry
+from flaxformer_lab.functional import linear_attention
+from flaxformer_lab.functional.softmax_attention import repeat_kv_heads
+from flaxformer_lab.modules.attention.core import Attention, Cache, Heads, KVHeads, Positions, Valid
+from flaxformer_lab.modules.attention.properties import CACHES_A_SUM, WEIGHTS_FROM_SCORES
+from flaxformer_lab.modules.intermediates import Intermediates
+
+
+@registry.register(
+    "attention", "linear", odd=False, **WEIGHTS_FROM_SCORES, **CACHES_A_SUM
+)  # positive features are not odd
+class LinearAttention(Attention):
+    """Attention with weights that are products of positive features; rotary positions rotate the numerator alone."""
+
+    def mix(self, query: Heads, key: KVHeads, value: KVHeads, *, valid: Valid | None, intermediates: Intermediates):
+        key, value = (repeat_kv_heads(x, self._heads) for x in (key, value))
+        options = {"causal": self._causal, "valid": valid, "apply_rope": self.apply_rope}
+        intermediates.add("weights", lambda: linear_attention.linear_weights(query, key, **options))
+        return linear_attention.linear_attention(query, key, value, **options)
+
+    def init_cache(self, query: Heads, key: KVHeads, value: KVHeads, lengths: Positions) -> Cache:
+        key, value = (repeat_kv_heads(x, self._heads) for x in (key, value))
+        return linear_attention.init_state(key, value, lengths, apply_rope=self.apply_rope)
+
+    def decode_step(self, query: Heads, key: KVHeads, value: KVHeads, cache: Cache, position: Positions):
+        key, value = (repeat_kv_heads(x, self._heads) for x in (key, value))
+        apply_rope = functools.partial(self.apply_rope, first=position)
+        return linear_attention.decode_step(query, key, value, cache, apply_rope=apply_rope)
