@@ -220,7 +220,7 @@ def test_with_few_seeds_nothing_is_clear(summary):
         {
             ("near", BASELINE): base,
             ("near", "ffn_off"): base - 0.3 + 0.1 * NOISE[1:],
-            ("near", "one head"): base + 1e-4,
+            ("near", "one head"): base + 1e-3 * NOISE[1:],
         },
         {"seeds": (0, 1, 2, 3), "learning_rates": (0.01,)},
     )
