@@ -23,7 +23,7 @@ installed = $(patsubst %,$(VENV)/.installed-%,core $(1) $(EXTRAS))
 .DELETE_ON_ERROR:
 # Two installations into one environment must not run at once.
 .NOTPARALLEL:
-.PHONY: help setup train speeches test test-slow test-tpu test-cuda test-typed lint format benchmark ablation probes faults parity check-device browser clean
+.PHONY: help setup train speeches test test-slow test-tpu test-cuda test-typed lint format benchmark ablation probes faults mutants coverage parity check-device browser clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS=...] [EXTRAS=cuda|tpu] [PYTHON=...]"
@@ -71,6 +71,12 @@ probes: $(call installed,) ## train every probe and write the table in docs/scie
 
 faults: $(call installed,) ## kill, damage and starve runs, and write the outcomes into docs/reliability.md
 	@$(RUN) tools/faults.py $(ARGS)
+
+mutants: $(call installed,test) ## plant faults in what judges an ablation, and count those that the tests see
+	@$(RUN) tools/mutants.py $(ARGS)
+
+coverage: $(call installed,) ## simulate how often intervals hold the truth, and write the table in docs/science.md
+	@$(RUN) tools/coverage.py $(ARGS)
 
 parity: $(call installed,parity) ## write the parity tests' golden files again (installs PyTorch)
 	@$(RUN) tools/make_parity_goldens.py $(ARGS)

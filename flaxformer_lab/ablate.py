@@ -25,6 +25,7 @@ from flaxformer_lab.ablation.store import Store
 from flaxformer_lab.command_line import overridden, read_recipe, run
 from flaxformer_lab.compilation import compile_small_programs_briefly
 from flaxformer_lab.errors import AblationError, ConfigError
+from flaxformer_lab.report.results import restore
 from flaxformer_lab.report.write import print_report, write_report
 
 
@@ -46,6 +47,11 @@ def main(overrides: list[str]) -> None:
         return
     if store is None:
         raise ConfigError("--workdir is missing: name the folder for the results, like --workdir=runs/ablation")
+    if FROM_RESULTS.value:
+        store.claim(grid)
+        restore(Path(FROM_RESULTS.value).expanduser(), grid, store)
+        print_report(write_report(grid, store))
+        return
     with _trainer() as train:
         store.claim(grid)
         with ProgressDisplay(grid, store, console) as display:
@@ -76,6 +82,9 @@ def _end(number: int, frame: Any) -> NoReturn:
 if __name__ == "__main__":
     CONFIG = flags.DEFINE_string("config", None, "The ablation, a file of configs/ablations.", required=True)
     WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the results.")
+    FROM_RESULTS = flags.DEFINE_string(
+        "from_results", None, "Make the report from a results.csv, or the folder it is in, and train nothing."
+    )
     DRY_RUN = flags.DEFINE_bool("dry_run", False, "Show the cells, what they cost, and an estimate of the time.")
     ENGINE = flags.DEFINE_enum(
         "engine", "local", ["local", "ray"], "Where cells train: in this process, or as tasks of a Ray cluster."

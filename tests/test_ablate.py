@@ -107,8 +107,8 @@ def test_it_ends_in_a_report(undisturbed):
     assert [f"{number}/2 near / " in out for number in (1, 2)] == [True] * 2
     assert "C4 undecided" in out and "written: " in out
     rows = list(csv.DictReader((workdir / "results.csv").open()))
-    # 2 cells x 4 replicas x (2 metrics x (2 validations + 1 test) + 4 measures)
-    assert len(rows) == 2 * 4 * 10
+    assert len(rows) == 2 * 4 and all(0 < float(row["test"]) + 2 for row in rows)
+    assert {row["test"] for row in rows}.isdisjoint({row["validation"] for row in rows})
     chosen = {(row["variant"], row["seed"]) for row in rows if row["chosen"] == "true"}
     assert len(chosen) == 4
     assert "## near" in (workdir / "report.md").read_text()
@@ -122,6 +122,21 @@ def test_the_same_command_does_nothing_twice_and_writes_the_same_bytes(undisturb
     assert code == 0 and "2 of 2 cells are finished already" in "\n".join(out), err
     assert (workdir / "results.csv").read_bytes() == before
     assert {path: path.stat().st_mtime_ns for path in (workdir / "cells").glob("*.json")} == cells
+
+
+def test_the_report_is_made_again_from_the_results_alone(undisturbed, call, config, tmp_path, monkeypatch):
+    """In an empty folder, byte for byte, and nothing trains."""
+    workdir, _ = undisturbed
+    monkeypatch.setattr(local, "Population", None)
+    flags = f"--config={config}", f"--workdir={tmp_path / 'again'}", f"--from_results={workdir}"
+    code, out, err = call("flaxformer_lab.ablate", *flags)
+    assert (code, err) == (0, []) and "C4 undecided" in out[0]
+    for name in ("results.csv", "report.md", "report.html"):
+        assert (tmp_path / "again" / name).read_bytes() == (workdir / name).read_bytes()
+    said = (workdir / "report.md").read_text()
+    assert "Device: " in said and f"jax {jax.__version__}" in said
+    code, _, err = call("flaxformer_lab.ablate", *flags, "--config.seeds=0,2")
+    assert code == 4 and "as another config trained it" in err[0]
 
 
 def killed_until_done(command, workdir, number, generator, longest):

@@ -38,6 +38,7 @@ def get_config() -> ConfigDict:
     """The ablation."""
     return ConfigDict(
         {
+            "question": "What does each kind of attention learn?",
             "tasks": {
                 "mqar": {
                     "recipe": "../probes/mqar.py",

@@ -287,6 +287,7 @@ def get_config() -> ConfigDict:
     narrow = {"ffn": {"expansion": 1.0}}
     return ConfigDict(
         {
+            "question": "Does mixing across features matter, where, and through which part?",
             "tasks": {
                 "product": _entry(
                     "product",

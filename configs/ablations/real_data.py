@@ -35,6 +35,7 @@ def get_config() -> ConfigDict:
     """The ablation."""
     return ConfigDict(
         {
+            "question": "What do real data lose without each part?",
             "tasks": {
                 "digits": {
                     "recipe": "../digits.py",

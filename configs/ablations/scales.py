@@ -101,6 +101,7 @@ def get_config() -> ConfigDict:
     """The ablation."""
     return ConfigDict(
         {
+            "question": "Do features of unequal scale harm a Transformer?",
             "tasks": {
                 "nearest_1": _nearest(0),
                 "nearest_100": _nearest(1),

@@ -34,13 +34,25 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Is `more` above `less` (or above 0, without it) by more than `threshold`? name: for the conclusions."""
+    """Is `more` above `less` (or above 0, without it) by more than `threshold`? name: for the conclusions.
+
+    within: ask instead whether they differ by less than `threshold`, as every "as good as" must (two one-sided tests).
+    """
 
     name: Text
     question: Text
     more: Quantity
     less: Quantity | None = None
     threshold: float = 0.0
+    within: bool = False
+
+    def rules(self) -> None:
+        """Raises ConfigError where no difference could be within the threshold."""
+        if self.within and not self.threshold > 0:
+            raise ConfigError(
+                f"the comparison {self.name} asks for a difference within threshold={self.threshold:g}, which none is; "
+                "set a threshold above 0, the largest difference that does not matter"
+            )
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import numpy as np
 
 from flaxformer_lab.ablation.grid import Cell, cost
 from flaxformer_lab.ablation.population import Outcome, save_replica
+from flaxformer_lab.ablation.provenance import provenance
 from flaxformer_lab.ablation.store import Result, Store
 from flaxformer_lab.tasks import PrimaryMetric, make_task
 
@@ -73,7 +74,7 @@ def result_of(cell: Cell, outcome: Outcome) -> Result:
     """An outcome as plain JSON; a value that is not finite becomes null."""
     parameters, flops = cost(cell.config)
     bound = make_task(cell.config.task).bound(cell.config.model)
-    return {
+    result = {
         "task": cell.task,
         "variant": cell.variant,
         "parameters": parameters,
@@ -91,7 +92,18 @@ def result_of(cell: Cell, outcome: Outcome) -> Result:
             for number, replica in enumerate(outcome.replicas)
         ],
         "seconds": round(outcome.seconds, 2),
+        "provenance": provenance(outcome.device),
     }
+    return result | _test_examples(outcome, best_learning_rate(result, cell.primary_metric))
+
+
+def _test_examples(outcome: Outcome, rate: float) -> Result:
+    """What each test example adds to the score at the chosen rate, summed over seeds, where seeds share them."""
+    if outcome.test_examples is None:
+        return {}
+    chosen = [number for number, replica in enumerate(outcome.replicas) if replica.learning_rate == rate]
+    totals, weights = (_as_json(each) for each in outcome.test_examples[chosen].sum(axis=0))
+    return {"test_examples": {"learning_rate": rate, "totals": totals, "weights": weights}}
 
 
 def save_kept(cell: Cell, outcome: Outcome, result: Result, store: Store, keep: str) -> list[Path]:

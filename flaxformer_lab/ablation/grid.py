@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from flaxformer_lab.ablation.claim_config import BASELINE, Claim
+from flaxformer_lab.ablation.claim_config import BASELINE, Claim, Text
 from flaxformer_lab.ablation.population import Replica
 from flaxformer_lab.ablation.variants import VARIANTS, apply_variants
 from flaxformer_lab.config import Config, OptimizerConfig, ParallelismConfig, as_dict, parse_config
@@ -47,6 +47,7 @@ class TaskEntry:
 class AblationConfig:
     """A whole ablation.
 
+    question: what it asks, the title of its report.
     baseline: the variant that the others are compared with; `baseline` is the unchanged recipe.
     match: widen or narrow each variant until it has the baseline's parameters or forward FLOPs.
     claims: what the ablation decides. decide: of the claims, these; None for all.
@@ -62,6 +63,7 @@ class AblationConfig:
     claims: tuple[Claim, ...] = ()
     decide: tuple[Name, ...] | None = None
     keep: Literal["none", "chosen", "all"] = "none"
+    question: Text | None = None
 
     def rules(self) -> None:
         """Raises ConfigError when keys contradict one another."""

@@ -22,6 +22,7 @@ import numpy as np
 import psutil
 from jaxtyping import Array, Float
 
+from flaxformer_lab.ablation.provenance import describe_devices
 from flaxformer_lab.analysis import symmetry
 from flaxformer_lab.analysis.jacobian import cross_shares
 from flaxformer_lab.compilation import compile_at
@@ -49,6 +50,7 @@ from flaxformer_lab.training.state import RngStream, Seed, State, initial_state
 from flaxformer_lab.training.step import example_keys
 
 Tree = Any  # a pytree of arrays
+EXAMPLES = "examples"  # among the figures of a split: those of each example
 MEASURED_EXAMPLES, RANDOM_VECTORS = 16, 64  # for the shares of cross energy of each replica
 
 
@@ -69,7 +71,8 @@ class Replica:
 class Outcome:
     """What became of the replicas; NaN where one diverged.
 
-    states: one an entry, in the replicas' order. seconds: of compiling and running.
+    states: one an entry, in the replicas' order. seconds: of compiling and running. test_examples: what each example
+    adds to the primary metric (total, weight), where all seeds are tested on the same ones.
     """
 
     replicas: tuple[Replica, ...]
@@ -79,6 +82,8 @@ class Outcome:
     measures: dict[str, Float[np.ndarray, " replicas"]]
     states: tuple[State, ...]
     seconds: float
+    test_examples: Float[np.ndarray, "replicas 2 examples"] | None = None
+    device: str = ""
 
 
 class Population:
@@ -145,6 +150,7 @@ class Population:
             parts.append(self._run_chunk(chunk, lambda done, before=before: progress(before + done, total)))
         joined = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(self.replicas)], *parts)
         validation, test, measures, states = joined
+        test_examples = test.pop(EXAMPLES, None)
         ordinary = dataclasses.replace(states, opt_state=states.opt_state.inner_state)
         return Outcome(
             replicas=self.replicas,
@@ -154,6 +160,8 @@ class Population:
             measures=measures,
             states=tuple(jax.tree.map(lambda leaf, k=k: leaf[k], ordinary) for k in range(len(self.replicas))),
             seconds=self.preparing_seconds + time.perf_counter() - begin,
+            test_examples=test_examples,
+            device=describe_devices(),
         )
 
     def _run_chunk(self, replicas: tuple[Replica, ...], progress: Callable[[int], None]) -> tuple[Tree, ...]:
@@ -171,7 +179,9 @@ class Population:
             progress(step)
         few = self._first_examples(self._prepared(seeds, next(host_evaluation(self.config, self._examples["test"]))))
         measures = self._measure(state.params, state.model_state, few)
-        validation = {name: np.stack([values[name] for values in curve], axis=1) for name in curve[0]}
+        validation = {
+            name: np.stack([values[name] for values in curve], axis=1) for name in curve[0] if name != EXAMPLES
+        }
         return validation, self._evaluate_split(seeds, state, "test"), strategy.gather(measures), strategy.gather(state)
 
     def seconds_per_update(self, updates: int) -> float:
@@ -227,7 +237,12 @@ class Population:
     def _figures(self, params: Tree, model_state: Tree, prepared: Tree):
         experiment = self._experiment
         outputs, _ = experiment.network.apply(params, model_state, prepared["inputs"], valid=prepared.get("valid"))
-        return experiment.task.loss_and_metrics(outputs, prepared)
+        figures, primary = experiment.task.loss_and_metrics(outputs, prepared), experiment.task.primary_metric.name
+        # Generated examples hold nothing: each seed draws its own, and the spread of seeds has their error in it.
+        if not self._examples["test"].num_bytes or not isinstance(figures[primary], metrics.Average):
+            return figures
+        average = lambda pair: experiment.task.loss_and_metrics(*pair)[primary]  # noqa: E731
+        return figures | {EXAMPLES: metrics.PerExample.of(average, (outputs, prepared))}
 
     def _measures(self, params: Tree, model_state: Tree, prepared: Tree) -> dict[str, Array]:
         """What a replica mixes, on a few examples of its own; nothing where they are padded or of two sequences."""

@@ -130,9 +130,24 @@ def _is_result_of(cell: Cell, result: Result) -> bool:
             and all(isinstance(step, int) for step in steps)
             and all(len(curve) == len(steps) and all(map(number, curve)) for curve in curves)
             and all(map(number, finals))
+            and _is_sums(result.get("test_examples"))
+            and all(isinstance(each, str) for pair in result.get("provenance", {}).items() for each in pair)
         )
     except (KeyError, TypeError, AttributeError):
         return False
+
+
+def _is_sums(examples: Any) -> bool:
+    """Whether these are sums over the seeds for each test example, or nothing."""
+    if examples is None:
+        return True
+    totals, weights = examples["totals"], examples["weights"]
+    return (
+        isinstance(examples["learning_rate"], int | float)
+        and len(totals) == len(weights) > 0
+        and all(isinstance(each, int | float) and each > 0 for each in weights)
+        and all(each is None or isinstance(each, int | float) for each in totals)
+    )
 
 
 def _grid_as_json(grid: Grid) -> dict[str, Any]:

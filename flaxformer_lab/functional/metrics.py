@@ -6,7 +6,7 @@ The others keep what each example contributes, because their value depends on al
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -98,6 +98,25 @@ class _Gathered:
     @classmethod
     def merge(cls, states: Sequence["_Gathered"]) -> "_Gathered":
         return jax.tree.map(lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves]), *states)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PerExample(_Gathered):
+    """What each example adds to an `Average`; examples of weight 0 are left out."""
+
+    totals: Leaf
+    weights: Leaf
+
+    @classmethod
+    def of(cls, average: Callable[[Any], Average], batch: Any) -> "PerExample":
+        """The state of one batch, from the average of a batch: a pytree whose leaves begin with examples."""
+        each = jax.vmap(lambda example: average(jax.tree.map(lambda leaf: leaf[None], example)))(batch)
+        return cls(each.total, each.weight)
+
+    def compute(self) -> Float[np.ndarray, "2 examples"]:
+        kept = np.asarray(self.weights) != 0
+        return np.stack([np.asarray(each, np.float64)[kept] for each in (self.totals, self.weights)])
 
 
 @jax.tree_util.register_dataclass

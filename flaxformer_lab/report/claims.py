@@ -1,33 +1,53 @@
 """Verdicts on an ablation's claims: which comparisons answer yes, no or neither, and what follows from the answers.
 
 A comparison is between two quantities (scores, or measures of mixing), paired by seed. It is decided where the 95%
-interval of their difference lies on one side of a threshold, and open where the interval contains the threshold.
+interval of their difference lies on one side of a threshold, and its p is below 0.05 after Holm's correction for all
+comparisons of all claims that are decided together. It is open otherwise: also with too few seeds, with seeds that are
+all alike, and where seeds that failed would turn the answer.
 """
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from flaxformer_lab.ablation.claim_config import Claim, Comparison, Quantity, Verdict
-from flaxformer_lab.report.statistics import Interval, bootstrap_interval
-from flaxformer_lab.report.summary import Summary
+from flaxformer_lab.report.statistics import (
+    FEWEST_SEEDS,
+    SIGNIFICANT,
+    Examples,
+    Interval,
+    Limits,
+    bootstrap_interval,
+    equivalence_p_value,
+    holm,
+    paired_p_value,
+)
+from flaxformer_lab.report.summary import Summary, difference_limits, difference_of_examples
 
 Answer = Literal["yes", "no", "open"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a comparison found: the difference with its interval, and the answer. digits: of a score, in print."""
+    """What a comparison found: the difference with its interval, and the answer. digits: of a score, in print.
+
+    corrected_p: of a difference as far from the threshold, by chance. failed: seeds that failed while others of the
+    same cell did not; rest: the difference of the others. why_open: what keeps an open answer from being decided.
+    """
 
     comparison: Comparison
     interval: Interval | None  # None where a cell is missing
     answer: Answer
     digits: int = 3
+    corrected_p: float = float("nan")
+    failed: int = 0
+    rest: Interval | None = None
+    why_open: str = ""
 
 
 @dataclass(frozen=True)
@@ -41,20 +61,24 @@ class Decision:
 
 
 def decide_all(summary: Summary) -> tuple[Decision, ...]:
-    """The verdicts of an ablation's claims."""
-    return tuple(decide(claim, summary) for claim in summary.grid.config.decided_claims)
+    """The verdicts of an ablation's claims, each corrected for the comparisons of all of them."""
+    return decide(summary.grid.config.decided_claims, summary)
 
 
-def decide(claim: Claim, summary: Summary) -> Decision:
-    """The verdict of one claim; undecided where it depends on an answer that is open."""
-    findings = tuple(_find(comparison, summary) for comparison in claim.comparisons)
+def decide(claims: Sequence[Claim], summary: Summary) -> tuple[Decision, ...]:
+    """The verdicts of claims that are decided together; undecided where one depends on an answer that is open."""
+    measured = [[_measure(comparison, summary) for comparison in claim.comparisons] for claim in claims]
+    corrected = iter(holm([each.p_value for row in measured for each in row]))
+    found = [tuple(_answered(each, float(next(corrected))) for each in row) for row in measured]
+    return tuple(_decision(claim, findings) for claim, findings in zip(claims, found, strict=True))
+
+
+def _decision(claim: Claim, findings: tuple[Finding, ...]) -> Decision:
     outcome = conclude(functools.partial(conclusion_of, claim), [finding.answer for finding in findings])
     if outcome is not None:
         return Decision(claim, *outcome, findings)
-    unclear = [finding for finding in findings if finding.answer == "open"]
-    why = "not measured here" if any(f.interval is None for f in unclear) else "the interval holds the threshold"
-    questions = "; ".join(finding.comparison.question for finding in unclear)
-    return Decision(claim, "undecided", f"open: {questions} ({why})", findings)
+    unclear = [f"{f.comparison.question} ({f.why_open})" for f in findings if f.answer == "open"]
+    return Decision(claim, "undecided", f"open: {'; '.join(unclear)}", findings)
 
 
 def conclusion_of(claim: Claim, *answers: bool) -> tuple[Verdict, str]:
@@ -79,22 +103,101 @@ def answer_to(interval: Interval, threshold: float) -> Answer:
     return "no" if interval.high <= threshold else "open"
 
 
-def _find(comparison: Comparison, summary: Summary) -> Finding:
-    values = _values(comparison.more, summary)
-    if values is not None and comparison.less is not None:
-        subtracted = _values(comparison.less, summary)
-        values = None if subtracted is None else values - subtracted
-    if values is None:
-        return Finding(comparison, None, "open")
-    interval = bootstrap_interval(values)
-    score = summary.score(comparison.more.task, comparison.more.variant)
-    digits = score.metric.digits if score is not None and comparison.more.measure is None else 3
-    return Finding(comparison, interval, answer_to(interval, comparison.threshold), digits)
+@dataclass(frozen=True)
+class _Values:
+    """A quantity, or a difference of two, for each seed. succeeded: seeds of which no part failed beside others."""
+
+    values: Float[np.ndarray, " seeds"]
+    examples: Examples
+    succeeded: Bool[np.ndarray, " seeds"]
+    limits: Limits
+    digits: int
 
 
-def _values(quantity: Quantity, summary: Summary) -> Float[np.ndarray, " seeds"] | None:
+@dataclass(frozen=True)
+class _Measured:
+    """A comparison before it is answered."""
+
+    comparison: Comparison
+    found: _Values | None = None
+    p_value: float = float("nan")
+
+
+def _measure(comparison: Comparison, summary: Summary) -> _Measured:
+    found = _values(comparison.more, summary)
+    if found is not None and comparison.less is not None:
+        less = _values(comparison.less, summary)
+        found = None if less is None else _difference(found, less)
+    if found is None:
+        return _Measured(comparison)
+    values, threshold = found.values, comparison.threshold
+    if not comparison.within:
+        return _Measured(comparison, found, paired_p_value(values, examples=found.examples, null=threshold))
+    edge = float(np.copysign(threshold, np.mean(values)))
+    p_value = (
+        equivalence_p_value(values, threshold, examples=found.examples)
+        if abs(np.mean(values)) < threshold
+        else paired_p_value(values, examples=found.examples, null=edge)
+    )
+    return _Measured(comparison, found, p_value)
+
+
+def _answered(measured: _Measured, corrected_p: float) -> Finding:
+    """The answer, which needs the interval and the corrected p, of all seeds and of those that did not fail."""
+    comparison, found = measured.comparison, measured.found
+    if found is None:
+        return Finding(comparison, None, "open", why_open="not measured here")
+    values, threshold = found.values, comparison.threshold
+    interval = bootstrap_interval(values, examples=found.examples, limits=found.limits)
+    failed, rest = int(np.sum(~found.succeeded)), None
+    if failed:
+        rest = bootstrap_interval(values[found.succeeded], examples=found.examples, limits=found.limits)
+    answer, why = _answer(comparison, interval, corrected_p), "the interval holds the threshold"
+    if comparison.less is None and not np.any(values):  # exactly 0 in every seed: a path that does not exist
+        interval, answer = Interval(0.0, 0.0, 0.0), "yes" if (threshold < 0) != comparison.within else "no"
+    elif len(values) < FEWEST_SEEDS:
+        answer, why = "open", f"fewer than {FEWEST_SEEDS} seeds"
+    elif not np.all(np.isfinite(values)):
+        answer, why = "open", "a run is not finite"
+    elif np.isnan(interval.low):
+        answer, why = "open", "all seeds are alike"
+    elif rest is not None and answer != _answer(comparison, rest, 0.0):
+        answer, why = "open", f"{failed} of {len(values)} seeds failed, and the others answer otherwise"
+    elif answer == "open" and _answer(comparison, interval, 0.0) != "open":
+        why = "not clear after the correction for all comparisons"
+    return Finding(
+        comparison, interval, answer, found.digits, corrected_p, failed, rest, why if answer == "open" else ""
+    )
+
+
+def _answer(comparison: Comparison, interval: Interval, corrected_p: float) -> Answer:
+    if np.isnan(interval.low) or not corrected_p < SIGNIFICANT:
+        return "open"
+    if not comparison.within:
+        return answer_to(interval, comparison.threshold)
+    if abs(interval.mean) < comparison.threshold:
+        return "yes"
+    return "no" if max(interval.low, -interval.high) >= comparison.threshold else "open"
+
+
+def _difference(more: _Values, less: _Values) -> _Values:
+    return _Values(
+        more.values - less.values,
+        difference_of_examples(more.examples, less.examples),
+        more.succeeded & less.succeeded,
+        difference_limits(more.limits),
+        more.digits,
+    )
+
+
+def _values(quantity: Quantity, summary: Summary) -> _Values | None:
     """The quantity for each seed; None where its cell has not finished."""
     score = summary.score(quantity.task, quantity.variant)
     if score is None:
         return None
-    return score.values if quantity.measure is None else score.measures.get(quantity.measure)
+    # Where no seed reaches the threshold that is no failure, but what the variant can do.
+    succeeded = score.succeeded if score.succeeded.any() else np.ones(len(score.values), bool)
+    if quantity.measure is None:
+        return _Values(score.values, score.examples, succeeded, score.metric.limits, score.metric.digits)
+    values = score.measures.get(quantity.measure)
+    return None if values is None else _Values(values, None, np.ones(len(values), bool), (None, None), 3)

@@ -19,7 +19,7 @@ from flaxformer_lab.report.formatting import (
 )
 from flaxformer_lab.report.markup import Markup
 from flaxformer_lab.report.statistics import Interval
-from flaxformer_lab.report.summary import Difference, Score
+from flaxformer_lab.report.summary import Difference, Score, metric_range
 from flaxformer_lab.report.svg import COLOURS, annotate, as_svg, make_axes, styled
 from flaxformer_lab.tasks import PrimaryMetric
 
@@ -31,27 +31,19 @@ LABEL_WIDTH, LABEL_HEIGHT = 13, 10  # of a variant's number
 SIDES = {"yes": "better", "no": "worse", "open": "level"}  # of a threshold: the colour of an interval
 
 
-def metric_range(metric: PrimaryMetric) -> Number | None:
-    """From the lowest value (or 0 where there is no limit) to the highest; None where there is no highest above it."""
-    low, high = metric.limits
-    return high - (low or 0.0) if high is not None and high > (low or 0.0) else None
-
-
 def score_limits(metric: PrimaryMetric, values: Iterable[Number]) -> Limits:
-    """The ends of a score's axis: its whole range where it has one, else those of the values.
+    """The ends of a score's axis: those of the values, inside the limits of the score.
 
-    Where only the lower limit is missing, the axis goes below 0 as far as the values, but by no more than the range: a
-    run that diverges would flatten the rest.
+    Where only the lower limit is missing, values below 0 count by no more than the range: a run that diverges would
+    flatten the rest.
     """
-    values = list(values)
     low, high = metric.limits
     size = metric_range(metric)
-    if size is None:
-        start, end = padded_range(values)
-        return start if low is None else max(start, low), end
-    if low is None:
-        low = max(1.06 * min([0.0, *filter(math.isfinite, values)]), -size)
-    return low, high + 0.04 * size
+    start, end = padded_range(values if low is not None or size is None else (max(value, -size) for value in values))
+    if size is not None:  # a hundredth of the range and no less on both sides: no axis of rounding errors
+        start, end = min(start, (start + end) / 2 - 0.01 * size), max(end, (start + end) / 2 + 0.01 * size)
+    start, end = start if low is None else max(start, low), end if high is None else min(end, high + 0.04 * (size or 0))
+    return (start, end) if start < end else (start - 1, end + 1)
 
 
 def padded_range(values: Iterable[Number], margin: float = 0.06) -> Limits:
@@ -77,7 +69,7 @@ def seed_range(values: Float[np.ndarray, "seeds evaluations"]) -> tuple[np.ndarr
 @styled
 def learning_curve(score: Score, baseline: Score | None, limits: Limits) -> Markup:
     """One variant's validation score by step: the median over seeds, their range, the baseline behind it."""
-    figure, axes = make_axes(190, 124, (30, 20, 8, 8))
+    figure, axes = make_axes(190, 124, (40, 20, 8, 8))
     axes.set(xlim=(0, max(score.steps)), ylim=limits, xticks=[0, score.steps[-1]])
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.get_xticklabels()[-1].set_ha("right")
@@ -86,7 +78,7 @@ def learning_curve(score: Score, baseline: Score | None, limits: Limits) -> Mark
     if baseline is not None and baseline is not score:
         _draw_curve(axes, baseline, "baseline")
     _draw_curve(axes, score, "baseline" if baseline is score else "variant")
-    bound = _bound(score)
+    bound = bound_of(score)
     if bound is not None:
         axes.axhline(np.clip(bound, *limits), color=COLOURS["bound"], linestyle="--", linewidth=1.6, clip_on=False)
     return as_svg(figure, _describe_curve(score, baseline, bound))
@@ -111,7 +103,8 @@ def _draw_curve(axes: Axes, score: Score, role: str) -> None:
     annotate(line, f"curve {role}")
 
 
-def _bound(score: Score) -> float | None:
+def bound_of(score: Score) -> float | None:
+    """What theory allows of the score that is drawn."""
     return None if score.bound is None or score.bound["metric"] != score.metric.name else float(score.bound["value"])
 
 
@@ -135,27 +128,37 @@ def _describe_end(score: Score) -> str:
 
 @styled
 def forest(differences: Sequence[Difference], metric: PrimaryMetric) -> Markup:
-    """Each variant's paired difference with its interval, around the baseline's 0, and in numbers beside it."""
+    """Each variant's paired difference with its interval, around the baseline's 0, and in numbers under its name.
+
+    Narrow enough to be read whole on a telephone, with the line at 0.
+    """
     names = [name if len(name) <= 24 else f"{name[:23]}…" for name in (each.variant for each in differences)]
-    left = 12 + LETTER * max(map(len, names))
-    figure, axes = make_axes(620, 50 + 22 * len(differences), (left, 40, 165, 10))
+    figure, axes = make_axes(424, 50 + 32 * len(differences), (180, 40, 14, 10))
     ends = [end for d in differences for end in (0.0, d.interval.mean, d.interval.low, d.interval.high)]
-    low, high = padded_range(ends)
     size = metric_range(metric)
+    least = 0.01 * (size or max((abs(end) for end in ends if abs(end) < HUGE), default=0.0) or 1.0)
+    low, high = padded_range([*ends, -least, least])
     axes.set(xlim=(low if size is None else max(low, -2 * size), high), ylim=(len(differences) - 0.5, -0.5))
     axes.set_xlabel(f"difference in {metric.label}; right is better")
-    axes.set_yticks(range(len(names)), names, color=COLOURS["ink"])
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.set_yticks([])
+    axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.grid(visible=False, axis="y")
     axes.axvline(0, color=COLOURS["baseline"], linewidth=1.4)
     _draw_intervals(axes, [each.interval for each in differences], [each.direction for each in differences])
     beside = axes.get_yaxis_transform()
     for row, each in enumerate(differences):
         _draw_mark(axes, each.interval.mean, row, each.direction, _describe_difference(each, metric))
-        for format_, offset, role in ((format_mean, 43, "ink"), (format_ends, 161, "muted")):
-            text = with_minus_signs(format_(each.interval, metric.digits, signed=True))
-            x = 1 + offset / axes.bbox.width
-            axes.text(x, row, text, ha="right", va="center", color=COLOURS[role], transform=beside)
+        mean, ends = (
+            with_minus_signs(format_(each.interval, metric.digits, signed=True))
+            for format_ in (format_mean, format_ends)
+        )
+        for text, line, offset, role in (
+            (names[row], -0.21, 12, "ink"),
+            (mean, 0.21, 12 + LETTER * len(ends) + (6 if ends else 0), "ink"),
+            (ends, 0.21, 12, "muted"),
+        ):
+            x = -offset / axes.bbox.width
+            axes.text(x, row + line, text, ha="right", va="center", color=COLOURS[role], transform=beside)
     every = "; ".join(f"{d.variant} {format_interval(d.interval, metric.digits, signed=True)}" for d in differences)
     label = f"Paired difference in {metric.label} to {differences[0].baseline}, with 95% intervals: {every}"
     return as_svg(figure, with_minus_signs(label))

@@ -1,12 +1,49 @@
 """Values as text, the same in Markdown, on the page and in a terminal."""
 
+import collections
 import math
 import re
+from collections.abc import Sequence
 
 from flaxformer_lab.report.claims import Decision, Finding
 from flaxformer_lab.report.statistics import Interval
-from flaxformer_lab.report.summary import Score
+from flaxformer_lab.report.summary import Difference, Score, Summary
 from flaxformer_lab.tasks import PrimaryMetric
+
+TITLE = "Ablation report"  # where the config names no question
+VERDICTS = ("supported", "refuted", "supported only when", "undecided")
+
+
+def lead(summary: Summary, decisions: Sequence[Decision]) -> str:
+    """The answer in one or two sentences."""
+    parts = []
+    for verdict in VERDICTS:
+        claims = [each.claim.name for each in decisions if each.verdict == verdict]
+        if claims:
+            parts.append(f"{verdict}: {', '.join(claims)}")
+    verdicts = f"{sentence('; '.join(parts))}." if parts else ""
+    finished = f"{len(summary.scores)} of {len(summary.grid.cells)} cells have finished"
+    if not summary.scores:
+        return f"{verdicts} No cell has finished yet.".strip()
+    if summary.failures or summary.missing:
+        return f"{verdicts} {finished}: what follows may change.".strip()
+    return verdicts or f"All {len(summary.scores)} cells have finished."
+
+
+def sentence(words: str) -> str:
+    """With a capital letter."""
+    return words[:1].upper() + words[1:]
+
+
+def format_provenance(summary: Summary) -> list[tuple[str, str]]:
+    """How the results were made: the command, versions, device and commit, each with its cells where they differ."""
+    made = []
+    for name in ("command", "versions", "device", "commit"):
+        texts = collections.Counter(each.provenance[name] for each in summary.scores if name in each.provenance)
+        several = len(texts) > 1
+        said = [f"{text} ({format_count(number, 'cell')})" if several else text for text, number in texts.items()]
+        made += [(name, "; ".join(said))] if said else []
+    return made
 
 
 def format_label(metric: PrimaryMetric) -> str:
@@ -24,7 +61,23 @@ def format_finding(finding: Finding) -> str:
     if finding.interval is None:
         return "not measured"
     difference = format_interval(finding.interval, finding.digits)
-    return f"{finding.answer}: {difference} against {finding.comparison.threshold:g}"
+    return f"{finding.answer}: {difference} against {format_threshold(finding)}{format_conditions(finding)}"
+
+
+def format_threshold(finding: Finding) -> str:
+    """0.2, or ±0.2 where the difference must lie within it."""
+    return f"{'±' if finding.comparison.within else ''}{finding.comparison.threshold:g}"
+
+
+def format_conditions(finding: Finding) -> str:
+    """What a finding rests on beside its interval: the corrected p, and what is left without seeds that failed."""
+    p_value = format_p_value(finding.corrected_p)
+    text = "" if not p_value else f", p {p_value}" if p_value.startswith("<") else f", p = {p_value}"
+    if finding.rest is None:
+        return text
+    return (
+        f"{text}; without {format_count(finding.failed, 'failed seed')} {format_interval(finding.rest, finding.digits)}"
+    )
 
 
 def format_interval(interval: Interval, digits: int = 3, *, signed: bool = False) -> str:
@@ -65,6 +118,29 @@ def format_steps_to_threshold(score: Score) -> str:
     if len(known) < len(score.reached):
         return f"{len(known)} of {len(score.reached)} seeds"
     return f"{known[len(known) // 2]}"
+
+
+def format_share(score: Score) -> str:
+    """4 of 5 [0.28, 0.99] seeds reached the threshold, with the mean score of those where some did not."""
+    hits, number = int(score.succeeded.sum()), len(score.values)
+    text = f"{hits} of {number} {format_ends(score.share, 2)}"
+    if score.of_successes is None or hits == number:
+        return text
+    return f"{text}, mean {format_interval(score.of_successes, score.metric.digits)}"
+
+
+def format_improvement(difference: Difference) -> str:
+    """The share of seeds for which the variant is better, with its interval."""
+    return "" if difference.is_same else format_interval(difference.probability_of_improvement, 2)
+
+
+def format_clarity(difference: Difference) -> str:
+    """What may be said of a difference in words."""
+    if difference.is_same:
+        return "the same function"
+    words = {"better": "better", "worse": "worse"}.get(difference.direction, "")
+    equal = f"within ±{difference.margin:g}" if difference.is_equivalent else ""
+    return ", ".join(each for each in (words, equal) if each) or "open"
 
 
 def format_count(number: int, noun: str) -> str:

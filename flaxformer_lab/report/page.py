@@ -4,21 +4,28 @@ It opens without a network and runs no script; every figure has a text alternati
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
 from flaxformer_lab.report.claims import Decision, Finding
-from flaxformer_lab.report.figures import metric_range, threshold_figure
+from flaxformer_lab.report.figures import threshold_figure
 from flaxformer_lab.report.formatting import (
+    TITLE,
+    format_conditions,
     format_count,
     format_interval,
     format_mean,
     format_p_value,
+    format_provenance,
+    format_threshold,
+    lead,
+    sentence,
     with_minus_signs,
 )
 from flaxformer_lab.report.markup import Markup, breakable, join, scrolling, tag
-from flaxformer_lab.report.summary import SLACK, Difference, Summary
+from flaxformer_lab.report.statistics import COVERAGE, FEWEST_SEEDS
+from flaxformer_lab.report.summary import MARGIN, SLACK, Difference, Summary, metric_range
 from flaxformer_lab.report.task_section import task_section
 from flaxformer_lab.tasks import PrimaryMetric
 
@@ -31,10 +38,11 @@ def as_page(summary: Summary, decisions: tuple[Decision, ...]) -> str:
     """The whole file. The same results give the same bytes."""
     tasks = list(summary.grid.config.tasks)
     sections = [
-        ("verdicts", "Verdicts", _verdicts(decisions)) if decisions else None,
+        ("verdicts", "Verdicts", _verdicts(summary, decisions)) if decisions else None,
         ("overview", "Overview", _overview(summary)),
         ("tasks", "Tasks", [task_section(summary, task, _task_id(k)) for k, task in enumerate(tasks)]),
         ("cells", "Cells", _cells(summary)),
+        ("provenance", "How it was made", _provenance(summary)) if format_provenance(summary) else None,
         ("reading", "How to read this page", _reading(summary)),
     ]
     shown = [each for each in sections if each is not None]
@@ -62,7 +70,7 @@ def _head(summary: Summary) -> Markup:
         tag("meta", name="color-scheme", content="light dark"),
         tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
         tag("link", rel="icon", href="data:,"),  # else a server is asked for one, and its refusal is an error
-        tag("title", f"Ablation: {len(summary.scores)} of {len(summary.grid.cells)} cells"),
+        tag("title", summary.grid.config.question or TITLE),
         tag("style", Markup(style)),
     )
 
@@ -109,26 +117,11 @@ def _header(summary: Summary, decisions: tuple[Decision, ...]) -> Markup:
     ]
     return tag(
         "header",
-        tag("h1", "Ablation report"),
+        tag("h1", config.question or TITLE),
+        tag("p", lead(summary, decisions), class_="lead"),
         tag("p", " · ".join(setting), class_="setting"),
-        tag("p", _lead(summary, decisions), class_="lead"),
         tag("ul", tiles, class_="tiles"),
     )
-
-
-def _lead(summary: Summary, decisions: tuple[Decision, ...]) -> str:
-    """The answer in one or two sentences."""
-    parts = []
-    for verdict in SIGNS:
-        claims = [each.claim.name for each in decisions if each.verdict == verdict]
-        if claims:
-            parts.append(f"{verdict}: {', '.join(claims)}")
-    verdicts = f"{_sentence('; '.join(parts))}. " if parts else ""
-    if not summary.scores:
-        return f"{verdicts}No cell has finished yet."
-    if summary.failures or summary.missing:
-        return f"{verdicts}The ablation is not complete: what follows may change."
-    return verdicts or "All cells have finished."
 
 
 def _tile(number: str, caption: str, more: Markup | None = None, *, alarm: bool = False) -> Markup:
@@ -145,40 +138,44 @@ def _progress(summary: Summary) -> Markup:
 # ---------------------------------------------------------------------------------------------- the verdicts
 
 
-def _verdicts(decisions: tuple[Decision, ...]) -> Markup:
-    return tag("div", [_card(each) for each in decisions], class_="cards")
+def _verdicts(summary: Summary, decisions: tuple[Decision, ...]) -> Markup:
+    ids = {task: _task_id(number) for number, task in enumerate(summary.grid.config.tasks)}
+    return tag("div", [_card(each, ids) for each in decisions], class_="cards")
 
 
-def _card(decision: Decision) -> Markup:
+def _card(decision: Decision, task_ids: Mapping[str, str]) -> Markup:
     verdict, claim = decision.verdict, decision.claim
     badge = tag("span", tag("span", SIGNS[verdict], aria_hidden="true"), f" {verdict}", class_="badge")
     return tag(
         "article",
         tag("h3", tag("span", claim.name, class_="claim"), " ", badge),
         tag("blockquote", tag("p", claim.statement)),
-        tag("p", _sentence(decision.reason), class_="reason"),
-        tag("ul", [_evidence(each) for each in decision.findings], class_="findings"),
+        tag("p", sentence(decision.reason), class_="reason"),
+        tag("ul", [_evidence(each, task_ids) for each in decision.findings], class_="findings"),
         None if claim.source is None else tag("p", f"Source: {claim.source}", class_="source"),
         class_=f"card {verdict.replace(' ', '-')}",
     )
 
 
-def _evidence(finding: Finding) -> Markup:
+def _evidence(finding: Finding, task_ids: Mapping[str, str]) -> Markup:
     comparison, interval = finding.comparison, finding.interval
-    question = _sentence(comparison.question)
+    question = sentence(comparison.question)
     compared = f"{comparison.more}" + ("" if comparison.less is None else f", less {comparison.less}")
+    tasks = dict.fromkeys(each.task for each in (comparison.more, comparison.less) if each is not None)
+    tables = [tag("a", breakable(task), href=f"#{task_ids[task]}") for task in tasks if task in task_ids]
     if interval is None:
         answer = [tag("strong", "not measured"), " yet"]
     else:
         difference = with_minus_signs(format_interval(interval, finding.digits))
-        answer = [tag("strong", finding.answer), f": {difference}, threshold {comparison.threshold:g}"]
+        conditions = with_minus_signs(f", threshold {format_threshold(finding)}{format_conditions(finding)}")
+        answer = [tag("strong", finding.answer), f": {difference}{conditions}"]
     return tag(
         "li",
         tag("p", question, " ", tag("span", answer, class_=f"answer {finding.answer}")),
         None
         if interval is None
         else tag("figure", threshold_figure(interval, comparison.threshold, finding.answer, question, finding.digits)),
-        tag("p", compared, class_="compared"),
+        tag("p", compared, [[" · table of ", each] for each in tables], class_="compared"),
     )
 
 
@@ -292,14 +289,25 @@ def _listed(groups: dict[str, list[str]]) -> list[Markup]:
     ]
 
 
+def _provenance(summary: Summary) -> Markup:
+    rows = [(tag("dt", sentence(name)), tag("dd", made)) for name, made in format_provenance(summary)]
+    return tag("dl", rows, class_="notes")
+
+
 def _reading(summary: Summary) -> Markup:
     seeds = len(summary.grid.config.seeds)
     notes = (
         ("Score", "The mean over seeds on test examples, at the learning rate that was best on validation."),
         (
             "Interval",
-            f"95%, by the bootstrap over {format_count(seeds, 'seed')}, widened for small samples. Without at least "
-            "two seeds, or where a run is not finite, there is none.",
+            f"95%, by the studentised bootstrap over {format_count(seeds, 'seed')}, and over test examples where all "
+            "seeds have the same ones; inside the limits of the score. Without at least two seeds, where they are all "
+            f"alike, or where a run is not finite, there is none. {_coverage(seeds)}",
+        ),
+        (
+            "Failures",
+            "Seeds whose test score does not reach the task's threshold, as a share with its Clopper-Pearson interval, "
+            "beside the mean of the rest. Where some seeds fail, a claim is decided only if the rest agree.",
         ),
         (
             "Difference",
@@ -309,13 +317,28 @@ def _reading(summary: Summary) -> Markup:
         (
             "Clear",
             "A difference whose p-value (paired t-test) is below 0.05 after Holm's correction for how many variants "
-            "the task compares. In charts: a filled mark, where others are hollow.",
+            "the task compares; a variant that is the baseline's function there does not count. In charts: a filled "
+            f"mark, where others are hollow. With fewer than {FEWEST_SEEDS} seeds nothing is clear.",
         ),
-        ("P(better)", "How often a run of the variant scores above one of the baseline; ties count half."),
+        (
+            "Equal within",
+            f"Two one-sided t-tests find the difference smaller than {MARGIN:g} of the metric's range (p below 0.05, "
+            "corrected alike). A difference that is neither clear nor equal is open.",
+        ),
+        (
+            "Claim",
+            "Each answer's p is corrected by Holm's method for all comparisons of all claims on this page.",
+        ),
+        (
+            "P(better)",
+            "The share of seeds for which the variant scores above the baseline, ties counted half, with its "
+            "Clopper-Pearson interval.",
+        ),
         ("Interquartile mean", "The mean without the lowest and the highest quarter of the seeds."),
         (
             "Bound",
-            f"The most that theory allows. Broken: the whole interval is better than it by more than {SLACK:g}.",
+            f"The most that theory allows, where a score could exceed it. Broken: the whole interval is better than it "
+            f"by more than {SLACK:g}.",
         ),
         ("Steps to threshold", "The median over seeds, or how many seeds arrived where not all did."),
         ("FLOPs", "Of a forward pass of one example, the same on every device."),
@@ -323,5 +346,13 @@ def _reading(summary: Summary) -> Markup:
     return tag("dl", [(tag("dt", word), tag("dd", meaning)) for word, meaning in notes], class_="notes")
 
 
-def _sentence(words: str) -> str:
-    return words[:1].upper() + words[1:]
+def _coverage(seeds: int) -> str:
+    """What simulations say of intervals at the nearest number of seeds."""
+    number = min(COVERAGE["normal"], key=lambda each: abs(each - seeds))
+    shares = {law: f"{100 * by_seeds[number]:.0f}%" for law, by_seeds in COVERAGE.items()}
+    return (
+        f"In simulations with {number} seeds it holds the mean in {shares['normal']} of cases for normal values and "
+        f"{shares['half-normal']} for half-normal ones, but only {shares['lognormal']} for lognormal ones. Where one "
+        f"run in ten fails it holds the mean of all in only {shares['one run in ten fails']}, and that of the rest in "
+        f"{shares['one run in ten fails, the rest']}."
+    )

@@ -4,29 +4,40 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from flaxformer_lab.ablation.engine import best_learning_rate, from_json
 from flaxformer_lab.ablation.grid import Cell, Grid
 from flaxformer_lab.ablation.store import Result, Store
 from flaxformer_lab.report.statistics import (
+    FEWEST_SEEDS,
+    SIGNIFICANT,
+    Examples,
     Interval,
+    Limits,
     bootstrap_interval,
+    equivalence_p_value,
     holm,
     interquartile_mean,
     paired_p_value,
     probability_of_improvement,
+    share_interval,
     steps_to_threshold,
 )
 from flaxformer_lab.tasks import PrimaryMetric
 
 SLACK = 0.03  # of a bound: what fresh test examples may add to a score by luck, and what the theorem leaves out
-SIGNIFICANT = 0.05  # a difference whose corrected p is below this counts as one
+MARGIN = 0.02  # of a metric's range: a difference that is surely smaller counts as none
+SAME = 1e-6  # curves that differ by less than this come from the same function
 
 
 @dataclass(frozen=True)
 class Score:
-    """What one variant reached on one task, at the learning rate that was best on validation. One value per seed."""
+    """What one variant reached on one task, at the learning rate that was best on validation. One value per seed.
+
+    examples: what each test example adds to the mean, where all seeds are tested on the same ones. succeeded: the seeds
+    that are finite and reach the task's threshold, where it has one; share: how many do; of_successes: their mean.
+    """
 
     task: str
     variant: str
@@ -34,7 +45,11 @@ class Score:
     learning_rate: float
     seeds: tuple[int, ...]
     values: Float[np.ndarray, " seeds"]
+    examples: Examples
     interval: Interval
+    succeeded: Bool[np.ndarray, " seeds"]
+    share: Interval
+    of_successes: Interval | None
     interquartile_mean: float
     parameters: int
     forward_flops: int
@@ -44,16 +59,20 @@ class Score:
     reached: tuple[int | None, ...] | None  # steps to the task's threshold
     measures: dict[str, Float[np.ndarray, " seeds"]]
     seconds: float
+    provenance: dict[str, str]
 
     @property
     def bound_held(self) -> bool | None:
         """Whether the scores agree with theory's bound: not all of their interval is better than it.
 
-        None where there is no bound, or a run that is not finite.
+        None where there is no bound, or one that no score can break, or a run that is not finite.
         """
         if self.bound is None or self.bound["metric"] != self.metric.name or not np.isfinite(self.interval.mean):
             return None
         better = self.metric.higher_is_better
+        best = self.metric.limits[1 if better else 0]
+        if best is not None and (1 if better else -1) * (self.bound["value"] - best) >= -SLACK:
+            return None
         worst = (
             self.interval.mean if np.isnan(self.interval.low) else (self.interval.low if better else self.interval.high)
         )
@@ -62,7 +81,11 @@ class Score:
 
 @dataclass(frozen=True)
 class Difference:
-    """A variant less the baseline, paired by seed; positive where the variant is better."""
+    """A variant less the baseline, paired by seed; positive where the variant is better.
+
+    is_same: the variant trains to the baseline's very function, so there is nothing to compare. margin: the largest
+    difference that counts as none; equivalence_p: that the difference is not within it, corrected like `corrected_p`.
+    """
 
     task: str
     variant: str
@@ -71,14 +94,22 @@ class Difference:
     interval: Interval
     p_value: float
     corrected_p: float  # for the number of variants that the task compares
-    probability_of_improvement: float
+    probability_of_improvement: Interval
+    is_same: bool
+    margin: float | None
+    equivalence_p: float
 
     @property
     def direction(self) -> str:
         """Better or worse; level where chance is a likely cause, after correction for the number of comparisons."""
-        if not self.corrected_p < SIGNIFICANT:
+        if len(self.values) < FEWEST_SEEDS or not self.corrected_p < SIGNIFICANT:
             return "level"
         return "better" if self.interval.mean > 0 else "worse"
+
+    @property
+    def is_equivalent(self) -> bool:
+        """Whether the difference is within the margin, and not only unclear."""
+        return self.is_same or (len(self.values) >= FEWEST_SEEDS and self.equivalence_p < SIGNIFICANT)
 
 
 @dataclass(frozen=True)
@@ -128,6 +159,10 @@ def score_of(cell: Cell, result: Result, threshold: float | None = None) -> Scor
     values = np.array([from_json(each["test"][metric.name]) for each in chosen])
     curves = np.array([[from_json(value) for value in each["validation"][metric.name]] for each in chosen])
     steps = tuple(result["steps"])
+    examples = _example_influence(result, rate)
+    succeeded = np.isfinite(values)
+    if threshold is not None:
+        succeeded &= values >= threshold if metric.higher_is_better else values <= threshold
     return Score(
         task=cell.task,
         variant=cell.variant,
@@ -135,7 +170,13 @@ def score_of(cell: Cell, result: Result, threshold: float | None = None) -> Scor
         learning_rate=rate,
         seeds=tuple(each["seed"] for each in chosen),
         values=values,
-        interval=bootstrap_interval(values),
+        examples=examples,
+        interval=bootstrap_interval(values, examples=examples, limits=metric.limits),
+        succeeded=succeeded,
+        share=share_interval(int(succeeded.sum()), len(values)),
+        of_successes=bootstrap_interval(values[succeeded], examples=examples, limits=metric.limits)
+        if succeeded.any()
+        else None,
         interquartile_mean=interquartile_mean(values),
         parameters=result["parameters"],
         forward_flops=result["forward_flops"],
@@ -149,28 +190,86 @@ def score_of(cell: Cell, result: Result, threshold: float | None = None) -> Scor
             name: np.array([from_json(each["measures"][name]) for each in chosen]) for name in chosen[0]["measures"]
         },
         seconds=result["seconds"],
+        provenance=result.get("provenance", {}),
     )
 
 
+def _example_influence(result: Result, rate: float) -> Examples:
+    """What each test example adds to the mean score, from the sums over seeds; None where each seed has its own.
+
+    A score is a quotient, sum of totals / sum of weights; an example moves it by (total - score weight) / mean weight.
+    """
+    stored = result.get("test_examples")
+    if stored is None or stored["learning_rate"] != rate:
+        return None
+    totals, weights = (np.array([from_json(each) for each in stored[name]]) for name in ("totals", "weights"))
+    score = totals.sum() / weights.sum()
+    return (totals - score * weights) / weights.mean()
+
+
+def difference_limits(limits: Limits) -> Limits:
+    """The limits of a difference of two values within these."""
+    low, high = limits
+    return (None, None) if low is None or high is None else (low - high, high - low)
+
+
+def difference_of_examples(ours: Examples, theirs: Examples) -> Examples:
+    """What each test example adds to a difference; None where either is not known."""
+    return None if ours is None or theirs is None or len(ours) != len(theirs) else ours - theirs
+
+
+def metric_range(metric: PrimaryMetric) -> float | None:
+    """From the lowest value (or 0 where there is no limit) to the highest; None where there is no highest above it."""
+    low, high = metric.limits
+    return high - (low or 0.0) if high is not None and high > (low or 0.0) else None
+
+
 def _differences(scores: list[Score], baseline: str) -> list[Difference]:
-    """Every variant of a task against its baseline, corrected for how many there are."""
+    """Every variant of a task against its baseline, corrected for how many there are.
+
+    A variant that is the baseline's function here is compared with nothing, and is not counted.
+    """
     base = next((each for each in scores if each.variant == baseline), None)
     others = [each for each in scores if each.variant != baseline]
     if base is None or not others:
         return []
-    sign = 1 if base.metric.higher_is_better else -1
+    sign, size = 1 if base.metric.higher_is_better else -1, metric_range(base.metric)
+    margin = None if size is None else MARGIN * size
+    same = [_is_same(each, base) for each in others]
     paired = [sign * (each.values - base.values) for each in others]
-    p_values = [paired_p_value(values) for values in paired]
+    examples = [difference_of_examples(each.examples, base.examples) for each in others]
+    examples = [None if each is None else sign * each for each in examples]
+    known = zip(paired, examples, same, strict=True)
+    p_values = [np.nan if is_same else paired_p_value(values, examples=moved) for values, moved, is_same in known]
+    known = zip(paired, examples, same, strict=True)
+    equivalence = [
+        np.nan if is_same or margin is None else equivalence_p_value(values, margin, examples=moved)
+        for values, moved, is_same in known
+    ]
+    rows = zip(others, paired, examples, same, p_values, holm(p_values), holm(equivalence), strict=True)
     return [
         Difference(
             task=each.task,
             variant=each.variant,
             baseline=baseline,
             values=values,
-            interval=bootstrap_interval(values),
+            interval=bootstrap_interval(values, examples=moved, limits=difference_limits(base.metric.limits)),
             p_value=p_value,
             corrected_p=float(corrected),
-            probability_of_improvement=probability_of_improvement(sign * each.values, sign * base.values),
+            probability_of_improvement=probability_of_improvement(values),
+            is_same=is_same,
+            margin=margin,
+            equivalence_p=float(equivalent),
         )
-        for each, values, p_value, corrected in zip(others, paired, p_values, holm(p_values), strict=True)
+        for each, values, moved, is_same, p_value, corrected, equivalent in rows
     ]
+
+
+def _is_same(score: Score, base: Score) -> bool:
+    """Whether two variants have trained to the same function, as where one token leaves nothing to attend to."""
+    return (
+        (score.parameters, score.learning_rate, score.seeds) == (base.parameters, base.learning_rate, base.seeds)
+        and score.curves.shape == base.curves.shape
+        and bool(np.all(np.abs(score.curves - base.curves) <= SAME))
+        and bool(np.all(np.abs(score.values - base.values) <= SAME))
+    )

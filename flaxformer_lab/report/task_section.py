@@ -4,24 +4,27 @@ import math
 from collections.abc import Sequence
 
 from flaxformer_lab.ablation.claim_config import BASELINE
-from flaxformer_lab.report.figures import forest, learning_curve, scatter, score_limits, seed_range
+from flaxformer_lab.report.figures import bound_of, forest, learning_curve, scatter, score_limits, seed_range
 from flaxformer_lab.report.formatting import (
     format_bound,
+    format_clarity,
     format_ends,
+    format_improvement,
     format_interval,
     format_label,
     format_mean,
     format_p_value,
+    format_share,
     format_steps_to_threshold,
     with_minus_signs,
 )
 from flaxformer_lab.report.markup import Markup, breakable, scrolling, tag
 from flaxformer_lab.report.statistics import Interval, bootstrap_interval
-from flaxformer_lab.report.summary import Score, Summary
+from flaxformer_lab.report.summary import Difference, Score, Summary
 
 MIXING = {"cross_feature_energy": "cross-feature energy", "cross_token_energy": "cross-token energy"}
 NOTHING = "–"
-DIRECTIONS = {"worse": "clearly worse", "better": "clearly better", "level": "without a clear difference"}
+DIRECTIONS = {"worse": "clearly worse", "better": "clearly better"}
 
 
 def task_section(summary: Summary, task: str, id_: str) -> Markup:
@@ -70,11 +73,21 @@ def _sentences(summary: Summary, scores: Sequence[Score]) -> str:
     who = "The baseline" if name == BASELINE else f"The baseline, {name},"
     reaches = "reaches" if math.isfinite(base.interval.mean) else "is"
     text = f"{who} {reaches} {format_interval(base.interval, base.metric.digits)} in {format_label(base.metric)}."
-    found = [each.direction for each in summary.differences if each.task == task]
+    differences = [each for each in summary.differences if each.task == task]
+    found = [_in_words(each) for each in differences]
     if found:
-        counts = [(found.count(direction), words) for direction, words in DIRECTIONS.items()]
+        counts = [(found.count(words), words) for words in dict.fromkeys((*DIRECTIONS.values(), *found))]
         text += f" Of the other {len(found)}: {', '.join(f'{number} {words}' for number, words in counts if number)}."
     return with_minus_signs(text)
+
+
+def _in_words(difference: Difference) -> str:
+    """Equal only where a test says so: a difference that is not clear is open."""
+    if difference.is_same:
+        return "the same function as the baseline"
+    if difference.direction in DIRECTIONS:
+        return DIRECTIONS[difference.direction]
+    return f"equal within {difference.margin:g}" if difference.is_equivalent else "open"
 
 
 # ---------------------------------------------------------------------------------------------- tables
@@ -89,11 +102,13 @@ def _table(summary: Summary, scores: Sequence[Score]) -> Markup:
         "interquartile mean",
         "difference",
         "Holm p",
+        "verdict",
         "P(better)",
         "bound",
         "parameters",
         "FLOPs",
         "learning rate",
+        *(() if threshold is None else (f"seeds at {threshold:g}",)),
         "steps to threshold" if threshold is None else f"steps to {threshold:g}",
     )
     head = tag("tr", [tag("th", each, scope="col") for each in columns])
@@ -106,12 +121,13 @@ def _row(summary: Summary, score: Score, number: int) -> Markup:
     difference = summary.difference(score.task, score.variant)
     is_baseline = score.variant == summary.grid.config.baseline
     digits = score.metric.digits
-    compared = [tag("td", NOTHING, class_="nothing")] * 3
+    compared = [tag("td", NOTHING, class_="nothing")] * 4
     if difference is not None:
         compared = [
             _interval_cell(difference.interval, digits, difference.direction, signed=True),
             _cell(format_p_value(difference.corrected_p)),
-            _cell(f"{difference.probability_of_improvement:.2f}"),
+            _cell(format_clarity(difference)),
+            _cell(format_improvement(difference)),
         ]
     return tag(
         "tr",
@@ -124,6 +140,7 @@ def _row(summary: Summary, score: Score, number: int) -> Markup:
         _cell(f"{score.parameters:,}"),
         _cell(f"{score.forward_flops:,}"),
         _cell(f"{score.learning_rate:g}"),
+        None if summary.grid.config.tasks[score.task].threshold is None else _cell(format_share(score)),
         _cell(format_steps_to_threshold(score)),
         class_="is-baseline" if is_baseline else None,
     )
@@ -153,8 +170,9 @@ def _curves(summary: Summary, scores: Sequence[Score]) -> Markup:
     """A small chart per variant, all on the same axes."""
     base = summary.score(scores[0].task, summary.grid.config.baseline)
     medians = [value for score in scores for value in seed_range(score.curves)[1]]
-    limits = score_limits(scores[0].metric, medians)
-    bounded = any(each.bound is not None for each in scores)
+    bounds = [bound for score in scores if (bound := bound_of(score)) is not None]
+    limits = score_limits(scores[0].metric, [*medians, *bounds])
+    bounded = bool(bounds)
     panels = [
         tag(
             "figure",
@@ -177,7 +195,7 @@ def _forest(summary: Summary, scores: Sequence[Score]) -> Markup:
     differences = [each for each in found if each is not None]
     if not differences:
         return tag("p", "There is nothing to compare yet.")
-    caption = "Paired by seed, with 95% intervals. Filled: clear after Holm's correction; hollow: not."
+    caption = "Paired by seed, with 95% intervals. Filled: clear after Holm's correction; hollow: open, or equal."
     chart = scrolling(f"Differences on {scores[0].task}", forest(differences, scores[0].metric))
     return _figure(chart, caption, "wide")
 

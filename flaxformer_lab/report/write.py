@@ -1,7 +1,5 @@
 """The files of a report: results.csv, report.md and report.html, of an ablation that has finished or is half way."""
 
-import csv
-import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +12,22 @@ from flaxformer_lab.ablation.store import Store
 from flaxformer_lab.errors import RunError
 from flaxformer_lab.report.claims import Decision, decide_all
 from flaxformer_lab.report.formatting import (
+    TITLE,
     format_bound,
+    format_clarity,
     format_findings,
+    format_improvement,
     format_interval,
     format_p_value,
+    format_provenance,
+    format_share,
     format_steps_to_threshold,
+    lead,
 )
 from flaxformer_lab.report.page import as_page
+from flaxformer_lab.report.results import RESULTS, as_csv
 from flaxformer_lab.report.summary import Score, Summary, summarise
 from flaxformer_lab.training.folder import write_atomic
-
-COLUMNS = ("task", "variant", "seed", "learning_rate", "chosen", "split", "step", "metric", "value")
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ def write_report(grid: Grid, store: Store) -> Report:
     summary = summarise(grid, store)
     decisions = decide_all(summary)
     contents = {
-        "results.csv": as_csv(grid, store, summary),
+        RESULTS: as_csv(grid, store, summary),
         "report.md": as_markdown(summary, decisions),
         "report.html": as_page(summary, decisions),
     }
@@ -65,43 +68,32 @@ def print_report(report: Report) -> None:
         console.print(f"written: {path}", markup=False)
 
 
-def as_csv(grid: Grid, store: Store, summary: Summary) -> str:
-    """One row per replica, split, step and metric; measures of mixing have the split `measure`."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for cell in grid.cells:
-        result, score = store.result(cell), summary.score(cell.task, cell.variant)
-        if result is None or score is None:
-            continue
-        last = result["steps"][-1]
-        for each in result["replicas"]:
-            rate = each["learning_rate"]
-            head = (cell.task, cell.variant, each["seed"], repr(rate), str(rate == score.learning_rate).lower())
-            for metric, values in each["validation"].items():
-                for step, value in zip(result["steps"], values, strict=True):
-                    writer.writerow((*head, "validation", step, metric, _exact(value)))
-            for split, finals in (("test", each["test"]), ("measure", each["measures"])):
-                for metric, value in finals.items():
-                    writer.writerow((*head, split, last, metric, _exact(value)))
-    return file.getvalue()
-
-
 def as_markdown(summary: Summary, decisions: tuple[Decision, ...]) -> str:
     """The verdicts and a table for each task, for a README or a pull request."""
-    parts = [f"# Ablation: {len(summary.scores)} of {len(summary.grid.cells)} cells\n"]
+    parts = [f"# {summary.grid.config.question or TITLE}", lead(summary, decisions)]
+    anchors = {task: f"table-{number}" for number, task in enumerate(summary.grid.config.tasks, 1)}
     if decisions:
-        rows = [(d.claim.name, d.claim.statement, f"**{d.verdict}**", d.reason, format_findings(d)) for d in decisions]
-        parts.append(table(("claim", "statement", "verdict", "because", "differences [95% interval]"), rows))
+        header = ("claim", "statement", "verdict", "because", "differences [95% interval]", "tables")
+        parts.append(table(header, [_verdict_row(each, anchors) for each in decisions]))
     for task in summary.grid.config.tasks:
         scores = [each for each in summary.scores if each.task == task]
         if scores:
-            parts.append(f"## {task}\n\n{task_table(summary, scores)}")
+            parts.append(f'<a id="{anchors[task]}"></a>\n\n## {task}\n\n{task_table(summary, scores)}')
+    parts += [f"{name.capitalize()}: {made}" for name, made in format_provenance(summary)]
     for cell, error in summary.failures:
         parts.append(f"Failed: {cell.task} / {cell.variant}: {error}")
     if summary.missing:
         parts.append(f"Not finished: {', '.join(f'{cell.task} / {cell.variant}' for cell in summary.missing)}.")
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def _verdict_row(decision: Decision, anchors: dict[str, str]) -> tuple[str, ...]:
+    """One claim, with links to the tables that it rests on."""
+    tasks = dict.fromkeys(quantity.task for _, quantity in decision.claim.quantities)
+    names = {task: re.sub(r"([][])", r"\\\1", task) for task in tasks}
+    links = [f"[{names[task]}](#{anchors[task]})" for task in tasks if task in anchors]
+    claim, verdict = decision.claim, f"**{decision.verdict}**"
+    return claim.name, claim.statement, verdict, decision.reason, format_findings(decision), ", ".join(links)
 
 
 def task_table(summary: Summary, scores: list[Score]) -> str:
@@ -111,13 +103,16 @@ def task_table(summary: Summary, scores: list[Score]) -> str:
         f"{scores[0].metric.name} [95% interval]",
         "difference [95% interval]",
         "p (Holm)",
-        "P(better)",
+        "verdict",
+        "P(better) [95% interval]",
         "bound",
         "parameters",
         "FLOPs",
         "learning rate",
+        "seeds at threshold [95% interval]",
         "steps to threshold",
     )
+    has_threshold = summary.grid.config.tasks[scores[0].task].threshold is not None
     rows = []
     for score in scores:
         difference = summary.difference(score.task, score.variant)
@@ -127,11 +122,13 @@ def task_table(summary: Summary, scores: list[Score]) -> str:
                 format_interval(score.interval, score.metric.digits),
                 "" if difference is None else format_interval(difference.interval, score.metric.digits, signed=True),
                 "" if difference is None else format_p_value(difference.corrected_p),
-                "" if difference is None else f"{difference.probability_of_improvement:.2f}",
+                "" if difference is None else format_clarity(difference),
+                "" if difference is None else format_improvement(difference),
                 format_bound(score),
                 f"{score.parameters:,}",
                 f"{score.forward_flops:,}",
                 f"{score.learning_rate:g}",
+                format_share(score) if has_threshold else "",
                 format_steps_to_threshold(score),
             )
         )
@@ -147,7 +144,3 @@ def table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
 
 def _escape(text: str) -> str:
     return re.sub(r"<(?=[A-Za-z/!])", "&lt;", text.replace("|", "\\|"))
-
-
-def _exact(value: float | None) -> str:
-    return "" if value is None else repr(value)

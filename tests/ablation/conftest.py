@@ -15,6 +15,7 @@ from flaxformer_lab.ablation.store import Store
 from flaxformer_lab.tasks import PrimaryMetric
 from flaxformer_lab.tasks.probes import Delay
 
+GAP = 1 / 16  # from a made-up score on test down to the one on validation
 RECIPE = {
     "task": {"name": "delay", "tokens": 4, "features": 4, "evaluation_examples": 32},
     "model": {
@@ -89,11 +90,24 @@ def grid() -> Callable[..., Grid]:
 
 @pytest.fixture
 def result() -> Callable[..., dict[str, Any]]:
-    """The function that makes up a cell's result: `result(cell, score=0.5)`, or one score a seed and learning rate."""
+    """The function that makes up a cell's result: `result(cell, score=0.5)`, or one score a seed and learning rate.
 
-    def make(cell: Cell, score: Any = 0.5, measures: Mapping[str, float] | None = None, bound: Any = None):
-        scores = np.broadcast_to(score, len(cell.replicas)).astype(float)
-        finite = [None if np.isnan(value) else float(value) for value in scores]
+    The scores are those on test. Those on validation are others: lower by `GAP`, or what `validation` says.
+    """
+
+    def make(
+        cell: Cell,
+        score: Any = 0.5,
+        measures: Mapping[str, float] | None = None,
+        bound: Any = None,
+        validation: Any = None,
+    ):
+        def finite(values: Any) -> list[float | None]:
+            values = np.broadcast_to(values, len(cell.replicas)).astype(float)
+            return [None if np.isnan(value) else float(value) for value in values]
+
+        tests = finite(score)
+        ends = finite(np.asarray(score) - GAP if validation is None else validation)
         metric = cell.primary_metric.name
         return {
             "task": cell.task,
@@ -106,11 +120,11 @@ def result() -> Callable[..., dict[str, Any]]:
                 {
                     "seed": replica.seed,
                     "learning_rate": replica.learning_rate,
-                    "validation": {"loss": [1.0, 0.5], metric: [0.0, value]},
-                    "test": {"loss": 0.5, metric: value},
+                    "validation": {"loss": [1.0, 0.5], metric: [0.0, end]},
+                    "test": {"loss": 0.25, metric: value},
                     "measures": dict(measures or {"cross_feature_energy": 0.3, "cross_token_energy": 0.2}),
                 }
-                for replica, value in zip(cell.replicas, finite, strict=True)
+                for replica, value, end in zip(cell.replicas, tests, ends, strict=True)
             ],
             "seconds": 1.0,
         }

@@ -203,6 +203,37 @@ def test_the_learning_rate_is_the_best_on_average(scores, higher, best):
     assert best_learning_rate({"replicas": replicas}, PrimaryMetric("auc", "AUC", higher)) == best
 
 
+def test_the_rate_is_chosen_on_validation_alone():
+    """On test, and by the loss, the other rate would win."""
+    replicas = [
+        {
+            "learning_rate": rate,
+            "validation": {"loss": [good], "auc": [0.9, 1 - good]},
+            "test": {"loss": good, "auc": good},
+        }
+        for rate, good in ((0.1, 0.2), (0.01, 0.8))
+    ]
+    assert best_learning_rate({"replicas": replicas}, PrimaryMetric("auc", "AUC", higher_is_better=True)) == 0.1
+    replicas[0]["validation"]["auc"] = [0.1, 0.2]
+    assert best_learning_rate({"replicas": replicas}, PrimaryMetric("auc", "AUC", higher_is_better=False)) == 0.01
+
+
+def test_a_result_tells_validation_from_test_and_keeps_the_chosen_rates_examples(grid):
+    """The chosen rate is the one of validation; its seeds' test examples are summed, and no other's."""
+    (cell,) = grid({**ONE, "tasks": {"near": {"recipe": "delay.py"}}}).cells
+    rates = np.array([replica.learning_rate for replica in cell.replicas])
+    good = np.where(rates == 0.03, 0.7, 0.4)
+    validation = {"loss": np.ones((4, 2)), "r2": np.stack([np.zeros(4), good], axis=1)}
+    test = {"loss": np.full(4, 2.0), "r2": 1 - good}
+    examples = np.arange(24.0).reshape(4, 2, 3)
+    outcome = Outcome(cell.replicas, (2, 4), validation, test, {}, (), seconds=0.0, test_examples=examples)
+    found = engine.result_of(cell, outcome)
+    assert [each["validation"]["r2"][-1] for each in found["replicas"]] == good.tolist()
+    assert [each["test"]["r2"] for each in found["replicas"]] == (1 - good).tolist()
+    totals, weights = examples[rates == 0.03].sum(axis=0).tolist()
+    assert found["test_examples"] == {"learning_rate": 0.03, "totals": totals, "weights": weights}
+
+
 def test_programs_of_earlier_cells_are_forgotten(grid, store, monkeypatch, without_training):
     cleared = []
     monkeypatch.setattr(local, "CELLS_A_CACHE", 2)

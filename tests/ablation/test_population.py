@@ -88,6 +88,7 @@ def test_a_replica_is_the_run_alone(population, tmp_path, number):
     ):
         assert found == pytest.approx(run.evaluate(split)["r2"], abs=1e-5)
     assert population.steps == (10, 20)
+    assert population.test_examples is None  # each seed draws its own
 
 
 def test_real_data_with_dropout_muon_and_moved_images_too(tmp_path):
@@ -96,6 +97,10 @@ def test_real_data_with_dropout_muon_and_moved_images_too(tmp_path):
     run = alone(DIGITS, replicas[1], tmp_path / "run")
     assert_close(outcome.states[1], run.state)
     assert outcome.test["accuracy"][1] == pytest.approx(run.evaluate("test")["accuracy"])
+    # All seeds see the same 300 images, so what each image adds to the score is kept.
+    right, weights = outcome.test_examples.swapaxes(0, 1)
+    assert right.shape == (3, 300) and set(np.unique(right)) == {0, 1} and np.all(weights == 1)
+    np.testing.assert_allclose(right.mean(axis=1), outcome.test["accuracy"])
 
 
 def test_seeds_and_learning_rates_matter(population):

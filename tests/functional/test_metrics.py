@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn
 
-from flaxformer_lab.functional.metrics import AUC, NDCG, Average, MacroF1, additive, compute, reduce_over
+from flaxformer_lab.functional.losses import explained_variance
+from flaxformer_lab.functional.metrics import AUC, NDCG, Average, MacroF1, PerExample, additive, compute, reduce_over
 
 RNG = np.random.default_rng(0)
 SCORES = RNG.integers(0, 12, 90).astype(np.float32)  # with ties
@@ -28,6 +29,22 @@ def value(states):
 def test_an_average_is_the_sum_over_the_weight_whatever_the_order():
     states = [Average(np.float32(total), np.float32(1)) for total in (1e8, 1.0, -1e8)]
     assert value(states) == value(states[::-1]) == pytest.approx(1 / 3)
+
+
+def test_what_each_example_adds_is_the_average_of_that_example():
+    """Several tokens an example, and weights; examples without any are left out."""
+    outputs, targets = (RNG.normal(size=(90, 3, 2)).astype(np.float32) for _ in range(2))
+    weights = np.stack([WEIGHTS, WEIGHTS, 0 * WEIGHTS], axis=1)
+    average = lambda batch: explained_variance(*batch)  # noqa: E731
+    states = batches(lambda *arrays: PerExample.of(average, arrays), outputs, targets, weights)
+    totals, shares = value(states)
+    kept = WEIGHTS > 0
+    squares = np.mean(np.square(targets), axis=-1)
+    errors = np.mean(np.square(outputs - targets), axis=-1)
+    np.testing.assert_allclose(totals, ((squares - errors) * weights).sum(axis=1)[kept], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(shares, (squares * weights).sum(axis=1)[kept], rtol=1e-4)
+    whole = average((outputs, targets, weights))
+    assert totals.sum() / shares.sum() == pytest.approx(float(whole.total / whole.weight), abs=1e-5)
 
 
 def test_area_under_the_curve_is_exact_with_ties_and_weights():

@@ -8,16 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from flaxformer_lab.ablation.claim_config import Claim, Comparison, Conclusion, Quantity
 from flaxformer_lab.ablation.grid import BASELINE, make_grid, parse_ablation
 from flaxformer_lab.command_line import read_recipe
+from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.report.claims import conclusion_of, decide, decide_all
 from flaxformer_lab.report.summary import Summary, score_of, summarise
 from flaxformer_lab.report.write import as_markdown
 
 COMPARISON = Comparison("first", "does it?", Quantity("near"), Quantity("near", "ffn_off"), 0.2)
 CONCLUSIONS = (Conclusion("supported", "it does", {"first": "yes"}), Conclusion("refuted", "it does not"))
+FAR = {"task": {"tokens": 6}}
+SPREAD = np.array([-0.02, -0.01, 0.0, 0.01, 0.02])
 CLAIM = Claim("X", "It does.", (COMPARISON,), CONCLUSIONS)
 
 
@@ -25,31 +29,39 @@ CLAIM = Claim("X", "It does.", (COMPARISON,), CONCLUSIONS)
 def decided(grid, store, result):
     """The function that decides a claim from scores of the baseline and of ffn_off on one task."""
 
-    def decision(ours, theirs, claim=CLAIM, measures=None):
-        made = grid({"seeds": (0, 1, 2, 3, 4), "learning_rates": (0.01,)})
+    def decision(ours, theirs, claim=CLAIM, measures=None, seeds=5, threshold=None):
+        tasks = {
+            "near": {"recipe": "delay.py", "threshold": threshold},
+            "far": {"recipe": "delay.py", "overrides": FAR},
+        }
+        made = grid({"seeds": tuple(range(seeds)), "learning_rates": (0.01,), "tasks": tasks})
         store.claim(made)
         for variant, scores in ((BASELINE, ours), ("ffn_off", theirs)):
             if scores is not None:
                 cell = made.cell("near", variant)
-                store.finish(cell, result(cell, scores, measures))
-        return decide(claim, summarise(made, store))
+                made_up = result(cell, scores, measures if isinstance(measures, dict) else None)
+                if isinstance(measures, list):
+                    made_up["replicas"] = [
+                        each | {"measures": own} for each, own in zip(made_up["replicas"], measures, strict=True)
+                    ]
+                store.finish(cell, made_up)
+        return decide((claim,), summarise(made, store))[0]
 
     return decision
-
-
-SPREAD = np.array([-0.02, -0.01, 0.0, 0.01, 0.02])
 
 
 @pytest.mark.parametrize(
     ("ours", "theirs", "verdict"),
     [
-        (0.9, 0.5, "supported"),
-        (0.6, 0.5, "refuted"),
-        (0.5, 0.9, "refuted"),
+        (0.9 + SPREAD, 0.5, "supported"),
+        (0.6 + SPREAD, 0.5, "refuted"),
+        (0.5 + SPREAD, 0.9, "refuted"),
+        (0.9, 0.5, "undecided"),  # all seeds alike: nothing is known of their spread
+        (0.5, 0.5, "undecided"),
         (0.7 + SPREAD, 0.5, "undecided"),  # the threshold lies inside the interval
-        (0.9 + 10 * SPREAD, 0.5, "supported"),
+        (0.9 + 5 * SPREAD, 0.5, "supported"),
         (0.9 + 30 * SPREAD, 0.5, "undecided"),  # too much noise to tell
-        (0.9 + 30 * SPREAD, 0.5 + 30 * SPREAD, "supported"),  # but the same noise for both: seeds are paired
+        (0.9 + 30 * SPREAD, 0.5 + 29 * SPREAD, "supported"),  # but the same noise for both: seeds are paired
         (0.9, None, "undecided"),
         (None, None, "undecided"),
         (np.full(5, np.nan), 0.5, "undecided"),
@@ -74,9 +86,11 @@ def test_the_finding_is_the_paired_difference(decided):
 def test_a_measure_can_decide(decided):
     energy = Comparison("first", "does energy cross?", Quantity("near", BASELINE, "cross_feature_energy"), None, 0.1)
     claim = dataclasses.replace(CLAIM, comparisons=(energy,))
-    assert decided(0.9, None, claim).verdict == "supported"
+    varied = [{"cross_feature_energy": value} for value in 0.3 + SPREAD]
+    assert decided(0.9, None, claim, varied).verdict == "supported"
     none = {"cross_feature_energy": 0.0, "cross_token_energy": 0.0}
     assert decided(0.9, None, claim, none).verdict == "refuted"
+    assert decided(0.9, None, claim, {"cross_feature_energy": 0.05}).verdict == "undecided"  # the same in each seed
 
 
 def test_exactly_nothing_is_not_more_than_nothing(decided):
@@ -93,9 +107,95 @@ def test_an_open_answer_that_the_verdict_does_not_hang_on_leaves_it_decided(deci
         Conclusion("refuted", "neither"),
     )
     claim = Claim("X", "It does.", (COMPARISON, open_too), either)
-    assert decided(0.9, 0.5, claim).verdict == "supported"
-    undecided = decided(0.6, 0.5, claim)
+    assert decided(0.9 + SPREAD, 0.5, claim).verdict == "supported"
+    undecided = decided(0.6 + SPREAD, 0.5, claim)
     assert undecided.verdict == "undecided" and undecided.reason == "open: does it? (not measured here)"
+
+
+@pytest.mark.parametrize(("seeds", "verdict"), [(2, "undecided"), (4, "undecided"), (5, "supported")])
+def test_too_few_seeds_decide_nothing(decided, seeds, verdict):
+    decision = decided(0.9 + SPREAD[:seeds], 0.5, seeds=seeds)
+    assert decision.verdict == verdict
+    assert verdict == "supported" or decision.reason == "open: does it? (fewer than 5 seeds)"
+
+
+def test_the_finding_is_a_t_test_against_the_threshold(decided):
+    ours = 0.75 + 2 * SPREAD
+    (finding,) = decided(ours, 0.5).findings
+    assert finding.corrected_p == pytest.approx(stats.ttest_1samp(ours - 0.5, 0.2).pvalue)
+    assert finding.corrected_p > 0.01
+
+
+def test_every_comparison_of_every_claim_is_in_the_family(grid, store, result):
+    """Three claims with four comparisons: each answer must stand Holm's correction for all four."""
+    made = grid({"seeds": (0, 1, 2, 3, 4), "learning_rates": (0.01,)})
+    store.claim(made)
+    for variant, scores in ((BASELINE, 0.9 + SPREAD), ("ffn_off", 0.5 + 0.2 * SPREAD[::-1])):
+        store.finish(made.cell("near", variant), result(made.cell("near", variant), scores))
+    ours, theirs = Quantity("near"), Quantity("near", "ffn_off")
+    asked = [(ours, theirs, 0.397), (ours, None, 0.7), (theirs, None, 0.4995), (ours, None, 0.874)]
+    comparisons = [Comparison("first", "does it?", more, less, threshold) for more, less, threshold in asked]
+    both = dataclasses.replace(comparisons[1], name="second")
+    claims = (
+        dataclasses.replace(CLAIM, comparisons=(comparisons[0], both)),
+        dataclasses.replace(CLAIM, name="Y", comparisons=comparisons[2:3]),
+        dataclasses.replace(CLAIM, name="Z", comparisons=comparisons[3:]),
+    )
+    summary = summarise(made, store)
+    findings = [finding for decision in decide(claims, summary) for finding in decision.findings]
+    values = [0.4 + 1.2 * SPREAD, 0.9 + SPREAD, 0.5 - 0.2 * SPREAD, 0.9 + SPREAD]
+    tests = [(values[0], 0.397), (values[1], 0.7), (values[2], 0.4995), (values[3], 0.874)]
+    p_values = [stats.ttest_1samp(each, threshold).pvalue for each, threshold in tests]
+    order, corrected, worst = np.argsort(p_values), np.empty(4), 0.0
+    for rank, place in enumerate(order):
+        worst = max(worst, (4 - rank) * p_values[place])
+        corrected[place] = worst
+    np.testing.assert_allclose([finding.corrected_p for finding in findings], np.minimum(corrected, 1))
+    alone = decide(claims[2:], summary)[0]
+    assert p_values[3] < 0.05 < corrected[3] and alone.verdict == "supported"
+    assert findings[3].answer == "open" and "after the correction for all comparisons" in findings[3].why_open
+
+
+@pytest.mark.parametrize(
+    ("ours", "answer"),
+    [
+        (0.5 + 0.1 * SPREAD, "yes"),
+        (0.53 + SPREAD, "open"),
+        (0.5 + 5 * SPREAD, "open"),  # no difference found, but too much noise to call it equal
+        (0.6 + SPREAD, "no"),
+        (0.4 + SPREAD, "no"),
+    ],
+)
+def test_as_good_as_needs_a_test_of_equivalence(decided, ours, answer):
+    within = dataclasses.replace(COMPARISON, threshold=0.04, within=True)
+    (finding,) = decided(ours, 0.5, dataclasses.replace(CLAIM, comparisons=(within,))).findings
+    assert finding.answer == answer
+    if answer == "yes":
+        edges = [stats.ttest_1samp(ours - 0.5, edge).pvalue / 2 for edge in (-0.04, 0.04)]
+        assert finding.corrected_p == pytest.approx(max(edges))
+
+
+def test_nothing_is_within_a_threshold_of_nothing():
+    with pytest.raises(ConfigError, match="set a threshold above 0"):
+        dataclasses.replace(COMPARISON, threshold=0.0, within=True).rules()
+
+
+def test_seeds_that_fail_must_not_turn_an_answer(decided):
+    """One of five fails: with it the difference may be below the threshold, without it surely not."""
+    ours = [0.95, 0.96, 0.94, 0.95, 0.1]
+    decision = decided(ours, 0.5, threshold=0.9)
+    (finding,) = decision.findings
+    assert finding.failed == 1 and finding.rest.mean == pytest.approx(0.45) and finding.rest.low > 0.2
+    assert decision.verdict == "undecided" and "1 of 5 seeds failed" in decision.reason
+    below = dataclasses.replace(CLAIM, comparisons=(dataclasses.replace(COMPARISON, threshold=-0.9),))
+    assert decided(ours, 0.5, below, threshold=0.9).verdict == "supported"  # with and without it
+    (finding,) = decided(ours, 0.5, below).findings
+    assert finding.failed == 0 and finding.rest is None  # without a threshold no seed fails
+
+
+def test_a_variant_that_never_reaches_the_threshold_has_not_failed(decided):
+    (finding,) = decided(0.8 + SPREAD, 0.5, threshold=0.95).findings
+    assert finding.failed == 0 and finding.answer == "yes"
 
 
 # ------------------------------------------------------------------------------- the claims of configs/ablations
@@ -179,7 +279,7 @@ SCENARIOS += [("scales", k) for k in (0, 1, 7, 32)]
 
 @pytest.mark.parametrize(("name", "scenario"), SCENARIOS)
 def test_the_same_results_have_the_same_verdicts_as_ever(name, scenario):
-    """Those of the claims when they were code, in cases that between them have nearly every outcome of every claim."""
+    """In cases that between them have nearly every outcome of every claim."""
     grid = grid_of(name)
     compared = {(each.task, each.variant) for claim in grid.config.claims for _, each in claim.quantities}
     cells = [cell for cell in grid.cells if (cell.task, cell.variant) in compared]

@@ -16,6 +16,7 @@ from flaxformer_lab.ablation.claim_config import Claim, Comparison, Conclusion, 
 from flaxformer_lab.ablation.grid import BASELINE
 from flaxformer_lab.report.claims import decide
 from flaxformer_lab.report.formatting import (
+    format_clarity,
     format_ends,
     format_interval,
     format_mean,
@@ -79,13 +80,15 @@ def made(grid, store, result, judged_by):
         for number, ((task, variant), values) in enumerate(scores.items(), start=1):
             cell = built.cell(task, variant)
             measures = {"cross_feature_energy": 0.1 * number, "cross_token_energy": 0.05 * number}
-            found = result(cell, values, measures, bound=(bounds or {}).get((task, variant)))
+            found = result(cell, values, bound=(bounds or {}).get((task, variant)))
+            for k, replica in enumerate(found["replicas"]):
+                replica["measures"] = {name: value * (1 + 0.01 * k) for name, value in measures.items()}
             found["parameters"], found["forward_flops"] = 1000 * number, 20_000 * number
             store.finish(cell, edit(found) if edit else found)
         for (task, variant), error in dict(failed).items():
             store.fail(built.cell(task, variant), error, "")
         summary = summarise(built, store)
-        decisions = tuple(decide(each, summary) for each in decided)
+        decisions = decide(decided, summary)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             return Made(summary, decisions, as_page(summary, decisions))
@@ -283,7 +286,8 @@ def test_a_task_s_table_holds_the_figures_of_the_summary(made):
         else:
             assert plain(row["difference"]) == format_interval(difference.interval, signed=True)
             assert row["Holm p"] == format_p_value(difference.corrected_p)
-            assert row["P(better)"] == f"{difference.probability_of_improvement:.2f}"
+            assert row["P(better)"] == format_interval(difference.probability_of_improvement, 2)
+            assert row["verdict"] == format_clarity(difference)
     assert rows["ffn_off"]["bound"] == "≤ 0.250 held" and rows["ffn_off"]["steps to 0.5"] == "0 of 5 seeds"
 
 
@@ -481,7 +485,7 @@ def test_the_same_results_make_the_same_bytes(made, grid, store):
         tree = json.loads(path.read_text())
         path.write_text(json.dumps(tree | {"seconds": 99.0}))
     summary = summarise(store.read(), store)
-    assert as_page(summary, tuple(decide(claim, summary) for claim in CLAIMS)) == first.page
+    assert as_page(summary, decide(CLAIMS, summary)) == first.page
     other = made({**FINISHED, ("near", BASELINE): 0.91 + NOISE["a"]}, bounds=BOUNDS)
     assert other.page != first.page
 
@@ -553,7 +557,7 @@ def test_a_name_that_is_markup_stays_a_name(page_of):
     ("state", "said"),
     [
         ("nothing", "No cell has finished yet."),
-        ("half way", "The ablation is not complete: what follows may change."),
+        ("half way", "2 of 6 cells have finished: what follows may change."),
         ("finished", "undecided: C94."),
     ],
 )
@@ -575,7 +579,7 @@ def test_a_run_that_is_not_finite_is_called_so_and_comes_last(page_of):
     assert list(rows) == [BASELINE, "ffn_off", "one head"]
     assert rows["one head"]["R²"] == rows["one head"]["difference"] == "not finite"
     labels = [svg.attributes["aria-label"] for svg in document.all("svg")]
-    assert any("of one head" in label and "seeds from 0.800 to 0.900" in label for label in labels)
+    assert any("of one head" in label and "seeds from 0.738 to 0.838" in label for label in labels)
     assert any("of one head over 4 steps is not finite at the end" in label for label in labels)
 
 

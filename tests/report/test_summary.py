@@ -5,6 +5,14 @@ import pytest
 from scipy import stats
 
 from flaxformer_lab.ablation.grid import BASELINE
+from flaxformer_lab.report.formatting import (
+    format_bound,
+    format_clarity,
+    format_improvement,
+    format_interval,
+    format_share,
+)
+from flaxformer_lab.report.statistics import bootstrap_interval, share_interval
 from flaxformer_lab.report.summary import summarise
 from flaxformer_lab.tasks import PrimaryMetric
 
@@ -15,23 +23,26 @@ RATES, SEEDS = (0.01, 0.03), (0, 1, 2)
 def summary(grid, store, result):
     """The function that summarises what it is given: {(task, variant): scores by learning rate and seed}."""
 
-    def make(scores, changes=None, bound=None):
+    def make(scores, changes=None, bound=None, validation=None):
         made = grid({"seeds": SEEDS, "learning_rates": RATES, **(changes or {})})
         store.claim(made)
         for (task, variant), values in scores.items():
             cell = made.cell(task, variant)
-            store.finish(cell, result(cell, np.ravel(values), bound=bound))
+            on_validation = None if validation is None else np.ravel(validation[task, variant])
+            store.finish(cell, result(cell, np.ravel(values), bound=bound, validation=on_validation))
         return summarise(made, store)
 
     return make
 
 
-def test_the_learning_rate_with_the_best_validation_is_shown(summary):
-    found = summary({("near", BASELINE): [[0.1, 0.2, 0.3], [0.5, 0.6, 0.1]]}).score("near", BASELINE)
+def test_the_rate_is_chosen_on_validation_and_the_score_is_that_of_test(summary):
+    """Where the two splits disagree: on test the other rate would be the better one."""
+    test, validation = [[0.7, 0.8, 0.9], [0.5, 0.6, 0.1]], [[0.1, 0.2, 0.3], [0.4, 0.3, 0.2]]
+    found = summary({("near", BASELINE): test}, validation={("near", BASELINE): validation}).score("near", BASELINE)
     assert found.learning_rate == 0.03 and found.metric.name == "r2"
     np.testing.assert_array_equal(found.values, [0.5, 0.6, 0.1])
     assert found.interval.mean == pytest.approx(0.4) and found.seeds == SEEDS
-    assert found.curves.tolist() == [[0, 0.5], [0, 0.6], [0, 0.1]] and found.steps == (2, 4)
+    assert found.curves.tolist() == [[0, 0.4], [0, 0.3], [0, 0.2]] and found.steps == (2, 4)
 
 
 def test_each_variant_has_its_own_learning_rate_and_seeds_are_paired(summary):
@@ -43,8 +54,7 @@ def test_each_variant_has_its_own_learning_rate_and_seeds_are_paired(summary):
     np.testing.assert_allclose(difference.values, ours - theirs)
     assert difference.p_value == pytest.approx(stats.ttest_rel(ours, theirs).pvalue)
     assert difference.corrected_p == difference.p_value  # the only one that is finished
-    pairs = np.sign(ours[:, None] - theirs[None]) / 2 + 0.5
-    assert difference.probability_of_improvement == pytest.approx(pairs.mean())
+    assert difference.probability_of_improvement == share_interval(3, 3)
     assert found.difference("near", BASELINE) is None and found.difference("far", "ffn_off") is None
 
 
@@ -75,7 +85,7 @@ def test_a_metric_of_which_less_is_better(summary, judged_by):
     base, other = found.score("near", BASELINE), found.score("near", "ffn_off")
     assert base.learning_rate == other.learning_rate == 0.03
     np.testing.assert_allclose(found.difference("near", "ffn_off").values, [0.5, 0.5, 0.4])
-    assert found.difference("near", "ffn_off").probability_of_improvement == 1
+    assert found.difference("near", "ffn_off").probability_of_improvement.mean == 1
     assert base.bound_held and not other.bound_held
 
 
@@ -88,14 +98,22 @@ def test_a_bound_holds_unless_the_scores_are_clearly_above_it(summary, scores, h
     assert found.bound_held is held
 
 
+@pytest.mark.parametrize("value", [1.0, 0.98])
+def test_a_bound_that_no_score_can_break_is_not_counted(summary, value):
+    bound = {"metric": "r2", "value": value, "reason": "a theorem", "assumes": ""}
+    found = summary({("near", BASELINE): np.full((2, 3), 0.5)}, bound=bound).score("near", BASELINE)
+    assert found.bound_held is None and format_bound(found) == ""
+
+
 def test_no_bound_is_neither_held_nor_broken(summary):
     assert summary({("near", BASELINE): np.full((2, 3), 0.5)}).score("near", BASELINE).bound_held is None
 
 
 def test_steps_to_the_tasks_threshold(summary):
     tasks = {"near": {"recipe": "delay.py", "threshold": 0.55}}
-    found = summary({("near", BASELINE): [[0.5, 0.6, 0.7], [0, 0, 0]]}, {"tasks": tasks}).score("near", BASELINE)
-    assert found.reached == (None, 4, 4)
+    scores, validation = [[0.5, 0.5, 0.5], [0, 0, 0]], [[0.5, 0.6, 0.7], [0, 0, 0]]
+    made = summary({("near", BASELINE): scores}, {"tasks": tasks}, validation={("near", BASELINE): validation})
+    assert made.score("near", BASELINE).reached == (None, 4, 4)
 
 
 def test_a_learning_rate_that_diverged_is_not_chosen(summary):
@@ -113,3 +131,130 @@ def test_half_way_what_is_missing_and_what_failed_are_named(grid, store, result)
     found = summarise(made, store)
     assert [score.variant for score in found.scores] == [done.variant] and not found.differences
     assert found.failures == ((failed, "ValueError: no"),) and len(found.missing) == 4
+
+
+FIVE = {"seeds": (0, 1, 2, 3, 4), "learning_rates": (0.01,)}
+NOISE = np.array([0.01, -0.02, 0.015, 0.0, -0.005])
+
+
+def test_failures_are_a_share_beside_the_mean_of_the_rest(summary):
+    tasks = {"near": {"recipe": "delay.py", "threshold": 0.9}}
+    scores = [0.95, 0.97, 0.2, 0.96, 0.94]
+    found = summary({("near", BASELINE): scores}, {**FIVE, "tasks": tasks}).score("near", BASELINE)
+    assert found.succeeded.tolist() == [True, True, False, True, True] and found.share == share_interval(4, 5)
+    assert found.of_successes == bootstrap_interval([0.95, 0.97, 0.96, 0.94], limits=(None, 1.0))
+    assert found.interval.mean == pytest.approx(0.804)
+    assert format_share(found) == "4 of 5 [0.28, 0.99], mean " + format_interval(found.of_successes)
+
+
+def test_failures_where_less_is_better_and_where_a_run_is_not_finite(summary, judged_by):
+    judged_by(PrimaryMetric("mse", "MSE", higher_is_better=False, limits=(0.0, None)))
+    tasks = {
+        "near": {"recipe": "delay.py", "threshold": 0.5},
+        "far": {"recipe": "delay.py", "overrides": {"task": {"tokens": 6}}},
+    }
+    scores = {("near", BASELINE): [0.4, 0.6, 0.5, 0.1, 0.9], ("far", BASELINE): [0.4, 0.6, np.nan, 0.1, 0.9]}
+    found = summary(scores, {**FIVE, "tasks": tasks})
+    assert found.score("near", BASELINE).succeeded.tolist() == [True, False, True, True, False]
+    assert found.score("far", BASELINE).share.mean == 0.8
+    assert found.score("far", BASELINE).of_successes.mean == pytest.approx(0.5)
+
+
+def test_scores_stay_inside_the_limits_and_differences_inside_theirs(summary, judged_by):
+    judged_by(PrimaryMetric("auc", "AUC", higher_is_better=True, limits=(0.0, 1.0)))
+    high, low = np.array([1.0, 1.0, 0.99, 0.9, 1.0]), np.array([0.0, 0.01, 0.0, 0.1, 0.0])
+    found = summary({("near", BASELINE): low, ("near", "ffn_off"): high}, FIVE)
+    assert found.score("near", "ffn_off").interval.high == 1.0 and found.score("near", BASELINE).interval.low == 0.0
+    assert found.difference("near", "ffn_off").interval.high == 1.0
+    assert bootstrap_interval(high - low).high > 1.0
+
+
+def test_a_variant_that_changes_nothing_is_in_no_family(summary):
+    """As one head or four, where a single token leaves nothing to attend to."""
+    base = 0.5 + NOISE
+    other = base + 0.05 + 0.3 * NOISE[::-1]
+    found = summary({("near", BASELINE): base, ("near", "ffn_off"): other, ("near", "one head"): base}, FIVE)
+    same, different = found.difference("near", "one head"), found.difference("near", "ffn_off")
+    assert same.is_same and np.isnan(same.p_value) and format_clarity(same) == "the same function"
+    assert not different.is_same and different.corrected_p == different.p_value == stats.ttest_rel(other, base).pvalue
+    assert format_improvement(same) == ""
+
+
+@pytest.mark.parametrize("change", ["test", "validation", "parameters"])
+def test_what_differs_anywhere_is_not_the_same(grid, store, result, change):
+    made = grid(FIVE)
+    store.claim(made)
+    for variant in (BASELINE, "one head"):
+        cell = made.cell("near", variant)
+        other = result(cell, 0.5 + NOISE)
+        if variant != BASELINE:
+            if change == "parameters":
+                other["parameters"] += 1
+            elif change == "test":
+                other["replicas"][2]["test"]["r2"] += 0.001
+            else:
+                other["replicas"][2]["validation"]["r2"][0] += 0.001
+        store.finish(cell, other)
+    assert not summarise(made, store).difference("near", "one head").is_same
+
+
+def test_equal_is_said_only_after_a_test(summary):
+    base = 0.5 + NOISE
+    close, unclear, less = base + 0.1 * NOISE[::-1], base + 4 * NOISE[::-1], base - 0.1 + 0.1 * NOISE[::-1]
+    found = summary(
+        {("near", BASELINE): base, ("near", "ffn_off"): close, ("near", "one head"): unclear},
+        FIVE,
+    )
+    equal, unknown = found.difference("near", "ffn_off"), found.difference("near", "one head")
+    alone = max(stats.ttest_1samp(close - base, edge).pvalue / 2 for edge in (-0.02, 0.02))
+    assert equal.margin == 0.02 and equal.equivalence_p == pytest.approx(2 * alone) and equal.is_equivalent
+    assert format_clarity(equal) == "within ±0.02" and format_clarity(unknown) == "open"
+    assert equal.direction == unknown.direction == "level" and not unknown.is_equivalent
+    worse = summary({("near", BASELINE): base, ("near", "ffn_off"): less}, FIVE).difference("near", "ffn_off")
+    assert (worse.direction, format_clarity(worse)) == ("worse", "worse")
+
+
+def test_with_few_seeds_nothing_is_clear(summary):
+    base = 0.5 + NOISE[:4]
+    found = summary(
+        {
+            ("near", BASELINE): base,
+            ("near", "ffn_off"): base - 0.3 + 0.1 * NOISE[1:],
+            ("near", "one head"): base + 1e-3 * NOISE[1:],
+        },
+        {"seeds": (0, 1, 2, 3), "learning_rates": (0.01,)},
+    )
+    difference = found.difference("near", "ffn_off")
+    assert difference.corrected_p < 0.05 and difference.direction == "level"
+    equal = found.difference("near", "one head")
+    assert equal.equivalence_p < 0.05 and not equal.is_equivalent
+
+
+def test_shared_test_examples_widen_intervals(grid, store, result, judged_by):
+    """Five seeds on the same four examples: against the variances of seeds and of examples, by hand."""
+    judged_by(PrimaryMetric("auc", "AUC", higher_is_better=True, limits=(0.0, 1.0)))
+    made = grid(FIVE)
+    store.claim(made)
+    sums = {BASELINE: [5, 5, 3, 0], "ffn_off": [4, 1, 3, 0]}
+    for variant, values in ((BASELINE, 0.65 + NOISE), ("ffn_off", 0.4 + NOISE[::-1])):
+        cell = made.cell("near", variant)
+        examples = {"learning_rate": 0.01, "totals": sums[variant], "weights": [5, 5, 5, 5]}
+        store.finish(cell, result(cell, values) | {"test_examples": examples})
+    found = summarise(made, store)
+    base, difference = found.score("near", BASELINE), found.difference("near", "ffn_off")
+    np.testing.assert_allclose(base.examples, np.array([1, 1, 0.6, 0]) - 0.65)
+    assert base.interval.low < bootstrap_interval(0.65 + NOISE).low - 0.1
+    d, moved = -0.25 + NOISE[::-1] - NOISE, np.array([-0.2, -0.8, 0.0, 0.0]) + 0.25
+    parts = np.var(d, ddof=1) / 5, np.var(moved, ddof=1) / 4
+    freedom = sum(parts) ** 2 / (parts[0] ** 2 / 4 + parts[1] ** 2 / 3)
+    assert difference.p_value == pytest.approx(2 * stats.t.sf(0.25 / np.sqrt(sum(parts)), freedom))
+    assert difference.p_value > 0.1 > stats.ttest_1samp(d, 0).pvalue
+
+
+def test_examples_of_another_rate_are_not_used(grid, store, result):
+    made = grid({**FIVE, "learning_rates": (0.01, 0.03)})
+    store.claim(made)
+    cell = made.cell("near", BASELINE)
+    examples = {"learning_rate": 0.01, "totals": [1, 2], "weights": [5, 5]}
+    store.finish(cell, result(cell, [0.1] * 5 + [0.5, 0.6, 0.5, 0.6, 0.5]) | {"test_examples": examples})
+    assert summarise(made, store).score("near", BASELINE).examples is None
