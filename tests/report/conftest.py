@@ -58,7 +58,11 @@ def score_of():
             "learning_rate": 0.1,
             "seeds": (0,),
             "values": np.full(1, 0.5),
+            "examples": None,
             "interval": Interval(0.5, math.nan, math.nan),
+            "succeeded": np.ones(1, bool),
+            "share": Interval(1.0, math.nan, math.nan),
+            "of_successes": None,
             "interquartile_mean": 0.5,
             "parameters": 1,
             "forward_flops": 1,
@@ -68,6 +72,7 @@ def score_of():
             "reached": None,
             "measures": {},
             "seconds": 1.0,
+            "provenance": {},
         }
         return Score(**(known | fields))
 
