@@ -6,11 +6,14 @@ overrides at once (`--ablation=ffn_off,single_head`). The same command resumes a
 
 from absl import flags
 
-from flaxformer_lab.command_line import load_config, run
+from flaxformer_lab.command_line import PRINT_CONFIG, load_config, print_config, run, split_names
+from flaxformer_lab.config import Config
 
 CONFIG = flags.DEFINE_string("config", "configs/digits.py", "Recipe file; it returns the config from get_config().")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/RECIPE[-ABLATION].")
-ABLATION = flags.DEFINE_list("ablation", [], "Named variants, separated by commas: ffn_off,single_head.")
+ABLATION = flags.DEFINE_multi_string(
+    "ablation", [], "Named variants, separated by commas: ffn_off,single_head; may be repeated."
+)
 STOP_AT = flags.DEFINE_integer(
     "stop_at", None, "End after this step with a checkpoint; the same command without this flag resumes.", lower_bound=1
 )
@@ -29,7 +32,10 @@ PROCESS = flags.DEFINE_integer("process_id", None, "Number of this process, from
 
 def main(overrides: list[str]) -> None:
     """Trains what the flags describe."""
-    config = load_config(CONFIG.value, overrides, ABLATION.value)
+    config = load_config(CONFIG.value, overrides, split_names(ABLATION.value))
+    if PRINT_CONFIG.value:
+        print_config(config)
+        return
     from flaxformer_lab.training import hosts
     from flaxformer_lab.training.loop import train
 
@@ -42,8 +48,8 @@ def main(overrides: list[str]) -> None:
 def default_workdir() -> str:
     """runs/digits, or runs/digits-ffn_off under an ablation."""
     recipe = CONFIG.value.removesuffix(".py").removeprefix("configs/").replace("/", "-")
-    return "runs/" + "-".join([recipe, *ABLATION.value])
+    return "runs/" + "-".join([recipe, *split_names(ABLATION.value)])
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, Config)

@@ -5,7 +5,7 @@ From Python, a finished run is opened by its folder:
     import flaxformer_lab
 
     run = flaxformer_lab.load_run("runs/digits")
-    logits = run.predict(batch)
+    logits = run.predict(images)
 
 Importing the package imports nothing else: `load_run`, and JAX with it, is loaded when first asked for (PEP 562).
 """

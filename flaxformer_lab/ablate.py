@@ -19,10 +19,10 @@ from rich.console import Console
 from flaxformer_lab.ablation.cluster import cluster
 from flaxformer_lab.ablation.display import ProgressDisplay, show_plan
 from flaxformer_lab.ablation.engine import Trainer, run_cells
-from flaxformer_lab.ablation.grid import make_grid, parse_ablation
+from flaxformer_lab.ablation.grid import AblationConfig, make_grid, parse_ablation
 from flaxformer_lab.ablation.local import train_here
 from flaxformer_lab.ablation.store import Store
-from flaxformer_lab.command_line import overridden, read_recipe, run
+from flaxformer_lab.command_line import PRINT_CONFIG, overridden, print_config, read_recipe, run
 from flaxformer_lab.compilation import compile_small_programs_briefly
 from flaxformer_lab.errors import AblationError, ConfigError
 from flaxformer_lab.report.results import restore
@@ -31,14 +31,25 @@ from flaxformer_lab.report.write import print_report, write_report
 
 def main(overrides: list[str]) -> None:
     """Runs what the flags describe."""
-    signal.signal(signal.SIGTERM, _end)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _end)
     if RAY_ADDRESS.value and ENGINE.value != "ray":
         raise ConfigError(f"--ray_address={RAY_ADDRESS.value} needs --engine=ray")
     # Both before anything asks for a device; a population spreads its replicas over the cores of a CPU too.
     compile_small_programs_briefly()
     with contextlib.suppress(RuntimeError):  # inside a process that has chosen its devices already
         jax.config.update("jax_num_cpu_devices", DEVICES.value or len(os.sched_getaffinity(0)))
-    config = parse_ablation(overridden(read_recipe(CONFIG.value), overrides))
+    tree = overridden(read_recipe(CONFIG.value, overrides), overrides)
+    if {"task", "model"} & tree.keys() and "tasks" not in tree:
+        raise ConfigError(
+            f"--config={CONFIG.value} is the recipe of one run: python train.py --config={CONFIG.value} trains it; an "
+            "ablation names it in tasks.NAME.recipe, as the files in configs/ablations do"
+        )
+    config = parse_ablation(tree)
+    if PRINT_CONFIG.value:
+        print_config(config)
+        return
     grid = make_grid(config, Path(CONFIG.value).absolute().parent, read_recipe)
     console = Console(highlight=False, soft_wrap=True)
     store = Store(WORKDIR.value) if WORKDIR.value else None
@@ -98,4 +109,4 @@ if __name__ == "__main__":
         "How many devices a CPU is shown as; default: its cores. With --engine=ray: the cores of each cell; default 1.",
         lower_bound=1,
     )
-    run(main)
+    run(main, AblationConfig)

@@ -1,18 +1,27 @@
 """Shared by the commands: reads a recipe with its overrides into a config, and prints an error as one clear line."""
 
+import ast
+import contextlib
+import dataclasses
 import importlib.util
+import itertools
+import json
+import os
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from flaxformer_lab.ablation.variants import VARIANTS, apply_variants
 from flaxformer_lab.compilation import use_compilation_cache
 from flaxformer_lab.config import Config, as_dict, parse_config
 from flaxformer_lab.errors import ConfigError, LabError
-from flaxformer_lab.parsing import flatten, override
+from flaxformer_lab.help import full_help, short_help, version
+from flaxformer_lab.parsing import flatten, known_keys, override, suggest
 from flaxformer_lab.registry import import_parts
 
 OVERRIDE = "--config."
@@ -21,23 +30,83 @@ IMPORT = flags.DEFINE_multi_string(
 )
 
 
-def run(main: Callable[[list[str]], None]) -> None:
-    """Runs a command: parses flags, passes the `--config.KEY=VALUE` arguments to `main`, maps errors to exit codes."""
+PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the whole config as JSON, and end.")
+
+
+def run(main: Callable[[list[str]], None], config: type | None = None) -> None:
+    """Runs a command: parses flags, passes the `--config.KEY=VALUE` arguments to `main`, maps errors to exit codes.
+
+    config: the dataclass whose keys the command takes; None where it takes none.
+    """
     arguments, overrides = _split_overrides(sys.argv[1:])
     try:
+        with contextlib.suppress(AttributeError):  # a stand-in, in a test
+            sys.stdout.reconfigure(errors="backslashreplace")  # for a terminal that is not UTF-8
+        if not sys.argv[1:]:
+            print(short_help(main, config), file=sys.stderr)
+            sys.exit(ConfigError.exit_code)
+        asked = {argument.lstrip("-").partition("=")[0] for argument in arguments if argument.startswith("-")}
+        if asked & {"version"}:
+            print(version())
+            return
+        if asked & {"help", "h", "helpfull", "helpshort"}:
+            _import_what_is_named(arguments)
+            print(full_help(main, config))
+            return
+        _refuse_repeated(arguments)
         left = flags.FLAGS([sys.argv[0], *arguments])
         if left[1:]:
             raise ConfigError(f"{left[1]} is not understood; every argument is a flag: --name=value (see --help)")
+        if PRINT_CONFIG.value and config is None:
+            raise ConfigError("--print_config: this command takes no config; WORKDIR/config.json has that of the run")
         for path in IMPORT.value:
             import_parts(path)
         use_compilation_cache()
         main(overrides)
+        sys.stdout.flush()
+    except flags.UnrecognizedFlagError as error:
+        hint = suggest(error.flagname.removeprefix("config."), known_keys(config)) if config else ""
+        hint = re.sub(r"(mean|or) (?=\w)", rf"\1 {OVERRIDE}", hint)
+        _fail(f"{str(error).strip()}{f'; {hint.strip()}' if hint else ''}", ConfigError.exit_code)
     except flags.Error as error:
         _fail(str(error).strip(), ConfigError.exit_code)
     except LabError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted; the same command resumes from the last checkpoint", 130)
+    except BrokenPipeError:  # who reads the output has seen enough, like `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it at its end
+        sys.exit(0)
+
+
+def split_names(values: Iterable[str]) -> list[str]:
+    """The names of a flag that takes several, separated by commas, and that may be repeated."""
+    return list(dict.fromkeys(name.strip() for value in values if value for name in value.split(",")))
+
+
+def print_config(config: Any) -> None:
+    """Prints a config as JSON."""
+    print(json.dumps(as_dict(config), indent=2))
+
+
+def _import_what_is_named(arguments: Sequence[str]) -> None:
+    """Runs the files of `--import`, whose parts the help shows too."""
+    for argument in arguments:
+        if argument.startswith("--import="):
+            import_parts(argument.partition("=")[2])
+
+
+def _refuse_repeated(arguments: Sequence[str]) -> None:
+    """Raises ConfigError where a flag that takes one value is given two; absl would take the last one."""
+    seen: dict[str, str] = {}
+    for argument, after in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
+        name, equals, value = argument.lstrip("-").partition("=")
+        flag = flags.FLAGS[name] if argument.startswith("-") and name in flags.FLAGS else None
+        if flag is None or isinstance(flag, flags.MultiFlag):
+            continue
+        value = value if equals or flag.boolean else after
+        if seen.setdefault(name, value) != value:
+            raise ConfigError(f"--{name} is given twice, as {seen[name]} and as {value}; give it once")
 
 
 def load_config(recipe: str, overrides: Sequence[str], ablation: Sequence[str] = ()) -> Config:
@@ -46,7 +115,12 @@ def load_config(recipe: str, overrides: Sequence[str], ablation: Sequence[str] =
     Raises:
         ConfigError: an invalid config, override or variant.
     """
-    tree = overridden(read_recipe(recipe), overrides)
+    tree = overridden(read_recipe(recipe, overrides), overrides)
+    if "tasks" in tree and not {"task", "model"} & tree.keys():
+        raise ConfigError(
+            f"--config={recipe} is an ablation, not one run: python -m flaxformer_lab.ablate --config={recipe} "
+            "--workdir=DIR runs it"
+        )
     keys = [_key_and_value(argument)[0] for argument in overrides]
     try:
         asked = parse_config(tree)
@@ -66,6 +140,11 @@ def overridden(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
     for argument in overrides:
         tree = override(tree, *_key_and_value(argument))
     return dict(tree)
+
+
+def changes_of(overrides: Sequence[str]) -> dict[str, str]:
+    """The `--config.KEY=VALUE` arguments of a command that opens a run, by key."""
+    return dict(map(_key_and_value, overrides))
 
 
 def parse_step(text: str | None) -> int | str | None:
@@ -105,13 +184,16 @@ def _split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 def _key_and_value(argument: str) -> tuple[str, str]:
     key, equals, value = argument.removeprefix(OVERRIDE).partition("=")
+    key = key.removeprefix("config.")
     if not equals or not all(key.split(".")):
         raise ConfigError(f"{argument} must be {OVERRIDE}KEY=VALUE, like {OVERRIDE}model.width=32")
     return key, value
 
 
-def read_recipe(recipe: str) -> dict[str, Any]:
+def read_recipe(recipe: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The mapping that a recipe's `get_config()` returns.
+
+    overrides: `--config.KEY=VALUE` arguments, which are set before a ConfigDict's references are followed.
 
     Raises:
         ConfigError: there is no such file, or it returns no config.
@@ -125,9 +207,11 @@ def read_recipe(recipe: str) -> dict[str, Any]:
         raise ConfigError(f"--config={recipe} is not a Python file with a get_config()")
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        config = module.get_config()
-        tree = config.to_dict() if hasattr(config, "to_dict") else config
+        with _as_main_folder(path, module):
+            spec.loader.exec_module(module)
+            config = module.get_config()
+            tree = _followed(config, overrides) if isinstance(config, ConfigDict) else config
+            tree = dataclasses.asdict(tree) if dataclasses.is_dataclass(tree) else tree
     except (Exception, SystemExit) as error:
         raise ConfigError(f"--config={recipe} cannot be read: {type(error).__name__}: {error}") from error
     if not isinstance(tree, Mapping):
@@ -136,6 +220,43 @@ def read_recipe(recipe: str) -> dict[str, Any]:
             "it must return a mapping, such as ml_collections.ConfigDict"
         )
     return dict(tree)
+
+
+@contextlib.contextmanager
+def _as_main_folder(path: Path, module: Any) -> Iterator[None]:
+    """A file's module and those beside it can be imported, as those of a script; afterwards they are forgotten."""
+    before, folder = dict(sys.modules), str(path.absolute().parent)
+    sys.modules[module.__name__] = module  # where dataclasses look up annotations that are texts
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+        for name, each in list(sys.modules.items()):
+            file = getattr(each, "__file__", None) or ""
+            if name not in before and file.startswith(folder + os.sep):
+                del sys.modules[name]
+
+
+def _followed(config: ConfigDict, overrides: Sequence[str]) -> dict[str, Any]:
+    """A ConfigDict as a mapping: what refers to a key that is overridden follows it."""
+    for key, text in map(_key_and_value, overrides):
+        *groups, name = key.split(".")
+        group: Any = config
+        for each in groups:
+            group = group.get(each) if isinstance(group, ConfigDict) else None
+        if isinstance(group, ConfigDict) and name in group and not isinstance(group[name], ConfigDict):
+            with group.unlocked():
+                group.get_ref(name).set(_typed(text), type_safe=False)
+    return config.to_dict()
+
+
+def _typed(text: str) -> Any:
+    """A value of a command line as Python's, so that a recipe can compute with it."""
+    words = {"true": True, "false": False, "none": None}
+    with contextlib.suppress(ValueError, SyntaxError):
+        return words[text.lower()] if text.lower() in words else ast.literal_eval(text)
+    return text
 
 
 def _fail(message: str, exit_code: int) -> None:

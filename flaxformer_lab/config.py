@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from flaxformer_lab import registry
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.model_config import ModelConfig, TransformerConfig
-from flaxformer_lab.parsing import AtLeastOne, Decay, Name, NonNegative, Positive, Rate, Seed, Tagged, parse
+from flaxformer_lab.parsing import AtLeastOne, Decay, Name, NonNegative, Positive, Rate, Seed, Tagged, as_plain, parse
 from flaxformer_lab.task_config import ImageClassificationConfig, TaskConfig
 from flaxformer_lab.tasks import Task as _Task  # noqa: F401  registers all parts of the lab
 
@@ -214,8 +214,10 @@ def _word(value: bool) -> str:
     return str(value).lower()
 
 
-def parse_config(tree: Mapping[str, Any]) -> Config:
+def parse_config(tree: Mapping[str, Any] | Config) -> Config:
     """Returns the config that a nested mapping of plain values describes; what it leaves out takes its default.
+
+    A config that is one already is held against the same rules.
 
     Raises:
         ConfigError: an unknown key, a value of the wrong type or out of range, or keys that contradict one another.
@@ -230,6 +232,7 @@ def as_dict(config: Any) -> dict[str, Any]:
 
 def _as_plain(value: Any) -> Any:
     """The same with lists for tuples, as JSON has them."""
+    value = as_plain(value)
     if isinstance(value, dict):
         return {key: _as_plain(inner) for key, inner in value.items()}
     return [_as_plain(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -41,9 +41,13 @@ class MeasureError(LabError):
 
 
 class Terminated(LabError):
-    """The process was asked to end (SIGTERM); its state is saved."""
+    """The process was asked to end by a signal (SIGTERM, SIGHUP, Ctrl-C); its state is saved."""
 
     exit_code = 143
+
+    def __init__(self, message: str, signal_number: int = 15):
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
 
 
 class AblationError(LabError):

@@ -6,6 +6,7 @@ Both need only the run's folder, and the data for the metrics; nothing in the fo
 
 import functools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from flaxformer_lab.command_line import parse_step, run
+from flaxformer_lab.command_line import changes_of, parse_step, run
 from flaxformer_lab.config import Config
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.models.network import PureNetwork
@@ -27,12 +28,18 @@ from flaxformer_lab.training.state import State
 Tree = Any  # a pytree of arrays
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A trained model with its config and state."""
 
     experiment: Experiment
     state: State
+
+    def __repr__(self) -> str:
+        task, model = self.config.task, self.config.model
+        data = f" of {task.dataset}" if hasattr(task, "dataset") else ""
+        size = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        return f"Run({model.name} for {task.name}{data}, step {self.step}, {size:,} parameters)"
 
     @property
     def config(self) -> Config:
@@ -55,8 +62,20 @@ class Run:
     def step(self) -> int:
         return int(self.state.step)
 
-    def predict(self, inputs: Tree, valid: Tree = None) -> Tree:
-        """Outputs for the model's inputs: images [batch, rows, columns, channels], symbols [batch, tokens].
+    def predict(self, raw: Tree, valid: Tree = None) -> Tree:
+        """Outputs for examples as the data set has them, which are preprocessed as in an evaluation.
+
+        raw: images [batch, rows, columns, channels] of the stored type and range, rows of a table [batch, columns],
+            texts, or a mapping with this feature; for other tasks what `predict_preprocessed` takes.
+
+        Raises:
+            ConfigError: examples of another kind, shape or range than the model was trained on.
+            DataError: a value that cannot be used, like a NaN.
+        """
+        return self.predict_preprocessed(self.task.inputs_of(raw), valid)
+
+    def predict_preprocessed(self, inputs: Tree, valid: Tree = None) -> Tree:
+        """Outputs for the model's own inputs: images from -1 to 1, standardised columns, symbols [batch, tokens].
 
         valid: which tokens are not padding, [batch, tokens]; None: all of them.
 
@@ -81,20 +100,21 @@ class Run:
         return make_evaluate(self.experiment)(*placed, self.task.examples(split))
 
 
-def load_run(workdir: str | Path, step: int | str | None = None) -> Run:
+def load_run(workdir: str | Path, step: int | str | None = None, changes: Mapping[str, Any] | None = None) -> Run:
     """The run in `workdir` at checkpoint `step` (default: the last one; "best": the lowest validation loss).
 
+    changes: of keys that decide nothing (`folder.FREE_KEYS`), like {"training.evaluate_batch_size": 64}.
+
     Raises:
+        ConfigError: a change of another key.
         RunError: the folder is missing, empty or damaged, or has no such checkpoint.
     """
-    return Run(*restore_run(workdir, step))
+    return Run(*restore_run(workdir, step, changes=changes))
 
 
 def main(overrides: list[str]) -> None:
     """Evaluates what the flags describe."""
-    if overrides:
-        raise ConfigError(f"{overrides[0]}: a checkpoint keeps the config that it was trained with; drop this flag")
-    loaded = load_run(WORKDIR.value, parse_step(STEP.value))
+    loaded = load_run(WORKDIR.value, parse_step(STEP.value), changes_of(overrides))
     values = loaded.evaluate(SPLIT.value)
     display = Display(steps=1, units=loaded.task.units, batch_size=1)
     rows = [[name, f"{value:.6f}"] for name, value in values.items()]

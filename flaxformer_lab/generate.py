@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from absl import flags
 
-from flaxformer_lab.command_line import run
+from flaxformer_lab.command_line import changes_of, run
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.evaluate import Run, load_run
 from flaxformer_lab.models.decoding import Decoder
@@ -33,6 +33,9 @@ def generate(
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not prompts or not all(prompts):
         raise ConfigError("--prompt= is empty; the model needs at least one symbol to continue")
+    for prompt in prompts:
+        if any("\ud800" <= character <= "\udfff" for character in prompt):  # how Python keeps other bytes
+            raise ConfigError(f"--prompt={prompt!a} is not UTF-8; give the text in UTF-8")
     if not 0 <= temperature < float("inf"):
         raise ConfigError(
             f"--temperature={temperature} must not be negative; 1 is the model's own distribution, 0 the most likely"
@@ -54,10 +57,8 @@ class _Text:
 
 def main(overrides: list[str]) -> None:
     """Generates by the flags: prints one text as it is written, several texts when all are done."""
-    if overrides:
-        raise ConfigError(f"{overrides[0]}: a checkpoint keeps the config that it was trained with; drop this flag")
-    prompts = PROMPT.value
-    pieces = generate(load_run(WORKDIR.value), prompts, LENGTH.value, temperature=TEMPERATURE.value, seed=SEED.value)
+    prompts, loaded = PROMPT.value, load_run(WORKDIR.value, changes=changes_of(overrides))
+    pieces = generate(loaded, prompts, LENGTH.value, temperature=TEMPERATURE.value, seed=SEED.value)
     if len(prompts) > 1:
         continued = zip(prompts, *pieces, strict=True)
         sys.stdout.write("\n\n".join("".join(text) for text in continued) + "\n")

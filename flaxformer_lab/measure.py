@@ -16,8 +16,8 @@ from flaxformer_lab.analysis.estimate import Estimate
 from flaxformer_lab.analysis.figures import FIGURES, save_figures
 from flaxformer_lab.analysis.measures import MEASURES, Values, as_json, left_out, measure
 from flaxformer_lab.analysis.subject import Subject
-from flaxformer_lab.command_line import parse_step, run
-from flaxformer_lab.errors import ConfigError, RunError
+from flaxformer_lab.command_line import changes_of, parse_step, run, split_names
+from flaxformer_lab.errors import RunError
 from flaxformer_lab.evaluate import Run, load_run
 from flaxformer_lab.tasks import SPLITS
 from flaxformer_lab.training.folder import RunFolder
@@ -39,11 +39,9 @@ def subject_of(loaded: Run, *, split: str = "test", examples: int = 64) -> Subje
 
 def main(overrides: list[str]) -> None:
     """Measures what the flags describe."""
-    if overrides:
-        raise ConfigError(f"{overrides[0]}: a checkpoint keeps the config that it was trained with; drop this flag")
-    loaded = load_run(WORKDIR.value, parse_step(STEP.value))
+    loaded = load_run(WORKDIR.value, parse_step(STEP.value), changes_of(overrides))
     subject = subject_of(loaded, split=SPLIT.value, examples=EXAMPLES.value)
-    values = measure(subject, MEASURES_FLAG.value, num_random_vectors=RANDOM_VECTORS.value)
+    values = measure(subject, split_names(MEASURES_FLAG.value), num_random_vectors=RANDOM_VECTORS.value)
     display = Display(steps=1, units=loaded.task.units, batch_size=1)
     title = f"{WORKDIR.value}, step {loaded.step}, {len(subject.vectors)} examples of {SPLIT.value}"
     display.table(title, ["measure", "value", "standard error"], _rows(values))
@@ -100,5 +98,7 @@ if __name__ == "__main__":
     RANDOM_VECTORS = flags.DEFINE_integer(
         "random_vectors", 128, "Random sign vectors, where not all Jacobian rows are computed.", lower_bound=1
     )
-    MEASURES_FLAG = flags.DEFINE_list("measures", [], f"Which ones, of {', '.join(MEASURES)}; default: all that apply.")
+    MEASURES_FLAG = flags.DEFINE_multi_string(
+        "measures", [], f"Which ones, separated by commas, of {', '.join(MEASURES)}; default: all that apply."
+    )
     run(main)

@@ -7,6 +7,7 @@ dataclass that has them all.
 import dataclasses
 import difflib
 import math
+import os
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -56,15 +57,101 @@ NOT_EMPTY = Rule("must have at least one entry", bool)
 DISTINCT = Rule("must name at least one value, and none of them twice", lambda value: 0 < len(value) == len(set(value)))
 
 
+# The field's other names for a key.
+ALIASES = {
+    alias: name
+    for name, aliases in {
+        "batch_size": "bs batch batchsize train_batch_size",
+        "checkpoint_every": "save_every save_steps checkpoint_interval",
+        "clip_norm": "clip grad_clip gradient_clip grad_norm max_grad_norm clip_grad_norm",
+        "depth": "layers num_layers n_layer n_layers num_hidden_layers num_blocks blocks",
+        "dropout": "dropout_rate drop drop_rate dropout_prob",
+        "epsilon": "eps layer_norm_eps layer_norm_epsilon",
+        "evaluate_every": "eval_every eval_steps eval_interval",
+        "expansion": "mlp_ratio d_ff ff_mult hidden_mult ffn_ratio intermediate_size",
+        "head_dim": "d_head dim_head head_size",
+        "learning_rate": "lr base_lr peak_lr max_lr",
+        "num_heads": "heads n_heads n_head num_attention_heads nhead",
+        "num_kv_heads": "kv_heads n_kv_heads num_key_value_heads",
+        "sequence_length": "seq_len seq_length context_length context block_size max_length max_len",
+        "steps": "num_steps max_steps train_steps num_train_steps iterations epochs",
+        "warmup_steps": "warmup num_warmup_steps warmup_iters",
+        "weight_decay": "wd decay",
+        "width": "d_model dim embed_dim emb_dim n_embd hidden_size hidden_dim features",
+    }.items()
+    for alias in aliases.split()
+}
+
+
 def parse(kind: Any, value: Any, path: str) -> Any:
     """Returns `value` as the annotated type `kind`; `path` names it in errors.
 
     A dataclass is read from a mapping, strictly; the mapping's `name` selects one of several (`Tagged`). What the
-    mapping leaves out takes its default; then the dataclass's `rules()` are checked.
+    mapping leaves out takes its default; then the dataclass's `rules()` are checked. NumPy's numbers, arrays and ranges
+    are read as Python's.
 
     Raises:
         ConfigError: an unknown key, a value of the wrong type or out of range, or keys that contradict one another.
     """
+    if path:
+        return _parse(kind, value, path)
+    try:
+        return _parse(kind, value, path)
+    except _UnknownKeyError as error:
+        raise ConfigError(error.text(known_keys(kind))) from None
+
+
+class _UnknownKeyError(ConfigError):
+    """A key that its group lacks; the whole config may have it elsewhere."""
+
+    def __init__(self, key: str, value: Any, group: Mapping[str, Any], has: str):
+        self.key, self.group, self.has = key, group, has
+        self.shown = "" if isinstance(value, Mapping) else f" (value {value!r})"
+        super().__init__(self.text({}))
+
+    def text(self, known: Mapping[str, str]) -> str:
+        """The message. known: every key of the config, as `suggest` takes them."""
+        last = self.key.rpartition(".")[2]
+        known = {key: where for key, where in known.items() if key != self.key or where}
+        alias = ALIASES.get(last)
+        near = f"did you mean {alias}? " if alias in self.group else suggest(self.key, known)
+        return f"unknown key {self.key}{self.shown}: {near or nearest(last, self.group)}{self.has}"
+
+
+def suggest(key: str, known: Mapping[str, str]) -> str:
+    """Returns "did you mean ...? " for the keys that end as `key` does, by its own name or the field's other one.
+
+    known: each key of the config, with the model or task that has it where others have not.
+    """
+    last = key.rpartition(".")[2]
+    names = {last, ALIASES.get(last, last), key}
+    found = [each for each in known if each in names or any(each.endswith(f".{name}") for name in names)]
+    found = [each for each in found if each == key] or found
+    # Those of the same group first.
+    found.sort(key=lambda each: (each.partition(".")[0] != key.partition(".")[0], len(each)))
+    shown = [f"{each}{f' ({known[each]})' if known[each] else ''}" for each in found[:3]]
+    return f"did you mean {' or '.join(shown)}? " if shown else ""
+
+
+def known_keys(kind: type, prefix: str = "", condition: str = "") -> dict[str, str]:
+    """Every dotted key below a dataclass, with the `name` that has it, where a name selects one of several."""
+    keys: dict[str, str] = {}
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+        tagged = next((each for each in typing.get_args(hint) if isinstance(each, Tagged)), None)
+        if tagged:
+            kinds = tagged.kinds()
+            for tag, inner in [(tagged.default, kinds[tagged.default]), *kinds.items()]:
+                where = "" if tag == tagged.default else f"of {prefix}{name}.name={tag}"
+                keys |= {k: v for k, v in known_keys(inner, f"{prefix}{name}.", where).items() if k not in keys}
+        elif dataclasses.is_dataclass(hint):
+            keys |= known_keys(hint, f"{prefix}{name}.", condition)
+        else:
+            keys[prefix + name] = condition
+    return keys
+
+
+def _parse(kind: Any, value: Any, path: str) -> Any:
+    value = as_plain(value)
     rules: tuple[Rule, ...] = ()
     if typing.get_origin(kind) is Annotated:
         kind, *rules = typing.get_args(kind)
@@ -101,6 +188,15 @@ def _hold(rules: Iterable[Rule], parsed: Any, value: Any, path: str) -> Any:
         if not rule.holds(parsed):
             raise ConfigError(f"{path}={value} {rule.text}")
     return parsed
+
+
+def as_plain(value: Any) -> Any:
+    """A number, an array or a range of NumPy or Python as plain numbers; a path as its text; anything else as it is."""
+    if isinstance(value, range):
+        return list(value)
+    if hasattr(value, "dtype") and hasattr(value, "tolist"):
+        return value.tolist()
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -144,9 +240,8 @@ def _parse_dataclass(kind: type, value: Any, path: str, *, tagged: bool = False)
     where = f" where {path}.name={value.get('name', kind.name)}" if tagged else ""
     for key in value:
         if key not in hints:
-            raise ConfigError(
-                f"unknown key {prefix}{key} (value {value[key]!r}): {nearest(str(key), hints)}"
-                f"{path or 'config'} has {', '.join(hints)}{where}"
+            raise _UnknownKeyError(
+                f"{prefix}{key}", value[key], hints, f"{path or 'config'} has {', '.join(hints)}{where}"
             )
     for each in dataclasses.fields(kind):
         if each.name not in value and each.default is each.default_factory is dataclasses.MISSING:

@@ -26,6 +26,10 @@ class ImageClassificationConfig(TaskConfig):
 
     Attributes:
         dataset: a `lab_*` data set or the name of an image data set of tensorflow-datasets.
+        feature: which feature has the images; none finds it: `image`, or the only one of two or three axes.
+        label: which feature has the label; none finds it: `label`, or the only class label or whole number.
+        pixel_range: the values of black and white, which become -1 and 1; none takes those of the type: 0,255 of uint8,
+            0,1 or -1,1 of floats, and of other integers 0 to the bits that the training images use.
         patch_size: pixels along each side of a patch.
         pooling: predict from the mean of the tokens, or from a class token that is put before them.
         shift: training images are moved by up to this many pixels in each direction.
@@ -33,9 +37,20 @@ class ImageClassificationConfig(TaskConfig):
 
     name: Literal["image_classification"] = "image_classification"
     dataset: Name = "lab_digits"
+    feature: Name | None = None
+    label: Name | None = None
+    pixel_range: tuple[float, ...] | None = None
     patch_size: AtLeastOne = 2
     pooling: Literal["mean", "class_token"] = "mean"
     shift: NonNegative = 0
+
+    def rules(self) -> None:
+        """Raises ConfigError when knobs contradict one another."""
+        limits = self.pixel_range
+        if limits is not None and (len(limits) != 2 or limits[0] >= limits[1]):
+            raise ConfigError(
+                f"task.pixel_range={','.join(map(str, limits))} must be two numbers, the lower one first, like 0,255"
+            )
 
 
 @dataclass(frozen=True)
@@ -43,13 +58,20 @@ class TabularClassificationConfig(TaskConfig):
     """Columns of numbers are the tokens; the label is predicted from their mean.
 
     Attributes:
-        dataset: `lab_wine`, `lab_breast_cancer`, or a data set with a label and a feature `columns` of numbers.
+        dataset: `lab_wine`, `lab_breast_cancer`, or a data set with a label and a feature of one axis of numbers.
+        feature: which feature has the columns; none finds it: `columns`, or the only one of one axis.
+        label: which feature has the label; none finds it: `label`, or the only class label or whole number.
         standardised: subtract each column's mean and divide by its standard deviation, both of the training rows.
+        missing: what a NaN becomes: an `error`, the `mean` of the training rows, or that with one more column for each
+            that lacks values in training, which is 1 where the value is missing (`indicator`).
     """
 
     name: Literal["tabular_classification"] = "tabular_classification"
     dataset: Name = "lab_wine"
+    feature: Name | None = None
+    label: Name | None = None
     standardised: bool = True
+    missing: Literal["error", "mean", "indicator"] = "error"
 
 
 @dataclass(frozen=True)
@@ -58,6 +80,7 @@ class LanguageModellingConfig(TaskConfig):
 
     Attributes:
         dataset: a `lab_*` data set, or one of tensorflow-datasets with text.
+        feature: which feature has the text; none finds it: `text`, or the only one that is a text.
         tokenizer: one symbol per character of the training text, or per byte.
         objective: predict the next token, or tokens that are masked.
         sequence_length: tokens of one example.
@@ -66,6 +89,7 @@ class LanguageModellingConfig(TaskConfig):
 
     name: Literal["language_modelling"] = "language_modelling"
     dataset: Name = "lab_speeches"
+    feature: Name | None = None
     tokenizer: Literal["characters", "bytes"] = "characters"
     objective: Literal["next_token", "masked"] = "next_token"
     sequence_length: AtLeastOne = 128

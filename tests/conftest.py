@@ -230,6 +230,7 @@ def command_texts(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
                 flags.FLAGS[name] = flag
             flags.FLAGS.unparse_flags()
             flags.FLAGS["import"].unparse()
+            flags.FLAGS["print_config"].unparse()
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 

@@ -16,6 +16,7 @@ from flaxformer_lab.ablation.grid import make_grid, parse_ablation
 from flaxformer_lab.ablation.variants import VARIANTS
 from flaxformer_lab.cache import cache_folder
 from flaxformer_lab.command_line import load_config, read_recipe
+from flaxformer_lab.config import Config
 from flaxformer_lab.errors import ConfigError, DataError, NonFiniteError, RunError
 from flaxformer_lab.model_config import TransformerConfig
 
@@ -50,7 +51,7 @@ def train(monkeypatch, tmp_path):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
         with flagsaver.flagsaver():
-            command_line.run(train.main)
+            command_line.run(train.main, Config)
         (call,) = calls
         return call
 
@@ -75,6 +76,12 @@ def test_keys_are_overridden_in_both_ways_of_writing(train):
     assert config.optimizer == load_config(DIGITS, []).optimizer
 
 
+def test_variants_of_a_flag_that_is_repeated_are_all_applied(train):
+    config, *_ = train(f"--config={DIGITS}", "--ablation=single_head", "--ablation=ffn_off,norm_off,single_head")
+    model = config.model
+    assert (model.attention.num_heads, model.ffn.kind, model.norm.kind) == (1, "off", "off")
+
+
 def test_of_one_key_given_twice_the_last_counts(train):
     config, *_ = train(f"--config={DIGITS}", "--config.model.width=32", "--config.model.width=16")
     assert config.model.width == 16
@@ -91,7 +98,8 @@ def test_variants_are_laid_upon_the_recipe_and_its_overrides(train):
     [
         (["--config=configs/digits.py"], "runs/digits"),
         (["--config=configs/digits.py", "--ablation=ffn_off,single_head"], "runs/digits-ffn_off-single_head"),
-        ([], "runs/digits"),
+        (["--config.seed=1"], "runs/digits"),
+        (["--ablation=ffn_off", "--ablation=single_head"], "runs/digits-ffn_off-single_head"),
     ],
 )
 def test_default_folder_names_recipe_and_variants(train, tmp_path, arguments, workdir):
@@ -179,9 +187,31 @@ BAD_FLAGS = {
     "gap in the key": (["--config.model..width=3"], ["--config.model..width=3 must be --config.KEY=VALUE"]),
     "key of another task": (
         ["--config.task.name=language_modelling"],
-        ["unknown key task.patch_size (value 2)", "task has name, dataset, tokenizer"],
+        ["unknown key task.patch_size (value 2): task has name, dataset, feature, tokenizer"],
     ),
     "positional argument": (["configs/speeches.py"], ["configs/speeches.py is not understood", "--name=value"]),
+    "a flag twice": (
+        ["--workdir", "other", "--workdir=third"],
+        ["--workdir is given twice, as run and as other", "give it once"],
+    ),
+    "key as a flag": (
+        ["--model.depth=2"],
+        ["Unknown command line flag 'model.depth'", "did you mean --config.model.depth?"],
+    ),
+    "the field's name as a flag": (["--lr=1"], ["did you mean --config.optimizer.learning_rate?"]),
+    "key of a group inside": (
+        ["--config.model.num_heads=4"],
+        ["unknown key model.num_heads (value '4'): did you mean model.attention.num_heads? model has name"],
+    ),
+    "config twice": (
+        ["--config.config.model.num_heads=4"],
+        ["unknown key model.num_heads (value '4'): did you mean model.attention.num_heads?"],
+    ),
+    "no_ffn": (["--ablation=no_ffn"], ["--ablation=no_ffn is not a variant: did you mean ffn_off"]),
+    "an ablation": (
+        [f"--config={REPOSITORY / 'configs' / 'ablations' / 'scales.py'}"],
+        ["scales.py is an ablation, not one run: python -m flaxformer_lab.ablate --config="],
+    ),
     "no file of parts": (["--import=nothing.py"], ["--import=nothing.py cannot be read", "name a Python file"]),
     "unknown flag": (["--ablate=ffn_off"], ["Unknown command line flag 'ablate'"]),
     "impossible flag": (["--stop_at=0"], ["--stop_at=0", "positive integer"]),
@@ -274,9 +304,69 @@ def one_line(error):
 
 @pytest.mark.parametrize(("arguments", "fragments"), BAD_FLAGS.values(), ids=BAD_FLAGS.keys())
 def test_bad_flags(train, capsys, tmp_path, arguments, fragments):
-    message = refusal(capsys, tmp_path, train, f"--config={DIGITS}", "--workdir=run", *arguments)
+    recipe = [] if any(argument.startswith("--config=") for argument in arguments) else [f"--config={DIGITS}"]
+    message = refusal(capsys, tmp_path, train, *recipe, "--workdir=run", *arguments)
     for fragment in fragments:
         assert fragment in message
+
+
+DATACLASS = """
+from __future__ import annotations
+from dataclasses import dataclass, field
+from widths import WIDTH
+import numpy as np
+
+@dataclass
+class Model:
+    width: int = WIDTH
+    depth: int = field(default=1)
+
+@dataclass
+class Recipe:
+    seed: int = np.int64(3)
+    model: Model = field(default_factory=Model)
+
+def get_config() -> Recipe:
+    return Recipe()
+"""
+
+
+def test_a_recipe_may_be_dataclasses_with_postponed_annotations_and_a_helper_beside_it(tmp_path):
+    for name, width in (("first", 16), ("second", 32)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "widths.py").write_text(f"WIDTH = {width}")
+        (tmp_path / name / "recipe.py").write_text(DATACLASS)
+        config = load_config(str(tmp_path / name / "recipe.py"), ["--config.model.depth=2"])
+        assert (config.seed, config.model.width, config.model.depth) == (3, width, 2)
+    assert "widths" not in sys.modules and str(tmp_path / "first") not in sys.path
+
+
+REFERENCES = """
+from ml_collections import ConfigDict
+def get_config():
+    config = ConfigDict({"model": {"width": 32, "attention": {"num_heads": 4}}, "training": {"steps": 100}})
+    config.model.attention.head_dim = 2 * config.model.get_oneway_ref("width")
+    config.training.evaluate_every = config.training.get_ref("steps")
+    config.optimizer = ConfigDict({"warmup_steps": config.training.get_oneway_ref("steps") // 10})
+    return config
+"""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], (32, 64, 100, 100, 10)),
+        (["model.width=48", "training.steps=60"], (48, 96, 60, 60, 6)),
+        (["model.attention.head_dim=3"], (32, 3, 100, 100, 10)),
+        (["training.steps=60", "optimizer.warmup_steps=1"], (32, 64, 60, 60, 1)),
+        (["training.evaluate_every=50"], (32, 64, 50, 50, 5)),  # `get_ref` refers both ways
+    ],
+)
+def test_references_of_a_recipe_follow_what_is_overridden(recipe, overrides, expected):
+    config = load_config(recipe(REFERENCES), [f"--config.{each}" for each in overrides])
+    training = config.training
+    found = (config.model.width, config.model.attention.head_dim, training.steps, training.evaluate_every)
+    assert (*found, config.optimizer.warmup_steps) == expected
 
 
 BAD_RECIPES = {
@@ -339,7 +429,7 @@ def test_an_error_of_the_lab_is_its_message_and_its_exit_code(monkeypatch, capsy
     def main(overrides):
         raise kind("what, which, why, how")
 
-    monkeypatch.setattr(sys, "argv", ["command"])
+    monkeypatch.setattr(sys, "argv", ["command", "--config.seed=0"])
     monkeypatch.setattr(command_line, "use_compilation_cache", lambda: None)
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
         command_line.run(main)
@@ -354,7 +444,7 @@ def test_an_interruption_says_how_to_go_on(monkeypatch, capsys):
     def main(overrides):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys, "argv", ["command"])
+    monkeypatch.setattr(sys, "argv", ["command", "--config.seed=0"])
     monkeypatch.setattr(command_line, "use_compilation_cache", lambda: None)
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
         command_line.run(main)
@@ -366,7 +456,7 @@ def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch):
     def main(overrides):
         raise KeyError("ours")
 
-    monkeypatch.setattr(sys, "argv", ["command"])
+    monkeypatch.setattr(sys, "argv", ["command", "--config.seed=0"])
     monkeypatch.setattr(command_line, "use_compilation_cache", lambda: None)
     with flagsaver.flagsaver(), pytest.raises(KeyError):
         command_line.run(main)

@@ -146,6 +146,7 @@ def test_every_key_that_is_given_is_kept():
     unchanged = {key for key, value in defaults.items() if given.get(key, value) == value}
     assert unchanged == {
         "task.name",
+        "task.feature",
         "model.name",
         "model.attention.projection",
         "model.attention.output",
@@ -334,18 +335,33 @@ def test_limits_that_are_still_allowed():
 
 UNKNOWN = [
     ("modle", {}, ["unknown key modle", "did you mean model?", "config has seed, task, model, optimizer"]),
-    ("learning_rate", 1, ["unknown key learning_rate (value 1)", "config has seed"]),
+    (
+        "learning_rate",
+        1,
+        ["unknown key learning_rate (value 1): did you mean optimizer.learning_rate? config has seed"],
+    ),
     ("task.patchsize", 2, ["unknown key task.patchsize (value 2)", "did you mean patch_size", "task has name"]),
-    ("model.num_heads", 4, ["unknown key model.num_heads (value 4)", "model has name, width, depth, attention"]),
+    (
+        "model.num_heads",
+        4,
+        ["unknown key model.num_heads (value 4): did you mean model.attention.num_heads? model has name, width, depth"],
+    ),
     ("model.attention.heads", 4, ["unknown key model.attention.heads", "did you mean num_heads"]),
     ("model.ffn.activations", "relu", ["unknown key model.ffn.activations", "did you mean activation?", "expansion"]),
     ("model.norm.eps", 1e-5, ["unknown key model.norm.eps", "did you mean epsilon?", "model.norm has kind"]),
     ("model.skip.atention", True, ["unknown key model.skip.atention", "did you mean attention?"]),
-    ("optimizer.lr", 1, ["unknown key optimizer.lr", "optimizer has name, learning_rate"]),
+    ("optimizer.lr", 1, ["unknown key optimizer.lr", "did you mean learning_rate? optimizer has name, learning_rate"]),
+    ("lr", 1, ["unknown key lr", "did you mean optimizer.learning_rate? config has seed"]),
+    ("n_layers", 1, ["unknown key n_layers", "did you mean model.depth"]),
+    ("training.lr", 1, ["unknown key training.lr", "did you mean optimizer.learning_rate? training has steps"]),
     ("training.step", 1, ["unknown key training.step", "did you mean steps"]),
     ("parallelism.stratgy", "pmap", ["unknown key parallelism.stratgy", "did you mean strategy?"]),
     ("parallelism.mesh", 2, ["parallelism.mesh=2 must be a group of keys: data, fsdp, sequence, tensor"]),
-    ("task.sequence_length", 8, ["unknown key task.sequence_length", "task has name, dataset, patch_size"]),
+    (
+        "task.sequence_length",
+        8,
+        ["did you mean task.sequence_length (of task.name=language_modelling)? task has name, dataset", "patch_size"],
+    ),
 ]
 
 OF_ANOTHER = [

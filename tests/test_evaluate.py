@@ -16,6 +16,7 @@ from flaxformer_lab.errors import ConfigError, DataError, RunError
 from flaxformer_lab.evaluate import load_run
 from flaxformer_lab.parsing import override
 from flaxformer_lab.tasks import classification, language_modelling
+from flaxformer_lab.training.checkpoints import Checkpoints
 from flaxformer_lab.training.loop import train
 
 IMAGES = {
@@ -212,25 +213,69 @@ def test_a_run_has_its_config_model_parameters_and_step(images):
 def test_predictions_are_those_of_the_model(images):
     run = load_run(images)
     inputs = np.random.default_rng(0).uniform(-1, 1, (5, 8, 8, 1)).astype(np.float32)
-    logits = run.predict(inputs)
+    logits = run.predict_preprocessed(inputs)
     assert logits.shape == (5, 10)
     expected, _ = run.model.apply(run.params, run.state.model_state, jnp.asarray(inputs))
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(run.predict(jnp.asarray(inputs[2:3])), expected[2:3], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(run.predict_preprocessed(jnp.asarray(inputs[2:3])), expected[2:3], rtol=1e-5, atol=1e-6)
 
 
 def test_predictions_score_what_evaluation_says(images):
     run = load_run(images)
     data = run.task.examples("test").load()
-    logits = run.predict(data["image"].astype(np.float32) / 127.5 - 1)
-    accuracy = np.mean(np.argmax(logits, axis=1) == data["label"])
-    assert accuracy == pytest.approx(run.evaluate("test")["accuracy"]) == reported(images, "test", 12)["accuracy"]
+    preprocessed = run.predict_preprocessed(data["image"].astype(np.float32) / 127.5 - 1)
+    for logits in (run.predict(data["image"]), run.predict(data), run.predict(data["image"][..., 0]), preprocessed):
+        accuracy = np.mean(np.argmax(logits, axis=1) == data["label"])
+        assert accuracy == pytest.approx(run.evaluate("test")["accuracy"]) == reported(images, "test", 12)["accuracy"]
 
 
-@pytest.mark.parametrize("shape", [(8, 8, 1), (5, 8, 8), (5, 64), (5, 8, 8, 3), (5, 4, 4, 1)])
+def test_predictions_for_a_table_score_what_evaluation_says(decoded_once, tmp_path):
+    tree = {**IMAGES, "task": {"name": "tabular_classification"}, "optimizer": {"learning_rate": 0.01}}
+    train(parse_config(tree), tmp_path / "run", quiet=True)
+    run = load_run(tmp_path / "run")
+    data = run.task.examples("test").load()
+    accuracy = np.mean(np.argmax(run.predict(data["columns"]), axis=1) == data["label"])
+    assert (
+        accuracy
+        == pytest.approx(run.evaluate("test")["accuracy"])
+        == reported(tmp_path / "run", "test", 12)["accuracy"]
+    )
+    assert not np.allclose(run.predict(data["columns"]), run.predict_preprocessed(data["columns"]))
+    with pytest.raises(DataError, match=r"predict: columns\[2\] of row 1 is nan; set task\.missing"):
+        run.predict(np.where(np.arange(26).reshape(2, 13) == 15, np.nan, 1.0))
+    for rows in (np.ones((2, 12)), np.ones(13), [["a"] * 13]):
+        with pytest.raises(ConfigError, match=r"which takes \(batch, 13\) numbers"):
+            run.predict(rows)
+
+
+@pytest.mark.parametrize(
+    "scaled",
+    [lambda x: x / 127.5 - 1, lambda x: x / 255, lambda x: x.astype(np.float32), lambda x: x.astype(np.int32) * 16],
+)
+def test_images_that_are_not_raw_are_refused(images, scaled):
+    run = load_run(images)
+    raw = run.task.examples("test").load()["image"][:2]
+    with pytest.raises(ConfigError, match=r"trained on, uint8 from 0 to 255; scale them so, or give .*_preprocessed"):
+        run.predict(scaled(raw))
+    with pytest.raises(ConfigError, match="the examples lack 'image'; they have label"):
+        run.predict({"label": raw})
+
+
+def test_texts_are_predicted_as_they_are(text):
+    run = load_run(text)
+    words = ["We the People of the United Stat" * 4, "b" * 128]
+    symbols = np.stack([run.task.encode(each) for each in words]).astype(np.int32)
+    np.testing.assert_array_equal(run.predict(words), run.predict_preprocessed(symbols))
+    with pytest.raises(ConfigError, match="text 1 has 3 symbols; this model takes 128"):
+        run.predict([words[0], "abc"])
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (5, 8, 9), (5, 64), (5, 8, 8, 3), (5, 4, 4, 1)])
 def test_inputs_of_another_shape_are_refused(images, shape):
-    with pytest.raises(ConfigError, match=r"do not fit this model, which takes \(batch, 8, 8, 1\)"):
-        load_run(images).predict(np.zeros(shape, np.float32))
+    run = load_run(images)
+    for predict, dtype in ((run.predict, np.uint8), (run.predict_preprocessed, np.float32)):
+        with pytest.raises(ConfigError, match=r"do not fit this model, which takes \(batch, 8, 8, 1\)"):
+            predict(np.zeros(shape, dtype))
 
 
 def test_text_is_predicted_symbol_by_symbol(text):
@@ -243,10 +288,12 @@ def test_text_is_predicted_symbol_by_symbol(text):
 
 
 @pytest.mark.parametrize("folder", ["images", "text"])
-def test_a_model_can_be_used_where_its_data_is_not(folder, request, no_data):
-    run = load_run(request.getfixturevalue(folder))
+def test_a_model_can_be_used_where_its_data_is_not(folder, request):
+    trained = request.getfixturevalue(folder)  # with the data
+    request.getfixturevalue("no_data")
+    run = load_run(trained)
     dummy = run.task.input_spec(2)
-    assert run.predict(jnp.zeros(dummy.shape, dummy.dtype)).shape[0] == 2
+    assert run.predict_preprocessed(jnp.zeros(dummy.shape, dummy.dtype)).shape[0] == 2
 
 
 def test_a_run_of_many_devices_is_evaluated_on_one(tmp_path, images, monkeypatch):
@@ -267,6 +314,45 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, workdir):
     with pytest.raises(RunError, match="give --workdir"):
         load_run(tmp_path / workdir)
     assert [path.name for path in tmp_path.iterdir()] == ["empty"] and not any((tmp_path / "empty").iterdir())
+
+
+def test_what_decides_nothing_may_be_changed_to_evaluate(evaluate, images):
+    flags = ["--config.training.evaluate_batch_size=7", "--config.parallelism.strategy=auto"]
+    code, out, err = evaluate(f"--workdir={images}", *flags)
+    assert (code, err) == (0, [])
+    found, expected = json.loads(out[-1]), reported(images, "test", 12)
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    run = load_run(images, changes={"training.evaluate_batch_size": 7})
+    assert run.config.training.evaluate_batch_size == 7
+    with pytest.raises(
+        ConfigError, match=r"--config\.seed=1: a checkpoint keeps .*; only what decides nothing .*: train"
+    ):
+        load_run(images, changes={"seed": 1})
+
+
+def test_a_checkpoint_that_a_training_run_replaces_meanwhile_is_no_damage(images, tmp_path, monkeypatch):
+    """With keep_last=1 the one that is being read goes as soon as the next one is whole."""
+    shutil.copytree(images, tmp_path / "run")
+    saved = tmp_path / "run" / "checkpoints"
+    for step in ("4", "8"):
+        shutil.rmtree(saved / step, ignore_errors=True)
+    saved.joinpath("12").rename(tmp_path / "12")
+    shutil.copytree(images / "checkpoints" / "8", saved / "8")
+    restore = Checkpoints.restore
+
+    def replaced_meanwhile(self, *arguments):
+        if not (saved / "12").exists():
+            shutil.rmtree(saved / "8" / "state")
+            (tmp_path / "12").rename(saved / "12")
+        return restore(self, *arguments)
+
+    monkeypatch.setattr(Checkpoints, "restore", replaced_meanwhile)
+    assert load_run(tmp_path / "run").step == 12
+
+
+def test_a_run_says_what_it_is_in_one_line(images):
+    shown = repr(load_run(images))
+    assert shown == "Run(transformer for image_classification of lab_digits, step 12, 274 parameters)"
 
 
 def test_overriding_is_not_the_way_to_change_a_run(images):

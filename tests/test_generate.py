@@ -93,6 +93,7 @@ def test_characters_of_several_bytes_survive_the_pieces(monkeypatch):
         ),
         ({}, "", 1.0, "--prompt= is empty"),
         ({}, ["a", ""], 1.0, "--prompt= is empty"),
+        ({}, "a\udcff", 1.0, r"--prompt='a.udcff' is not UTF-8; give the text in UTF-8"),
         ({}, "a", -1.0, "--temperature=-1.0 must not be negative"),
         ({}, "a", float("inf"), "--temperature=inf must not be negative"),
     ],

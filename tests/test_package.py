@@ -24,6 +24,8 @@ LAYERS = {
     "errors": 0,
     "cache": 0,
     "locking": 0,
+    "literal_paths": 0,
+    "knobs": 0,
     "compilation": 0,
     "functional": 0,
     "modules": 1,

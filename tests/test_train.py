@@ -88,6 +88,30 @@ def test_an_interrupted_run_says_how_to_go_on(place, tmp_path):
             break
     out, err = process.communicate(timeout=300)
     assert process.returncode == 130
-    assert err.splitlines()[-1] == "error: interrupted; the same command resumes from the last checkpoint"
-    assert "Traceback" not in err
-    assert load_run(tmp_path / "run").step % 4 == 0 and load_run(tmp_path / "run").step >= 4
+    saving, ended = err.splitlines()
+    assert saving == "saving after the updates in progress; Ctrl-C again leaves at once"
+    step = load_run(tmp_path / "run").step
+    assert ended == f"error: asked to end by SIGINT; step {step} is saved, and the same command goes on from there"
+    assert step >= 8
+
+
+@pytest.mark.parametrize(
+    ("command", "length"), [("train.py --help | head -2", 2), ("-m flaxformer_lab.ablate --help | head -1", 1)]
+)
+def test_who_reads_only_the_first_lines_ends_the_command_quietly(command, length):
+    shell = f"set -o pipefail; {sys.executable} {command}"
+    options = {"cwd": REPOSITORY, "capture_output": True, "text": True, "timeout": 300}
+    ended = subprocess.run(["bash", "-c", shell], **options)
+    assert (ended.returncode, ended.stderr, len(ended.stdout.splitlines())) == (0, "", length)
+
+
+def test_a_terminal_of_ascii_shows_the_rest_as_escapes(tmp_path):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text("def get_config():\n    return {'task': {'dataset': 'größe'}}", encoding="utf-8")
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, REPOSITORY / "train.py", f"--config={recipe}"]
+    options = {"env": environment, "capture_output": True, "text": True, "timeout": 300, "cwd": tmp_path}
+    ended = subprocess.run([*command, "--print_config"], **options)
+    assert ended.returncode == 0 and json.loads(ended.stdout)["task"]["dataset"] == "größe"
+    ended = subprocess.run(command, **options)
+    assert ended.returncode == 3 and ended.stderr.startswith("error: task.dataset='gr\\xf6\\xdfe' is not a TFDS name")

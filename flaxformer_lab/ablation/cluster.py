@@ -41,7 +41,9 @@ def cluster(address: str | None, cpus: int) -> Iterator[Trainer]:
     try:
         import ray
     except ImportError as error:
-        raise ConfigError("--engine=ray needs Ray: pip install 'flaxformer_lab[ray]', on every machine") from error
+        raise ConfigError(
+            "--engine=ray needs Ray: pip install -e '.[ray]' in the lab's folder, on every machine"
+        ) from error
     options = {} if address else {"include_dashboard": False}
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)

@@ -31,9 +31,12 @@ RESULT_FORMAT = 2  # to be raised when a result of the same config means somethi
 class TaskEntry:
     """One task of an ablation.
 
-    recipe: a training recipe, relative to the ablation's own file. overrides: keys set in it, for every variant.
-    variants: more variants, for this task alone. only: of the common variants, these; None for all.
-    threshold: the validation score to which the steps are counted.
+    Attributes:
+        recipe: a training recipe, relative to the ablation's own file.
+        overrides: keys set in it, for every variant.
+        variants: more variants, for this task alone.
+        only: of the common variants, these; none for all.
+        threshold: the validation score to which the steps are counted.
     """
 
     recipe: Name
@@ -47,11 +50,17 @@ class TaskEntry:
 class AblationConfig:
     """A whole ablation.
 
-    question: what it asks, the title of its report.
-    baseline: the variant that the others are compared with; `baseline` is the unchanged recipe.
-    match: widen or narrow each variant until it has the baseline's parameters or forward FLOPs.
-    claims: what the ablation decides. decide: of the claims, these; None for all.
-    keep: which replicas stay as ordinary run folders: none, those of the chosen learning rate, or all.
+    Attributes:
+        question: what it asks, the title of its report.
+        tasks: what is learned, by name: each a recipe (tasks.NAME.recipe=FILE) with overrides and variants of its own.
+        variants: what is compared, by name: variants of the lab (`ffn_off,single_head`), or a table of overrides.
+        learning_rates: those that each variant is trained with.
+        seeds: those that each variant is trained with, at every learning rate.
+        baseline: the variant that the others are compared with; `baseline` is the unchanged recipe.
+        match: widen or narrow each variant until it has the baseline's parameters or forward FLOPs.
+        claims: what the ablation decides.
+        decide: of the claims, these; none for all.
+        keep: which replicas stay as ordinary run folders: none, those of the chosen learning rate, or all.
     """
 
     tasks: Annotated[dict[str, TaskEntry], NOT_EMPTY]

@@ -36,6 +36,7 @@ from flaxformer_lab.training.checkpoints import Checkpoints
 from flaxformer_lab.training.experiment import Experiment, make_experiment
 from flaxformer_lab.training.feeds import (
     call_schedule,
+    check_batch_size,
     host_evaluation,
     host_feed,
     should_run,
@@ -106,6 +107,7 @@ class Population:
         self._strategy = strategy
         self.config, self.replicas = config, tuple(replicas)
         self._examples = dict(zip(SPLITS, map(experiment.task.examples, SPLITS), strict=True))
+        check_batch_size(config, self._examples["train"])
         resident = self._examples["train"].lives_on_device(config.training.input)
         self._data = strategy.place(self._examples["train"].load() if resident else {})
         self._schedule = call_schedule(config, 0, config.training.steps)

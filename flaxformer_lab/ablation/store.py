@@ -12,6 +12,7 @@ from typing import Any
 from flaxformer_lab.ablation.grid import Cell, Grid, parse_ablation, replicas_of
 from flaxformer_lab.config import as_dict, parse_config
 from flaxformer_lab.errors import ConfigError, RunError
+from flaxformer_lab.literal_paths import local_folder
 from flaxformer_lab.locking import file_lock
 from flaxformer_lab.training.folder import read_json, write_atomic
 
@@ -22,7 +23,7 @@ class Store:
     """The files of one ablation. Reading never executes and never unpickles what it finds."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path).expanduser().absolute()
+        self.path = local_folder(path)
         self._cells, self._config = self.path / "cells", self.path / "ablation.json"
 
     def claim(self, grid: Grid) -> None:

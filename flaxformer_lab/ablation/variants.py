@@ -1,6 +1,7 @@
 """Named variants: small tables of overrides on a config. A value may be a function of the config that it changes."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -134,8 +135,9 @@ def apply_variants(config: Config, names: Sequence[str]) -> Config:
     set_by: dict[str, tuple[str, Any]] = {}
     for name in names:
         if name not in VARIANTS:
+            usual = re.sub(r"^(no|without|remove|drop)_(.+)$", r"\2_off", name)
             raise ConfigError(
-                f"--ablation={name} is not a variant: {nearest(name, VARIANTS)}choose from {', '.join(VARIANTS)}"
+                f"--ablation={name} is not a variant: {nearest(usual, VARIANTS)}choose from {', '.join(VARIANTS)}"
             )
         for key, value in VARIANTS[name].overrides.items():
             value = value(config) if callable(value) else value

@@ -5,6 +5,7 @@ import difflib
 import errno
 import functools
 import hashlib
+import inspect
 import io
 import logging
 import os
@@ -23,15 +24,18 @@ from tensorflow_datasets.core.download.download_manager import NonMatchingChecks
 from flaxformer_lab import registry
 from flaxformer_lab.cache import cache_folder
 from flaxformer_lab.data.builders import CHECKSUMS, format_checksums, parse_checksums
-from flaxformer_lab.data.tensorflow_stand_in import tensorflow_stand_in
+from flaxformer_lab.data.tensorflow_stand_in import import_all_builders, tensorflow_stand_in
 from flaxformer_lab.errors import DataError
+from flaxformer_lab.literal_paths import take_folders_literally
 from flaxformer_lab.locking import file_lock
 
 _NAME = re.compile(r"(?P<name>[a-z0-9_]+)(/[\w.-]+)?(:[\d.*]+)?")
+_SOURCE = ".source"  # in a prepared data set that ships or is the user's own: the fingerprint of what it was built from
 _ARRAY_RECORD = tfds.core.FileFormat.ARRAY_RECORD
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 _NO_NETWORK = (requests.RequestException, urllib.error.URLError, tfds.download.DownloadError, ConnectionError)
+take_folders_literally()
 
 
 def prepare(dataset: str) -> tfds.core.DatasetBuilder:
@@ -40,6 +44,9 @@ def prepare(dataset: str) -> tfds.core.DatasetBuilder:
     The data sets that ship with the lab are kept in its cache, all others in the folder of TFDS (`TFDS_DATA_DIR`, or
     `~/tensorflow_datasets`), so that existing copies are used. A copy that is not array_record (usually tfrecord)
     cannot be read without TensorFlow: then a second one is built in the lab's cache.
+
+    A registered data set whose builder was edited since, or one of the files that the builder names in `SOURCES`, is
+    built again, and says so.
 
     Args:
       dataset: a TFDS name, optionally with a config and a version: `name`, `name/config`, `name/config:1.2.3`.
@@ -75,6 +82,7 @@ def _root(dataset: str, name: str) -> Path:
     if name in registry.names("dataset"):
         return cache_folder("datasets")
     with _explained(dataset, tfds_folder()), quiet(), tensorflow_stand_in():
+        import_all_builders()
         builder = tfds.builder(dataset, data_dir=tfds_folder())
         unreadable = builder.is_prepared() and _ARRAY_RECORD not in builder.info.available_file_formats()
     return cache_folder("datasets") if unreadable else tfds_folder()
@@ -88,16 +96,46 @@ def damaged(dataset: str, folder: Path, detail: object) -> DataError:
 def _is_whole(builder: tfds.core.DatasetBuilder) -> bool:
     folder = Path(builder.data_dir)
     if builder.name in registry.names("dataset"):
-        return (folder / CHECKSUMS).exists()  # It is written last.
+        return (folder / CHECKSUMS).exists() and not _is_outdated(builder)  # It is written last.
     if folder.exists() and not builder.is_prepared():
         raise damaged(builder.name, folder, "dataset_info.json is missing")
     return builder.is_prepared()
 
 
+def _is_outdated(builder: tfds.core.DatasetBuilder) -> bool:
+    """Whether the data set was built from another source; a copy of an earlier version of the lab says nothing."""
+    recorded = Path(builder.data_dir) / _SOURCE
+    if not recorded.exists():
+        with contextlib.suppress(OSError):
+            recorded.write_text(_fingerprint(builder.name))
+        return False
+    return recorded.read_text() != _fingerprint(builder.name)
+
+
+def _fingerprint(name: str) -> str:
+    """A digest of the code that builds a registered data set and of the files that it names in `SOURCES`."""
+    kind, digest = registry.lookup("dataset", name).build, hashlib.sha256()
+    for each in kind.__mro__:
+        if each.__module__.startswith(("tensorflow_datasets.", "builtins")):
+            continue
+        # A file that was imported as a whole may hold what the builder reads; of others the class alone counts.
+        text = registry.imported_texts().get(getattr(sys.modules.get(each.__module__), "__file__", None))
+        with contextlib.suppress(OSError, TypeError):  # typed in, not in a file
+            digest.update((text or inspect.getsource(each)).encode())
+    for path in map(Path, getattr(kind, "SOURCES", ())):
+        try:
+            digest.update(path.read_bytes())
+        except OSError as error:
+            raise DataError(f"{kind.name} is built from {path}, which cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
+
+
 def _clear(builder: tfds.core.DatasetBuilder) -> None:
-    """Removes the files of an earlier, interrupted build from the lab's cache."""
+    """Removes an outdated copy, or the files of an interrupted build, from the lab's cache."""
     if builder.name in registry.names("dataset"):
         folder = Path(builder.data_dir)
+        if (folder / CHECKSUMS).exists():
+            print(f"the source of {builder.info.full_name} changed since it was prepared", file=sys.stderr)
         for unfinished in [folder, *folder.parent.glob(f"incomplete.*_{folder.name}")]:
             shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -113,6 +151,7 @@ def _build(builder: tfds.core.DatasetBuilder) -> None:
             download_config=tfds.download.DownloadConfig(try_download_gcs=False),
         )
     if ships:
+        (folder / _SOURCE).write_text(_fingerprint(builder.name))
         unfinished = folder / f".{CHECKSUMS}"
         unfinished.write_text(format_checksums(_digests(folder)))
         unfinished.rename(folder / CHECKSUMS)

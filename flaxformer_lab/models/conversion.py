@@ -21,14 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.functional.feedforward import ACTIVATIONS
 from flaxformer_lab.functional.trees import leaf_paths
 from flaxformer_lab.model_config import TransformerConfig
 from flaxformer_lab.models.network import Network, PureNetwork, Tree, functionalize
+from flaxformer_lab.models.tensors import load_tensors
 from flaxformer_lab.modules.embedding import PatchEmbedding, TokenEmbedding
 from flaxformer_lab.modules.norm import LayerNorm
 from flaxformer_lab.modules.projection import Dense
@@ -65,7 +64,7 @@ def from_huggingface(
     The model is one of `ARCHITECTURES`; settings["architectures"] says which.
 
     Args:
-        weights: a .safetensors file, or its tensors by their names there (those of several files, merged).
+        weights: a .safetensors file, a folder of the shards of one, or its tensors by their names there.
         settings: the parsed config.json beside it.
         drop: prefixes of the names of tensors to leave out, such as "bert.pooler.".
 
@@ -420,25 +419,13 @@ def _ties(settings: Settings, ties: dict[str, str]) -> dict[str, str]:
 
 def _load(weights: str | os.PathLike | Mapping[str, np.ndarray]) -> Tensors:
     if not isinstance(weights, Mapping):
-        weights = _read(Path(weights))
+        weights = load_tensors(Path(weights), "weights")
     # Files of the first BERT models keep TensorFlow's names for a norm's parameters.
     modern = {
         name: name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
         for name in weights
     }
     return {name if modern[name] in weights else modern[name]: tensor for name, tensor in weights.items()}
-
-
-def _read(path: Path) -> Mapping[str, np.ndarray]:
-    if path.suffix != ".safetensors":
-        raise ConfigError(
-            f"weights={path} must be a .safetensors file; pickled weights (.bin, .pt) can run code when they are read "
-            "and are never read: load them in transformers and save them with save_pretrained"
-        )
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"weights={path} cannot be read ({error}); fetch the file again") from error
 
 
 def _body(prefix: str, tensors: Tensors) -> str:

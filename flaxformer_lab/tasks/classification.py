@@ -1,6 +1,7 @@
 """One label per example, for any TFDS data set with labels: images by patches, tables by columns."""
 
 import abc
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -8,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from flaxformer_lab.data.source import Source, open_split
-from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.errors import ConfigError, DataError
 from flaxformer_lab.functional.metrics import Metrics
 from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models.network import Network, PureNetwork, functionalize
@@ -19,37 +20,79 @@ from flaxformer_lab.modules.embedding import ColumnEmbedding, PatchEmbedding
 from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.registry import register
 from flaxformer_lab.task_config import ImageClassificationConfig, TabularClassificationConfig
-from flaxformer_lab.tasks.examples import Examples, stored_examples
+from flaxformer_lab.tasks.examples import Arrays, Examples, stored_examples
+from flaxformer_lab.tasks.features import check_labels, classes_of, find_feature, is_image, is_label, is_row
 from flaxformer_lab.tasks.task import ACCURACY, Batch, Task, loss_and_accuracy
 
 
 class Classification(Task):
-    """A feature of fixed shape, `subject`, and a `label`."""
+    """A feature of fixed shape and a label.
+
+    metadata: `feature` and `label` are their names, `num_classes` and `classes` as in `classes_of`.
+    """
 
     primary_metric = ACCURACY
-    subject: str
+    subject: str  # what the feature is called, where a data set has not another name for it
     _config: ImageClassificationConfig | TabularClassificationConfig
 
     def __init__(self, config: Any, metadata: Mapping[str, Any] | None = None):
         self._config = config
         self.metadata = self._read_metadata() if metadata is None else metadata
+        self._feature = self.metadata.get("feature", self.subject)
+        self._label = self.metadata.get("label", "label")
 
     def _read_metadata(self) -> dict[str, Any]:
         source = open_split(self._config.dataset, "train")
-        missing = {self.subject, "label"} - set(source.features)
-        if missing:
-            raise ConfigError(
-                f"task.dataset={self._config.dataset} has no {' and no '.join(sorted(missing))} of fixed shape, which "
-                f"{self._config.name} needs; it has {', '.join(source.features) or 'none'}"
-            )
-        return {"num_classes": source.num_classes("label")} | self._metadata_of(source)
+        self._feature = find_feature(source, self._config, "feature", self.subject, self._fits)
+        label = find_feature(source, self._config, "label", "label", is_label)
+        return {"feature": self._feature, "label": label} | classes_of(source, label) | self._metadata_of(source)
+
+    @staticmethod
+    @abc.abstractmethod
+    def _fits(shape: tuple[int, ...], dtype: np.dtype) -> bool:
+        """Whether a feature can be the one that is looked at."""
 
     @abc.abstractmethod
     def _metadata_of(self, source: Source) -> dict[str, Any]:
-        """What the network must know about the training examples besides the number of classes."""
+        """What the network must know about the training examples besides the classes."""
+
+    @abc.abstractmethod
+    def _check(self, name: str, values: np.ndarray, rows: np.ndarray) -> None:
+        """Raises DataError where a value of the feature cannot be used. name: of the split."""
 
     def examples(self, split: str) -> Examples:
-        return stored_examples(open_split(self._config.dataset, split))
+        source = open_split(self._config.dataset, split)
+        return stored_examples(source, functools.partial(self._check_examples, source.name))
+
+    def _check_examples(self, name: str, arrays: Arrays, rows: Any) -> None:
+        check_labels(name, self._label, self.metadata, arrays[self._label], rows)
+        self._check(name, arrays[self._feature], rows)
+
+    def facts(self) -> list[list[Any]]:
+        classes = self.metadata.get("classes")
+        shown = f" ({', '.join(map(str, classes[:10]))}{' ...' if len(classes) > 10 else ''})" if classes else ""
+        return [
+            ["data set", self._config.dataset],
+            [f"classes of {self._label}", f"{self.metadata['num_classes']}{shown}"],
+        ]
+
+    def _raw_values(self, raw: Any) -> np.ndarray:
+        """The feature of raw examples: an array of it, or a mapping of features."""
+        if isinstance(raw, Mapping):
+            if self._feature not in raw:
+                raise ConfigError(f"predict: the examples lack {self._feature!r}; they have {', '.join(map(str, raw))}")
+            raw = raw[self._feature]
+        return np.asarray(raw)
+
+    def _prepared(self, values: np.ndarray) -> Array:
+        stored = {self._feature: values, self._label: np.zeros(len(values), np.int32)}
+        keys = jax.random.split(jax.random.key(0), len(values))  # evaluation draws nothing
+        return self.prepare(stored | {"example_weight": np.ones(len(values))}, keys, training=False)["inputs"]
+
+    def _targets(self, examples: Batch) -> Int[Array, " batch"]:
+        labels = examples[self._label].astype(jnp.int32)
+        classes = self.metadata.get("classes")
+        return labels if classes is None else jnp.searchsorted(jnp.asarray(classes, jnp.int32), labels)
 
     def loss_and_metrics(self, logits: Float[Array, "batch classes"], batch: Batch) -> Metrics:
         return loss_and_accuracy(logits, batch)
@@ -57,7 +100,10 @@ class Classification(Task):
 
 @register("task", "image_classification", config=ImageClassificationConfig, has_grid=True)
 class ImageClassification(Classification):
-    """Patches are the tokens (Dosovitskiy et al. 2021). Pixels 0..255 are scaled to -1..1."""
+    """Patches are the tokens (Dosovitskiy et al. 2021). The values from black to white are scaled to -1..1.
+
+    metadata: `image_shape` with channels, `pixel_range` (black, white), `pixel_type` by NumPy's name.
+    """
 
     subject = "image"
     units = ("images", 1)
@@ -73,9 +119,68 @@ class ImageClassification(Classification):
                 f"{config.dataset}; choose one of {', '.join(map(str, fitting))}"
             )
 
+    _fits = staticmethod(is_image)
+
     def _metadata_of(self, source: Source) -> dict[str, Any]:
-        shape, _ = source.features["image"]
-        return {"image_shape": list(shape)}
+        shape, dtype = source.features[self._feature]
+        limits = self._config.pixel_range or self._pixel_range_of(source)
+        shape = shape if len(shape) == 3 else (*shape, 1)
+        return {"image_shape": list(shape), "pixel_type": str(dtype), "pixel_range": list(limits)}
+
+    def _pixel_range_of(self, source: Source) -> tuple[int | float, int | float]:
+        """The values of black and white: those of the type where it says them, else of the training images.
+
+        Raises:
+            ConfigError: neither says them.
+        """
+        _, dtype = source.features[self._feature]
+        if dtype.kind == "b" or dtype == np.uint8:
+            return (0, 1) if dtype.kind == "b" else (0, 255)
+        values = source.load()[self._feature]
+        self._check(source.name, values, np.arange(len(values)))
+        low, high = float(values.min()), float(values.max())
+        if dtype.kind == "f" and high <= 1 and low >= -1:
+            return (0, 1) if low >= 0 else (-1, 1)
+        if dtype.kind != "f" and low >= 0:
+            return 0, 2 ** max(8, int(high).bit_length()) - 1
+        raise ConfigError(
+            f"task.dataset={self._config.dataset}: {self._feature} has values of {dtype} from {low:g} to {high:g}, and "
+            "nothing says which of them are black and white; set task.pixel_range, like 0,255"
+        )
+
+    @property
+    def _pixel_range(self) -> tuple[int | float, int | float]:
+        return tuple(self.metadata.get("pixel_range", (0, 255)))
+
+    def facts(self) -> list[list[Any]]:
+        rows, columns, channels = self.metadata["image_shape"]
+        shape, kind = f"{rows} x {columns} x {channels}", self.metadata.get("pixel_type", "uint8")
+        scale = "{:g} to {:g} become -1 to 1".format(*self._pixel_range)
+        return [*super().facts(), [self._feature, f"{shape} {kind}, {scale}"]]
+
+    def _check(self, name: str, values: np.ndarray, rows: np.ndarray) -> None:
+        if values.dtype.kind == "f":
+            for place in np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))[:1]:
+                raise DataError(f"{name}: {self._feature} of row {rows[place]} has a value that is not finite")
+
+    def inputs_of(self, raw: Any) -> Float[Array, "batch rows columns channels"]:
+        images = self._raw_values(raw)
+        shape, kind = tuple(self.metadata["image_shape"]), np.dtype(self.metadata.get("pixel_type", "uint8"))
+        if shape[-1] == 1 and images.shape[1:] == shape[:2]:
+            images = images[..., None]
+        if images.shape[1:] != shape or images.ndim != 4:
+            raise ConfigError(
+                f"predict: images of shape {images.shape} do not fit this model, which takes (batch, "
+                f"{', '.join(map(str, shape))})"
+            )
+        low, high = self._pixel_range
+        if (images.dtype.kind == "f") != (kind.kind == "f") or not np.all((images >= low) & (images <= high)):
+            raise ConfigError(
+                f"predict: images of {images.dtype} from {images.min(initial=0):g} to {images.max(initial=0):g} are no "
+                f"examples as this model was trained on, {kind} from {low:g} to {high:g}; scale them so, or give "
+                "images from -1 to 1 to predict_preprocessed"
+            )
+        return self._prepared(images)
 
     def network(self, config: ModelConfig) -> PureNetwork:
         rows, columns, channels = self.metadata["image_shape"]
@@ -105,12 +210,15 @@ class ImageClassification(Classification):
         return functionalize(build)
 
     def prepare(self, examples: Batch, keys: Key[Array, " batch"], *, training: bool) -> Batch:
-        images = examples["image"].astype(jnp.float32) / 127.5 - 1
+        low, high = self._pixel_range
+        images = examples[self._feature].astype(jnp.float32)
+        images = images.reshape(len(images), *self.metadata["image_shape"])  # an image may lack the axis of channels
+        images = (images - low) / ((high - low) / 2) - 1
         if training and self._config.shift:
             images = jax.vmap(_shifted, in_axes=(0, 0, None))(images, keys, self._config.shift)
         return {
             "inputs": images,
-            "targets": examples["label"].astype(jnp.int32),
+            "targets": self._targets(examples),
             "loss_weights": examples["example_weight"],
         }
 
@@ -129,21 +237,56 @@ def _shifted(
 
 @register("task", "tabular_classification", config=TabularClassificationConfig)
 class TabularClassification(Classification):
-    """Columns of numbers are the tokens, each with a direction of its own (Gorishniy et al. 2021, FT-Transformer)."""
+    """Columns of numbers are the tokens, each with a direction of its own (Gorishniy et al. 2021, FT-Transformer).
+
+    metadata: `mean` and `spread` of the columns in training, and `lacking`, the columns that have an indicator.
+    """
 
     subject = "columns"
     units = ("rows", 1)
     _config: TabularClassificationConfig
+    _fits = staticmethod(is_row)
 
     def _metadata_of(self, source: Source) -> dict[str, Any]:
-        columns = source.load()["columns"].astype(np.float64)
-        if columns.ndim != 2:
-            raise ConfigError(f"task.dataset={self._config.dataset} has columns of shape {columns.shape[1:]}, not (n,)")
-        spread = columns.std(axis=0)
-        return {"mean": columns.mean(axis=0).tolist(), "spread": np.where(spread > 0, spread, 1.0).tolist()}
+        columns = source.load()[self._feature].astype(np.float64)
+        self._check(source.name, columns, np.arange(len(columns)))
+        missing = np.isnan(columns)
+        for column in np.flatnonzero(missing.all(axis=0))[:1]:
+            raise DataError(f"{source.name}: {self._feature}[{column}] has no value in any row; leave the column out")
+        mean, spread = np.nanmean(columns, axis=0), np.nanstd(columns, axis=0)
+        lacking = np.flatnonzero(missing.any(axis=0)).tolist() if self._config.missing == "indicator" else []
+        scale = {"mean": mean.tolist(), "spread": np.where(spread > 0, spread, 1.0).tolist()}
+        return scale | ({"lacking": lacking} if lacking else {})
+
+    @property
+    def _lacking(self) -> list[int]:
+        return self.metadata.get("lacking", [])
+
+    def facts(self) -> list[list[Any]]:
+        columns = f"{len(self.metadata['mean'])} columns, {'' if self._config.standardised else 'not '}standardised"
+        added = f", {len(self._lacking)} indicators of missing values" if self._lacking else ""
+        return [*super().facts(), [self._feature, columns + added]]
+
+    def _check(self, name: str, values: np.ndarray, rows: np.ndarray) -> None:
+        bad = np.isinf(values) if self._config.missing != "error" else ~np.isfinite(values)
+        for place, column in np.argwhere(bad)[:1]:
+            value = values[place, column]
+            way_out = "; set task.missing=mean or indicator, or mend it" if np.isnan(value) else "; mend it"
+            raise DataError(f"{name}: {self._feature}[{column}] of row {rows[place]} is {value}{way_out}")
+
+    def inputs_of(self, raw: Any) -> Float[Array, "batch columns"]:
+        values = self._raw_values(raw)
+        wanted = len(self.metadata["mean"])
+        if values.shape[1:] != (wanted,) or values.dtype.kind not in "biuf":
+            raise ConfigError(
+                f"predict: rows of shape {values.shape} ({values.dtype}) do not fit this model, which takes (batch, "
+                f"{wanted}) numbers"
+            )
+        self._check("predict", values, np.arange(len(values)))
+        return self._prepared(values)
 
     def network(self, config: ModelConfig) -> PureNetwork:
-        columns = len(self.metadata["mean"])
+        columns = len(self.metadata["mean"]) + len(self._lacking)
 
         def build(rngs: Rngs) -> Network:
             embedding = ColumnEmbedding(columns, config.width, dtype=config.dtype, rngs=rngs)
@@ -154,15 +297,19 @@ class TabularClassification(Classification):
 
     def prepare(self, examples: Batch, keys: Key[Array, " batch"], *, training: bool) -> Batch:
         del keys, training
-        columns = examples["columns"].astype(jnp.float32)
+        columns = examples[self._feature].astype(jnp.float32)
+        mean, spread = (jnp.asarray(self.metadata[name], jnp.float32)[None] for name in ("mean", "spread"))
+        missing = jnp.isnan(columns)
+        columns = jnp.where(missing, mean, columns) if self._config.missing != "error" else columns
         if self._config.standardised:
-            mean, spread = (jnp.asarray(self.metadata[name], jnp.float32)[None] for name in ("mean", "spread"))
             columns = (columns - mean) / spread
+        if self._lacking:
+            columns = jnp.concatenate([columns, missing[:, np.array(self._lacking)].astype(jnp.float32)], axis=1)
         return {
             "inputs": columns,
-            "targets": examples["label"].astype(jnp.int32),
+            "targets": self._targets(examples),
             "loss_weights": examples["example_weight"],
         }
 
     def input_spec(self, batch_size: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((batch_size, len(self.metadata["mean"])), jnp.float32)
+        return jax.ShapeDtypeStruct((batch_size, len(self.metadata["mean"]) + len(self._lacking)), jnp.float32)

@@ -1,5 +1,6 @@
 """Numbered examples of a split: how a row number becomes an example, in host memory, on the device, or from disk."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from flaxformer_lab.data.source import Source
 Arrays = dict[str, Any]  # NumPy arrays on the host, JAX arrays on the device
 DEVICE_BYTES = 2**30  # examples up to this size live on the device
 HOST_BYTES = 2**32  # records up to this size stay in host memory once they are decoded
+CHECKED_BYTES = (
+    2**28
+)  # splits up to this size are decoded, checked and kept when a run begins, larger ones as they are read
 
 
 @dataclass(frozen=True)
@@ -54,19 +58,32 @@ class Examples:
         return (indices * self.stride).astype(np.int32)
 
 
-def stored_examples(source: Source) -> Examples:
-    """Every record of a data set is an example."""
+def stored_examples(source: Source, check: Callable[[Arrays, Any], None] | None = None) -> Examples:
+    """Every record of a data set is an example.
+
+    check(arrays, rows): raises where an example at one of the rows cannot be used. A small split is checked here.
+    """
+    read = _decoded_once(source) if source.num_bytes() <= HOST_BYTES else source.read
 
     def take(arrays: Arrays, rows: Any) -> Arrays:
         return jax.tree.map(lambda array: array[rows], arrays)
 
-    return Examples(
+    def checked(arrays: Arrays, rows: Any) -> Arrays:
+        if check:
+            check(arrays, rows)
+        return arrays
+
+    examples = Examples(
         number=len(source),
         num_bytes=source.num_bytes(),
-        load=source.load,
+        load=lambda: checked(source.load(), np.arange(len(source))),
         take=take,
-        read=_decoded_once(source) if source.num_bytes() <= HOST_BYTES else source.read,
+        read=lambda rows: checked(read(rows), rows),
     )
+    if check and source.num_bytes() <= CHECKED_BYTES:
+        arrays = examples.load()
+        return dataclasses.replace(examples, load=lambda: arrays, read=lambda rows: take(arrays, rows))
+    return examples
 
 
 def _decoded_once(source: Source) -> Callable[[Int[np.ndarray, " batch"]], Arrays]:

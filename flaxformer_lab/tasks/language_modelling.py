@@ -1,7 +1,7 @@
 """Language modelling by characters or bytes: predict the next token, or the masked ones (Devlin et al. 2019)."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.registry import register
 from flaxformer_lab.task_config import LanguageModellingConfig
 from flaxformer_lab.tasks.examples import Examples, token_windows
+from flaxformer_lab.tasks.features import find_text
 from flaxformer_lab.tasks.task import ACCURACY, Batch, Task, loss_and_accuracy
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # stands for every character that the training text does not have
@@ -92,6 +93,21 @@ class LanguageModelling(Task):
     def input_spec(self, batch_size: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch_size, self._config.sequence_length), jnp.int32)
 
+    def inputs_of(self, raw: Any) -> Any:
+        """The symbols [batch, tokens] of texts of `sequence_length` symbols; what is no text is taken for symbols."""
+        texts = [raw] if isinstance(raw, str) else raw
+        if not (isinstance(texts, Sequence) and texts and all(isinstance(text, str) for text in texts)):
+            return raw
+        symbols, size = [self.encode(text) for text in texts], self._config.sequence_length
+        for number, each in enumerate(symbols):
+            if len(each) != size:
+                raise ConfigError(f"predict: text {number} has {len(each)} symbols; this model takes {size}")
+        return np.stack(symbols).astype(np.int32)
+
+    def facts(self) -> list[list[Any]]:
+        tokens = f"{self.metadata['num_symbols']} symbols ({self._config.tokenizer})"
+        return [["data set", self._config.dataset], ["text", tokens]]
+
     def encode(self, text: str) -> UInt[np.ndarray, " length"]:
         """Symbol numbers of a text, in the smallest type that holds them all."""
         if self._config.tokenizer == "bytes":
@@ -112,9 +128,5 @@ class LanguageModelling(Task):
     @functools.lru_cache(maxsize=3)  # noqa: B019 a task lives as long as its run
     def _text(self, split: str) -> str:
         source = open_split(self._config.dataset, split)
-        if "text" not in source.info.features:
-            raise ConfigError(
-                f"task.dataset={self._config.dataset} has no text, which language_modelling needs; "
-                f"it has {', '.join(source.info.features)}"
-            )
-        return "\n".join(record["text"] for record in source.records())
+        feature = find_text(source, self._config)
+        return "\n".join(record[feature] for record in source.records())

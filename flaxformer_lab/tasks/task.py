@@ -83,6 +83,19 @@ class Task(abc.ABC):
     def loss_and_metrics(self, outputs: Any, batch: Batch) -> Metrics:
         """`loss`, an `Average`, and other metrics, from the network's outputs and the prepared batch."""
 
+    def facts(self) -> list[list[Any]]:
+        """What a user should check of the data before a run, (what, value) in words."""
+        return []
+
+    def inputs_of(self, raw: Any) -> Any:
+        """The network's inputs from examples as the data set has them, preprocessed as in an evaluation.
+
+        Raises:
+            ConfigError: they are not of the kind that the model was trained on.
+            DataError: a value that cannot be used.
+        """
+        return raw
+
     def bound(self, config: ModelConfig) -> Bound | None:
         """What theory says that no model of this config can exceed; None where it says nothing."""
         del config

@@ -1,9 +1,15 @@
 """Checkpoints, by Orbax: asynchronous, atomic, the last few and the best few. No other file imports Orbax."""
 
 import contextlib
+import gc
+import logging
 import math
+import os
+import sys
 import tempfile
+import warnings
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +18,15 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from flaxformer_lab.errors import RunError
+from flaxformer_lab.literal_paths import take_folders_literally
 from flaxformer_lab.training import hosts
 from flaxformer_lab.training.state import State
 
 Tree = Any  # a pytree of arrays
 _policies = ocp.training.preservation_policies
+take_folders_literally()
+# What goes wrong is said in one error; Orbax would log its tracebacks too.
+logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
 
 
 class Checkpoints:
@@ -37,6 +47,7 @@ class Checkpoints:
         keep = _policies.AnyPreservationPolicy([_policies.LatestN(keep_last)] + ([best] if keep_best else []))
         options = {"preservation_policy": keep, "cleanup_tmp_directories": writable}
         self.quarantined: list[str] = []
+        self._readable = False  # whether a save of this process has been found to be readable
         try:
             self._orbax = ocp.training.Checkpointer(folder, **options)
         except Exception as error:
@@ -72,13 +83,37 @@ class Checkpoints:
         return min(scored)[1]
 
     def save(self, state: State, metrics: dict[str, float] | None) -> None:
-        """Starts to save `state` under its step and returns once the state may be changed; metrics, if any, rank it."""
+        """Starts to save `state` under its step and returns once the state may be changed; metrics, if any, rank it.
+
+        The first save is waited for, and must be one that could be restored.
+
+        Raises:
+            RunError: it could not be saved, or could not be read back.
+        """
         step, tree = int(state.step), vars(state)
         digest = {"digest": _digest(tree)}
         try:
             self._orbax.save_async(step, tree, force=True, metrics=metrics, custom_metadata=digest)
         except Exception as error:
             raise self._unsaved(step, error) from error
+        if not self._readable:
+            self.wait()
+            self._require_readable(step, tree, digest["digest"])
+            self._readable = True
+
+    def _require_readable(self, step: int, tree: Tree, digest: str) -> None:
+        """Raises RunError where the checkpoint is not listed, or its metadata are not those of the tree."""
+        try:
+            found = self._orbax.metadata(step)
+            is_whole = found.custom_metadata["digest"] == digest and _shapes(found.metadata) == _shapes(tree)
+            why = "its metadata are not what was saved"
+        except Exception as error:
+            is_whole, why = False, _first_line(error)
+        if not is_whole:
+            raise RunError(
+                f"the checkpoint of step {step} in {self._folder} cannot be read back ({why}), so training stops "
+                "here; choose another --workdir, on another disk or of a plainer name"
+            )
 
     def wait(self) -> None:
         """Returns when every save is on disk."""
@@ -129,11 +164,13 @@ class Checkpoints:
         places = vars(layout) if layout else jax.tree.map(lambda leaf: here, vars(abstract))
         placed = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)  # noqa: E731
         target = jax.tree.map(placed, vars(abstract), places)
-        try:
+        with _quiet_failure() as failure:
             tree = self._orbax.load(step, target)
-            digest = self._orbax.metadata(step).custom_metadata["digest"]
-        except Exception as error:
-            raise ValueError(_first_line(error)) from error
+            digest = (self._orbax.metadata(step).custom_metadata or {}).get("digest")
+        if failure:
+            raise ValueError(failure[0])
+        if digest is None:
+            raise ValueError("it has no digest")
         if digest != _digest(tree):
             raise ValueError("its values are not the ones that were saved")
         if int(tree["step"]) != step:
@@ -169,6 +206,11 @@ class Checkpoints:
             f"the checkpoint of step {step} could not be saved in {self._folder}: {_first_line(error)}; "
             "earlier checkpoints are untouched; free some disk and run the same command to resume"
         )
+
+
+def _shapes(tree: Tree) -> list[tuple[int, ...]]:
+    """The shapes of a tree's leaves, in an order of their own: Orbax turns tuples into mappings."""
+    return sorted(tuple(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def _readable(step: Path) -> bool:
@@ -207,6 +249,31 @@ def _mixed_sum(values: np.ndarray, index: tuple[slice, ...], shape: tuple[int, .
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return int((mixed ^ (mixed >> np.uint64(31))).sum(dtype=np.uint64))
+
+
+@contextlib.contextmanager
+def _quiet_failure() -> Iterator[list[str]]:
+    """Yields a list, to which it adds why its body failed; what Orbax leaves unfinished then prints nothing."""
+    failure: list[str] = []
+    hook, tasks = sys.unraisablehook, logging.getLogger("asyncio")
+    before, tasks.disabled, sys.unraisablehook = tasks.disabled, True, lambda _: None
+    try:
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # coroutines that were never awaited
+            try:
+                yield failure
+            except Exception as error:
+                failure.append(_first_line(_root(error)))
+            if failure:
+                gc.collect()
+    finally:
+        tasks.disabled, sys.unraisablehook = before, hook
+
+
+def _root(error: BaseException) -> BaseException:
+    """What an error was raised from in the first place."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _first_line(error: BaseException) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import optax
 
-from flaxformer_lab.config import Config
+from flaxformer_lab.config import Config, parse_config
 from flaxformer_lab.models.network import PureNetwork
 from flaxformer_lab.tasks import Task, make_task
 from flaxformer_lab.training.optimizer import make_optimizer, make_schedule
@@ -42,10 +42,13 @@ def make_experiment(
 ) -> Experiment:
     """The experiment that a config describes. metadata: as in `Task`; strategy: instead of the config's.
 
+    The config may have been made by hand (`dataclasses.replace`): it is held against all rules here.
+
     Raises:
         ConfigError: parts that do not fit one another, the data, or the devices.
         DataError: data that are missing or damaged.
     """
+    config = parse_config(config)
     strategy = strategy or make_strategy(config)
     task = make_task(config.task, metadata)
     schedule = make_schedule(config.optimizer, config.training.steps)

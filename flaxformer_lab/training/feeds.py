@@ -9,11 +9,22 @@ import numpy as np
 from flaxformer_lab.config import Config
 from flaxformer_lab.data.order import evaluation_batches
 from flaxformer_lab.data.prefetch import prefetch
+from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.tasks.examples import Examples
 from flaxformer_lab.training.experiment import Experiment
 
 Tree = Any  # a pytree of arrays
 ALL = slice(None)
+
+
+def check_batch_size(config: Config, examples: Examples) -> None:
+    """Raises ConfigError where one update asks for more examples than training has; examples: of that split."""
+    size = config.training.batch_size
+    if size > examples.number and not examples.endless:
+        raise ConfigError(
+            f"training.batch_size={size} is more than the {examples.number:,} training examples of {config.task.name}; "
+            f"choose at most {examples.number}"
+        )
 
 
 def call_schedule(config: Config, start: int, last: int) -> list[tuple[int, int]]:

@@ -3,29 +3,62 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from flaxformer_lab.config import Config, as_dict, parse_config
 from flaxformer_lab.errors import ConfigError, RunError
+from flaxformer_lab.literal_paths import local_folder
 from flaxformer_lab.locking import file_lock
-from flaxformer_lab.parsing import flatten
+from flaxformer_lab.parsing import flatten, override
+
+# Keys that change nothing of what is learnt, so that a run may go on, and may be opened, with other values.
+FREE_KEYS = (
+    "training.evaluate_batch_size",
+    "training.checkpoint_every",
+    "training.keep_last",
+    "training.keep_best",
+    "training.steps_per_call",
+    "training.input",
+    "model.remat",
+    "parallelism.",
+)
+
+
+def require_free(changes: Mapping[str, Any]) -> None:
+    """Raises ConfigError where a change is of a key that decides something."""
+    for key, value in changes.items():
+        if not key.startswith(FREE_KEYS):
+            raise ConfigError(
+                f"--config.{key}={value}: a checkpoint keeps the config that it was trained with; drop this flag; only "
+                f"what decides nothing can be changed: {', '.join(FREE_KEYS)}"
+            )
+
+
+def changed(config: Config, changes: Mapping[str, Any]) -> Config:
+    """A run's config with other values of some keys. Raises ConfigError where one cannot be."""
+    tree = as_dict(config)
+    for key, value in changes.items():
+        tree = override(tree, key, value)
+    return parse_config(tree) if changes else config
 
 
 class RunFolder:
     """The files of one run. Reading never executes and never unpickles what it finds."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path).expanduser().absolute()
+        self.path = local_folder(path)
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
         self.tensorboard = self.path / "tensorboard"
         self._config, self._metadata = self.path / "config.json", self.path / "metadata.json"
 
-    def has_checkpoints(self) -> bool:
-        """Whether a run has saved its state here."""
-        return self.checkpoints.is_dir() and any(path.name.isdecimal() for path in self.checkpoints.iterdir())
+    def saved_steps(self) -> set[int]:
+        """The steps after which a run has saved its state here."""
+        if not self.checkpoints.is_dir():
+            return set()
+        return {int(path.name) for path in self.checkpoints.iterdir() if path.name.isdecimal()}
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -55,7 +88,8 @@ class RunFolder:
         try:
             half_written = [path for one in (self._config, self._metadata, self.metrics) for path in _half_written(one)]
             if self._config.exists():
-                self._refuse_another(config)
+                if self._refuse_another(config):
+                    write_atomic(self._config, json.dumps(as_dict(config), indent=2) + "\n")
             elif self.path.exists() and not {self._metadata, *half_written}.issuperset(self.path.iterdir()):
                 raise RunError(f"{self.path} holds files but no config.json, so it is no run; choose another --workdir")
             for path in half_written:
@@ -88,17 +122,27 @@ class RunFolder:
         old = self.path / "task.json"
         return config, read_json(old if old.exists() and not self._metadata.exists() else self._metadata)
 
-    def _refuse_another(self, config: Config) -> None:
-        ours, theirs = flatten(as_dict(config)), flatten(as_dict(self.read()[0]))
-        # The devices on which a run resumes change only rounding.
-        decisive = [key for key in ours | theirs if not key.startswith("parallelism.")]
-        differing = [key for key in decisive if ours.get(key, "-") != theirs.get(key, "-")]
-        if differing:
-            shown = "\n".join(f"  {key}: {theirs.get(key, '-')} there, {ours.get(key, '-')} now" for key in differing)
+    def _refuse_another(self, config: Config) -> bool:
+        """Whether the folder's config differs, in keys that decide nothing. Raises ConfigError for all others."""
+        stored = self.read()[0]
+        ours, theirs = flatten(as_dict(config)), flatten(as_dict(stored))
+        differing = [key for key in ours | theirs if ours.get(key, "-") != theirs.get(key, "-")]
+        decisive = [key for key in differing if not key.startswith(FREE_KEYS)]
+        schedule, hint = config.optimizer.schedule, ""
+        if decisive == ["training.steps"]:
+            if schedule == "constant" and config.training.steps > stored.training.steps:
+                return True  # every update is the one that it would have been
+            hint = (
+                f"\nWith optimizer.schedule={schedule} another number of steps changes each learning rate; "
+                "a new run can start from this one's weights (training.init_from)"
+            )
+        if decisive:
+            shown = "\n".join(f"  {key}: {theirs.get(key, '-')} there, {ours.get(key, '-')} now" for key in decisive)
             raise ConfigError(
                 f"{self.path} belongs to a run of another config; choose another --workdir, or give the same values:\n"
-                f"{shown}"
+                f"{shown}{hint}"
             )
+        return bool(differing)
 
 
 def write_atomic(path: Path, contents: str) -> Path:

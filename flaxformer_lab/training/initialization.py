@@ -9,15 +9,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from flaxformer_lab.config import TrainingConfig
 from flaxformer_lab.errors import ConfigError, RunError
 from flaxformer_lab.functional.trees import leaf_paths
+from flaxformer_lab.models.tensors import load_tensors
 from flaxformer_lab.training.checkpoints import Checkpoints
 from flaxformer_lab.training.experiment import Experiment, make_experiment
-from flaxformer_lab.training.folder import RunFolder
+from flaxformer_lab.training.folder import RunFolder, changed, require_free
 from flaxformer_lab.training.parallelism import Strategy, make_strategy
 from flaxformer_lab.training.single import Single
 from flaxformer_lab.training.state import State, initial_state
@@ -82,17 +81,23 @@ def initial_weights(config: TrainingConfig, abstract: State) -> InitialWeights |
 
 
 def restore_run(
-    workdir: str | Path, step: int | str | None = None, strategy: Strategy | None = None
+    workdir: str | Path,
+    step: int | str | None = None,
+    strategy: Strategy | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> tuple[Experiment, State]:
     """The experiment of a run's folder and its state at checkpoint `step` (default: the last; "best": lowest loss).
 
+    changes: of keys that decide nothing (`FREE_KEYS`).
     strategy: None takes the config's, or one device where this machine has other devices than the run had.
 
     Raises:
         RunError: the folder is missing, empty or damaged, or has no such checkpoint.
     """
+    require_free(changes or {})
     folder = RunFolder(workdir)
     config, metadata = folder.read()
+    config = changed(config, changes or {})
     if strategy is None:
         try:
             strategy = make_strategy(config)
@@ -102,9 +107,16 @@ def restore_run(
         experiment = make_experiment(config, metadata, strategy)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{folder.path / 'metadata.json'} is damaged: {type(error).__name__}: {error}") from error
-    with Checkpoints(folder.checkpoints, writable=False) as checkpoints:
-        chosen = checkpoints.best() if step == "best" else step
-        return experiment, checkpoints.restore(experiment.abstract_state, chosen)
+    while True:
+        before = folder.saved_steps()
+        try:
+            with Checkpoints(folder.checkpoints, writable=False) as checkpoints:
+                chosen = checkpoints.best() if step == "best" else step
+                return experiment, checkpoints.restore(experiment.abstract_state, chosen)
+        except RunError:
+            # A run that is training may have replaced the checkpoint by a newer one meanwhile.
+            if isinstance(step, int) or folder.saved_steps() == before:
+                raise
 
 
 def _is_admitted(name: str, patterns: tuple[str, ...]) -> bool:
@@ -117,19 +129,12 @@ def _read(source: str) -> Arrays:
     path = Path(source).expanduser()
     if not path.exists():
         raise RunError(f"training.init_from={source} does not exist; name a run's folder or a .safetensors file")
-    if path.is_dir():
-        _, state = restore_run(path, strategy=Single())
-        leaves = leaf_paths(state.params) | leaf_paths(state.model_state)
-        return {name: np.asarray(leaf) for name, leaf in leaves.items()}
-    if path.suffix != ".safetensors":
-        raise ConfigError(
-            f"training.init_from={source} must be a run's folder or a .safetensors file; pickled weights (.bin, .pt) "
-            "can run code when they are read, so they are refused; save them as safetensors"
-        )
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError, TypeError) as error:
-        raise RunError(f"training.init_from={source} cannot be read: {error}") from error
+    is_run = path.is_dir() and ((path / "checkpoints").exists() or not any(path.glob("*.safetensors")))
+    if not is_run:
+        return load_tensors(path, "training.init_from")
+    _, state = restore_run(path, strategy=Single())
+    leaves = leaf_paths(state.params) | leaf_paths(state.model_state)
+    return {name: np.asarray(leaf) for name, leaf in leaves.items()}
 
 
 def _some(names: Mapping[str, Any]) -> str:

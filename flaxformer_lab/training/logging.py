@@ -138,6 +138,11 @@ class Display:
         self.table("parameters", ["part", "number"], parts)
         self.table(f"operations ({devices})", ["", "FLOPs"], operations)
 
+    def facts(self, rows: list[list[Any]]) -> None:
+        """Prints what a user should check of the data."""
+        if rows:
+            self.table("data", ["", "value"], rows)
+
     def table(self, title: str, columns: list[str], rows: list[list[Any]]) -> None:
         """Prints a table; all columns but the first are numbers."""
         table = Table(title=escape(title), title_justify="left")

@@ -13,7 +13,7 @@ from flaxformer_lab.training import hosts
 from flaxformer_lab.training.checkpoints import Checkpoints
 from flaxformer_lab.training.evaluation import Values, make_evaluate
 from flaxformer_lab.training.experiment import make_experiment
-from flaxformer_lab.training.feeds import call_schedule, make_feeds, should_run
+from flaxformer_lab.training.feeds import call_schedule, check_batch_size, make_feeds, should_run
 from flaxformer_lab.training.folder import RunFolder
 from flaxformer_lab.training.initialization import first_state, initial_weights
 from flaxformer_lab.training.logging import Display, MetricsLog, Record
@@ -33,11 +33,12 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None, qu
         Terminated: the process was asked to end; the state is saved, and the same call goes on from there.
     """
     experiment = make_experiment(config)
-    layout, strategy = experiment.layout, experiment.strategy
+    config, layout, strategy = experiment.config, experiment.layout, experiment.strategy
     # All splits at the start: one that cannot be used is an error now, not after hours of training.
     examples = {split: experiment.task.examples(split) for split in SPLITS}
+    check_batch_size(config, examples["train"])
     folder, training = RunFolder(workdir), config.training
-    initial = None if folder.has_checkpoints() else initial_weights(training, experiment.abstract_state)
+    initial = None if folder.saved_steps() else initial_weights(training, experiment.abstract_state)
     last = min(training.steps, stop_at or training.steps)
     with contextlib.ExitStack() as stack:
         termination = stack.enter_context(Termination())
@@ -50,6 +51,7 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None, qu
         quiet = quiet or not hosts.is_primary()
         units, batch_size = experiment.task.units, training.batch_size
         display = Display(steps=training.steps, units=units, batch_size=batch_size, quiet=quiet)
+        display.facts(experiment.task.facts())
         display.costs(*costs, f"{strategy.name}, {strategy.num_devices} x {jax.default_backend()}")
         keep = {"keep_last": training.keep_last, "keep_best": training.keep_best}
         checkpoints = stack.enter_context(Checkpoints(folder.checkpoints, **keep))
@@ -90,7 +92,11 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None, qu
                     checkpoints.save(strategy.unreplicate(state), values if evaluates else None)
                 if ending:
                     checkpoints.wait()
-                    raise Terminated(f"asked to end; step {step} is saved, and the same command goes on from there")
+                    raise Terminated(
+                        f"asked to end by {termination.signal.name}; step {step} is saved, and the same command goes "
+                        "on from there",
+                        termination.signal,
+                    )
         if last == training.steps:
             values = evaluate_and_log(last, "test")
         elif not values:  # nothing was left to do

@@ -111,7 +111,10 @@ def test_a_cell_that_fits_no_machine_is_refused(two_nodes):
 
 def test_without_ray_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ConfigError, match=r"needs Ray: pip install 'flaxformer_lab\[ray\]'"), cluster(None, 1):
+    with (
+        pytest.raises(ConfigError, match=r"needs Ray: pip install -e '\.\[ray\]' in the lab's folder"),
+        cluster(None, 1),
+    ):
         pass
 
 

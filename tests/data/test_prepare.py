@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import registered
 
 from flaxformer_lab import registry
 from flaxformer_lab.data import prepare as prepare_module
@@ -184,7 +185,7 @@ def test_damage_to_any_file_is_told_or_mended(prepared, tmp_path, monkeypatch, d
     monkeypatch.setenv("FLAXFORMER_LAB_CACHE", str(prepared))
     original = digits()
     names = [path.name for path in (prepared / "datasets" / "lab_digits" / "1.0.0").iterdir()]
-    assert len(names) == 7
+    assert len(names) == 8
     for number, name in enumerate(names):
         cache = tmp_path / str(number)
         shutil.copytree(prepared / "datasets" / "lab_digits", cache / "datasets" / "lab_digits")
@@ -195,8 +196,9 @@ def test_damage_to_any_file_is_told_or_mended(prepared, tmp_path, monkeypatch, d
             assert_same(digits(), original)
         except DataError as error:
             assert re.match(rf"lab_digits in {folder} is damaged .*delete that folder", str(error))
-        else:  # Without digests the set is built again; after the last of them, a line may end in another way.
-            assert (damage, name) in {("deleted", CHECKSUMS), ("flipped at the end", CHECKSUMS)}
+        else:  # Without digests the set is built again; after the last of them, a line may end in another way. So it is
+            # where it seems to be of another source.
+            assert name == ".source" or (damage, name) in {("deleted", CHECKSUMS), ("flipped at the end", CHECKSUMS)}
 
 
 @pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
@@ -257,3 +259,70 @@ def test_downloads_do_not_wait_forever(empty_cache, monkeypatch):
         prepare("mnist")
     assert seen["timeout"] <= 30 and seen["retries"] <= 3
     assert prepare_module.downloader.MAX_RETRIES == before and prepare_module.downloader._open_url is open_url
+
+
+@pytest.mark.parametrize("name", ["seed[1]", "a*", "ä {x} 100%"])
+def test_data_folders_of_any_name(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("FLAXFORMER_LAB_CACHE", str(tmp_path / name / "cache"))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / name / "tfds"))
+    for _ in range(2):  # prepared, then found again
+        assert len(open_split("tiny_shapes/train:1.2.0", "train")) == 32
+        assert len(open_split("tiny_shapes/train", "train")) == 32
+        assert len(open_split("lab_wine", "train")) == 108
+
+
+OWN_BUILDER = """
+from pathlib import Path
+import numpy as np
+import tensorflow_datasets as tfds
+from flaxformer_lab.registry import register
+
+FACTOR = {factor}
+
+@register("dataset", "own_{name}")
+class Own{Name}(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+    SOURCES = ({path!r},)
+
+    def _info(self):
+        features = {{"columns": tfds.features.Tensor(shape=(1,), dtype=np.float32), "label": np.int64}}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {{"train": self._generate_examples()}}
+
+    def _generate_examples(self):
+        for n, text in enumerate(Path(self.SOURCES[0]).read_text().split()):
+            yield n, {{"columns": np.full(1, FACTOR * float(text), np.float32), "label": n % 2}}
+"""
+
+
+def test_a_source_that_was_edited_under_the_same_version_is_prepared_again(empty_cache, tmp_path, own_parts, capsys):
+    numbers, builder = tmp_path / "numbers.txt", tmp_path / "own.py"
+    numbers.write_text("1 " * 20)
+
+    def total(factor):
+        own_parts()
+        registered._DATASET_REGISTRY.pop("own_edited", None)
+        builder.write_text(OWN_BUILDER.format(name="edited", Name="Edited", factor=factor, path=str(numbers)))
+        registry.import_parts(str(builder))
+        found = open_split("own_edited", "train").load()["columns"]
+        return float(found.sum()), "changed since it was prepared" in capsys.readouterr().err
+
+    assert total(1) == (16, False)
+    assert total(1) == (16, False)
+    numbers.write_text("2 " * 20)
+    assert total(1) == (32, True)
+    assert total(3) == (96, True)
+    assert total(3) == (96, False)
+    numbers.unlink()
+    with pytest.raises(DataError, match=r"own_edited is built from .*numbers\.txt, which cannot be read"):
+        total(3)
+
+
+def test_a_copy_that_does_not_say_what_it_was_built_from_is_taken_as_it_is(empty_cache, capsys):
+    folder = Path(prepare("lab_wine").data_dir)
+    (folder / ".source").unlink()
+    capsys.readouterr()
+    assert prepare("lab_wine").data_dir == str(folder) and capsys.readouterr().err == ""
+    assert (folder / ".source").exists()

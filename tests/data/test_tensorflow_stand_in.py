@@ -63,3 +63,24 @@ def test_it_is_gone_afterwards():
         assert tf.executing_eagerly()
     with pytest.raises(ImportError, match="No module named 'tensorflow'"):
         tf.executing_eagerly()
+
+
+ALL_BUILDERS = """
+import importlib.util, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name in ("h5py", "tensorflow") else find(name, *rest)
+import tensorflow_datasets as tfds
+from flaxformer_lab.data.tensorflow_stand_in import import_all_builders, tensorflow_stand_in
+with tensorflow_stand_in():
+    import_all_builders()
+    found = tfds.list_builders(with_community_datasets=False)
+assert "h5py" not in sys.modules
+print(len(found), *(name in found for name in ("iris", "penguins", "wiki40b", "mnist")))
+"""
+
+
+def test_all_data_sets_of_tfds_are_found_without_h5py(start):
+    """In a process of its own: TFDS imports its builders once."""
+    out, err = start(ALL_BUILDERS).communicate(timeout=300)
+    number, *there = out.split()
+    assert there == ["True"] * 4 and int(number) > 400, err

@@ -1,19 +1,29 @@
 import json
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
-from flaxformer_lab.data.source import open_split
-from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.config import parse_config
+from flaxformer_lab.data.source import Source, open_split
+from flaxformer_lab.errors import ConfigError, DataError
 from flaxformer_lab.functional.trees import leaf_paths
 from flaxformer_lab.model_config import TransformerConfig
 from flaxformer_lab.task_config import ImageClassificationConfig, TabularClassificationConfig
 from flaxformer_lab.tasks import SPLITS, classification, make_task
 
-FACTS = {"image_shape": [8, 8, 1], "num_classes": 10}
+FACTS = {
+    "feature": "image",
+    "label": "label",
+    "num_classes": 10,
+    "image_shape": [8, 8, 1],
+    "pixel_type": "uint8",
+    "pixel_range": [0, 255],
+}
 
 
 def make(**changes):
@@ -144,7 +154,9 @@ def test_a_patch_that_does_not_divide_the_image_is_refused(patch_size):
 
 
 def test_a_data_set_without_images_is_refused():
-    with pytest.raises(ConfigError, match=r"task\.dataset=lab_speeches has no image and no label .*it has"):
+    with pytest.raises(
+        ConfigError, match=r"task\.dataset=lab_speeches has no image of fixed shape.* it has year, speaker, party, text"
+    ):
         make_task(ImageClassificationConfig(dataset="lab_speeches"))
 
 
@@ -184,3 +196,210 @@ def test_columns_are_the_tokens():
 def test_a_data_set_without_columns_is_refused():
     with pytest.raises(ConfigError, match=r"task\.dataset=lab_digits has no columns of fixed shape"):
         make_task(TabularClassificationConfig(dataset="lab_digits"))
+
+
+# ------------------------------------------------------------------------------- what a data set may look like
+
+
+def data_set(monkeypatch, splits, features=None, bytes_checked=2**28):
+    """Makes `open_split` give sources with these arrays: {split: {feature: values}}."""
+
+    class Rows(Sequence):
+        def __init__(self, arrays):
+            self._arrays = arrays
+
+        def __len__(self):
+            return len(next(iter(self._arrays.values())))
+
+        def __getitem__(self, index):
+            return {name: values[index] for name, values in self._arrays.items()}
+
+        def __getitems__(self, indices):
+            return [self[index] for index in indices]
+
+    class Info(tfds.core.DatasetInfo):
+        features, data_dir = None, "/nowhere"
+
+        def __init__(self, features):
+            self.features = features
+
+    def open_split(dataset, split):
+        arrays = {name: np.asarray(values) for name, values in splits[split].items()}
+        described = {name: tfds.features.Tensor(shape=x.shape[1:], dtype=x.dtype) for name, x in arrays.items()}
+        return Source(f"{dataset}/1.0.0 {split}", Info(described | (features or {})), Rows(arrays))
+
+    monkeypatch.setattr(classification, "open_split", open_split)
+    monkeypatch.setattr("flaxformer_lab.tasks.examples.CHECKED_BYTES", bytes_checked)
+
+
+def digits_as(change, **others):
+    """The first digits of training, with their images changed."""
+    rows = open_split("lab_digits", "train").read(np.arange(64))
+    return {"train": {"image": change(rows["image"]), "label": rows["label"]}, **others}
+
+
+def inputs_of(task, split="train"):
+    examples = task.examples(split)
+    rows = examples.read(np.arange(examples.number)) | {"example_weight": np.ones(examples.number, np.float32)}
+    return np.asarray(
+        prepare(task, rows, jax.random.split(jax.random.key(0), examples.number), training=False)["inputs"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "limits", "tolerance"),
+    [
+        (lambda x: x, [0, 255], 1e-6),
+        (lambda x: x[..., 0], [0, 255], 1e-6),  # without an axis of channels
+        (lambda x: x.astype(np.float32) / 255, [0, 1], 1e-6),
+        (lambda x: x.astype(np.float64) / 255, [0, 1], 1e-6),
+        (lambda x: x.astype(np.float32) / 127.5 - 1, [-1, 1], 1e-6),
+        (lambda x: x.astype(np.uint16), [0, 255], 1e-6),
+        (lambda x: x.astype(np.uint16) * 257, [0, 65535], 1e-6),
+        (lambda x: x.astype(np.int32) * 16, [0, 4095], 0.01),
+    ],
+    ids=["uint8", "no channels", "float32", "float64", "-1..1", "uint16 of 8 bits", "uint16", "12 bits"],
+)
+def test_images_of_any_type_become_the_same_inputs(monkeypatch, stored, change, limits, tolerance):
+    data_set(monkeypatch, digits_as(change))
+    task = make_task(ImageClassificationConfig(dataset="own"))
+    assert task.metadata["pixel_range"] == limits and task.metadata["image_shape"] == [8, 8, 1]
+    np.testing.assert_allclose(inputs_of(task), stored["image"] / np.float32(127.5) - 1, atol=tolerance)
+    (row,) = [value for what, value in task.facts() if what == "image"]
+    assert row.endswith(f"{limits[0]} to {limits[1]} become -1 to 1") and row.startswith("8 x 8 x 1 ")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x.astype(np.float32), r"values of float32 from 0 to 255, and nothing says .* set task\.pixel_range"),
+        (lambda x: x.astype(np.int16) - 100, r"values of int16 from -100 to 15., and nothing says .*pixel_range"),
+    ],
+)
+def test_images_whose_scale_nothing_says_are_refused_unless_the_config_says_it(monkeypatch, stored, change, message):
+    data_set(monkeypatch, digits_as(change))
+    with pytest.raises(ConfigError, match=message):
+        make_task(ImageClassificationConfig(dataset="own"))
+    low = float(change(np.zeros(1, np.uint8))[0])
+    task = make_task(ImageClassificationConfig(dataset="own", pixel_range=(low, low + 255)))
+    np.testing.assert_allclose(inputs_of(task), stored["image"] / np.float32(127.5) - 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("text", ["1,0", "0", "0,1,2", "3,3"])
+def test_a_pixel_range_is_two_numbers_in_order(text):
+    with pytest.raises(ConfigError, match=r"task\.pixel_range=.* must be two numbers, the lower one first, like 0,255"):
+        parse_config({"task": {"pixel_range": text}})
+
+
+def test_an_image_that_is_not_finite_is_named(monkeypatch):
+    def spoil(images):
+        scaled = images.astype(np.float32) / 255
+        scaled[7, 3, 3] = np.nan
+        return scaled
+
+    data_set(monkeypatch, digits_as(spoil))
+    with pytest.raises(DataError, match=r"own/1\.0\.0 train: image of row 7 has a value that is not finite"):
+        make_task(ImageClassificationConfig(dataset="own"))
+
+
+TABLE = {"numbers": np.arange(24.0).reshape(12, 2), "kind": np.arange(12) % 3}
+
+
+def table_of(**changes):
+    return {split: {name: values.copy() for name, values in (TABLE | changes).items()} for split in SPLITS}
+
+
+@pytest.mark.parametrize("checked", [2**28, 0], ids=["small", "large"])
+@pytest.mark.parametrize("value", [-1, 3])
+def test_a_label_that_is_no_class_is_named_with_its_split_and_row(monkeypatch, value, checked):
+    splits = table_of()
+    splits["test"]["kind"][5] = value
+    data_set(monkeypatch, splits, {"kind": tfds.features.ClassLabel(num_classes=3)}, bytes_checked=checked)
+    task = make_task(TabularClassificationConfig(dataset="own"))
+    inputs_of(task)  # the other splits are whole
+    hint = "; -1 marks an example without a label" if value == -1 else ""
+    with pytest.raises(DataError, match=rf"own/1\.0\.0 test: kind of row 5 is {value}, .* classes 0, 1, 2{hint}; take"):
+        task.examples("test").load() if checked == 0 else task.examples("test")
+    if checked == 0:
+        with pytest.raises(DataError, match=rf"kind of row 5 is {value}"):
+            task.examples("test").read(np.array([4, 5]))
+        task.examples("test").read(np.array([4, 6]))
+
+
+def test_features_are_found_by_their_types_or_named_where_several_fit(monkeypatch):
+    data_set(monkeypatch, table_of())
+    task = make_task(TabularClassificationConfig(dataset="own"))
+    assert (task.metadata["feature"], task.metadata["label"], task.metadata["num_classes"]) == ("numbers", "kind", 3)
+    data_set(monkeypatch, table_of(others=np.ones((12, 3)), year=np.arange(12)))
+    for config, message in (
+        ({}, r"several features that may be the columns; set task\.feature to one of numbers, others"),
+        ({"feature": "numbers"}, r"several features that may be the label; set task\.label to one of kind, year"),
+        ({"feature": "kind"}, r"task\.feature=kind is no columns of .*; choose from numbers, others"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            make_task(TabularClassificationConfig(dataset="own", **config))
+    task = make_task(TabularClassificationConfig(dataset="own", feature="others", label="kind"))
+    assert inputs_of(task).shape == (12, 3)
+    with pytest.raises(DataError, match=r"year has 12 distinct values in 12 rows, so it is no class label"):
+        make_task(TabularClassificationConfig(dataset="own", feature="others", label="year"))
+
+
+def test_whole_numbers_are_classes_in_their_order(monkeypatch):
+    data_set(monkeypatch, table_of(kind=np.array([5, 2, 9] * 4)))
+    task = make_task(TabularClassificationConfig(dataset="own"))
+    assert (task.metadata["num_classes"], task.metadata["classes"]) == (3, [2, 5, 9])
+    assert ["classes of kind", "3 (2, 5, 9)"] in task.facts()
+    rows = task.examples("train").read(np.arange(3)) | {"example_weight": np.ones(3, np.float32)}
+    batch = prepare(task, rows, jax.random.split(jax.random.key(0), 3), training=False)
+    assert batch["targets"].tolist() == [1, 0, 2]
+
+
+def lacking(value, row=4, column=1, split="train"):
+    splits = table_of()
+    splits[split]["numbers"][row, column] = value
+    return splits
+
+
+@pytest.mark.parametrize(
+    ("value", "split", "missing", "message"),
+    [
+        (np.nan, "train", "error", r"train: numbers\[1\] of row 4 is nan; set task\.missing=mean or indicator"),
+        (np.nan, "test", "error", r"test: numbers\[1\] of row 4 is nan"),
+        (-np.inf, "train", "mean", r"train: numbers\[1\] of row 4 is -inf; mend it"),
+        (np.inf, "validation", "indicator", r"validation: numbers\[1\] of row 4 is inf; mend it"),
+    ],
+)
+def test_a_value_that_is_not_finite_is_named_with_its_column_and_row(monkeypatch, value, split, missing, message):
+    data_set(monkeypatch, lacking(value, split=split))
+    with pytest.raises(DataError, match=message):
+        make_task(TabularClassificationConfig(dataset="own", missing=missing)).examples(split)
+
+
+@pytest.mark.parametrize("missing", ["mean", "indicator"])
+@pytest.mark.parametrize("standardised", [True, False])
+def test_missing_values_become_the_mean_of_the_training_rows(monkeypatch, missing, standardised):
+    splits = lacking(np.nan)
+    splits["test"]["numbers"][0] = np.nan
+    splits["test"]["numbers"][1:] += 1000  # nothing is fitted to these
+    data_set(monkeypatch, splits)
+    task = make_task(TabularClassificationConfig(dataset="own", missing=missing, standardised=standardised))
+    known = np.delete(TABLE["numbers"][:, 1], 4)
+    assert task.metadata["mean"] == pytest.approx([11.0, known.mean()])
+    assert task.metadata["spread"] == pytest.approx([TABLE["numbers"][:, 0].std(), known.std()])
+    width = 2 + (missing == "indicator")  # of the second column, which alone lacks a value in training
+    train, test = inputs_of(task), inputs_of(task, "test")
+    assert train.shape == test.shape == (12, width) == task.input_spec(12).shape
+    filled = np.zeros(2) if standardised else np.array([11.0, known.mean()])
+    assert train[4, 1] == pytest.approx(filled[1], abs=1e-6)
+    np.testing.assert_allclose(test[0, :2], filled, atol=1e-6)
+    if missing == "indicator":
+        np.testing.assert_array_equal(train[:, 2], np.arange(12) == 4)
+        np.testing.assert_array_equal(test[:, 2], np.arange(12) == 0)
+    assert shapes(task)["body.position"] == (width, 8)
+
+
+def test_a_column_without_any_value_is_refused(monkeypatch):
+    splits = table_of(numbers=np.stack([np.arange(12.0), np.full(12, np.nan)], axis=1))
+    data_set(monkeypatch, splits)
+    with pytest.raises(DataError, match=r"numbers\[1\] has no value in any row; leave the column out"):
+        make_task(TabularClassificationConfig(dataset="own", missing="mean"))

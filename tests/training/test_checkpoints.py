@@ -1,3 +1,4 @@
+import gc
 import shutil
 
 import jax
@@ -366,3 +367,40 @@ def test_an_error_inside_the_context_is_not_hidden_by_a_failing_save(tmp_path, m
         with checkpoints:
             raise KeyError("what went wrong first")
     checkpoints._orbax.close()
+
+
+# --------------------------------------------------------------------------------- folders of any name
+
+
+@pytest.mark.parametrize("name", ["seed[1]", "a*", "a?", "a{1,2}", "50%20#1", "~a", "ä 日本", "-a", ".a"])
+def test_a_folder_of_any_name_gives_back_what_was_saved(tmp_path, assert_same, name):
+    saved(tmp_path / "ab" / "checkpoints", 1)  # a neighbour that `a*` and `a?` would fit
+    saved(tmp_path / name / "checkpoints", 2)
+    with Checkpoints(tmp_path / name / "checkpoints", writable=False) as checkpoints:
+        assert_same(checkpoints.restore(shapes(make_state())), make_state(2))
+
+
+def test_a_first_save_that_cannot_be_read_back_is_an_error_at_once(tmp_path):
+    # TensorStore writes into the folder a/b.
+    with Checkpoints(tmp_path / "a\\b" / "checkpoints") as checkpoints:
+        with pytest.raises(RunError, match=r"checkpoint of step 1 .* cannot be read back .* choose another --workdir"):
+            checkpoints.save(make_state(1), {"loss": 1.0})
+
+
+def test_a_first_save_whose_metadata_cannot_be_had_is_an_error_at_once(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    monkeypatch.setattr(type(checkpoints._orbax), "metadata", lambda self, step: 1 / 0)
+    with checkpoints, pytest.raises(RunError, match=r"cannot be read back \(division by zero\)"):
+        checkpoints.save(make_state(1), {"loss": 1.0})
+
+
+@pytest.mark.parametrize("name", ["_METADATA", "manifest.ocdbt", "_CHECKPOINT_METADATA"])
+def test_a_damaged_checkpoint_is_one_error_and_nothing_is_printed(two, tmp_path, capfd, name):
+    shutil.copytree(two, tmp_path / "checkpoints")
+    for file in (tmp_path / "checkpoints" / "7").rglob(name):
+        file.write_bytes(bytes(file.stat().st_size))
+    with Checkpoints(tmp_path / "checkpoints", writable=False) as checkpoints:
+        with pytest.raises(RunError, match="is damaged or of another model") as caught:
+            checkpoints.restore(shapes(make_state()), 7)
+    gc.collect()
+    assert "orbax" not in str(caught.value) and capfd.readouterr().err == ""

@@ -108,7 +108,7 @@ def test_a_state_moves_in_training_and_stands_still_in_evaluation(undisturbed):
     assert all(not np.array_equal(leaf, averages[name]) for name, leaf in leaf_paths(moved).items())
     assert np.abs(still - moving).max() > 1e-3
     # In evaluation an example's outputs do not depend on the others; in training they do.
-    np.testing.assert_allclose(run.predict(inputs[:1]), still[:1], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(run.predict_preprocessed(inputs[:1]), still[:1], rtol=1e-5, atol=1e-6)
     alone, _ = apply(*arguments[:2], inputs[:1], training=True)
     assert np.abs(alone - moving[:1]).max() > 1e-3
 
@@ -173,7 +173,7 @@ def test_a_metric_of_all_examples_is_exact_over_batches_and_devices(scored, tmp_
     stored = examples.load() | {"example_weight": np.ones(examples.number, np.float32)}
     keys = jax.random.split(jax.random.key(0), examples.number)
     batch = run.task.prepare(jax.tree.map(jnp.asarray, stored), keys, training=False)
-    outputs = np.asarray(run.predict(batch["inputs"]))
+    outputs = np.asarray(run.predict_preprocessed(batch["inputs"]))
     expected = roc_auc_score(np.asarray(batch["targets"]), outputs[:, 1] - outputs[:, 0])
     assert values["auc"] == pytest.approx(expected, abs=1e-6) and 0.5 < expected < 1
     assert set(values) == {"loss", "accuracy", "auc"}
@@ -545,6 +545,21 @@ def test_a_safetensors_file_is_a_source_as_well(first, tmp_path):
     initial, found = start(digits({"training.init_from": str(path)}))
     assert set(initial.values) == {"head.kernel"} and initial.unused == ("other",)
     np.testing.assert_array_equal(found["head.kernel"], np.full((8, 10), 0.5, np.float32))
+
+
+def test_a_folder_of_shards_is_a_source_as_well(first, tmp_path):
+    whole = {"head.kernel": np.full((8, 10), 0.5, np.float32), "head.bias": np.full(10, 0.25, np.float32)}
+    for number, name in enumerate(whole, start=1):
+        save_file({name: whole[name]}, tmp_path / f"model-0000{number}-of-00002.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    initial, found = start(config_of(DIGITS, {}, {"training.init_from": str(tmp_path)}))
+    assert set(initial.values) == set(whole)
+    for name, values in whole.items():
+        np.testing.assert_array_equal(found[name], values)
+    save_file({"head.bias": whole["head.bias"]}, tmp_path / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"two files have head\.bias; keep the shards of one model alone"):
+        start(config_of(DIGITS, {}, {"training.init_from": str(tmp_path)}))
 
 
 @pytest.mark.parametrize(

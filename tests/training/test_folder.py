@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from flaxformer_lab.ablation.store import Store
 from flaxformer_lab.config import as_dict
 from flaxformer_lab.errors import ConfigError, RunError
 from flaxformer_lab.training.folder import RunFolder, write_atomic
@@ -185,3 +186,14 @@ def test_every_config_survives_the_folder(rich, plain, tmp_path):
         RunFolder(tmp_path / str(number)).claim(config, FACTS)
         assert RunFolder(tmp_path / str(number)).read()[0] == config
         assert dataclasses.asdict(config) != dataclasses.asdict(plain())
+
+
+@pytest.mark.parametrize("name", ["a\\b", "gs://bucket/run", "s3:/bucket/run"])
+def test_a_name_that_tensorstore_reads_in_another_way_is_refused_before_anything_is_written(
+    tmp_path, monkeypatch, name
+):
+    monkeypatch.chdir(tmp_path)
+    for kind in (RunFolder, Store):
+        with pytest.raises(ConfigError, match=r"--workdir=.*; name a folder of a mounted file system, without"):
+            kind(name)
+    assert list(tmp_path.iterdir()) == []

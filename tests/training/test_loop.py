@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from flaxformer_lab.training.experiment import make_experiment
 from flaxformer_lab.training.folder import RunFolder
 from flaxformer_lab.training.logging import MetricsLog
 from flaxformer_lab.training.loop import train
+from flaxformer_lab.training.termination import Termination
 
 
 def lines(folder, split=None):
@@ -335,25 +337,99 @@ def test_where_every_checkpoint_is_damaged_nothing_is_trained(plain, tmp_path):
         train(plain({"training.steps": 4}), tmp_path, quiet=True)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_run_that_is_asked_to_end_saves_first_and_goes_on_from_there(
-    plain, finished, tmp_path, monkeypatch, assert_same
+    plain, finished, tmp_path, monkeypatch, assert_same, number
 ):
     write = MetricsLog.write
 
     def write_and_ask(self, step, split, values):
         write(self, step, split, values)
         if step == 6:  # between two checkpoints
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
-    before = signal.getsignal(signal.SIGTERM)
+    original = signal.signal(number, signal.SIG_DFL)  # this process may ignore some
+    signal.signal(number, original if original not in (None, signal.SIG_IGN) else signal.SIG_DFL)
+    before = signal.getsignal(number)
     with monkeypatch.context() as patch:
         patch.setattr(MetricsLog, "write", write_and_ask)
         with pytest.raises(Terminated, match="step 8 is saved") as caught:
             train(plain({"training.evaluate_every": 12, "training.checkpoint_every": 12}), tmp_path, quiet=True)
-    assert caught.value.exit_code == 143 and signal.getsignal(signal.SIGTERM) is before
+    assert caught.value.exit_code == 128 + number and signal.getsignal(number) is before
+    signal.signal(number, original)
+    assert number.name in str(caught.value)
     assert load_run(tmp_path).step in (6, 8)
     train(plain({"training.evaluate_every": 12, "training.checkpoint_every": 12}), tmp_path, quiet=True)
     assert_same(load_run(tmp_path).state, load_run(finished[0]).state)
+
+
+def test_a_second_ctrl_c_ends_at_once(plain, tmp_path, monkeypatch):
+    write = MetricsLog.write
+
+    def write_and_interrupt_twice(self, step, split, values):
+        write(self, step, split, values)
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        monkeypatch.setattr(MetricsLog, "write", write_and_interrupt_twice)
+        with pytest.raises(KeyboardInterrupt):
+            train(plain({"training.evaluate_every": 12, "training.checkpoint_every": 12}), tmp_path, quiet=True)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with pytest.raises(RunError, match="holds no checkpoint"):
+        load_run(tmp_path)
+
+
+def test_a_signal_that_the_process_ignores_stays_ignored(monkeypatch):
+    """As SIGHUP under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Termination() as termination:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not termination.agreed()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_config_that_was_made_by_hand_is_held_against_the_rules(plain, tmp_path):
+    config = plain()
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, width=65))
+    with pytest.raises(ConfigError, match=r"num_heads=4 does not divide model\.width=65"):
+        train(config, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_of_more_examples_than_there_are_is_refused(plain, tmp_path):
+    with pytest.raises(ConfigError, match=r"batch_size=1198 is more than the 1,197 training examples .* at most 1197"):
+        train(plain({"training.batch_size": 1198}), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_may_go_on_with_other_values_of_what_decides_nothing(plain, finished, tmp_path, assert_same):
+    train(plain(), tmp_path, quiet=True, stop_at=6)
+    changes = {"training.checkpoint_every": 3, "training.evaluate_batch_size": 7, "training.steps_per_call": 5}
+    changes |= {"training.keep_last": 1, "training.input": "stream", "model.remat": True}
+    train(plain(changes), tmp_path, quiet=True)
+    assert load_run(tmp_path).config == plain(changes)
+    assert_same(load_run(tmp_path).state, load_run(finished[0]).state)
+
+
+def test_a_finished_run_takes_more_steps_where_the_learning_rate_is_constant(plain, tmp_path, assert_same):
+    constant = {"optimizer.schedule": "constant"}
+    train(plain(constant | {"training.steps": 6}), tmp_path / "run", quiet=True)
+    returned = train(plain(constant), tmp_path / "run", quiet=True)
+    assert returned == train(plain(constant), tmp_path / "whole", quiet=True)
+    assert_same(load_run(tmp_path / "run").state, load_run(tmp_path / "whole").state)
+    for changes in (constant | {"training.steps": 6}, {"optimizer.schedule": "cosine"}):  # fewer; another schedule
+        with pytest.raises(ConfigError, match="another config"):
+            train(plain(changes), tmp_path / "run", quiet=True)
+    train(plain({"optimizer.schedule": "cosine", "training.steps": 6}), tmp_path / "cosine", quiet=True)
+    with pytest.raises(ConfigError, match=r"With optimizer\.schedule=cosine another number of steps changes each"):
+        train(plain({"optimizer.schedule": "cosine"}), tmp_path / "cosine", quiet=True)
 
 
 def test_a_second_run_in_a_folder_is_refused_while_the_first_is_at_work(plain, finished, tmp_path):

@@ -1,0 +1,103 @@
+"""Which features of a data set a task reads, by the config's knobs, by their usual names, or by their types."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from flaxformer_lab.data.source import Source
+from flaxformer_lab.errors import ConfigError, DataError
+
+Fits = Callable[[tuple[int, ...], np.dtype], bool]  # of a feature's shape and type
+MOST_CLASSES = 1000  # distinct whole numbers that are still taken for classes
+
+
+def is_image(shape: tuple[int, ...], dtype: np.dtype) -> bool:
+    """Rows and columns, and perhaps channels."""
+    del dtype
+    return len(shape) in (2, 3)
+
+
+def is_row(shape: tuple[int, ...], dtype: np.dtype) -> bool:
+    """A row of a table."""
+    del dtype
+    return len(shape) == 1
+
+
+def is_label(shape: tuple[int, ...], dtype: np.dtype) -> bool:
+    """A whole number."""
+    return shape == () and dtype.kind in "biu"
+
+
+def find_feature(source: Source, config: Any, knob: str, usual: str, fits: Fits) -> str:
+    """The feature that `task.KNOB` names; without it the usual one, or the only one that fits.
+
+    Raises:
+        ConfigError: there is none, or there are several.
+    """
+    fitting = [name for name, (shape, dtype) in source.features.items() if fits(shape, dtype)]
+    if knob == "label":  # a class label goes before other numbers
+        labels = [name for name in fitting if isinstance(source.info.features[name], tfds.features.ClassLabel)]
+        fitting = labels or fitting
+    return choose(source, config, knob, usual, fitting)
+
+
+def find_text(source: Source, config: Any) -> str:
+    """The feature that `task.feature` names; without it `text`, or the only text."""
+    texts = [name for name, each in source.info.features.items() if isinstance(each, tfds.features.Text)]
+    return choose(source, config, "feature", "text", texts)
+
+
+def choose(source: Source, config: Any, knob: str, usual: str, fitting: list[str]) -> str:
+    """One of the features that fit."""
+    asked, dataset = getattr(config, knob), f"task.dataset={config.dataset}"
+    if asked is not None:
+        if asked in fitting:
+            return asked
+        raise ConfigError(
+            f"task.{knob}={asked} is no {usual} of {dataset}; choose from {', '.join(fitting) or 'none'}: it has "
+            f"{', '.join(source.info.features)}"
+        )
+    if usual in fitting or len(fitting) == 1:
+        return usual if usual in fitting else fitting[0]
+    if fitting:
+        raise ConfigError(
+            f"{dataset} has several features that may be the {usual}; set task.{knob} to one of {', '.join(fitting)}"
+        )
+    shape = "" if usual == "text" else " of fixed shape"
+    raise ConfigError(
+        f"{dataset} has no {usual}{shape}, which {config.name} needs; it has {', '.join(source.info.features)}"
+    )
+
+
+def classes_of(source: Source, label: str) -> dict[str, Any]:
+    """`num_classes` of a label, and `classes`, the numbers that stand for them, where these are not 0, 1, 2 ...
+
+    Raises:
+        DataError: the label has too many values to be one.
+    """
+    if isinstance(source.info.features[label], tfds.features.ClassLabel):
+        return {"num_classes": source.num_classes(label)}
+    values = source.load()[label]
+    distinct = np.unique(values).astype(np.int64)
+    if len(distinct) > min(MOST_CLASSES, len(values) // 2):
+        raise DataError(
+            f"{source.name}: {label} has {len(distinct)} distinct values in {len(values)} rows, so it is no class "
+            "label; set task.label to one that is"
+        )
+    distinct = distinct[distinct >= 0]  # a negative one is no class, and refused where it occurs
+    is_usual = np.array_equal(distinct, np.arange(len(distinct)))
+    return {"num_classes": len(distinct)} | ({} if is_usual else {"classes": distinct.tolist()})
+
+
+def check_labels(name: str, label: str, metadata: Any, values: np.ndarray, rows: np.ndarray) -> None:
+    """Raises DataError where a label is none of the classes. name: of the split."""
+    classes = metadata.get("classes") or range(metadata["num_classes"])
+    for place in np.flatnonzero(~np.isin(values, np.asarray(classes)))[:1]:
+        hint = "; -1 marks an example without a label" if values[place] == -1 else ""
+        shown = f"{min(classes)} to {max(classes)}" if len(classes) > 10 else ", ".join(map(str, classes))
+        raise DataError(
+            f"{name}: {label} of row {rows[place]} is {values[place]}, which is none of the classes {shown}{hint}; "
+            "take the row out of the data set, or correct it"
+        )
