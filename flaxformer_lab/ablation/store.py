@@ -106,6 +106,11 @@ class Store:
         return self._cells / f"{cell.key}.{suffix}"
 
 
+def from_json(value: float | None) -> float:
+    """A stored value: null stands for one that is not finite."""
+    return float("nan") if value is None else value
+
+
 def _write(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=1) + "\n")
 
@@ -152,9 +157,9 @@ def _grid_from_json(tree: dict[str, Any]) -> Grid:
             "which keeps all finished cells and stores the claims"
         )
     config = parse_ablation(stored)
-    replicas = replicas_of(config)
     cells = tuple(
-        Cell(str(each["task"]), str(each["variant"]), parse_config(each["config"]), replicas) for each in tree["cells"]
+        Cell(each["task"], str(each["variant"]), parse_config(each["config"]), replicas_of(config, each["task"]))
+        for each in tree["cells"]
     )
     dropped = tuple((str(task), str(variant), str(why)) for task, variant, why in tree["dropped"])
     return Grid(config, cells, dropped)

@@ -28,6 +28,8 @@ class Finding:
     interval: Interval | None  # None where a cell is missing
     answer: Answer
     digits: int = 3
+    at_edge: tuple[str, ...] = ()  # quantities whose learning rate is the best only of those that were tried: open
+    not_converged: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,14 @@ def decide(claim: Claim, summary: Summary) -> Decision:
     findings = tuple(_find(comparison, summary) for comparison in claim.comparisons)
     outcome = conclude(functools.partial(conclusion_of, claim), [finding.answer for finding in findings])
     if outcome is not None:
-        return Decision(claim, *outcome, findings)
+        verdict, reason = outcome
+        unfinished = dict.fromkeys(name for finding in findings for name in finding.not_converged)
+        reason += f" (not converged: {', '.join(unfinished)})" if unfinished else ""
+        return Decision(claim, verdict, reason, findings)
     unclear = [finding for finding in findings if finding.answer == "open"]
     why = "not measured here" if any(f.interval is None for f in unclear) else "the interval holds the threshold"
+    if edges := dict.fromkeys(name for finding in unclear for name in finding.at_edge):
+        why = f"the best learning rate lies at an edge of those tried: {', '.join(edges)}"
     questions = "; ".join(finding.comparison.question for finding in unclear)
     return Decision(claim, "undecided", f"open: {questions} ({why})", findings)
 
@@ -89,7 +96,12 @@ def _find(comparison: Comparison, summary: Summary) -> Finding:
     interval = bootstrap_interval(values)
     score = summary.score(comparison.more.task, comparison.more.variant)
     digits = score.metric.digits if score is not None and comparison.more.measure is None else 3
-    return Finding(comparison, interval, answer_to(interval, comparison.threshold), digits)
+    pair = [quantity for quantity in (comparison.more, comparison.less) if quantity is not None]
+    found = {f"{each.variant} on {each.task}": summary.score(each.task, each.variant) for each in pair}
+    at_edge = tuple(name for name, each in found.items() if each.rate_edge is not None)
+    not_converged = tuple(name for name, each in found.items() if each.converged is False)
+    answer = "open" if at_edge else answer_to(interval, comparison.threshold)
+    return Finding(comparison, interval, answer, digits, at_edge, not_converged)
 
 
 def _values(quantity: Quantity, summary: Summary) -> Float[np.ndarray, " seeds"] | None:

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from flaxformer_lab.ablation.grid import Grid
+from flaxformer_lab.ablation.rates import progress
 from flaxformer_lab.ablation.store import Store
 from flaxformer_lab.errors import RunError
 from flaxformer_lab.report.claims import Decision, decide_all
@@ -17,6 +18,7 @@ from flaxformer_lab.report.formatting import (
     format_bound,
     format_findings,
     format_interval,
+    format_learning_rate,
     format_p_value,
     format_steps_to_threshold,
 )
@@ -71,7 +73,7 @@ def as_csv(grid: Grid, store: Store, summary: Summary) -> str:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(COLUMNS)
     for cell in grid.cells:
-        result, score = store.result(cell), summary.score(cell.task, cell.variant)
+        result, score = progress(cell, store, grid.config)[0], summary.score(cell.task, cell.variant)
         if result is None or score is None:
             continue
         last = result["steps"][-1]
@@ -131,7 +133,7 @@ def task_table(summary: Summary, scores: list[Score]) -> str:
                 format_bound(score),
                 f"{score.parameters:,}",
                 f"{score.forward_flops:,}",
-                f"{score.learning_rate:g}",
+                format_learning_rate(score),
                 format_steps_to_threshold(score),
             )
         )

@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from flaxformer_lab.ablation.grid import BASELINE
+from flaxformer_lab.ablation.rates import progress
 from flaxformer_lab.report.summary import summarise
 from flaxformer_lab.tasks import PrimaryMetric
 
@@ -32,6 +33,23 @@ def test_the_learning_rate_with_the_best_validation_is_shown(summary):
     np.testing.assert_array_equal(found.values, [0.5, 0.6, 0.1])
     assert found.interval.mean == pytest.approx(0.4) and found.seeds == SEEDS
     assert found.curves.tolist() == [[0, 0.5], [0, 0.6], [0, 0.1]] and found.steps == (2, 4)
+
+
+def test_a_score_is_that_of_the_whole_search(grid, store, result):
+    """Of the cell and its extension together; what waits or failed is told."""
+    made = grid({"seeds": SEEDS, "learning_rates": RATES, "max_extensions": 1})
+    store.claim(made)
+    cell = made.cell("near", BASELINE)
+    store.finish(cell, result(cell, np.repeat((0.1, 0.2), 3)))
+    half = summarise(made, store)
+    assert half.score("near", BASELINE).rate_edge == "highest" and cell in half.missing
+    more = progress(cell, store, made.config)[1]
+    store.finish(more, result(more, np.repeat((0.4, 0.3), 3)))
+    whole = summarise(made, store)
+    found = whole.score("near", BASELINE)
+    assert (found.learning_rate, found.rate_edge, found.seconds) == (0.09, None, 2.0) and cell not in whole.missing
+    assert found.by_rate == pytest.approx({0.01: 0.1, 0.03: 0.2, 0.09: 0.4, 0.27: 0.3})
+    np.testing.assert_array_equal(found.values, [0.4] * 3)
 
 
 def test_each_variant_has_its_own_learning_rate_and_seeds_are_paired(summary):

@@ -100,7 +100,7 @@ def test_markdown_holds_the_figures_of_the_summary(filled):
             format_p_value(difference.corrected_p),
             f"{difference.probability_of_improvement:.2f}",
         ]
-        assert row[-4:] == ["100", "200", "0.01", format_steps_to_threshold(score)]
+        assert row[-4:] == ["100", "200", "0.01 (lowest tried)", format_steps_to_threshold(score)]
     assert [format_steps_to_threshold(summary.score("near", row[0])) for row in body] == ["4", "0 of 2 seeds", "4"]
 
 
