@@ -42,6 +42,7 @@ def get_config():
         "tasks": {{"product": {{"recipe": {recipe!r}, "overrides": {overrides!r}}}}},
         "variants": {{"ffn_off": "ffn_off", "single_head": "single_head", "attention_off": "attention_off"}},
         "learning_rates": [0.001, 0.003, 0.01],
+        "max_extensions": 0,
         "seeds": [0, 1, 2, 3, 4],
     }}
 """

@@ -66,7 +66,7 @@ def main(overrides: list[str]) -> None:
     with _trainer() as train:
         store.claim(grid)
         with ProgressDisplay(grid, store, console) as display:
-            run_cells(grid.cells, store, config.keep, display, train)
+            run_cells(grid, store, display, train)
     report = write_report(grid, store)
     print_report(report)
     if report.summary.failures:

@@ -21,7 +21,8 @@ class OptimizerConfig:
     """The update rule.
 
     Attributes:
-        name: AdamW; Muon for the matrices of the blocks and AdamW for the rest; or SGD with momentum.
+        name: AdamW; Muon for the matrices of the blocks and AdamW for the rest, diagonal maps included; or SGD with
+            momentum.
         learning_rate: the peak, reached after the warmup.
         schedule: how the learning rate falls to 0 after the warmup; `constant` keeps it.
         warmup_steps: updates in which the learning rate rises linearly to its peak.
@@ -29,6 +30,9 @@ class OptimizerConfig:
         clip_norm: largest global norm of the gradient; none does not clip.
         beta1: decay of AdamW's first moment, or of SGD's momentum; Muon's own momentum is 0.95.
         beta2: decay of AdamW's second moment.
+        scaling: `mup` scales the initial weights and the learning rate of each dense block of a map by its fan-in
+            (a diagonal map's is 1, a block's its size), so that one rate suits maps of all structures; for AdamW.
+        base_fan_in: the fan-in of a map whose learning rate `mup` leaves as it is.
     """
 
     name: Literal["adamw", "muon", "sgd"] = "adamw"
@@ -39,6 +43,16 @@ class OptimizerConfig:
     clip_norm: Positive | None = None
     beta1: Rate = 0.9
     beta2: Rate = 0.999
+    scaling: Literal["none", "mup"] = "none"
+    base_fan_in: AtLeastOne = 64
+
+    def rules(self) -> None:
+        """Raises ConfigError when keys contradict one another."""
+        if self.scaling == "mup" and self.name != "adamw":
+            raise ConfigError(
+                f"optimizer.scaling=mup scales the rates of AdamW, not of optimizer.name={self.name}; set "
+                "optimizer.name=adamw or optimizer.scaling=none"
+            )
 
 
 @dataclass(frozen=True)

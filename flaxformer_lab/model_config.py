@@ -43,8 +43,12 @@ class AttentionConfig:
         activation: applied to query, key and value after the projection.
         norm: of the merged heads, before the output map; model.norm.epsilon is its epsilon.
         gate: multiplies the merged heads by the sigmoid of a low-rank map of the input (rank head_dim).
-        projection: of query, key and value: `dense`, `diagonal` (one weight per feature, no mixing) or `identity`.
+        projection: of query, key and value: `dense`; `low_rank`; `monarch` (two block-diagonal maps with a shuffle
+            between); `hadamard` (a fixed dense map); `block` (features mix within their block); `diagonal` (one weight
+            per feature, no mixing); `identity`.
         output: the map from the merged heads to model.width; `off` removes the map, as `identity` does.
+        block_size: features of the model that share a block of `block` and `monarch`.
+        rank: of `low_rank`, for each of query, key, value and output.
     """
 
     kind: AttentionKind = "softmax"
@@ -56,8 +60,10 @@ class AttentionConfig:
     activation: Activation = "identity"
     norm: Literal["layernorm", "rmsnorm", "srmsnorm", "off"] = "off"
     gate: bool = False
-    projection: Literal["dense", "diagonal", "identity"] = "dense"
-    output: Literal["dense", "diagonal", "identity", "off"] = "dense"
+    projection: Literal["dense", "low_rank", "monarch", "hadamard", "block", "diagonal", "identity"] = "dense"
+    output: Literal["dense", "low_rank", "monarch", "hadamard", "block", "diagonal", "identity", "off"] = "dense"
+    block_size: AtLeastOne = 8
+    rank: AtLeastOne = 8
 
 
 @dataclass(frozen=True)
@@ -69,11 +75,17 @@ class FeedForwardConfig:
             `off`.
         activation: of the hidden units.
         expansion: hidden units per feature of the model.
+        projection: the maps of `mlp`, `gated` and `bilinear`, as in model.attention.
+        block_size: features of the model that share a block of `block` and `monarch`.
+        rank: of each map of `low_rank`.
     """
 
     kind: FeedForwardKind = "mlp"
     activation: Activation = "gelu"
     expansion: Positive = 4.0
+    projection: Literal["dense", "low_rank", "monarch", "hadamard", "block"] = "dense"
+    block_size: AtLeastOne = 8
+    rank: AtLeastOne = 8
 
 
 @dataclass(frozen=True)
@@ -148,6 +160,11 @@ class TransformerConfig(ModelConfig):
         """Heads of keys and values."""
         return self.attention.num_kv_heads or self.attention.num_heads
 
+    @property
+    def hidden(self) -> int:
+        """Hidden units of an FFN whose maps are not diagonal."""
+        return max(1, round(self.width * self.ffn.expansion))
+
     def rules(self) -> None:
         """Raises ConfigError when knobs contradict one another."""
         attention = self.attention
@@ -167,6 +184,8 @@ class TransformerConfig(ModelConfig):
                 f"model.position=sinusoidal pairs a sine with a cosine, so model.width={self.width} must be even; "
                 "choose an even width, or position learned, rotary or off"
             )
+        if self.ffn.kind != "off":
+            _check_map("ffn", "projection", self.ffn.projection, self.ffn, self.width, self.hidden)
         if attention.kind != "off":
             self._rules_of_kinds()
 
@@ -210,7 +229,8 @@ class TransformerConfig(ModelConfig):
             return
         merged = heads * self.head_dim
         for key, value in (("projection", attention.projection), ("output", attention.output)):
-            if value != "dense" and merged != self.width:
+            _check_map("attention", key, value, attention, self.width, merged)
+            if value in ("diagonal", "identity", "off") and merged != self.width:
                 raise ConfigError(
                     f"model.attention.{key}={value} maps each feature to itself, so num_heads x head_dim must equal "
                     f"model.width={self.width}, not {heads} x {self.head_dim} = {merged}; "
@@ -224,9 +244,40 @@ class TransformerConfig(ModelConfig):
             )
         if shared != heads and attention.projection != "dense":
             raise ConfigError(
-                f"model.attention.projection={attention.projection} maps each feature to itself, so keys have as "
-                f"many heads as queries, not model.attention.num_kv_heads={shared}; set it to none or choose dense"
+                f"model.attention.projection={attention.projection} has equal parts, so keys have as many heads as "
+                f"queries, not model.attention.num_kv_heads={shared}; set it to none or choose dense"
             )
+
+
+def _check_map(part: str, key: str, kind: str, knobs: AttentionConfig | FeedForwardConfig, width: int, inner: int):
+    """Raises ConfigError where a structured map cannot lead from `width` features to `inner` ones and back."""
+    where, sizes = f"model.{part}.{key}={kind}", f"{width} features (model.width) and {inner}"
+    sizes += " merged heads" if part == "attention" else " hidden units"
+    if kind == "hadamard" and (inner != width or width & (width - 1)):
+        raise ConfigError(
+            f"{where} is a square matrix whose size is a power of two, not a map between {sizes}; make both such a "
+            "number, or choose monarch"
+        )
+    if kind == "low_rank" and knobs.rank > min(width, inner):
+        raise ConfigError(
+            f"model.{part}.rank={knobs.rank} with {where} is more than a map between {sizes} can have; choose at most "
+            f"{min(width, inner)}"
+        )
+    if kind in ("block", "monarch"):
+        sound = [size for size in range(1, width + 1) if _has_blocks(kind, size, width, inner)]
+        if knobs.block_size not in sound:
+            raise ConfigError(
+                f"model.{part}.block_size={knobs.block_size} with {where} does not divide {sizes} into equally many "
+                f"blocks; choose one of {', '.join(map(str, sound))}"
+            )
+
+
+def _has_blocks(kind: str, block_size: int, width: int, inner: int) -> bool:
+    """Whether blocks of so many features lead from `width` features to `inner` ones and back."""
+    blocks, rest = divmod(width, block_size)
+    if rest or inner % blocks:
+        return False
+    return kind == "block" or max(width, inner) % (min(width, inner) // blocks) == 0
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ def get_config():
         "tasks": {"near": {"recipe": "delay.py"}},
         "variants": {"attention_off": "diagonal_ffn,attention_off"},
         "learning_rates": [0.01, 0.03],
+        "max_extensions": 0,
         "seeds": [0, 1],
         "claims": [
             {

@@ -95,6 +95,11 @@ EVERYTHING = tree_of(
         "model.attention.activation": "silu",
         "model.attention.norm": "srmsnorm",
         "model.attention.gate": True,
+        "model.attention.block_size": 12,
+        "model.attention.rank": 5,
+        "model.ffn.projection": "low_rank",
+        "model.ffn.block_size": 6,
+        "model.ffn.rank": 3,
         "model.ffn.kind": "gated",
         "model.ffn.activation": "silu",
         "model.ffn.expansion": 2.5,
@@ -109,7 +114,9 @@ EVERYTHING = tree_of(
         "model.dtype": "bfloat16",
         "model.remat": True,
         "model.precision": "high",
-        "optimizer.name": "sgd",
+        "optimizer.name": "adamw",
+        "optimizer.scaling": "mup",
+        "optimizer.base_fan_in": 16,
         "optimizer.learning_rate": 0.1,
         "optimizer.schedule": "linear",
         "optimizer.warmup_steps": 3,
@@ -151,6 +158,7 @@ def test_every_key_that_is_given_is_kept():
         "model.attention.projection",
         "model.attention.output",
         "model.causal",
+        "optimizer.name",
     }
 
 
@@ -467,7 +475,7 @@ CHOICES = [
     ),
     ("model.attention.norm", "rms", ["model.attention.norm=rms", "did you mean rmsnorm", "srmsnorm, off"]),
     ("model.attention.kind", "sofmax", ["model.attention.kind=sofmax", "did you mean softmax?", "static, off"]),
-    ("model.attention.projection", "off", ["model.attention.projection=off is not a choice", "dense, diagonal"]),
+    ("model.attention.projection", "off", ["model.attention.projection=off is not a choice", "diagonal, identity"]),
     ("model.ffn.kind", "none", ["model.ffn.kind=none is not a choice", "mlp, gated, bilinear, diagonal, off"]),
     ("model.ffn.activation", "swish", ["model.ffn.activation=swish is not a choice", "silu", "identity"]),
     (
@@ -562,12 +570,36 @@ CONTRADICTIONS = {
         {"model.attention.kind": "off", "model.ffn.kind": "off"},
         ["model.attention.kind=off and model.ffn.kind=off leave every block empty", "keep one", "model.depth=0"],
     ),
+    "rates by fan-in for another rule than AdamW": (
+        {"optimizer.scaling": "mup", "optimizer.name": "muon"},
+        ["optimizer.scaling=mup scales the rates of AdamW", "optimizer.name=muon", "set optimizer.name=adamw"],
+    ),
     "shared heads that do not divide": (
         {"model.attention.num_heads": 4, "model.attention.num_kv_heads": 3},
         [
             "model.attention.num_kv_heads=3 does not divide model.attention.num_heads=4",
             "choose one of 1, 2, 4, or none",
         ],
+    ),
+    "blocks that do not divide": (
+        {"model.attention.projection": "block", "model.attention.block_size": 24},
+        ["model.attention.block_size=24", "divide 64 features (model.width) and 64 merged heads", "one of 1, 2, 4, 8"],
+    ),
+    "blocks that no shuffle joins": (
+        {"model.ffn.projection": "monarch", "model.ffn.expansion": 1.5, "model.ffn.block_size": 64},
+        ["model.ffn.block_size=64 with model.ffn.projection=monarch", "64 features (model.width) and 96 hidden units"],
+    ),
+    "a rank above the full one": (
+        {"model.ffn.projection": "low_rank", "model.ffn.rank": 65},
+        ["model.ffn.rank=65 with model.ffn.projection=low_rank", "choose at most 64"],
+    ),
+    "a Hadamard matrix that is not square": (
+        {"model.ffn.projection": "hadamard"},
+        ["model.ffn.projection=hadamard is a square matrix", "64 features (model.width) and 256 hidden units"],
+    ),
+    "a Hadamard matrix of another size": (
+        {"model.width": 48, "model.attention.output": "hadamard"},
+        ["model.attention.output=hadamard", "size is a power of two"],
     ),
     "shared heads without a dense projection": (
         {"model.attention.num_kv_heads": 1, "model.attention.projection": "diagonal"},

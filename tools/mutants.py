@@ -35,6 +35,7 @@ TESTS = {
     "report/statistics.py": ("tests/report/test_statistics.py",),
     "report/summary.py": ("tests/report/test_summary.py",),
     "report/claims.py": ("tests/report/test_claims.py",),
+    "ablation/rates.py": ("tests/ablation/test_rates.py",),
     "ablation/engine.py": ("tests/ablation/test_engine.py", "-k", "learning_rate or rate_is or result or fails"),
     "ablation/grid.py": ("tests/ablation/test_grid.py",),
     "ablation/population.py": ("tests/ablation/test_population.py", "-k", "run_alone or rates_matter or real_data"),
@@ -82,7 +83,11 @@ FAULTS = (
     *_faults(
         "report/summary.py",
         ("validation for test", 'each["test"][metric.name]', 'each["validation"][metric.name][-1]'),
-        ("other rates too", 'if each["learning_rate"] == rate)', 'if each["learning_rate"] <= rate)'),
+        (
+            "other rates too",
+            'in replicas if each["learning_rate"] == rate)',
+            'in replicas if each["learning_rate"] <= rate)',
+        ),
         ("seeds not paired", 'key=lambda each: each["seed"])', 'key=lambda each: each["test"][metric.name] or 0)'),
         ("less is better, turned", "paired = [sign * (each.values", "paired = [(each.values"),
         ("differences not corrected", "corrected_p=float(corrected)", "corrected_p=p_value"),
@@ -96,7 +101,7 @@ FAULTS = (
         ("success turned", "values >= threshold if metric", "values < threshold if metric"),
         ("failures in the mean of the rest", "bootstrap_interval(values[succeeded]", "bootstrap_interval(values"),
         ("the share of failures", "share_interval(int(succeeded.sum())", "share_interval(int((~succeeded).sum())"),
-        ("examples of another rate", 'or stored["learning_rate"] != rate', ""),
+        ("examples of another rate", 'if each["learning_rate"] == rate), None)', "), None)"),
         ("examples not paired", "is None or len(ours) != len(theirs) else ours - theirs", "is None else ours"),
         (
             "score without limits",
@@ -126,7 +131,8 @@ FAULTS = (
         ("open means no", '(True, False) if answer == "open"', '(False,) if answer == "open"'),
         ("the last conclusion", "conclusion = next(applies)", "*_, conclusion = applies"),
         ("equal unless different", 'return "yes"\n    return "no" if max', 'return "open"\n    return "no" if max'),
-        ("the threshold is 0", "examples=found.examples, null=threshold))", "examples=found.examples))"),
+        ("the threshold is 0", "examples=found.examples, null=threshold)", "examples=found.examples)"),
+        ("rates at an edge count", "if measured.at_edge:", "if False:"),
         (
             "never a failure is failure",
             "score.succeeded if score.succeeded.any() else np.ones",
@@ -134,7 +140,7 @@ FAULTS = (
         ),
     ),
     *_faults(
-        "ablation/engine.py",
+        "ablation/rates.py",
         ("chosen on test", 'from_json(each["validation"][metric.name][-1])', 'from_json(each["test"][metric.name])'),
         (
             "chosen at the start",
@@ -146,9 +152,15 @@ FAULTS = (
             'from_json(each["validation"][metric.name][-1])',
             'from_json(each["validation"]["loss"][-1])',
         ),
-        ("the rate of the best seed", "sign * float(np.mean(values))", "sign * float(np.max(values))"),
-        ("the worst rate", "sign = 1 if metric.higher_is_better", "sign = -1 if metric.higher_is_better"),
-        ("divergence is best", "if np.isfinite(means[rate]) else -np.inf", "if np.isfinite(means[rate]) else np.inf"),
+        ("the rate of the best seed", "rate: float(np.mean(values))", "rate: float(np.max(values))"),
+        ("the worst rate", "(1 if metric.higher_is_better else -1)", "(-1 if metric.higher_is_better else 1)"),
+        ("divergence is best", "heights, -np.inf)", "heights, np.inf)"),
+        ("grows the other way", '"highest" if best == rates[-1]', '"lowest" if best == rates[-1]'),
+        ("never grows", "if edge is None or count", "if edge is not None or count"),
+        ("edges do not give way", "<= tolerance:", "< 0:"),
+    ),
+    *_faults(
+        "ablation/engine.py",
         (
             "validation stored as test",
             '"test": {name: _as_json(values[number]) for name, values in outcome.test',
@@ -156,8 +168,8 @@ FAULTS = (
         ),
         (
             "examples of all rates",
-            "for number, replica in enumerate(outcome.replicas) if replica.learning_rate == rate]",
-            "for number, replica in enumerate(outcome.replicas)]",
+            "outcome.test_examples[rates == rate]",
+            "outcome.test_examples",
         ),
     ),
     *_faults(
@@ -166,11 +178,11 @@ FAULTS = (
         ("twins are cells", "if same is not None:", "if False:"),
         (
             "matched by the other cost",
-            'which = 0 if match == "parameters" else 1',
-            'which = 1 if match == "parameters" else 0',
+            'which = 0 if ablation.match == "parameters" else 1',
+            'which = 1 if ablation.match == "parameters" else 0',
         ),
         ("only is ignored", "if entry.only is None or n in entry.only}", "if True}"),
-        ("claims about nothing", "    _check_claims(grid)\n    return grid", "    return grid"),
+        ("claims about nothing", "    _check_claims(grid)\n    if not", "    if not"),
         ("names not in the key", 'elif knob.name == "name" or value != getattr', "elif value != getattr"),
     ),
     *_faults(

@@ -28,6 +28,8 @@ ON_BOTH = (
     "cnn_1d",
     "lstm",
 )
+# Muon, the recipes' own, would leave diagonal maps to AdamW.
+ONE_OPTIMIZER = {"name": "adamw"}
 DIGITS_ONLY = ("channel_attention", "cnn_2d", "mlp", "mixer")  # need whole images, or are not causal
 
 
@@ -41,6 +43,7 @@ def get_config() -> ConfigDict:
                     "recipe": "../digits.py",
                     "overrides": {
                         "model": {"width": 32, "depth": 2},
+                        "optimizer": ONE_OPTIMIZER,
                         "training": {
                             "steps": 300,
                             "evaluate_every": 60,
@@ -55,6 +58,7 @@ def get_config() -> ConfigDict:
                     "overrides": {
                         "task": {"sequence_length": 64},
                         "model": {"width": 48, "depth": 2},
+                        "optimizer": ONE_OPTIMIZER,
                         "training": {
                             "steps": 200,
                             "evaluate_every": 100,

@@ -11,6 +11,7 @@ from rich.text import Text
 from flaxformer_lab.ablation.engine import Event
 from flaxformer_lab.ablation.grid import Cell, Grid, cost
 from flaxformer_lab.ablation.population import Population
+from flaxformer_lab.ablation.rates import progress
 from flaxformer_lab.ablation.store import Store
 from flaxformer_lab.training.logging import duration
 
@@ -22,8 +23,9 @@ class ProgressDisplay:
 
     def __init__(self, grid: Grid, store: Store, console: Console):
         self._console, self._all = console, len(grid.cells)
-        self._done = sum(store.result(cell) is not None for cell in grid.cells)
-        self._updates = sum(cell.config.training.steps for cell in grid.cells if store.result(cell) is None)
+        waiting = [cell for cell in grid.cells if progress(cell, store, grid.config)[1] is not None]
+        self._done = self._all - len(waiting)
+        self._updates = sum(cell.config.training.steps for cell in waiting)
         self._updates_done, self._start = 0, time.monotonic()
         self._parts: dict[str, float] = {}  # of the cells in training, on a cluster several
         self._bar = Progress(
@@ -53,6 +55,11 @@ class ProgressDisplay:
             self._parts[cell.key] = event.done / max(event.total, 1)
             shown = f"{name}, update {event.done} of {event.total}"
             self._bar.update(self._task, completed=self._done + sum(self._parts.values()), shown=shown)
+        elif event.what == "finished" and event.following is not None:
+            self._updates += cell.config.training.steps
+            self._count_finished(cell, whole=False)
+            rates = sorted({replica.learning_rate for replica in event.following.replicas})
+            self._print(f"     {name}: {event.seconds:.1f} s; goes on with rates from {rates[0]:g} to {rates[-1]:g}")
         elif event.what == "finished":
             self._count_finished(cell)
             self._print(f"{self._done}/{self._all} {name}: {event.seconds:.1f} s{self._remaining()}")
@@ -60,8 +67,8 @@ class ProgressDisplay:
             self._count_finished(cell)
             self._print(f"{self._done}/{self._all} {name} FAILED: {event.error}")
 
-    def _count_finished(self, cell: Cell) -> None:
-        self._done += 1
+    def _count_finished(self, cell: Cell, *, whole: bool = True) -> None:
+        self._done += whole
         self._parts.pop(cell.key, None)
         self._updates_done += cell.config.training.steps
         self._bar.update(self._task, completed=self._done + sum(self._parts.values()))
@@ -83,7 +90,7 @@ def show_plan(grid: Grid, store: Store | None, console: Console) -> None:
     work: list[tuple[Cell, float]] = []
     for cell in grid.cells:
         parameters, flops = cost(cell.config)
-        finished = store is not None and store.result(cell) is not None
+        finished = store is not None and progress(cell, store, grid.config)[1] is None
         training = cell.config.training
         if not finished:
             work.append((cell, 3.0 * flops * training.batch_size * training.steps * len(cell.replicas)))
@@ -94,6 +101,8 @@ def show_plan(grid: Grid, store: Store | None, console: Console) -> None:
         console.print(f"left out: {task} / {variant}: {why}", markup=False)
     if work:
         console.print(_estimate(work), markup=False)
+        more = f"up to {grid.config.max_extensions} times as many replicas again"
+        console.print(f"where the best learning rate lies at an edge of its grid, {more}", markup=False)
 
 
 def _estimate(work: list[tuple[Cell, float]]) -> str:

@@ -4,27 +4,32 @@ A cell that another process trains is left to that process; one that fails is re
 """
 
 import collections
+import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flaxformer_lab.ablation.grid import Cell, cost
+from flaxformer_lab.ablation.grid import AblationConfig, Cell, Grid, cost
 from flaxformer_lab.ablation.population import Outcome, save_replica
 from flaxformer_lab.ablation.provenance import provenance
+from flaxformer_lab.ablation.rates import best_learning_rate, finished_parts, joined, progress
 from flaxformer_lab.ablation.store import Result, Store
-from flaxformer_lab.tasks import PrimaryMetric, make_task
+from flaxformer_lab.tasks import make_task
 
 POLL_S = 0.5  # between two looks at cells that another process trains
 
 
 @dataclass(frozen=True)
 class Event:
-    """What happened to a cell: started, progress (done of total updates), finished, failed (with its error)."""
+    """What happened to a cell: started, progress (done of total updates), finished, failed (with its error).
+
+    following: the extension of its grid that a finished cell asks for.
+    """
 
     what: str
     cell: Cell
@@ -32,6 +37,7 @@ class Event:
     total: int = 0
     error: str = ""
     seconds: float = 0.0
+    following: Cell | None = None
 
 
 Listener = Callable[[Event], None]
@@ -40,32 +46,46 @@ Listener = Callable[[Event], None]
 Trainer = Callable[[collections.deque[Cell], Store, Listener], Iterator[tuple[Cell, Callable[[], Outcome]]]]
 
 
-def run_cells(cells: Sequence[Cell], store: Store, keep: str, listen: Listener, train: Trainer) -> None:
-    """Returns when every cell is finished or has failed, through this engine or another one."""
-    waiting = collections.deque(cell for cell in cells if store.result(cell) is None)
+def run_cells(grid: Grid, store: Store, listen: Listener, train: Trainer) -> None:
+    """Returns when every cell is finished or has failed, through this engine or another one.
+
+    A cell is finished when its best learning rate lies inside its grid, or the limit of extensions is reached.
+    """
+    bases = {cell.key: cell for cell in grid.cells}
     failed: set[str] = set()
+    waiting = _waiting(grid, store, failed)
     while waiting:
         taken = 0
         for cell, outcome in train(waiting, store, listen):
             taken += 1
             try:
-                seconds = _store_outcome(cell, outcome(), store, keep)
+                base = bases[cell.base_key or cell.key]
+                seconds = _store_outcome(cell, base, outcome(), store, grid.config)
             except Exception as error:  # not KeyboardInterrupt, which ends the engine
                 message = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
                 store.fail(cell, message, traceback.format_exc())
                 failed.add(cell.key)
                 listen(Event("failed", cell, error=message))
             else:
-                listen(Event("finished", cell, seconds=seconds))
-        waiting = collections.deque(c for c in cells if store.result(c) is None and c.key not in failed)
+                following = progress(base, store, grid.config)[1]
+                if following is not None:  # before others, while its program is there
+                    waiting.appendleft(following)
+                listen(Event("finished", cell, seconds=seconds, following=following))
+        waiting = _waiting(grid, store, failed)
         if waiting and not taken:
             time.sleep(POLL_S)
 
 
-def _store_outcome(cell: Cell, outcome: Outcome, store: Store, keep: str) -> float:
+def _waiting(grid: Grid, store: Store, failed: set[str]) -> collections.deque[Cell]:
+    """What each cell needs next."""
+    parts = (progress(cell, store, grid.config)[1] for cell in grid.cells)
+    return collections.deque(part for part in parts if part is not None and part.key not in failed)
+
+
+def _store_outcome(cell: Cell, base: Cell, outcome: Outcome, store: Store, config: AblationConfig) -> float:
     """Stores the result of a cell, and the replicas to keep; returns the seconds that it took."""
     result = result_of(cell, outcome)
-    save_kept(cell, outcome, result, store, keep)
+    save_kept(cell, base, outcome, result, store, config)
     store.finish(cell, result)
     return outcome.seconds
 
@@ -94,47 +114,42 @@ def result_of(cell: Cell, outcome: Outcome) -> Result:
         "seconds": round(outcome.seconds, 2),
         "provenance": provenance(outcome.device),
     }
-    return result | _test_examples(outcome, best_learning_rate(result, cell.primary_metric))
+    return result | {"test_examples": _test_examples(outcome)}
 
 
-def _test_examples(outcome: Outcome, rate: float) -> Result:
-    """What each test example adds to the score at the chosen rate, summed over seeds, where seeds share them."""
+def _test_examples(outcome: Outcome) -> list[dict[str, Any]]:
+    """What each test example adds to the score, by learning rate, summed over seeds; empty where each has its own."""
     if outcome.test_examples is None:
-        return {}
-    chosen = [number for number, replica in enumerate(outcome.replicas) if replica.learning_rate == rate]
-    totals, weights = (_as_json(each) for each in outcome.test_examples[chosen].sum(axis=0))
-    return {"test_examples": {"learning_rate": rate, "totals": totals, "weights": weights}}
-
-
-def save_kept(cell: Cell, outcome: Outcome, result: Result, store: Store, keep: str) -> list[Path]:
-    """Writes the replicas that `keep` names as ordinary runs; returns their folders."""
-    if keep == "none":
         return []
-    best = best_learning_rate(result, cell.primary_metric)
+    rates = np.array([replica.learning_rate for replica in outcome.replicas])
+    sums = {float(rate): outcome.test_examples[rates == rate].sum(axis=0) for rate in np.unique(rates)}
+    return [
+        {"learning_rate": rate, "totals": _as_json(totals), "weights": _as_json(weights)}
+        for rate, (totals, weights) in sums.items()
+    ]
+
+
+def save_kept(
+    cell: Cell, base: Cell, outcome: Outcome, result: Result, store: Store, config: AblationConfig
+) -> list[Path]:
+    """Writes the replicas that `config.keep` names as ordinary runs; returns their folders.
+
+    Those of a rate that is no longer the best are removed.
+    """
+    if config.keep == "none":
+        return []
+    before = progress(base, store, config)[0] if cell.extension else None
+    whole = result if before is None else joined([before, result])
+    best = best_learning_rate(whole, cell.primary_metric, config.score_tolerance)
     folders = []
     for number, replica in enumerate(outcome.replicas):
-        if keep == "all" or replica.learning_rate == best:
+        if config.keep == "all" or replica.learning_rate == best:
             folders.append(store.run_folder(cell, number))
             save_replica(cell.config, outcome, number, folders[-1])
+    if config.keep == "chosen" and folders and cell.extension:
+        for part in finished_parts(base, store, config):
+            shutil.rmtree(store.run_folder(part, 0).parent, ignore_errors=True)
     return folders
-
-
-def best_learning_rate(result: Result, metric: PrimaryMetric) -> float:
-    """The learning rate whose seeds have the best mean of the metric on validation at the end.
-
-    One that diverged counts as the worst; of equals it is the smallest.
-    """
-    scores: dict[float, list[float]] = collections.defaultdict(list)
-    for each in result["replicas"]:
-        scores[each["learning_rate"]].append(from_json(each["validation"][metric.name][-1]))
-    sign = 1 if metric.higher_is_better else -1
-    means = {rate: sign * float(np.mean(values)) for rate, values in sorted(scores.items())}
-    return max(means, key=lambda rate: means[rate] if np.isfinite(means[rate]) else -np.inf)
-
-
-def from_json(value: float | None) -> float:
-    """A stored value: null stands for one that is not finite."""
-    return float("nan") if value is None else value
 
 
 def _as_json(value: Any) -> Any:

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,11 +19,25 @@ from flaxformer_lab.ablation.variants import VARIANTS, apply_variants
 from flaxformer_lab.config import Config, OptimizerConfig, ParallelismConfig, as_dict, parse_config
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.models.cost import forward_flops, parameters
-from flaxformer_lab.parsing import DISTINCT, NOT_EMPTY, Name, Positive, Seed, flatten, nearest, override, parse
+from flaxformer_lab.parsing import (
+    DISTINCT,
+    NOT_EMPTY,
+    Decay,
+    Name,
+    NonNegative,
+    Positive,
+    Seed,
+    flatten,
+    nearest,
+    override,
+    parse,
+)
 from flaxformer_lab.tasks import PrimaryMetric, make_task, primary_metric
+from flaxformer_lab.training.optimizer import maps_by_rule
 
 Change = str | dict[str, Any]  # named variants with commas between them, or a table of overrides
 Match = Literal["none", "parameters", "flops"]
+SAME, UNMATCHED = "the same as", "nothing comes within"  # why a pair is left out that is no mistake
 RESULT_FORMAT = 2  # to be raised when a result of the same config means something else, or a default changes
 
 
@@ -34,6 +48,7 @@ class TaskEntry:
     Attributes:
         recipe: a training recipe, relative to the ablation's own file.
         overrides: keys set in it, for every variant.
+        learning_rates: those to begin with here; none for the ablation's.
         variants: more variants, for this task alone.
         only: of the common variants, these; none for all.
         threshold: the validation score to which the steps are counted.
@@ -44,6 +59,7 @@ class TaskEntry:
     variants: dict[str, Change] = field(default_factory=dict)
     only: tuple[Name, ...] | None = None
     threshold: float | None = None
+    learning_rates: Annotated[tuple[Positive, ...], DISTINCT] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,25 +70,40 @@ class AblationConfig:
         question: what it asks, the title of its report.
         tasks: what is learned, by name: each a recipe (tasks.NAME.recipe=FILE) with overrides and variants of its own.
         variants: what is compared, by name: variants of the lab (`ffn_off,single_head`), or a table of overrides.
-        learning_rates: those that each variant is trained with.
+        learning_rates: the grid to begin with. Where the best (on validation, mean over seeds) is its highest or
+            lowest, as many rates again are tried beyond it, in the same geometric steps. A single rate is given, not
+            searched.
+        max_extensions: how often, for each cell.
+        score_tolerance: a score that is better by no more than this counts as equal: an edge of the grid gives way to
+            the rate beside it, and a validation curve that gains no more in its last quarter is flat.
+        noise_tolerance: or no more than so many standard deviations over seeds.
         seeds: those that each variant is trained with, at every learning rate.
         baseline: the variant that the others are compared with; `baseline` is the unchanged recipe.
-        match: widen or narrow each variant until it has the baseline's parameters or forward FLOPs.
+        match: widen or narrow each variant, and its FFN, until it has the baseline's parameters or forward FLOPs.
+        match_tolerance: the largest relative difference that counts as matched; a variant that misses it is left out.
         claims: what the ablation decides.
-        decide: of the claims, these; none for all.
+        decide: of the claims, these, with only the cells that they need; none for all.
+        only: of the tasks, these; none for all. Claims about others stay undecided.
         keep: which replicas stay as ordinary run folders: none, those of the chosen learning rate, or all.
+        mixed_optimizers: allow a task on which Muon trains dense maps and AdamW the diagonal ones beside them.
     """
 
     tasks: Annotated[dict[str, TaskEntry], NOT_EMPTY]
     variants: dict[str, Change] = field(default_factory=dict)
     learning_rates: Annotated[tuple[Positive, ...], DISTINCT] = (0.001, 0.003, 0.01)
+    max_extensions: NonNegative = 3
+    score_tolerance: Decay = 0.002
+    noise_tolerance: Decay = 0.5
     seeds: Annotated[tuple[Seed, ...], DISTINCT] = (0, 1, 2, 3, 4)
     baseline: Name = BASELINE
     match: Match = "none"
+    match_tolerance: Decay = 0.02
     claims: tuple[Claim, ...] = ()
     decide: tuple[Name, ...] | None = None
+    only: tuple[Name, ...] | None = None
     keep: Literal["none", "chosen", "all"] = "none"
     question: Text | None = None
+    mixed_optimizers: bool = False
 
     def rules(self) -> None:
         """Raises ConfigError when keys contradict one another."""
@@ -102,6 +133,12 @@ class AblationConfig:
         claims = [claim.name for claim in self.claims]
         if len(set(claims)) < len(claims):
             raise ConfigError(f"claims has two of the same name: {', '.join(claims)}")
+        for name in self.only or ():
+            if name not in self.tasks:
+                raise ConfigError(
+                    f"only names {name}, which is not among tasks: {nearest(name, self.tasks)}"
+                    f"choose from {', '.join(self.tasks)}"
+                )
         for name in self.decide or ():
             if name not in claims:
                 raise ConfigError(
@@ -117,12 +154,17 @@ class AblationConfig:
 
 @dataclass(frozen=True)
 class Cell:
-    """One variant on one task. config: that of every replica, but for seed and learning rate."""
+    """One variant on one task. config: that of every replica, but for seed and learning rate.
+
+    extension: how often its grid of rates was extended before. base_key: the key of the cell that it extends.
+    """
 
     task: str
     variant: str
     config: Config
     replicas: tuple[Replica, ...]
+    extension: int = 0
+    base_key: str | None = None
 
     @property
     def primary_metric(self) -> PrimaryMetric:
@@ -188,10 +230,14 @@ def make_grid(config: AblationConfig, folder: Path, read_recipe: Callable[[str],
         ConfigError: a recipe or a variant that does not exist, a baseline that cannot be, a variant that fits no
             task, or a claim about a cell that the ablation does not have.
     """
-    replicas = replicas_of(config)
     cells: list[Cell] = []
     dropped: list[tuple[str, str, str]] = []
+    needed = _needed(config)
     for task, entry in config.tasks.items():
+        if config.only is not None and task not in config.only:
+            continue
+        if needed is not None and (task, config.baseline) not in needed:
+            continue
         tree = read_recipe(str((folder / entry.recipe).resolve()))
         for key, value in flatten(entry.overrides).items():
             tree = override(tree, key, value)
@@ -207,24 +253,53 @@ def make_grid(config: AblationConfig, folder: Path, read_recipe: Callable[[str],
                 if variant == config.baseline:
                     model = baseline
                 else:
-                    model = _matched(recipe, change, baseline, config.match)
+                    model = _matched(recipe, change, baseline, config)
             except ConfigError as error:
                 _refuse_unknown(change, error)
                 dropped.append((task, variant, str(error)))
                 continue
             same = next((name for name, other in resolved.items() if other == model), None)
             if same is not None:
-                dropped.append((task, variant, f"the same as {same}"))
+                dropped.append((task, variant, f"{SAME} {same}"))
                 continue
             resolved[variant] = model
-            cells.append(Cell(task, variant, _shared(model), replicas))
-    for variant in config.variants:
+            if needed is None or (task, variant) in needed:
+                cells.append(Cell(task, variant, _shared(model), replicas_of(config, task)))
+    for variant in config.variants if needed is None else ():
         reasons = [why for _, name, why in dropped if name == variant]
-        if reasons and not any(cell.variant == variant for cell in cells) and not any("same as" in r for r in reasons):
+        mistakes = [why for why in reasons if SAME not in why and UNMATCHED not in why]
+        if reasons == mistakes != [] and not any(cell.variant == variant for cell in cells):
             raise ConfigError(f"variants.{variant} fits none of the tasks: {reasons[0]}")
+    if not cells:
+        raise ConfigError("only and decide leave nothing to train: no task of the one belongs to a claim of the other")
     grid = Grid(config, tuple(cells), tuple(dropped))
     _check_claims(grid)
+    if not config.mixed_optimizers:
+        _check_optimizers(cells)
     return grid
+
+
+def _needed(config: AblationConfig) -> set[tuple[str, str]] | None:
+    """The tasks and variants of the chosen claims, and the baselines of these tasks; None where nothing is chosen."""
+    if not config.decide:
+        return None
+    named = {(q.task, q.variant) for claim in config.decided_claims for _, q in claim.quantities}
+    return named | {(task, config.baseline) for task, _ in named}
+
+
+def _check_optimizers(cells: Sequence[Cell]) -> None:
+    """Raises ConfigError where Muon trains the maps of one variant of a task and AdamW those of another."""
+    rules: dict[str, dict[str, str]] = {}  # of each task, a map for each rule
+    for cell in (cell for cell in cells if cell.config.optimizer.name == "muon"):
+        network, known = make_task(cell.config.task).network(cell.config.model), rules.setdefault(cell.task, {})
+        for name, rule in maps_by_rule(cell.config.optimizer, network).items():
+            known.setdefault(rule, f"{name} of {cell.variant}")
+        if len(known) > 1:
+            raise ConfigError(
+                f"tasks.{cell.task}: optimizer.name=muon trains {known['muon']} by Muon and {known['adamw']} by AdamW, "
+                f"so they differ in more than their structure; set tasks.{cell.task}.overrides.optimizer.name=adamw, "
+                "or mixed_optimizers=true to compare them anyway"
+            )
 
 
 def _check_claims(grid: Grid) -> None:
@@ -232,7 +307,8 @@ def _check_claims(grid: Grid) -> None:
     for claim in grid.config.decided_claims:
         for comparison, quantity in claim.quantities:
             task, variant = quantity.task, quantity.variant
-            if grid.cell(task, variant) is not None:
+            chosen = grid.config.tasks if grid.config.only is None else grid.config.only
+            if grid.cell(task, variant) is not None or (task in grid.config.tasks and task not in chosen):
                 continue
             variants = [cell.variant for cell in grid.cells if cell.task == task]
             reason = next((why for t, v, why in grid.dropped if (t, v) == (task, variant)), None)
@@ -247,9 +323,10 @@ def _check_claims(grid: Grid) -> None:
             )
 
 
-def replicas_of(config: AblationConfig) -> tuple[Replica, ...]:
-    """One replica for each learning rate and seed."""
-    return tuple(Replica(seed, rate) for rate in config.learning_rates for seed in config.seeds)
+def replicas_of(config: AblationConfig, task: str) -> tuple[Replica, ...]:
+    """One replica for each learning rate and seed that a task begins with."""
+    rates = config.tasks[task].learning_rates or config.learning_rates
+    return tuple(Replica(seed, rate) for rate in rates for seed in config.seeds)
 
 
 def apply_change(config: Config, change: Change) -> Config:
@@ -272,12 +349,16 @@ def cost(config: Config) -> tuple[int, int]:
     return parameters(params), forward_flops(network, params, model_state, task.input_spec(1))
 
 
-def _matched(recipe: Config, change: Change, baseline: Config, match: Match) -> Config:
-    """The variant, at the width at which it costs what the baseline costs."""
+def _matched(recipe: Config, change: Change, baseline: Config, ablation: AblationConfig) -> Config:
+    """The variant, at the width (and hidden units, where it has an FFN) at which it costs what the baseline costs.
+
+    Raises:
+        ConfigError: none does within the tolerance.
+    """
     variant = apply_change(recipe, change)
-    if match == "none" or variant == baseline:
+    if ablation.match == "none" or variant == baseline:
         return variant
-    which = 0 if match == "parameters" else 1
+    which = 0 if ablation.match == "parameters" else 1
     wanted = cost(baseline)[which]
     if cost(variant)[which] == wanted:
         return variant
@@ -295,7 +376,32 @@ def _matched(recipe: Config, change: Change, baseline: Config, match: Match) -> 
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if cost(at(middle))[which] < wanted else (low, middle)
-    return min((at(low), at(high)), key=lambda config: abs(cost(config)[which] - wanted))
+    miss = lambda config: abs(cost(config)[which] / wanted - 1)  # noqa: E731
+    nearest_one = min((at(low), at(high)), key=miss)
+    if miss(nearest_one) > ablation.match_tolerance:
+        nearest_one = min((_with_hidden_units(at(units), wanted, which) for units in (low, high)), key=miss)
+    if miss(nearest_one) > ablation.match_tolerance:
+        has = cost(nearest_one)[which]
+        raise ConfigError(
+            f"match={ablation.match}: {UNMATCHED} {ablation.match_tolerance:.0%} of the baseline's {wanted:,}; the "
+            f"nearest, model.width={nearest_one.model.width}, has {has:,} ({has / wanted - 1:+.1%}); set "
+            "match_tolerance, or choose a baseline of another size"
+        )
+    return nearest_one
+
+
+def _with_hidden_units(config: Config, wanted: int, which: int) -> Config:
+    """The config with as many hidden units as bring its cost nearest to `wanted`; as it is without an FFN."""
+    ffn = getattr(config.model, "ffn", None)
+    if ffn is None or ffn.kind not in ("mlp", "gated", "bilinear") or ffn.projection != "dense":
+        return config
+
+    def with_hidden(hidden: int) -> Config:
+        return parse_config(override(as_dict(config), "model.ffn.expansion", hidden / config.model.width))
+
+    hidden = config.model.hidden
+    now, more = (cost(with_hidden(each))[which] for each in (hidden, hidden + 1))
+    return with_hidden(max(1, hidden + round((wanted - now) / (more - now))))
 
 
 def _heads(config: Config) -> int:

@@ -28,10 +28,21 @@ def train_here(
         ahead: collections.deque[tuple[Cell, futures.Future[Population], contextlib.ExitStack]] = collections.deque()
         numbers = itertools.count(1)
 
+        programs: dict[str, Population] = {}  # of the last cells, which their extensions use again
+
         def prepare(cell: Cell) -> Population:
-            if next(numbers) % CELLS_A_CACHE == 0:
-                jax.clear_caches()
-            return Population(cell.config, cell.replicas)
+            key = cell.base_key or cell.key
+            known = programs.pop(key, None)
+            if known is not None and len(known.replicas) == len(cell.replicas):
+                population = known.with_replicas(cell.replicas)
+            else:
+                if next(numbers) % CELLS_A_CACHE == 0:
+                    jax.clear_caches()
+                population = Population(cell.config, cell.replicas)
+            programs[key] = population
+            if len(programs) > AHEAD + 2:
+                del programs[next(iter(programs))]
+            return population
 
         def take() -> None:
             while waiting and len(ahead) <= AHEAD:
@@ -53,3 +64,4 @@ def train_here(
             listen(Event("started", cell))
             yield cell, functools.partial(outcome, cell, population)
             lock.close()
+            take()  # an extension may wait since

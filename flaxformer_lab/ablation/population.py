@@ -5,6 +5,7 @@ the devices and do not interact. Each is what the same run alone would be, up to
 one.
 """
 
+import copy
 import dataclasses
 import functools
 import inspect
@@ -100,7 +101,7 @@ class Population:
         # Read before the population allocates any itself: the reports of its programs include all that it holds.
         memory = available_memory() // jax.local_device_count() if memory is None else memory
         experiment = make_experiment(config, strategy=Single())
-        optimizer = make_population_optimizer(config.optimizer, config.training.steps)
+        optimizer = make_population_optimizer(config.optimizer, config.training.steps, experiment.network.fans)
         self._experiment = dataclasses.replace(experiment, optimizer=optimizer)
         initial = initial_weights(config.training, experiment.abstract_state)
         self._initial = initial.values if initial else None
@@ -119,6 +120,14 @@ class Population:
                 break
             per_device = -(-per_device // 2)
         self.preparing_seconds = time.perf_counter() - begin
+
+    def with_replicas(self, replicas: Sequence[Replica]) -> "Population":
+        """The same compiled programs for as many other replicas."""
+        if len(replicas) != len(self.replicas):
+            raise ValueError(f"{len(replicas)} replicas for programs of {len(self.replicas)}")
+        other = copy.copy(self)
+        other.replicas, other.preparing_seconds = tuple(replicas), 0.0
+        return other
 
     def _compile(self) -> None:
         """Compiles the programs for one chunk of replicas, side by side."""

@@ -107,6 +107,11 @@ class Store:
         return self._cells / f"{cell.key}.{suffix}"
 
 
+def from_json(value: float | None) -> float:
+    """A stored value: null stands for one that is not finite."""
+    return float("nan") if value is None else value
+
+
 def _write(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=1) + "\n")
 
@@ -131,7 +136,7 @@ def _is_result_of(cell: Cell, result: Result) -> bool:
             and all(isinstance(step, int) for step in steps)
             and all(len(curve) == len(steps) and all(map(number, curve)) for curve in curves)
             and all(map(number, finals))
-            and _is_sums(result.get("test_examples"))
+            and all(map(_is_sums, result.get("test_examples", ())))
             and all(isinstance(each, str) for pair in result.get("provenance", {}).items() for each in pair)
         )
     except (KeyError, TypeError, AttributeError):
@@ -139,9 +144,7 @@ def _is_result_of(cell: Cell, result: Result) -> bool:
 
 
 def _is_sums(examples: Any) -> bool:
-    """Whether these are sums over the seeds for each test example, or nothing."""
-    if examples is None:
-        return True
+    """Whether these are sums over the seeds of one learning rate, for each test example."""
     totals, weights = examples["totals"], examples["weights"]
     return (
         isinstance(examples["learning_rate"], int | float)
@@ -168,9 +171,9 @@ def _grid_from_json(tree: dict[str, Any]) -> Grid:
             "which keeps all finished cells and stores the claims"
         )
     config = parse_ablation(stored)
-    replicas = replicas_of(config)
     cells = tuple(
-        Cell(str(each["task"]), str(each["variant"]), parse_config(each["config"]), replicas) for each in tree["cells"]
+        Cell(each["task"], str(each["variant"]), parse_config(each["config"]), replicas_of(config, each["task"]))
+        for each in tree["cells"]
     )
     dropped = tuple((str(task), str(variant), str(why)) for task, variant, why in tree["dropped"])
     return Grid(config, cells, dropped)

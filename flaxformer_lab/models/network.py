@@ -17,7 +17,7 @@ from flaxformer_lab.functional.products import at_precision
 from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models.bodies import Grid, make_body
 from flaxformer_lab.modules.intermediates import DISABLED, Intermediates
-from flaxformer_lab.modules.projection import Dense
+from flaxformer_lab.modules.projection import Dense, Fans
 from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.modules.sharding import Axes
 
@@ -140,6 +140,7 @@ class PureNetwork:
 
     init(key) -> (params, model_state). params are what the optimizer moves; model_state is the rest (often empty).
     shapes: the same pair as shapes and types. axes: the names of each parameter's axes, by its dotted name.
+    fans: of each parameter that is a map over features, by its dotted name.
     apply(params, model_state, inputs, *, valid, keys, intermediates, training, axis_name) -> (outputs, model_state):
     inputs and outputs are pytrees. With training=True a state such as BatchNorm's averages is updated, over all devices
     of the mapped axis `axis_name` where there is one; else it is used and returned as it is.
@@ -158,6 +159,7 @@ class PureNetwork:
     embed: Callable[[Tree, Tree, Tree], Tree]
     body: Callable[..., Array]
     axes: dict[str, Axes] = field(default_factory=dict)
+    fans: dict[str, Fans] = field(default_factory=dict)
     prefill: Callable[..., tuple[Array, Tree]] | None = None
     decode: Callable[..., tuple[Array, Tree]] | None = None
     precision: str = "highest"
@@ -239,6 +241,8 @@ def functionalize(build: Callable[[Rngs], nnx.Module]) -> PureNetwork:
         _check_symbols(inputs, vocabulary)
         return nnx.merge(graph, params, model_state).decode(inputs, cache)
 
-    axes = {".".join(map(str, path)): variable.axes for path, variable in nnx.to_flat_state(shapes[0])}
+    variables = {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(shapes[0])}
+    axes = {name: variable.axes for name, variable in variables.items()}
+    fans = {name: metadata["fans"] for name, v in variables.items() if "fans" in (metadata := v.get_metadata())}
     shapes = tuple(map(nnx.to_pure_dict, shapes))
-    return PureNetwork(jax.jit(init), shapes, apply, embed, body, axes, prefill, decode, precision, vocabulary)
+    return PureNetwork(jax.jit(init), shapes, apply, embed, body, axes, fans, prefill, decode, precision, vocabulary)

@@ -10,6 +10,7 @@ from typing import Any
 from flaxformer_lab import registry
 from flaxformer_lab.functional.feedforward import ODD_ACTIVATIONS
 from flaxformer_lab.model_config import ModelConfig, TransformerConfig
+from flaxformer_lab.modules.projection import PROJECTIONS
 from flaxformer_lab.registry import all_of, any_of
 
 
@@ -81,15 +82,16 @@ def transformer_is_affine(config: TransformerConfig, tokens: int | None) -> bool
 
 
 def transformer_mixes_features(config: TransformerConfig, tokens: int | None) -> bool | None:
-    """Through a dense map, a norm, which a model without any block has as well, a gate, or a part."""
+    """Through a map that mixes, a norm, which a model without any block has as well, a gate, or a part."""
     if _is_batch_normalised(config):
         return None
     if config.norm.kind != "off":
         return True
     attention = config.attention
-    dense = "dense" in (attention.projection, attention.output) or attention.norm != "off" or attention.gate
+    maps = (PROJECTIONS[kind].mixes_features(attention.block_size) for kind in (attention.projection, attention.output))
+    mixed = any(maps) or attention.norm != "off" or attention.gate
     parts = _of_parts(config, "mixes_features", tokens, any_of)
-    return config.depth > 0 and any_of(attention.kind != "off" and dense, parts)
+    return config.depth > 0 and any_of(attention.kind != "off" and mixed, parts)
 
 
 def transformer_reach(config: TransformerConfig, tokens: int | None) -> float | None:

@@ -6,9 +6,9 @@ from jaxtyping import Array, Float
 from flaxformer_lab import registry
 from flaxformer_lab.functional import feedforward as formulas
 from flaxformer_lab.model_config import TransformerConfig
-from flaxformer_lab.modules.projection import Dense, normal, zeros
+from flaxformer_lab.modules.projection import PROJECTIONS, Projection, normal, zeros
 from flaxformer_lab.modules.rngs import Rngs
-from flaxformer_lab.modules.sharding import read, with_logical_constraint
+from flaxformer_lab.modules.sharding import Axes, read, with_logical_constraint
 
 TokenVectors = Float[Array, "batch tokens width"]
 
@@ -23,30 +23,44 @@ def _is_affine(config: TransformerConfig, tokens: int | None) -> bool:
     return config.ffn.activation == "identity"
 
 
-@registry.register("ffn", "mlp", odd=_is_odd, affine=_is_affine, mixes_features=True, reach=0)
+def _mixes_features(config: TransformerConfig, tokens: int | None) -> bool:
+    del tokens
+    return PROJECTIONS[config.ffn.projection].mixes_features(config.ffn.block_size)
+
+
+def _up(config: TransformerConfig, rngs: Rngs) -> Projection:
+    return _projection(config, config.width, config.hidden, ("width", "hidden"), rngs)
+
+
+def _down(config: TransformerConfig, rngs: Rngs) -> Projection:
+    return _projection(config, config.hidden, config.width, ("hidden", "width"), rngs)
+
+
+def _projection(config: TransformerConfig, features_in: int, features_out: int, axes: Axes, rngs: Rngs) -> Projection:
+    structure = {"blocks": max(1, config.width // config.ffn.block_size), "rank": config.ffn.rank}
+    kind = PROJECTIONS[config.ffn.projection]
+    return kind(features_in, features_out, axes=axes, bias=config.bias, rngs=rngs, **structure)
+
+
+@registry.register("ffn", "mlp", odd=_is_odd, affine=_is_affine, mixes_features=_mixes_features, reach=0)
 class MLP(nnx.Module):
     """W2 activation(W1 x + b1) + b2 (Vaswani et al. 2017, eq. 2)."""
 
     def __init__(self, config: TransformerConfig, rngs: Rngs):
-        hidden = max(1, round(config.width * config.ffn.expansion))
         self._activation = formulas.ACTIVATIONS[config.ffn.activation]
-        self.up = Dense(config.width, hidden, axes=("width", "hidden"), bias=config.bias, rngs=rngs)
-        self.down = Dense(hidden, config.width, axes=("hidden", "width"), bias=config.bias, rngs=rngs)
+        self.up, self.down = _up(config, rngs), _down(config, rngs)
 
     def __call__(self, x: TokenVectors) -> TokenVectors:
         return self.down(with_logical_constraint(self._activation(self.up(x)), "batch", "tokens", "hidden"))
 
 
-@registry.register("ffn", "gated", odd=False, affine=False, mixes_features=True, reach=0)
+@registry.register("ffn", "gated", odd=False, affine=False, mixes_features=_mixes_features, reach=0)
 class GatedMLP(nnx.Module):
     """W2 (activation(Wa x) * Wb x) (Shazeer 2020, eq. 6)."""
 
     def __init__(self, config: TransformerConfig, rngs: Rngs, activation: str | None = None):
-        hidden = max(1, round(config.width * config.ffn.expansion))
         self._activation = formulas.ACTIVATIONS[activation or config.ffn.activation]
-        self.gate = Dense(config.width, hidden, axes=("width", "hidden"), bias=config.bias, rngs=rngs)
-        self.up = Dense(config.width, hidden, axes=("width", "hidden"), bias=config.bias, rngs=rngs)
-        self.down = Dense(hidden, config.width, axes=("hidden", "width"), bias=config.bias, rngs=rngs)
+        self.gate, self.up, self.down = _up(config, rngs), _up(config, rngs), _down(config, rngs)
 
     def __call__(self, x: TokenVectors) -> TokenVectors:
         return self.down(
@@ -56,7 +70,7 @@ class GatedMLP(nnx.Module):
         )
 
 
-@registry.register("ffn", "bilinear", odd=False, affine=False, mixes_features=True, reach=0)
+@registry.register("ffn", "bilinear", odd=False, affine=False, mixes_features=_mixes_features, reach=0)
 class BilinearMLP(GatedMLP):
     """W2 (Wa x * Wb x): products of features and nothing else (Shazeer 2020, "Bilinear")."""
 
@@ -71,9 +85,9 @@ class DiagonalMLP(nnx.Module):
     def __init__(self, config: TransformerConfig, rngs: Rngs):
         hidden = max(1, round(config.ffn.expansion))
         self._activation = formulas.ACTIVATIONS[config.ffn.activation]
-        self.up = normal(rngs, (config.width, hidden), 1, ("width", None))
+        self.up = normal(rngs, (config.width, hidden), 1, ("width", None), hidden)
         self.up_bias = zeros((config.width, hidden), ("width", None)) if config.bias else None
-        self.down = normal(rngs, (config.width, hidden), hidden, ("width", None))
+        self.down = normal(rngs, (config.width, hidden), hidden, ("width", None), 1)
         self.down_bias = zeros((config.width,), ("width",)) if config.bias else None
 
     def __call__(self, x: TokenVectors) -> TokenVectors:

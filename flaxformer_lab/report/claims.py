@@ -48,6 +48,7 @@ class Finding:
     failed: int = 0
     rest: Interval | None = None
     why_open: str = ""
+    not_converged: tuple[str, ...] = ()  # cells whose validation curves still rise
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,10 @@ def decide(claims: Sequence[Claim], summary: Summary) -> tuple[Decision, ...]:
 def _decision(claim: Claim, findings: tuple[Finding, ...]) -> Decision:
     outcome = conclude(functools.partial(conclusion_of, claim), [finding.answer for finding in findings])
     if outcome is not None:
-        return Decision(claim, *outcome, findings)
+        verdict, reason = outcome
+        unfinished = dict.fromkeys(name for finding in findings for name in finding.not_converged)
+        reason += f" (not converged: {', '.join(unfinished)})" if unfinished else ""
+        return Decision(claim, verdict, reason, findings)
     unclear = [f"{f.comparison.question} ({f.why_open})" for f in findings if f.answer == "open"]
     return Decision(claim, "undecided", f"open: {'; '.join(unclear)}", findings)
 
@@ -121,6 +125,8 @@ class _Measured:
     comparison: Comparison
     found: _Values | None = None
     p_value: float = float("nan")
+    at_edge: tuple[str, ...] = ()  # cells whose learning rate is the best only of those that were tried
+    not_converged: tuple[str, ...] = ()
 
 
 def _measure(comparison: Comparison, summary: Summary) -> _Measured:
@@ -131,15 +137,20 @@ def _measure(comparison: Comparison, summary: Summary) -> _Measured:
     if found is None:
         return _Measured(comparison)
     values, threshold = found.values, comparison.threshold
+    pair = [quantity for quantity in (comparison.more, comparison.less) if quantity is not None]
+    cells = {f"{each.variant} on {each.task}": summary.score(each.task, each.variant) for each in pair}
+    at_edge = tuple(name for name, score in cells.items() if score.rate_edge is not None)
+    not_converged = tuple(name for name, score in cells.items() if score.converged is False)
     if not comparison.within:
-        return _Measured(comparison, found, paired_p_value(values, examples=found.examples, null=threshold))
+        p_value = paired_p_value(values, examples=found.examples, null=threshold)
+        return _Measured(comparison, found, p_value, at_edge, not_converged)
     edge = float(np.copysign(threshold, np.mean(values)))
     p_value = (
         equivalence_p_value(values, threshold, examples=found.examples)
         if abs(np.mean(values)) < threshold
         else paired_p_value(values, examples=found.examples, null=edge)
     )
-    return _Measured(comparison, found, p_value)
+    return _Measured(comparison, found, p_value, at_edge, not_converged)
 
 
 def _answered(measured: _Measured, corrected_p: float) -> Finding:
@@ -165,9 +176,10 @@ def _answered(measured: _Measured, corrected_p: float) -> Finding:
         answer, why = "open", f"{failed} of {len(values)} seeds failed, and the others answer otherwise"
     elif answer == "open" and _answer(comparison, interval, 0.0) != "open":
         why = "not clear after the correction for all comparisons"
-    return Finding(
-        comparison, interval, answer, found.digits, corrected_p, failed, rest, why if answer == "open" else ""
-    )
+    if measured.at_edge:
+        answer, why = "open", f"the best learning rate lies at an edge of those tried: {', '.join(measured.at_edge)}"
+    why = why if answer == "open" else ""
+    return Finding(comparison, interval, answer, found.digits, corrected_p, failed, rest, why, measured.not_converged)
 
 
 def _answer(comparison: Comparison, interval: Interval, corrected_p: float) -> Answer:

@@ -151,3 +151,10 @@ def format_count(number: int, noun: str) -> str:
 def with_minus_signs(text: str) -> str:
     """The text with minus signs as long as plus signs; hyphens in names stay."""
     return re.sub(r"(?<!\w)-(?=\d)", "−", text)
+
+
+def format_learning_rate(score: Score) -> str:
+    """The chosen rate, with what speaks against a conclusion from it."""
+    edge = f"{score.rate_edge} tried" if score.rate_edge else ""
+    notes = ", ".join(filter(None, (edge, "not converged" if score.converged is False else "")))
+    return f"{score.learning_rate:g}" + (f" ({notes})" if notes else "")

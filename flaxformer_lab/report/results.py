@@ -1,8 +1,9 @@
 """results.csv, the open book of an ablation: everything that its report follows from, and the way back.
 
-One row a replica. The first columns are for people and their own analysis. `details` is JSON: the validation curves and
-all other figures of the replica, and in a cell's first row what all its replicas share. So a report can be made again
-from the file, byte for byte, without any training.
+One row a replica; the rates that the grid of a cell grew by have an `extension` above 0. The first columns are for
+people and their own analysis. `details` is JSON: the validation curves and all other figures of the replica, and in a
+cell's first row what all its replicas share. So a report can be made again from the file, byte for byte, without any
+training.
 """
 
 import csv
@@ -16,12 +17,25 @@ from pathlib import Path
 from typing import Any
 
 from flaxformer_lab.ablation.grid import Cell, Grid
+from flaxformer_lab.ablation.rates import finished_parts, progress
 from flaxformer_lab.ablation.store import Result, Store
 from flaxformer_lab.errors import RunError
 from flaxformer_lab.report.summary import Summary
 
 RESULTS = "results.csv"
-COLUMNS = ("task", "variant", "learning_rate", "seed", "chosen", "diverged", "metric", "validation", "test", "updates")
+COLUMNS = (
+    "task",
+    "variant",
+    "extension",
+    "learning_rate",
+    "seed",
+    "chosen",
+    "diverged",
+    "metric",
+    "validation",
+    "test",
+    "updates",
+)
 COLUMNS += ("parameters", "forward_flops", "details")
 REPLICA = ("validation", "test", "measures")  # what each replica has of its own
 
@@ -32,9 +46,11 @@ def as_csv(grid: Grid, store: Store, summary: Summary) -> str:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(COLUMNS)
     for cell in grid.cells:
-        result, score = store.result(cell), summary.score(cell.task, cell.variant)
-        if result is not None and score is not None:
-            writer.writerows(_rows(cell, result, score.learning_rate))
+        score = summary.score(cell.task, cell.variant)
+        for part in finished_parts(cell, store, grid.config):
+            result = store.result(part)
+            if result is not None and score is not None:
+                writer.writerows(_rows(part, result, score.learning_rate))
     return file.getvalue()
 
 
@@ -48,6 +64,7 @@ def _rows(cell: Cell, result: Result, chosen: float) -> Iterator[tuple[Any, ...]
         yield (
             cell.task,
             cell.variant,
+            cell.extension,
             repr(each["learning_rate"]),
             each["seed"],
             str(each["learning_rate"] == chosen).lower(),
@@ -77,37 +94,42 @@ def restore(path: Path, grid: Grid, store: Store) -> None:
         raise RunError(f"{file} is damaged or of another version: {type(error).__name__} {error}") from error
     found = 0
     for cell in grid.cells:
-        result = results.get((cell.task, cell.variant))
-        if result is None:
-            continue
-        if result["key"] != cell.key:
-            raise RunError(
-                f"{file} holds {cell.task} / {cell.variant} as another config trained it; use the config and the "
-                "version of the lab that its report names, or train it again"
-            )
-        known = store.result(cell)
-        if known is not None and known | {"seconds": 0.0} != result:
-            raise RunError(
-                f"{store.path} holds another result of {cell.task} / {cell.variant}; choose another --workdir"
-            )
-        store.finish(cell, result)
-        if store.result(cell) is None:
-            raise RunError(f"{file} is damaged: what it says of {cell.task} / {cell.variant} is no result")
-        found += 1
+        part: Cell | None = cell
+        while part is not None and (result := results.get((cell.task, cell.variant, part.extension))) is not None:
+            _restore_part(file, part, result, store)
+            part = progress(cell, store, grid.config)[1]
+            found += 1
     if not found:
         raise RunError(f"{file} holds no cell of this ablation; give the --config that it belongs to")
+
+
+def _restore_part(file: Path, part: Cell, result: Result, store: Store) -> None:
+    """Puts the result of a cell, or of an extension, into the store."""
+    name = f"{part.task} / {part.variant}"
+    if result["key"] != part.key:
+        raise RunError(
+            f"{file} holds {name} as another config trained it; use the config and the version of the lab that its "
+            "report names, or train it again"
+        )
+    known = store.result(part)
+    if known is not None and known | {"seconds": 0.0} != result:
+        raise RunError(f"{store.path} holds another result of {name}; choose another --workdir")
+    store.finish(part, result)
+    if store.result(part) is None:
+        raise RunError(f"{file} is damaged: what it says of {name} is no result")
 
 
 def _candidates(path: Path) -> tuple[Path, ...]:
     return (path, path / RESULTS, path / f"{RESULTS}.gz")
 
 
-def _read(file: Path) -> Iterator[tuple[tuple[str, str], Result]]:
-    """Every cell's result, by task and variant."""
+def _read(file: Path) -> Iterator[tuple[tuple[str, str, int], Result]]:
+    """The result of every cell and extension, by task, variant and number of the extension."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     data = file.read_bytes()
     text = (gzip.decompress(data) if file.suffix == ".gz" else data).decode()
-    for (task, variant), rows in groupby(csv.DictReader(io.StringIO(text)), lambda row: (row["task"], row["variant"])):
+    part = lambda row: (row["task"], row["variant"], int(row["extension"]))  # noqa: E731
+    for (task, variant, extension), rows in groupby(csv.DictReader(io.StringIO(text)), part):
         replicas, shared = [], {}
         for row in rows:
             details = json.loads(row["details"])
@@ -115,4 +137,7 @@ def _read(file: Path) -> Iterator[tuple[tuple[str, str], Result]]:
             replica = {"seed": int(row["seed"]), "learning_rate": float(row["learning_rate"])}
             replicas.append(replica | {name: details[name] for name in REPLICA})
         shared["key"]  # a cell without one is refused here
-        yield (task, variant), {"task": task, "variant": variant, "seconds": 0.0} | shared | {"replicas": replicas}
+        yield (
+            (task, variant, extension),
+            {"task": task, "variant": variant, "seconds": 0.0} | shared | {"replicas": replicas},
+        )

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from flaxformer_lab.ablation.engine import best_learning_rate, from_json
-from flaxformer_lab.ablation.grid import Cell, Grid
-from flaxformer_lab.ablation.store import Result, Store
+from flaxformer_lab.ablation.convergence import is_converged
+from flaxformer_lab.ablation.grid import AblationConfig, Cell, Grid
+from flaxformer_lab.ablation.rates import Edge, best_learning_rate, edge_of, mean_scores, progress
+from flaxformer_lab.ablation.store import Result, Store, from_json
 from flaxformer_lab.report.statistics import (
     FEWEST_SEEDS,
     SIGNIFICANT,
@@ -60,6 +61,9 @@ class Score:
     measures: dict[str, Float[np.ndarray, " seeds"]]
     seconds: float
     provenance: dict[str, str]
+    by_rate: dict[float, float]  # mean validation score of each learning rate that was tried; NaN where one diverged
+    rate_edge: Edge | None  # where the chosen rate lies at an edge of these
+    converged: bool | None  # whether the validation curves are flat at the end; None where nothing tells
 
     @property
     def bound_held(self) -> bool | None:
@@ -135,13 +139,15 @@ def summarise(grid: Grid, store: Store) -> Summary:
     """Reads every finished cell of the grid."""
     scores, failures, missing = [], [], []
     for cell in grid.cells:
-        result = store.result(cell)
+        result, following = progress(cell, store, grid.config)
         if result is not None:
-            scores.append(score_of(cell, result, grid.config.tasks[cell.task].threshold))
-        elif (error := store.failure(cell)) is not None:
-            failures.append((cell, error))
-        else:
-            missing.append(cell)
+            scores.append(score_of(cell, result, grid.config))
+        if following is not None:
+            error = store.failure(following)
+            if error is not None:
+                failures.append((cell, error))
+            else:
+                missing.append(cell)
     differences = [
         difference
         for task in grid.config.tasks
@@ -150,11 +156,12 @@ def summarise(grid: Grid, store: Store) -> Summary:
     return Summary(grid, tuple(scores), tuple(differences), tuple(failures), tuple(missing))
 
 
-def score_of(cell: Cell, result: Result, threshold: float | None = None) -> Score:
-    """The score of a cell from its stored result."""
-    replicas = result["replicas"]
-    metric = cell.primary_metric
-    rate = best_learning_rate(result, metric)
+def score_of(cell: Cell, result: Result, config: AblationConfig) -> Score:
+    """The score of a cell from its stored result, extensions included."""
+    replicas, threshold = result["replicas"], config.tasks[cell.task].threshold
+    metric, better = cell.primary_metric, cell.primary_metric.higher_is_better
+    rate = best_learning_rate(result, metric, config.score_tolerance)
+    tolerances = {"tolerance": config.score_tolerance, "noise_tolerance": config.noise_tolerance}
     chosen = sorted((each for each in replicas if each["learning_rate"] == rate), key=lambda each: each["seed"])
     values = np.array([from_json(each["test"][metric.name]) for each in chosen])
     curves = np.array([[from_json(value) for value in each["validation"][metric.name]] for each in chosen])
@@ -185,12 +192,15 @@ def score_of(cell: Cell, result: Result, threshold: float | None = None) -> Scor
         curves=curves,
         reached=None
         if threshold is None
-        else tuple(steps_to_threshold(steps, curves, threshold, higher_is_better=metric.higher_is_better)),
+        else tuple(steps_to_threshold(steps, curves, threshold, higher_is_better=better)),
         measures={
             name: np.array([from_json(each["measures"][name]) for each in chosen]) for name in chosen[0]["measures"]
         },
         seconds=result["seconds"],
         provenance=result.get("provenance", {}),
+        by_rate=mean_scores(result, metric),
+        rate_edge=edge_of(result, metric, config.score_tolerance),
+        converged=is_converged(steps, curves, higher_is_better=better, **tolerances),
     )
 
 
@@ -199,8 +209,8 @@ def _example_influence(result: Result, rate: float) -> Examples:
 
     A score is a quotient, sum of totals / sum of weights; an example moves it by (total - score weight) / mean weight.
     """
-    stored = result.get("test_examples")
-    if stored is None or stored["learning_rate"] != rate:
+    stored = next((each for each in result.get("test_examples", ()) if each["learning_rate"] == rate), None)
+    if stored is None:
         return None
     totals, weights = (np.array([from_json(each) for each in stored[name]]) for name in ("totals", "weights"))
     score = totals.sum() / weights.sum()

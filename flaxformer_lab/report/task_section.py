@@ -12,6 +12,7 @@ from flaxformer_lab.report.formatting import (
     format_improvement,
     format_interval,
     format_label,
+    format_learning_rate,
     format_mean,
     format_p_value,
     format_share,
@@ -49,6 +50,7 @@ def _content(summary: Summary, scores: Sequence[Score], id_: str) -> list[Markup
     return [
         tag("p", _sentences(summary, scores)),
         _table(summary, scores),
+        *_rates(scores, id_),
         _heading("Learning curves", f"{id_}-curves"),
         _curves(summary, scores),
         _heading("Differences to the baseline", f"{id_}-differences"),
@@ -139,7 +141,7 @@ def _row(summary: Summary, score: Score, number: int) -> Markup:
         _bound_cell(score),
         _cell(f"{score.parameters:,}"),
         _cell(f"{score.forward_flops:,}"),
-        _cell(f"{score.learning_rate:g}"),
+        _cell(format_learning_rate(score)),
         None if summary.grid.config.tasks[score.task].threshold is None else _cell(format_share(score)),
         _cell(format_steps_to_threshold(score)),
         class_="is-baseline" if is_baseline else None,
@@ -164,6 +166,26 @@ def _bound_cell(score: Score) -> Markup:
 
 
 # ---------------------------------------------------------------------------------------------- charts
+
+
+def _rates(scores: Sequence[Score], id_: str) -> list[Markup]:
+    """Validation score against learning rate, where several were tried; the chosen rate in bold."""
+    rates = sorted({rate for score in scores for rate in score.by_rate})
+    if len(rates) < 2:
+        return []
+    head = tag("tr", tag("th", "variant", scope="col"), [tag("th", f"{rate:g}", scope="col") for rate in rates])
+
+    def cell(score: Score, rate: float) -> Markup:
+        if rate not in score.by_rate:
+            return _cell("")
+        value = score.by_rate[rate]
+        text = with_minus_signs(f"{value:.{score.metric.digits}f}" if math.isfinite(value) else "diverged")
+        return tag("td", tag("strong", text) if rate == score.learning_rate else text)
+
+    rows = [tag("tr", tag("th", breakable(s.variant), scope="row"), [cell(s, rate) for rate in rates]) for s in scores]
+    label = f"Validation {format_label(scores[0].metric)} by learning rate on {scores[0].task}"
+    table = tag("table", tag("thead", head), tag("tbody", rows), class_="results")
+    return [_heading("Score by learning rate", f"{id_}-rates"), scrolling(label, table)]
 
 
 def _curves(summary: Summary, scores: Sequence[Score]) -> Markup:

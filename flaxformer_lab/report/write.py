@@ -18,6 +18,7 @@ from flaxformer_lab.report.formatting import (
     format_findings,
     format_improvement,
     format_interval,
+    format_learning_rate,
     format_p_value,
     format_provenance,
     format_share,
@@ -127,7 +128,7 @@ def task_table(summary: Summary, scores: list[Score]) -> str:
                 format_bound(score),
                 f"{score.parameters:,}",
                 f"{score.forward_flops:,}",
-                f"{score.learning_rate:g}",
+                format_learning_rate(score),
                 format_share(score) if has_threshold else "",
                 format_steps_to_threshold(score),
             )

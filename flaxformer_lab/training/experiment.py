@@ -12,6 +12,7 @@ from flaxformer_lab.models.network import PureNetwork
 from flaxformer_lab.tasks import Task, make_task
 from flaxformer_lab.training.optimizer import make_optimizer, make_schedule
 from flaxformer_lab.training.parallelism import Strategy, make_strategy
+from flaxformer_lab.training.scaling import scale_initial_weights
 from flaxformer_lab.training.state import State, initial_state
 
 
@@ -52,7 +53,9 @@ def make_experiment(
     strategy = strategy or make_strategy(config)
     task = make_task(config.task, metadata)
     schedule = make_schedule(config.optimizer, config.training.steps)
-    optimizer = make_optimizer(config.optimizer, config.training.steps)
     network = task.network(config.model)
+    if config.optimizer.scaling == "mup":
+        network = scale_initial_weights(network)
+    optimizer = make_optimizer(config.optimizer, config.training.steps, fans=network.fans)
     strategy.check(network, task.input_spec(1))
     return Experiment(config, task, network, schedule, optimizer, strategy)

@@ -1,13 +1,18 @@
 """Update rules and learning-rate schedules, from optax, selected by name."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import optax
 from jaxtyping import Array, Float
-from optax.contrib import muon
+from optax.contrib import MuonDimensionNumbers, muon
 
 from flaxformer_lab.config import OptimizerConfig
+from flaxformer_lab.functional.trees import leaf_paths
+from flaxformer_lab.models.network import PureNetwork
+from flaxformer_lab.modules.projection import Fans
+from flaxformer_lab.training.scaling import scale_by_fan_in
 
 Tree = Any  # a pytree of arrays
 
@@ -33,21 +38,30 @@ def make_schedule(config: OptimizerConfig, steps: int, peak: Peak | None = None)
     return optax.join_schedules([warmup, decay], [config.warmup_steps])
 
 
-def make_optimizer(config: OptimizerConfig, steps: int, peak: Peak | None = None) -> optax.GradientTransformation:
-    """The update rule that `config.name` names, after clipping by the global norm where the config asks for it."""
+def make_optimizer(
+    config: OptimizerConfig, steps: int, peak: Peak | None = None, *, fans: Mapping[str, Fans] | None = None
+) -> optax.GradientTransformation:
+    """The update rule that `config.name` names, after clipping by the global norm where the config asks for it.
+
+    fans: of the network's maps, by which `config.scaling` scales their rates.
+    """
     schedule = make_schedule(config, steps, peak)
     rule = {"adamw": _adamw, "muon": _muon, "sgd": _sgd}[config.name](config, schedule)
+    if config.scaling == "mup":
+        rule = optax.chain(rule, scale_by_fan_in(fans or {}, config.base_fan_in))
     return rule if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
 
 
-def make_population_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+def make_population_optimizer(
+    config: OptimizerConfig, steps: int, fans: Mapping[str, Fans]
+) -> optax.GradientTransformation:
     """The same rule with its peak learning rate in the state, where each replica has its own.
 
     The state is `optax.inject_hyperparams`'s; its `inner_state` is that of `make_optimizer`.
     """
 
     def rule(learning_rate: Peak) -> optax.GradientTransformation:
-        return make_optimizer(config, steps, learning_rate)
+        return make_optimizer(config, steps, learning_rate, fans=fans)
 
     return optax.inject_hyperparams(rule)(learning_rate=config.learning_rate)
 
@@ -63,14 +77,27 @@ def _adamw(
 def _muon(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Orthogonalised momentum for the matrices of blocks and layers (Jordan et al. 2024), AdamW for the rest.
 
+    Of a structured map [blocks, in, out] each block is a matrix. A diagonal map is none, so AdamW trains it: compare it
+    with a dense one under `name=adamw` (`maps_by_rule` tells which rule trains what).
+
     Both look ahead as Nesterov does. Updates have the root mean square of Adam's (Liu et al. 2025), so one learning
     rate serves both.
     """
     rules = {
-        "muon": muon(schedule, beta=0.95, weight_decay=config.weight_decay, consistent_rms=0.2),
+        "muon": muon(
+            schedule,
+            beta=0.95,
+            weight_decay=config.weight_decay,
+            consistent_rms=0.2,
+            muon_weight_dimension_numbers=_matrix_axes,
+        ),
         "adamw": _adamw(config, schedule, nesterov=True),  # muon's own would decay biases and scales as well
     }
     return optax.partition(rules, _muon_or_adamw)
+
+
+def _matrix_axes(params: Tree) -> Tree:
+    return jax.tree.map(lambda leaf: MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1), params)
 
 
 def _sgd(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
@@ -85,6 +112,14 @@ def _sgd(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTra
 def decayed(params: Tree) -> Tree:
     """True where weight decay acts: kernels and embedding tables; not biases, norm scales, positions, diagonals."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", "table"), params)
+
+
+def maps_by_rule(config: OptimizerConfig, network: PureNetwork) -> dict[str, str]:
+    """The rule that trains each map of the network's body, by its dotted name."""
+    params, _ = network.shapes
+    rules = leaf_paths(_muon_or_adamw(params))
+    maps = (name for name in network.fans if name.startswith("body."))
+    return {name: rules[name] if config.name == "muon" else config.name for name in maps}
 
 
 def _muon_or_adamw(params: Tree) -> Tree:

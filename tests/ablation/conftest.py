@@ -39,6 +39,7 @@ ABLATION = {
     "tasks": {"near": {"recipe": "delay.py"}, "far": {"recipe": "delay.py", "overrides": {"task": {"tokens": 6}}}},
     "variants": {"ffn_off": "ffn_off", "one head": {"model": {"attention": {"num_heads": 1}}}},
     "learning_rates": (0.01, 0.03),
+    "max_extensions": 0,
     "seeds": (0, 1),
 }
 CLAIM = {

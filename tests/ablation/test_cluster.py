@@ -13,7 +13,7 @@ from flaxformer_lab.ablation.local import train_here
 from flaxformer_lab.ablation.store import Store
 from flaxformer_lab.errors import ConfigError
 
-GRID = {"learning_rates": (0.01, 0.03), "seeds": (0, 1), "variants": {}}
+GRID = {"learning_rates": (0.01, 0.03), "seeds": (0, 1), "variants": {}, "keep": "chosen"}
 OWN = """
 from flaxformer_lab.modules.attention import MeanAttention
 from flaxformer_lab.registry import register
@@ -51,7 +51,7 @@ def test_a_killed_node_costs_nothing_but_time(two_nodes, grid, tmp_path, monkeyp
             nodes.remove_node(second, allow_graceful=False)
 
     with cluster(nodes.address, 1) as train:
-        run_cells(made.cells, there, "chosen", listen, train)
+        run_cells(made, there, listen, train)
     assert second not in nodes.worker_nodes
     assert len(finished) == len(made.cells) < len(started)  # what the second node had in hand was started again
     assert {event.cell.key for event in progress if event.done == event.total} == {cell.key for cell in made.cells}
@@ -59,7 +59,7 @@ def test_a_killed_node_costs_nothing_but_time(two_nodes, grid, tmp_path, monkeyp
     # The same here, on one device as in a worker: the same figures to the last bit.
     here.claim(made)
     monkeypatch.setattr(jax, "local_device_count", lambda: 1)
-    run_cells(made.cells, here, "none", lambda event: None, train_here)
+    run_cells(made, here, lambda event: None, train_here)
     assert [figures(there, cell) for cell in made.cells] == [figures(here, cell) for cell in made.cells]
     kept = sorted(path.name for path in (there.path / "runs").iterdir())
     assert kept == sorted(cell.key for cell in made.cells)
@@ -76,7 +76,7 @@ def test_an_error_in_a_worker_is_that_cells_own(two_nodes, grid, tmp_path, monke
 
     monkeypatch.setattr("flaxformer_lab.ablation.cluster.train_cell", broken)
     with cluster(nodes.address, 1) as train:
-        run_cells(made.cells, store, "none", events.append, train)
+        run_cells(made, store, events.append, train)
     assert sorted(event.error for event in events) == [
         "MemoryError: cell 0 is too large",
         "MemoryError: cell 1 is too large",
@@ -95,7 +95,7 @@ def test_a_users_own_parts_travel_to_the_workers_as_text(two_nodes, grid, tmp_pa
     store.claim(made)
     events = []
     with cluster(nodes.address, 1) as train:
-        run_cells(made.cells, store, "none", events.append, train)
+        run_cells(made, store, events.append, train)
     assert [event.error for event in events if event.what == "failed"] == []
     assert [cell.config.model.attention.kind for cell in made.cells if store.result(cell)] == ["own"]
 

@@ -1,5 +1,7 @@
 """The engine in this process, on cells that train in no time."""
 
+import dataclasses
+import math
 import types
 import typing
 
@@ -7,14 +9,13 @@ import jax
 import numpy as np
 import pytest
 
-from flaxformer_lab.ablation import engine, local
+from flaxformer_lab.ablation import engine, local, rates
 from flaxformer_lab.ablation.claim_config import Measure
-from flaxformer_lab.ablation.engine import best_learning_rate, run_cells
+from flaxformer_lab.ablation.engine import run_cells
 from flaxformer_lab.ablation.local import train_here
 from flaxformer_lab.ablation.population import Outcome, train_population
 from flaxformer_lab.ablation.store import Store
 from flaxformer_lab.evaluate import load_run
-from flaxformer_lab.tasks import PrimaryMetric
 
 ONE = {"variants": {}, "learning_rates": (0.01, 0.03), "seeds": (0, 1)}
 
@@ -71,9 +72,9 @@ def of_kind(events, what):
 
 
 def test_every_cell_is_trained_once_and_its_result_is_that_of_its_population(grid, store, events, trained):
-    made = grid({**ONE, "tasks": {"near": {"recipe": "delay.py"}}})
+    made = grid({**ONE, "tasks": {"near": {"recipe": "delay.py"}}, "keep": "chosen"})
     store.claim(made)
-    run_cells(made.cells, store, "chosen", events.append, train_here)
+    run_cells(made, store, events.append, train_here)
     assert of_kind(events, "finished") == [("near", "baseline")]
     (cell,) = made.cells
     outcome, found = trained(cell), store.result(cell)
@@ -90,7 +91,7 @@ def test_every_cell_is_trained_once_and_its_result_is_that_of_its_population(gri
     progress = [(each.done, each.total) for each in events if each.what == "progress"]
     assert progress[-1] == (4, 4) and progress == sorted(progress)
     events.clear()
-    run_cells(made.cells, store, "none", events.append, train_here)
+    run_cells(made, store, events.append, train_here)
     assert events == []
 
 
@@ -98,11 +99,11 @@ def test_a_cell_that_fails_is_recorded_and_the_rest_goes_on(grid, store, events,
     made = grid(ONE)
     store.claim(made)
     without_training(4)
-    run_cells(made.cells, store, "none", events.append, train_here)
+    run_cells(made, store, events.append, train_here)
     assert of_kind(events, "failed") == [("near", "baseline")] and of_kind(events, "finished") == [("far", "baseline")]
     assert store.failure(made.cells[0]) == "ValueError: out of luck"
     without_training()
-    run_cells(made.cells, store, "none", events.append, train_here)  # the next time it is tried again
+    run_cells(made, store, events.append, train_here)  # the next time it is tried again
     assert store.failure(made.cells[0]) is None and store.result(made.cells[0]) is not None
 
 
@@ -116,7 +117,7 @@ def test_an_interruption_is_no_failure(grid, store, events, without_training):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_cells(made.cells, store, "none", interrupted, train_here)
+        run_cells(made, store, interrupted, train_here)
     assert store.failure(made.cells[0]) is None and store.result(made.cells[0]) is None
     with store.locked(made.cells[0]) as free, store.locked(made.cells[1]) as next_one_too:
         assert free and next_one_too
@@ -146,7 +147,7 @@ def test_a_cell_that_another_process_works_on_is_left_to_it(
         other.wait(60)
 
     waits(finish)
-    run_cells(made.cells, store, "none", events.append, train_here)
+    run_cells(made, store, events.append, train_here)
     assert other.poll() is not None and of_kind(events, "started") == [("far", "baseline")]
     assert store.result(theirs)["replicas"][0]["test"]["r2"] == 0.25
 
@@ -161,16 +162,17 @@ def test_a_cell_whose_process_died_is_taken_over(grid, store, events, work_elsew
         other.wait(60)
 
     waits(die)
-    run_cells(made.cells, store, "none", events.append, train_here)
+    run_cells(made, store, events.append, train_here)
     assert other.poll() is not None and store.result(made.cells[0]) is not None
 
 
 def test_replicas_are_kept_as_ordinary_runs(grid, store, trained, tmp_path):
     """Those of the rate that was chosen, or all of them."""
-    (cell,) = grid({**ONE, "tasks": {"near": {"recipe": "delay.py"}}}).cells
+    made = grid({**ONE, "tasks": {"near": {"recipe": "delay.py"}}, "keep": "chosen"})
+    (cell,) = made.cells
     outcome = trained(cell)
     found = engine.result_of(cell, outcome)
-    chosen = engine.save_kept(cell, outcome, found, store, "chosen")
+    chosen = engine.save_kept(cell, cell, outcome, found, store, made.config)
     assert len(chosen) == 2 and sorted((store.path / "runs" / cell.key).iterdir()) == sorted(chosen)
     for folder in chosen:
         run = load_run(folder)
@@ -180,46 +182,13 @@ def test_replicas_are_kept_as_ordinary_runs(grid, store, trained, tmp_path):
             if (each["seed"], each["learning_rate"]) == (run.config.seed, run.config.optimizer.learning_rate)
         ]
         assert run.evaluate("test")["r2"] == pytest.approx(same["test"]["r2"], abs=1e-6)
-    kept = engine.save_kept(cell, outcome, found, Store(tmp_path / "other"), "all")
+    every = dataclasses.replace(made.config, keep="all")
+    kept = engine.save_kept(cell, cell, outcome, found, Store(tmp_path / "other"), every)
     assert [load_run(folder).config.seed for folder in kept] == [each.seed for each in cell.replicas]
 
 
-@pytest.mark.parametrize(
-    ("scores", "higher", "best"),
-    [
-        ({0.1: [0.5, 0.7], 0.01: [0.65, 0.65], 1.0: [0.9, None]}, True, 0.01),
-        ({0.1: [0.5, 0.7], 0.01: [0.65, 0.65], 1.0: [0.9, None]}, False, 0.1),
-        ({0.1: [1.0], 0.01: [1.0]}, True, 0.01),
-        ({0.1: [None], 0.01: [None]}, False, 0.01),
-    ],
-)
-def test_the_learning_rate_is_the_best_on_average(scores, higher, best):
-    """By the metric that the task is judged by, at the end; one that diverged is the worst."""
-    replicas = [
-        {"learning_rate": rate, "validation": {"loss": [0.0], "auc": [0.5, value]}}
-        for rate, values in scores.items()
-        for value in values
-    ]
-    assert best_learning_rate({"replicas": replicas}, PrimaryMetric("auc", "AUC", higher)) == best
-
-
-def test_the_rate_is_chosen_on_validation_alone():
-    """On test, and by the loss, the other rate would win."""
-    replicas = [
-        {
-            "learning_rate": rate,
-            "validation": {"loss": [good], "auc": [0.9, 1 - good]},
-            "test": {"loss": good, "auc": good},
-        }
-        for rate, good in ((0.1, 0.2), (0.01, 0.8))
-    ]
-    assert best_learning_rate({"replicas": replicas}, PrimaryMetric("auc", "AUC", higher_is_better=True)) == 0.1
-    replicas[0]["validation"]["auc"] = [0.1, 0.2]
-    assert best_learning_rate({"replicas": replicas}, PrimaryMetric("auc", "AUC", higher_is_better=False)) == 0.01
-
-
-def test_a_result_tells_validation_from_test_and_keeps_the_chosen_rates_examples(grid):
-    """The chosen rate is the one of validation; its seeds' test examples are summed, and no other's."""
+def test_a_result_tells_validation_from_test_and_sums_each_rates_examples(grid):
+    """The test examples of a rate are summed over its seeds, and over no others."""
     (cell,) = grid({**ONE, "tasks": {"near": {"recipe": "delay.py"}}}).cells
     rates = np.array([replica.learning_rate for replica in cell.replicas])
     good = np.where(rates == 0.03, 0.7, 0.4)
@@ -230,8 +199,10 @@ def test_a_result_tells_validation_from_test_and_keeps_the_chosen_rates_examples
     found = engine.result_of(cell, outcome)
     assert [each["validation"]["r2"][-1] for each in found["replicas"]] == good.tolist()
     assert [each["test"]["r2"] for each in found["replicas"]] == (1 - good).tolist()
-    totals, weights = examples[rates == 0.03].sum(axis=0).tolist()
-    assert found["test_examples"] == {"learning_rate": 0.03, "totals": totals, "weights": weights}
+    for each in found["test_examples"]:
+        totals, weights = examples[rates == each["learning_rate"]].sum(axis=0).tolist()
+        assert (each["totals"], each["weights"]) == (totals, weights)
+    assert [each["learning_rate"] for each in found["test_examples"]] == sorted(set(rates))
 
 
 def test_programs_of_earlier_cells_are_forgotten(grid, store, monkeypatch, without_training):
@@ -240,5 +211,84 @@ def test_programs_of_earlier_cells_are_forgotten(grid, store, monkeypatch, witho
     monkeypatch.setattr(jax, "clear_caches", lambda: cleared.append(1))
     made = grid(ONE)
     store.claim(made)
-    run_cells(made.cells, store, "none", lambda event: None, train_here)
+    run_cells(made, store, lambda event: None, train_here)
     assert cleared == [1]
+
+
+@pytest.fixture
+def best_at(monkeypatch):
+    """The function that makes the score of a replica one that is the better the nearer its rate is to a given one.
+
+    It gives what was trained: for each population, whether it was compiled, and its rates.
+    """
+    trained = []
+
+    class Population:
+        def __init__(self, config, replicas):
+            self.replicas, self.compiled = tuple(replicas), True
+
+        def with_replicas(self, replicas):
+            other = Population(None, replicas)
+            other.compiled = False
+            return other
+
+        def run(self, progress):
+            trained.append((self.compiled, sorted({replica.learning_rate for replica in self.replicas})))
+            scores = np.array([-abs(math.log(replica.learning_rate / Population.best)) for replica in self.replicas])
+            validation = {name: np.stack([scores, scores], axis=1) for name in ("loss", "r2")}
+            test = dict.fromkeys(("loss", "r2"), scores)
+            return Outcome(self.replicas, (2, 4), validation, test, {}, (), seconds=1.0)
+
+    def set_up(rate):
+        Population.best = rate
+        monkeypatch.setattr(local, "Population", Population)
+        return trained
+
+    return set_up
+
+
+def test_a_grid_grows_until_the_best_rate_lies_inside(grid, store, events, best_at):
+    made = grid({**ONE, "max_extensions": 3})
+    store.claim(made)
+    trained = best_at(0.25)
+    run_cells(made, store, events.append, train_here)
+    # Each extension has the programs of its cell, and comes before the cells that wait.
+    assert sorted(trained) == sorted(2 * [(True, [0.01, 0.03]), (False, [0.09, 0.27]), (False, [0.81, 2.43])])
+    (cell, _), config = made.cells, made.config
+    whole, following = rates.progress(cell, store, config)
+    assert following is None and rates.edge_of(whole, cell.primary_metric) is None
+    assert rates.best_learning_rate(whole, cell.primary_metric) == 0.27
+    assert [event.following is None for event in events if event.what == "finished"].count(True) == 2
+    trained.clear()
+    run_cells(made, store, events.append, train_here)
+    assert not trained
+    more = grid({**ONE, "max_extensions": 9})
+    run_cells(more, store, events.append, train_here)  # what is found already is not searched again
+    assert not trained
+
+
+def test_an_interrupted_search_goes_on_where_it_was(grid, store, events, best_at):
+    made = grid({**ONE, "max_extensions": 1, "tasks": {"near": {"recipe": "delay.py"}}})
+    store.claim(made)
+    trained = best_at(0.0001)
+    run_cells(made, store, events.append, train_here)
+    assert trained.pop() == (False, [0.00111, 0.00333])
+    (cell,) = made.cells
+    whole, _ = rates.progress(cell, store, made.config)
+    assert rates.edge_of(whole, cell.primary_metric) == "lowest"  # the limit is reached
+    trained.clear()
+    further = grid({**ONE, "max_extensions": 3, "tasks": {"near": {"recipe": "delay.py"}}})
+    run_cells(further, store, events.append, train_here)
+    assert [each for _, each in trained] == [[0.000123, 0.00037], [1.37e-05, 4.1e-05]]
+    assert trained[0][0] and not trained[1][0]  # compiled again, once
+
+
+def test_a_failed_extension_leaves_what_was_found(grid, store, events, best_at, monkeypatch):
+    made = grid({**ONE, "max_extensions": 1, "tasks": {"near": {"recipe": "delay.py"}}})
+    store.claim(made)
+    best_at(1.0)
+    monkeypatch.setattr(local.Population, "with_replicas", lambda self, replicas: 1 / 0)
+    run_cells(made, store, events.append, train_here)
+    (cell,) = made.cells
+    whole, following = rates.progress(cell, store, made.config)
+    assert len(whole["replicas"]) == 4 and store.failure(following).startswith("ZeroDivisionError")

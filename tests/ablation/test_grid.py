@@ -62,6 +62,43 @@ def test_tasks_choose_among_the_variants_and_have_their_own(grid):
     assert (wide.width, wide.ffn.kind) == (16, "off")
 
 
+def test_chosen_claims_need_no_other_cells(grid, claim):
+    other = claim | {"name": "C5", "comparisons": [claim["comparisons"][0] | {"more": {"task": "far"}, "less": None}]}
+    changes = {"claims": [claim, other]}
+    assert len(grid(changes).cells) == 6
+    assert pairs(grid(changes | {"decide": ["C4"]})) == [("near", BASELINE), ("near", "ffn_off")]
+    assert pairs(grid(changes | {"decide": ["C5"]})) == [("far", BASELINE)]
+
+
+def test_some_tasks_alone(grid, claim):
+    assert {cell.task for cell in grid({"only": ["far"], "claims": [claim]}).cells} == {"far"}
+    with pytest.raises(ConfigError, match="only names fare, which is not among tasks: did you mean far"):
+        grid({"only": ["fare"]})
+    with pytest.raises(ConfigError, match="only and decide leave nothing to train"):
+        grid({"only": ["far"], "claims": [claim], "decide": ["C4"]})
+
+
+def test_a_task_may_begin_with_rates_of_its_own(grid):
+    tasks = {"near": {"recipe": "delay.py", "learning_rates": [0.1, 0.3]}, "far": {"recipe": "delay.py"}}
+    made = grid({"tasks": tasks})
+    assert [sorted({r.learning_rate for r in made.cell(t, BASELINE).replicas}) for t in ("near", "far")] == [
+        [0.1, 0.3],
+        [0.01, 0.03],
+    ]
+
+
+def test_one_optimizer_trains_the_maps_of_all_variants_of_a_task(grid, recipe):
+    """Muon leaves diagonal maps, and those of a factorization machine, to AdamW."""
+    muon = recipe | {"optimizer": {"name": "muon"}}
+    apart = {"variants": {"diagonal": "diagonal_projection", "fm": "factorization_machine"}}
+    assert len(grid(recipe=muon).cells) == 6
+    with pytest.raises(ConfigError, match=r"tasks.near: optimizer.name=muon trains body.blocks.0.attention.*kernel of"):
+        grid(apart, recipe=muon)
+    with pytest.raises(ConfigError, match=r"body.factors.kernel of fm by AdamW.*overrides.optimizer.name=adamw"):
+        grid({"variants": {"fm": "factorization_machine"}}, recipe=muon)
+    assert len(grid(apart | {"mixed_optimizers": True}, recipe=muon).cells) == len(grid(apart).cells) == 6
+
+
 def test_the_key_follows_from_what_the_result_follows_from(grid):
     cell = grid().cells[0]
     assert cell.key == grid().cells[0].key
@@ -151,6 +188,7 @@ def test_a_matched_width_suits_the_variant_and_not_the_recipe(grid, recipe, vari
     """A convolution has no heads to divide; rotary positions turn pairs; a head a feature grows with the width."""
     turning = recipe | {"model": recipe["model"] | {"width": 32, "position": "rotary", "attention": {"num_heads": 4}}}
     changes = {"match": "parameters", "variants": {variant: variant}, "tasks": {"near": {"recipe": "delay.py"}}}
+    changes |= {"match_tolerance": 10.0}
     made = grid(changes, recipe=turning)
     wanted, found = (cost(made.cell("near", name).config)[0] for name in (BASELINE, variant))
     assert found == pytest.approx(wanted, rel=0.2)
@@ -159,13 +197,29 @@ def test_a_matched_width_suits_the_variant_and_not_the_recipe(grid, recipe, vari
 @pytest.mark.parametrize("match", ["parameters", "flops"])
 def test_matched_variants_cost_what_the_baseline_costs(grid, match):
     which = ("parameters", "flops").index(match)
-    free, matched = grid(), grid({"match": match})
+    free, matched = grid(), grid({"match": match, "match_tolerance": 0.15})
     wanted = cost(free.cell("near", BASELINE).config)[which]
     without = cost(free.cell("near", "ffn_off").config)[which]
     found = cost(matched.cell("near", "ffn_off").config)[which]
     assert abs(found - wanted) < 0.15 * wanted < abs(without - wanted)
     assert matched.cell("near", BASELINE).config == free.cell("near", BASELINE).config
     assert matched.cell("near", "ffn_off").config.model.width > 8
+
+
+def test_hidden_units_make_up_for_what_widths_cannot(grid, recipe):
+    """A static attention has fewer maps; widths go in steps of two heads."""
+    wide = recipe | {"model": recipe["model"] | {"width": 32, "ffn": {"expansion": 4.0}}}
+    made = grid({"match": "parameters", "variants": {"static": "static_attention"}}, recipe=wide)
+    wanted, found = (cost(made.cell("near", variant).config)[0] for variant in (BASELINE, "static"))
+    assert found == pytest.approx(wanted, rel=0.02)
+    assert made.cell("near", "static").config.model.ffn.expansion != 4.0
+
+
+def test_what_cannot_be_matched_is_left_out_with_the_nearest(grid):
+    made = grid({"match": "parameters"})
+    assert ("near", "ffn_off") not in pairs(made)
+    (why,) = [why for task, variant, why in made.dropped if (task, variant) == ("near", "ffn_off")]
+    assert "nothing comes within 2% of the baseline's" in why and "the nearest, model.width=10, has" in why
 
 
 def test_a_change_is_names_or_a_table():

@@ -103,6 +103,18 @@ def test_real_data_with_dropout_muon_and_moved_images_too(tmp_path):
     np.testing.assert_allclose(right.mean(axis=1), outcome.test["accuracy"])
 
 
+def test_scaling_by_fan_in_too_and_the_programs_serve_other_replicas(tmp_path):
+    scaled = PROBE | {"optimizer": {"learning_rate": 0.01, "scaling": "mup", "base_fan_in": 4, "weight_decay": 0.1}}
+    population = Population(parse_config(scaled), REPLICAS[:2])
+    others = population.with_replicas(REPLICAS[2:])
+    outcome = others.run()
+    run = alone(scaled, REPLICAS[2], tmp_path / "run")
+    assert outcome.replicas == REPLICAS[2:] and population.replicas == REPLICAS[:2]
+    assert_close(outcome.states[0], run.state)
+    with pytest.raises(ValueError, match="1 replicas for programs of 2"):
+        population.with_replicas(REPLICAS[:1])
+
+
 def test_seeds_and_learning_rates_matter(population):
     scores = population.test["loss"]
     assert len(set(scores.tolist())) == len(scores) == 4

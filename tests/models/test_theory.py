@@ -16,6 +16,9 @@ from flaxformer_lab.parsing import override
 
 WIDTH = 4
 BARE = {
+    "attention.rank": 1,
+    "ffn.rank": 1,
+    "ffn.block_size": 1,
     "width": WIDTH,
     "depth": 2,
     "attention.num_heads": 2,
@@ -24,7 +27,12 @@ BARE = {
     "position": "off",
     "bias": False,
 }
-APART = {"attention.projection": "diagonal", "attention.output": "diagonal", "attention.num_heads": WIDTH}
+APART = {
+    "attention.projection": "diagonal",
+    "attention.output": "diagonal",
+    "attention.num_heads": WIDTH,
+    "attention.block_size": 2,
+}
 PAIRS = APART | {"attention.num_heads": WIDTH // 2}
 LINEAR = {"attention.kind": "static", "ffn.kind": "mlp", "ffn.activation": "identity"}
 
@@ -69,6 +77,11 @@ TRANSFORMERS = [
     APART | {"norm.kind": "layernorm"},
     APART | {"ffn.kind": "mlp"},
     PAIRS | {"position": "rotary", "attention.kind": "mean"},
+    *(APART | {"attention.projection": kind} for kind in ("low_rank", "monarch", "hadamard")),
+    *(APART | {"attention.output": "block", "attention.block_size": size} for size in (1, 2)),
+    *({"attention.kind": "off", "ffn.kind": "mlp", "ffn.projection": kind} for kind in ("low_rank", "monarch")),
+    *({"attention.kind": "off", "ffn.kind": kind, "ffn.projection": "block"} for kind in ("mlp", "gated", "bilinear")),
+    {"attention.kind": "off", "ffn.kind": "mlp", "ffn.projection": "block", "ffn.block_size": 2},
     {"depth": 0, "ffn.kind": "mlp"},
     {"depth": 0, "norm.kind": "layernorm"},
     {"depth": 0, "norm.kind": "rmsnorm", "ffn.kind": "mlp", "norm.placement": "post"},

@@ -139,6 +139,26 @@ def test_without_projections_only_attention_is_left(make, output):
     np.testing.assert_allclose(run(module), mixed.swapaxes(1, 2).reshape(X.shape), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("num_heads", [2, 4])
+def test_query_key_and_value_each_keep_blocks_apart(make, num_heads):
+    """Of three fused maps feature c of each part depends on the features of c's block, whatever head it is in."""
+    module, _ = make({"num_heads": num_heads, "projection": "block", "block_size": 2})
+
+    def parts(token):
+        return [part.reshape(-1) for part in module.project_qkv(token[None, None])]
+
+    block = np.kron(np.eye(WIDTH // 2), np.ones((2, 2)))
+    for moved in jax.jacrev(parts)(jnp.ones(WIDTH)):
+        np.testing.assert_array_equal(np.asarray(moved) != 0, block)
+
+
+def test_heads_may_be_wider_or_narrower_than_their_share_of_a_structured_map(make):
+    for kind in ("block", "low_rank", "monarch"):
+        knobs = {"projection": kind, "output": kind, "block_size": 2, "rank": 2}
+        module, _ = make(knobs | {"num_heads": 1, "head_dim": 4})
+        assert run(module).shape == X.shape
+
+
 def test_rotary_turns_query_and_key_and_leaves_the_value(make):
     module, p = make({"num_heads": 2}, position="rotary")
     query, key, value = project(p, 3, 2)

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.linalg import block_diag
 from scipy.special import expit
 
 from flaxformer_lab.model_config import FeedForwardConfig, TransformerConfig
@@ -17,8 +18,8 @@ X = np.random.default_rng(0).normal(size=(2, 4, WIDTH))
 def make(draw_module):
     """Makes a module with drawn parameters, and these in float64."""
 
-    def make(kind, *, activation="silu", expansion=1.5, bias=True):
-        ffn = FeedForwardConfig(kind=kind, activation=activation, expansion=expansion)
+    def make(kind, *, activation="silu", expansion=1.5, bias=True, **maps):
+        ffn = FeedForwardConfig(kind=kind, activation=activation, expansion=expansion, **maps)
         config = TransformerConfig(width=WIDTH, ffn=ffn, bias=bias)
         drawn = draw_module(lambda: make_feed_forward(config, Rngs(0)))
         return drawn.module, drawn.exact
@@ -49,6 +50,25 @@ def test_gated_and_bilinear(make, kind):
     assert p["gate.kernel"].shape == p["up.kernel"].shape == (8, 12)
     a, b = (X @ p[f"{name}.kernel"] + p[f"{name}.bias"] for name in ("gate", "up"))
     expected = ((silu(a) if kind == "gated" else a) * b) @ p["down.kernel"] + p["down.bias"]
+    np.testing.assert_allclose(run(module), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "gated"])
+def test_maps_of_blocks(make, kind):
+    """Both maps have the same blocks, which keeps them apart through the hidden units."""
+    module, p = make(kind, projection="block", block_size=4)
+    up, down = (block_diag(*p[f"{name}.kernel"]) for name in ("up", "down"))
+    hidden = X @ up + p["up.bias"]
+    hidden = silu(hidden) if kind == "mlp" else silu(X @ block_diag(*p["gate.kernel"]) + p["gate.bias"]) * hidden
+    assert up.shape == (8, 12) and p["up.kernel"].shape == (2, 4, 6)
+    np.testing.assert_allclose(run(module), hidden @ down + p["down.bias"], rtol=1e-4, atol=1e-4)
+
+
+def test_maps_of_low_rank(make):
+    module, p = make("mlp", projection="low_rank", rank=2)
+    up, down = (p[f"{name}.down.kernel"] @ p[f"{name}.up.kernel"][0] for name in ("up", "down"))
+    assert np.linalg.matrix_rank(up) == 2 and up.shape == (8, 12)
+    expected = silu(X @ up + p["up.bias"]) @ down + p["down.bias"]
     np.testing.assert_allclose(run(module), expected, rtol=1e-4, atol=1e-4)
 
 

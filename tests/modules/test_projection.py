@@ -9,7 +9,18 @@ import pytest
 from flax import nnx
 
 from flaxformer_lab.model_config import AttentionConfig
-from flaxformer_lab.modules.projection import PROJECTIONS, Dense, Diagonal, Identity, normal, ones, zeros
+from flaxformer_lab.modules.projection import (
+    PROJECTIONS,
+    Block,
+    Dense,
+    Diagonal,
+    Identity,
+    LowRank,
+    Monarch,
+    normal,
+    ones,
+    zeros,
+)
 from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.modules.sharding import read
 
@@ -51,6 +62,79 @@ def test_identity_repeats_side_by_side():
     y = np.asarray(Identity(8, 16, axes=AXES, bias=True, rngs=Rngs(0))(X))
     np.testing.assert_array_equal(y[..., :8], X)
     np.testing.assert_array_equal(y[..., 8:], X)
+
+
+# ---------------------------------------------------------------------------------- between diagonal and dense
+
+STRUCTURED = {"block": {"blocks": 4}, "low_rank": {"rank": 2}, "monarch": {"blocks": 4}, "hadamard": {}}
+
+
+def shapes_of(module):
+    return {".".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(module))}
+
+
+def jacobian(module, features):
+    return np.asarray(jax.jacrev(lambda x: module(x[None])[0])(jnp.ones(features)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "knobs", "expected"),
+    [
+        (Block, {"blocks": 4}, {"kernel": (4, 2, 6)}),
+        (LowRank, {"rank": 2}, {"down.kernel": (8, 6), "up.kernel": (3, 2, 8)}),
+        (Monarch, {"blocks": 4}, {"first.kernel": (4, 2, 6), "second.kernel": (6, 4, 4)}),
+    ],
+)
+def test_each_part_of_a_structured_map_has_matrices_of_its_own(kind, knobs, expected):
+    module = kind(8, 24, axes=AXES, parts=3, groups=2, bias=True, rngs=Rngs(0), **knobs)
+    assert shapes_of(module) == expected | {"bias": (24,)}
+
+
+@pytest.mark.parametrize(("kind", "knobs"), STRUCTURED.items())
+def test_parts_are_interleaved_group_by_group(kind, knobs):
+    """As heads are: query, key and value of a head side by side."""
+    make = lambda groups: PROJECTIONS[kind](8, 24, axes=AXES, parts=3, groups=groups, bias=False, rngs=Rngs(0), **knobs)  # noqa: E731
+    one_by_one = np.asarray(make(1)(X)).reshape(2, 4, 3, 2, 4)  # part, group, feature
+    np.testing.assert_array_equal(make(2)(X), np.moveaxis(one_by_one, 2, 3).reshape(2, 4, 24))
+
+
+def test_a_block_reaches_its_own_outputs_in_every_part():
+    module = Block(8, 24, axes=AXES, blocks=4, parts=3, groups=1, bias=True, rngs=Rngs(0))
+    moved = jacobian(module, 8) != 0
+    np.testing.assert_array_equal(moved, np.tile(np.kron(np.eye(4), np.ones((2, 2))), (3, 1)))
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_each_part_has_the_rank_that_it_is_given(rank):
+    module = LowRank(8, 24, axes=AXES, rank=rank, parts=3, bias=True, rngs=Rngs(0))
+    found = jacobian(module, 8)
+    assert [np.linalg.matrix_rank(part, tol=1e-4) for part in np.split(found, 3)] == [rank] * 3
+    assert np.linalg.matrix_rank(found, tol=1e-4) == min(8, 3 * rank)  # the parts see different sums
+
+
+@pytest.mark.parametrize(("features_in", "features_out"), [(64, 64), (64, 256), (256, 64)])
+@pytest.mark.parametrize(("kind", "knobs"), {**STRUCTURED, "dense": {}, "diagonal": {}}.items())
+def test_the_variance_of_the_features_stays(kind, knobs, features_in, features_out):
+    if kind in ("hadamard", "diagonal") and features_in != features_out:
+        return
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(64, features_in)), jnp.float32)
+    outputs = [
+        PROJECTIONS[kind](features_in, features_out, axes=AXES, bias=True, rngs=Rngs(seed), **knobs)(x)
+        for seed in range(8)
+    ]
+    # A rank of 2 leaves few independent sums, so their mean square scatters.
+    assert np.mean(np.square(outputs)) == pytest.approx(1, rel=0.4 if kind == "low_rank" else 0.15)
+
+
+@pytest.mark.parametrize(("kind", "knobs"), {**STRUCTURED, "dense": {}, "diagonal": {}, "identity": {}}.items())
+def test_whether_features_mix_is_what_the_class_says(kind, knobs):
+    moved = jacobian(PROJECTIONS[kind](8, 8, axes=AXES, bias=True, rngs=Rngs(0), **knobs), 8) != 0
+    assert PROJECTIONS[kind].mixes_features(2) == moved[~np.eye(8, dtype=bool)].any()
+
+
+def test_a_block_of_one_feature_is_diagonal():
+    moved = jacobian(Block(8, 8, axes=AXES, blocks=8, bias=True, rngs=Rngs(0)), 8) != 0
+    assert not Block.mixes_features(1) and not moved[~np.eye(8, dtype=bool)].any()
 
 
 def test_every_projection_of_the_config_is_there():

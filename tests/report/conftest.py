@@ -73,6 +73,9 @@ def score_of():
             "measures": {},
             "seconds": 1.0,
             "provenance": {},
+            "by_rate": {0.1: 0.5},
+            "rate_edge": None,
+            "converged": None,
         }
         return Score(**(known | fields))
 

@@ -77,6 +77,40 @@ def test_an_interval_on_one_side_of_the_threshold_decides(decided, ours, theirs,
         assert decision.reason == ("it does" if verdict == "supported" else "it does not")
 
 
+def searched(grid, store, result, scores, curve=None):
+    """The decision where the baseline has these scores by learning rate, and ffn_off 0.1."""
+    made = grid({"seeds": (0, 1, 2, 3, 4), "learning_rates": (0.01, 0.03, 0.1)})
+    store.claim(made)
+    for variant, by_rate in ((BASELINE, scores), ("ffn_off", (0.1, 0.1, 0.1))):
+        cell = made.cell("near", variant)
+        noise = SPREAD if variant == BASELINE else -SPREAD[[1, 0, 2, 4, 3]]
+        found = result(cell, np.repeat(by_rate, 5) + np.tile(noise, 3))
+        if curve:
+            found["steps"] = list(range(1, len(curve) + 1))
+            for each in found["replicas"]:
+                last = each["validation"]["r2"][-1]
+                each["validation"] = {name: [last * share for share in curve] for name in each["validation"]}
+        store.finish(cell, found)
+    return decide((CLAIM,), summarise(made, store))[0]
+
+
+def test_nothing_rests_on_a_rate_at_the_edge_of_those_tried(grid, store, result):
+    assert searched(grid, store, result, (0.5, 0.9, 0.7)).verdict == "supported"
+    at_edge = searched(grid, store, result, (0.5, 0.7, 0.9))
+    assert at_edge.verdict == "undecided" and at_edge.findings[0].answer == "open"
+    assert "at an edge of those tried: baseline on near)" in at_edge.reason
+    assert at_edge.findings[0].interval.mean == pytest.approx(0.8)
+
+
+def test_a_verdict_names_what_was_still_improving(grid, store, result):
+    assert searched(grid, store, result, (0.5, 0.9, 0.7), curve=(0.9, 1.0, 1.0, 1.0)).reason == "it does"
+    going_on = searched(grid, store, result, (0.5, 0.9, 0.7), curve=(0.6, 0.7, 0.8, 1.0))
+    assert (going_on.verdict, going_on.reason) == (
+        "supported",
+        "it does (not converged: baseline on near, ffn_off on near)",
+    )
+
+
 def test_the_finding_is_the_paired_difference(decided):
     (finding,) = decided(0.9 + SPREAD, 0.5).findings
     assert finding.interval.mean == pytest.approx(0.4) and finding.answer == "yes"
@@ -283,7 +317,11 @@ def test_the_same_results_have_the_same_verdicts_as_ever(name, scenario):
     grid = grid_of(name)
     compared = {(each.task, each.variant) for claim in grid.config.claims for _, each in claim.quantities}
     cells = [cell for cell in grid.cells if (cell.task, cell.variant) in compared]
-    summary = Summary(grid, tuple(score_of(cell, made_up(cell, scenario)) for cell in cells), (), (), ())
+    tasks = {task: dataclasses.replace(entry, threshold=None) for task, entry in grid.config.tasks.items()}
+    config = dataclasses.replace(grid.config, tasks=tasks, score_tolerance=0.0)
+    scores = (score_of(cell, made_up(cell, scenario), config) for cell in cells)
+    # As if their rates had been found: the scores that are made up do not depend on the rate.
+    summary = Summary(grid, tuple(dataclasses.replace(score, rate_edge=None) for score in scores), (), (), ())
     golden = (GOLDENS / f"{name}.md").read_text()
     _, _, expected = golden.partition(f"<!-- scenario {scenario} -->\n")
     assert as_markdown(summary, decide_all(summary)).strip() == expected.partition("\n<!--")[0].strip()

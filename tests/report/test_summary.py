@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from flaxformer_lab.ablation.grid import BASELINE
+from flaxformer_lab.ablation.rates import progress
 from flaxformer_lab.report.formatting import (
     format_bound,
     format_clarity,
@@ -43,6 +44,26 @@ def test_the_rate_is_chosen_on_validation_and_the_score_is_that_of_test(summary)
     np.testing.assert_array_equal(found.values, [0.5, 0.6, 0.1])
     assert found.interval.mean == pytest.approx(0.4) and found.seeds == SEEDS
     assert found.curves.tolist() == [[0, 0.4], [0, 0.3], [0, 0.2]] and found.steps == (2, 4)
+
+
+def test_a_score_is_that_of_the_whole_search(grid, store, result):
+    """Of the cell and its extension together; what waits or failed is told."""
+    made = grid({"seeds": SEEDS, "learning_rates": RATES, "max_extensions": 1})
+    store.claim(made)
+    cell = made.cell("near", BASELINE)
+    store.finish(cell, result(cell, np.repeat((0.1, 0.2), 3)))
+    half = summarise(made, store)
+    assert half.score("near", BASELINE).rate_edge == "highest" and cell in half.missing
+    more = progress(cell, store, made.config)[1]
+    store.finish(more, result(more, np.repeat((0.4, 0.3), 3)))
+    whole = summarise(made, store)
+    found = whole.score("near", BASELINE)
+    assert (found.learning_rate, found.rate_edge, found.seconds) == (0.09, None, 2.0) and cell not in whole.missing
+    expected = {
+        rate: score - 1 / 16 for rate, score in zip((0.01, 0.03, 0.09, 0.27), (0.1, 0.2, 0.4, 0.3), strict=True)
+    }
+    assert found.by_rate == pytest.approx(expected)
+    np.testing.assert_array_equal(found.values, [0.4] * 3)
 
 
 def test_each_variant_has_its_own_learning_rate_and_seeds_are_paired(summary):
@@ -239,7 +260,7 @@ def test_shared_test_examples_widen_intervals(grid, store, result, judged_by):
     for variant, values in ((BASELINE, 0.65 + NOISE), ("ffn_off", 0.4 + NOISE[::-1])):
         cell = made.cell("near", variant)
         examples = {"learning_rate": 0.01, "totals": sums[variant], "weights": [5, 5, 5, 5]}
-        store.finish(cell, result(cell, values) | {"test_examples": examples})
+        store.finish(cell, result(cell, values) | {"test_examples": [examples]})
     found = summarise(made, store)
     base, difference = found.score("near", BASELINE), found.difference("near", "ffn_off")
     np.testing.assert_allclose(base.examples, np.array([1, 1, 0.6, 0]) - 0.65)
@@ -256,5 +277,5 @@ def test_examples_of_another_rate_are_not_used(grid, store, result):
     store.claim(made)
     cell = made.cell("near", BASELINE)
     examples = {"learning_rate": 0.01, "totals": [1, 2], "weights": [5, 5]}
-    store.finish(cell, result(cell, [0.1] * 5 + [0.5, 0.6, 0.5, 0.6, 0.5]) | {"test_examples": examples})
+    store.finish(cell, result(cell, [0.1] * 5 + [0.5, 0.6, 0.5, 0.6, 0.5]) | {"test_examples": [examples]})
     assert summarise(made, store).score("near", BASELINE).examples is None

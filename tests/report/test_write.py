@@ -82,7 +82,7 @@ def test_a_report_is_made_again_from_its_csv_byte_for_byte(filled, claim, tmp_pa
     made, store = filled(changes={"claims": (claim,), "question": "Does it matter?"})
     cell = made.cell("near", BASELINE)
     more = {
-        "test_examples": {"learning_rate": 0.03, "totals": [1.0, 0.1 + 0.2], "weights": [2.0, 2.0]},
+        "test_examples": [{"learning_rate": 0.03, "totals": [1.0, 0.1 + 0.2], "weights": [2.0, 2.0]}],
         "bound": {"metric": "r2", "value": 0.9, "reason": "a theorem", "assumes": ""},
         "provenance": {"command": "python -m this", "versions": "jax 1", "device": "2 x cpu", "commit": "abc"},
     }
@@ -184,7 +184,8 @@ def test_markdown_holds_the_figures_of_the_summary(filled):
             format_clarity(difference),
             format_interval(difference.probability_of_improvement, 2),
         ]
-        assert row[-5:] == ["100", "200", "0.01", format_share(score), format_steps_to_threshold(score)]
+        expected = ["100", "200", "0.01 (lowest tried)", format_share(score), format_steps_to_threshold(score)]
+        assert row[-5:] == expected
     assert [format_steps_to_threshold(summary.score("near", row[0])) for row in body] == ["4", "0 of 2 seeds", "4"]
 
 

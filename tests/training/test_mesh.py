@@ -180,6 +180,18 @@ def test_every_kind_of_attention_works_on_tokens_in_shares(attention):
         np.testing.assert_allclose(figures[1][name], figures[0][name], rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["block", "low_rank", "monarch", "hadamard"])
+def test_every_structured_map_works_on_a_mesh(kind):
+    """Its blocks in shares, where the width is sharded."""
+    knobs = {"projection": kind, "block_size": 4, "rank": 4}
+    parts = {"attention": {"num_heads": 4, "output": kind} | knobs, "ffn": {"expansion": 1.0} | knobs}
+    changes = {"model": TEXT["model"] | {"depth": 1} | parts}
+    config = parse_config(TEXT | changes | {"parallelism": {"strategy": "single"}})
+    figures = [one_update(each, np.ones(8)) for each in (config, on_mesh(config, fsdp=2, tensor=2))]
+    for name in ("loss", "gradient_norm"):
+        np.testing.assert_allclose(figures[1][name], figures[0][name], rtol=1e-5)
+
+
 def shares(state, name):
     """The shape of what one device holds of a parameter."""
     leaf = state.params["body"]["blocks"][0]

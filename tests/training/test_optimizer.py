@@ -11,7 +11,7 @@ from flaxformer_lab.functional.trees import leaf_paths
 from flaxformer_lab.model_config import AttentionConfig, FeedForwardConfig, TransformerConfig
 from flaxformer_lab.task_config import ImageClassificationConfig, LanguageModellingConfig
 from flaxformer_lab.tasks import make_task
-from flaxformer_lab.training.optimizer import decayed, make_optimizer, make_schedule
+from flaxformer_lab.training.optimizer import decayed, make_optimizer, make_schedule, maps_by_rule
 
 STEPS = 100
 
@@ -153,6 +153,31 @@ def test_muon_makes_the_update_of_a_blocks_matrix_orthogonal(small):
     u, _, v = np.linalg.svd(np.asarray(gradient["body"]["blocks"][0]["ffn"]["kernel"]), full_matrices=False)
     # The direction is that of the gradient's own polar factor.
     assert np.sum(-matrix * (u @ v)) / np.linalg.norm(matrix) / math.sqrt(6) > 0.97
+
+
+def test_muon_makes_the_update_of_each_block_orthogonal():
+    gradient = np.random.default_rng(3).normal(size=(3, 4, 6)).astype(np.float32)
+    tree = {"blocks": {0: {"kernel": jnp.asarray(gradient)}}}
+    update = one_update(OptimizerConfig(name="muon", learning_rate=0.01, schedule="constant"), tree, tree)
+    for block, own in zip(np.asarray(update["blocks"][0]["kernel"]), gradient, strict=True):
+        values = np.linalg.svd(block / (0.01 * 0.2 * math.sqrt(6)), compute_uv=False)
+        assert values.min() > 0.65 and values.max() < 1.25
+        u, _, v = np.linalg.svd(own, full_matrices=False)
+        assert np.sum(-block * (u @ v)) / np.linalg.norm(block) / math.sqrt(4) > 0.97
+
+
+def test_which_rule_trains_which_map():
+    task = make_task(LanguageModellingConfig(), {"num_symbols": 9, "symbols": "\N{REPLACEMENT CHARACTER}abcdefgh"})
+    model = {"depth": 1, "attention": AttentionConfig(num_heads=4, projection="diagonal")}
+    network = task.network(TransformerConfig(width=8, ffn=FeedForwardConfig(projection="block", block_size=2), **model))
+    expected = {
+        "body.blocks.0.attention.projection.scale": "adamw",
+        "body.blocks.0.attention.output.kernel": "muon",
+        "body.blocks.0.ffn.up.kernel": "muon",
+        "body.blocks.0.ffn.down.kernel": "muon",
+    }
+    assert maps_by_rule(OptimizerConfig(name="muon"), network) == expected
+    assert maps_by_rule(OptimizerConfig(), network) == dict.fromkeys(expected, "adamw")
 
 
 def test_muon_leaves_what_is_outside_the_blocks_to_adamw(small):

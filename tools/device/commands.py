@@ -103,7 +103,8 @@ def ablate(folder: Path, engine: str) -> Measured:
         import ray  # noqa: F401 names what is missing
     _written(folder / "probe.py", PROBE)
     variants = {"tasks": {"product": {"recipe": "probe.py"}}, "variants": {"ffn_off": "ffn_off"}}
-    file = _written(folder / "ablation.py", variants | {"learning_rates": (0.01, 0.03), "seeds": (0, 1)})
+    rates = {"learning_rates": (0.01, 0.03), "max_extensions": 0}
+    file = _written(folder / "ablation.py", variants | rates | {"seeds": (0, 1)})
     workdir = folder / f"ablation-{engine}"
     command("-m", "flaxformer_lab.ablate", f"--config={file}", f"--workdir={workdir}", f"--engine={engine}")
     told = (workdir / "results.csv").read_bytes()

@@ -74,7 +74,7 @@ class Attention(nnx.Module):
         self.projection = _make_projection(config, self._layout, rngs)
         merged = self._heads * self._head_dim
         self.output = PROJECTIONS[attention.output](
-            merged, config.width, axes=("heads", "width"), bias=config.bias, rngs=rngs
+            merged, config.width, axes=("heads", "width"), bias=config.bias, rngs=rngs, **_structure(config)
         )
         self.norm = make_norm(config, kind=attention.norm, features=merged, axis="heads")
         self.gate = Gate(config, merged, rngs=rngs) if attention.gate else None
@@ -127,13 +127,19 @@ class Attention(nnx.Module):
 
 def _make_projection(config: TransformerConfig, layout: HeadLayout, rngs: Rngs) -> nnx.Module:
     """The map to the heads of a layout."""
-    projection = PROJECTIONS[config.attention.projection](
-        config.width, layout.features, axes=("width", "heads"), groups=layout.groups, bias=config.bias, rngs=rngs
-    )
+    options = {"axes": ("width", "heads"), "bias": config.bias, "rngs": rngs} | _structure(config)
+    parts = {"parts": len(layout.counts), "groups": layout.groups}
+    projection = PROJECTIONS[config.attention.projection](config.width, layout.features, **options, **parts)
     for parameter in vars(projection).values():
-        if isinstance(parameter, nnx.Param):  # drawn part by part, all queries first
+        # Drawn part by part, all queries first; a structured map's kernels [blocks, in, out] keep parts apart.
+        if isinstance(parameter, nnx.Param) and parameter.ndim < 3:
             parameter.set_value(layout.fuse(parameter[...]))
     return projection
+
+
+def _structure(config: TransformerConfig) -> dict[str, int]:
+    """What the structured maps of attention need to know."""
+    return {"blocks": max(1, config.width // config.attention.block_size), "rank": config.attention.rank}
 
 
 class Gate(nnx.Module):
