@@ -205,16 +205,36 @@ CLAIMS = (
         "capture.",
         "source": SOURCE,
         "comparisons": (
-            _compare("gelu", "is the product learned with a gelu FFN?", _score("product"), None, 0.5),
+            _compare("relu", "is the product learned with a relu FFN?", _score("product"), None, 0.5),
             _compare("without", "without an FFN?", _score("product", "ffn_off"), None, 0.5),
             _compare("linear", "with a linear FFN?", _score("product", "linear_ffn"), None, 0.5),
             _compare("odd", "with an odd (tanh) FFN?", _score("product", "tanh FFN"), None, 0.5),
+            _compare(
+                "biased_without", "with biases, without an FFN?", _score("product with biases", "ffn_off"), None, 0.5
+            ),
+            _compare(
+                "biased_linear", "with biases and a linear FFN?", _score("product with biases", "linear_ffn"), None, 0.5
+            ),
+            _compare("biased_odd", "with biases and a tanh FFN?", _score("product with biases", "tanh FFN"), None, 0.5),
         ),
         "conclusions": (
             _conclude(
                 "supported only when",
+                "no other part breaks the symmetry f(-X) = -f(X): without biases only an FFN that is neither linear "
+                "nor odd learns a product of two features; with biases attention alone, a linear and a tanh FFN learn "
+                "it too",
+                relu="yes",
+                without="no",
+                linear="no",
+                odd="no",
+                biased_without="yes",
+                biased_linear="yes",
+                biased_odd="yes",
+            ),
+            _conclude(
+                "supported only when",
                 "the FFN is neither linear nor odd: attention alone, a linear and a tanh FFN stay at 0",
-                gelu="yes",
+                relu="yes",
                 without="no",
                 linear="no",
                 odd="no",
@@ -222,7 +242,7 @@ CLAIMS = (
             _conclude(
                 "supported",
                 "with an FFN the product of two features is learned, without it not",
-                gelu="yes",
+                relu="yes",
                 without="no",
             ),
             _conclude("refuted", "the product is learned without an FFN, or not at all"),
@@ -241,8 +261,23 @@ CLAIMS = (
                 0.2,
             ),
             _compare("one", "does it learn with a single token?", _score("product_of_three", "one token"), None, 0.2),
+            _compare(
+                "norm",
+                "does it learn with a single token and a norm?",
+                _score("product_of_three", "one token, RMSNorm"),
+                None,
+                0.2,
+            ),
         ),
         "conclusions": (
+            _conclude(
+                "supported only when",
+                "a sequence has a single token and no norm: then the whole network is linear; with several tokens the "
+                "softmax, and with one token the norm, make attention alone learn what no linear network can",
+                several="yes",
+                one="no",
+                norm="yes",
+            ),
             _conclude(
                 "supported only when",
                 "a sequence has a single token: W_q W_k^T merges exactly, but with several tokens the softmax makes "
@@ -267,8 +302,23 @@ CLAIMS = (
                 0.01,
             ),
             _compare("features", "do permuted features?", _measure("feature_equivariance_error", "nearest"), None, 0.1),
+            _compare(
+                "positions",
+                "do permuted tokens, with learned positions?",
+                _measure("token_equivariance_error", "nearest", "learned positions"),
+                None,
+                0.1,
+            ),
         ),
         "conclusions": (
+            _conclude(
+                "refuted",
+                "permuted tokens give permuted outputs, permuted features give other ones; with learned positions "
+                "neither axis may be permuted, but only because positions are added to tokens",
+                features="yes",
+                tokens="no",
+                positions="yes",
+            ),
             _conclude(
                 "refuted",
                 "permuted tokens give permuted outputs; permuted features give other ones",
@@ -295,13 +345,28 @@ def get_config() -> ConfigDict:
                     model=small,
                     variants={"tanh FFN": _ffn(activation="tanh"), "bilinear FFN": _ffn(kind="bilinear")},
                 ),
-                "product_of_three": _entry(
-                    "product_of_three", 400, model=small, variants={"one token": {"task": {"tokens": 1}}}, threshold=0.5
+                "product with biases": _entry(
+                    "product",
+                    500,
+                    model=small | {"bias": True},
+                    variants={"tanh FFN": _ffn(activation="tanh")},
+                    only=("ffn_off", "linear_ffn"),
                 ),
+                "product_of_three": _entry(
+                    "product_of_three",
+                    400,
+                    model=small,
+                    variants={
+                        "one token": {"task": {"tokens": 1}},
+                        "one token, RMSNorm": {"task": {"tokens": 1}, "model": {"norm": {"kind": "rmsnorm"}}},
+                    },
+                    threshold=0.5,
+                ),
+                # Several tokens: with a single one the gradient of Q and K is exactly 0.
                 "rotation": _entry(
                     "rotation",
                     250,
-                    task={"features": 16},
+                    task={"features": 16, "tokens": 4},
                     model={"width": 16},
                     variants={"diagonal output": _attention(output="diagonal")},
                 ),
@@ -318,6 +383,7 @@ def get_config() -> ConfigDict:
                     variants={
                         "8 heads of 1": _attention(num_heads=8, head_dim=1),
                         "8 heads of 8": _attention(num_heads=8, head_dim=8),
+                        "learned positions": {"model": {"position": "learned"}},
                     },
                 ),
                 "planted_interactions": _entry("planted_interactions", 250, model=small),
@@ -327,7 +393,7 @@ def get_config() -> ConfigDict:
                 ),
             },
             "variants": {name: name for name in VARIANTS},
-            "learning_rates": (0.001, 0.003, 0.01),
+            "learning_rates": (0.01, 0.03, 0.1),
             "seeds": (0, 1, 2, 3, 4),
             "claims": CLAIMS,
         }
