@@ -17,16 +17,19 @@ from absl import flags
 from rich.console import Console
 
 from flaxformer_lab.ablation.cluster import cluster
-from flaxformer_lab.ablation.display import ProgressDisplay, show_plan
-from flaxformer_lab.ablation.engine import Trainer, run_cells
+from flaxformer_lab.ablation.display import show_plan
+from flaxformer_lab.ablation.engine import Trainer
 from flaxformer_lab.ablation.grid import AblationConfig, make_grid, parse_ablation
 from flaxformer_lab.ablation.local import train_here
 from flaxformer_lab.ablation.store import Store
-from flaxformer_lab.command_line import PRINT_CONFIG, overridden, print_config, read_recipe, run
+from flaxformer_lab.api import raise_failures, run_grid
+from flaxformer_lab.command_line import PRINT_CONFIG, command_alone, overridden, print_config, read_recipe, run
 from flaxformer_lab.compilation import compile_small_programs_briefly
-from flaxformer_lab.errors import AblationError, ConfigError
+from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.report.results import restore
 from flaxformer_lab.report.write import print_report, write_report
+
+command_alone(__name__)
 
 
 def main(overrides: list[str]) -> None:
@@ -63,19 +66,9 @@ def main(overrides: list[str]) -> None:
         restore(Path(FROM_RESULTS.value).expanduser(), grid, store)
         print_report(write_report(grid, store))
         return
-    with _trainer() as train:
-        store.claim(grid)
-        with ProgressDisplay(grid, store, console) as display:
-            run_cells(grid, store, display, train)
-    report = write_report(grid, store)
+    report = run_grid(grid, store, _trainer(), console)
     print_report(report)
-    if report.summary.failures:
-        cell, error = report.summary.failures[0]
-        raise AblationError(
-            f"{len(report.summary.failures)} of {len(grid.cells)} cells failed, the first {cell.task} / "
-            f"{cell.variant}: {error}; details are in {store.path / 'cells'}/*.failed.json, and the same command "
-            "tries them again"
-        )
+    raise_failures(report, store)
 
 
 def _trainer() -> contextlib.AbstractContextManager[Trainer]:

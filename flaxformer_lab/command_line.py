@@ -79,6 +79,13 @@ def run(main: Callable[[list[str]], None], config: type | None = None) -> None:
         sys.exit(0)
 
 
+def command_alone(module: str) -> None:
+    """Raises ImportError where a command is imported: it would hide the package's function of the same name."""
+    package, _, name = module.rpartition(".")
+    if package:
+        raise ImportError(f"{module} is a command: python -m {module}; in Python: from {package} import {name}")
+
+
 def split_names(values: Iterable[str]) -> list[str]:
     """The names of a flag that takes several, separated by commas, and that may be repeated."""
     return list(dict.fromkeys(name.strip() for value in values if value for name in value.split(",")))
@@ -109,13 +116,14 @@ def _refuse_repeated(arguments: Sequence[str]) -> None:
             raise ConfigError(f"--{name} is given twice, as {seen[name]} and as {value}; give it once")
 
 
-def load_config(recipe: str, overrides: Sequence[str], ablation: Sequence[str] = ()) -> Config:
-    """The config of a recipe file, with named variants and single overrides applied.
+def load_config(recipe: str | Mapping[str, Any], overrides: Sequence[str], ablation: Sequence[str] = ()) -> Config:
+    """The config of a recipe, a file or the mapping in it, with named variants and single overrides applied.
 
     Raises:
         ConfigError: an invalid config, override or variant.
     """
-    tree = overridden(read_recipe(recipe, overrides), overrides)
+    tree = recipe if isinstance(recipe, Mapping) else read_recipe(recipe, overrides)
+    tree = overridden(tree, overrides)
     if "tasks" in tree and not {"task", "model"} & tree.keys():
         raise ConfigError(
             f"--config={recipe} is an ablation, not one run: python -m flaxformer_lab.ablate --config={recipe} "

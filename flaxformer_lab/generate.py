@@ -12,8 +12,8 @@ from absl import flags
 
 from flaxformer_lab.command_line import changes_of, run
 from flaxformer_lab.errors import ConfigError
-from flaxformer_lab.evaluate import Run, load_run
 from flaxformer_lab.models.decoding import Decoder
+from flaxformer_lab.run import Run, load_run
 from flaxformer_lab.task_config import LanguageModellingConfig
 
 

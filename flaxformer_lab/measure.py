@@ -8,39 +8,26 @@ import json
 import shutil
 from pathlib import Path
 
-import jax
 import numpy as np
 from absl import flags
 
 from flaxformer_lab.analysis.estimate import Estimate
 from flaxformer_lab.analysis.figures import FIGURES, save_figures
 from flaxformer_lab.analysis.measures import MEASURES, Values, as_json, left_out, measure
-from flaxformer_lab.analysis.subject import Subject
-from flaxformer_lab.command_line import changes_of, parse_step, run, split_names
+from flaxformer_lab.command_line import changes_of, command_alone, parse_step, run, split_names
 from flaxformer_lab.errors import RunError
-from flaxformer_lab.evaluate import Run, load_run
+from flaxformer_lab.run import load_run
 from flaxformer_lab.tasks import SPLITS
 from flaxformer_lab.training.folder import RunFolder
 from flaxformer_lab.training.logging import Display
-from flaxformer_lab.training.state import RngStream
-from flaxformer_lab.training.step import example_keys
 
-
-def subject_of(loaded: Run, *, split: str = "test", examples: int = 64) -> Subject:
-    """The run's model with the first examples of a split."""
-    source = loaded.task.examples(split)
-    rows = np.arange(min(examples, source.number))
-    stored = source.read(source.evaluation_indices(rows))
-    keys = example_keys(loaded.config.seed, RngStream.EVALUATE, 0, jax.numpy.asarray(rows, "int32"))
-    stored = jax.tree.map(jax.numpy.asarray, stored) | {"example_weight": jax.numpy.ones(len(rows))}
-    batch = loaded.task.prepare(stored, keys, training=False)
-    return Subject(loaded.config.model, loaded.task, loaded.model, loaded.params, loaded.state.model_state, batch)
+command_alone(__name__)
 
 
 def main(overrides: list[str]) -> None:
     """Measures what the flags describe."""
     loaded = load_run(WORKDIR.value, parse_step(STEP.value), changes_of(overrides))
-    subject = subject_of(loaded, split=SPLIT.value, examples=EXAMPLES.value)
+    subject = loaded.subject(SPLIT.value, EXAMPLES.value)
     values = measure(subject, split_names(MEASURES_FLAG.value), num_random_vectors=RANDOM_VECTORS.value)
     display = Display(steps=1, units=loaded.task.units, batch_size=1)
     title = f"{WORKDIR.value}, step {loaded.step}, {len(subject.vectors)} examples of {SPLIT.value}"

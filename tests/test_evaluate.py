@@ -13,8 +13,8 @@ import flaxformer_lab
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.data import source
 from flaxformer_lab.errors import ConfigError, DataError, RunError
-from flaxformer_lab.evaluate import load_run
 from flaxformer_lab.parsing import override
+from flaxformer_lab.run import load_run
 from flaxformer_lab.tasks import classification, language_modelling
 from flaxformer_lab.training.checkpoints import Checkpoints
 from flaxformer_lab.training.loop import train

@@ -9,7 +9,7 @@ import pytest
 
 from flaxformer_lab import registry
 from flaxformer_lab.config import parse_config
-from flaxformer_lab.evaluate import load_run
+from flaxformer_lab.run import load_run
 from flaxformer_lab.tasks import make_task
 from flaxformer_lab.training.loop import train
 

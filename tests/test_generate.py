@@ -1,6 +1,7 @@
 """Writing text: what a run's own model draws, and the command."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -8,9 +9,9 @@ import pytest
 
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.errors import ConfigError
-from flaxformer_lab.evaluate import Run
 from flaxformer_lab.generate import generate
 from flaxformer_lab.parsing import override
+from flaxformer_lab.run import Run
 from flaxformer_lab.training.checkpoints import Checkpoints
 from flaxformer_lab.training.experiment import make_experiment
 from flaxformer_lab.training.folder import RunFolder
@@ -31,7 +32,7 @@ def run_of(changes=None, metadata=FACTS):
     for key, value in (changes or {}).items():
         tree = override(tree, key, value)
     experiment = make_experiment(parse_config(tree), metadata)
-    return Run(experiment, fresh(experiment))
+    return Run(experiment, fresh(experiment), Path("none"))
 
 
 def fresh(experiment):

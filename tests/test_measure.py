@@ -13,8 +13,7 @@ from PIL import Image
 
 from flaxformer_lab.analysis.jacobian import mixing_energy
 from flaxformer_lab.config import parse_config
-from flaxformer_lab.evaluate import load_run
-from flaxformer_lab.measure import subject_of
+from flaxformer_lab.run import load_run
 from flaxformer_lab.training.checkpoints import Checkpoints
 from flaxformer_lab.training.loop import train
 
@@ -67,7 +66,7 @@ def test_the_command_prints_a_table_and_writes_values_and_figures(measure, folde
 def test_what_is_written_is_what_the_function_finds_and_a_delayed_model_never_looks_ahead(measure, folder):
     measure(f"--workdir={folder}", "--measures=mixing", "--examples=5", "--split=validation")
     written = json.loads((folder / "measures" / "4" / "measures.json").read_text())
-    subject = subject_of(load_run(folder), split="validation", examples=5)
+    subject = load_run(folder).subject("validation", 5)
     features, tokens = mixing_energy(subject.body, subject.vectors)
     np.testing.assert_allclose(written["feature_energy"], features.matrix, rtol=1e-5)
     assert written["cross_token_energy"]["value"] == pytest.approx(tokens.cross.value)
@@ -78,7 +77,7 @@ def test_what_is_written_is_what_the_function_finds_and_a_delayed_model_never_lo
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_what_is_measured_are_the_examples_of_evaluation(trained, split):
     run = load_run(trained)
-    subject = subject_of(run, split=split, examples=64)
+    subject = run.subject(split, 64)
     outputs, _ = jax.jit(run.model.apply)(run.params, run.state.model_state, subject.batch["inputs"])
     total, weight = run.task.loss_and_metrics(outputs, subject.batch)["loss"]
     assert float(total / weight) == pytest.approx(run.evaluate(split)["loss"], rel=1e-6)

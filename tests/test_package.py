@@ -147,7 +147,7 @@ def test_reading_a_config_asks_for_no_device():
 
 
 def test_load_run_is_exported():
-    from flaxformer_lab.evaluate import load_run
+    from flaxformer_lab.run import load_run
 
     assert flaxformer_lab.load_run is load_run
     assert "load_run" in dir(flaxformer_lab)

@@ -14,8 +14,6 @@ from flaxformer_lab import registry
 from flaxformer_lab.analysis.measures import left_out, measure
 from flaxformer_lab.config import as_dict, parse_config
 from flaxformer_lab.errors import ConfigError, MeasureError, RunError
-from flaxformer_lab.evaluate import load_run
-from flaxformer_lab.measure import subject_of
 from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models import theory
 from flaxformer_lab.modules.attention import MeanAttention, SoftmaxAttention
@@ -23,6 +21,7 @@ from flaxformer_lab.modules.intermediates import DISABLED
 from flaxformer_lab.modules.projection import Dense
 from flaxformer_lab.parsing import AtLeastOne
 from flaxformer_lab.registry import register
+from flaxformer_lab.run import load_run
 from flaxformer_lab.task_config import TaskConfig
 from flaxformer_lab.tasks import make_task
 from flaxformer_lab.tasks.probe import ContinuousProbe
@@ -290,7 +289,7 @@ def test_own_parts_train_load_and_are_measured(tmp_path, own_parts, run_command)
     assert "unknown key task.order" in refusal(TINY | {"task": {"name": "double", "order": 2}})
     train(config, tmp_path / "run", quiet=True)
     loaded = load_run(tmp_path / "run")
-    subject = subject_of(loaded, examples=2)
+    subject = loaded.subject(examples=2)
     assert left_out(subject) == {
         "attention": "model.name=shift does not declare whether it has_token_weights",
         "depth": "model.name=shift has no depth here",
@@ -326,7 +325,7 @@ def test_weights_that_are_declared_but_not_offered_are_missed(tmp_path):
     register("model", "shift", config=ShiftConfig, causal=True, has_token_weights=True)(Shift)
     register("task", "double", config=DoubleConfig)(Double)
     train(parse_config(TINY), tmp_path / "run", quiet=True)
-    subject = subject_of(load_run(tmp_path / "run"), examples=2)
+    subject = load_run(tmp_path / "run").subject(examples=2)
     with pytest.raises(MeasureError, match=r"model\.name=shift declares has_token_weights, but offers no intermediate"):
         measure(subject, ["attention"])
 

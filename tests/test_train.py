@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flaxformer_lab.evaluate import load_run
+from flaxformer_lab.run import load_run
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from flaxformer_lab.errors import LabError
-from flaxformer_lab.evaluate import load_run
+from flaxformer_lab.run import load_run
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "reliability.md"

@@ -21,8 +21,7 @@ from flaxformer_lab.analysis.measures import measure
 from flaxformer_lab.analysis.rank import rank_residual
 from flaxformer_lab.command_line import load_config
 from flaxformer_lab.compilation import use_compilation_cache
-from flaxformer_lab.evaluate import load_run
-from flaxformer_lab.measure import subject_of
+from flaxformer_lab.run import load_run
 from flaxformer_lab.tasks import make_task
 from flaxformer_lab.training.folder import RunFolder
 from flaxformer_lab.training.loop import train
@@ -186,7 +185,7 @@ def planted_shares() -> Iterator[tuple[str, ...]]:
         config = load_config(recipe, [f"--config.task.interaction_share={truth}"], ["factorization_machine"])
         with tempfile.TemporaryDirectory() as folder:
             train(config, folder, quiet=True)
-            values = measure(subject_of(load_run(folder), examples=2048), ["interaction", "hessian"])
+            values = measure(load_run(folder).subject(examples=2048), ["interaction", "hessian"])
         shares = ", ".join(f"{values[name].value:.3f}" for name in ("interaction_share", "hessian_interaction"))
         what = f"trained, truth {truth}: interaction share, by the Hessian"
         yield "P8", what, shares, "", f"{truth}", f"{time.perf_counter() - start:.0f}"

@@ -17,6 +17,7 @@ from flaxformer_lab.tasks import Task
 from flaxformer_lab.tasks.task import Batch
 
 Tree = Any  # a pytree of arrays
+MEASURED = ("*.attention.weights", "*[0-9].output")  # of each block or layer
 
 
 @dataclass(frozen=True)
@@ -81,18 +82,16 @@ class Subject:
 
     @functools.cached_property
     def intermediates(self) -> dict[str, Array]:
-        """All intermediates of the body's modules, by dotted name."""
-        run = jax.jit(self.network.intermediates)
+        """The intermediates that measures look at, by dotted name."""
+        run = jax.jit(functools.partial(self.network.intermediates, names=MEASURED))
         return run(self.params, self.model_state, self.batch["inputs"], valid=self.valid)
 
     def intermediates_named(self, name: str) -> dict[str, Array]:
         """The intermediates called `name`, by block or layer, in order of depth."""
-        found = {
-            path.removesuffix(f".{name}"): value
-            for path, value in self.intermediates.items()
-            if path.endswith(f".{name}") and path.split(".")[0] in ("blocks", "layers")
-        }
-        return dict(sorted(found.items(), key=lambda item: int(item[0].split(".")[1])))
+        split = {tuple(path.split(".", 2)): value for path, value in self.intermediates.items()}
+        found = {key[:2]: x for key, x in split.items() if key[0] in ("blocks", "layers") and key[2:] == (name,)}
+        ordered = sorted(found.items(), key=lambda item: int(item[0][1]))
+        return {".".join(key): value for key, value in ordered}
 
     @functools.cached_property
     def scalar(self):

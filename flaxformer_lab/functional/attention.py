@@ -18,6 +18,13 @@ Heads = Float[Array, "batch tokens heads head_dim"]
 Valid = Bool[Array, "batch tokens"]
 
 
+def softmax_scores(
+    query: Heads, key: Float[Array, "batch keys kv_heads head_dim"]
+) -> Float[Array, "batch heads tokens keys"]:
+    """Q K^T / sqrt(head_dim), before any mask; float32."""
+    return product("bqhd,bkhd->bhqk", query, repeat_kv_heads(key, query.shape[2])) * query.shape[-1] ** -0.5
+
+
 def softmax_weights(
     query: Heads,
     key: Float[Array, "batch keys kv_heads head_dim"],
@@ -27,9 +34,7 @@ def softmax_weights(
     window: int | None = None,
 ) -> Float[Array, "batch heads tokens keys"]:
     """softmax(Q K^T / sqrt(head_dim)), the weights that `softmax_attention` applies; float32."""
-    key = repeat_kv_heads(key, query.shape[2])
-    scores = product("bqhd,bkhd->bhqk", query, key)
-    return masked_softmax(scores * query.shape[-1] ** -0.5, causal=causal, valid=valid, window=window)
+    return masked_softmax(softmax_scores(query, key), causal=causal, valid=valid, window=window)
 
 
 def static_weights(
@@ -100,7 +105,7 @@ def _window_sum(x: Float[Array, "batch tokens heads features"], window: int):
 
 
 def apply_weights(
-    weights: Float[Array, "#batch heads tokens tokens"], value: Float[Array, "batch tokens heads value_dim"]
+    weights: Float[Array, "#batch heads tokens keys"], value: Float[Array, "batch keys heads value_dim"]
 ) -> Float[Array, "batch tokens heads value_dim"]:
     """Each token becomes the weighted sum of the tokens that it attends to."""
     dtype, value = value.dtype, widened(value)
@@ -111,7 +116,7 @@ def apply_weights(
 
 @jax.custom_vjp
 def apply_shared_weights(
-    weights: Float[Array, "heads tokens tokens"], value: Float[Array, "batch tokens heads value_dim"]
+    weights: Float[Array, "heads tokens keys"], value: Float[Array, "batch keys heads value_dim"]
 ) -> Float[Array, "batch tokens heads value_dim"]:
     """The same weights for every example; their gradient is summed over examples in float32."""
     return einsum("hqk,bkhd->bqhd", weights.astype(value.dtype), value)
@@ -151,7 +156,11 @@ def channel_attention(
     query: Heads, key: Heads, value: Heads, temperature: Float[Array, " heads"], *, valid: Valid | None = None
 ) -> Heads:
     """Attention over features instead of tokens: linear in tokens, quadratic in head_dim (El-Nouby et al. 2021)."""
-    weights = channel_weights(query, key, temperature, valid=valid)
+    return apply_channel_weights(channel_weights(query, key, temperature, valid=valid), value)
+
+
+def apply_channel_weights(weights: Float[Array, "batch heads head_dim head_dim"], value: Heads) -> Heads:
+    """Each feature becomes the weighted sum of the features of its head."""
     return einsum("bhed,bthd->bthe", weights.astype(value.dtype), value)
 
 

@@ -55,6 +55,9 @@ class Converted(NamedTuple):
     network: PureNetwork
     params: Tree
 
+    def __repr__(self) -> str:
+        return f"Converted({self.config.name} of width {self.config.width}, {self.network})"
+
 
 def from_huggingface(
     weights: str | os.PathLike | Mapping[str, np.ndarray], settings: Settings, *, drop: tuple[str, ...] = ()

@@ -77,10 +77,8 @@ class ConvolutionalNetwork(nnx.Module):
         intermediates: Intermediates = DISABLED,
     ) -> TokenVectors:
         del keys  # there is no dropout
-        intermediates.add("input", lambda: x)
+        x = intermediates.hook_point("input", x)
         for number, block in enumerate(self.blocks):
-            x = block(x, valid)
-            intermediates.within(f"blocks.{number}").add("output", lambda x=x: x)
+            x = intermediates.within(f"blocks.{number}").hook_point("output", block(x, valid))
         x = self.norm(x, valid) if self.norm else x
-        intermediates.add("output", lambda: x)
-        return x
+        return intermediates.hook_point("output", x)

@@ -48,12 +48,10 @@ class MLP(nnx.Module):
         self, x: TokenVectors, *, valid=None, keys=None, intermediates: Intermediates = DISABLED
     ) -> TokenVectors:
         del valid, keys  # no token sees another
-        intermediates.add("input", lambda: x)
+        x = intermediates.hook_point("input", x)
         for number, layer in enumerate(self.layers):
-            x = self._activation(layer(x))
-            intermediates.within(f"layers.{number}").add("output", lambda x=x: x)
-        intermediates.add("output", lambda: x)
-        return x
+            x = intermediates.within(f"layers.{number}").hook_point("output", self._activation(layer(x)))
+        return intermediates.hook_point("output", x)
 
 
 @registry.register(
@@ -83,7 +81,6 @@ class FactorizationMachine(nnx.Module):
         self, x: TokenVectors, *, valid=None, keys=None, intermediates: Intermediates = DISABLED
     ) -> TokenVectors:
         del valid, keys  # no token sees another
-        intermediates.add("input", lambda: x)
+        x = intermediates.hook_point("input", x)
         x = self.linear(x) + pairwise_products(x, read(self.factors.kernel))
-        intermediates.add("output", lambda: x)
-        return x
+        return intermediates.hook_point("output", x)

@@ -1,9 +1,11 @@
 """A whole network, from raw inputs to logits, and its pure form: plain parameters in, logits out."""
 
+import dataclasses
+import fnmatch
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,8 @@ from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.functional.products import at_precision
 from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models.bodies import Grid, make_body
-from flaxformer_lab.modules.intermediates import DISABLED, Intermediates
+from flaxformer_lab.models.hooks import NamedHooks, pairs, resolve
+from flaxformer_lab.modules.intermediates import DISABLED, Hook, Intermediates
 from flaxformer_lab.modules.projection import Dense, Fans
 from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.modules.sharding import Axes
@@ -134,7 +137,7 @@ def _mean_of_valid(x: Float[Array, "batch tokens width"], valid: Bool[Array, "ba
     return (jnp.sum(x * weights, axis=1) / jnp.maximum(jnp.sum(weights, axis=1), 1)).astype(x.dtype)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PureNetwork:
     """A network as functions of plain pytrees; the static part was captured once.
 
@@ -151,6 +154,7 @@ class PureNetwork:
     precision: of the float32 products (`model.precision`), for callers that trace more than these functions.
     vocabulary: how many symbols the embedding has; None where the inputs are not symbols. These
     functions refuse other symbols where they see their values; inside `jax.jit` such symbols give NaN.
+    hooks: those of `with_hooks`; bare: the network without them.
     """
 
     init: Callable[[Key[Array, ""]], tuple[Tree, Tree]]
@@ -164,6 +168,12 @@ class PureNetwork:
     decode: Callable[..., tuple[Array, Tree]] | None = None
     precision: str = "highest"
     vocabulary: int | None = None
+    hooks: tuple[tuple[str, Hook], ...] = ()
+    bare: "PureNetwork | None" = None
+
+    def __repr__(self) -> str:
+        size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.shapes[0]))
+        return f"PureNetwork({size:,} parameters{f', {len(self.hooks)} hooks' if self.hooks else ''})"
 
     def check_symbols(self, inputs: Tree) -> None:
         """Looks at symbols whose values are known.
@@ -175,9 +185,48 @@ class PureNetwork:
 
     def intermediates(self, params: Tree, model_state: Tree, inputs: Tree, **options: Any) -> dict[str, Array]:
         """Every value that the network's modules offer, by dotted name: attention weights, each block's output."""
-        intermediates = Intermediates()
-        self.apply(params, model_state, inputs, intermediates=intermediates, **options)
-        return intermediates.values
+        return self.run_with_cache(params, model_state, inputs, **options)[1]
+
+    def run_with_cache(
+        self, params: Tree, model_state: Tree, inputs: Tree, *, names: Sequence[str] = ("*",), **options: Any
+    ) -> tuple[Tree, dict[str, Array]]:
+        """The outputs, and the intermediate values whose names fit one of the patterns; options as in `apply`."""
+        collects = lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in names)  # noqa: E731
+        collected = Intermediates(collects=collects)
+        outputs, _ = self.apply(params, model_state, inputs, intermediates=collected, **options)
+        return outputs, collected.values
+
+    def run_with_hooks(self, params: Tree, model_state: Tree, inputs: Tree, hooks: NamedHooks, **options: Any) -> Tree:
+        """The outputs, with hooks that read or replace intermediate values; options as in `apply`.
+
+        Outside of `jax.jit` a hook gets the values themselves.
+
+        Raises:
+            ConfigError: a name that the network does not offer, or a hook that returns another shape.
+        """
+        return self.with_hooks(hooks).apply(params, model_state, inputs, **options)[0]
+
+    def with_hooks(self, hooks: NamedHooks) -> "PureNetwork":
+        """This network with hooks (`models/hooks.py`) in `apply` and `body`, after those that it has already."""
+        bare, hooks = self.bare or self, (*self.hooks, *pairs(hooks))
+
+        def hooked(function: Callable[..., Any]) -> Callable[..., Any]:
+            def call(params: Tree, model_state: Tree, inputs: Tree, *, intermediates=DISABLED, **options: Any) -> Any:
+                def offered(*arguments: Tree) -> dict[str, Array]:
+                    function(*arguments, intermediates=(all_ := Intermediates()), **options)
+                    return all_.values
+
+                names = list(jax.eval_shape(offered, params, model_state, inputs))
+                inner = intermediates.with_hooks(resolve(hooks, names))
+                return function(params, model_state, inputs, intermediates=inner, **options)
+
+            return call
+
+        def refuse(*_: Any) -> NoReturn:
+            raise ConfigError("a network with hooks cannot decode with a cache, which they do not see; use apply")
+
+        functions = {name: hooked(getattr(bare, name)) for name in ("apply", "body")}
+        return dataclasses.replace(bare, **functions, prefill=refuse, decode=refuse, hooks=hooks, bare=bare)
 
 
 def _check_symbols(inputs: Tree, vocabulary: int | None) -> None:

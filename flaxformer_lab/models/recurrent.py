@@ -70,9 +70,7 @@ class RecurrentNetwork(nnx.Module):
         self, x: TokenVectors, *, valid=None, keys=None, intermediates: Intermediates = DISABLED
     ) -> TokenVectors:
         del valid, keys
-        intermediates.add("input", lambda: x)
+        x = intermediates.hook_point("input", x)
         for number, layer in enumerate(self.layers):
-            x = layer(x)
-            intermediates.within(f"layers.{number}").add("output", lambda x=x: x)
-        intermediates.add("output", lambda: x)
-        return x
+            x = intermediates.within(f"layers.{number}").hook_point("output", layer(x))
+        return intermediates.hook_point("output", x)

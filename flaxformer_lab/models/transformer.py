@@ -78,17 +78,15 @@ class Transformer(nnx.Module):
         intermediates: Intermediates = DISABLED,
     ) -> TokenVectors:
         run, remat = Block.__call__, self._config.remat
-        if remat or sharded_over("fsdp"):
+        if (remat or sharded_over("fsdp")) and not intermediates.hooks:  # which would see tracers inside
             run = functools.partial(_rematerialised, policy=None if remat else save_all_but_gathered_parameters)
         x = with_logical_constraint(self._embed_positions(x, valid), "batch", "tokens", None)
-        intermediates.add("input", lambda: x)
+        x = intermediates.hook_point("input", x)
         masks = {"valid": valid, "memory": memory, "memory_valid": memory_valid}
         for number, block in enumerate(self.blocks):
             block_keys = None if keys is None else fold_in(keys, number)
             x = run(block, x, **masks, keys=block_keys, intermediates=intermediates.within(f"blocks.{number}"))
-        x = self._final_norm(x, valid)
-        intermediates.add("output", lambda: x)
-        return x
+        return intermediates.hook_point("output", self._final_norm(x, valid))
 
     def prefill(self, x: TokenVectors, lengths: Int[Array, " batch"]) -> tuple[TokenVectors, Cache]:
         """The output of a causal sequence, and the cache after each example's first `lengths` tokens."""

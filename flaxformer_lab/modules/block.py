@@ -1,5 +1,6 @@
 """One Transformer block: attention, then feed-forward, each with its norm, dropout and skip connection."""
 
+import functools
 from collections.abc import Callable
 
 from flax import nnx
@@ -8,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from flaxformer_lab.functional.dropout import dropout, fold_in
 from flaxformer_lab.model_config import TransformerConfig
 from flaxformer_lab.modules.attention import Cache, make_attention
-from flaxformer_lab.modules.feedforward import make_feed_forward
+from flaxformer_lab.modules.feedforward import FeedForward, make_feed_forward
 from flaxformer_lab.modules.intermediates import DISABLED, Intermediates
 from flaxformer_lab.modules.norm import make_norm
 from flaxformer_lab.modules.rngs import Rngs
@@ -51,21 +52,22 @@ class Block(nnx.Module):
     ) -> TokenVectors:
         """valid, memory_valid: which tokens of x and of memory are not padding; None: all of them."""
         skip, keys_of = self._config.skip, lambda part: None if keys is None else fold_in(keys, part)
+        x = intermediates.hook_point("input", x)
         if self.attention:
-            attend = lambda y: self.attention(y, valid=valid, intermediates=intermediates.within("attention"))  # noqa: E731
-            x = self._residual(x, attend, self.attention_norm, skip.attention, valid, keys_of(0))
+            inner = intermediates.within("attention")
+            attend = functools.partial(self.attention, valid=valid, intermediates=inner)
+            x = self._residual(x, attend, self.attention_norm, skip.attention, valid, keys_of(0), inner)
+            x = intermediates.hook_point("after_attention", x)
         if self.cross_attention:
-            options = {
-                "memory": memory,
-                "valid": memory_valid,
-                "intermediates": intermediates.within("cross_attention"),
-            }
-            attend = lambda y: self.cross_attention(y, **options)  # noqa: E731
-            x = self._residual(x, attend, self.cross_attention_norm, skip.attention, valid, keys_of(2))
+            inner = intermediates.within("cross_attention")
+            attend = functools.partial(self.cross_attention, memory=memory, valid=memory_valid, intermediates=inner)
+            x = self._residual(x, attend, self.cross_attention_norm, skip.attention, valid, keys_of(2), inner)
+            x = intermediates.hook_point("after_cross_attention", x)
         if self.ffn:
-            x = self._residual(x, self.ffn, self.ffn_norm, skip.ffn, valid, keys_of(1))
-        intermediates.add("output", lambda: x)
-        return x
+            inner, ffn = intermediates.within("ffn"), self.ffn
+            ffn = functools.partial(ffn, intermediates=inner) if isinstance(ffn, FeedForward) else ffn
+            x = self._residual(x, ffn, self.ffn_norm, skip.ffn, valid, keys_of(1), inner)
+        return intermediates.hook_point("output", x)
 
     def prefill(self, x: TokenVectors, lengths: Int[Array, " batch"]) -> tuple[TokenVectors, Cache]:
         return self._with_cache(x, lambda y: self.attention.prefill(y, lengths))
@@ -99,10 +101,12 @@ class Block(nnx.Module):
         skip: bool,
         valid: Valid | None = None,
         keys: Keys | None = None,
+        intermediates: Intermediates = DISABLED,
     ) -> TokenVectors:
         """x + part(norm(x)) where the norm comes before (pre), or norm(x + part(x)) where it comes after (post)."""
         pre = self._config.norm.placement == "pre"
-        y = part(norm(x, valid) if norm and pre else x)
+        y = intermediates.hook_point("input", norm(x, valid) if norm and pre else x)
+        y = intermediates.hook_point("output", part(y))
         if keys is not None and self._config.dropout:
             y = dropout(y, keys, self._config.dropout)
         y = with_logical_constraint(x + y if skip else y, "batch", "tokens", None)

@@ -6,11 +6,16 @@ from jaxtyping import Array, Float
 from flaxformer_lab import registry
 from flaxformer_lab.functional import feedforward as formulas
 from flaxformer_lab.model_config import TransformerConfig
+from flaxformer_lab.modules.intermediates import DISABLED, Intermediates
 from flaxformer_lab.modules.projection import PROJECTIONS, Projection, normal, zeros
 from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.modules.sharding import Axes, read, with_logical_constraint
 
 TokenVectors = Float[Array, "batch tokens width"]
+
+
+class FeedForward(nnx.Module):
+    """The lab's own parts: called as ffn(x, intermediates=...), where others are called as ffn(x)."""
 
 
 def _is_odd(config: TransformerConfig, tokens: int | None) -> bool:
@@ -43,31 +48,31 @@ def _projection(config: TransformerConfig, features_in: int, features_out: int, 
 
 
 @registry.register("ffn", "mlp", odd=_is_odd, affine=_is_affine, mixes_features=_mixes_features, reach=0)
-class MLP(nnx.Module):
+class MLP(FeedForward):
     """W2 activation(W1 x + b1) + b2 (Vaswani et al. 2017, eq. 2)."""
 
     def __init__(self, config: TransformerConfig, rngs: Rngs):
         self._activation = formulas.ACTIVATIONS[config.ffn.activation]
         self.up, self.down = _up(config, rngs), _down(config, rngs)
 
-    def __call__(self, x: TokenVectors) -> TokenVectors:
-        return self.down(with_logical_constraint(self._activation(self.up(x)), "batch", "tokens", "hidden"))
+    def __call__(self, x: TokenVectors, *, intermediates: Intermediates = DISABLED) -> TokenVectors:
+        hidden = self._activation(intermediates.hook_point("preactivation", self.up(x)))
+        hidden = intermediates.hook_point("hidden", hidden)
+        return self.down(with_logical_constraint(hidden, "batch", "tokens", "hidden"))
 
 
 @registry.register("ffn", "gated", odd=False, affine=False, mixes_features=_mixes_features, reach=0)
-class GatedMLP(nnx.Module):
+class GatedMLP(FeedForward):
     """W2 (activation(Wa x) * Wb x) (Shazeer 2020, eq. 6)."""
 
     def __init__(self, config: TransformerConfig, rngs: Rngs, activation: str | None = None):
         self._activation = formulas.ACTIVATIONS[activation or config.ffn.activation]
         self.gate, self.up, self.down = _up(config, rngs), _up(config, rngs), _down(config, rngs)
 
-    def __call__(self, x: TokenVectors) -> TokenVectors:
-        return self.down(
-            with_logical_constraint(
-                formulas.gate(self.gate(x), self.up(x), self._activation), "batch", "tokens", "hidden"
-            )
-        )
+    def __call__(self, x: TokenVectors, *, intermediates: Intermediates = DISABLED) -> TokenVectors:
+        gate = intermediates.hook_point("preactivation", self.gate(x))
+        hidden = intermediates.hook_point("hidden", formulas.gate(gate, self.up(x), self._activation))
+        return self.down(with_logical_constraint(hidden, "batch", "tokens", "hidden"))
 
 
 @registry.register("ffn", "bilinear", odd=False, affine=False, mixes_features=_mixes_features, reach=0)
@@ -79,7 +84,7 @@ class BilinearMLP(GatedMLP):
 
 
 @registry.register("ffn", "diagonal", odd=_is_odd, affine=_is_affine, mixes_features=False, reach=0)
-class DiagonalMLP(nnx.Module):
+class DiagonalMLP(FeedForward):
     """A small MLP of its own for each feature, with round(expansion) hidden units: no feature meets another."""
 
     def __init__(self, config: TransformerConfig, rngs: Rngs):
@@ -90,9 +95,13 @@ class DiagonalMLP(nnx.Module):
         self.down = normal(rngs, (config.width, hidden), hidden, ("width", None), 1)
         self.down_bias = zeros((config.width,), ("width",)) if config.bias else None
 
-    def __call__(self, x: TokenVectors) -> TokenVectors:
+    def __call__(self, x: TokenVectors, *, intermediates: Intermediates = DISABLED) -> TokenVectors:
+        def activation(x: Float[Array, "*batch features hidden"]) -> Float[Array, "*batch features hidden"]:
+            hidden = self._activation(intermediates.hook_point("preactivation", x))
+            return intermediates.hook_point("hidden", hidden)
+
         return formulas.per_feature_mlp(
-            x, read(self.up), read(self.up_bias), read(self.down), read(self.down_bias), self._activation
+            x, read(self.up), read(self.up_bias), read(self.down), read(self.down_bias), activation
         )
 
 

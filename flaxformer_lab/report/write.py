@@ -31,13 +31,17 @@ from flaxformer_lab.report.summary import Score, Summary, summarise
 from flaxformer_lab.training.folder import write_atomic
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """The content of a report, and the files that it was written to."""
 
     summary: Summary
     decisions: tuple[Decision, ...]
     files: tuple[Path, ...]
+
+    def __repr__(self) -> str:
+        verdicts = "".join(f", {each.claim.name} {each.verdict}" for each in self.decisions)
+        return f"Report({len(self.summary.scores)} of {len(self.summary.grid.cells)} cells{verdicts}; {self.files[-1]})"
 
 
 def write_report(grid: Grid, store: Store) -> Report:

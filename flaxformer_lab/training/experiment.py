@@ -16,7 +16,7 @@ from flaxformer_lab.training.scaling import scale_initial_weights
 from flaxformer_lab.training.state import State, initial_state
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Experiment:
     """The parts that a config names. They do not depend on the step, and making them writes nothing."""
 
@@ -26,6 +26,9 @@ class Experiment:
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
     strategy: Strategy
+
+    def __repr__(self) -> str:
+        return f"Experiment({self.config.model.name} for {self.config.task.name}, {self.network})"
 
     @functools.cached_property
     def abstract_state(self) -> State:

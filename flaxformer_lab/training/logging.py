@@ -71,19 +71,27 @@ class MetricsLog:
         self._tensorboard.close()
 
 
-def _drop_after(metrics: Path, step: int) -> set[tuple[int, str, str]]:
-    """Keeps the whole lines of metrics.jsonl up to `step`; returns their (step, split, name)."""
+def read_metrics(metrics: Path) -> list[dict[str, Any]]:
+    """The entries of metrics.jsonl; of one that is there twice, the last."""
     if not metrics.exists():
-        return set()
-    kept = {}
+        return []
+    entries = {}
     for line in metrics.read_bytes().splitlines():
         # A line cut short by a crash, or one that we have not written, is dropped.
         with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
             entry = json.loads(line)
-            if entry["step"] <= step:
-                kept[entry["step"], entry["split"], entry["name"]] = line.decode() + "\n"
-    write_atomic(metrics, "".join(kept.values()))
-    return set(kept)
+            if entry["step"] >= 0:
+                entries[entry["step"], entry["split"], entry["name"]] = entry
+    return list(entries.values())
+
+
+def _drop_after(metrics: Path, step: int) -> set[tuple[int, str, str]]:
+    """Keeps the whole lines of metrics.jsonl up to `step`; returns their (step, split, name)."""
+    if not metrics.exists():
+        return set()
+    kept = [entry for entry in read_metrics(metrics) if entry["step"] <= step]
+    write_atomic(metrics, "".join(json.dumps(entry) + "\n" for entry in kept))
+    return {(entry["step"], entry["split"], entry["name"]) for entry in kept}
 
 
 class Display:

@@ -15,7 +15,7 @@ from flaxformer_lab.ablation.engine import run_cells
 from flaxformer_lab.ablation.local import train_here
 from flaxformer_lab.ablation.population import Outcome, train_population
 from flaxformer_lab.ablation.store import Store
-from flaxformer_lab.evaluate import load_run
+from flaxformer_lab.run import load_run
 
 ONE = {"variants": {}, "learning_rates": (0.01, 0.03), "seeds": (0, 1)}
 

@@ -17,9 +17,8 @@ from flaxformer_lab.ablation.population import (
 )
 from flaxformer_lab.analysis.jacobian import mixing_energy
 from flaxformer_lab.config import parse_config
-from flaxformer_lab.evaluate import load_run
-from flaxformer_lab.measure import subject_of
 from flaxformer_lab.parsing import override
+from flaxformer_lab.run import load_run
 from flaxformer_lab.training.loop import train
 
 PROBE = {
@@ -141,7 +140,7 @@ def test_more_replicas_change_no_others_result_and_train_in_chunks_where_memory_
 def test_measures_are_those_of_the_saved_run(population, tmp_path):
     save_replica(parse_config(PROBE), population, 2, tmp_path / "run")
     run = load_run(tmp_path / "run")
-    subject = subject_of(run, examples=16)
+    subject = run.subject(examples=16)
     features, tokens = mixing_energy(subject.body, subject.vectors)
     assert population.measures["cross_feature_energy"][2] == pytest.approx(features.cross.value, abs=0.1)
     assert population.measures["cross_token_energy"][2] == pytest.approx(tokens.cross.value, abs=0.1)

@@ -12,8 +12,8 @@ from flaxformer_lab.ablation.grid import parse_ablation
 from flaxformer_lab.command_line import _fail
 from flaxformer_lab.config import Config, as_dict, parse_config
 from flaxformer_lab.errors import ConfigError, LabError
-from flaxformer_lab.evaluate import load_run
 from flaxformer_lab.report.write import write_report
+from flaxformer_lab.run import load_run
 from flaxformer_lab.training.logging import MetricsLog
 
 NUMBERS = st.integers() | st.floats() | st.sampled_from([2**31, -(2**63), 10**40, 1e308, float("nan"), float("inf")])

@@ -19,14 +19,13 @@ from flaxformer_lab.ablation.population import Replica, train_population
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.data.source import open_split
 from flaxformer_lab.errors import ConfigError, MeasureError, RunError
-from flaxformer_lab.evaluate import load_run
 from flaxformer_lab.functional.metrics import AUC
 from flaxformer_lab.functional.trees import leaf_paths
-from flaxformer_lab.measure import subject_of
 from flaxformer_lab.models.network import Network, functionalize
 from flaxformer_lab.modules.embedding import FeatureEmbedding, TokenEmbedding
 from flaxformer_lab.modules.projection import Dense
 from flaxformer_lab.parsing import override
+from flaxformer_lab.run import load_run
 from flaxformer_lab.task_config import TabularClassificationConfig, TaskConfig
 from flaxformer_lab.tasks.classification import TabularClassification
 from flaxformer_lab.tasks.examples import generated_examples, stored_examples
@@ -273,7 +272,7 @@ def test_an_encoder_decoder_learns_from_two_padded_sequences(reversal, tmp_path)
     with pytest.raises(ConfigError, match="inputs of structure PyTreeDef"):
         run.predict(batch["inputs"]["source"])
     with pytest.raises(MeasureError, match="look at one sequence of token vectors, and this model reads several"):
-        subject_of(run)
+        run.subject()
 
 
 def test_padding_reaches_nothing_and_everything_else_reaches_every_target(reversal):
@@ -394,7 +393,7 @@ def test_examples_of_any_length_are_learned_from(bags, tmp_path, source):
     values = train(config_of({"name": "bags"}, {"position": "off"}, changes), tmp_path / source, quiet=True)
     assert values["accuracy"] > 0.85
     with pytest.raises(MeasureError, match="some of these examples are padded"):
-        subject_of(load_run(tmp_path / source))
+        load_run(tmp_path / source).subject()
 
 
 def test_padding_is_not_measured_as_if_it_were_tokens_in_a_population(bags):

@@ -16,7 +16,7 @@ import pytest
 
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.errors import ConfigError, Terminated
-from flaxformer_lab.evaluate import load_run
+from flaxformer_lab.run import load_run
 from flaxformer_lab.training import hosts
 from flaxformer_lab.training.loop import train
 from flaxformer_lab.training.mesh import Mesh

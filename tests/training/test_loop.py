@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from flaxformer_lab.errors import ConfigError, NonFiniteError, RunError, Terminated
-from flaxformer_lab.evaluate import load_run
 from flaxformer_lab.functional.metrics import Average
+from flaxformer_lab.run import load_run
 from flaxformer_lab.tasks.examples import Examples
 from flaxformer_lab.training import optimizer, programs
 from flaxformer_lab.training.checkpoints import Checkpoints

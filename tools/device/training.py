@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from flaxformer_lab.config import parse_config
-from flaxformer_lab.evaluate import load_run
 from flaxformer_lab.functional.trees import leaf_paths
 from flaxformer_lab.parsing import override
+from flaxformer_lab.run import load_run
 from flaxformer_lab.training.loop import train
 from tools.device.outcome import Measured, Skip, required
 

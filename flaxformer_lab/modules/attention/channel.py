@@ -3,7 +3,7 @@
 import math
 
 from flaxformer_lab import registry
-from flaxformer_lab.functional.attention import channel_attention, channel_weights
+from flaxformer_lab.functional.attention import apply_channel_weights, channel_weights
 from flaxformer_lab.functional.softmax_attention import repeat_kv_heads
 from flaxformer_lab.model_config import TransformerConfig
 from flaxformer_lab.modules.attention.core import Attention, Heads, KVHeads, Valid
@@ -42,5 +42,5 @@ class ChannelAttention(Attention):
         query, key = self.apply_rope(query), self.apply_rope(key)
         key, value = (repeat_kv_heads(x, self._heads) for x in (key, value))
         temperature = read(self.temperature)
-        intermediates.add("channel_weights", lambda: channel_weights(query, key, temperature, valid=valid))
-        return channel_attention(query, key, value, temperature, valid=valid)
+        weights = channel_weights(query, key, temperature, valid=valid)
+        return apply_channel_weights(intermediates.hook_point("channel_weights", weights), value)

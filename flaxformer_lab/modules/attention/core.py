@@ -16,10 +16,11 @@ from flaxformer_lab import registry
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.functional import ring_buffer
 from flaxformer_lab.functional import softmax_attention as softmax
-from flaxformer_lab.functional.attention import Heads, softmax_weights
+from flaxformer_lab.functional.attention import Heads, apply_weights, softmax_scores
 from flaxformer_lab.functional.feedforward import ACTIVATIONS
 from flaxformer_lab.functional.heads import HeadLayout
 from flaxformer_lab.functional.position import rotary
+from flaxformer_lab.functional.softmax import masked_softmax
 from flaxformer_lab.model_config import TransformerConfig
 from flaxformer_lab.modules.attention.properties import CACHES_TOKENS, WEIGHTS_FROM_SCORES
 from flaxformer_lab.modules.intermediates import DISABLED, Intermediates
@@ -88,8 +89,10 @@ class Attention(nnx.Module):
         intermediates: Intermediates = DISABLED,
     ) -> TokenVectors:
         """valid: which of the tokens that are attended to, of `memory` if there is one, are not padding."""
-        heads = self.project_qkv(x, memory)
-        return self.output_projection(x, self.mix(*heads, valid=valid, intermediates=intermediates))
+        names = ("q", "k", "v")[-self.parts :]
+        heads = map(intermediates.hook_point, names, self.project_qkv(x, memory))
+        mixed = intermediates.hook_point("z", self.mix(*heads, valid=valid, intermediates=intermediates))
+        return self.output_projection(x, mixed)
 
     def project_qkv(self, x: TokenVectors, memory: Float[Array, "batch memory width"] | None = None) -> list[AnyHeads]:
         """Query, key and value (or the value alone) as heads; key and value from `memory` where there is one."""
@@ -160,7 +163,14 @@ class SoftmaxAttention(Attention):
     def mix(self, query: Heads, key: KVHeads, value: KVHeads, *, valid: Valid | None, intermediates: Intermediates):
         query, key = self.apply_rope(query), self.apply_rope(key)
         masks = {"causal": self._causal, "window": self._window}
-        intermediates.add("weights", lambda: softmax_weights(query, key, valid=valid, **masks))
+        scores = lambda: softmax_scores(query, key)  # noqa: E731
+        weights = lambda scores: masked_softmax(scores, valid=valid, **masks)  # noqa: E731
+        if intermediates.has_hook("scores", "weights"):  # which no fused kernel has
+            hooked = weights(intermediates.hook_point("scores", scores()))
+            hooked = intermediates.hook_point("weights", hooked)
+            return apply_weights(hooked, softmax.repeat_kv_heads(value, self._heads))
+        intermediates.add("scores", scores)
+        intermediates.add("weights", lambda: weights(scores()))
         if sharded_over("sequence"):
             attend = functools.partial(softmax.context_parallel_attention, **masks)
             return context_parallel_attention(attend, query, key, value, valid=valid)

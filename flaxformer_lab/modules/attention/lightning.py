@@ -4,6 +4,7 @@ import functools
 
 from flaxformer_lab import registry
 from flaxformer_lab.functional import lightning
+from flaxformer_lab.functional.attention import apply_weights
 from flaxformer_lab.functional.softmax_attention import repeat_kv_heads
 from flaxformer_lab.model_config import TransformerConfig
 from flaxformer_lab.modules.attention.core import Attention, Cache, Heads, KVHeads, Positions, Valid
@@ -36,7 +37,10 @@ class LightningAttention(Attention):
     def mix(self, query: Heads, key: KVHeads, value: KVHeads, *, valid: Valid | None, intermediates: Intermediates):
         query, key, value = self._scale_and_rotate(query, key, value)
         options = {"causal": self._causal, "valid": valid}
-        intermediates.add("scores", lambda: lightning.lightning_scores(query, key, self._slopes(), **options))
+        scores = lambda: lightning.lightning_scores(query, key, self._slopes(), **options)  # noqa: E731
+        if intermediates.has_hook("scores"):
+            return apply_weights(intermediates.hook_point("scores", scores()), value)
+        intermediates.add("scores", scores)
         if sharded_over("sequence"):  # the blockwise form, which the compiler partitions
             options["implementation"] = "blockwise"
             return lightning.lightning_attention(query, key, value, self._slopes(), **options)

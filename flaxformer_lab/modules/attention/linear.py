@@ -4,6 +4,7 @@ import functools
 
 from flaxformer_lab import registry
 from flaxformer_lab.functional import linear_attention
+from flaxformer_lab.functional.attention import apply_weights
 from flaxformer_lab.functional.softmax_attention import repeat_kv_heads
 from flaxformer_lab.modules.attention.core import Attention, Cache, Heads, KVHeads, Positions, Valid
 from flaxformer_lab.modules.attention.properties import CACHES_A_SUM, WEIGHTS_FROM_SCORES
@@ -19,7 +20,10 @@ class LinearAttention(Attention):
     def mix(self, query: Heads, key: KVHeads, value: KVHeads, *, valid: Valid | None, intermediates: Intermediates):
         key, value = (repeat_kv_heads(x, self._heads) for x in (key, value))
         options = {"causal": self._causal, "valid": valid, "apply_rope": self.apply_rope}
-        intermediates.add("weights", lambda: linear_attention.linear_weights(query, key, **options))
+        weights = lambda: linear_attention.linear_weights(query, key, **options)  # noqa: E731
+        if intermediates.has_hook("weights"):
+            return apply_weights(intermediates.hook_point("weights", weights()), value)
+        intermediates.add("weights", weights)
         return linear_attention.linear_attention(query, key, value, **options)
 
     def init_cache(self, query: Heads, key: KVHeads, value: KVHeads, lengths: Positions) -> Cache:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from flaxformer_lab import registry
 from flaxformer_lab.functional import ring_buffer
-from flaxformer_lab.functional.attention import mean_attention, mean_weights
+from flaxformer_lab.functional.attention import apply_weights, mean_attention, mean_weights
 from flaxformer_lab.functional.softmax_attention import repeat_kv_heads
 from flaxformer_lab.modules.attention.core import Attention, Cache, Heads, KVHeads, Positions, Valid
 from flaxformer_lab.modules.attention.properties import CACHES_TOKENS, WEIGHTS_FROM_POSITIONS
@@ -19,8 +19,13 @@ class MeanAttention(Attention):
 
     def mix(self, value: KVHeads, *, valid: Valid | None, intermediates: Intermediates) -> Heads:
         options = {"causal": self._causal, "valid": valid, "window": self._window}
-        intermediates.add("weights", lambda: mean_weights(*value.shape[:2], **options))
-        return mean_attention(repeat_kv_heads(value, self._heads), **options)
+        weights = lambda: mean_weights(*value.shape[:2], **options)  # noqa: E731
+        value = repeat_kv_heads(value, self._heads)
+        if intermediates.has_hook("weights"):
+            shared = intermediates.hook_point("weights", weights())
+            return apply_weights(jnp.repeat(shared, self._heads, axis=1), value)
+        intermediates.add("weights", weights)
+        return mean_attention(value, **options)
 
     def init_cache(self, value: KVHeads, lengths: Positions) -> Cache:
         if self._window is not None:

@@ -35,8 +35,7 @@ class StaticAttention(Attention):
             )
         options = {"causal": self._causal, "valid": valid, "window": self._window}
         weights = static_weights(read(self.scores), tokens, **options)
-        intermediates.add("weights", lambda: weights)
-        return apply_weights(weights, repeat_kv_heads(value, self._heads))
+        return apply_weights(intermediates.hook_point("weights", weights), repeat_kv_heads(value, self._heads))
 
     def init_cache(self, value: KVHeads, lengths: Positions) -> Cache:
         return ring_buffer.fill(value, lengths, self._slots)
