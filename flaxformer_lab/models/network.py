@@ -212,12 +212,10 @@ class PureNetwork:
 
         def hooked(function: Callable[..., Any]) -> Callable[..., Any]:
             def call(params: Tree, model_state: Tree, inputs: Tree, *, intermediates=DISABLED, **options: Any) -> Any:
-                def offered(*arguments: Tree) -> dict[str, Array]:
-                    function(*arguments, intermediates=(all_ := Intermediates()), **options)
-                    return all_.values
-
-                names = list(jax.eval_shape(offered, params, model_state, inputs))
-                inner = intermediates.with_hooks(resolve(hooks, names))
+                offered = Intermediates()
+                run = lambda *arguments: function(*arguments, intermediates=offered, **options)  # noqa: E731
+                jax.eval_shape(run, params, model_state, inputs)  # for the names, in the order of the forward pass
+                inner = intermediates.with_hooks(resolve(hooks, list(offered.values)))
                 return function(params, model_state, inputs, intermediates=inner, **options)
 
             return call

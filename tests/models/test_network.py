@@ -152,8 +152,10 @@ def test_intermediates_by_dotted_name(draw_module):
     drawn = draw_module(lambda: builder("mean", depth=2)(Rngs(0)))
     network = functionalize(builder("mean", depth=2))
     values = network.intermediates(drawn.params, {}, jnp.asarray(SYMBOLS), valid=VALID)
-    names = {"input", "blocks.0.attention.weights", "blocks.0.output", "blocks.1.attention.weights", "blocks.1.output"}
-    assert set(values) == names | {"output"}
+    of_attention = [f"attention.{name}" for name in ("input", "q", "k", "v", "scores", "weights", "z", "output")]
+    of_ffn = [f"ffn.{name}" for name in ("input", "preactivation", "hidden", "output")]
+    of_block = ["input", *of_attention, "after_attention", *of_ffn, "output"]
+    assert list(values) == ["input", *(f"blocks.{n}.{name}" for n in range(2) for name in of_block), "output"]
     last = np.asarray(values["output"], np.float64)
     pooled = np.stack([last[0].mean(0), last[1, :2].mean(0)])
     expected = pooled @ drawn.exact["head.kernel"] + drawn.exact["head.bias"]

@@ -96,10 +96,10 @@ def test_attention_and_ffn_drop_different_features(make):
     assert np.any(of_attention != of_ffn)
 
 
-def test_output_is_tapped(make):
+def test_the_residual_stream_is_tapped(make):
     intermediates = Intermediates()
     output = make()(X, intermediates=intermediates)
-    assert set(intermediates.values) == {"attention.weights", "output"}
+    assert [name for name in intermediates.values if "." not in name] == ["input", "after_attention", "output"]
     np.testing.assert_array_equal(intermediates.values["output"], output)
 
 
