@@ -5,7 +5,6 @@ Opening needs only the folder, and the data for the metrics; nothing in the fold
 
 import dataclasses
 import functools
-import importlib.util
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -144,12 +143,15 @@ class Run:
 
     @property
     def history(self) -> Any:
-        """What training wrote to metrics.jsonl: step, split, name, value. A DataFrame where pandas is installed."""
-        records = read_metrics(self.workdir / "metrics.jsonl")
-        if importlib.util.find_spec("pandas") is None:
-            return records
-        import pandas
+        """What training wrote to metrics.jsonl: step, split, name, value of each.
 
+        A DataFrame where pandas is installed, else a list of dicts.
+        """
+        records = read_metrics(self.workdir / "metrics.jsonl")
+        try:
+            import pandas
+        except ImportError:
+            return records
         return pandas.DataFrame(records, columns=["step", "split", "name", "value"])
 
     def measure(

@@ -2,8 +2,10 @@
 
 import ast
 import graphlib
+import importlib
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -146,13 +148,35 @@ def test_reading_a_config_asks_for_no_device():
     assert run(script % str(PACKAGE.parent / "configs" / "digits.py")) is False
 
 
-def test_load_run_is_exported():
+def test_what_the_package_exports():
     from flaxformer_lab.run import load_run
 
     assert flaxformer_lab.load_run is load_run
-    assert "load_run" in dir(flaxformer_lab)
+    exported = {name: getattr(flaxformer_lab, name) for name in flaxformer_lab.__all__}
+    assert all(callable(value) for name, value in exported.items() if name not in ("VARIANTS", "__version__"))
+    assert set(exported) <= set(dir(flaxformer_lab))
+    lazily = {name for names in flaxformer_lab._MODULES.values() for name in names}
+    assert lazily | {"__version__"} == set(exported)
     with pytest.raises(AttributeError, match="no attribute 'load_runs'"):
         _ = flaxformer_lab.load_runs
+    assert (PACKAGE / "py.typed").exists()
+
+
+@pytest.mark.parametrize("name", ["ablate", "evaluate", "measure"])
+def test_a_command_does_not_hide_the_function_of_its_name(name):
+    """Importing a submodule would set it as the package's attribute, in whatever order names are imported."""
+    assert name in FILES and name in flaxformer_lab.__all__
+    function = getattr(flaxformer_lab, name)
+    with pytest.raises(ImportError, match=f"python -m flaxformer_lab.{name}; in Python: from flaxformer_lab import"):
+        importlib.import_module(f"flaxformer_lab.{name}")
+    with pytest.raises(ImportError, match="is a command"):
+        runpy.run_module(f"flaxformer_lab.{name}", run_name=f"flaxformer_lab.{name}")
+    assert getattr(flaxformer_lab, name) is function and callable(function)
+    assert not {other for tree in FILES.values() for other in own_imports(tree, lazy=True)} & {name}
+
+
+def test_every_exported_name_that_is_a_file_too_is_such_a_command():
+    assert {name for name in flaxformer_lab.__all__ if name in FILES} == {"ablate", "evaluate", "measure"}
 
 
 def test_no_file_imports_another_framework():
