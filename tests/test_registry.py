@@ -335,7 +335,7 @@ def test_an_attention_kind_that_forgets_to_declare_its_weights_is_said_to(tmp_pa
     tree = TINY | {"task": {"name": "delay", "tokens": 4, "evaluation_examples": 16}}
     model = {"width": 8, "depth": 1, "attention": {"num_heads": 2, "kind": "mine"}, "ffn": {"kind": "off"}}
     train(parse_config(tree | {"model": model}), tmp_path / "run", quiet=True)
-    reasons = left_out(subject_of(load_run(tmp_path / "run"), examples=2))
+    reasons = left_out(load_run(tmp_path / "run").subject(examples=2))
     assert reasons["attention"] == "attention.kind=mine does not declare whether it has_token_weights"
 
 

@@ -213,7 +213,7 @@ def test_two_heads_at_once_are_both_ablated(network):
         (ablate_head(0, -1), "no head -1"),
         ({"output": lambda x: x[:1]}, r"hook of output returns the shape \(1, 4, 8\); it must be \(2, 4, 8\)"),
     ],
-    ids=str,
+    ids=["misspelt", "another library's", "no such layer", "no such head", "below 0", "another shape"],
 )
 def test_a_hook_that_cannot_be(network, hooks, message):
     small, params = network()
