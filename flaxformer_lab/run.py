@@ -114,7 +114,8 @@ class Run:
         Raises:
             ConfigError: a name that the model does not offer, a hook that returns another shape, or as in `predict`.
         """
-        return self.model.run_with_hooks(*self._variables, self._inputs(raw), hooks, valid=valid)
+        inputs, valid = jax.tree.map(jax.numpy.asarray, (self._inputs(raw), valid))
+        return self.model.run_with_hooks(*self._variables, inputs, hooks, valid=valid)
 
     def with_hooks(self, hooks: NamedHooks) -> "Run":
         """This run with hooks in every forward pass, compiled: for its metrics, measures and predictions."""

@@ -147,10 +147,11 @@ def test_an_ablation_from_a_mapping_or_a_file(ablation, tmp_path, capsys):
 
 
 def test_an_ablation_that_failed_says_so(ablation, tmp_path, monkeypatch):
-    def fail(*_):
-        raise MemoryError("too small")
+    class TooLarge:
+        def __init__(self, *_):
+            raise MemoryError("too small")
 
-    monkeypatch.setattr("flaxformer_lab.ablation.local.Population", fail)
+    monkeypatch.setattr("flaxformer_lab.ablation.local.Population", TooLarge)
     with pytest.raises(AblationError, match=r"1 of 1 cells failed, the first small / baseline: .*too small"):
         ablate(ablation, tmp_path / "one", quiet=True)
 

@@ -142,3 +142,12 @@ def test_a_config_of_ones_own_is_refused(command_texts, folder):
     code, _, err = command_texts("flaxformer_lab.generate", f"--workdir={folder}", "--config.model.width=9")
     assert code == 2
     assert "keeps the config that it was trained with" in err
+
+
+def test_a_run_writes_whole_texts():
+    run = run_of()
+    pieces = list(generate(run, ["ab", "c"], 6, seed=3))
+    assert run.generate(["ab", "c"], 6, seed=3) == ["".join(text) for text in zip(*pieces, strict=True)]
+    assert run.generate("ab", 6, seed=3) == "".join(piece for (piece,) in generate(run, "ab", 6, seed=3))
+    with pytest.raises(ConfigError, match="cannot decode with a cache"):
+        run.with_hooks({"output": abs}).generate("ab", 6)

@@ -180,7 +180,7 @@ def score_of(cell: Cell, result: Result, config: AblationConfig) -> Score:
         examples=examples,
         interval=bootstrap_interval(values, examples=examples, limits=metric.limits),
         succeeded=succeeded,
-        share=share_interval(int(succeeded.sum()), len(values)),
+        share=share_interval(float(succeeded.sum()), len(values)),
         of_successes=bootstrap_interval(values[succeeded], examples=examples, limits=metric.limits)
         if succeeded.any()
         else None,

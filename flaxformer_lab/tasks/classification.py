@@ -87,7 +87,8 @@ class Classification(Task):
     def _prepared(self, values: np.ndarray) -> Array:
         stored = {self._feature: values, self._label: np.zeros(len(values), np.int32)}
         keys = jax.random.split(jax.random.key(0), len(values))  # evaluation draws nothing
-        return self.prepare(stored | {"example_weight": np.ones(len(values))}, keys, training=False)["inputs"]
+        examples = jax.tree.map(jnp.asarray, stored | {"example_weight": np.ones(len(values))})
+        return self.prepare(examples, keys, training=False)["inputs"]
 
     def _targets(self, examples: Batch) -> Int[Array, " batch"]:
         labels = examples[self._label].astype(jnp.int32)

@@ -15,7 +15,7 @@ from flaxformer_lab.modules.intermediates import Intermediates
 from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.parsing import override
 
-SYMBOLS = np.array([[0, 4, 2, 2], [1, 3, 3, 0]], np.int32)
+SYMBOLS = jnp.array([[0, 4, 2, 2], [1, 3, 3, 0]], jnp.int32)
 VALID = jnp.array([[True, True, True, True], [True, True, False, False]])
 MODEL = {"width": 8, "depth": 2, "attention": {"num_heads": 2}, "ffn": {"expansion": 2.0}}
 KINDS = ["softmax", "linear", "lightning", "channel", "mean", "static"]
