@@ -32,7 +32,7 @@ PANELS = {
     "product": (
         "C10  Multiply two features",
         {
-            "baseline": "gelu FFN",
+            "baseline": "relu FFN",
             "bilinear FFN": "bilinear FFN",
             "ffn_off": "no FFN",
             "linear_ffn": "linear FFN",
