@@ -96,7 +96,11 @@ def test_an_interrupted_run_says_how_to_go_on(place, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("command", "length"), [("train.py --help | head -2", 2), ("-m flaxformer_lab.ablate --help | head -1", 1)]
+    ("command", "length"),
+    [
+        ("train.py --help | head -2", 2),
+        pytest.param("-m flaxformer_lab.ablate --help | head -1", 1, marks=pytest.mark.slow),
+    ],
 )
 def test_who_reads_only_the_first_lines_ends_the_command_quietly(command, length):
     shell = f"set -o pipefail; {sys.executable} {command}"

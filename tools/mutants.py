@@ -100,7 +100,7 @@ FAULTS = (
         ("few seeds are equal", "len(self.values) >= FEWEST_SEEDS and self", "self"),
         ("success turned", "values >= threshold if metric", "values < threshold if metric"),
         ("failures in the mean of the rest", "bootstrap_interval(values[succeeded]", "bootstrap_interval(values"),
-        ("the share of failures", "share_interval(int(succeeded.sum())", "share_interval(int((~succeeded).sum())"),
+        ("the share of failures", "share_interval(float(succeeded.sum())", "share_interval(int((~succeeded).sum())"),
         ("examples of another rate", 'if each["learning_rate"] == rate), None)', "), None)"),
         ("examples not paired", "is None or len(ours) != len(theirs) else ours - theirs", "is None else ours"),
         (

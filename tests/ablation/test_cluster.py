@@ -38,6 +38,7 @@ def figures(store, cell):
     return {key: value for key, value in store.result(cell).items() if key not in ("seconds", "provenance")}
 
 
+@pytest.mark.slow
 def test_a_killed_node_costs_nothing_but_time(two_nodes, grid, tmp_path, monkeypatch):
     nodes, second = two_nodes
     made, here, there = grid(GRID), Store(tmp_path / "here"), Store(tmp_path / "there")

@@ -73,7 +73,7 @@ def test_without_a_path_between_features_a_rotation_is_learned_as_far_as_its_dia
 POINTERS = {"name": "pointers", "tokens": 6, "features": 4, "pointers": 2}
 
 
-@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("heads", [pytest.param(1, marks=SLOW), 2])
 def test_heads_follow_as_many_pointers_as_there_are_heads(heads):
     model = PLAIN | {"width": 24, "depth": 1, "attention": {"num_heads": heads, "head_dim": 8}}
     score, bound = fit(POINTERS, model, steps=200)
@@ -88,6 +88,7 @@ def test_heads_follow_as_many_of_four_pointers_as_there_are_heads(heads):
     assert bound == heads / 4 and abs(score - bound) < 0.03
 
 
+@pytest.mark.slow
 def test_mean_attention_follows_no_pointer():
     model = PLAIN | {"width": 24, "depth": 1, "attention": {"kind": "mean"}}
     score, bound = fit({"name": "pointers"}, model, steps=150)
