@@ -40,8 +40,10 @@ def functional_anova(
 
     For a point a and points b of its background, f(b with input i from a) - f(b) has the mean f_i(a_i) over b, and
     f(a) - f(b) less all of these has the mean of all interaction at a. A product of two such values with different b is
-    therefore an unbiased estimate of a squared term, exactly 0 where the term is, whatever the other terms are. Total
-    indices are Jansen's (1999). Takes examples x backgrounds x (inputs + 1) calls of f, more for pairs.
+    therefore an unbiased estimate of a squared term, exactly 0 where the term is, whatever the other terms are. Where
+    interaction prevails among many inputs that estimate is noisy, and 1 less the first-order shares is the better one:
+    the one with the smaller standard error is given. Total indices are Jansen's (1999). Takes examples x backgrounds x
+    (inputs + 1) calls of f, more for pairs.
 
     Raises:
         ValueError: fewer than two examples or backgrounds.
@@ -57,7 +59,11 @@ def functional_anova(
     at, base, single = (np.asarray(each, np.float64) for each in (at, base, single))
     change = single - base  # [inputs, backgrounds, examples]
     variance = np.mean(np.square(at - base), axis=0) / 2
-    interaction = _square_of_mean(at - base - change.sum(axis=0))
+    first_order = _square_of_mean(change)  # [inputs, examples]
+    estimates = (
+        jackknife(_quotient, _square_of_mean(at - base - change.sum(axis=0)), variance),
+        jackknife(lambda main, all_of_it: 1 - _quotient(main, all_of_it), first_order.sum(axis=0), variance),
+    )
     scale = max(variance.mean(), np.finfo(np.float64).tiny)
     pairs = None
     if with_pairs:
@@ -67,11 +73,15 @@ def functional_anova(
             crossed = np.asarray(double, np.float64) - single[left] - single[right] + base
             pairs[left, right] = pairs[right, left] = _square_of_mean(crossed).mean(axis=-1) / scale
     return Anova(
-        jackknife(lambda above, below: above[..., 0] / below[..., 0], interaction, variance),
-        _square_of_mean(change).mean(axis=-1) / scale,
+        min(estimates, key=lambda each: each.standard_error),
+        first_order.mean(axis=-1) / scale,
         np.mean(np.square(change), axis=(1, 2)) / 2 / scale,
         pairs,
     )
+
+
+def _quotient(above, below):
+    return above[..., 0] / below[..., 0]
 
 
 def _square_of_mean(values: Float[np.ndarray, "*any backgrounds examples"]) -> Float[np.ndarray, "*any examples"]:

@@ -25,6 +25,7 @@ from flaxformer_lab.parsing import nearest
 Values = dict[str, Any]  # floats, Estimates, and arrays for the figures
 EXACT_ROWS = 1024  # up to this many Jacobian rows or Hessian columns all are computed, beyond that they are sampled
 MAX_INPUTS = 1024  # of the functional ANOVA, which takes a few calls for each
+MAX_INDEXED_INPUTS = 64  # with more, the indices of single inputs are left out: each is smaller than its error
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,9 @@ def _interaction(subject: Subject, num_random_vectors: int) -> Values:
     del num_random_vectors
     function, x = subject.scalar
     found = functional_anova(function, x, backgrounds=max(2, min(16, MAX_INPUTS // x.shape[1])))
-    values: Values = {"interaction_share": found.interaction, "first_order_indices": found.first_order}
-    values["total_indices"] = found.total
+    values: Values = {"interaction_share": found.interaction}
+    if x.shape[1] <= MAX_INDEXED_INPUTS:
+        values |= {"first_order_indices": found.first_order, "total_indices": found.total}
     return values if found.pairs is None else values | {"pair_indices": found.pairs}
 
 

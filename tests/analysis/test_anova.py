@@ -59,6 +59,15 @@ def test_the_planted_share_is_found(share):
     assert abs(found - share) < 4 * error < 0.16
 
 
+@pytest.mark.parametrize("inputs", [16, 128])
+def test_interaction_of_high_order_among_many_inputs(inputs):
+    """f = prod (1 + c x_i) has V_i = c^2 of (1 + c^2)^n - 1; products of residuals alone would be off by far more."""
+    squared = 2 / inputs
+    found, error = functional_anova(lambda x: jnp.prod(1 + squared**0.5 * x, axis=1), normals(2048, inputs)).interaction
+    share = 1 - inputs * squared / ((1 + squared) ** inputs - 1)
+    assert abs(found - share) < 4 * error < 0.3
+
+
 def test_a_sum_of_functions_of_one_input_has_none():
     found = functional_anova(additive, normals(64))
     assert abs(found.interaction.value) < 1e-10
