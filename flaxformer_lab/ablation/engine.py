@@ -147,7 +147,7 @@ def save_kept(
             folders.append(store.run_folder(cell, number))
             save_replica(cell.config, outcome, number, folders[-1])
     if config.keep == "chosen" and folders and cell.extension:
-        for part in finished_parts(base, store, config):
+        for part, _ in finished_parts(base, store, config):
             shutil.rmtree(store.run_folder(part, 0).parent, ignore_errors=True)
     return folders
 

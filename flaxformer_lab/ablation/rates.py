@@ -67,24 +67,23 @@ def progress(cell: Cell, store: Store, config: AblationConfig) -> tuple[Result |
 
     The result is that of the cell and of its extensions as if they were one.
     """
-    whole, following = None, cell
-    for part, result in _finished(cell, store, config):
-        whole = result if whole is None else joined([whole, result])
-        following = extension(cell, whole, config, count=part.extension + 1)
-    return whole, following
+    found = list(_search(cell, store, config))
+    return found[-1][2:] if found else (None, cell)
 
 
-def finished_parts(cell: Cell, store: Store, config: AblationConfig) -> list[Cell]:
-    """The cell and its extensions, as far as they are finished."""
-    return [part for part, _ in _finished(cell, store, config)]
+def finished_parts(cell: Cell, store: Store, config: AblationConfig) -> list[tuple[Cell, Result]]:
+    """The cell and its extensions with their results, as far as they are finished."""
+    return [(part, result) for part, result, _, _ in _search(cell, store, config)]
 
 
-def _finished(cell: Cell, store: Store, config: AblationConfig) -> Iterator[tuple[Cell, Result]]:
+def _search(cell: Cell, store: Store, config: AblationConfig) -> Iterator[tuple[Cell, Result, Result, Cell | None]]:
+    """Each finished part with its result, all results so far as one, and the part that follows."""
     part, whole = cell, None
     while part is not None and (result := store.result(part)) is not None:
-        yield part, result
         whole = result if whole is None else joined([whole, result])
-        part = extension(cell, whole, config, count=part.extension + 1)
+        following = extension(cell, whole, config, count=part.extension + 1)
+        yield part, result, whole, following
+        part = following
 
 
 def extension(cell: Cell, whole: Result, config: AblationConfig, count: int) -> Cell | None:

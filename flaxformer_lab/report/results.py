@@ -47,10 +47,8 @@ def as_csv(grid: Grid, store: Store, summary: Summary) -> str:
     writer.writerow(COLUMNS)
     for cell in grid.cells:
         score = summary.score(cell.task, cell.variant)
-        for part in finished_parts(cell, store, grid.config):
-            result = store.result(part)
-            if result is not None and score is not None:
-                writer.writerows(_rows(part, result, score.learning_rate))
+        for part, result in finished_parts(cell, store, grid.config) if score is not None else ():
+            writer.writerows(_rows(part, result, score.learning_rate))
     return file.getvalue()
 
 

@@ -182,7 +182,7 @@ def test_every_kind_of_attention_works_on_tokens_in_shares(attention):
 
 @pytest.mark.parametrize("kind", ["block", "low_rank", "monarch", "hadamard"])
 def test_every_structured_map_works_on_a_mesh(kind):
-    """Its blocks in shares, where the width is sharded."""
+    """Its blocks sharded, where the width is."""
     knobs = {"projection": kind, "block_size": 4, "rank": 4}
     parts = {"attention": {"num_heads": 4, "output": kind} | knobs, "ffn": {"expansion": 1.0} | knobs}
     changes = {"model": TEXT["model"] | {"depth": 1} | parts}
