@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from flaxformer_lab import registry
+from flaxformer_lab.data.own.address import with_absolute_path
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.model_config import ModelConfig, TransformerConfig
 from flaxformer_lab.parsing import AtLeastOne, Decay, Name, NonNegative, Positive, Rate, Seed, Tagged, as_plain, parse
@@ -231,12 +232,14 @@ def _word(value: bool) -> str:
 def parse_config(tree: Mapping[str, Any] | Config) -> Config:
     """Returns the config that a nested mapping of plain values describes; what it leaves out takes its default.
 
-    A config that is one already is held against the same rules.
+    A config that is one already is held against the same rules. `task.dataset` names a user's own files by their
+    absolute path then.
 
     Raises:
         ConfigError: an unknown key, a value of the wrong type or out of range, or keys that contradict one another.
     """
-    return parse(Config, tree, "")
+    config = parse(Config, tree, "")
+    return dataclasses.replace(config, task=with_absolute_path(config.task))
 
 
 def as_dict(config: Any) -> dict[str, Any]:

@@ -13,7 +13,8 @@ import re
 import shutil
 import sys
 import urllib.error
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import requests
@@ -24,8 +25,10 @@ from tensorflow_datasets.core.download.download_manager import NonMatchingChecks
 from flaxformer_lab import registry
 from flaxformer_lab.cache import cache_folder
 from flaxformer_lab.data.builders import CHECKSUMS, format_checksums, parse_checksums
+from flaxformer_lab.data.own import builder as own
+from flaxformer_lab.data.own.address import OPTIONS, Address, parse_address
 from flaxformer_lab.data.tensorflow_stand_in import import_all_builders, tensorflow_stand_in
-from flaxformer_lab.errors import DataError
+from flaxformer_lab.errors import DataError, LabError
 from flaxformer_lab.literal_paths import take_folders_literally
 from flaxformer_lab.locking import file_lock
 
@@ -38,38 +41,90 @@ _NO_NETWORK = (requests.RequestException, urllib.error.URLError, tfds.download.D
 take_folders_literally()
 
 
+@dataclass(frozen=True)
+class _Target:
+    """A data set that is to be prepared.
+
+    dataset: as the user wrote it. name, root: its folder is below `root/name`. label(): how messages name it.
+    folder(): of the version that is asked for. open(): its builder. make(): a builder that can prepare it.
+    fingerprint(recorded): what it is built from, where it is kept in the lab's cache; None for one of TFDS. recorded:
+    what the copy in the cache was built from, if there is one.
+    """
+
+    dataset: str
+    name: str
+    root: Path
+    label: Callable[[], str]
+    folder: Callable[[], Path]
+    open: Callable[[], tfds.core.DatasetBuilder]
+    make: Callable[[], tfds.core.DatasetBuilder]
+    fingerprint: Callable[[str | None], str] | None
+
+
 def prepare(dataset: str) -> tfds.core.DatasetBuilder:
     """Returns the builder of a data set that is ready to be read; builds the data set first if necessary.
 
-    The data sets that ship with the lab are kept in its cache, all others in the folder of TFDS (`TFDS_DATA_DIR`, or
-    `~/tensorflow_datasets`), so that existing copies are used. A copy that is not array_record (usually tfrecord)
-    cannot be read without TensorFlow: then a second one is built in the lab's cache.
+    The data sets that ship with the lab and own files are kept in its cache, all others in the folder of TFDS
+    (`TFDS_DATA_DIR`, or `~/tensorflow_datasets`), so that existing copies are used. A copy that is not array_record
+    (usually tfrecord) cannot be read without TensorFlow: then a second one is built in the lab's cache.
 
     A registered data set whose builder was edited since, or one of the files that the builder names in `SOURCES`, is
-    built again, and says so.
+    built again, and says so; likewise own files. Where own files are gone, the prepared copy serves.
 
     Args:
-      dataset: a TFDS name, optionally with a config and a version: `name`, `name/config`, `name/config:1.2.3`.
+      dataset: a TFDS name, optionally with a config and a version: `name`, `name/config`, `name/config:1.2.3`; or own
+        files: `KIND:PATH?OPTION=VALUE&...` (see `own/address.py`).
 
     Raises:
+      ConfigError: an address of own files that cannot be understood.
       DataError: the name is unknown, or the data set cannot be fetched, written or trusted.
     """
+    address = parse_address(dataset)
+    target = _named(dataset) if address is None else _own(address)
+    with _explained(target.dataset, target.name, target.root), quiet(), tensorflow_stand_in():
+        _check_digests(target.root / target.name)
+        if _is_whole(target):
+            return target.open()
+        target.root.mkdir(parents=True, exist_ok=True)
+        with file_lock(target.root / f".{target.name}.lock", wait=True):
+            if not _is_whole(target):  # No other process has built it meanwhile.
+                _clear(target)
+                _build(target)
+        return target.open()
+
+
+def _named(dataset: str) -> _Target:
+    """A data set that is registered or of TFDS."""
     parsed = _NAME.fullmatch(dataset)
     if parsed is None:
-        raise DataError(f"task.dataset={dataset!r} is not a TFDS name; write name, name/config or name/config:1.2.3")
+        raise DataError(
+            f"task.dataset={dataset!r} is not a TFDS name; write name, name/config or name/config:1.2.3, or own files: "
+            f"{', '.join(f'{kind}:PATH' for kind in OPTIONS)}"
+        )
     name = parsed["name"]
-    root = _root(dataset, name)
-    with _explained(dataset, root), quiet(), tensorflow_stand_in():
-        _check_digests(root / name)
-        builder = tfds.builder(dataset, data_dir=root)
-        if _is_whole(builder):
-            return builder
-        root.mkdir(parents=True, exist_ok=True)
-        with file_lock(root / f".{name}.lock", wait=True):
-            if not _is_whole(builder):  # No other process has built it meanwhile.
-                _clear(builder)
-                _build(tfds.builder(dataset, data_dir=root))
-        return tfds.builder(dataset, data_dir=root)
+    fingerprint = None
+    if name in registry.names("dataset"):
+        root, fingerprint = cache_folder("datasets"), lambda recorded: _fingerprint(name)
+    else:
+        root = _root(dataset, name)
+    make = functools.partial(tfds.builder, dataset, data_dir=root)
+    label = lambda: make().info.full_name  # noqa: E731
+    return _Target(dataset, name, root, label, lambda: Path(make().data_dir), make, make, fingerprint)
+
+
+def _own(address: Address) -> _Target:
+    root = cache_folder("datasets")
+    folder = root / address.key / str(own.OwnFiles.VERSION)
+    return _Target(
+        dataset=str(address),
+        name=address.key,
+        root=root,
+        label=lambda: str(address),
+        folder=lambda: folder,
+        open=functools.partial(tfds.builder_from_directory, folder),
+        make=functools.partial(own.OwnFiles, address, data_dir=root),
+        fingerprint=functools.partial(own.fingerprint, address),
+    )
 
 
 def tfds_folder() -> Path:
@@ -81,7 +136,7 @@ def _root(dataset: str, name: str) -> Path:
     """Returns the folder of data sets that has this one, or will have it."""
     if name in registry.names("dataset"):
         return cache_folder("datasets")
-    with _explained(dataset, tfds_folder()), quiet(), tensorflow_stand_in():
+    with _explained(dataset, name, tfds_folder()), quiet(), tensorflow_stand_in():
         import_all_builders()
         builder = tfds.builder(dataset, data_dir=tfds_folder())
         unreadable = builder.is_prepared() and _ARRAY_RECORD not in builder.info.available_file_formats()
@@ -93,23 +148,27 @@ def damaged(dataset: str, folder: Path, detail: object) -> DataError:
     return DataError(f"{dataset} in {folder} is damaged ({_text(detail)}); delete that folder to build it again")
 
 
-def _is_whole(builder: tfds.core.DatasetBuilder) -> bool:
-    folder = Path(builder.data_dir)
-    if builder.name in registry.names("dataset"):
-        return (folder / CHECKSUMS).exists() and not _is_outdated(builder)  # It is written last.
-    if folder.exists() and not builder.is_prepared():
-        raise damaged(builder.name, folder, "dataset_info.json is missing")
-    return builder.is_prepared()
+def _is_whole(target: _Target) -> bool:
+    folder = target.folder()
+    if target.fingerprint:
+        return (folder / CHECKSUMS).exists() and not _is_outdated(target)  # It is written last.
+    is_prepared = target.open().is_prepared()
+    if folder.exists() and not is_prepared:
+        raise damaged(target.name, folder, "dataset_info.json is missing")
+    return is_prepared
 
 
-def _is_outdated(builder: tfds.core.DatasetBuilder) -> bool:
+def _is_outdated(target: _Target) -> bool:
     """Whether the data set was built from another source; a copy of an earlier version of the lab says nothing."""
-    recorded = Path(builder.data_dir) / _SOURCE
-    if not recorded.exists():
+    path = target.folder() / _SOURCE
+    recorded = path.read_text() if path.exists() else None
+    found = target.fingerprint(recorded)
+    if recorded is not None and recorded.partition("\n")[0] != found.partition("\n")[0]:
+        return True
+    if found != recorded:  # an earlier copy, or the same content at another time
         with contextlib.suppress(OSError):
-            recorded.write_text(_fingerprint(builder.name))
-        return False
-    return recorded.read_text() != _fingerprint(builder.name)
+            path.write_text(found)
+    return False
 
 
 def _fingerprint(name: str) -> str:
@@ -130,28 +189,30 @@ def _fingerprint(name: str) -> str:
     return digest.hexdigest()
 
 
-def _clear(builder: tfds.core.DatasetBuilder) -> None:
+def _clear(target: _Target) -> None:
     """Removes an outdated copy, or the files of an interrupted build, from the lab's cache."""
-    if builder.name in registry.names("dataset"):
-        folder = Path(builder.data_dir)
+    if target.fingerprint:
+        folder = target.folder()
         if (folder / CHECKSUMS).exists():
-            print(f"the source of {builder.info.full_name} changed since it was prepared", file=sys.stderr)
+            print(f"the source of {target.label()} changed since it was prepared", file=sys.stderr)
         for unfinished in [folder, *folder.parent.glob(f"incomplete.*_{folder.name}")]:
             shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _build(builder: tfds.core.DatasetBuilder) -> None:
-    folder, ships = Path(builder.data_dir), builder.name in registry.names("dataset")
-    print(f"preparing {builder.info.full_name} in {folder} ...", file=sys.stderr)
-    tfds.display_progress_bar(sys.stderr.isatty() and not ships)
+def _build(target: _Target) -> None:
+    in_cache = target.fingerprint is not None
+    found = target.fingerprint(None) if in_cache else ""  # first: an edit while it is read counts as a later one
+    print(f"preparing {target.label()} in {target.folder()} ...", file=sys.stderr)
+    tfds.display_progress_bar(sys.stderr.isatty() and not in_cache)
     with _limited_waiting():
-        builder.download_and_prepare(
+        target.make().download_and_prepare(
             file_format=_ARRAY_RECORD,
-            download_dir=None if ships else tfds_folder() / "downloads",
+            download_dir=None if in_cache else tfds_folder() / "downloads",
             download_config=tfds.download.DownloadConfig(try_download_gcs=False),
         )
-    if ships:
-        (folder / _SOURCE).write_text(_fingerprint(builder.name))
+    if in_cache:
+        folder = target.folder()
+        (folder / _SOURCE).write_text(found)
         unfinished = folder / f".{CHECKSUMS}"
         unfinished.write_text(format_checksums(_digests(folder)))
         unfinished.rename(folder / CHECKSUMS)
@@ -200,18 +261,18 @@ def _limited_waiting() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _explained(dataset: str, root: Path) -> Iterator[None]:
+def _explained(dataset: str, name: str, root: Path) -> Iterator[None]:
     """Turns the errors of TFDS and of the system while a data set is opened or built into one DataError."""
     try:
         yield
-    except (DataError, MemoryError):
+    except (LabError, MemoryError):
         raise
     except Exception as error:
-        raise DataError(_explain(dataset, root, error)) from error
+        raise DataError(_explain(dataset, name, root, error)) from error
 
 
-def _explain(dataset: str, root: Path, error: Exception) -> str:
-    name, causes = _NAME.fullmatch(dataset)["name"], list(_causes(error))
+def _explain(dataset: str, name: str, root: Path, error: Exception) -> str:
+    causes = list(_causes(error))
     variable = "TFDS_DATA_DIR" if root == tfds_folder() else "FLAXFORMER_LAB_CACHE"
     if isinstance(error, tfds.core.DatasetNotFoundError):
         near = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False), n=3)

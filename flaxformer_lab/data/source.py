@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import Int, Shaped
 from tensorflow_datasets.core.file_adapters import ArrayRecordFileAdapter
 
+from flaxformer_lab.data.own.address import parse_address
 from flaxformer_lab.data.prepare import damaged, prepare, quiet
 from flaxformer_lab.errors import DataError
 
@@ -143,11 +144,12 @@ def open_split(dataset: str, split: str, capacity: Mapping[str, tuple[int, ...]]
     its first 80%, validation the next tenth and test the last.
 
     Args:
-      dataset: a TFDS name, optionally with a config and a version: `name`, `name/config`, `name/config:1.2.3`.
+      dataset: a TFDS name or own files, as in `prepare`.
       split: train, validation or test.
       capacity: as in `Source`.
 
     Raises:
+      ConfigError: an address of own files that cannot be understood.
       DataError: there is no such data set or split, it cannot be fetched, written or trusted, or a capacity does not
         fit its feature.
     """
@@ -160,7 +162,8 @@ def open_split(dataset: str, split: str, capacity: Mapping[str, tuple[int, ...]]
     part = _part(split, stored)
     if not builder.info.splits[part].num_examples:
         raise DataError(f"{dataset} has too few examples to take {part} of them for {split}; use a larger data set")
-    name = f"{builder.info.full_name} {part}"
+    address = parse_address(dataset)
+    name = f"{address.source if address else builder.info.full_name} {part}"
     with _reading(name, builder.info), quiet():
         examples = builder.as_data_source(part, file_format="array_record")
         _check_sizes(builder.info.splits[part].file_instructions)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from flaxformer_lab.data.own.contents import SOURCE_ROW
 from flaxformer_lab.data.source import Source, open_split
 from flaxformer_lab.errors import ConfigError, DataError
 from flaxformer_lab.functional.metrics import Metrics
@@ -65,6 +66,7 @@ class Classification(Task):
         return stored_examples(source, functools.partial(self._check_examples, source.name))
 
     def _check_examples(self, name: str, arrays: Arrays, rows: Any) -> None:
+        rows = arrays.get(SOURCE_ROW, rows)
         check_labels(name, self._label, self.metadata, arrays[self._label], rows)
         self._check(name, arrays[self._feature], rows)
 
@@ -137,8 +139,9 @@ class ImageClassification(Classification):
         _, dtype = source.features[self._feature]
         if dtype.kind == "b" or dtype == np.uint8:
             return (0, 1) if dtype.kind == "b" else (0, 255)
-        values = source.load()[self._feature]
-        self._check(source.name, values, np.arange(len(values)))
+        arrays = source.load()
+        values = arrays[self._feature]
+        self._check(source.name, values, arrays.get(SOURCE_ROW, np.arange(len(values))))
         low, high = float(values.min()), float(values.max())
         if dtype.kind == "f" and high <= 1 and low >= -1:
             return (0, 1) if low >= 0 else (-1, 1)
@@ -249,8 +252,9 @@ class TabularClassification(Classification):
     _fits = staticmethod(is_row)
 
     def _metadata_of(self, source: Source) -> dict[str, Any]:
-        columns = source.load()[self._feature].astype(np.float64)
-        self._check(source.name, columns, np.arange(len(columns)))
+        arrays = source.load()
+        columns = arrays[self._feature].astype(np.float64)
+        self._check(source.name, columns, arrays.get(SOURCE_ROW, np.arange(len(columns))))
         missing = np.isnan(columns)
         for column in np.flatnonzero(missing.all(axis=0))[:1]:
             raise DataError(f"{source.name}: {self._feature}[{column}] has no value in any row; leave the column out")

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from flaxformer_lab.data.own.contents import SOURCE_ROW
 from flaxformer_lab.data.source import Source
 from flaxformer_lab.errors import ConfigError, DataError
 
@@ -36,7 +37,8 @@ def find_feature(source: Source, config: Any, knob: str, usual: str, fits: Fits)
     Raises:
         ConfigError: there is none, or there are several.
     """
-    fitting = [name for name, (shape, dtype) in source.features.items() if fits(shape, dtype)]
+    features = source.features.items()
+    fitting = [name for name, (shape, dtype) in features if fits(shape, dtype) and name != SOURCE_ROW]
     if knob == "label":  # a class label goes before other numbers
         labels = [name for name in fitting if isinstance(source.info.features[name], tfds.features.ClassLabel)]
         fitting = labels or fitting

@@ -1,0 +1,104 @@
+"""The addresses of a user's own files: `csv:PATH?target=NAME`, `images:FOLDER`, `text:PATH`, `npz:PATH`."""
+
+import dataclasses
+import hashlib
+import re
+import urllib.parse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.parsing import nearest
+
+SPLIT = {"split": "how examples are divided: `share:60,20,20`, the shares of train, validation and test"}
+# The options of each kind, and their meaning.
+OPTIONS: dict[str, dict[str, str]] = {
+    "images": SPLIT,
+    "npz": SPLIT,
+    "text": SPLIT,
+}
+_OF_TFDS = re.compile(r"[a-z0-9_]+(/[\w.-]+)?(:[\d.*]+)?")
+_ADDRESS = re.compile(r"(?P<kind>\w+):(?P<path>.*?)(\?(?P<options>\w+=.*))?", re.DOTALL)
+_SUFFIXES = {".npz": "npz", ".txt": "text"}  # what a path without a kind is taken for
+
+
+@dataclass(frozen=True)
+class Address:
+    """Own files and how to read them.
+
+    kind: names the reader, one of `OPTIONS`. path: absolute. options: as texts, in the order of their names.
+    """
+
+    kind: str
+    path: Path
+    options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def __str__(self) -> str:
+        pairs = (f"{name}={urllib.parse.quote(value, safe=' :,/')}" for name, value in self.options.items())
+        return f"{self.kind}:{self.path}" + (f"?{'&'.join(pairs)}" if self.options else "")
+
+    @property
+    def source(self) -> str:
+        """The files alone, as messages name them."""
+        return f"{self.kind}:{self.path}"
+
+    @property
+    def key(self) -> str:
+        """The name of the prepared data set: of the kind, the path and the options, whatever the files hold."""
+        return f"{self.kind}_{hashlib.sha256(str(self).encode()).hexdigest()[:16]}"
+
+
+def parse_address(dataset: str) -> Address | None:
+    """Reads `KIND:PATH?OPTION=VALUE&...`; None for the name of a data set of TFDS.
+
+    A path may have any characters but `?NAME=`, which begins the options; a relative one is taken from the working
+    directory. In an option's value `%26` is `&` and `%25` is `%`.
+
+    Raises:
+        ConfigError: the kind or an option is unknown, or the path is missing.
+    """
+    found, shown = _ADDRESS.fullmatch(dataset), f"task.dataset={dataset}"
+    if _OF_TFDS.fullmatch(dataset) or found is None or found["kind"] not in OPTIONS:
+        _refuse_other_files(dataset, found and found["kind"])
+        return None
+    kind, path = found["kind"], found["path"]
+    if not path:
+        raise ConfigError(f"{shown} has no path; write {kind}:PATH")
+    if re.match(r"\w+://", path):
+        raise ConfigError(f"{shown}: {path} is a URL; download it and write {kind}:PATH")
+    options = {}
+    for pair in (found["options"] or "").split("&") if found["options"] else ():
+        name, _, value = pair.partition("=")
+        if name not in OPTIONS[kind]:
+            known = ", ".join(OPTIONS[kind])
+            raise ConfigError(
+                f"{shown}: {name!r} is no option of {kind}: {nearest(name, OPTIONS[kind])}choose from {known}; "
+                "options are written ?NAME=VALUE&NAME=VALUE, with %26 for an & in a value"
+            )
+        if name in options or not value:
+            raise ConfigError(f"{shown}: option {name} is {'given twice' if value else 'empty'}; give it one value")
+        options[name] = urllib.parse.unquote(value)
+    return Address(kind, Path(path).expanduser().absolute(), dict(sorted(options.items())))
+
+
+def with_absolute_path(task: Any) -> Any:
+    """The config of a task whose `dataset` names its own files, if it does, by their absolute path.
+
+    Raises:
+        ConfigError: as in `parse_address`.
+    """
+    address = parse_address(task.dataset) if isinstance(getattr(task, "dataset", None), str) else None
+    return task if address is None else dataclasses.replace(task, dataset=str(address))
+
+
+def _refuse_other_files(dataset: str, kind: str | None) -> None:
+    """Raises ConfigError for what can only be meant as own files, though it is neither an address nor a TFDS name."""
+    kinds = f"own files are {', '.join(f'{name}:PATH' for name in OPTIONS)}"
+    suffix = Path(dataset.partition("?")[0]).suffix.lower()
+    if kind is None and suffix in _SUFFIXES:
+        raise ConfigError(f"task.dataset={dataset}: did you mean {_SUFFIXES[suffix]}:{dataset}? {kinds}")
+    if kind is not None and not _OF_TFDS.fullmatch(dataset):
+        if "/" in dataset or suffix in _SUFFIXES or nearest(kind, OPTIONS):
+            raise ConfigError(f"task.dataset={dataset}: {kind!r} is no kind: {nearest(kind, OPTIONS)}{kinds}")
