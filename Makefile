@@ -7,7 +7,8 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 # More extras for any target, separated by spaces: `make train EXTRAS=cuda`.
 EXTRAS ?=
-# More flags for the script that a target runs: `make train ARGS=--config.training.steps=100`.
+# More flags for the script that a target runs: `make train ARGS=--config.training.steps=100`. A --config or --workdir
+# among them is in place of the target's own: `make train ARGS="--workdir=runs/short --config.training.steps=100"`.
 ARGS ?=
 # Flags for pytest: `make test PYTEST_ARGS="-k attention"`. By default two processes: each begins with
 # half of the files, whose tests share compiled functions, and takes over tests of the other when it is done.
@@ -18,6 +19,9 @@ PIP := $(RUN) -m pip --disable-pip-version-check --quiet
 REQUIREMENTS := setup.cfg pyproject.toml $(CONSTRAINTS)
 # One stamp for each extra that is installed, and `core` for none.
 installed = $(patsubst %,$(VENV)/.installed-%,core $(1) $(EXTRAS))
+
+# $(call default,--FLAG,VALUE): --FLAG=VALUE, unless ARGS has that flag.
+default = $(if $(filter $(1) $(1)=%,$(ARGS)),,$(1)=$(2))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -32,10 +36,10 @@ help: ## list the targets
 setup: $(call installed,) ## make .venv and install the lab
 
 train: $(call installed,) ## train the default recipe, handwritten digits, into runs/digits
-	@$(RUN) train.py --config=configs/digits.py --workdir=runs/digits $(ARGS)
+	@$(RUN) train.py $(call default,--config,configs/digits.py) $(ARGS)
 
 speeches: $(call installed,) ## train the character model of speeches into runs/speeches
-	@$(RUN) train.py --config=configs/speeches.py --workdir=runs/speeches $(ARGS)
+	@$(RUN) train.py $(call default,--config,configs/speeches.py) $(ARGS)
 
 test: lint browser ## lint, then run all tests
 	@$(RUN) -m pytest $(PYTEST_ARGS)
@@ -64,7 +68,8 @@ benchmark: $(call installed,parity) ## time the train step, and PyTorch's (insta
 	@$(RUN) benchmarks/train_step.py $(ARGS)
 
 ablation: $(call installed,) ## train every variant on every probe, with intervals and verdicts, into runs/cross_dimension
-	@$(RUN) -m flaxformer_lab.ablate --config=configs/ablations/cross_dimension.py --workdir=runs/cross_dimension $(ARGS)
+	@$(RUN) -m flaxformer_lab.ablate $(call default,--config,configs/ablations/cross_dimension.py) \
+	    $(call default,--workdir,runs/cross_dimension) $(ARGS)
 
 probes: $(call installed,) ## train every probe and write the table in docs/science.md
 	@$(RUN) tools/probe_table.py $(ARGS)

@@ -46,8 +46,8 @@ def main(overrides: list[str]) -> None:
     tree = overridden(read_recipe(CONFIG.value, overrides), overrides)
     if {"task", "model"} & tree.keys() and "tasks" not in tree:
         raise ConfigError(
-            f"--config={CONFIG.value} is the recipe of one run: python train.py --config={CONFIG.value} trains it; an "
-            "ablation names it in tasks.NAME.recipe, as the files in configs/ablations do"
+            f"--config={CONFIG.value} is the recipe of one run: python -m flaxformer_lab.train --config={CONFIG.value} "
+            "trains it; an ablation names it in tasks.NAME.recipe, as the files in configs/ablations do"
         )
     config = parse_ablation(tree)
     if PRINT_CONFIG.value:

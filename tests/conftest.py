@@ -49,9 +49,6 @@ gc.set_threshold(100_000, 50, 50)
 
 TOKENS, WIDTH = 4, 8
 DECODED: dict[tuple[str, str], dict[str, np.ndarray]] = {}  # what `decoded_once` remembers
-# Flags of commands that tests import: another command, run in the same process, may define them too.
-COMMAND_FLAGS = ("config", "workdir", "seed", "ablation", "stop_at")
-COMMAND_FLAGS += ("distributed", "coordinator_address", "num_processes", "process_id")
 
 
 # A file beside this one, which is no package.
@@ -61,6 +58,7 @@ reads_are_transfers = runpy.run_path(str(Path(__file__).with_name("accelerator.p
 @pytest.fixture(scope="session", autouse=True)
 def accelerator() -> Iterator[None]:
     """A hidden read of an array fails in guarded regions, as it does on accelerators."""
+    assert jax.local_device_count() == 4  # asked now, before a command that a test runs here sets another number
     with reads_are_transfers():
         yield
 
@@ -212,9 +210,6 @@ def command_texts(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
     def call(module: str, *arguments: Any) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [module.rpartition(".")[2], *map(str, arguments)])
         monkeypatch.delitem(sys.modules, module, raising=False)
-        theirs = {name: flags.FLAGS[name] for name in COMMAND_FLAGS if name in flags.FLAGS}
-        for name in theirs:
-            delattr(flags.FLAGS, name)
         before = set(flags.FLAGS)
         code = 0
         try:
@@ -226,8 +221,6 @@ def command_texts(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
                 # Those of a library stay, as it stays imported.
                 if flags.FLAGS.find_module_defining_flag(name) == sys.argv[0]:
                     delattr(flags.FLAGS, name)
-            for name, flag in theirs.items():
-                flags.FLAGS[name] = flag
             flags.FLAGS.unparse_flags()
             flags.FLAGS["import"].unparse()
             flags.FLAGS["print_config"].unparse()

@@ -16,7 +16,6 @@ from flaxformer_lab.ablation.grid import make_grid, parse_ablation
 from flaxformer_lab.ablation.variants import VARIANTS
 from flaxformer_lab.cache import cache_folder
 from flaxformer_lab.command_line import load_config, read_recipe
-from flaxformer_lab.config import Config
 from flaxformer_lab.errors import ConfigError, DataError, NonFiniteError, RunError
 from flaxformer_lab.model_config import TransformerConfig
 
@@ -37,23 +36,37 @@ def recipe(tmp_path_factory):
 
 
 @pytest.fixture
-def train(monkeypatch, tmp_path):
-    """Runs train.py's command here, in an empty folder, up to where training would begin; returns what it would use."""
-    import train
-
-    calls = []
+def calls(monkeypatch, tmp_path):
+    """What training is asked for, (config, workdir, options), in an empty folder; nothing is trained."""
+    made = []
     stand_in = types.ModuleType("flaxformer_lab.training.loop")
-    stand_in.train = lambda config, workdir, **options: calls.append((config, workdir, options))
+    stand_in.train = lambda config, workdir, **options: made.append((config, workdir, options))
     monkeypatch.setitem(sys.modules, "flaxformer_lab.training.loop", stand_in)
     monkeypatch.setattr(command_line, "use_compilation_cache", lambda: None)
     monkeypatch.chdir(tmp_path)
+    return made
+
+
+@pytest.fixture
+def train(command_texts, calls):
+    """Runs the command up to where training would begin; returns what it would use."""
+
+    def run(*arguments, module="flaxformer_lab.train"):
+        code, _, err = command_texts(module, *arguments)
+        assert code == 0, err
+        return calls[-1]
+
+    return run
+
+
+@pytest.fixture
+def refused(command_texts, calls, tmp_path):
+    """The message of the command, which ends with exit code 2, says one line, and writes nothing."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-        with flagsaver.flagsaver():
-            command_line.run(train.main, Config)
-        (call,) = calls
-        return call
+        code, out, err = command_texts("flaxformer_lab.train", *arguments)
+        assert (code, out, list(tmp_path.iterdir()), calls) == (2, "", [], [])
+        return one_line(err)
 
     return run
 
@@ -65,6 +78,11 @@ def test_a_recipe_as_it_is(train):
     config, workdir, options = train(f"--config={DIGITS}", "--workdir=here")
     assert config == load_config(DIGITS, [])
     assert (config.task.dataset, config.model.width, workdir, options) == ("lab_digits", 64, "here", {"stop_at": None})
+
+
+def test_train_py_is_the_same_command(train):
+    arguments = (f"--config={DIGITS}", "--workdir=here", "--ablation=ffn_off", "--config.seed=3", "--stop_at=2")
+    assert train(*arguments, module="train") == train(*arguments)
 
 
 def test_keys_are_overridden_in_both_ways_of_writing(train):
@@ -284,17 +302,6 @@ BAD_FLAGS = {
 }
 
 
-def refusal(capsys, folder, command, *arguments):
-    """The message of a command that ends with exit code 2, says one line, and writes nothing."""
-    with pytest.raises(SystemExit) as ended:
-        command(*arguments)
-    output = capsys.readouterr()
-    assert ended.value.code == 2
-    assert output.out == ""
-    assert list(folder.iterdir()) == []
-    return one_line(output.err)
-
-
 def one_line(error):
     assert "Traceback" not in error
     assert error.startswith("error: ")
@@ -303,9 +310,9 @@ def one_line(error):
 
 
 @pytest.mark.parametrize(("arguments", "fragments"), BAD_FLAGS.values(), ids=BAD_FLAGS.keys())
-def test_bad_flags(train, capsys, tmp_path, arguments, fragments):
+def test_bad_flags(refused, arguments, fragments):
     recipe = [] if any(argument.startswith("--config=") for argument in arguments) else [f"--config={DIGITS}"]
-    message = refusal(capsys, tmp_path, train, *recipe, "--workdir=run", *arguments)
+    message = refused(*recipe, "--workdir=run", *arguments)
     for fragment in fragments:
         assert fragment in message
 
@@ -397,17 +404,15 @@ BAD_RECIPES = {
 
 
 @pytest.mark.parametrize(("text", "fragments"), BAD_RECIPES.values(), ids=BAD_RECIPES.keys())
-def test_bad_recipes(train, recipe, capsys, tmp_path, text, fragments):
-    message = refusal(capsys, tmp_path, train, f"--config={recipe(text)}")
+def test_bad_recipes(refused, recipe, text, fragments):
+    message = refused(f"--config={recipe(text)}")
     for fragment in fragments:
         assert fragment in message
 
 
-def test_a_recipe_that_is_not_there(train, capsys, tmp_path):
-    assert "--config=nowhere.py is not a file; recipes here: none" in refusal(
-        capsys, tmp_path, train, "--config=nowhere.py"
-    )
-    assert "is not a file" in refusal(capsys, tmp_path, train, f"--config={tmp_path}")
+def test_a_recipe_that_is_not_there(refused, tmp_path):
+    assert "--config=nowhere.py is not a file; recipes here: none" in refused("--config=nowhere.py")
+    assert "is not a file" in refused(f"--config={tmp_path}")
 
 
 def test_a_recipe_that_is_not_there_beside_some_that_are(monkeypatch):
@@ -416,8 +421,8 @@ def test_a_recipe_that_is_not_there_beside_some_that_are(monkeypatch):
         load_config("configs/digit.py", [])
 
 
-def test_a_recipe_that_is_no_python(train, recipe, capsys, tmp_path):
-    message = refusal(capsys, tmp_path, train, f"--config={recipe('{}', 'recipe.json')}")
+def test_a_recipe_that_is_no_python(refused, recipe):
+    message = refused(f"--config={recipe('{}', 'recipe.json')}")
     assert "is not a Python file with a get_config()" in message
 
 

@@ -15,7 +15,8 @@ from flaxformer_lab.parsing import known_keys
 
 REPOSITORY = Path(__file__).parents[1]
 DIGITS = str(REPOSITORY / "configs" / "digits.py")
-COMMANDS = ["train", *(f"flaxformer_lab.{name}" for name in ("ablate", "evaluate", "generate", "measure", "report"))]
+COMMANDS = ["train", *(f"flaxformer_lab.{n}" for n in ("train", "ablate", "evaluate", "generate", "measure", "report"))]
+WITH_CONFIG = COMMANDS[:3]
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +31,7 @@ def test_without_arguments_a_command_says_what_it_takes_and_does_nothing(command
     code, out, err = command_texts(command)
     assert (code, out, list(tmp_path.iterdir())) == (2, "", [])
     assert "  --workdir\n" in err and "config keys" not in err
-    assert ("--help shows recipes, variants and every key" in err) == (command in COMMANDS[:2])
+    assert ("--help shows recipes, variants and every key" in err) == (command in WITH_CONFIG)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -38,8 +39,12 @@ def test_without_arguments_a_command_says_what_it_takes_and_does_nothing(command
 def test_every_command_has_help_with_its_purpose_and_flags(command_texts, command, flag):
     code, out, err = command_texts(command, flag)
     assert (code, err) == (0, "")
-    assert f"{command.replace('train', 'train.py')} --" in out and "  --workdir\n" in out and "  --import\n" in out
-    assert ("--print_config" in out) == ("config keys" in out) == (command in COMMANDS[:2])
+    assert (
+        f"{command if '.' in command else 'flaxformer_lab.train'} --" in out
+        and "  --workdir\n" in out
+        and "  --import\n" in out
+    )
+    assert ("--print_config" in out) == ("config keys" in out) == (command in WITH_CONFIG)
 
 
 def test_help_has_every_key_of_the_config_with_its_default_and_meaning(command_texts):
@@ -108,4 +113,4 @@ def test_the_version(command_texts):
 
 def test_the_recipe_of_a_run_is_no_ablation(command_texts):
     code, _, err = command_texts("flaxformer_lab.ablate", f"--config={DIGITS}")
-    assert code == 2 and f"is the recipe of one run: python train.py --config={DIGITS} trains it" in err
+    assert code == 2 and f"is the recipe of one run: python -m flaxformer_lab.train --config={DIGITS} trains it" in err

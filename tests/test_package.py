@@ -162,7 +162,7 @@ def test_what_the_package_exports():
     assert (PACKAGE / "py.typed").exists()
 
 
-@pytest.mark.parametrize("name", ["ablate", "evaluate", "measure"])
+@pytest.mark.parametrize("name", ["ablate", "evaluate", "measure", "train"])
 def test_a_command_does_not_hide_the_function_of_its_name(name):
     """Importing a submodule would set it as the package's attribute, in whatever order names are imported."""
     assert name in FILES and name in flaxformer_lab.__all__
@@ -176,7 +176,7 @@ def test_a_command_does_not_hide_the_function_of_its_name(name):
 
 
 def test_every_exported_name_that_is_a_file_too_is_such_a_command():
-    assert {name for name in flaxformer_lab.__all__ if name in FILES} == {"ablate", "evaluate", "measure"}
+    assert {name for name in flaxformer_lab.__all__ if name in FILES} == {"ablate", "evaluate", "measure", "train"}
 
 
 def test_no_file_imports_another_framework():
