@@ -76,7 +76,7 @@ class AblationConfig:
         max_extensions: how often, for each cell.
         score_tolerance: a score that is better by no more than this counts as equal: an edge of the grid gives way to
             the rate beside it, and a validation curve that gains no more in its last quarter is flat.
-        noise_tolerance: or no more than so many standard deviations over seeds.
+        noise_tolerance: or no more than so many standard errors of what it gains.
         seeds: those that each variant is trained with, at every learning rate.
         baseline: the variant that the others are compared with; `baseline` is the unchanged recipe.
         match: widen or narrow each variant, and its FFN, until it has the baseline's parameters or forward FLOPs.
@@ -93,7 +93,7 @@ class AblationConfig:
     learning_rates: Annotated[tuple[Positive, ...], DISTINCT] = (0.001, 0.003, 0.01)
     max_extensions: NonNegative = 3
     score_tolerance: Decay = 0.002
-    noise_tolerance: Decay = 0.5
+    noise_tolerance: Decay = 2.0
     seeds: Annotated[tuple[Seed, ...], DISTINCT] = (0, 1, 2, 3, 4)
     baseline: Name = BASELINE
     match: Match = "none"
