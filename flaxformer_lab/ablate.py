@@ -43,6 +43,7 @@ def main(overrides: list[str]) -> None:
     compile_small_programs_briefly()
     with contextlib.suppress(RuntimeError):  # inside a process that has chosen its devices already
         jax.config.update("jax_num_cpu_devices", DEVICES.value or len(os.sched_getaffinity(0)))
+    overrides = _written_out(overrides)
     tree = overridden(read_recipe(CONFIG.value, overrides), overrides)
     if {"task", "model"} & tree.keys() and "tasks" not in tree:
         raise ConfigError(
@@ -71,6 +72,12 @@ def main(overrides: list[str]) -> None:
     raise_failures(report, store)
 
 
+def _written_out(overrides: list[str]) -> list[str]:
+    """Short forms of two keys: `--config.claims=C1` names the claims to decide, `--only=TASK` the tasks to train."""
+    written = [each.replace("--config.claims=", "--config.decide=", 1) for each in overrides]
+    return written if ONLY.value is None else [*written, f"--config.only={ONLY.value}"]
+
+
 def _trainer() -> contextlib.AbstractContextManager[Trainer]:
     if ENGINE.value == "local":
         return contextlib.nullcontext(train_here)
@@ -89,6 +96,7 @@ if __name__ == "__main__":
     FROM_RESULTS = flags.DEFINE_string(
         "from_results", None, "Make the report from a results.csv, or the folder it is in, and train nothing."
     )
+    ONLY = flags.DEFINE_string("only", None, "Train these tasks alone: --only=product,delay is --config.only=...")
     DRY_RUN = flags.DEFINE_bool("dry_run", False, "Show the cells, what they cost, and an estimate of the time.")
     ENGINE = flags.DEFINE_enum(
         "engine", "local", ["local", "ray"], "Where cells train: in this process, or as tasks of a Ray cluster."

@@ -230,9 +230,23 @@ def test_a_dry_run_shows_the_cells_with_keys_overridden_and_writes_nothing(call,
     assert "3 cells x 6 replicas" in text and "single_head" in text and re.search(r"estimate: (\d+:)?\d+:\d\d ", text)
 
 
+@pytest.mark.parametrize("short", ["--config.claims=C1", "--config.decide=C1", "--config.claims=C1 --only=rotation"])
+def test_one_claim_plans_the_two_cells_that_it_needs(call, monkeypatch, short):
+    monkeypatch.setattr("flaxformer_lab.ablation.display._estimate", lambda work: "")
+    config = REPOSITORY / "configs" / "ablations" / "cross_dimension.py"
+    code, out, err = call("flaxformer_lab.ablate", f"--config={config}", "--dry_run", *short.split())
+    cells = [row for line in out if len(row := re.split(r" *│ *", line.strip("│ "))) == 6]
+    assert (code, err) == (0, []) and [row[:2] for row in cells] == [
+        ["rotation", "baseline"],
+        ["rotation", "per_dimension"],
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--only=neer", "--workdir=x"], "only names neer, which is not among tasks: did you mean near"),
+        (["--config.claims=C99", "--workdir=x"], "decide names C99"),
         (["--config=nowhere.py", "--workdir=x"], "nowhere.py is not a file"),
         (["--config.seeds=", "--workdir=x"], "seeds"),
         (["--config.decide=C99", "--workdir=x"], "decide names C99"),

@@ -18,7 +18,7 @@ def provenance(device: str) -> dict[str, str]:
     """What a report says of how a result was made; what is not known is left out."""
     versions = [f"Python {platform.python_version()}", *(f"{name} {metadata.version(name)}" for name in LIBRARIES)]
     # Where it ran, and beside what, changes no result.
-    flags = [argument for argument in sys.argv[1:] if argument.startswith(("--config=", "--config."))]
+    flags = [argument for argument in sys.argv[1:] if argument.startswith(("--config=", "--config.", "--only="))]
     command = f"python -m flaxformer_lab.ablate {shlex.join(flags)}".strip()
     known = {"command": command, "versions": ", ".join(versions), "device": device, "commit": commit()}
     return {name: text for name, text in known.items() if text}

@@ -11,11 +11,11 @@ from flaxformer_lab.ablation.provenance import commit, describe_devices
 
 def test_command_versions_and_device_are_named(monkeypatch):
     monkeypatch.setattr(
-        sys, "argv", ["/some/where/ablate.py", "--config=a b.py", "--config.seeds=0,1", "--workdir=runs/x"]
+        sys, "argv", ["/some/where/ablate.py", "--config=a b.py", "--config.seeds=0,1", "--only=a", "--workdir=runs/x"]
     )
     monkeypatch.setattr(provenance, "commit", lambda: "")
     found = provenance.provenance("2 x cpu")
-    assert found["command"] == "python -m flaxformer_lab.ablate '--config=a b.py' --config.seeds=0,1"
+    assert found["command"] == "python -m flaxformer_lab.ablate '--config=a b.py' --config.seeds=0,1 --only=a"
     assert f"jax {jax.__version__}" in found["versions"] and found["device"] == "2 x cpu" and "commit" not in found
     assert describe_devices() == f"{len(jax.devices())} x cpu"
 
