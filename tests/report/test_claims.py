@@ -246,6 +246,8 @@ def grid_of(name):
 
 CLAIMS = {claim.name: claim for name in ("cross_dimension", "scales") for claim in grid_of(name).config.claims}
 
+NO_TABLE = (False,) * 6  # of the tables of C2
+
 
 @pytest.mark.parametrize("name", CLAIMS)
 def test_every_claim_has_several_verdicts_and_says_why(name):
@@ -262,10 +264,12 @@ def test_every_claim_has_several_verdicts_and_says_why(name):
     [
         ("C1", (True, True), "refuted"),
         ("C1", (False, False), "supported"),
-        ("C2", (True, True, True, True, False), "supported only when"),
-        ("C2", (False, False, True, False, False), "supported only when"),
-        ("C2", (False, True, False, False, True), "supported"),
-        ("C2", (False, False, False, False, False), "refuted"),
+        ("C2", (True, False, True, True, *NO_TABLE), "supported only when"),
+        ("C2", (True, False, True, False, *NO_TABLE), "supported only when"),
+        ("C2", (True, True, True, True, *NO_TABLE), "supported only when"),
+        ("C2", (True, False, True, True, *NO_TABLE[1:], True), "supported"),
+        ("C2", (False, True, True, True, *NO_TABLE), "supported"),
+        ("C2", (False, False, False, False, *NO_TABLE), "refuted"),
         ("C3", (True, False), "supported"),
         ("C3", (True, True), "refuted"),
         ("C4", (True, True), "supported"),
@@ -313,7 +317,7 @@ def made_up(cell, scenario):
 
 
 SCENARIOS = [("cross_dimension", k) for k in (0, 3, 15, 17, 25, 27, 28, 40)]
-SCENARIOS += [("scales", k) for k in (0, 1, 7, 32)]
+SCENARIOS += [("scales", k) for k in (0, 16)]
 
 
 @pytest.mark.parametrize(("name", "scenario"), SCENARIOS)
