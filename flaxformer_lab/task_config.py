@@ -36,11 +36,14 @@ class ImageClassificationConfig(TaskConfig):
     """Patches of an image are the tokens; the label is predicted from their mean or from a class token.
 
     Attributes:
-        dataset: a `lab_*` data set or the name of an image data set of tensorflow-datasets.
+        dataset: a `lab_*` data set, an image data set of tensorflow-datasets, or own files: `images:FOLDER`, with a
+            subfolder for each class, or `npz:PATH`.
         feature: which feature has the images; none finds it: `image`, or the only one of two or three axes.
         label: which feature has the label; none finds it: `label`, or the only class label or whole number.
         pixel_range: the values of black and white, which become -1 and 1; none takes those of the type: 0,255 of uint8,
             0,1 or -1,1 of floats, and of other integers 0 to the bits that the training images use.
+        image_size: rows and columns, like 28,28, to which every image is stretched; none takes the images as they are,
+            all of one size.
         patch_size: pixels along each side of a patch.
         pooling: predict from the mean of the tokens, or from a class token that is put before them.
         shift: training images are moved by up to this many pixels in each direction.
@@ -51,6 +54,7 @@ class ImageClassificationConfig(TaskConfig):
     feature: Name | None = None
     label: Name | None = None
     pixel_range: tuple[float, ...] | None = None
+    image_size: tuple[AtLeastOne, ...] | None = None
     patch_size: AtLeastOne = 2
     pooling: Literal["mean", "class_token"] = "mean"
     shift: NonNegative = 0
@@ -62,6 +66,9 @@ class ImageClassificationConfig(TaskConfig):
             raise ConfigError(
                 f"task.pixel_range={','.join(map(str, limits))} must be two numbers, the lower one first, like 0,255"
             )
+        if self.image_size is not None and len(self.image_size) != 2:
+            shown = ",".join(map(str, self.image_size))
+            raise ConfigError(f"task.image_size={shown} must be two numbers, rows and columns, like 28,28")
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,8 @@ class TabularClassificationConfig(TaskConfig):
     """Columns of numbers are the tokens; the label is predicted from their mean.
 
     Attributes:
-        dataset: `lab_wine`, `lab_breast_cancer`, or a data set with a label and a feature of one axis of numbers.
+        dataset: `lab_wine`, `lab_breast_cancer`, a data set with a label and a feature of one axis of numbers, or own
+            files: `npz:PATH`.
         feature: which feature has the columns; none finds it: `columns`, or the only one of one axis.
         label: which feature has the label; none finds it: `label`, or the only class label or whole number.
         standardised: subtract each column's mean and divide by its standard deviation, both of the training rows.
@@ -93,7 +101,8 @@ class LanguageModellingConfig(TaskConfig):
     """Characters or bytes are the tokens; the next one, or the masked ones (BERT), are predicted.
 
     Attributes:
-        dataset: a `lab_*` data set, or one of tensorflow-datasets with text.
+        dataset: a `lab_*` data set, one of tensorflow-datasets with text, or own files: `text:PATH`, a file or a folder
+            of `.txt`.
         feature: which feature has the text; none finds it: `text`, or the only one that is a text.
         tokenizer: one symbol per character of the training text, or per byte.
         objective: predict the next token, or tokens that are masked.

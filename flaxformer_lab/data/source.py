@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import Int, Shaped
 from tensorflow_datasets.core.file_adapters import ArrayRecordFileAdapter
 
+from flaxformer_lab.data.image_files import resize_image
 from flaxformer_lab.data.own.address import parse_address
 from flaxformer_lab.data.prepare import damaged, prepare, quiet
 from flaxformer_lab.errors import DataError
@@ -29,12 +30,14 @@ class Source:
       examples: the examples as TFDS decodes them.
       capacity: for each feature whose size differs from example to example, the size that it is padded to along the
         axes that differ. A part of a sequence of records has the name of both, like `objects/bbox`.
+      image_size: rows and columns to which features that are images are resized as they are read; None leaves them.
     """
 
     name: str
     info: tfds.core.DatasetInfo
     examples: Sequence
     capacity: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    image_size: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -48,12 +51,18 @@ class Source:
         found = {}
         for name, (shape, dtype) in self._stored_features().items():
             ragged = [axis for axis, size in enumerate(shape) if size is None]
-            if ragged and name in self.capacity:
+            if self._is_resized(name):
+                found[name] = ((*self.image_size, *shape[2:]), dtype)
+            elif ragged and name in self.capacity:
                 found[name] = (_padded_shape(shape, self.capacity[name]), dtype)
                 found[f"{name}_shape"] = ((len(ragged),), np.dtype(np.int32))
             elif not ragged and "/" not in name:
                 found[name] = (shape, dtype)
         return found
+
+    def _is_resized(self, name: str) -> bool:
+        shape, _ = self._stored_features()[name]
+        return self.image_size is not None and len(shape) in (2, 3) and None not in shape[2:] and "/" not in name
 
     def _stored_features(self) -> dict[str, tuple[tuple[int | None, ...], np.dtype]]:
         """Every feature that is made of numbers, as TFDS has it: None for an axis whose size differs."""
@@ -86,7 +95,10 @@ class Source:
             examples = self.examples.__getitems__(indices.tolist())
         arrays = {}
         for name, (shape, dtype) in self.features.items():
-            if name in self.capacity:
+            if name in self.info.features and self._is_resized(name):
+                resized = [_resized(example[name], self.image_size) for example in examples]
+                arrays[name] = np.array(resized, dtype).reshape(len(indices), *shape)
+            elif name in self.capacity:
                 arrays |= self._pad(name, examples, indices, shape, dtype)
             elif name.removesuffix("_shape") not in self.capacity:
                 with _reading(self.name, self.info):
@@ -205,6 +217,11 @@ def _check_capacity(source: Source) -> None:
                 f"{source.name}: capacity {name}={tuple(sizes)} must have a positive size for each axis of {name} that "
                 f"differs from example to example; features with such axes: {known}"
             )
+
+
+def _resized(values: Shaped[np.ndarray, "rows columns ..."], size: tuple[int, int]) -> np.ndarray:
+    """An image that may lack the axis of channels."""
+    return resize_image(values.reshape(*values.shape[:2], -1), size).reshape(*size, *values.shape[2:])
 
 
 def _padded_shape(shape: tuple[int | None, ...], sizes: Sequence[int]) -> tuple[int, ...]:

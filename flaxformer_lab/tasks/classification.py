@@ -1,16 +1,20 @@
 """One label per example, for any TFDS data set with labels: images by patches, tables by columns."""
 
 import abc
+import dataclasses
 import functools
 import math
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, Shaped
 
+from flaxformer_lab.data.image_files import read_image, resize_image
 from flaxformer_lab.data.own.contents import SOURCE_ROW
 from flaxformer_lab.data.source import Source, open_split, open_split_again
 from flaxformer_lab.errors import ConfigError, DataError
@@ -51,6 +55,9 @@ class Classification(Task):
         label = find_feature(source, self._config, "label", "label", is_label)
         return {"feature": self._feature, "label": label} | classes_of(source, label) | self._metadata_of(source)
 
+    def _open(self, split: str) -> Source:
+        return open_split(self._config.dataset, split)
+
     @staticmethod
     @abc.abstractmethod
     def _fits(shape: tuple[int, ...], dtype: np.dtype) -> bool:
@@ -74,20 +81,20 @@ class Classification(Task):
         self._check(name, arrays[self._feature], rows)
 
     def facts(self) -> list[list[Any]]:
-        classes = self.metadata.get("classes")
+        classes = self.metadata.get("class_names") or self.metadata.get("classes")
         shown = f" ({', '.join(map(str, classes[:10]))}{' ...' if len(classes) > 10 else ''})" if classes else ""
         return [
             ["data set", self._config.dataset],
             [f"classes of {self._label}", f"{self.metadata['num_classes']}{shown}"],
         ]
 
-    def _raw_values(self, raw: Any) -> np.ndarray:
-        """The feature of raw examples: an array of it, or a mapping of features."""
-        if isinstance(raw, Mapping):
-            if self._feature not in raw:
-                raise ConfigError(f"predict: the examples lack {self._feature!r}; they have {', '.join(map(str, raw))}")
-            raw = raw[self._feature]
-        return np.asarray(raw)
+    def _raw_feature(self, raw: Any) -> Any:
+        """The feature of raw examples, which are that or a mapping of features."""
+        if not isinstance(raw, Mapping):
+            return raw
+        if self._feature not in raw:
+            raise ConfigError(f"predict: the examples lack {self._feature!r}; they have {', '.join(map(str, raw))}")
+        return raw[self._feature]
 
     def _prepared(self, values: np.ndarray) -> Array:
         stored = {self._feature: values, self._label: np.zeros(len(values), np.int32)}
@@ -126,6 +133,26 @@ class ImageClassification(Classification):
             )
 
     _fits = staticmethod(is_image)
+
+    def _open(self, split: str) -> Source:
+        source = super()._open(split)
+        if self._config.image_size is None:
+            self._refuse_differing(source)
+        return dataclasses.replace(source, image_size=self._config.image_size)
+
+    def _refuse_differing(self, source: Source) -> None:
+        """Raises ConfigError where the only images are of differing size."""
+        shapes = {name: feature.shape for name, feature in source.info.features.items()}
+        if any(self._fits(shape, dtype) for shape, dtype in source.features.values()):
+            return
+        for name in [name for name, shape in shapes.items() if isinstance(shape, tuple) and None in shape[:2]][:1]:
+            differing = (source.info.metadata or {}).get("differing") or []
+            shown = " but ".join(f"{file} has {rows} x {columns} pixels" for file, rows, columns in differing)
+            raise ConfigError(
+                f"task.dataset={self._config.dataset}: {name} differs in size from example to example"
+                f"{f' ({shown})' if shown else ''}; set task.image_size to the rows and columns that all are stretched "
+                "to, like 32,32"
+            )
 
     def _metadata_of(self, source: Source) -> dict[str, Any]:
         shape, dtype = source.features[self._feature]
@@ -171,10 +198,8 @@ class ImageClassification(Classification):
                 raise DataError(f"{name}: {self._feature} of row {rows[place]} has a value that is not finite")
 
     def inputs_of(self, raw: Any) -> Float[Array, "batch rows columns channels"]:
-        images = self._raw_values(raw)
+        images = self._raw_images(self._raw_feature(raw))
         shape, kind = tuple(self.metadata["image_shape"]), np.dtype(self.metadata.get("pixel_type", "uint8"))
-        if shape[-1] == 1 and images.shape[1:] == shape[:2]:
-            images = images[..., None]
         if images.shape[1:] != shape or images.ndim != 4:
             raise ConfigError(
                 f"predict: images of shape {images.shape} do not fit this model, which takes (batch, "
@@ -188,6 +213,37 @@ class ImageClassification(Classification):
                 "images from -1 to 1 to predict_preprocessed"
             )
         return self._prepared(images)
+
+    def _raw_images(self, raw: Any) -> Shaped[np.ndarray, "batch ..."]:
+        """An array from images, or from the path of an image file, or from a list of these."""
+        raw = [raw] if isinstance(raw, str | os.PathLike) else raw
+        raw = raw if isinstance(raw, list | tuple) else np.asarray(raw)
+        if (isinstance(raw, np.ndarray) and raw.ndim == 0) or len(raw) == 0:
+            return np.asarray(raw)
+        images = [self._raw_image(each) for each in raw]
+        shapes = sorted({image.shape for image in images})
+        if len(shapes) > 1:
+            raise ConfigError(
+                f"predict: images of shapes {shapes[0]} and {shapes[1]} in one batch, which must be of one size"
+            )
+        return np.stack(images)
+
+    def _raw_image(self, raw: Any) -> Shaped[np.ndarray, "..."]:
+        """An array, or the image of a file in the type and with the channels of the training images."""
+        channels, size = self.metadata["image_shape"][-1], self._config.image_size
+        if isinstance(raw, str | os.PathLike):
+            image, kind = read_image(Path(raw)), self.metadata.get("pixel_type", "uint8")
+            if image.dtype != kind or image.shape[-1] > channels:
+                colour = "grey" if image.shape[-1] == 1 else "coloured"
+                raise ConfigError(
+                    f"predict: {raw} is {colour} ({image.dtype}), and this model was trained on images with {channels} "
+                    f"channels ({kind}); convert it"
+                )
+            image = np.broadcast_to(image, (*image.shape[:2], channels))
+        else:
+            image = np.asarray(raw)
+            image = image[..., None] if channels == 1 and image.ndim == 2 else image
+        return resize_image(image, size) if size and image.ndim == 3 else image
 
     def network(self, config: ModelConfig) -> PureNetwork:
         rows, columns, channels = self.metadata["image_shape"]
@@ -287,7 +343,7 @@ class TabularClassification(Classification):
             raise DataError(f"{name}: {self._feature}[{column}] of row {rows[place]} is {value}{way_out}")
 
     def inputs_of(self, raw: Any) -> Float[Array, "batch columns"]:
-        values = self._raw_values(raw)
+        values = np.asarray(self._raw_feature(raw))
         wanted = len(self.metadata["mean"])
         if values.shape[1:] != (wanted,) or values.dtype.kind not in "biuf":
             raise ConfigError(

@@ -74,13 +74,16 @@ def choose(source: Source, config: Any, knob: str, usual: str, fitting: list[str
 
 
 def classes_of(source: Source, label: str) -> dict[str, Any]:
-    """`num_classes` of a label, and `classes`, the numbers that stand for them, where these are not 0, 1, 2 ...
+    """`num_classes` of a label, `class_names` where they have names, `classes` where others than 0, 1, 2 ... mean them.
 
     Raises:
         DataError: the label has too many values to be one.
     """
     if isinstance(source.info.features[label], tfds.features.ClassLabel):
-        return {"num_classes": source.num_classes(label)}
+        number, names = source.num_classes(label), source.info.features[label].names
+        return {"num_classes": number} | (
+            {} if names == [str(each) for each in range(number)] else {"class_names": names}
+        )
     values = source.load()[label]
     distinct = np.unique(values).astype(np.int64)
     if len(distinct) > min(MOST_CLASSES, len(values) // 2):

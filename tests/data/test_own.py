@@ -164,7 +164,7 @@ ROWS = np.zeros((20, 2))
         ({"x": np.array([{}] * 20), "y": np.zeros(20)}, "array x cannot be read .*allow_pickle"),
         ({"x": ROWS, "y": np.zeros(20), "x_test": ROWS, "y_test": np.zeros(20)}, "x belongs to no split, beside test"),
         ({"x_train": ROWS, "y_train": np.zeros(20), "x_test": ROWS[:, :1], "y_test": np.zeros(20)}, "must be alike"),
-        ({"x_test": ROWS, "y_test": np.zeros(20)}, "0 examples in train, too few"),
+        ({"x_test": ROWS, "y_test": np.zeros(20)}, "has no train, but test; add it"),
         ({"x": ROWS[:2], "y": np.zeros(2)}, "too few examples, 2, to divide"),
         ({"x": ROWS, "y": np.array(["a", " b"] * 10)}, "class ' b' .*name it another way"),
         ({"x": np.full((20, 2), 2**40), "y": np.zeros(20)}, "values beyond 32 bits"),

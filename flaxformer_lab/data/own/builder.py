@@ -9,12 +9,12 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from flaxformer_lab.data.own import npz
+from flaxformer_lab.data.own import images, npz, text
 from flaxformer_lab.data.own.address import Address
 from flaxformer_lab.data.own.contents import Contents, files_below
 from flaxformer_lab.errors import DataError
 
-kinds: dict[str, Callable[[Address], Contents]] = {"npz": npz.read}
+kinds: dict[str, Callable[[Address], Contents]] = {"images": images.read, "npz": npz.read, "text": text.read}
 
 
 class OwnFiles(tfds.core.GeneratorBasedBuilder, skip_registration=True):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,14 +59,35 @@ def shares(address: Address) -> tuple[float, ...]:
     return tuple(part / sum(parts) for part in parts)
 
 
-def split_by_share(address: Address, number: int) -> dict[str, Int[np.ndarray, " split"]]:
-    """The numbers 0 to number - 1 divided at random by `shares`, always in the same way, each split in order.
+def shares_of_train(address: Address, given: Iterable[str]) -> dict[str, float]:
+    """What train is divided into, where a source has splits itself: each that it lacks gets a fifth.
+
+    Raises:
+        ConfigError: the option `split` asks for others.
+        DataError: there is no train.
+    """
+    given = list(given)
+    if "split" in address.options:
+        raise ConfigError(f"task.dataset={address}: it has splits, {', '.join(given)}; leave the option split out")
+    if "train" not in given:
+        raise DataError(f"{address.source} has no train, but {', '.join(given)}; add it")
+    lacking = [name for name in SPLITS if name not in given]
+    return {"train": 1 - 0.2 * len(lacking), **dict.fromkeys(lacking, 0.2)}
+
+
+def split_by_share(
+    address: Address, number: int, parts: Mapping[str, float] | None = None
+) -> dict[str, Int[np.ndarray, " split"]]:
+    """The numbers 0 to number - 1 divided at random, always in the same way, each split in order.
+
+    parts: the share of each split, whose sum is 1; None takes `shares`.
 
     Raises:
         DataError: a split would be empty.
     """
-    bounds = np.round(np.cumsum(shares(address)) * number).astype(int)
-    sizes = dict(zip(SPLITS, np.diff(bounds, prepend=0).tolist(), strict=True))
+    parts = parts or dict(zip(SPLITS, shares(address), strict=True))
+    bounds = np.round(np.cumsum(list(parts.values())) * number).astype(int)
+    sizes = dict(zip(parts, np.diff(bounds, prepend=0).tolist(), strict=True))
     if min(sizes.values()) < 1:
         shown = ", ".join(f"{size} for {name}" for name, size in sizes.items())
         raise DataError(f"{address.source} has too few examples, {number}, to divide: {shown}; add some")
@@ -74,20 +95,13 @@ def split_by_share(address: Address, number: int) -> dict[str, Int[np.ndarray, "
 
 
 def complete(address: Address, rows: Mapping[str, Int[np.ndarray, " split"]]) -> dict[str, Int[np.ndarray, " split"]]:
-    """The splits that a source has itself, and those that it lacks, each a fifth of train at random.
+    """The splits that a source has itself, and those that it lacks, taken from train at random.
 
     Raises:
-        ConfigError: the option `split` asks for others.
-        DataError: there is no train to take them from, or it is too small.
+        ConfigError, DataError: as `shares_of_train` and `split_by_share`.
     """
-    if "split" in address.options:
-        raise ConfigError(f"task.dataset={address}: it has splits, {', '.join(rows)}; leave the option split out")
-    train, lacking = rows.get("train", np.arange(0)), [name for name in SPLITS[1:] if name not in rows]
-    taken = max(1, len(train) // 5)
-    if len(train) < 1 + taken * len(lacking):
-        raise DataError(f"{address.source} has {len(train)} examples in train, too few to train on; add some")
-    parts = split_at_random(len(train), {"train": len(train) - taken * len(lacking), **dict.fromkeys(lacking, taken)})
-    return {name: train[np.sort(parts[name])] if name in parts else rows[name] for name in SPLITS}
+    parts = split_by_share(address, len(rows.get("train", ())), shares_of_train(address, rows))
+    return {name: rows["train"][parts[name]] if name in parts else rows[name] for name in SPLITS}
 
 
 def class_label(address: Address, names: list[str]) -> tfds.features.ClassLabel:

@@ -1,0 +1,48 @@
+"""Image files as arrays, and arrays of one size from those of another: the same for training and for predictions."""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Shaped
+from PIL import Image, ImageOps
+
+from flaxformer_lab.errors import DataError
+
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+
+
+def read_image(path: Path) -> Shaped[np.ndarray, "rows columns channels"]:
+    """The image as a viewer shows it: uint8, or uint16 where a grey image has 16 bits.
+
+    It is turned as its EXIF data say, transparent parts are white, and of several frames it is the first. It has one
+    channel, grey, unless it is coloured somewhere: then red, green and blue.
+
+    Raises:
+        DataError: the file is missing, no such image, or damaged.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as opened:
+            image = ImageOps.exif_transpose(opened)
+            if image.mode.startswith("I"):
+                return np.asarray(image).clip(0, 2**16 - 1).astype(np.uint16)[..., None]
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            pixels = np.asarray(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        shown = ", ".join(name.lower() for name in FORMATS)
+        raise DataError(f"{path} cannot be read as an image ({shown}): {error}; mend it, or take it away") from error
+    is_grey = (pixels == pixels[..., :1]).all()
+    return pixels[..., :1] if is_grey else pixels
+
+
+def resize_image(
+    image: Shaped[np.ndarray, "rows columns channels"], size: tuple[int, int]
+) -> Shaped[np.ndarray, "new_rows new_columns channels"]:
+    """The image stretched to `size` rows and columns, by linear interpolation over all pixels that a new one covers."""
+    if image.shape[:2] == tuple(size):
+        return image
+    channels = [Image.fromarray(channel.astype(np.float32)) for channel in np.moveaxis(image, -1, 0)]
+    resized = np.stack([np.asarray(each.resize(size[::-1], Image.Resampling.BILINEAR)) for each in channels], axis=-1)
+    return (resized if image.dtype.kind == "f" else np.rint(resized)).astype(image.dtype)
