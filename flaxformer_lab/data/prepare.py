@@ -47,9 +47,9 @@ class _Target:
     """A data set that is to be prepared.
 
     dataset: as the user wrote it. name, root: its folder is below `root/name`. label(): how messages name it.
-    folder(): of the version that is asked for. open(): its builder. make(): a builder that can prepare it.
+    folder(): of the version that is asked for. open(): its builder.
     fingerprint(recorded): what it is built from, where it is kept in the lab's cache; None for one of TFDS. recorded:
-    what the copy in the cache was built from, if there is one.
+    what the copy in the cache was built from, if there is one. make(fingerprint): a builder that can prepare it.
     """
 
     dataset: str
@@ -58,7 +58,7 @@ class _Target:
     label: Callable[[], str]
     folder: Callable[[], Path]
     open: Callable[[], tfds.core.DatasetBuilder]
-    make: Callable[[], tfds.core.DatasetBuilder]
+    make: Callable[[str], tfds.core.DatasetBuilder]
     fingerprint: Callable[[str | None], str] | None
 
 
@@ -108,9 +108,9 @@ def _named(dataset: str) -> _Target:
         root, fingerprint = cache_folder("datasets"), lambda recorded: _fingerprint(name)
     else:
         root = _root(dataset, name)
-    make = functools.partial(tfds.builder, dataset, data_dir=root)
-    label = lambda: make().info.full_name  # noqa: E731
-    return _Target(dataset, name, root, label, lambda: Path(make().data_dir), make, make, fingerprint)
+    builder = functools.partial(tfds.builder, dataset, data_dir=root)
+    label, folder = lambda: builder().info.full_name, lambda: Path(builder().data_dir)
+    return _Target(dataset, name, root, label, folder, builder, lambda found: builder(), fingerprint)
 
 
 def _own(address: Address) -> _Target:
@@ -206,7 +206,7 @@ def _build(target: _Target) -> None:
     print(f"preparing {target.label()} in {target.folder()} ...", file=sys.stderr)
     tfds.display_progress_bar(sys.stderr.isatty() and not in_cache)
     with _limited_waiting():
-        target.make().download_and_prepare(
+        target.make(found).download_and_prepare(
             file_format=_ARRAY_RECORD,
             download_dir=None if in_cache else tfds_folder() / "downloads",
             download_config=tfds.download.DownloadConfig(try_download_gcs=False),

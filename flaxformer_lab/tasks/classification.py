@@ -26,14 +26,23 @@ from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.registry import register
 from flaxformer_lab.task_config import ImageClassificationConfig, TabularClassificationConfig
 from flaxformer_lab.tasks.examples import Arrays, Examples, stored_examples
-from flaxformer_lab.tasks.features import check_labels, classes_of, find_feature, is_image, is_label, is_row
+from flaxformer_lab.tasks.features import (
+    check_labels,
+    classes_of,
+    content_of,
+    find_feature,
+    is_image,
+    is_label,
+    is_row,
+    warn_of_change,
+)
 from flaxformer_lab.tasks.task import ACCURACY, Batch, Task, loss_and_accuracy
 
 
 class Classification(Task):
     """A feature of fixed shape and a label.
 
-    metadata: `feature` and `label` are their names, `num_classes` and `classes` as in `classes_of`.
+    metadata: `feature` and `label` are their names, `num_classes` and more as in `classes_of` and `content_of`.
     """
 
     primary_metric = ACCURACY
@@ -53,10 +62,8 @@ class Classification(Task):
         source = self._open("train")
         self._feature = find_feature(source, self._config, "feature", self.subject, self._fits)
         label = find_feature(source, self._config, "label", "label", is_label)
-        return {"feature": self._feature, "label": label} | classes_of(source, label) | self._metadata_of(source)
-
-    def _open(self, split: str) -> Source:
-        return open_split(self._config.dataset, split)
+        found = {"feature": self._feature, "label": label} | classes_of(source, label) | self._metadata_of(source)
+        return found | content_of(source)
 
     @staticmethod
     @abc.abstractmethod
@@ -73,6 +80,7 @@ class Classification(Task):
 
     def examples(self, split: str) -> Examples:
         source = self._open(split)
+        warn_of_change(source, self.metadata)
         return stored_examples(source, functools.partial(self._check_examples, source.name))
 
     def _check_examples(self, name: str, arrays: Arrays, rows: Any) -> None:

@@ -1,6 +1,7 @@
 """Which features of a data set a task reads, by the config's knobs, by their usual names, or by their types."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,19 @@ def classes_of(source: Source, label: str) -> dict[str, Any]:
     distinct = distinct[distinct >= 0]  # a negative one is no class, and refused where it occurs
     is_usual = np.array_equal(distinct, np.arange(len(distinct)))
     return {"num_classes": len(distinct)} | ({} if is_usual else {"classes": distinct.tolist()})
+
+
+def content_of(source: Source) -> dict[str, str]:
+    """`content`, a digest of own files, which metadata keep; nothing for other data sets."""
+    content = (source.info.metadata or {}).get("content")
+    return {} if content is None else {"content": content}
+
+
+def warn_of_change(source: Source, metadata: Mapping[str, Any]) -> None:
+    """Says so where a run looks at own files that are not those on which it began."""
+    found, known = content_of(source).get("content"), metadata.get("content")
+    if known not in (None, found):
+        print(f"{source.name}: the files changed since this run began; its scaling and classes stay", file=sys.stderr)
 
 
 def check_labels(name: str, label: str, metadata: Any, values: np.ndarray, rows: np.ndarray) -> None:

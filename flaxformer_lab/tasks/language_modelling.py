@@ -19,7 +19,7 @@ from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.registry import register
 from flaxformer_lab.task_config import LanguageModellingConfig
 from flaxformer_lab.tasks.examples import Examples, token_windows
-from flaxformer_lab.tasks.features import find_text
+from flaxformer_lab.tasks.features import content_of, find_text, warn_of_change
 from flaxformer_lab.tasks.task import ACCURACY, Batch, Task, loss_and_accuracy
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # stands for every character that the training text does not have
@@ -37,12 +37,14 @@ class LanguageModelling(Task):
         self.units = ("tokens", config.sequence_length)
 
     def _read_metadata(self) -> dict[str, Any]:
+        content = content_of(open_split(self._config.dataset, "train"))
         if self._config.tokenizer == "bytes":
-            return {"num_symbols": 256}
+            return {"num_symbols": 256} | content
         characters = "".join(sorted(set(self._text("train")) - {UNKNOWN}))
-        return {"num_symbols": len(characters) + 1, "symbols": UNKNOWN + characters}
+        return {"num_symbols": len(characters) + 1, "symbols": UNKNOWN + characters} | content
 
     def examples(self, split: str) -> Examples:
+        warn_of_change(open_split(self._config.dataset, split), self.metadata)
         symbols = self.encode(self._text(split))
         lookahead = 1 if self._config.objective == "next_token" else 0
         if len(symbols) < self._config.sequence_length + lookahead:

@@ -82,12 +82,13 @@ class RunFolder:
         """Claims the folder for this config, or checks that it has it; removes what a killed process left half written.
 
         Raises:
-            ConfigError: it belongs to another config; the message shows the difference.
+            ConfigError: it belongs to another config, the message shows the difference; or to other data.
             RunError: it holds something else, or cannot be written.
         """
         try:
             half_written = [path for one in (self._config, self._metadata, self.metrics) for path in _half_written(one)]
             if self._config.exists():
+                self._refuse_other_data(metadata)
                 if self._refuse_another(config):
                     write_atomic(self._config, json.dumps(as_dict(config), indent=2) + "\n")
             elif self.path.exists() and not {self._metadata, *half_written}.issuperset(self.path.iterdir()):
@@ -121,6 +122,15 @@ class RunFolder:
         # Runs of version 0.1 keep it under another name.
         old = self.path / "task.json"
         return config, read_json(old if old.exists() and not self._metadata.exists() else self._metadata)
+
+    def _refuse_other_data(self, metadata: dict[str, Any]) -> None:
+        """Raises ConfigError where own files changed since the run began; metadata: of the task, with their digest."""
+        config, stored = self.read()
+        if stored.get("content", metadata.get("content")) != metadata.get("content"):
+            raise ConfigError(
+                f"{self.path} began on other data: {config.task.dataset} changed since; put the files back, or choose "
+                "another --workdir"
+            )
 
     def _refuse_another(self, config: Config) -> bool:
         """Whether the folder's config differs, in keys that decide nothing. Raises ConfigError for all others."""

@@ -66,7 +66,7 @@ def test_a_name_of_tfds_is_no_address(name):
 )
 def test_an_address_that_cannot_be_read_is_one_clear_error(dataset, message):
     with pytest.raises(ConfigError, match=f"task.dataset=.*{message}"):
-        parse_config({"task": {"dataset": dataset}})
+        parse_address(dataset)
 
 
 def test_a_config_has_the_absolute_path(tmp_path, monkeypatch):
@@ -145,7 +145,7 @@ def test_arrays_of_splits_keep_them(empty_cache, tmp_path):
     source = open_split(f"npz:{path}", "test")
     assert source.info.features["label"].names == ["no", "yes"]
     np.testing.assert_array_equal(arrays["test"]["label"], np.arange(25, 40) % 2)
-    assert dict(source.info.metadata) == {"unused": ["note"]}
+    assert source.info.metadata["unused"] == ["note"]
 
 
 ROWS = np.zeros((20, 2))

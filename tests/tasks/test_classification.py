@@ -218,7 +218,7 @@ def data_set(monkeypatch, splits, features=None, bytes_checked=2**28):
             return [self[index] for index in indices]
 
     class Info(tfds.core.DatasetInfo):
-        features, data_dir = None, "/nowhere"
+        features, data_dir, metadata = None, "/nowhere", None
 
         def __init__(self, features):
             self.features = features

@@ -84,13 +84,15 @@ def parse_address(dataset: str) -> Address | None:
 
 
 def with_absolute_path(task: Any) -> Any:
-    """The config of a task whose `dataset` names its own files, if it does, by their absolute path.
+    """The config of a task whose `dataset` names own files, if it does, by their absolute path.
 
     Raises:
-        ConfigError: as in `parse_address`.
+        ConfigError: as in `parse_address`, but for an unknown kind, which may be the task's own.
     """
-    address = parse_address(task.dataset) if isinstance(getattr(task, "dataset", None), str) else None
-    return task if address is None else dataclasses.replace(task, dataset=str(address))
+    dataset = getattr(task, "dataset", None)
+    if not isinstance(dataset, str) or dataset.partition(":")[0] not in OPTIONS:
+        return task
+    return dataclasses.replace(task, dataset=str(parse_address(dataset) or dataset))
 
 
 def _refuse_other_files(dataset: str, kind: str | None) -> None:

@@ -18,14 +18,18 @@ kinds: dict[str, Callable[[Address], Contents]] = {"images": images.read, "npz":
 
 
 class OwnFiles(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A data set made of what a kind's reader finds; examples stay in the order in which it gives them."""
+    """A data set made of what a kind's reader finds; examples stay in the order in which it gives them.
+
+    found: the `fingerprint` of the files, whose first word is kept as `content` among the metadata.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, address: Address, *, data_dir: Path):
+    def __init__(self, address: Address, found: str, *, data_dir: Path):
         self.name = address.key
         self._address = address
         self._contents = kinds[address.kind](address)
+        self._content = found.partition(" ")[0]
         super().__init__(data_dir=data_dir)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -33,7 +37,7 @@ class OwnFiles(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             builder=self,
             description=str(self._address),
             features=tfds.features.FeaturesDict(dict(self._contents.features)),
-            metadata=tfds.core.MetadataDict(self._contents.metadata),
+            metadata=tfds.core.MetadataDict({**self._contents.metadata, "content": self._content}),
             disable_shuffling=True,
         )
 

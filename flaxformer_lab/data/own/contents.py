@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,25 @@ def class_label(address: Address, names: list[str]) -> tfds.features.ClassLabel:
                 f"{address.source}: class {name!r} is empty or begins or ends with a space; name it another way"
             )
     return tfds.features.ClassLabel(names=names)
+
+
+def split_folders(address: Address, suffixes: Collection[str]) -> dict[str, Path]:
+    """The subfolders train, validation and test of a folder; none where it has not train and one more.
+
+    Raises:
+        DataError: others beside them, or files that end so, would be in no split.
+    """
+    root = address.path
+    top = sorted(each for each in root.iterdir() if not each.name.startswith(".")) if root.is_dir() else []
+    folders = [each for each in top if each.is_dir()]
+    found = {SPLIT_NAMES[each.name.lower()]: each for each in folders if each.name.lower() in SPLIT_NAMES}
+    if "train" not in found or len(found) < 2:
+        return {}
+    loose = [each for each in top if each.suffix.lower() in suffixes and not each.is_dir()]
+    for other in [each for each in [*folders, *loose] if each not in found.values()][:1]:
+        beside = ", ".join(sorted(each.name for each in found.values()))
+        raise DataError(f"{address.source}: {other.name} is beside {beside}, so in no split; move it")
+    return found
 
 
 def files_below(path: Path) -> list[Path]:

@@ -11,12 +11,12 @@ import tensorflow_datasets as tfds
 from flaxformer_lab.data.image_files import SUFFIXES, read_image
 from flaxformer_lab.data.own.address import Address
 from flaxformer_lab.data.own.contents import (
-    SPLIT_NAMES,
     Contents,
     class_label,
     complete,
     files_below,
     split_by_share,
+    split_folders,
 )
 from flaxformer_lab.errors import DataError
 
@@ -35,10 +35,8 @@ def read(address: Address) -> Contents:
     root = address.path
     if not root.is_dir():
         raise DataError(f"{address.source} is no folder; {LAYOUT}")
-    top = _subfolders(root)
-    by_split = {SPLIT_NAMES[name]: root / name for name in top if name in SPLIT_NAMES}
-    has_splits = len(by_split) == len(top) > 1 and "train" in by_split
-    found = {name: _by_class(address, folder) for name, folder in (by_split if has_splits else {"": root}).items()}
+    by_split = split_folders(address, SUFFIXES)
+    found = {name: _by_class(address, folder) for name, folder in (by_split or {"": root}).items()}
     classes = list(found.get("train", found.get("")))
     for name, images in found.items():
         for unknown in [each for each in images if each not in classes][:1]:
@@ -47,7 +45,7 @@ def read(address: Address) -> Contents:
     files = [(file, classes.index(each)) for images in found.values() for each in images for file in images[each]]
     ends = np.cumsum([sum(map(len, images.values())) for images in found.values()])
     given = dict(zip(found, np.split(np.arange(len(files)), ends[:-1]), strict=True))
-    rows = complete(address, given) if has_splits else split_by_share(address, len(files))
+    rows = complete(address, given) if by_split else split_by_share(address, len(files))
     shape, dtype, metadata = _survey(address, [file for file, _ in files])
 
     def examples(chosen: np.ndarray) -> Iterator[dict[str, Any]]:

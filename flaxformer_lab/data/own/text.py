@@ -9,13 +9,13 @@ import tensorflow_datasets as tfds
 
 from flaxformer_lab.data.own.address import Address
 from flaxformer_lab.data.own.contents import (
-    SPLIT_NAMES,
     SPLITS,
     Contents,
     files_below,
     shares,
     shares_of_train,
     split_by_share,
+    split_folders,
 )
 from flaxformer_lab.errors import DataError
 
@@ -32,16 +32,14 @@ def read(address: Address) -> Contents:
     Raises:
         DataError: there is no text, or a file is not UTF-8; names the file and the byte.
     """
-    root = address.path
-    top = sorted(each.name for each in root.iterdir() if not each.name.startswith(".")) if root.is_dir() else []
-    by_split = {SPLIT_NAMES[name]: root / name for name in top if name in SPLIT_NAMES and (root / name).is_dir()}
-    if len(by_split) == len(top) > 1:
+    by_split = split_folders(address, (".txt",))
+    if by_split:
         given = {name: _texts(address, folder) for name, folder in by_split.items()}
         _refuse_common(address, given)
         train = _divide(address, given.get("train", {}), shares_of_train(address, given))
         parts = {name: train[name] if name in train else given[name] for name in SPLITS}
     else:
-        parts = _divide(address, _texts(address, root), dict(zip(SPLITS, shares(address), strict=True)))
+        parts = _divide(address, _texts(address, address.path), dict(zip(SPLITS, shares(address), strict=True)))
     features = {"text": tfds.features.Text(), "file": tfds.features.Text()}
     examples = {name: [{"file": file, "text": text} for file, text in texts.items()] for name, texts in parts.items()}
     return Contents(features, {name: (lambda each=each: iter(each)) for name, each in examples.items()})
