@@ -15,7 +15,12 @@ BASELINE = "baseline"  # the variant that is the unchanged recipe
 Verdict = Literal["supported", "refuted", "supported only when", "undecided"]
 # What is measured on each replica beside its metrics (`Population` measures it).
 Measure = Literal[
-    "cross_feature_energy", "cross_token_energy", "token_equivariance_error", "feature_equivariance_error"
+    "cross_feature_energy",
+    "cross_token_energy",
+    "token_equivariance_error",
+    "feature_equivariance_error",
+    "attention_entropy",
+    "head_diversity",
 ]
 Text = Annotated[Name, Rule("must be printable", str.isprintable)]
 

@@ -23,14 +23,16 @@ import numpy as np
 import psutil
 from jaxtyping import Array, Float
 
+from flaxformer_lab import registry
 from flaxformer_lab.ablation.provenance import describe_devices
-from flaxformer_lab.analysis import symmetry
+from flaxformer_lab.analysis import attention_maps, symmetry
 from flaxformer_lab.analysis.jacobian import cross_shares
 from flaxformer_lab.compilation import compile_at
 from flaxformer_lab.config import Config
 from flaxformer_lab.data.prefetch import prefetch
 from flaxformer_lab.functional import metrics
 from flaxformer_lab.models.footprint import program_bytes
+from flaxformer_lab.modules.intermediates import Intermediates
 from flaxformer_lab.task_config import TaskConfig
 from flaxformer_lab.tasks import SPLITS, make_task
 from flaxformer_lab.training.checkpoints import Checkpoints
@@ -272,6 +274,33 @@ class Population:
             "cross_token_energy": tokens,
             "token_equivariance_error": by_token,
             "feature_equivariance_error": by_feature,
+        } | self._attention_measures(body, x, prepared["loss_weights"])
+
+    def _attention_measures(self, body: Callable[..., Array], x: Array, asked: Array) -> dict[str, Array]:
+        """The entropy of the attention weights and the diversity of heads, means over layers; nothing without weights.
+
+        In the last layer of the tokens that the task asks about alone: no other reaches the output.
+        """
+        model, collected = self.config.model, Intermediates(collects=lambda name: name.endswith(".attention.weights"))
+        if x.shape[1] > 1 and registry.ask("model", model.name, "has_token_weights", model, x.shape[1]) is True:
+            body(x, intermediates=collected)
+        if not collected.values:
+            return {}
+        every = [jnp.ones(x.shape[:2])] * len(collected.values)
+        every[-1] = asked if asked.shape == x.shape[:2] else every[-1]
+        window = getattr(getattr(model, "attention", None), "window", None)
+        masks = {"causal": getattr(model, "causal", False), "window": window}
+        found = [
+            (
+                attention_maps.entropy(weights, **masks, asked=rows),
+                attention_maps.head_diversity(weights * rows[:, None, :, None]),
+            )
+            for weights, rows in zip(collected.values.values(), every, strict=True)
+        ]
+        entropies, diversities = zip(*found, strict=True)
+        return {
+            "attention_entropy": jnp.mean(jnp.stack(entropies)),
+            "head_diversity": jnp.mean(jnp.stack(diversities)),
         }
 
     # ----------------------------------------------------------------------------------- chunks and batches

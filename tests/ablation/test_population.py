@@ -4,6 +4,7 @@ import dataclasses
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import psutil
 import pytest
@@ -15,6 +16,7 @@ from flaxformer_lab.ablation.population import (
     save_replica,
     train_population,
 )
+from flaxformer_lab.analysis.attention_maps import head_diversity
 from flaxformer_lab.analysis.jacobian import mixing_energy
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.parsing import override
@@ -144,6 +146,10 @@ def test_measures_are_those_of_the_saved_run(population, tmp_path):
     features, tokens = mixing_energy(subject.body, subject.vectors)
     assert population.measures["cross_feature_energy"][2] == pytest.approx(features.cross.value, abs=0.1)
     assert population.measures["cross_token_energy"][2] == pytest.approx(tokens.cross.value, abs=0.1)
+    asked = subject.intermediates_named("attention.weights")["blocks.0"][:, :, 1:]  # by all tokens but the first
+    entropies = -jnp.sum(asked * jnp.log(jnp.maximum(asked, 1e-30)), axis=-1) / np.log([[[2, 3, 4]]])
+    assert population.measures["attention_entropy"][2] == pytest.approx(float(entropies.mean()), abs=1e-5)
+    assert population.measures["head_diversity"][2] == pytest.approx(float(head_diversity(asked)), abs=1e-5)
 
 
 def test_a_saved_replica_is_an_ordinary_run_that_can_go_on(population, tmp_path):

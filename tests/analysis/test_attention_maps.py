@@ -36,6 +36,12 @@ def test_entropy_is_relative_to_what_a_query_may_see(mask):
     assert np.all(entropy(equal) < 0.9)
 
 
+def test_entropy_is_that_of_the_queries_that_are_asked():
+    sharp = jnp.stack([jnp.full(4, 0.25), jnp.eye(4)[0], jnp.full(4, 0.25), jnp.eye(4)[1]])[None, None]
+    asked = jnp.array([[0.0, 1.0, 0.5, 0.0]])
+    np.testing.assert_allclose(entropy(sharp, asked=asked), [1 / 3], rtol=1e-6)
+
+
 def test_entropy_is_the_mean_over_examples_and_queries():
     weights = np.asarray(drawn(2), np.float64)
     expected = [

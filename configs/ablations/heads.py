@@ -1,0 +1,146 @@
+"""Do many features in one dot product make attention uniform, and do heads restore diversity? Claim C8.
+
+All variants of a task have the same width, and so the same parameters: heads only divide it. Attention is measured
+where the task asks: at the query. Four pointers want several relations at once, the nearest vector one comparison of
+whole vectors.
+
+Command: python -m flaxformer_lab.ablate --config=configs/ablations/heads.py --workdir=runs/heads
+Hardware: 2 cores of an AMD EPYC, no accelerator.
+Result: docs/results/heads.md, of the values in docs/results/heads.csv.gz.
+"""
+
+from ml_collections import ConfigDict
+
+
+def _entry(recipe: str, steps: int, rates: tuple[float, ...], *, task: dict, model: dict, **more: object) -> dict:
+    training = {"steps": steps, "batch_size": 64, "evaluate_every": steps // 10, "checkpoint_every": steps}
+    return {
+        "recipe": f"../{recipe}.py",
+        "overrides": {
+            "task": task,
+            "model": model,
+            "optimizer": {"name": "adamw", "warmup_steps": 20},
+            "training": training | {"steps_per_call": 50, "evaluate_batch_size": 256},
+        },
+        "learning_rates": rates,
+    } | more
+
+
+def _heads(number: int) -> dict:
+    return {"model": {"attention": {"num_heads": number, "head_dim": None}}}
+
+
+def _measure(measure: str, task: str, variant: str = "baseline") -> dict:
+    return {"task": task, "variant": variant, "measure": measure}
+
+
+def _score(task: str, variant: str = "baseline") -> dict:
+    return {"task": task, "variant": variant}
+
+
+# Entropy is a share of that of equal weights over nine tokens: four tokens alike have 0.63, two 0.32, one 0; so 0.1 is
+# far less than one more token. Maps of different tokens have a diversity of 1, alike ones of 0. Each head of four can
+# add 0.25 to R2.
+CLAIMS = (
+    {
+        "name": "C8",
+        "statement": "Too many features in one dot product make attention uniform; heads restore diversity.",
+        "source": "the debate that founded the lab: docs/science.md",
+        "comparisons": (
+            {
+                "name": "uniform_many",
+                "question": "four pointers: is one wide head more uniform than four?",
+                "more": _measure("attention_entropy", "pointers", "1 head"),
+                "less": _measure("attention_entropy", "pointers"),
+                "threshold": 0.1,
+            },
+            {
+                "name": "diverse",
+                "question": "four pointers: do four heads look at different tokens?",
+                "more": _measure("head_diversity", "pointers"),
+                "less": None,
+                "threshold": 0.5,
+            },
+            {
+                "name": "better_many",
+                "question": "four pointers: do four heads score higher?",
+                "more": _score("pointers"),
+                "less": _score("pointers", "1 head"),
+                "threshold": 0.2,
+            },
+            {
+                "name": "uniform_one",
+                "question": "nearest: is one wide head more uniform than eight?",
+                "more": _measure("attention_entropy", "nearest"),
+                "less": _measure("attention_entropy", "nearest", "8 heads"),
+                "threshold": 0.0,
+            },
+            {
+                "name": "better_one",
+                "question": "nearest: do eight heads score higher than one?",
+                "more": _score("nearest", "8 heads"),
+                "less": _score("nearest"),
+                "threshold": 0.0,
+            },
+        ),
+        "conclusions": (
+            {
+                "verdict": "supported only when",
+                "reason": "several relations are asked for at once: then one wide head spreads over them, and heads "
+                "look at different tokens and score higher, at equal parameters; for one comparison of whole vectors "
+                "one wide head is the sharper and the better",
+                "when": {
+                    "uniform_many": "yes",
+                    "diverse": "yes",
+                    "better_many": "yes",
+                    "uniform_one": "no",
+                    "better_one": "no",
+                },
+            },
+            {
+                "verdict": "supported only when",
+                "reason": "several relations are asked for at once: then one wide head spreads over them, and heads "
+                "look at different tokens and score higher, at equal parameters",
+                "when": {"uniform_many": "yes", "diverse": "yes", "better_many": "yes", "better_one": "no"},
+            },
+            {
+                "verdict": "supported",
+                "reason": "wide heads are the more uniform ones, and more heads score higher",
+                "when": {"uniform_many": "yes", "better_many": "yes", "uniform_one": "yes", "better_one": "yes"},
+            },
+            {"verdict": "refuted", "reason": "one wide head is no more uniform, or heads do not score higher"},
+        ),
+    },
+)
+
+
+def get_config() -> ConfigDict:
+    """The ablation."""
+    probe = {"evaluation_examples": 1024}
+    return ConfigDict(
+        {
+            "question": "Do many features in one dot product make attention uniform?",
+            "tasks": {
+                "pointers": _entry(
+                    "probes/pointers",
+                    500,
+                    (0.003, 0.01, 0.03),
+                    task=probe,
+                    model={"width": 64, "attention": {"num_heads": 4, "head_dim": None}},
+                    variants={"1 head": _heads(1), "2 heads": _heads(2), "8 heads": _heads(8)},
+                    threshold=0.9,
+                ),
+                "nearest": _entry(
+                    "probes/nearest",
+                    500,
+                    (0.01, 0.03, 0.1),
+                    task=probe,
+                    model={"width": 32, "attention": {"num_heads": 1, "head_dim": None}},
+                    variants={"4 heads": _heads(4), "8 heads": _heads(8)},
+                    threshold=0.9,
+                ),
+            },
+            "seeds": (0, 1, 2, 3, 4),
+            "claims": CLAIMS,
+        }
+    )
