@@ -39,7 +39,7 @@ BARE = TransformerConfig(width=WIDTH, depth=1, position="off", bias=False, norm=
 PARTS = [(kind, name) for kind in ("attention", "ffn", "model") for name in registry.names(kind)]
 # The answer that theory, rules and measures build on, where it is not True.
 CLAIMS = {"mixes_features": False, "sees_content": False, "attends": False, "needs_grid": False}
-ELSEWHERE = {"shards_tokens"}  # tests/training/test_mesh.py
+ELSEWHERE = {"shards_tokens", "block_size", "rank"}  # tests/training/test_mesh.py, tests/models/test_theory.py
 
 
 @dataclasses.dataclass(frozen=True)

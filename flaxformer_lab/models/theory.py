@@ -29,6 +29,23 @@ def mixes_features(config: ModelConfig, tokens: int) -> bool:
     return _ask(config, "mixes_features", tokens) is not False
 
 
+def block_size(config: ModelConfig, tokens: int) -> int:
+    """Features of the stream reach each other only inside blocks of so many, side by side, whatever the parameters are.
+
+    1 where none reaches another, the model's width where any may.
+    """
+    if not mixes_features(config, tokens):
+        return 1
+    found = _ask(config, "block_size", tokens)
+    return config.width if found is None else found
+
+
+def rank(config: ModelConfig, tokens: int) -> int:
+    """A token's output follows from so many sums of its features at most, or lies in so many dimensions."""
+    found = _ask(config, "rank", tokens)
+    return config.width if found is None else min(found, config.width)
+
+
 def reach(config: ModelConfig, tokens: int) -> float:
     """How many tokens back a token can see: 0 without token mixing, infinity with attention or a recurrence."""
     found = _ask(config, "reach", tokens)
@@ -92,6 +109,47 @@ def transformer_mixes_features(config: TransformerConfig, tokens: int | None) ->
     mixed = any(maps) or attention.norm != "off" or attention.gate
     parts = _of_parts(config, "mixes_features", tokens, any_of)
     return config.depth > 0 and any_of(attention.kind != "off" and mixed, parts)
+
+
+def transformer_block_size(config: TransformerConfig, tokens: int | None) -> int | None:
+    """The largest of those of its maps, where all mix inside blocks, each of which holds whole blocks of the others."""
+    attention, sizes = config.attention, []
+    if config.norm.kind != "off":
+        return None
+    if attention.kind != "off":
+        if attention.norm != "off" or attention.gate:
+            return None
+        if registry.ask("attention", attention.kind, "mixes_features", config, tokens) is not False:
+            return None  # through the weights, which see all features of a head
+        maps = (attention.projection, attention.output)
+        for kind in maps:
+            apart = not PROJECTIONS[kind].mixes_features(attention.block_size)
+            sizes.append(1 if apart else attention.block_size if kind == "block" else None)
+    if config.ffn.kind != "off":
+        sizes.append(registry.ask("ffn", config.ffn.kind, "block_size", config, tokens))
+    if None in sizes or config.depth == 0:
+        return None
+    return max(sizes) if all(max(sizes) % size == 0 for size in sizes) else None
+
+
+def transformer_rank(config: TransformerConfig, tokens: int | None) -> int | None:
+    """The lower one of its two ends', which no skip connection may pass by and no norm distort.
+
+    The first part's: a value of low rank holds so many sums of a token's features, and all that follows sees only these
+    where the weights see no features. The last part's: whatever came before, the output lies in so many dimensions.
+    """
+    attention, ffn, ends = config.attention, config.ffn.kind, []
+    if config.norm.kind != "off" or config.depth == 0:
+        return None
+    if attention.kind != "off" and not config.skip.attention:
+        blind = registry.ask("attention", attention.kind, "sees_content", config, tokens) is False
+        if attention.projection == "low_rank" and blind and not attention.gate:
+            ends.append(attention.rank)
+        if attention.output == "low_rank" and ffn == "off":
+            ends.append(attention.rank)
+    if ffn != "off" and not config.skip.ffn:
+        ends.append(registry.ask("ffn", ffn, "rank", config, tokens))
+    return min((end for end in ends if end is not None), default=None)
 
 
 def transformer_reach(config: TransformerConfig, tokens: int | None) -> float | None:

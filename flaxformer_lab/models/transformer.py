@@ -39,6 +39,8 @@ Valid = Bool[Array, "batch tokens"]
     odd=theory.transformer_is_odd,
     affine=theory.transformer_is_affine,
     mixes_features=theory.transformer_mixes_features,
+    block_size=theory.transformer_block_size,
+    rank=theory.transformer_rank,
     causal=theory.config_causal,
     reach=theory.transformer_reach,
     attends=lambda config, tokens: config.attention.kind != "off",

@@ -33,6 +33,21 @@ def _mixes_features(config: TransformerConfig, tokens: int | None) -> bool:
     return PROJECTIONS[config.ffn.projection].mixes_features(config.ffn.block_size)
 
 
+def _block_size(config: TransformerConfig, tokens: int | None) -> int:
+    del tokens
+    return config.ffn.block_size if config.ffn.projection == "block" else config.width
+
+
+def _rank(config: TransformerConfig, tokens: int | None) -> int:
+    """Of the last map."""
+    del tokens
+    most = min(config.hidden, config.width)
+    return min(config.ffn.rank, most) if config.ffn.projection == "low_rank" else most
+
+
+_MAPS = {"mixes_features": _mixes_features, "block_size": _block_size, "rank": _rank, "reach": 0}
+
+
 def _up(config: TransformerConfig, rngs: Rngs) -> Projection:
     return _projection(config, config.width, config.hidden, ("width", "hidden"), rngs)
 
@@ -47,7 +62,7 @@ def _projection(config: TransformerConfig, features_in: int, features_out: int, 
     return kind(features_in, features_out, axes=axes, bias=config.bias, rngs=rngs, **structure)
 
 
-@registry.register("ffn", "mlp", odd=_is_odd, affine=_is_affine, mixes_features=_mixes_features, reach=0)
+@registry.register("ffn", "mlp", odd=_is_odd, affine=_is_affine, **_MAPS)
 class MLP(FeedForward):
     """W2 activation(W1 x + b1) + b2 (Vaswani et al. 2017, eq. 2)."""
 
@@ -61,7 +76,7 @@ class MLP(FeedForward):
         return self.down(with_logical_constraint(hidden, "batch", "tokens", "hidden"))
 
 
-@registry.register("ffn", "gated", odd=False, affine=False, mixes_features=_mixes_features, reach=0)
+@registry.register("ffn", "gated", odd=False, affine=False, **_MAPS)
 class GatedMLP(FeedForward):
     """W2 (activation(Wa x) * Wb x) (Shazeer 2020, eq. 6)."""
 
@@ -75,7 +90,7 @@ class GatedMLP(FeedForward):
         return self.down(with_logical_constraint(hidden, "batch", "tokens", "hidden"))
 
 
-@registry.register("ffn", "bilinear", odd=False, affine=False, mixes_features=_mixes_features, reach=0)
+@registry.register("ffn", "bilinear", odd=False, affine=False, **_MAPS)
 class BilinearMLP(GatedMLP):
     """W2 (Wa x * Wb x): products of features and nothing else (Shazeer 2020, "Bilinear")."""
 
@@ -83,7 +98,16 @@ class BilinearMLP(GatedMLP):
         super().__init__(config, rngs, activation="identity")
 
 
-@registry.register("ffn", "diagonal", odd=_is_odd, affine=_is_affine, mixes_features=False, reach=0)
+@registry.register(
+    "ffn",
+    "diagonal",
+    odd=_is_odd,
+    affine=_is_affine,
+    mixes_features=False,
+    block_size=1,
+    rank=lambda config, tokens: config.width,
+    reach=0,
+)
 class DiagonalMLP(FeedForward):
     """A small MLP of its own for each feature, with round(expansion) hidden units: no feature meets another."""
 

@@ -68,8 +68,13 @@ class Product(ContinuousProbe):
 class Rotation(ContinuousProbe):
     """P2: y_t = R x_t.
 
-    Theorem: where no feature reaches another, output i sees x_i alone, and R2 <= mean(R_ii^2): 0 for a cyclic shift.
-    Conditions: `theory.mixes_features` is false, and embedding and head are identities.
+    Block law: where features reach each other only inside blocks of b of the d (`theory.block_size`, with identities
+    for embedding and head), the best guess of output i is the sum of R_ij x_j over its block, so R2 is at most the mass
+    of R^2 inside the blocks, divided by d: for R as drawn, which `bound` gives. Its mean over all rotations is b / d;
+    with blocks of one it is that of the diagonal, 0 for a cyclic shift.
+
+    Rank law: from r sums of a token's features (`theory.rank`) R2 <= r / d, and so for outputs that lie in r
+    dimensions: no r directions hold more of d equal and independent variances. It is reached, for every R.
     """
 
     def __init__(self, config: RotationConfig, metadata: Mapping[str, Any] | None = None):
@@ -87,10 +92,14 @@ class Rotation(ContinuousProbe):
         return x, x @ jnp.asarray(self.rotation.T, jnp.float32), jnp.ones((self.tokens,))
 
     def bound(self, config: ModelConfig) -> Bound | None:
-        mixes = theory.mixes_features(config, self.tokens) or "dense" in (self._config.embedding, self._config.head)
-        if mixes:
-            return None
-        return Bound("r2", float(np.mean(np.diag(self.rotation) ** 2)), "output i sees feature i alone")
+        size, rank = theory.block_size(config, self.tokens), theory.rank(config, self.tokens)
+        if size < self.features and "dense" not in (self._config.embedding, self._config.head):
+            block = np.arange(self.features) // size
+            inside = float(np.sum(self.rotation**2, where=block[:, None] == block) / self.features)
+            return Bound("r2", inside, f"output i sees {f'its block of {size}' if size > 1 else 'feature i alone'}")
+        if rank < self.features:
+            return Bound("r2", rank / self.features, f"{rank} sums of {self.features} features")
+        return None
 
 
 @register("task", "pointers", config=PointersConfig)

@@ -34,6 +34,13 @@ APART = {
     "attention.block_size": 2,
 }
 PAIRS = APART | {"attention.num_heads": WIDTH // 2}
+BLOCKS = {
+    "attention.kind": "mean",
+    "attention.projection": "block",
+    "attention.output": "block",
+    "attention.block_size": 2,
+}
+NARROW = {"skip.attention": False, "skip.ffn": False}
 LINEAR = {"attention.kind": "static", "ffn.kind": "mlp", "ffn.activation": "identity"}
 
 TRANSFORMERS = [
@@ -82,6 +89,12 @@ TRANSFORMERS = [
     *({"attention.kind": "off", "ffn.kind": "mlp", "ffn.projection": kind} for kind in ("low_rank", "monarch")),
     *({"attention.kind": "off", "ffn.kind": kind, "ffn.projection": "block"} for kind in ("mlp", "gated", "bilinear")),
     {"attention.kind": "off", "ffn.kind": "mlp", "ffn.projection": "block", "ffn.block_size": 2},
+    *(BLOCKS | {"ffn.kind": "mlp", "ffn.projection": "block", "ffn.block_size": size} for size in (1, 2, 4)),
+    BLOCKS | {"attention.kind": "softmax"},
+    *(NARROW | {"depth": 1, "ffn.kind": kind, "ffn.projection": "low_rank"} for kind in ("mlp", "gated")),
+    NARROW | {"attention.kind": "mean", "attention.output": "low_rank"},
+    NARROW | {"attention.kind": "static", "attention.projection": "low_rank", "depth": 1},
+    NARROW | {"attention.kind": "static", "attention.projection": "low_rank", "skip.attention": True},
     {"depth": 0, "ffn.kind": "mlp"},
     {"depth": 0, "norm.kind": "layernorm"},
     {"depth": 0, "norm.kind": "rmsnorm", "ffn.kind": "mlp", "norm.placement": "post"},
@@ -174,6 +187,8 @@ def case(request, draw_module):
             "scale": np.abs(of_longer[0] - logits[0]).max() / np.abs(logits).max(),
             "affine": np.abs(of_straight - expected).max() / np.abs(expected).max(),
             "moved": np.where(moved > 1e-5, moved, 0),
+            # How many dimensions a token's output moves in with the token's own features.
+            "rank": np.linalg.matrix_rank((np.stack(nudged)[-WIDTH:] - of_x)[:, -1], tol=1e-4),
         },
     )
 
@@ -186,6 +201,12 @@ def test_theory_says_what_the_model_does(case):
         assert found["scale"] < 1e-5 if theory.is_scale_invariant(config) else found["scale"] > 1e-3, "scale invariant"
     across = found["moved"].max(axis=(0, 2))[~np.eye(WIDTH, dtype=bool)]
     assert bool(across.max() > 0) == theory.mixes_features(config, tokens), "mixes features"
+    size = theory.block_size(config, tokens)
+    block = np.arange(WIDTH) // size
+    assert not found["moved"].max(axis=(0, 2))[block[:, None] != block].any(), "mixes features across blocks"
+    blocks_alone = config.name == "transformer" and config.attention.kind == "mean" and config.ffn.projection == "block"
+    assert found["moved"].max(axis=(0, 2))[block[:, None] == block].all() or not blocks_alone, "mixes inside blocks"
+    assert found["rank"] == theory.rank(config, tokens) or theory.rank(config, tokens) == WIDTH, "rank"
     latest, earliest = np.nonzero(found["moved"].max(axis=(1, 3)))
     assert max(latest - earliest) == min(theory.reach(config, tokens), tokens - 1), "reach"
 
@@ -198,3 +219,5 @@ def test_the_cases_answer_every_question_both_ways():
         assert {theory.is_affine(*each) for each in own} == {True, False}
         assert {theory.mixes_features(*each) for each in own} == {True, False}
     assert {theory.reach(*each) for each in configs} >= {0, 2, 4, np.inf}
+    assert {theory.block_size(*each) for each in configs} == {1, 2, 4}
+    assert sum(theory.rank(*each) == 1 for each in configs) == 4

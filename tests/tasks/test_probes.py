@@ -1,5 +1,7 @@
 """Probes with continuous inputs, each against a second statement of it that reads the inputs alone."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -260,6 +262,21 @@ DIRECTIONS = {"norm.kind": "layernorm", "position": "off", "bias": False, "skip.
 DENSE = RotationConfig()
 IDENTITY = RotationConfig(embedding="identity", head="identity")
 RANDOM = RotationConfig(embedding="identity", head="identity", rotation="random")
+BLOCKS = BARE | {"width": 32, "attention.projection": "block", "attention.output": "block"}
+BLOCKS |= {"skip.attention": False}
+FFN_BLOCKS = {"ffn.kind": "mlp", "ffn.projection": "block"}
+LOW_RANK = BARE | {"width": 32, "attention.projection": "low_rank", "skip.attention": False}
+LOW_RANK_FFN = BARE | {"width": 32, "attention.kind": "off", "ffn.kind": "mlp", "ffn.projection": "low_rank"}
+LOW_RANK_FFN |= {"ffn.rank": 5, "skip.ffn": False}
+
+
+def inside_blocks(size):
+    """The squared mass inside the blocks of the rotation that RANDOM draws, divided by the features."""
+    rotation = make_task(RANDOM).rotation
+    blocks = range(0, 32, size)
+    return sum(np.sum(rotation[i : i + size, i : i + size] ** 2) for i in blocks) / 32
+
+
 AFFINE, EVEN = "affine map", "odd function"
 
 BOUNDS = [
@@ -309,6 +326,37 @@ BOUNDS = [
         DIAGONAL | {"attention.num_heads": 32},
         (0, "feature i alone"),
     ),
+    # Several tokens, and block maps: none that crosses blocks.
+    (RANDOM, BLOCKS | {"attention.kind": "mean"}, (inside_blocks(8), "its block of 8")),
+    (
+        RANDOM,
+        BLOCKS | {"attention.output": "diagonal", "attention.block_size": 4},
+        (inside_blocks(4), "its block of 4"),
+    ),
+    (RANDOM, BLOCKS | {"depth": 3, "skip.attention": True}, (inside_blocks(8), "its block of 8")),
+    (RANDOM, BLOCKS | FFN_BLOCKS | {"ffn.block_size": 16}, (inside_blocks(16), "its block of 16")),
+    (RANDOM, BLOCKS | FFN_BLOCKS | {"ffn.block_size": 32}, None),
+    (RANDOM, BLOCKS | {"attention.output": "dense"}, None),
+    (RANDOM, BLOCKS | {"attention.gate": True}, None),
+    (RANDOM, BLOCKS | {"norm.kind": "rmsnorm"}, None),
+    (RANDOM, BLOCKS | {"ffn.kind": "mlp"}, None),
+    (dataclasses.replace(RANDOM, tokens=4), BLOCKS, None),
+    (dataclasses.replace(RANDOM, head="dense"), BLOCKS, None),
+    (RANDOM, {"attention.kind": "off", "norm.kind": "off", "width": 32} | FFN_BLOCKS, (inside_blocks(8), "block of 8")),
+    # As many sums as the rank, whatever the rotation; a skip passes them by.
+    (RANDOM, LOW_RANK, (8 / 32, "8 sums of 32")),
+    (IDENTITY, LOW_RANK | {"attention.rank": 3}, (3 / 32, "3 sums of 32")),
+    (DENSE, LOW_RANK | {"ffn.kind": "mlp", "skip.ffn": True}, (8 / 32, "8 sums of 32")),
+    (RANDOM, LOW_RANK | {"skip.attention": True}, None),
+    (RANDOM, LOW_RANK | {"norm.kind": "rmsnorm"}, None),
+    (RANDOM, LOW_RANK | {"attention.gate": True}, None),
+    (dataclasses.replace(RANDOM, tokens=4), LOW_RANK, None),
+    (dataclasses.replace(RANDOM, tokens=4), LOW_RANK | {"attention.kind": "mean"}, (8 / 32, "8 sums")),
+    (dataclasses.replace(RANDOM, tokens=4), LOW_RANK | {"attention.output": "low_rank"}, (8 / 32, "8 sums")),
+    (RANDOM, LOW_RANK_FFN, (5 / 32, "5 sums of 32")),
+    (RANDOM, LOW_RANK_FFN | {"ffn.kind": "gated", "attention.kind": "softmax"}, (5 / 32, "5 sums of 32")),
+    (RANDOM, LOW_RANK_FFN | {"skip.ffn": True}, None),
+    (DENSE, {"width": 16}, (16 / 32, "16 sums of 32")),
     # P3: as many sums as heads.
     (PointersConfig(), BARE | {"attention.num_heads": 1}, (0.25, "1 weighted sums of 4 contents")),
     (PointersConfig(), BARE | {"attention.num_heads": 2}, (0.5, "2 weighted sums of 4 contents")),
@@ -374,6 +422,45 @@ def test_the_bound_of_a_rotation_is_what_each_feature_alone_can_tell(examples_of
     alone = [fitted(inputs[:, 0, [i]], targets[:, 0, [i]])[0] for i in range(32)]
     assert make_task(RANDOM).bound(model(DIAGONAL)).value == pytest.approx(np.mean(alone), abs=0.01)
     assert fitted(inputs[:, 0], targets[:, 0]).mean() == pytest.approx(1, abs=1e-6)
+
+
+def haar(rng, features):
+    orthogonal, triangular = np.linalg.qr(rng.normal(size=(features, features)))
+    return orthogonal * np.sign(np.diag(triangular))
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_the_block_law_is_what_least_squares_reach(size):
+    """For each of 200 drawn rotations of 8 features the best map of blocks; over them its mean is size / features."""
+    rng, features, reached, laws = np.random.default_rng(size), 8, [], []
+    for _ in range(200):
+        rotation = haar(rng, features)
+        x = rng.normal(size=(4 * features, features))
+        x = np.linalg.svd(x, full_matrices=False)[0] * len(x) ** 0.5  # exactly uncorrelated: no error of sampling
+        y, error = x @ rotation.T, 0.0
+        for block in np.split(np.arange(features), features // size):
+            error += (
+                np.linalg.norm(y[:, block] - x[:, block] @ np.linalg.lstsq(x[:, block], y[:, block], rcond=None)[0])
+                ** 2
+            )
+        reached.append(1 - error / np.sum(y**2))
+        same = np.arange(features) // size
+        laws.append(np.sum(rotation**2, where=same[:, None] == same) / features)
+    np.testing.assert_allclose(reached, laws, atol=1e-12)
+    assert np.mean(reached) == pytest.approx(size / features, abs=3 * np.std(reached) / 200**0.5 + 1e-12)
+
+
+@pytest.mark.parametrize("rank", [1, 3, 7])
+def test_the_rank_law_is_what_the_best_sums_reach(rank):
+    """Of a rotation all singular values are 1, so the best map of each rank leaves the same (Eckart and Young 1936)."""
+    rng, features = np.random.default_rng(rank), 8
+    rotation = haar(rng, features)
+    left, values, right = np.linalg.svd(rotation)
+    best = (left[:, :rank] * values[:rank]) @ right[:rank]
+    assert 1 - np.sum((rotation - best) ** 2) / features == pytest.approx(rank / features, abs=1e-12)
+    for _ in range(20):  # any sums of the features, each with its best guess of all outputs
+        down = np.linalg.qr(rng.normal(size=(features, rank)))[0]
+        assert np.sum((rotation @ down) ** 2) / features == pytest.approx(rank / features, abs=1e-12)
 
 
 @pytest.mark.parametrize("config", [PlantedInteractionsConfig(), ProductConfig(tokens=1)])
