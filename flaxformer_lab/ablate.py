@@ -23,7 +23,15 @@ from flaxformer_lab.ablation.grid import AblationConfig, make_grid, parse_ablati
 from flaxformer_lab.ablation.local import train_here
 from flaxformer_lab.ablation.store import Store
 from flaxformer_lab.api import raise_failures, run_grid
-from flaxformer_lab.command_line import PRINT_CONFIG, command_alone, overridden, print_config, read_recipe, run
+from flaxformer_lab.command_line import (
+    PRINT_CONFIG,
+    command_alone,
+    overridden,
+    print_config,
+    read_recipe,
+    run,
+    split_names,
+)
 from flaxformer_lab.compilation import compile_small_programs_briefly
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.report.results import restore
@@ -67,7 +75,7 @@ def main(overrides: list[str]) -> None:
         restore(Path(FROM_RESULTS.value).expanduser(), grid, store)
         print_report(write_report(grid, store))
         return
-    report = run_grid(grid, store, _trainer(), console)
+    report = run_grid(grid, store, _trainer(), console, split_names(LOGGERS.value))
     print_report(report)
     raise_failures(report, store)
 
@@ -103,6 +111,11 @@ if __name__ == "__main__":
     )
     RAY_ADDRESS = flags.DEFINE_string(
         "ray_address", None, "The cluster for --engine=ray, like auto or HOST:6379; default: one on this machine."
+    )
+    LOGGERS = flags.DEFINE_multi_string(
+        "loggers",
+        [],
+        "Where the curves of all replicas go, as each cell is finished: tensorboard, csv, wandb, mlflow.",
     )
     DEVICES = flags.DEFINE_integer(
         "cpu_devices",

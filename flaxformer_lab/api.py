@@ -8,8 +8,9 @@ from typing import Any
 from rich.console import Console
 
 from flaxformer_lab import command_line
+from flaxformer_lab.ablation.curves import entries_of, loggers_of
 from flaxformer_lab.ablation.display import ProgressDisplay
-from flaxformer_lab.ablation.engine import Trainer, run_cells
+from flaxformer_lab.ablation.engine import Event, Trainer, run_cells
 from flaxformer_lab.ablation.grid import Grid, make_grid, parse_ablation
 from flaxformer_lab.ablation.local import train_here
 from flaxformer_lab.ablation.store import Store
@@ -19,6 +20,7 @@ from flaxformer_lab.config import Config
 from flaxformer_lab.errors import AblationError
 from flaxformer_lab.report.write import Report, write_report
 from flaxformer_lab.run import Run, load_run
+from flaxformer_lab.training.loggers import Callback, Logger, check_loggers
 
 
 def load_config(
@@ -58,11 +60,20 @@ def measure(run: Run | str | Path, names: Sequence[str] = (), **options: Any) ->
     return _opened(run).measure(names, **options)
 
 
-def ablate(config: str | Path | Mapping[str, Any], workdir: str | Path, *, quiet: bool = False) -> Report:
+def ablate(
+    config: str | Path | Mapping[str, Any],
+    workdir: str | Path,
+    *,
+    quiet: bool = False,
+    loggers: Sequence[str | Logger | Callback] = (),
+    callbacks: Sequence[Logger | Callback] = (),
+) -> Report:
     """Trains what is not finished of an ablation, and writes its report.
 
     config: a file, like configs/ablations/cross_dimension.py, or a mapping as such a file returns it, whose recipes are
         relative to the working folder.
+    loggers, callbacks: as in `train`, for the curves of each cell once it is finished; their splits are of replicas
+        (`training.loggers.ReplicaSplit`).
 
     Raises:
         ConfigError: an invalid ablation.
@@ -73,17 +84,33 @@ def ablate(config: str | Path | Mapping[str, Any], workdir: str | Path, *, quiet
     tree, folder = (read_recipe(str(config)), Path(config).absolute().parent) if is_file else (config, Path.cwd())
     grid, store = make_grid(parse_ablation(tree), folder, read_recipe), Store(workdir)
     console = Console(highlight=False, soft_wrap=True, quiet=quiet)
-    report = run_grid(grid, store, contextlib.nullcontext(train_here), console)
+    report = run_grid(grid, store, contextlib.nullcontext(train_here), console, loggers, callbacks)
     raise_failures(report, store)
     return report
 
 
-def run_grid(grid: Grid, store: Store, trainer: contextlib.AbstractContextManager[Trainer], console: Console) -> Report:
+def run_grid(
+    grid: Grid,
+    store: Store,
+    trainer: contextlib.AbstractContextManager[Trainer],
+    console: Console,
+    loggers: Sequence[str | Logger | Callback] = (),
+    callbacks: Sequence[Logger | Callback] = (),
+) -> Report:
     """Trains the cells that are not finished, and writes the report, of failures too."""
-    with trainer as train:
+    check_loggers(loggers, callbacks)
+    with trainer as train, contextlib.ExitStack() as stack:
         store.claim(grid)
-        with ProgressDisplay(grid, store, console) as display:
-            run_cells(grid, store, display, train)
+        log = stack.enter_context(loggers_of(grid, store, loggers, callbacks, quiet=console.quiet))
+        display = stack.enter_context(ProgressDisplay(grid, store, console))
+
+        def listen(event: Event) -> None:
+            display(event)
+            if event.what == "finished":
+                for entry in entries_of(event.cell, store):
+                    log.write(*entry)
+
+        run_cells(grid, store, listen, train)
     return write_report(grid, store)
 
 

@@ -26,6 +26,7 @@ from flaxformer_lab.training.evaluation import make_evaluate
 from flaxformer_lab.training.experiment import Experiment
 from flaxformer_lab.training.folder import RunFolder
 from flaxformer_lab.training.initialization import restore_run
+from flaxformer_lab.training.loggers import DEFAULT_LOGGERS, Callback, Logger
 from flaxformer_lab.training.logging import read_metrics
 from flaxformer_lab.training.state import RngStream, State
 from flaxformer_lab.training.step import example_keys
@@ -205,14 +206,24 @@ class Run:
         return self.state.params, self.state.model_state
 
 
-def train(config: Config, workdir: str | Path, *, stop_at: int | None = None, quiet: bool = False) -> Run:
+def train(
+    config: Config,
+    workdir: str | Path,
+    *,
+    stop_at: int | None = None,
+    quiet: bool = False,
+    loggers: Sequence[str | Logger | Callback] = DEFAULT_LOGGERS,
+    callbacks: Sequence[Logger | Callback] = (),
+) -> Run:
     """Trains as `training.loop.train` does, from the last checkpoint in `workdir` on; returns the run.
+
+    loggers, callbacks: as there. `callbacks=[lambda step, split, metrics: print(step, metrics)]` prints all values.
 
     Raises:
         ConfigError: the config cannot be run, or the folder belongs to another one; nothing has been written.
         RunError, NonFiniteError, Terminated: as in `training.loop.train`.
     """
-    loop.train(config, workdir, stop_at=stop_at, quiet=quiet)
+    loop.train(config, workdir, stop_at=stop_at, quiet=quiet, loggers=loggers, callbacks=callbacks)
     return load_run(workdir)
 
 

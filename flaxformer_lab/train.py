@@ -25,7 +25,8 @@ def main(overrides: list[str]) -> None:
     others = (COORDINATOR.value, PROCESSES.value, PROCESS.value)
     if DISTRIBUTED.value or any(value is not None for value in others):
         hosts.join(*others)
-    train(config, WORKDIR.value or default_workdir(), stop_at=STOP_AT.value)
+    workdir, loggers = WORKDIR.value or default_workdir(), split_names(LOGGERS.value)
+    train(config, workdir, stop_at=STOP_AT.value, loggers=loggers)
 
 
 def default_workdir() -> str:
@@ -45,6 +46,11 @@ if __name__ == "__main__":
         None,
         "End after this step with a checkpoint; the same command without this flag resumes.",
         lower_bound=1,
+    )
+    LOGGERS = flags.DEFINE_multi_string(
+        "loggers",
+        ["tensorboard"],
+        "Where metrics go beside metrics.jsonl: tensorboard, csv, wandb, mlflow, separated by commas; empty for none.",
     )
     DISTRIBUTED = flags.DEFINE_bool(
         "distributed",

@@ -1,6 +1,8 @@
 """What the commands do, from Python."""
 
+import csv
 import json
+import shutil
 import sys
 import types
 
@@ -26,9 +28,17 @@ def get_config():
 
 
 @pytest.fixture(scope="module")
-def run(decoded_once, tmp_path_factory):
+def told():
+    """What the callback of the run was told: (step, split, metrics)."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def run(decoded_once, tmp_path_factory, told):
     """A finished run; not to be written."""
-    return train(load_config(DIGITS), tmp_path_factory.mktemp("api") / "run", quiet=True)
+    folder = tmp_path_factory.mktemp("api") / "run"
+    options = {"loggers": ["csv"], "callbacks": [lambda *entry: told.append(entry)]}
+    return train(load_config(DIGITS), folder, quiet=True, **options)
 
 
 @pytest.fixture
@@ -52,6 +62,25 @@ def test_the_history_is_what_the_run_wrote(run, monkeypatch):
     assert run.history == lines
     final = {each["name"]: each["value"] for each in run.history if each["split"] == "test"}
     assert final == run.evaluate("test")
+
+
+def test_a_callback_and_a_logger_get_what_the_run_wrote(run, told):
+    lines = [json.loads(line) for line in (run.workdir / "metrics.jsonl").read_text().splitlines()]
+    flat = [(step, split, name, value) for step, split, metrics in told for name, value in metrics.items()]
+    assert flat == [(each["step"], each["split"], each["name"], each["value"]) for each in lines]
+    assert {each[:2] for each in told} == {(step, split) for step in (2, 4) for split in ("train", "validation")} | {
+        (4, "test")
+    }
+    rows = list(csv.reader((run.workdir / "metrics.csv").open()))[1:]
+    assert [(int(step), split, name, float(value)) for step, split, name, value in rows] == flat
+    assert not (run.workdir / "tensorboard").exists()
+
+
+def test_a_finished_run_tells_a_callback_nothing_again(run, tmp_path):
+    shutil.copytree(run.workdir, tmp_path / "run")
+    before, calls = (tmp_path / "run" / "metrics.csv").read_bytes(), []
+    train(run.config, tmp_path / "run", quiet=True, loggers=["csv"], callbacks=[lambda *entry: calls.append(entry)])
+    assert calls == [] and (tmp_path / "run" / "metrics.csv").read_bytes() == before
 
 
 def test_the_history_is_a_table_where_pandas_is(run, monkeypatch):
@@ -133,15 +162,32 @@ def ablation(tmp_path, monkeypatch):
     return {"tasks": {"small": task}, "learning_rates": [0.01], "seeds": [0, 1]}
 
 
+def check_curves(report, calls, folder):
+    """Each replica was logged once, with the scores of the report."""
+    tests = {split.seed: metrics["r2"] for _, split, metrics in calls if split.name == "test"}
+    (score,) = report.summary.scores
+    assert [tests[0], tests[1]] == score.values.tolist() and len(calls) == 2 * 3
+    assert {(split.task, split.variant, split.learning_rate) for _, split, _ in calls} == {("small", "baseline", 0.01)}
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    found = {int(row["seed"]): float(row["value"]) for row in rows if (row["split"], row["name"]) == ("test", "r2")}
+    assert found == tests and len(rows) == sum(len(metrics) for _, _, metrics in calls)
+
+
 def test_an_ablation_from_a_mapping_or_a_file(ablation, tmp_path, capsys):
-    report = ablate(ablation, tmp_path / "one", quiet=True)
+    calls = []
+    logged = {"loggers": ["csv"], "callbacks": [lambda *entry: calls.append(entry)]}
+    report = ablate(ablation, tmp_path / "one", quiet=True, **logged)
+    check_curves(report, calls, tmp_path / "one")
     assert repr(report) == f"Report(1 of 1 cells; {tmp_path / 'one' / 'report.html'})"
     assert [score.variant for score in report.summary.scores] == ["baseline"]
     assert not capsys.readouterr().out
     (tmp_path / "deeper").mkdir()
     ablation["tasks"]["small"]["recipe"] = "../recipe.py"
     (tmp_path / "deeper" / "file.py").write_text(f"def get_config():\n    return {ablation!r}\n")
-    again = ablate(tmp_path / "deeper" / "file.py", tmp_path / "one", quiet=True)
+    calls.clear()
+    rows = (tmp_path / "one" / "metrics.csv").read_text()
+    again = ablate(tmp_path / "deeper" / "file.py", tmp_path / "one", quiet=True, **logged)
+    assert calls == [] and (tmp_path / "one" / "metrics.csv").read_text() == rows
     scores = [[score.values.tolist() for score in each.summary.scores] for each in (report, again)]
     assert scores[0] == scores[1] and len(list((tmp_path / "one" / "cells").glob("*.json"))) == 1
 

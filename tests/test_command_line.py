@@ -77,7 +77,16 @@ def refused(command_texts, calls, tmp_path):
 def test_a_recipe_as_it_is(train):
     config, workdir, options = train(f"--config={DIGITS}", "--workdir=here")
     assert config == load_config(DIGITS, [])
-    assert (config.task.dataset, config.model.width, workdir, options) == ("lab_digits", 64, "here", {"stop_at": None})
+    assert (config.task.dataset, config.model.width, workdir) == ("lab_digits", 64, "here")
+    assert options == {"stop_at": None, "loggers": ["tensorboard"]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "loggers"),
+    [(["--loggers=csv,mlflow"], ["csv", "mlflow"]), (["--loggers="], []), (["--loggers=a", "--loggers=b"], ["a", "b"])],
+)
+def test_loggers_are_in_place_of_the_default(train, arguments, loggers):
+    assert train(f"--config={DIGITS}", *arguments)[2]["loggers"] == loggers
 
 
 def test_train_py_is_the_same_command(train):
@@ -90,7 +99,7 @@ def test_keys_are_overridden_in_both_ways_of_writing(train):
     config, _, options = train(*arguments, f"--config={DIGITS}", "--stop_at=7", "--config.model.bias=false")
     model = config.model
     assert (model.width, config.seed, model.attention.head_dim, model.bias) == (32, 5, None, False)
-    assert options == {"stop_at": 7}
+    assert options["stop_at"] == 7
     assert config.optimizer == load_config(DIGITS, []).optimizer
 
 
@@ -492,6 +501,10 @@ COMMANDS = {
         ["unknown key optimizer.lr (value '1')", "optimizer has name, learning_rate"],
     ),
     "recipe that is not there": (["train", "--workdir=run"], ["--config=configs/digits.py is not a file"]),
+    "unknown logger": (
+        ["train", "--workdir=run", f"--config={DIGITS}", "--loggers=csv,wandbb"],
+        ["--loggers=wandbb is no logger: did you mean wandb? choose from tensorboard, csv, wandb, mlflow"],
+    ),
     "patches that do not fit the images": (
         ["train", "--workdir=run", f"--config={DIGITS}", "--config.task.patch_size=3"],
         ["task.patch_size=3 does not divide the 8 x 8 images of lab_digits", "choose one of 1, 2, 4, 8"],

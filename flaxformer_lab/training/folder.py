@@ -51,7 +51,6 @@ class RunFolder:
         self.path = local_folder(path)
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
-        self.tensorboard = self.path / "tensorboard"
         self._config, self._metadata = self.path / "config.json", self.path / "metadata.json"
 
     def saved_steps(self) -> set[int]:

@@ -1,4 +1,4 @@
-"""What a run reports: metrics.jsonl and TensorBoard for machines, a progress line for people."""
+"""What a run reports: metrics.jsonl and loggers for machines, a progress line for people."""
 
 import contextlib
 import itertools
@@ -16,38 +16,39 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from tensorboardX import SummaryWriter
 
 from flaxformer_lab.errors import NonFiniteError, RunError
 from flaxformer_lab.functional.metrics import Metrics, compute_by_step
 from flaxformer_lab.training.experiment import Experiment
 from flaxformer_lab.training.folder import RunFolder, write_atomic
+from flaxformer_lab.training.loggers import Entry, Loggers
 
 
 class MetricsLog:
-    """Appends to metrics.jsonl (one object per line: step, split, name, value) and to TensorBoard.
+    """Appends to metrics.jsonl (one object per line: step, split, name, value), and tells the loggers what is new.
 
     A run that resumes from step N drops what was written after N, and writes nothing a second time. Only one of several
-    processes `writes`. What cannot be written is a RunError.
+    processes `writes`. What cannot be written to metrics.jsonl is a RunError.
     """
 
-    def __init__(self, metrics: Path, tensorboard: Path, *, resumed_step: int, writes: bool = True):
-        self._path = metrics
+    def __init__(self, metrics: Path, loggers: Loggers | None = None, *, resumed_step: int, writes: bool = True):
+        self._path, self._closing = metrics, contextlib.ExitStack()
         with self._explained():
             self._there = _drop_after(metrics, resumed_step) if writes else set()
-            self._file = (metrics if writes else Path(os.devnull)).open("a", encoding="utf-8")
-            purge = {"purge_step": resumed_step + 1} if resumed_step else {}
-            self._tensorboard = SummaryWriter(str(tensorboard), write_to_disk=writes, **purge)
+            self._file = self._closing.enter_context(
+                (metrics if writes else Path(os.devnull)).open("a", encoding="utf-8")
+            )
+        self._loggers = self._closing.enter_context(loggers) if loggers is not None and writes else None
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
         """Writes one line per value."""
+        new = {name: value for name, value in values.items() if (step, split, name) not in self._there}
         with self._explained():
-            for name, value in values.items():
-                if (step, split, name) in self._there:
-                    continue
+            for name, value in new.items():
                 self._file.write(json.dumps({"step": step, "split": split, "name": name, "value": value}) + "\n")
-                self._tensorboard.add_scalar(f"{split}/{name}", value, step)
             self._file.flush()
+        if new and self._loggers is not None:
+            self._loggers.write(step, split, new)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -62,13 +63,8 @@ class MetricsLog:
     def __enter__(self) -> "MetricsLog":
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Finishes both files."""
-        self._file.close()
-        self._tensorboard.close()
+    def __exit__(self, *error: Any) -> None:
+        self._closing.__exit__(*error)
 
 
 def read_metrics(metrics: Path) -> list[dict[str, Any]]:
@@ -83,6 +79,12 @@ def read_metrics(metrics: Path) -> list[dict[str, Any]]:
             if entry["step"] >= 0:
                 entries[entry["step"], entry["split"], entry["name"]] = entry
     return list(entries.values())
+
+
+def entries_of(metrics: Path) -> Iterator[Entry]:
+    """What metrics.jsonl has, as loggers take it."""
+    for each in read_metrics(metrics):
+        yield each["step"], each["split"], {each["name"]: each["value"]}
 
 
 def _drop_after(metrics: Path, step: int) -> set[tuple[int, str, str]]:

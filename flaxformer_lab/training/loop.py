@@ -1,11 +1,12 @@
 """Training from a config to a checkpoint and its test metrics."""
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 
-from flaxformer_lab.config import Config
+from flaxformer_lab.config import Config, as_dict
 from flaxformer_lab.errors import Terminated
 from flaxformer_lab.models.cost import cost_table
 from flaxformer_lab.tasks import SPLITS
@@ -16,13 +17,32 @@ from flaxformer_lab.training.experiment import make_experiment
 from flaxformer_lab.training.feeds import call_schedule, check_batch_size, make_feeds, should_run
 from flaxformer_lab.training.folder import RunFolder
 from flaxformer_lab.training.initialization import first_state, initial_weights
-from flaxformer_lab.training.logging import Display, MetricsLog, Record
+from flaxformer_lab.training.loggers import (
+    DEFAULT_LOGGERS,
+    Callback,
+    Destination,
+    Logger,
+    Loggers,
+    check_loggers,
+)
+from flaxformer_lab.training.logging import Display, MetricsLog, Record, entries_of
 from flaxformer_lab.training.programs import History, make_run_steps, run_calls
 from flaxformer_lab.training.termination import Termination
 
 
-def train(config: Config, workdir: str | Path, *, stop_at: int | None = None, quiet: bool = False) -> Values:
+def train(
+    config: Config,
+    workdir: str | Path,
+    *,
+    stop_at: int | None = None,
+    quiet: bool = False,
+    loggers: Sequence[str | Logger | Callback] = DEFAULT_LOGGERS,
+    callbacks: Sequence[Logger | Callback] = (),
+) -> Values:
     """Trains to `config.training.steps`, or to `stop_at`, from the last checkpoint in `workdir` if there is one.
+
+    loggers: names (`loggers.LOGGERS`), objects with write(step, split, metrics) or functions of these three; one that
+        fails is dropped with a warning. callbacks: such objects or functions, whose errors end the run.
 
     Returns the test metrics of the last step (the validation metrics when stopped early).
 
@@ -32,6 +52,7 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None, qu
         NonFiniteError: the loss or the gradient stopped being finite; the last good checkpoint stays.
         Terminated: the process was asked to end; the state is saved, and the same call goes on from there.
     """
+    check_loggers(loggers, callbacks)
     experiment = make_experiment(config)
     config, layout, strategy = experiment.config, experiment.layout, experiment.strategy
     # All splits at the start: one that cannot be used is an error now, not after hours of training.
@@ -58,8 +79,11 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None, qu
         state, messages = first_state(experiment, checkpoints, initial)
         display.print(*messages)
         start, state = int(state.step), strategy.place_state(state, layout)
-        logs = {"resumed_step": start, "writes": hosts.is_primary()}
-        log = stack.enter_context(MetricsLog(folder.metrics, folder.tensorboard, **logs))
+        destination = Destination(
+            folder.path, as_dict(config), lambda: entries_of(folder.metrics), resumed_step=start, quiet=quiet
+        )
+        others, writes = Loggers(loggers, callbacks, destination), hosts.is_primary()
+        log = stack.enter_context(MetricsLog(folder.metrics, others, resumed_step=start, writes=writes))
         evaluate_split = make_evaluate(experiment)
         record = Record(experiment, folder, log, display)
 

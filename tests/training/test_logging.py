@@ -3,7 +3,6 @@ import json
 
 import pytest
 from rich.console import Console
-from tensorboardX.proto.event_pb2 import Event
 
 from flaxformer_lab.training.logging import Display, MetricsLog, duration
 
@@ -13,83 +12,92 @@ def lines(path):
 
 
 @pytest.fixture
-def files(tmp_path):
-    """The paths of metrics.jsonl and of the TensorBoard folder."""
-    return tmp_path / "metrics.jsonl", tmp_path / "tensorboard"
+def file(tmp_path):
+    """The path of metrics.jsonl."""
+    return tmp_path / "metrics.jsonl"
 
 
-def written(files, *entries, resumed_step=0):
-    log = MetricsLog(*files, resumed_step=resumed_step)
-    for step, split, values in entries:
-        log.write(step, split, values)
-    log.close()
+class Entered(list):
+    """A logger that remembers; as a context."""
+
+    def write(self, *entry):
+        self.append(entry)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.append("closed")
 
 
-def scalars(folder):
-    """(step, name, value) of every scalar in the TensorBoard files, oldest file first."""
-    found = []
-    for path in sorted(folder.iterdir()):
-        content, place = path.read_bytes(), 0
-        while place < len(content):
-            length = int.from_bytes(content[place : place + 8], "little")
-            event = Event.FromString(content[place + 12 : place + 12 + length])
-            found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
-            place += 12 + length + 4
-    return found
+def written(file, *entries, **options):
+    with MetricsLog(file, **{"resumed_step": 0} | options) as log:
+        for step, split, values in entries:
+            log.write(step, split, values)
 
 
 # ------------------------------------------------------------------------------------------------ metrics
 
 
-def test_every_value_is_a_line(files):
-    written(files, (2, "train", {"loss": 1.5, "accuracy": 0.1}), (4, "test", {"loss": 0.1 + 0.2}))
-    assert lines(files[0]) == [
+def test_every_value_is_a_line(file):
+    written(file, (2, "train", {"loss": 1.5, "accuracy": 0.1}), (4, "test", {"loss": 0.1 + 0.2}))
+    assert lines(file) == [
         {"step": 2, "split": "train", "name": "loss", "value": 1.5},
         {"step": 2, "split": "train", "name": "accuracy", "value": 0.1},
         {"step": 4, "split": "test", "name": "loss", "value": 0.30000000000000004},
     ]
 
 
-def test_a_line_is_on_disk_as_soon_as_it_is_written(files):
-    log = MetricsLog(*files, resumed_step=0)
-    log.write(1, "train", {"loss": 2.0})
-    assert lines(files[0]) == [{"step": 1, "split": "train", "name": "loss", "value": 2.0}]
-    log.close()
+def test_a_line_is_on_disk_as_soon_as_it_is_written(file):
+    with MetricsLog(file, resumed_step=0) as log:
+        log.write(1, "train", {"loss": 2.0})
+        assert lines(file) == [{"step": 1, "split": "train", "name": "loss", "value": 2.0}]
 
 
-def test_tensorboard_gets_the_same_values(files):
-    written(files, (2, "train", {"loss": 1.5}), (4, "test", {"loss": 0.25}))
-    assert scalars(files[1]) == [(2, "train/loss", 1.5), (4, "test/loss", 0.25)]
+def test_loggers_get_what_is_new(file):
+    loggers = Entered()
+    written(file, (2, "train", {"loss": 1.5}), (4, "test", {"loss": 0.25}), loggers=loggers)
+    assert loggers == [(2, "train", {"loss": 1.5}), (4, "test", {"loss": 0.25}), "closed"]
+    loggers = Entered()
+    resumed = ((4, "test", {"loss": 0.25}), (4, "test", {"loss": 0.25, "accuracy": 0.5}), (6, "train", {"loss": 1.0}))
+    written(file, *resumed, resumed_step=4, loggers=loggers)
+    assert loggers == [(4, "test", {"accuracy": 0.5}), (6, "train", {"loss": 1.0}), "closed"]
 
 
-def test_a_resumed_run_drops_what_came_after_its_checkpoint(files):
-    written(files, *((step, "train", {"loss": float(step)}) for step in (5, 10, 15, 20)))
-    written(files, (15, "train", {"loss": -1.0}), resumed_step=10)
-    assert [(line["step"], line["value"]) for line in lines(files[0])] == [(5, 5.0), (10, 10.0), (15, -1.0)]
+def test_only_one_of_several_processes_writes(file):
+    loggers = Entered()
+    written(file, (2, "train", {"loss": 1.5}), loggers=loggers, writes=False)
+    assert loggers == [] and not file.exists()
 
 
-def test_what_is_there_already_is_not_written_again(files):
-    written(files, (5, "train", {"loss": 5.0}), (10, "test", {"loss": 0.5}))
-    before = files[0].read_bytes()
-    written(files, (10, "test", {"loss": 0.5}), resumed_step=10)
-    assert files[0].read_bytes() == before
-    written(files, (10, "test", {"loss": 0.5, "accuracy": 1.0}), (12, "train", {"loss": 1.0}), resumed_step=10)
-    assert [(line["step"], line["name"]) for line in lines(files[0])][2:] == [(10, "accuracy"), (12, "loss")]
+def test_a_resumed_run_drops_what_came_after_its_checkpoint(file):
+    written(file, *((step, "train", {"loss": float(step)}) for step in (5, 10, 15, 20)))
+    written(file, (15, "train", {"loss": -1.0}), resumed_step=10)
+    assert [(line["step"], line["value"]) for line in lines(file)] == [(5, 5.0), (10, 10.0), (15, -1.0)]
+
+
+def test_what_is_there_already_is_not_written_again(file):
+    written(file, (5, "train", {"loss": 5.0}), (10, "test", {"loss": 0.5}))
+    before = file.read_bytes()
+    written(file, (10, "test", {"loss": 0.5}), resumed_step=10)
+    assert file.read_bytes() == before
+    written(file, (10, "test", {"loss": 0.5, "accuracy": 1.0}), (12, "train", {"loss": 1.0}), resumed_step=10)
+    assert [(line["step"], line["name"]) for line in lines(file)][2:] == [(10, "accuracy"), (12, "loss")]
 
 
 @pytest.mark.parametrize("cut", ['{"step": 5, "spl', "{", "nonsense", '{"split": "train"}', "[3]", "\0\0\0", "7"])
-def test_a_line_cut_short_is_dropped(files, cut):
-    written(files, (5, "train", {"loss": 5.0}))
-    with files[0].open("a") as file:
-        file.write(cut)
-    written(files, (15, "train", {"loss": 15.0}), resumed_step=10)
-    assert [line["step"] for line in lines(files[0])] == [5, 15]
+def test_a_line_cut_short_is_dropped(file, cut):
+    written(file, (5, "train", {"loss": 5.0}))
+    with file.open("a") as opened:
+        opened.write(cut)
+    written(file, (15, "train", {"loss": 15.0}), resumed_step=10)
+    assert [line["step"] for line in lines(file)] == [5, 15]
 
 
-def test_a_fresh_run_begins_with_no_lines(files):
-    written(files, (5, "train", {"loss": 5.0}))
-    written(files, (1, "train", {"loss": 1.0}), resumed_step=0)
-    assert [line["step"] for line in lines(files[0])] == [1]
+def test_a_fresh_run_begins_with_no_lines(file):
+    written(file, (5, "train", {"loss": 5.0}))
+    written(file, (1, "train", {"loss": 1.0}), resumed_step=0)
+    assert [line["step"] for line in lines(file)] == [1]
 
 
 # ------------------------------------------------------------------------------------------------ display
