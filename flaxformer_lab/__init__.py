@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from flaxformer_lab.ablation.variants import VARIANTS
     from flaxformer_lab.api import ablate, evaluate, load_config, measure
+    from flaxformer_lab.export.formats import load_exported
     from flaxformer_lab.models.conversion import from_huggingface
     from flaxformer_lab.models.hooks import ablate_ffn, ablate_head
     from flaxformer_lab.registry import register
@@ -31,6 +32,7 @@ __all__ = [
     "evaluate",
     "from_huggingface",
     "load_config",
+    "load_exported",
     "load_run",
     "measure",
     "register",
@@ -41,6 +43,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "ablation.variants": ["VARIANTS"],
     "api": ["ablate", "evaluate", "load_config", "measure"],
+    "export.formats": ["load_exported"],
     "models.conversion": ["from_huggingface"],
     "models.hooks": ["ablate_ffn", "ablate_head"],
     "registry": ["register"],

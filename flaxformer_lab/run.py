@@ -9,10 +9,9 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-import numpy as np
 
 from flaxformer_lab.analysis.measures import Values, measure
 from flaxformer_lab.analysis.subject import Subject
@@ -22,14 +21,16 @@ from flaxformer_lab.models.hooks import NamedHooks
 from flaxformer_lab.models.network import PureNetwork
 from flaxformer_lab.tasks import Task
 from flaxformer_lab.training import loop
-from flaxformer_lab.training.evaluation import make_evaluate
+from flaxformer_lab.training.evaluation import first_examples, make_evaluate
 from flaxformer_lab.training.experiment import Experiment
 from flaxformer_lab.training.folder import RunFolder
 from flaxformer_lab.training.initialization import restore_run
 from flaxformer_lab.training.loggers import DEFAULT_LOGGERS, Callback, Logger
 from flaxformer_lab.training.logging import read_metrics
-from flaxformer_lab.training.state import RngStream, State
-from flaxformer_lab.training.step import example_keys
+from flaxformer_lab.training.state import State
+
+if TYPE_CHECKING:
+    from flaxformer_lab.export.formats import Exported
 
 Tree = Any  # a pytree of arrays
 
@@ -168,12 +169,7 @@ class Run:
 
     def subject(self, split: str = "test", examples: int = 64) -> Subject:
         """The model with the first examples of a split, for the functions of `analysis`."""
-        source = self.task.examples(split)
-        rows = np.arange(min(examples, source.number))
-        stored = source.read(source.evaluation_indices(rows))
-        keys = example_keys(self.config.seed, RngStream.EVALUATE, 0, jax.numpy.asarray(rows, "int32"))
-        stored = jax.tree.map(jax.numpy.asarray, stored) | {"example_weight": jax.numpy.ones(len(rows))}
-        batch = self.task.prepare(stored, keys, training=False)
+        _, batch = first_examples(self.experiment, split, examples)
         return Subject(self.config.model, self.task, self.model, self.params, self.state.model_state, batch)
 
     def generate(
@@ -189,6 +185,19 @@ class Run:
         pieces = zip(*generate(self, prompts, length, temperature=temperature, seed=seed), strict=True)
         texts = ["".join(each) for each in pieces]
         return texts[0] if isinstance(prompts, str) else texts
+
+    def export(self, path: str | Path, format: str = "stablehlo", **options: Any) -> "Exported":
+        """Writes the model with its preprocessing as one file, and compares it with this run (docs/export.md).
+
+        format: stablehlo, a program that plain JAX runs; safetensors, the weights by name. options: `overwrite`,
+            `examples`, as in `export.write.export`.
+
+        Raises:
+            ConfigError, RunError, DataError: as there.
+        """
+        from flaxformer_lab.export.write import export
+
+        return export(self.experiment, self.state, path, format, **options)
 
     def _inputs(self, raw: Tree) -> Tree:
         inputs = self.task.inputs_of(raw)

@@ -15,8 +15,9 @@ from flaxformer_lab.parsing import known_keys
 
 REPOSITORY = Path(__file__).parents[1]
 DIGITS = str(REPOSITORY / "configs" / "digits.py")
-COMMANDS = ["train", *(f"flaxformer_lab.{n}" for n in ("train", "ablate", "evaluate", "generate", "measure", "report"))]
+COMMANDS = ["train", "flaxformer_lab.train", "flaxformer_lab.ablate"]
 WITH_CONFIG = COMMANDS[:3]
+COMMANDS += [f"flaxformer_lab.{name}" for name in ("evaluate", "export", "generate", "measure", "report")]
 
 
 @pytest.fixture(autouse=True)

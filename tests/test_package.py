@@ -38,6 +38,7 @@ LAYERS = {
     "training": 4,
     "analysis": 5,
     "ablation": 5,
+    "export": 5,
     "report": 6,
 }
 TOP = 7

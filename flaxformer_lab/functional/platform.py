@@ -1,21 +1,35 @@
 """Where the program that is being traced will run, which is not always where it is traced."""
 
+from typing import Any
+
 import jax
+
+# Part of the key by which JAX keeps what it has traced, which no other global value is.
+_portable = jax.make_user_context(False)
+
+
+def portable_forms() -> Any:
+    """A context for programs that run on every platform: those of a CPU, which call no kernel and no library."""
+    return _portable(True)
 
 
 def target_platform() -> str:
     """`cpu`, `gpu` or `tpu`: the platform of the mesh in use, else of `jax.default_device`, else JAX's default.
 
     A mesh knows its devices while a program is traced for them, also when it is compiled on a machine without any
-    (`jax.experimental.topologies`).
+    (`jax.experimental.topologies`). In `portable_forms` it is `cpu`.
     """
+    if _portable.value:
+        return "cpu"
     device = _target_device()
     name = jax.default_backend() if device is None else device.platform
     return "gpu" if name in ("cuda", "rocm") else name
 
 
 def target_device_kind() -> str:
-    """The model name of the target device, like `NVIDIA H100 80GB HBM3` or `TPU v5 lite`."""
+    """The model name of the target device, like `NVIDIA H100 80GB HBM3`; in `portable_forms` that of no device."""
+    if _portable.value:
+        return "any device"
     device = _target_device()
     return (jax.devices()[0] if device is None else device).device_kind
 

@@ -32,14 +32,14 @@ def fill(x: Float[Array, "batch tokens kv_heads features"], lengths: Int[Array, 
 def update(slots: Slots, x: Float[Array, "batch 1 kv_heads features"], position: Int[Array, " batch"]) -> Slots:
     """Writes the token at `position` into its slot."""
     number, size, features = slots.shape
-    places = jnp.repeat(position % size, number // len(position))
+    places = jnp.repeat(position % size, x.shape[2])
     return slots.at[jnp.arange(number), places].set(x.reshape(number, features))
 
 
 def slot_scores(query: Float[Array, "batch 1 heads features"], key: Slots) -> Float[Array, "batch heads slots"]:
     """Q K^T / sqrt(head_dim) of one query, in float32; heads share the key's in groups."""
     batch, _, heads, features = query.shape
-    grouped = query.reshape(len(key), -1, features)
+    grouped = query.reshape(key.shape[0], -1, features)
     scores = product("ngd,nsd->ngs", grouped, key)
     return scores.reshape(batch, heads, -1) * features**-0.5
 
@@ -52,6 +52,6 @@ def attend(
     scores = jnp.where(seen[:, None], scores, jnp.finfo(scores.dtype).min)
     weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
     weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
-    grouped = weights.reshape(len(value), -1, slots).astype(value.dtype)
+    grouped = weights.reshape(value.shape[0], -1, slots).astype(value.dtype)
     output = product("ngs,nse->nge", grouped, value)
     return output.reshape(batch, 1, heads, -1).astype(value.dtype)

@@ -191,7 +191,10 @@ def _narrowing(window: int | None, keys: int) -> int | None:
 def _problem(query: Query, value: Value, causal: bool, valid: Valid | None, window: int | None) -> Problem:
     is_16_bit = query.dtype in (jnp.bfloat16, jnp.float16)
     other_keys = None if value.shape[1] == query.shape[1] else value.shape[1]
-    return Problem(*query.shape, value.shape[-1], is_16_bit, causal, valid is not None, window, other_keys)
+    batch, *sizes = query.shape
+    # A batch of any size, in a program that is exported, is measured by one example of it.
+    batch = batch if isinstance(batch, int) else 1
+    return Problem(batch, *sizes, value.shape[-1], is_16_bit, causal, valid is not None, window, other_keys)
 
 
 def repeat_kv_heads(x: Key | Value, heads: int) -> Float[Array, "batch tokens {heads} features"]:

@@ -121,7 +121,7 @@ class Network(nnx.Module):
         """Logits after one more input of each example, and the cache that includes it."""
         if not self._decodes:
             lengths = cache["lengths"]
-            return self.prefill(cache["inputs"].at[jnp.arange(len(inputs)), lengths].set(inputs), lengths + 1)
+            return self.prefill(cache["inputs"].at[jnp.arange(inputs.shape[0]), lengths].set(inputs), lengths + 1)
         x, cache = self.body.decode(self.embedding(inputs[:, None]), cache)
         return self.head(x[:, 0]).astype(jnp.float32), cache
 

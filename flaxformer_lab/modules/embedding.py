@@ -50,7 +50,7 @@ class ColumnEmbedding(nnx.Module):
         self.offsets = normal(rngs, (columns, width), 1, (None, "width"))
 
     def __call__(self, x: Float[Array, "batch columns"]) -> Float[Array, "batch columns width"]:
-        shape = (len(x), *self.offsets.shape)
+        shape = (x.shape[0], *self.offsets.shape)
         directions, offsets = (
             broadcast_parameter(read(table), shape, self._dtype) for table in (self.directions, self.offsets)
         )
@@ -79,7 +79,7 @@ class PatchEmbedding(nnx.Module):
         tokens = self.projection(patches(images.astype(self._dtype), self._patch_size))
         if self.class_token is None:
             return tokens
-        first = broadcast_parameter(read(self.class_token), (len(tokens), 1, tokens.shape[2]), tokens.dtype)
+        first = broadcast_parameter(read(self.class_token), (tokens.shape[0], 1, tokens.shape[2]), tokens.dtype)
         return jnp.concatenate([first, tokens], axis=1)
 
 

@@ -104,11 +104,15 @@ class Classification(Task):
             raise ConfigError(f"predict: the examples lack {self._feature!r}; they have {', '.join(map(str, raw))}")
         return raw[self._feature]
 
-    def _prepared(self, values: np.ndarray) -> Array:
-        stored = {self._feature: values, self._label: np.zeros(len(values), np.int32)}
-        keys = jax.random.split(jax.random.key(0), len(values))  # evaluation draws nothing
-        examples = jax.tree.map(jnp.asarray, stored | {"example_weight": np.ones(len(values))})
+    def preprocess(self, features: Batch) -> Array:
+        (batch, *_), (label, weight) = features[self._feature].shape, (self._label, "example_weight")
+        examples = features | {label: jnp.zeros(batch, jnp.int32), weight: jnp.ones(batch)}
+        keys = jax.random.wrap_key_data(jnp.zeros((batch, 2), jnp.uint32))  # evaluation draws nothing
         return self.prepare(examples, keys, training=False)["inputs"]
+
+    def class_names(self) -> list[str] | None:
+        numbers = range(self.metadata["num_classes"])
+        return list(map(str, self.metadata.get("class_names") or self.metadata.get("classes") or numbers))
 
     def _targets(self, examples: Batch) -> Int[Array, " batch"]:
         labels = examples[self._label].astype(jnp.int32)
@@ -220,7 +224,7 @@ class ImageClassification(Classification):
                 f"examples as this model was trained on, {kind} from {low:g} to {high:g}; scale them so, or give "
                 "images from -1 to 1 to predict_preprocessed"
             )
-        return self._prepared(images)
+        return self.preprocess({self._feature: jnp.asarray(images)})
 
     def _raw_images(self, raw: Any) -> Shaped[np.ndarray, "batch ..."]:
         """An array from images, or from the path of an image file, or from a list of these."""
@@ -283,7 +287,9 @@ class ImageClassification(Classification):
     def prepare(self, examples: Batch, keys: Key[Array, " batch"], *, training: bool) -> Batch:
         low, high = self._pixel_range
         images = examples[self._feature].astype(jnp.float32)
-        images = images.reshape(len(images), *self.metadata["image_shape"])  # an image may lack the axis of channels
+        images = images.reshape(
+            images.shape[0], *self.metadata["image_shape"]
+        )  # an image may lack the axis of channels
         images = (images - low) / ((high - low) / 2) - 1
         if training and self._config.shift:
             images = jax.vmap(_shifted, in_axes=(0, 0, None))(images, keys, self._config.shift)
@@ -295,6 +301,10 @@ class ImageClassification(Classification):
 
     def input_spec(self, batch_size: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch_size, *self.metadata["image_shape"]), jnp.float32)
+
+    def raw_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        dtype = jax.dtypes.canonicalize_dtype(self.metadata.get("pixel_type", "uint8"))
+        return {self._feature: jax.ShapeDtypeStruct((batch_size, *self.metadata["image_shape"]), dtype)}
 
 
 def _shifted(
@@ -359,7 +369,7 @@ class TabularClassification(Classification):
                 f"{wanted}) numbers"
             )
         self._check("predict", values, np.arange(len(values)))
-        return self._prepared(values)
+        return self.preprocess({self._feature: jnp.asarray(values)})
 
     def network(self, config: ModelConfig) -> PureNetwork:
         columns = len(self.metadata["mean"]) + len(self._lacking)
@@ -389,3 +399,6 @@ class TabularClassification(Classification):
 
     def input_spec(self, batch_size: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch_size, len(self.metadata["mean"]) + len(self._lacking)), jnp.float32)
+
+    def raw_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        return {self._feature: jax.ShapeDtypeStruct((batch_size, len(self.metadata["mean"])), jnp.float32)}

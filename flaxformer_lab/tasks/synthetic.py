@@ -177,7 +177,7 @@ class PositionDecoder(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch width"]) -> Float[Array, "batch tokens outputs"]:
         position = read(self.position)
-        at_each = x[:, None] + broadcast_parameter(position, (len(x), *position.shape), x.dtype)
+        at_each = x[:, None] + broadcast_parameter(position, (x.shape[0], *position.shape), x.dtype)
         return self.down(self._activation(self.up(at_each)))
 
 

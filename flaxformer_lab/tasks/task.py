@@ -96,6 +96,25 @@ class Task(abc.ABC):
         """
         return raw
 
+    def raw_spec(self, batch_size: int) -> dict[str, Any] | None:
+        """Shapes and types of the stored features that `preprocess` takes, `jax.ShapeDtypeStruct` by name.
+
+        None where only the network's inputs can be given: texts are no arrays, and a probe's examples are drawn.
+        """
+        del batch_size
+        return None
+
+    def preprocess(self, features: Batch) -> Any:
+        """The network's inputs from the features of `raw_spec`, as in an evaluation.
+
+        Pure, on the device, for a batch of any size; that size may be symbolic.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has a raw_spec and no preprocess")
+
+    def class_names(self) -> list[str] | None:
+        """What each output stands for; None where they are no classes, or have no names."""
+        return None
+
     def bound(self, config: ModelConfig) -> Bound | None:
         """What theory says that no model of this config can exceed; None where it says nothing."""
         del config

@@ -1,13 +1,18 @@
-"""The metrics of a whole split."""
+"""The metrics of a whole split, and its first examples."""
 
 from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from flaxformer_lab.functional import metrics
 from flaxformer_lab.tasks.examples import Examples
+from flaxformer_lab.tasks.task import Batch
 from flaxformer_lab.training.experiment import Experiment
 from flaxformer_lab.training.feeds import host_evaluation
-from flaxformer_lab.training.state import Tree
-from flaxformer_lab.training.step import make_evaluation_step
+from flaxformer_lab.training.state import RngStream, Tree
+from flaxformer_lab.training.step import example_keys, make_evaluation_step
 
 Values = dict[str, float]
 
@@ -28,3 +33,13 @@ def make_evaluate(experiment: Experiment) -> Callable[[Tree, Tree, Examples], Va
         return metrics.compute(strategy.fetch(batches))
 
     return evaluate
+
+
+def first_examples(experiment: Experiment, split: str, number: int) -> tuple[Batch, Batch]:
+    """The first examples of a split, as they are stored and as an evaluation prepares them."""
+    source = experiment.task.examples(split)
+    rows = np.arange(min(number, source.number))
+    stored = jax.tree.map(jnp.asarray, source.read(source.evaluation_indices(rows)))
+    stored |= {"example_weight": jnp.ones(len(rows))}
+    keys = example_keys(experiment.config.seed, RngStream.EVALUATE, 0, jnp.asarray(rows, "int32"))
+    return stored, experiment.task.prepare(stored, keys, training=False)

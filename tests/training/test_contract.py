@@ -19,6 +19,8 @@ from flaxformer_lab.ablation.population import Replica, train_population
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.data.source import open_split
 from flaxformer_lab.errors import ConfigError, MeasureError, RunError
+from flaxformer_lab.export.formats import load_exported
+from flaxformer_lab.export.write import export
 from flaxformer_lab.functional.metrics import AUC
 from flaxformer_lab.functional.trees import leaf_paths
 from flaxformer_lab.models.network import Network, functionalize
@@ -254,6 +256,19 @@ def batch_of(experiment, size=16):
     stored = {"index": np.arange(size, dtype=np.int32), "example_weight": np.ones(size, np.float32)}
     prepare = functools.partial(experiment.task.prepare, training=True)
     return jax.jit(lambda: prepare(jax.tree.map(jnp.asarray, stored), jax.random.split(jax.random.key(1), size)))()
+
+
+def test_an_encoder_decoder_and_its_masks_are_exported_by_name(reversal, tmp_path):
+    experiment = make_experiment(reversal())
+    state = initial_state(experiment.network, experiment.optimizer, 0)
+    for format in ("stablehlo", "safetensors"):
+        exported = export(experiment, state, tmp_path / f"reversal.{format}", format, examples=1)
+        assert set(exported.spec) == {"source", "target", "valid.source", "valid.target"}
+    again = load_exported(exported.path)
+    assert again.spec == exported.spec
+    arrays = {name: np.zeros((2, *like.shape[1:]), like.dtype) for name, like in again.spec.items()}
+    outputs = again.predict(arrays | {"valid.source": np.arange(SOURCE)[None].repeat(2, 0) < [[2], [SOURCE]]})
+    assert outputs.shape == (2, TARGET, SYMBOLS) and np.abs(outputs[0] - outputs[1]).max() > 1e-6
 
 
 def test_an_encoder_decoder_learns_from_two_padded_sequences(reversal, tmp_path):

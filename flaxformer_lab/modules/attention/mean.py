@@ -36,7 +36,7 @@ class MeanAttention(Attention):
     def decode_step(self, value: KVHeads, cache: Cache, position: Positions):
         if self._window is not None:
             cache = ring_buffer.update(cache, value, position)
-            equal = jnp.zeros((len(value), self._heads, self._slots))
+            equal = jnp.zeros((value.shape[0], self._heads, self._slots))
             return ring_buffer.attend(equal, cache, ring_buffer.slot_positions(position, self._slots) >= 0), cache
         cache = cache + value.astype(jnp.float32)
         mean = cache / (position + 1).astype(jnp.float32)[:, None, None, None]

@@ -1,0 +1,65 @@
+"""Writes a trained model as one file: `python -m flaxformer_lab.export --workdir=runs/digits [--format=stablehlo]`.
+
+Formats:
+  stablehlo    a program for CPUs, NVIDIA GPUs and TPUs that takes raw examples, for a batch of any size. Plain JAX
+               runs it; neither the lab nor the run's folder is needed. About 4 bytes for each parameter.
+  safetensors  the weights by dotted names and the config: for training.init_from, load_exported and other programs.
+
+The file is read back and compared with the run on examples of the validation split before it gets its name. FILE.json
+beside it describes inputs, outputs and classes. Prints a table and, as its last line, one JSON object. Examples:
+  python -m flaxformer_lab.export --workdir=runs/digits
+  python -m flaxformer_lab.export --workdir=runs/digits --step=best --out=digits.stablehlo
+  python -m flaxformer_lab.export --workdir=runs/digits --format=safetensors --overwrite
+In Python: `run.export(path, format="stablehlo")`, `flaxformer_lab.load_exported(path)`; more in docs/export.md.
+"""
+
+import json
+
+from absl import flags
+
+from flaxformer_lab.command_line import changes_of, parse_step, run
+from flaxformer_lab.export.formats import FORMATS
+from flaxformer_lab.export.write import SPLIT
+from flaxformer_lab.run import load_run
+from flaxformer_lab.training.logging import Display
+
+
+def main(overrides: list[str]) -> None:
+    """Exports what the flags describe."""
+    loaded = load_run(WORKDIR.value, parse_step(STEP.value), changes_of(overrides))
+    path, suffix = OUT.value, FORMATS[FORMAT.value].suffix if FORMAT.value in FORMATS else ""
+    if path is None:
+        path = loaded.workdir / "export" / f"{loaded.workdir.name}-{loaded.step}{suffix}"
+    exported = loaded.export(path, FORMAT.value, overwrite=OVERWRITE.value, examples=EXAMPLES.value)
+    description, parity = exported.description, exported.description["parity"]
+    display = Display(steps=1, units=loaded.task.units, batch_size=1)
+    title = f"{WORKDIR.value}, step {loaded.step}, as {FORMAT.value}"
+    rows = [[f"{kind}: {each['name']}", _shape(each)] for kind in ("inputs", "outputs") for each in description[kind]]
+    rows += [["parameters", description["parameters"]], ["bytes", description["bytes"]]]
+    display.table(title, ["", "value"], rows)
+    rows = [
+        [name, f"{parity['metrics_of_run'][name]:.6f}", f"{value:.6f}"] for name, value in parity["metrics"].items()
+    ]
+    rows += [["largest difference of outputs", "", f"{parity['largest_difference']:.2g}"]]
+    rows += [["allowed", "", f"{parity['tolerance']:.2g}"]]
+    display.table(f"checked on {parity['examples']} examples of {SPLIT}", ["", "run", "file"], rows)
+    display.print(f"written: {exported.path} and {exported.path.name}.json")
+    print(json.dumps({"path": str(exported.path), **{key: description[key] for key in PRINTED}}))
+
+
+def _shape(array: dict) -> str:
+    return f"{array['dtype']} [{', '.join(map(str, array['shape']))}]"
+
+
+PRINTED = ("format", "step", "bytes", "sha256", "parity")
+
+if __name__ == "__main__":
+    WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+    STEP = flags.DEFINE_string("step", None, "Step of the checkpoint, or best; default: the last one.")
+    FORMAT = flags.DEFINE_string("format", "stablehlo", f"Kind of file: {' or '.join(FORMATS)}.")
+    OUT = flags.DEFINE_string("out", None, "The file; default: WORKDIR/export/NAME-STEP with the format's ending.")
+    OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a file that exists.")
+    EXAMPLES = flags.DEFINE_integer(
+        "examples", 256, f"How many examples of {SPLIT}, at most, the file is checked on.", lower_bound=1
+    )
+    run(main)

@@ -1,0 +1,85 @@
+"""A trained model as one function of arrays by name, from raw examples to outputs; each format writes and reads it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.functional.trees import leaf_paths
+from flaxformer_lab.training.experiment import Experiment
+
+Tree = Any  # a pytree of arrays
+Spec = dict[str, Any]  # shapes and types of arrays by name; the first axis is the batch, which may have any size
+
+
+@dataclass(frozen=True)
+class Forward:
+    """Preprocessing, network and head: forward(**arrays) -> outputs, with arrays as `spec` names them.
+
+    They are the stored features of examples where the task prepares those on the device (`Task.raw_spec`), else the
+    network's inputs.
+
+    params, model_state: NumPy arrays, which become constants of a program.
+    valid: shapes and types of the masks of padding, where the task's examples have any; arguments, too.
+    """
+
+    experiment: Experiment
+    params: Tree
+    model_state: Tree
+    valid: Tree = None
+
+    @property
+    def spec(self) -> Spec:
+        task = self.experiment.task
+        raw = task.raw_spec(1)
+        return (by_name(task.input_spec(1), "inputs") if raw is None else raw) | _by_mask(self.valid)
+
+    def __call__(self, **arrays: Array) -> Tree:
+        task, network = self.experiment.task, self.experiment.network
+        raw, wanted = task.raw_spec(1), task.input_spec(1)
+        if raw is None:
+            inputs = jax.tree.unflatten(
+                jax.tree.structure(wanted), [arrays[name] for name in by_name(wanted, "inputs")]
+            )
+        else:
+            inputs = task.preprocess({name: arrays[name] for name in raw})
+        valid = jax.tree.unflatten(jax.tree.structure(self.valid), [arrays[name] for name in _by_mask(self.valid)])
+        variables = jax.tree.map(jnp.asarray, (self.params, self.model_state))
+        return network.apply(*variables, inputs, valid=valid)[0]
+
+    def arrays_of(self, stored: dict[str, Array], prepared: dict[str, Any]) -> dict[str, Array]:
+        """The arguments for examples of the task, as they are stored and as they are prepared."""
+        raw = self.experiment.task.raw_spec(1)
+        if raw is None:
+            arrays = by_name(prepared["inputs"], "inputs")
+        else:
+            arrays = {name: stored[name].reshape(-1, *like.shape[1:]) for name, like in raw.items()}
+        return arrays | _by_mask(prepared.get("valid"))
+
+
+def by_name(tree: Tree, name: str) -> dict[str, Any]:
+    """The leaves by dotted name; a tree that is one leaf is called `name`."""
+    return {path or name: leaf for path, leaf in leaf_paths(tree).items()}
+
+
+def _by_mask(valid: Tree) -> dict[str, Any]:
+    """`valid`, or `valid.NAME` where there are several."""
+    return {f"valid.{path}".rstrip("."): leaf for path, leaf in leaf_paths(valid).items()}
+
+
+def check_arrays(arrays: dict[str, Any], spec: Spec) -> None:
+    """Raises ConfigError where arrays have other names, shapes or kinds than a model takes."""
+    if set(arrays) != set(spec):
+        raise ConfigError(f"the model takes {', '.join(spec)}, not {', '.join(map(str, arrays)) or 'nothing'}")
+    rows = {array.shape[:1] for array in arrays.values()}
+    for name, like in spec.items():
+        array = arrays[name]
+        kinds = [jnp.issubdtype(each.dtype, jnp.floating) for each in (array, like)]
+        if array.shape[1:] != tuple(like.shape[1:]) or kinds[0] != kinds[1] or len(rows) > 1 or rows <= {(), (0,)}:
+            raise ConfigError(
+                f"{name} of shape {array.shape} ({array.dtype}) does not fit the model, which takes "
+                f"(batch, {', '.join(map(str, like.shape[1:]))}) of {like.dtype}; give at least one example"
+            )

@@ -1,0 +1,169 @@
+"""Writes a trained model as one file, and compares what it computes with the run before the file gets its name."""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from flaxformer_lab.config import as_dict
+from flaxformer_lab.errors import ConfigError, RunError
+from flaxformer_lab.export.formats import FORMATS, Exported, Format, description_of, fingerprint
+from flaxformer_lab.export.forward import Forward, Spec, Tree, by_name
+from flaxformer_lab.functional import metrics
+from flaxformer_lab.parsing import nearest
+from flaxformer_lab.tasks.task import Batch
+from flaxformer_lab.training.evaluation import first_examples
+from flaxformer_lab.training.experiment import Experiment
+from flaxformer_lab.training.folder import write_atomic
+from flaxformer_lab.training.state import State
+
+SPLIT = "validation"
+TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}  # of a difference, in units of the largest output where that exceeds 1
+
+
+class Parity(NamedTuple):
+    """The outputs of the file beside the run's. `metrics`: of the file; `metrics_of_run`: of the same examples."""
+
+    examples: int
+    largest_difference: float
+    tolerance: float
+    metrics: dict[str, float]
+    metrics_of_run: dict[str, float]
+
+
+def export(
+    experiment: Experiment,
+    state: State,
+    path: str | Path,
+    format: str = "stablehlo",
+    *,
+    overwrite: bool = False,
+    examples: int = 256,
+) -> Exported:
+    """Writes a model to `path` in one of FORMATS and a description to `path`.json; returns it as it was read back.
+
+    examples: how many of the validation split, at most, the file's outputs are compared on with the run's: one alone,
+        and the others as one batch.
+
+    Raises:
+        ConfigError: an unknown format, a path that does not end as its files do or that exists, or a model that cannot
+            be written in this format.
+        DataError: the data of the validation split are missing or damaged.
+        RunError: the path cannot be written, or the file computes something else than the run: it is removed.
+    """
+    path = Path(path).expanduser().absolute()
+    chosen = _format(format, path)
+    if not overwrite and path.exists():
+        raise ConfigError(f"{path} exists; choose another --out, or pass --overwrite")
+    partial = path.with_name(f"{path.stem}.{os.getpid()}.partial{path.suffix}")
+    with _reports_unwritable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+    try:
+        stored, prepared = first_examples(experiment, SPLIT, examples)
+        masks = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, bool), prepared.get("valid"))
+        forward = Forward(experiment, *jax.device_get((state.params, state.model_state)), masks)
+        content = chosen.encode(forward)
+        with _reports_unwritable(path), partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        spec, function = chosen.read(partial)
+        outputs, parity = _compare(forward, function, stored, prepared)
+        # `not <=`, so that a NaN is no parity.
+        if not parity.largest_difference <= parity.tolerance:
+            raise RunError(
+                f"{path}: on {parity.examples} examples of {SPLIT} its outputs differ from the run's by up to "
+                f"{parity.largest_difference:.3g}, and at most {parity.tolerance:.3g} is allowed; nothing is kept"
+            )
+        description = {"format": format, "file": path.name, **fingerprint(partial)}
+        description |= _describe(experiment, state, spec, outputs) | {"parity": parity._asdict()}
+        description |= {"platforms": list(chosen.platforms)} if chosen.platforms else {}
+        with _reports_unwritable(path):
+            write_atomic(description_of(path), json.dumps(description, indent=2) + "\n")
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return Exported(path, description, spec, function)
+
+
+def _format(name: str, path: Path) -> Format:
+    if name not in FORMATS:
+        raise ConfigError(f"--format={name} is no format: {nearest(name, FORMATS)}choose from {', '.join(FORMATS)}")
+    if path.suffix != FORMATS[name].suffix:
+        raise ConfigError(f"--out={path} must end in {FORMATS[name].suffix}, as files of --format={name} do")
+    return FORMATS[name]
+
+
+def _compare(forward: Forward, function: Callable[..., Tree], stored: Batch, prepared: Batch) -> tuple[Tree, Parity]:
+    """Outputs of the file for all examples, and how they compare with those of the run."""
+    experiment, apply = forward.experiment, forward.experiment.network.apply
+    variables, number = (forward.params, forward.model_state), len(stored["example_weight"])
+    figures = jax.jit(experiment.task.loss_and_metrics)
+    run = jax.jit(lambda variables, batch: apply(*variables, batch["inputs"], valid=batch.get("valid"))[0])
+
+    def evaluate(outputs_of: Callable[[dict[str, Array], Batch], Tree]) -> tuple[Tree, dict[str, float]]:
+        outputs, states = [], []
+        for rows in (slice(0, 1), slice(1, number))[:number]:
+            arrays, batch = jax.tree.map(lambda leaf, rows=rows: leaf[rows], (everything, prepared))
+            outputs.append(jax.device_get(outputs_of(arrays, batch)))
+            states.append(jax.device_get(figures(outputs[-1], batch)))
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *outputs), metrics.compute(states)
+
+    everything = forward.arrays_of(stored, prepared)
+    of_file, metrics_of_file = evaluate(lambda arrays, batch: function(**arrays))
+    of_run, metrics_of_run = evaluate(lambda arrays, batch: run(variables, batch))
+    differences = jax.tree.map(lambda one, other: np.max(np.abs(one - other)), of_file, of_run)
+    largest = np.max([np.max(np.abs(leaf)) for leaf in jax.tree.leaves(of_run)])
+    model = experiment.config.model
+    exact = model.dtype == "float32" and model.precision == "highest"
+    parity = Parity(
+        examples=number,
+        largest_difference=float(np.max(jax.tree.leaves(differences))),
+        tolerance=TOLERANCE["float32" if exact else "bfloat16"] * max(1.0, float(largest)),
+        metrics=metrics_of_file,
+        metrics_of_run=metrics_of_run,
+    )
+    return of_file, parity
+
+
+def _describe(experiment: Experiment, state: State, spec: Spec, outputs: Tree) -> dict[str, Any]:
+    """What a user of the file needs to know: plain JSON values."""
+    task = experiment.task
+    facts = {
+        "inputs": _shapes(spec),
+        "outputs": _shapes(by_name(outputs, "outputs")),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        "step": int(state.step),
+        "versions": {name: version(name) for name in ("flaxformer_lab", "jax")},
+        "config": as_dict(experiment.config),
+        "metadata": dict(task.metadata),
+    }
+    names = task.class_names()
+    return facts | ({"classes": names} if names else {})
+
+
+def _shapes(arrays: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "shape": ["batch", *array.shape[1:]], "dtype": np.dtype(array.dtype).name}
+        for name, array in arrays.items()
+    ]
+
+
+@contextlib.contextmanager
+def _reports_unwritable(path: Path) -> Iterator[None]:
+    """Raises RunError where the system refuses to write."""
+    try:
+        yield
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise RunError(
+            f"{path} cannot be written: {error.strerror}{where}; choose another --out, or make room"
+        ) from error

@@ -1,0 +1,326 @@
+"""Files of each format: what they compute, what they say of themselves, and what is refused."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+import flaxformer_lab
+from flaxformer_lab.config import parse_config
+from flaxformer_lab.errors import ConfigError, RunError
+from flaxformer_lab.export import formats
+from flaxformer_lab.export.formats import FORMATS, load_exported
+from flaxformer_lab.functional.trees import leaf_paths
+from flaxformer_lab.run import Run, load_run
+from flaxformer_lab.training.experiment import make_experiment
+from flaxformer_lab.training.initialization import initial_weights
+from flaxformer_lab.training.loop import train
+from flaxformer_lab.training.state import initial_state
+
+DIGITS = {
+    "task": {"name": "image_classification", "dataset": "lab_digits", "patch_size": 4},
+    "model": {"width": 8, "depth": 1, "attention": {"num_heads": 2}, "norm": {"kind": "batchnorm"}},
+    "training": {"steps": 1, "batch_size": 8, "evaluate_batch_size": 256, "steps_per_call": 1},
+    "parallelism": {"strategy": "single"},
+}
+
+
+@pytest.fixture(scope="module")
+def digits(decoded_once, tmp_path_factory):
+    """A run on images, whose norms have a state; not to be written, except by the command."""
+    folder = tmp_path_factory.mktemp("digits") / "run"
+    train(parse_config(DIGITS), folder, quiet=True)
+    return load_run(folder)
+
+
+@pytest.fixture(scope="module")
+def files(digits, tmp_path_factory):
+    """One file of each format; not to be written."""
+    folder = tmp_path_factory.mktemp("files")
+    for name, each in FORMATS.items():
+        digits.export(folder / f"digits{each.suffix}", name, examples=20)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(digits):
+    """The first test images, as they are stored."""
+    return digits.task.examples("test").load()["image"][:5]
+
+
+def fresh(config):
+    """A run without training."""
+    experiment = make_experiment(parse_config(config))
+    state = jax.jit(lambda: initial_state(experiment.network, experiment.optimizer, 0))()
+    return Run(experiment, state, Path("none"))
+
+
+def test_plain_jax_runs_the_program_on_raw_images(digits, files, images):
+    program = jax.export.deserialize(bytearray((files / "digits.stablehlo").read_bytes()))
+    assert program.platforms == ("cpu", "cuda", "tpu")
+    for rows in (slice(0, 1), slice(0, 5)):
+        np.testing.assert_allclose(program.call(image=images[rows]), digits.predict(images[rows]), rtol=0, atol=1e-5)
+    assert np.ptp(digits.predict(images), axis=0).max() > 1e-3  # outputs that depend on the image
+
+
+@pytest.mark.parametrize("suffix", [".stablehlo", ".safetensors"])
+def test_a_file_is_read_back_without_the_run(digits, files, images, suffix):
+    exported = load_exported(files / f"digits{suffix}")
+    expected = digits.predict(images)
+    for raw in (images, images.astype(np.int64), {"image": images.tolist()}):
+        np.testing.assert_allclose(exported.predict(raw), expected, rtol=0, atol=1e-5)
+    assert repr(exported) == f"Exported(digits{suffix}: image)"
+
+
+@pytest.mark.parametrize("suffix", [".stablehlo", ".safetensors"])
+def test_the_description(digits, files, suffix):
+    file = files / f"digits{suffix}"
+    description = json.loads((files / f"digits{suffix}.json").read_text())
+    assert description["inputs"] == [{"name": "image", "shape": ["batch", 8, 8, 1], "dtype": "uint8"}]
+    assert description["outputs"] == [{"name": "outputs", "shape": ["batch", 10], "dtype": "float32"}]
+    assert description["classes"] == list("0123456789") and description["step"] == 1
+    assert description["bytes"] == file.stat().st_size
+    assert description["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert description["versions"] == {"flaxformer_lab": flaxformer_lab.__version__, "jax": jax.__version__}
+    assert parse_config(description["config"]) == digits.config and description["metadata"] == digits.task.metadata
+    assert ("platforms" in description) == (suffix == ".stablehlo")
+    # One number has four bytes; the program and the names take the rest.
+    numbers = sum(leaf.size for leaf in jax.tree.leaves((digits.params, digits.state.model_state)))
+    assert 0 < description["bytes"] - 4 * numbers < 40_000
+
+
+def test_parity_is_that_of_the_validation_split(digits, files):
+    parity = json.loads((files / "digits.stablehlo.json").read_text())["parity"]
+    assert parity["examples"] == 20 and 0 <= parity["largest_difference"] <= parity["tolerance"]
+    stored = digits.task.examples("validation").load()
+    outputs = np.asarray(digits.predict(stored["image"][:20]), np.float64)
+    assert parity["tolerance"] == pytest.approx(1e-5 * max(1, np.abs(outputs).max()))
+    right = np.mean(outputs.argmax(axis=1) == stored["label"][:20])
+    assert parity["metrics"]["accuracy"] == parity["metrics_of_run"]["accuracy"] == pytest.approx(right)
+
+
+def test_weights_have_their_names_and_start_another_run(digits, files):
+    ours = leaf_paths(digits.params) | leaf_paths(digits.state.model_state)
+    with safe_open(files / "digits.safetensors", "numpy") as file:
+        assert set(file.keys()) == set(ours)
+        assert parse_config(json.loads(file.metadata()["flaxformer_lab"])["config"]) == digits.config
+        for name, leaf in ours.items():
+            np.testing.assert_array_equal(file.get_tensor(name), leaf)
+    source = dataclasses.replace(digits.config.training, init_from=str(files / "digits.safetensors"))
+    initial = initial_weights(source, digits.experiment.abstract_state)
+    assert set(initial.values) == set(ours) and not initial.drawn and not initial.unused
+    np.testing.assert_array_equal(initial.values["head.kernel"], digits.params["head"]["kernel"])
+
+
+def test_columns_are_standardised_inside_and_missing_values_filled(decoded_once, tmp_path):
+    run = fresh({"task": {"name": "tabular_classification", "dataset": "lab_wine", "missing": "mean"}, "model": SMALL})
+    exported = run.export(tmp_path / "wine.stablehlo")
+    rows = run.task.examples("test").load()["columns"][:4]
+    rows[1, 2] = np.nan
+    outputs = exported.predict(rows)
+    np.testing.assert_allclose(outputs, run.predict(rows), rtol=0, atol=1e-5)
+    rows[1, 2] = run.task.metadata["mean"][2]
+    np.testing.assert_allclose(outputs, run.predict(rows), rtol=0, atol=1e-5)
+    assert exported.description["inputs"][0]["name"] == "columns" and len(exported.description["classes"]) == 3
+
+
+SMALL = {"width": 8, "depth": 0}
+
+
+def test_text_goes_in_as_symbols(decoded_once, tmp_path):
+    run = fresh({"task": {"name": "language_modelling", "sequence_length": 16}, "model": SMALL | {"causal": True}})
+    exported = run.export(tmp_path / "speeches.stablehlo", examples=4)
+    symbols = exported.description["metadata"]["symbols"]
+    encoded = [[symbols.index(letter) for letter in text] for text in ("My fellow citize", "o be or not to b")]
+    np.testing.assert_allclose(
+        exported.predict(encoded), run.predict(["My fellow citize", "o be or not to b"]), rtol=0, atol=1e-5
+    )
+    assert exported.description["outputs"][0]["shape"] == ["batch", 16, len(symbols)]
+
+
+# ------------------------------------------------------------------------------------------- what is refused
+
+
+def skewed(monkeypatch, name, skew):
+    """Files of a format compute something else than the run."""
+    chosen = FORMATS[name]
+
+    def read(path):
+        spec, function = chosen.read(path)
+        return spec, lambda **arrays: function(**arrays) + skew
+
+    monkeypatch.setitem(formats.FORMATS, name, chosen._replace(read=read))
+
+
+@pytest.mark.parametrize(("skew", "shown"), [(1e-3, "0.001"), (np.nan, "nan")])
+def test_a_file_that_computes_something_else_is_removed(digits, tmp_path, monkeypatch, skew, shown):
+    old = tmp_path / "old.safetensors"
+    old.write_text("old")
+    skewed(monkeypatch, "safetensors", skew)
+    for name in ("new.safetensors", "old.safetensors"):
+        with pytest.raises(RunError, match=rf"on 1 examples of validation its outputs differ .* by up to {shown}"):
+            digits.export(tmp_path / name, "safetensors", examples=1, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["old.safetensors"] and old.read_text() == "old"
+
+
+def test_a_difference_within_the_tolerance_is_allowed(digits, tmp_path, monkeypatch):
+    skewed(monkeypatch, "safetensors", 3e-6)
+    exported = digits.export(tmp_path / "new.safetensors", "safetensors", examples=1)
+    assert exported.description["parity"]["largest_difference"] == pytest.approx(3e-6, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "kind", "error"),
+    [
+        ("a.stablehlo", "stablehol", ConfigError, "--format=stablehol is no format: did you mean stablehlo"),
+        ("a.stablehlo", "onnx", ConfigError, "--format=onnx is no format: choose from stablehlo, safetensors"),
+        ("a.bin", "stablehlo", ConfigError, "a.bin must end in .stablehlo"),
+        ("there.stablehlo", "stablehlo", ConfigError, "there.stablehlo exists; choose another --out, or pass --overw"),
+        (
+            "there.stablehlo/a.stablehlo",
+            "stablehlo",
+            RunError,
+            r"cannot be written: File exists \(.*there.stablehlo\); choose another",
+        ),
+    ],
+)
+def test_where_no_file_can_be_written(digits, tmp_path, name, format, kind, error):
+    (tmp_path / "there.stablehlo").write_text("there")
+    with pytest.raises(kind, match=error):
+        digits.export(tmp_path / name, format)
+    assert [path.name for path in tmp_path.iterdir()] == ["there.stablehlo"]
+
+
+def test_overwriting_replaces_both_files(digits, files, tmp_path):
+    for name in ("digits.safetensors", "digits.safetensors.json"):
+        (tmp_path / name).write_text("old")
+    digits.export(tmp_path / "digits.safetensors", "safetensors", examples=20, overwrite=True)
+    assert (tmp_path / "digits.safetensors").read_bytes() == (files / "digits.safetensors").read_bytes()
+    assert load_exported(tmp_path / "digits.safetensors").description["step"] == 1
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("raw", "error"),
+    [
+        (
+            np.zeros((2, 8, 8), np.uint8),
+            r"image of shape \(2, 8, 8\) \(uint8\) does not fit .* \(batch, 8, 8, 1\) of u",
+        ),
+        (np.zeros((2, 8, 8, 1), np.float32), r"\(float32\) does not fit the model, which takes .* of uint8"),
+        (np.full((2, 8, 8, 1), 256), "image has values from 256 to 256, beyond its type, uint8"),
+        (np.zeros((0, 8, 8, 1), np.uint8), "give at least one example"),
+        ({"picture": np.zeros((2, 8, 8, 1), np.uint8)}, "the model takes image, not picture"),
+    ],
+)
+def test_examples_that_do_not_fit(files, raw, error):
+    with pytest.raises(ConfigError, match=error):
+        load_exported(files / "digits.stablehlo").predict(raw)
+
+
+def rewritten(files, folder, name, content):
+    """A file with this content and a description that fits it."""
+    path = folder / name
+    path.write_bytes(content)
+    description = json.loads((files / f"{name}.json").read_text()) | formats.fingerprint(path)
+    (folder / f"{name}.json").write_text(json.dumps(description))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".stablehlo", ".safetensors"])
+def test_a_damaged_file_is_not_read(files, tmp_path, suffix):
+    whole = (files / f"digits{suffix}").read_bytes()
+    description = (files / f"digits{suffix}.json").read_text()
+    path = tmp_path / f"digits{suffix}"
+    with pytest.raises(RunError, match=r"is not a file; python -m flaxformer_lab.export writes one"):
+        load_exported(path)
+    path.write_bytes(whole)
+    with pytest.raises(RunError, match=r"digits\.\w+\.json is missing or damaged"):
+        load_exported(path)
+    path.with_name(f"{path.name}.json").write_text(description)
+    for content in (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1])):
+        path.write_bytes(content)
+        with pytest.raises(RunError, match="its size or SHA-256 is another; export it again"):
+            load_exported(path)
+    for content in (b"", b"nonsense", whole[: len(whole) // 2]):
+        with pytest.raises(RunError, match="is damaged, or no"):
+            load_exported(rewritten(files, tmp_path, path.name, content))
+    with pytest.raises(ConfigError, match=r"is no exported model; it ends in \.stablehlo or \.safetensors"):
+        load_exported(path.with_suffix(".pkl"))
+
+
+def test_a_program_that_leaves_xla_is_not_run(files, tmp_path):
+    shape = jax.ShapeDtypeStruct((3, 3), jnp.float32)
+    outside = jax.export.export(jax.jit(lambda image: jnp.linalg.qr(image)[0]), platforms=["cpu"])(image=shape)
+    assert "custom_call" in outside.mlir_module()
+    with pytest.raises(RunError, match="calls a function outside of XLA, which no file of the lab does; it is not run"):
+        load_exported(rewritten(files, tmp_path, "digits.stablehlo", bytes(outside.serialize())))
+    nameless = jax.export.export(jax.jit(lambda image: image))(shape)
+    with pytest.raises(RunError, match="takes 1 arguments without a name, so the lab did not write it"):
+        load_exported(rewritten(files, tmp_path, "digits.stablehlo", bytes(nameless.serialize())))
+
+
+def test_weights_that_are_not_those_of_their_config_are_refused(files, tmp_path):
+    with safe_open(files / "digits.safetensors", "numpy") as file:
+        header = json.loads(file.metadata()["flaxformer_lab"])
+        arrays = {name: file.get_tensor(name) for name in file.keys()}
+    trials = [
+        (arrays | {"head.bias": np.zeros(3, np.float32)}, header, r"head.bias of shape \(10,\), the file has \(3,\)"),
+        (arrays | {"more": np.zeros(3, np.float32)}, header, r"more of shape None, the file has \(3,\)"),
+        (arrays, header | {"config": header["config"] | {"code": "import os"}}, "unknown key code"),
+        (arrays, header | {"metadata": {}}, "KeyError: 'image_shape'"),
+        (arrays, {}, "KeyError: 'config'"),
+        (arrays, [], "TypeError"),
+    ]
+    for content, described, error in trials:
+        save_file(content, tmp_path / "weights", {"flaxformer_lab": json.dumps(described)})
+        with pytest.raises(RunError, match=rf"is damaged.*{error}"):
+            load_exported(rewritten(files, tmp_path, "digits.safetensors", (tmp_path / "weights").read_bytes()))
+
+
+def test_hooks_are_part_of_a_program_and_not_of_weights(digits, files, images, tmp_path):
+    hooked = digits.with_hooks({"blocks.0.output": lambda y: -2 * y})
+    hooked.export(tmp_path / "hooked.stablehlo", examples=3)
+    outputs = load_exported(tmp_path / "hooked.stablehlo").predict(images)
+    np.testing.assert_allclose(outputs, hooked.predict(images), rtol=0, atol=1e-5)
+    assert np.abs(outputs - digits.predict(images)).max() > 1e-3
+    with pytest.raises(RunError, match="its outputs differ from the run's"):
+        hooked.export(tmp_path / "hooked.safetensors", "safetensors", examples=1)
+
+
+# ------------------------------------------------------------------------------------------------ the command
+
+
+def test_the_command_writes_into_the_runs_folder(digits, run_command):
+    code, out, _ = run_command("flaxformer_lab.export", f"--workdir={digits.workdir}", "--examples=20")
+    assert code == 0
+    said = json.loads(out[-1])
+    path = digits.workdir / "export" / "run-1.stablehlo"
+    assert said["path"] == str(path) and said["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    shown = "\n".join(out)
+    assert "uint8 [batch, 8, 8, 1]" in shown and "checked on 20 examples of validation" in shown
+    assert f"{said['parity']['metrics']['loss']:.6f}" in shown
+    assert load_run(digits.workdir).step == 1  # the folder is still a run
+    code, _, err = run_command("flaxformer_lab.export", f"--workdir={digits.workdir}")
+    assert code == 2 and "run-1.stablehlo exists; choose another --out, or pass --overwrite" in err[0]
+
+
+def test_what_the_command_refuses(digits, run_command, tmp_path):
+    for arguments, code, error in [
+        (["--step=7"], 4, "7"),
+        (["--format=tensors"], 2, "--format=tensors is no format: did you mean safetensors"),
+        (["--config.model.width=8"], 2, "a checkpoint keeps the config that it was trained with"),
+    ]:
+        found, _, err = run_command("flaxformer_lab.export", f"--workdir={digits.workdir}", *arguments)
+        assert found == code and error in err[0]
+    (tmp_path / "empty").mkdir()
+    code, _, err = run_command("flaxformer_lab.export", f"--workdir={tmp_path / 'empty'}")
+    assert code == 4 and "has no config.json, so it is no run" in err[0]
