@@ -33,7 +33,11 @@ class AttentionConfig:
 
     Attributes:
         kind: `softmax`; `linear` (elu + 1); `lightning` (linear with one decay per head, no softmax); `channel`
-            (cross-covariance over features, XCiT); `mean`; `static` (learned weights that do not see the input); `off`.
+            (cross-covariance over features, XCiT); `mean`; `static` (learned weights that do not see the input);
+            `probsparse` (Informer: softmax for the queries that single out some keys, the mean for the others);
+            `autocorrelation` (Autoformer: the series shifted by the delays at which it resembles itself); `frequency`
+            (FEDformer: a complex map of some Fourier modes); `wavelet` (FEDformer: the same on multiwavelets); `off`.
+        cross_kind: the kind that attends to another sequence; none means attention.kind.
         num_heads: independent of head_dim.
         head_dim: features of one head; none means model.width / num_heads.
         num_kv_heads: heads of keys and values, each shared by a group of query heads; none means num_heads.
@@ -49,9 +53,18 @@ class AttentionConfig:
         output: the map from the merged heads to model.width; `off` removes the map, as `identity` does.
         block_size: features of the model that share a block of `block` and `monarch`.
         rank: of `low_rank`, for each of query, key, value and output.
+        factor: of the logarithm of the number of tokens, which gives the queries that attend and the keys that are
+            sampled (`probsparse`), or the delays that are summed (`autocorrelation`).
+        modes: the most Fourier modes that `frequency` and `wavelet` use.
+        mode_selection: which modes `frequency` uses: drawn at `random` with the parameters, or the `lowest`.
+        wavelet_order: coefficients of a token and channel of `wavelet`.
+        wavelet_channels: of `wavelet`.
+        mix_axes: for `probsparse` and `frequency`, whose papers' code merges heads with tokens and features in another
+            order than it splits them (Informer's flag `mix`; FEDformer always).
     """
 
     kind: AttentionKind = "softmax"
+    cross_kind: AttentionKind | None = None
     num_heads: AtLeastOne = 4
     head_dim: AtLeastOne | None = None
     num_kv_heads: AtLeastOne | None = None
@@ -64,6 +77,17 @@ class AttentionConfig:
     output: Literal["dense", "low_rank", "monarch", "hadamard", "block", "diagonal", "identity", "off"] = "dense"
     block_size: AtLeastOne = 8
     rank: AtLeastOne = 8
+    factor: Positive = 3.0
+    modes: AtLeastOne = 64
+    mode_selection: Literal["random", "lowest"] = "random"
+    wavelet_order: AtLeastOne = 8
+    wavelet_channels: AtLeastOne = 8
+    mix_axes: bool = False
+
+    @property
+    def kind_of_cross(self) -> str:
+        """The kind that attends to another sequence."""
+        return self.cross_kind or self.kind
 
 
 @dataclass(frozen=True)
@@ -210,7 +234,13 @@ class TransformerConfig(ModelConfig):
                 f"model.ffn.kind={ffn} does not declare reach=0, that it works on each token alone, so it cannot be "
                 "causal; set model.causal=false or choose another"
             )
-        turns = getattr(registry.lookup("attention", kind).build, "parts", 3) > 1  # there are queries and keys
+        build = registry.lookup("attention", kind).build
+        if self.attention.mix_axes and not getattr(build, "mixes_axes", False):
+            raise ConfigError(
+                f"model.attention.mix_axes=true with model.attention.kind={kind}, whose heads are merged in one way "
+                "only; set it to false or choose probsparse or frequency"
+            )
+        turns = getattr(build, "parts", 3) > 1  # there are queries and keys
         if turns and self.position == "rotary" and self.head_dim % 2:
             raise ConfigError(
                 f"model.position=rotary rotates pairs of features, so head_dim={self.head_dim} must be even; "
@@ -296,11 +326,11 @@ class EncoderDecoderConfig(TransformerConfig):
     def rules(self) -> None:
         """Raises ConfigError when knobs contradict one another."""
         super().rules()
-        kind = self.attention.kind
+        key, kind = "cross_kind" if self.attention.cross_kind else "kind", self.attention.kind_of_cross
         if kind == "off" or not registry.ask("attention", kind, "crosses", self):
             raise ConfigError(
-                f"model.attention.kind={kind} cannot attend to another sequence, which "
-                f"model.name=encoder_decoder needs; choose {_attention_kinds('crosses')}"
+                f"model.attention.{key}={kind} cannot attend to another sequence, which "
+                f"model.name={self.name} needs; choose {_attention_kinds('crosses')}"
             )
 
 

@@ -3,6 +3,7 @@
 import functools
 import gc
 import json
+import math
 import os
 import runpy
 import sys
@@ -100,6 +101,8 @@ def draw(abstract: Any, scale: float = 0.5) -> Any:
     """Values for a tree of shapes; leaves of one path and shape are the same in every tree."""
 
     def leaf(path: tuple, shape: jax.ShapeDtypeStruct) -> jax.Array:
+        if jnp.issubdtype(shape.dtype, jnp.integer):  # numbers of modes
+            return jnp.arange(math.prod(shape.shape), dtype=shape.dtype).reshape(shape.shape)
         generator = np.random.default_rng(zlib.crc32(jax.tree_util.keystr(path).encode()))
         return jnp.asarray(scale * generator.normal(size=shape.shape), shape.dtype)
 

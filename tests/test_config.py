@@ -97,6 +97,12 @@ EVERYTHING = tree_of(
         "model.attention.gate": True,
         "model.attention.block_size": 12,
         "model.attention.rank": 5,
+        "model.attention.cross_kind": "linear",
+        "model.attention.factor": 2.0,
+        "model.attention.modes": 7,
+        "model.attention.mode_selection": "lowest",
+        "model.attention.wavelet_order": 3,
+        "model.attention.wavelet_channels": 4,
         "model.ffn.projection": "low_rank",
         "model.ffn.block_size": 6,
         "model.ffn.rank": 3,
@@ -157,6 +163,7 @@ def test_every_key_that_is_given_is_kept():
         "model.name",
         "model.attention.projection",
         "model.attention.output",
+        "model.attention.mix_axes",
         "model.causal",
         "optimizer.name",
     }
@@ -474,7 +481,7 @@ CHOICES = [
         ["model.attention.slopes=alibi is not a choice", "transnormer, minimax"],
     ),
     ("model.attention.norm", "rms", ["model.attention.norm=rms", "did you mean rmsnorm", "srmsnorm, off"]),
-    ("model.attention.kind", "sofmax", ["model.attention.kind=sofmax", "did you mean softmax?", "static, off"]),
+    ("model.attention.kind", "sofmax", ["model.attention.kind=sofmax", "did you mean softmax?", "wavelet, off"]),
     ("model.attention.projection", "off", ["model.attention.projection=off is not a choice", "diagonal, identity"]),
     ("model.ffn.kind", "none", ["model.ffn.kind=none is not a choice", "mlp, gated, bilinear, diagonal, off"]),
     ("model.ffn.activation", "swish", ["model.ffn.activation=swish is not a choice", "silu", "identity"]),
@@ -632,7 +639,7 @@ CONTRADICTIONS = {
     **{
         f"an encoder-decoder of {kind} attention": (
             {"model.name": "encoder_decoder", "model.attention.kind": kind},
-            [f"model.attention.kind={kind} cannot attend to another sequence", "choose softmax or linear"],
+            [f"model.attention.kind={kind} cannot attend to another sequence", "choose softmax, linear, probsparse, autocorrelation"],
         )
         for kind in ("off", "mean")
     },

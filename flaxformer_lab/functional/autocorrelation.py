@@ -60,12 +60,6 @@ def aggregate(weights: Float[Array, "batch tokens"], value: Heads) -> Heads:
     return jnp.fft.irfft(spectrum, n=value.shape[1], axis=1).astype(value.dtype)
 
 
-def token_weights(weights: Float[Array, "batch tokens"]) -> Float[Array, "batch 1 tokens tokens"]:
-    """The weights of delays as those of tokens: row t has that of delay d in column t + d."""
-    places = jnp.arange(weights.shape[1])
-    return weights[:, (places[None] - places[:, None]) % len(places)][:, None]
-
-
 def autocorrelation_attention(query: Heads, key: Heads, value: Heads, **options) -> Heads:
     """Correlate, choose delays, aggregate; options as for `delay_weights`. All have as many tokens (`fit_length`)."""
     return aggregate(delay_weights(correlation(query, key), **options), value)

@@ -74,7 +74,8 @@ def multiwavelet_transform(
         x, wavelet = decompose(x, filters)
         kept.append((_convolve(wavelet, c), _convolve(wavelet, a) + _convolve(x, b)))
     matrix, bias = coarsest
-    x = matmul(x, matrix) if bias is None else matmul(x, matrix) + bias[None, None, None]
+    x = matmul(x, matrix.astype(x.dtype))
+    x = x if bias is None else x + bias[None, None, None].astype(x.dtype)
     for scaling, wavelet in reversed(kept):
         x = reconstruct(x + scaling, wavelet, filters)
     return x[:, :tokens]

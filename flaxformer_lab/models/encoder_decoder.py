@@ -1,6 +1,7 @@
 """The encoder-decoder Transformer (Vaswani et al. 2017): two Transformers, one of which attends to the other."""
 
 import dataclasses
+import math
 from typing import TypedDict
 
 from flax import nnx
@@ -49,7 +50,10 @@ class EncoderDecoder(nnx.Module):
     def __init__(self, config: EncoderDecoderConfig, *, grid: dict[str, tuple[int, ...]], rngs: Rngs):
         encoder = dataclasses.replace(config, depth=config.encoder_depth, causal=False)
         self.encoder = Transformer(encoder, grid=grid["source"], rngs=rngs)
-        self.decoder = Transformer(config, grid=grid["target"], cross_attends=True, rngs=rngs)
+        memory_tokens = math.prod(grid["source"])
+        self.decoder = Transformer(
+            config, grid=grid["target"], cross_attends=True, memory_tokens=memory_tokens, rngs=rngs
+        )
 
     def __call__(
         self,

@@ -263,10 +263,12 @@ def functionalize(build: Callable[[Rngs], nnx.Module]) -> PureNetwork:
     ) -> tuple[Tree, Tree]:
         _check_symbols(inputs, vocabulary)
         network = nnx.merge(graph, params, model_state)
-        if not (training and model_state):
-            return network(inputs, **options), model_state
-        network.set_attributes(use_running_average=False, axis_name=axis_name, raise_if_not_found=False)
+        if training:
+            flags = {"use_running_average": False, "training": True, "axis_name": axis_name}
+            network.set_attributes(**flags, raise_if_not_found=False)
         outputs = network(inputs, **options)
+        if not (training and model_state):
+            return outputs, model_state
         return outputs, nnx.to_pure_dict(nnx.state(network, nnx.Not(nnx.Param)))
 
     @at_precision(precision)

@@ -53,10 +53,18 @@ class Transformer(nnx.Module):
     """Token vectors in, token vectors out.
 
     With norms before each part (pre) there is one more at the end; with norms after each part (post), one more at the
-    start, as in BERT. cross_attends: its blocks attend to a second sequence, `memory`, as well.
+    start, as in BERT. cross_attends: its blocks attend to a second sequence, `memory` (of memory_tokens), as well.
     """
 
-    def __init__(self, config: TransformerConfig, *, grid: tuple[int, ...], cross_attends: bool = False, rngs: Rngs):
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *,
+        grid: tuple[int, ...],
+        cross_attends: bool = False,
+        memory_tokens: int | None = None,
+        rngs: Rngs,
+    ):
         self._config = config
         self._tokens = tokens = math.prod(grid)
         # Small at initialisation, so that positions do not dominate the content of tokens.
@@ -65,7 +73,7 @@ class Transformer(nnx.Module):
             if config.position == "learned"
             else None
         )
-        options = {"tokens": tokens, "cross_attends": cross_attends, "rngs": rngs}
+        options = {"tokens": tokens, "cross_attends": cross_attends, "memory_tokens": memory_tokens, "rngs": rngs}
         self.blocks = nnx.List([Block(config, layer=layer, **options) for layer in range(config.depth)])
         self.norm = make_norm(config)
 

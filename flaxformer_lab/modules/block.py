@@ -23,19 +23,25 @@ Keys = Key[Array, " batch"]
 class Block(nnx.Module):
     """Token mixing, then feature mixing. A part that is off is not there, and neither is its norm.
 
-    layer: which block this is, counted from 0. cross_attends: attention to another sequence, `memory`, comes between
-    the two. `prefill` and `decode` are as in `modules/attention/core.py`.
+    layer: which block this is, counted from 0. cross_attends: attention to another sequence, `memory` (of
+    memory_tokens), comes between the two. `prefill` and `decode` are as in `modules/attention/core.py`.
     """
 
     def __init__(
-        self, config: TransformerConfig, *, tokens: int, layer: int = 0, cross_attends: bool = False, rngs: Rngs
+        self,
+        config: TransformerConfig,
+        *,
+        tokens: int,
+        layer: int = 0,
+        cross_attends: bool = False,
+        memory_tokens: int | None = None,
+        rngs: Rngs,
     ):
         self._config = config
         self.attention = make_attention(config, tokens=tokens, layer=layer, rngs=rngs)
         self.attention_norm = make_norm(config) if self.attention else None
-        self.cross_attention = (
-            make_attention(config, tokens=tokens, layer=layer, crosses=True, rngs=rngs) if cross_attends else None
-        )
+        options = {"tokens": tokens, "layer": layer, "memory_tokens": memory_tokens, "rngs": rngs}
+        self.cross_attention = make_attention(config, crosses=True, **options) if cross_attends else None
         self.cross_attention_norm = make_norm(config) if self.cross_attention else None
         self.ffn = make_feed_forward(config, rngs)
         self.ffn_norm = make_norm(config) if self.ffn else None
@@ -56,11 +62,13 @@ class Block(nnx.Module):
         if self.attention:
             inner = intermediates.within("attention")
             attend = functools.partial(self.attention, valid=valid, intermediates=inner)
+            attend = with_keys(attend, keys_of(3))
             x = self._residual(x, attend, self.attention_norm, skip.attention, valid, keys_of(0), inner)
             x = intermediates.hook_point("after_attention", x)
         if self.cross_attention:
             inner = intermediates.within("cross_attention")
             attend = functools.partial(self.cross_attention, memory=memory, valid=memory_valid, intermediates=inner)
+            attend = with_keys(attend, keys_of(4))
             x = self._residual(x, attend, self.cross_attention_norm, skip.attention, valid, keys_of(2), inner)
             x = intermediates.hook_point("after_cross_attention", x)
         if self.ffn:
@@ -111,3 +119,8 @@ class Block(nnx.Module):
             y = dropout(y, keys, self._config.dropout)
         y = with_logical_constraint(x + y if skip else y, "batch", "tokens", None)
         return norm(y, valid) if norm and not pre else y
+
+
+def with_keys(attend: functools.partial, keys: Keys | None) -> functools.partial:
+    """Attention that is also given keys, where its kind draws."""
+    return functools.partial(attend, keys=keys) if getattr(attend.func, "draws", False) else attend

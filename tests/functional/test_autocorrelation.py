@@ -39,15 +39,6 @@ def test_it_equals_the_loops(tokens, shared):
     assert np.abs(naive(query, key, value, count, not shared) - result).max() > 0.1
 
 
-def test_its_weights_over_tokens_give_the_same_output():
-    query, key, value = (jnp.asarray(x, jnp.float32) for x in heads(5))
-    delays = autocorrelation.delay_weights(autocorrelation.correlation(query, key), factor=1.0)
-    weights = autocorrelation.token_weights(delays)
-    np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-6)
-    expected = np.einsum("bqk,bkhd->bqhd", weights[:, 0], value)
-    np.testing.assert_allclose(autocorrelation.aggregate(delays, value), expected, atol=1e-5)
-
-
 def test_a_gradient_goes_through_the_weights_of_the_delays_to_queries_and_keys():
     inputs = [jnp.asarray(x, jnp.float32) for x in heads(6, batch=1)]
 

@@ -18,7 +18,8 @@ from flaxformer_lab.parsing import override
 SYMBOLS = jnp.array([[0, 4, 2, 2], [1, 3, 3, 0]], jnp.int32)
 VALID = jnp.array([[True, True, True, True], [True, True, False, False]])
 MODEL = {"width": 8, "depth": 2, "attention": {"num_heads": 2}, "ffn": {"expansion": 2.0}}
-KINDS = ["softmax", "linear", "lightning", "channel", "mean", "static"]
+KINDS = ["softmax", "linear", "lightning", "channel", "mean", "static", "probsparse", "autocorrelation", "frequency"]
+WITHOUT_WEIGHTS = ["channel", "autocorrelation", "frequency"]
 BASELINES = ["mlp", "cnn_1d", "gru", "mixer", "factorization_machine"]
 
 
@@ -45,7 +46,7 @@ def close(one, other):
 
 
 def test_every_kind_of_attention_is_here():
-    assert set(KINDS) == set(registry.names("attention"))
+    assert {*KINDS, "wavelet"} == set(registry.names("attention"))  # which offers what frequency does
 
 
 # ------------------------------------------------------------------------------------------- reading, replacing
@@ -97,7 +98,7 @@ def test_other_models_are_hooked_too(network, name):
 
 
 @pytest.mark.parametrize(
-    ("kind", "point"), [(k, "scores" if k == "lightning" else "weights") for k in KINDS if k != "channel"]
+    ("kind", "point"), [(k, "scores" if k == "lightning" else "weights") for k in KINDS if k not in WITHOUT_WEIGHTS]
 )
 def test_a_head_that_attends_to_itself_alone_gives_its_own_value(network, kind, point):
     small, params = network({"attention.kind": kind, "depth": 1, "attention.num_kv_heads": 1})

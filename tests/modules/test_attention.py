@@ -173,7 +173,9 @@ def test_rotary_turns_query_and_key_and_leaves_the_value(make):
     np.testing.assert_allclose(run(module), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", registry.names("attention"))
+@pytest.mark.parametrize(
+    "kind", [*registry.declaring("attention", "has_token_weights"), "lightning", "channel", "probsparse"]
+)
 def test_tapped_weights_give_the_output_again(make, kind):
     valid = np.array([[True] * TOKENS, [True] * (TOKENS - 1) + [False]])
     module, p = make({"kind": kind})

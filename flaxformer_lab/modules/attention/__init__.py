@@ -13,17 +13,24 @@ from flaxformer_lab.modules.attention.lightning import LightningAttention
 from flaxformer_lab.modules.attention.channel import ChannelAttention
 from flaxformer_lab.modules.attention.mean import MeanAttention
 from flaxformer_lab.modules.attention.static import StaticAttention
+from flaxformer_lab.modules.attention.probsparse import ProbSparseAttention
+from flaxformer_lab.modules.attention.autocorrelation import AutoCorrelation
+from flaxformer_lab.modules.attention.frequency import FrequencyAttention, WaveletAttention
 
 # isort: on
 
 __all__ = [
     "Attention",
+    "AutoCorrelation",
     "Cache",
     "ChannelAttention",
+    "FrequencyAttention",
     "LightningAttention",
     "LinearAttention",
     "MeanAttention",
+    "ProbSparseAttention",
     "SoftmaxAttention",
     "StaticAttention",
+    "WaveletAttention",
     "make_attention",
 ]

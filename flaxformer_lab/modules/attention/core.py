@@ -49,16 +49,29 @@ class Attention(nnx.Module):
     `parts` counts what one fused map projects from the input: 3 for query, key and value, 1 for the value alone.
     crosses: keys and values come from another sequence, `memory`, by a map of their own (Vaswani et al. 2017, 3.2.3);
     a kind that can do so declares it. Positions are not rotated then: the two sequences have no common origin.
-    layer: the number of the block, from 0.
+    memory_tokens: how many it has, where that is known. layer: the number of the block, from 0.
 
     A subclass has mix(*heads, valid, intermediates) -> heads, and to decode with a cache init_cache(*heads, lengths) ->
     cache and decode_step(*heads, cache, position) -> (heads, cache): `mix` token by token, of the one at `position`.
+    With `draws = True` its mix takes `keys`, one a batch element, or None outside of training.
     """
 
     parts = 3
+    names = ("q", "k", "v")  # of the last `parts` heads, as hooks know them
+    draws = False
+    mixes_axes = False  # whether it knows attention.mix_axes
 
-    def __init__(self, config: TransformerConfig, *, tokens: int, layer: int = 0, crosses: bool = False, rngs: Rngs):
-        del layer
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *,
+        tokens: int,
+        layer: int = 0,
+        crosses: bool = False,
+        memory_tokens: int | None = None,
+        rngs: Rngs,
+    ):
+        del layer, memory_tokens
         attention = config.attention
         self._heads, self._head_dim = attention.num_heads, config.head_dim
         self._causal, self._window = config.causal and not crosses, None if crosses else attention.window
@@ -87,11 +100,14 @@ class Attention(nnx.Module):
         memory: Float[Array, "batch memory width"] | None = None,
         valid: Valid | None = None,
         intermediates: Intermediates = DISABLED,
+        **options: Any,
     ) -> TokenVectors:
-        """valid: which of the tokens that are attended to, of `memory` if there is one, are not padding."""
-        names = ("q", "k", "v")[-self.parts :]
-        heads = map(intermediates.hook_point, names, self.project_qkv(x, memory))
-        mixed = intermediates.hook_point("z", self.mix(*heads, valid=valid, intermediates=intermediates))
+        """valid: which of the tokens that are attended to, of `memory` if there is one, are not padding.
+
+        options: what the kind's own `mix` takes besides, like `keys`.
+        """
+        heads = map(intermediates.hook_point, self.names[-self.parts :], self.project_qkv(x, memory))
+        mixed = intermediates.hook_point("z", self.mix(*heads, valid=valid, intermediates=intermediates, **options))
         return self.output_projection(x, mixed)
 
     def project_qkv(self, x: TokenVectors, memory: Float[Array, "batch memory width"] | None = None) -> list[AnyHeads]:
@@ -188,18 +204,26 @@ class SoftmaxAttention(Attention):
 
 
 def make_attention(
-    config: TransformerConfig, *, tokens: int, layer: int = 0, crosses: bool = False, rngs: Rngs
+    config: TransformerConfig,
+    *,
+    tokens: int,
+    layer: int = 0,
+    crosses: bool = False,
+    memory_tokens: int | None = None,
+    rngs: Rngs,
 ) -> Attention | None:
-    """The attention that `config.attention.kind` names; None where it is off. The rest is as for `Attention`.
+    """The attention that `config.attention` names; None where it is off. The rest is as for `Attention`.
 
     Raises:
         ConfigError: crosses, and the kind cannot.
     """
-    kind = config.attention.kind
+    kind = config.attention.kind_of_cross if crosses else config.attention.kind
     if kind == "off":
         return None
     if crosses and registry.ask("attention", kind, "crosses", config) is not True:
         able = " or ".join(registry.declaring("attention", "crosses"))
         raise ConfigError(f"model.attention.kind={kind} cannot attend to another sequence; choose {able}")
     options = {"crosses": True} if crosses else {}
+    if crosses and memory_tokens is not None:
+        options["memory_tokens"] = memory_tokens
     return registry.lookup("attention", kind).build(config, tokens=tokens, layer=layer, rngs=rngs, **options)
