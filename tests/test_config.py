@@ -639,7 +639,7 @@ CONTRADICTIONS = {
     **{
         f"an encoder-decoder of {kind} attention": (
             {"model.name": "encoder_decoder", "model.attention.kind": kind},
-            [f"model.attention.kind={kind} cannot attend to another sequence", "choose softmax, linear, probsparse, autocorrelation"],
+            [f"model.attention.kind={kind} cannot attend to another sequence", "choose softmax, linear, probsparse"],
         )
         for kind in ("off", "mean")
     },
