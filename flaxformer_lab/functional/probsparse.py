@@ -91,9 +91,9 @@ def idle_weights(
     """Weights of the queries that do not attend: the mean of all keys, or with `causal` the sum of those up to it."""
     seen = jnp.ones((1, 1, 1, keys)) if valid is None else valid[:, None, None].astype(jnp.float32)
     if causal:
-        return jnp.tril(jnp.broadcast_to(seen, (len(seen), 1, queries, keys)))
+        return jnp.tril(jnp.broadcast_to(seen, (seen.shape[0], 1, queries, keys)))
     mean = seen / jnp.maximum(jnp.sum(seen, axis=-1, keepdims=True), 1)
-    return jnp.broadcast_to(mean, (len(seen), 1, queries, keys))
+    return jnp.broadcast_to(mean, (seen.shape[0], 1, queries, keys))
 
 
 def probsparse_weights(
@@ -129,7 +129,7 @@ def probsparse_attention(
         seen = seen * valid[:, :, None, None]
         count = jnp.maximum(jnp.sum(valid, axis=1), 1)[:, None, None, None]
     idle = jnp.cumsum(seen, axis=1) if causal else jnp.sum(seen, axis=1, keepdims=True) / count
-    idle = jnp.broadcast_to(idle, (len(seen), query.shape[1], *seen.shape[2:])).astype(value.dtype)
+    idle = jnp.broadcast_to(idle, (seen.shape[0], query.shape[1], *seen.shape[2:])).astype(value.dtype)
     attended = einsum("bhqk,bkhd->bhqd", weights.astype(value.dtype), value)
     return jnp.swapaxes(_set_queries(jnp.swapaxes(idle, 1, 2), chosen, attended), 1, 2)
 
@@ -140,5 +140,5 @@ def _set_queries(
     new: Float[Array, "batch heads attending features"],
 ) -> Float[Array, "batch heads queries features"]:
     """x with new rows at the chosen queries."""
-    batch, heads = jnp.arange(x.shape[0])[:, None, None], jnp.arange(x.shape[1])[None, :, None]
-    return x.at[batch, heads, chosen].set(new, unique_indices=True)
+    set_rows = lambda rows, places, values: rows.at[places].set(values, unique_indices=True)  # noqa: E731
+    return jax.vmap(jax.vmap(set_rows))(x, chosen, new)
