@@ -1,7 +1,8 @@
 """Strict parsing of nested plain values into frozen dataclasses. Independent of what a run is.
 
 A dataclass's annotations give types, ranges and choices. Rules about several keys are in the `rules()` of the smallest
-dataclass that has them all.
+dataclass that has them all. Its `RENAMED`, {old: (new, {old value: new value})}, keeps configs of earlier versions
+readable: booleans that became choices.
 """
 
 import dataclasses
@@ -237,6 +238,7 @@ def _parse_dataclass(kind: type, value: Any, path: str, *, tagged: bool = False)
         raise ConfigError(f"{path or 'config'}={value!r} must be a group of keys: {', '.join(_keys(kind))}")
     hints = typing.get_type_hints(kind, include_extras=True)
     prefix = f"{path}." if path else ""
+    value = _with_current_names(kind, value, prefix)
     where = f" where {path}.name={value.get('name', kind.name)}" if tagged else ""
     for key in value:
         if key not in hints:
@@ -250,6 +252,31 @@ def _parse_dataclass(kind: type, value: Any, path: str, *, tagged: bool = False)
     if hasattr(parsed, "rules"):
         parsed.rules()
     return parsed
+
+
+def _with_current_names(kind: type, value: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
+    """The keys of an earlier version under today's names (`RENAMED`)."""
+    for old, (new, values) in getattr(kind, "RENAMED", {}).items():
+        if old in value and new in value:
+            raise ConfigError(
+                f"{prefix}{old}={value[old]} and {prefix}{new}={value[new]} are one knob, of which {new} is the name "
+                f"today; drop {prefix}{old}"
+            )
+        if old in value:
+            now = values[parse(bool, value[old], prefix + old)]
+            value = {new if key == old else key: now if key == old else inner for key, inner in value.items()}
+    return value
+
+
+def current_name(config: Any, key: str, value: Any) -> tuple[str, Any]:
+    """A dotted key and its value as today's version of a parsed config has them; as they are where it never changed."""
+    group, _, old = key.rpartition(".")
+    for name in group.split(".") if group else ():
+        config = getattr(config, name, None)
+    if old not in getattr(type(config), "RENAMED", {}):
+        return key, value
+    ((new, now),) = _with_current_names(type(config), {old: value}, f"{group}.").items()
+    return f"{group}.{new}", now
 
 
 def _keys(kind: type) -> list[str]:

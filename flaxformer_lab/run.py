@@ -73,14 +73,17 @@ class Run:
     def predict(self, raw: Tree, valid: Tree = None) -> Tree:
         """Outputs for examples as the data set has them, which are preprocessed as in an evaluation.
 
+        Logits; of a regression the numbers in their own units, [batch].
+
         raw: images [batch, rows, columns, channels] of the stored type and range, rows of a table [batch, columns],
-            texts, or a mapping with this feature; for other tasks what `predict_preprocessed` takes.
+            texts, or a mapping with this feature; for a table of your own the path of a CSV file, a DataFrame, a
+            mapping of names to lists, or a list of rows; for other tasks what `predict_preprocessed` takes.
 
         Raises:
             ConfigError: examples of another kind, shape or range than the model was trained on.
             DataError: a value that cannot be used, like a NaN.
         """
-        return self.predict_preprocessed(self.task.inputs_of(raw), valid)
+        return self.task.predictions_of(self.predict_preprocessed(self.task.inputs_of(raw), valid))
 
     def predict_preprocessed(self, inputs: Tree, valid: Tree = None) -> Tree:
         """Outputs for the model's own inputs: images from -1 to 1, standardised columns, symbols [batch, tokens].
@@ -105,7 +108,7 @@ class Run:
             ConfigError, DataError: as in `predict`.
         """
         outputs, values = self._apply_and_collect(*self._variables, self._inputs(raw), valid, names=tuple(names))
-        return outputs, dict(values)
+        return self.task.predictions_of(outputs), dict(values)
 
     def run_with_hooks(self, raw: Tree, hooks: NamedHooks, valid: Tree = None) -> Tree:
         """What `predict` returns where hooks read or replace intermediate values, {"blocks.0.attention.z": function}.
@@ -117,7 +120,8 @@ class Run:
             ConfigError: a name that the model does not offer, a hook that returns another shape, or as in `predict`.
         """
         inputs, valid = jax.tree.map(jax.numpy.asarray, (self._inputs(raw), valid))
-        return self.model.run_with_hooks(*self._variables, inputs, hooks, valid=valid)
+        outputs = self.model.run_with_hooks(*self._variables, inputs, hooks, valid=valid)
+        return self.task.predictions_of(outputs)
 
     def with_hooks(self, hooks: NamedHooks) -> "Run":
         """This run with hooks in every forward pass, compiled: for its metrics, measures and predictions."""

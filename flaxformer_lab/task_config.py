@@ -72,28 +72,55 @@ class ImageClassificationConfig(TaskConfig):
 
 
 @dataclass(frozen=True)
-class TabularClassificationConfig(TaskConfig):
-    """Columns of numbers are the tokens; the label is predicted from their mean.
+class TabularConfig(TaskConfig):
+    """Tables: columns are the tokens, and the target is predicted from their mean.
 
     Attributes:
         dataset: `lab_wine`, `lab_breast_cancer`, a data set with a label and a feature of one axis of numbers, or own
-            files: `npz:PATH`.
+            files: `csv:PATH?target=NAME`, `parquet:PATH?target=NAME`, `npz:PATH`.
         feature: which feature has the columns; none finds it: `columns`, or the only one of one axis.
-        label: which feature has the label; none finds it: `label`, or the only class label or whole number.
-        standardised: subtract each column's mean and divide by its standard deviation, both of the training rows.
-        missing: what a NaN becomes: an `error`, the `mean` of the training rows, or that with one more column for each
-            that lacks values in training, which is 1 where the value is missing (`indicator`).
+        scaling: of each column of numbers, fitted to the training rows: `standard` subtracts the mean and divides by
+            the standard deviation; `quantile` maps the ranks to a normal distribution; `none` leaves it as it is.
+        missing: what a missing number becomes: an `error`, the `mean` of the training rows, or that with one more
+            column for each that lacks values in training, which is 1 where the value is missing (`indicator`).
         split_seed: divide all rows into splits of the same sizes again, in a random order of this seed; none takes the
             data set's own splits. A small test split says little, several of them more.
     """
 
-    name: Literal["tabular_classification"] = "tabular_classification"
+    RENAMED = {"standardised": ("scaling", {True: "standard", False: "none"})}
+
     dataset: Name = "lab_wine"
     feature: Name | None = None
-    label: Name | None = None
-    standardised: bool = True
+    scaling: Literal["none", "standard", "quantile"] = "standard"
     missing: Literal["error", "mean", "indicator"] = "error"
     split_seed: Seed | None = None
+
+
+@dataclass(frozen=True)
+class TabularClassificationConfig(TabularConfig):
+    """A row's class.
+
+    Attributes:
+        label: which feature has the label; none finds it: `label`, or the only class label or whole number.
+    """
+
+    name: Literal["tabular_classification"] = "tabular_classification"
+    label: Name | None = None
+
+
+@dataclass(frozen=True)
+class TabularRegressionConfig(TabularConfig):
+    """A row's number, standardised on the training rows; the loss is the squared error on that scale.
+
+    Attributes:
+        dataset: `lab_diabetes`, a file of yours (`csv:PATH?target=NAME`), or a data set with a number and a feature of
+            one axis of numbers.
+        target: which feature is predicted; none finds it: `target`, or the only one that is a number.
+    """
+
+    name: Literal["tabular_regression"] = "tabular_regression"
+    dataset: Name = "lab_diabetes"
+    target: Name | None = None
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ from flaxformer_lab.task_config import (
     ScaledLinearConfig,
     SelectiveCopyConfig,
     TabularClassificationConfig,
+    TabularRegressionConfig,
 )
 
 LANGUAGE = {"task": {"name": "language_modelling"}, "model": {"causal": True}}
@@ -242,6 +243,7 @@ MODELS = {
 TASKS = {
     "image_classification": ImageClassificationConfig,
     "tabular_classification": TabularClassificationConfig,
+    "tabular_regression": TabularRegressionConfig,
     "product": ProductConfig,
     "rotation": RotationConfig,
     "pointers": PointersConfig,

@@ -27,6 +27,7 @@ from flaxformer_lab.parsing import (
     NonNegative,
     Positive,
     Seed,
+    current_name,
     flatten,
     nearest,
     override,
@@ -186,14 +187,23 @@ class Cell:
 
 
 def _differing(config: Any) -> dict[str, Any]:
-    """A config's values that are not its dataclass's defaults, and each `name`: a new knob leaves them as they were."""
+    """A config's values that are not its dataclass's defaults, and each `name`: a new knob leaves them as they were.
+
+    So does a new name of a knob: values that the old one could have are written under it.
+    """
     default, values = type(config)(), {}
+    former = {
+        (new, now): (old, before)
+        for old, (new, choices) in getattr(config, "RENAMED", {}).items()
+        for before, now in choices.items()
+    }
     for knob in dataclasses.fields(config):
         value = getattr(config, knob.name)
         if dataclasses.is_dataclass(value):
             values |= {knob.name: inner} if (inner := _differing(value)) else {}
         elif knob.name == "name" or value != getattr(default, knob.name):
-            values[knob.name] = value
+            name, value = former.get((knob.name, value), (knob.name, value)) if former else (knob.name, value)
+            values[name] = value
     return values
 
 
@@ -337,7 +347,7 @@ def apply_change(config: Config, change: Change) -> Config:
     names = table.pop("ablation", "")
     tree = as_dict(apply_change(config, names))
     for key, value in flatten(table).items():
-        tree = override(tree, key, value)
+        tree = override(tree, *current_name(config, key, value))
     return parse_config(tree)
 
 

@@ -1,6 +1,6 @@
 """The data sets that ship with the lab, as TFDS builders: neither TensorFlow nor a network is needed.
 
-`tools/embed_data.py` writes the compact files under `embedded/`; `embedded/README.md` has their licences. Two small
+`tools/embed_data.py` writes the compact files under `embedded/`; `embedded/README.md` has their licences. Three small
 tables come with scikit-learn itself.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
-from jaxtyping import Float64, Int, UInt8
+from jaxtyping import Float64, Int, Shaped, UInt8
 
 from flaxformer_lab.errors import DataError
 from flaxformer_lab.registry import register
@@ -144,36 +144,38 @@ class LabSpeeches(tfds.core.GeneratorBasedBuilder):
 
 
 class TableBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A table of numbers with one label per row: 60% train, 20% validation, 20% test."""
+    """A table of numbers with one label per row, or with a number to predict: 60% train, 20% validation, 20% test."""
 
     VERSION = tfds.core.Version("1.0.0")
-    CLASSES: tuple[str, ...]
+    CLASSES: tuple[str, ...] | None = None  # None: the target is a number
     COLUMNS: int
 
+    @property
+    def _target(self) -> str:
+        return "label" if self.CLASSES else "target"
+
     def _table_info(self, **about: str) -> tfds.core.DatasetInfo:
+        features = tfds.features
+        target = features.ClassLabel(names=self.CLASSES) if self.CLASSES else features.Scalar(np.float32)
+        columns = features.Tensor(shape=(self.COLUMNS,), dtype=np.float32)
+        uci = "BSD-3-Clause, as part of scikit-learn; CC BY 4.0 at the UCI Machine Learning Repository"
         return tfds.core.DatasetInfo(
             builder=self,
-            features=tfds.features.FeaturesDict(
-                {
-                    "columns": tfds.features.Tensor(shape=(self.COLUMNS,), dtype=np.float32),
-                    "label": tfds.features.ClassLabel(names=self.CLASSES),
-                }
-            ),
-            supervised_keys=("columns", "label"),
-            license="BSD-3-Clause, as part of scikit-learn; CC BY 4.0 at the UCI Machine Learning Repository",
-            **about,
+            features=features.FeaturesDict({"columns": columns, self._target: target}),
+            supervised_keys=("columns", self._target),
+            **{"license": uci} | about,
         )
 
-    def _split(self, table: tuple[Float64[np.ndarray, "rows columns"], Int[np.ndarray, " rows"]]) -> dict:
-        columns, labels = table
-        held_out = len(labels) // 5
-        sizes = {"train": len(labels) - 2 * held_out, "validation": held_out, "test": held_out}
-        splits = split_at_random(len(labels), sizes)
-        return {name: self._generate_examples(columns, labels, split) for name, split in splits.items()}
+    def _split(self, table: tuple[Float64[np.ndarray, "rows columns"], Shaped[np.ndarray, " rows"]]) -> dict:
+        columns, targets = table
+        held_out = len(targets) // 5
+        sizes = {"train": len(targets) - 2 * held_out, "validation": held_out, "test": held_out}
+        splits = split_at_random(len(targets), sizes)
+        return {name: self._generate_examples(columns, targets, split) for name, split in splits.items()}
 
-    def _generate_examples(self, columns, labels, split) -> Iterator:
+    def _generate_examples(self, columns, targets, split) -> Iterator:
         for index in split.tolist():
-            yield index, {"columns": columns[index].astype(np.float32), "label": int(labels[index])}
+            yield index, {"columns": columns[index].astype(np.float32), self._target: targets[index].item()}
 
 
 @register("dataset", "lab_breast_cancer")
@@ -222,3 +224,28 @@ class LabWine(TableBuilder):
         from sklearn.datasets import load_wine  # takes a second, for this one call
 
         return self._split(load_wine(return_X_y=True))
+
+
+@register("dataset", "lab_diabetes")
+class LabDiabetes(TableBuilder):
+    """Diabetes a year later, a number, by 10 measurements of 442 patients in their own units: 266 to train, 88, 88."""
+
+    RELEASE_NOTES = {"1.0.0": "The 442 rows of scikit-learn's load_diabetes, not scaled."}
+    COLUMNS = 10
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self._table_info(
+            description="Age, sex, body mass index, blood pressure and six blood serum measurements of patients, and a "
+            "measure of how far their diabetes had progressed a year later.",
+            homepage="https://www4.stat.ncsu.edu/~boos/var.select/diabetes.html",
+            citation="@misc{efron2004least, author={B. Efron and T. Hastie and I. Johnstone and R. Tibshirani}, "
+            "title={Least Angle Regression}, publisher={Annals of Statistics}, year={2004}, "
+            "doi={10.1214/009053604000000067}}",
+            license="BSD-3-Clause, as part of scikit-learn",
+        )
+
+    def _split_generators(self, dl_manager) -> dict[str, Iterator]:
+        del dl_manager  # Nothing to download.
+        from sklearn.datasets import load_diabetes  # takes a second, for this one call
+
+        return self._split(load_diabetes(return_X_y=True, scaled=False))

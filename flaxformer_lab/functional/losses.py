@@ -50,6 +50,14 @@ def explained_variance(
 
 
 @jax.jit
+def absolute_error(
+    outputs: Float[Array, "*batch"], targets: Float[Array, "*batch"], weights: Float[Array, "*batch"]
+) -> Average:
+    """The mean of |output - target|."""
+    return Average(jnp.sum(jnp.abs(outputs - targets) * weights), jnp.sum(weights))
+
+
+@jax.jit
 def accuracy(
     logits: Float[Array, "*batch classes"], targets: Int[Array, "*batch"], weights: Float[Array, "*batch"]
 ) -> Average:

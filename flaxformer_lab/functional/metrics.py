@@ -90,6 +90,58 @@ class MacroF1(NamedTuple):
         )
 
 
+class RootMean(NamedTuple):
+    """As `Average`; the value is its square root."""
+
+    total: Float[Array, ""]
+    weight: Float[Array, ""]
+
+    additive = True
+
+    @classmethod
+    def merge(cls, states: Sequence["RootMean"]) -> "RootMean":
+        return cls(*Average.merge(states))
+
+    def compute(self) -> float:
+        return math.sqrt(Average(*self).compute())
+
+
+class RSquared(NamedTuple):
+    """R2 = 1 - sum (output - target)^2 / sum (target - mean)^2, with the mean of the evaluated targets.
+
+    Where all targets are equal it is 0, or 1 where all outputs equal them, as in scikit-learn. The targets' mean should
+    be near 0: their squares are summed in float32.
+    """
+
+    errors: Float[Array, ""]
+    targets: Float[Array, ""]
+    squares: Float[Array, ""]
+    weight: Float[Array, ""]
+
+    additive = True
+
+    @classmethod
+    def of(
+        cls, outputs: Float[Array, " batch"], targets: Float[Array, " batch"], weights: Float[Array, " batch"]
+    ) -> "RSquared":
+        """The state of one batch."""
+        each = (jnp.square(outputs - targets), targets, jnp.square(targets), jnp.ones_like(targets))
+        return cls(*(jnp.sum(values * weights) for values in each))
+
+    @classmethod
+    def merge(cls, states: Sequence["RSquared"]) -> "RSquared":
+        return cls(*(math.fsum(float(leaf) for leaf in leaves) for leaves in zip(*states, strict=True)))
+
+    def compute(self) -> float:
+        errors, targets, squares, weight = map(float, self)
+        if not weight:
+            return math.nan
+        variation = squares - targets**2 / weight
+        if variation <= 1e-5 * squares:  # no more than rounding
+            return float(errors == 0)
+        return 1 - errors / variation
+
+
 class _Gathered:
     """A state that keeps every example's leaves, and is merged by concatenation."""
 

@@ -1,7 +1,11 @@
 """From raw inputs to token vectors."""
 
+import itertools
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -55,6 +59,39 @@ class ColumnEmbedding(nnx.Module):
             broadcast_parameter(read(table), shape, self._dtype) for table in (self.directions, self.offsets)
         )
         return x.astype(self._dtype)[:, :, None] * directions + offsets
+
+
+class CategoryEmbedding(nnx.Module):
+    """A table's categories: a learned vector for each level of each column, and an offset for each column.
+
+    Level 0 stands for all that training has not seen: its vector is 0, so its token is the column's offset.
+    levels: how many each column has, level 0 included.
+    """
+
+    def __init__(self, levels: Sequence[int], width: int, *, dtype: str, rngs: Rngs):
+        self._dtype = jnp.dtype(dtype)
+        self._first = tuple(itertools.accumulate(levels[:-1], initial=0))
+        self.vectors = normal(rngs, (sum(levels), width), 1, (None, "width"))
+        self.offsets = normal(rngs, (len(levels), width), 1, (None, "width"))
+
+    def __call__(self, x: Int[Array, "batch columns"]) -> Float[Array, "batch columns width"]:
+        vectors = take_rows(self.vectors, x + np.array(self._first, np.int32)[None], self._dtype)
+        offsets = broadcast_parameter(read(self.offsets), vectors.shape, self._dtype)
+        return jnp.where(x[:, :, None] > 0, vectors, 0) + offsets
+
+
+class RowEmbedding(nnx.Module):
+    """A row of numbers and categories, {"columns": ..., "categories": ...}; the numbers are the first tokens."""
+
+    def __init__(self, columns: int, levels: Sequence[int], width: int, *, dtype: str, rngs: Rngs):
+        self.columns = ColumnEmbedding(columns, width, dtype=dtype, rngs=rngs) if columns else None
+        self.categories = CategoryEmbedding(levels, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: dict[str, Array]) -> Float[Array, "batch columns width"]:
+        tokens = [self.categories(x["categories"])]
+        if self.columns is not None:
+            tokens.insert(0, self.columns(x["columns"]))
+        return jnp.concatenate(tokens, axis=1)
 
 
 class PatchEmbedding(nnx.Module):

@@ -5,7 +5,10 @@ from typing import Any
 
 from flaxformer_lab import registry
 from flaxformer_lab.task_config import TaskConfig
-from flaxformer_lab.tasks import classification, language_modelling, probes, synthetic  # noqa: F401  the lab's own
+from flaxformer_lab.tasks import classification, tables  # noqa: F401  the lab's own, in the order of the docs
+
+# isort: split
+from flaxformer_lab.tasks import language_modelling, probes, synthetic  # noqa: F401
 from flaxformer_lab.tasks.task import SPLITS, Bound, PrimaryMetric, Task
 
 

@@ -1,4 +1,4 @@
-"""One label per example, for any TFDS data set with labels: images by patches, tables by columns."""
+"""Images, each with one label, of any TFDS data set that has both."""
 
 import abc
 import dataclasses
@@ -16,24 +16,26 @@ from jaxtyping import Array, Float, Int, Key, Shaped
 
 from flaxformer_lab.data.image_files import read_image, resize_image
 from flaxformer_lab.data.own.contents import SOURCE_ROW
-from flaxformer_lab.data.source import Source, open_split, open_split_again
+from flaxformer_lab.data.source import Source, open_split
 from flaxformer_lab.errors import ConfigError, DataError
 from flaxformer_lab.functional.metrics import Metrics
 from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models.network import Network, PureNetwork, functionalize
-from flaxformer_lab.modules.embedding import ColumnEmbedding, PatchEmbedding
+from flaxformer_lab.modules.embedding import PatchEmbedding
 from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.registry import register
-from flaxformer_lab.task_config import ImageClassificationConfig, TabularClassificationConfig
+from flaxformer_lab.task_config import ImageClassificationConfig
 from flaxformer_lab.tasks.examples import Arrays, Examples, stored_examples
 from flaxformer_lab.tasks.features import (
     check_labels,
+    class_names,
+    class_numbers,
     classes_of,
     content_of,
+    facts_of_classes,
     find_feature,
     is_image,
     is_label,
-    is_row,
     warn_of_change,
 )
 from flaxformer_lab.tasks.task import ACCURACY, Batch, Task, loss_and_accuracy
@@ -47,7 +49,7 @@ class Classification(Task):
 
     primary_metric = ACCURACY
     subject: str  # what the feature is called, where a data set has not another name for it
-    _config: ImageClassificationConfig | TabularClassificationConfig
+    _config: ImageClassificationConfig
 
     def __init__(self, config: Any, metadata: Mapping[str, Any] | None = None):
         self._config = config
@@ -55,11 +57,8 @@ class Classification(Task):
         self._feature = self.metadata.get("feature", self.subject)
         self._label = self.metadata.get("label", "label")
 
-    def _open(self, split: str) -> Source:
-        return open_split(self._config.dataset, split)
-
     def _read_metadata(self) -> dict[str, Any]:
-        source = self._open("train")
+        source = open_split(self._config.dataset, "train")
         self._feature = find_feature(source, self._config, "feature", self.subject, self._fits)
         label = find_feature(source, self._config, "label", "label", is_label)
         found = {"feature": self._feature, "label": label} | classes_of(source, label) | self._metadata_of(source)
@@ -79,7 +78,7 @@ class Classification(Task):
         """Raises DataError where a value of the feature cannot be used. name: of the split."""
 
     def examples(self, split: str) -> Examples:
-        source = self._open(split)
+        source = open_split(self._config.dataset, split)
         warn_of_change(source, self.metadata)
         return stored_examples(source, functools.partial(self._check_examples, source.name))
 
@@ -89,12 +88,7 @@ class Classification(Task):
         self._check(name, arrays[self._feature], rows)
 
     def facts(self) -> list[list[Any]]:
-        classes = self.metadata.get("class_names") or self.metadata.get("classes")
-        shown = f" ({', '.join(map(str, classes[:10]))}{' ...' if len(classes) > 10 else ''})" if classes else ""
-        return [
-            ["data set", self._config.dataset],
-            [f"classes of {self._label}", f"{self.metadata['num_classes']}{shown}"],
-        ]
+        return [["data set", self._config.dataset], facts_of_classes(self._label, self.metadata)]
 
     def _raw_feature(self, raw: Any) -> Any:
         """The feature of raw examples, which are that or a mapping of features."""
@@ -110,14 +104,11 @@ class Classification(Task):
         keys = jax.random.wrap_key_data(jnp.zeros((batch, 2), jnp.uint32))  # evaluation draws nothing
         return self.prepare(examples, keys, training=False)["inputs"]
 
-    def class_names(self) -> list[str] | None:
-        numbers = range(self.metadata["num_classes"])
-        return list(map(str, self.metadata.get("class_names") or self.metadata.get("classes") or numbers))
+    def class_names(self) -> list[str]:
+        return class_names(self.metadata)
 
     def _targets(self, examples: Batch) -> Int[Array, " batch"]:
-        labels = examples[self._label].astype(jnp.int32)
-        classes = self.metadata.get("classes")
-        return labels if classes is None else jnp.searchsorted(jnp.asarray(classes, jnp.int32), labels)
+        return class_numbers(self.metadata, examples[self._label])
 
     def loss_and_metrics(self, logits: Float[Array, "batch classes"], batch: Batch) -> Metrics:
         return loss_and_accuracy(logits, batch)
@@ -314,91 +305,3 @@ def _shifted(
     padded = jnp.pad(image, ((largest, largest), (largest, largest), (0, 0)), mode="edge")
     row, column = jax.random.randint(key, (2,), 0, 2 * largest + 1)
     return jax.lax.dynamic_slice(padded, (row, column, 0), image.shape)
-
-
-@register("task", "tabular_classification", config=TabularClassificationConfig)
-class TabularClassification(Classification):
-    """Columns of numbers are the tokens, each with a direction of its own (Gorishniy et al. 2021, FT-Transformer).
-
-    metadata: `mean` and `spread` of the columns in training, and `lacking`, the columns that have an indicator.
-    """
-
-    subject = "columns"
-    units = ("rows", 1)
-    _config: TabularClassificationConfig
-    _fits = staticmethod(is_row)
-
-    def _open(self, split: str) -> Source:
-        seed = self._config.split_seed
-        return super()._open(split) if seed is None else open_split_again(self._config.dataset, split, seed)
-
-    def _metadata_of(self, source: Source) -> dict[str, Any]:
-        arrays = source.load()
-        columns = arrays[self._feature].astype(np.float64)
-        self._check(source.name, columns, arrays.get(SOURCE_ROW, np.arange(len(columns))))
-        missing = np.isnan(columns)
-        for column in np.flatnonzero(missing.all(axis=0))[:1]:
-            raise DataError(f"{source.name}: {self._feature}[{column}] has no value in any row; leave the column out")
-        mean, spread = np.nanmean(columns, axis=0), np.nanstd(columns, axis=0)
-        lacking = np.flatnonzero(missing.any(axis=0)).tolist() if self._config.missing == "indicator" else []
-        scale = {"mean": mean.tolist(), "spread": np.where(spread > 0, spread, 1.0).tolist()}
-        return scale | ({"lacking": lacking} if lacking else {})
-
-    @property
-    def _lacking(self) -> list[int]:
-        return self.metadata.get("lacking", [])
-
-    def facts(self) -> list[list[Any]]:
-        columns = f"{len(self.metadata['mean'])} columns, {'' if self._config.standardised else 'not '}standardised"
-        added = f", {len(self._lacking)} indicators of missing values" if self._lacking else ""
-        return [*super().facts(), [self._feature, columns + added]]
-
-    def _check(self, name: str, values: np.ndarray, rows: np.ndarray) -> None:
-        bad = np.isinf(values) if self._config.missing != "error" else ~np.isfinite(values)
-        for place, column in np.argwhere(bad)[:1]:
-            value = values[place, column]
-            way_out = "; set task.missing=mean or indicator, or mend it" if np.isnan(value) else "; mend it"
-            raise DataError(f"{name}: {self._feature}[{column}] of row {rows[place]} is {value}{way_out}")
-
-    def inputs_of(self, raw: Any) -> Float[Array, "batch columns"]:
-        values = np.asarray(self._raw_feature(raw))
-        wanted = len(self.metadata["mean"])
-        if values.shape[1:] != (wanted,) or values.dtype.kind not in "biuf":
-            raise ConfigError(
-                f"predict: rows of shape {values.shape} ({values.dtype}) do not fit this model, which takes (batch, "
-                f"{wanted}) numbers"
-            )
-        self._check("predict", values, np.arange(len(values)))
-        return self.preprocess({self._feature: jnp.asarray(values)})
-
-    def network(self, config: ModelConfig) -> PureNetwork:
-        columns = len(self.metadata["mean"]) + len(self._lacking)
-
-        def build(rngs: Rngs) -> Network:
-            embedding = ColumnEmbedding(columns, config.width, dtype=config.dtype, rngs=rngs)
-            classes = self.metadata["num_classes"]
-            return Network(config, embedding=embedding, grid=(columns,), outputs=classes, pooling="mean", rngs=rngs)
-
-        return functionalize(build)
-
-    def prepare(self, examples: Batch, keys: Key[Array, " batch"], *, training: bool) -> Batch:
-        del keys, training
-        columns = examples[self._feature].astype(jnp.float32)
-        mean, spread = (jnp.asarray(self.metadata[name], jnp.float32)[None] for name in ("mean", "spread"))
-        missing = jnp.isnan(columns)
-        columns = jnp.where(missing, mean, columns) if self._config.missing != "error" else columns
-        if self._config.standardised:
-            columns = (columns - mean) / spread
-        if self._lacking:
-            columns = jnp.concatenate([columns, missing[:, np.array(self._lacking)].astype(jnp.float32)], axis=1)
-        return {
-            "inputs": columns,
-            "targets": self._targets(examples),
-            "loss_weights": examples["example_weight"],
-        }
-
-    def input_spec(self, batch_size: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((batch_size, len(self.metadata["mean"]) + len(self._lacking)), jnp.float32)
-
-    def raw_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        return {self._feature: jax.ShapeDtypeStruct((batch_size, len(self.metadata["mean"])), jnp.float32)}

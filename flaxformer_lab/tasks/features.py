@@ -4,8 +4,10 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import tensorflow_datasets as tfds
+from jaxtyping import Array, Int
 
 from flaxformer_lab.data.own.contents import SOURCE_ROW
 from flaxformer_lab.data.source import Source
@@ -44,6 +46,23 @@ def find_feature(source: Source, config: Any, knob: str, usual: str, fits: Fits)
         labels = [name for name in fitting if isinstance(source.info.features[name], tfds.features.ClassLabel)]
         fitting = labels or fitting
     return choose(source, config, knob, usual, fitting)
+
+
+def find_number(source: Source, config: Any) -> str:
+    """The feature that `task.target` names; without it `target`, or the only number that is no class label.
+
+    Raises:
+        ConfigError: there is none, or there are several.
+    """
+    fitting = [
+        name
+        for name, (shape, dtype) in source.features.items()
+        if shape == ()
+        and dtype.kind in "iuf"
+        and name != SOURCE_ROW
+        and not isinstance(source.info.features[name], tfds.features.ClassLabel)
+    ]
+    return choose(source, config, "target", "target", fitting)
 
 
 def find_text(source: Source, config: Any) -> str:
@@ -108,6 +127,24 @@ def warn_of_change(source: Source, metadata: Mapping[str, Any]) -> None:
     found, known = content_of(source).get("content"), metadata.get("content")
     if known not in (None, found):
         print(f"{source.name}: the files changed since this run began; its scaling and classes stay", file=sys.stderr)
+
+
+def class_names(metadata: Mapping[str, Any]) -> list[str]:
+    """What each output stands for, in the order of the classes."""
+    return list(map(str, metadata.get("class_names") or metadata.get("classes") or range(metadata["num_classes"])))
+
+
+def class_numbers(metadata: Mapping[str, Any], labels: Int[Array, " batch"]) -> Int[Array, " batch"]:
+    """The classes of labels, counted from 0."""
+    labels, classes = labels.astype(jnp.int32), metadata.get("classes")
+    return labels if classes is None else jnp.searchsorted(jnp.asarray(classes, jnp.int32), labels)
+
+
+def facts_of_classes(label: str, metadata: Mapping[str, Any]) -> list[Any]:
+    """How many classes there are, and the first of them."""
+    classes = metadata.get("class_names") or metadata.get("classes")
+    shown = f" ({', '.join(map(str, classes[:10]))}{' ...' if len(classes) > 10 else ''})" if classes else ""
+    return [f"classes of {label}", f"{metadata['num_classes']}{shown}"]
 
 
 def check_labels(name: str, label: str, metadata: Any, values: np.ndarray, rows: np.ndarray) -> None:

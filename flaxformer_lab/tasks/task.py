@@ -115,6 +115,10 @@ class Task(abc.ABC):
         """What each output stands for; None where they are no classes, or have no names."""
         return None
 
+    def predictions_of(self, outputs: Any) -> Any:
+        """The network's outputs in the units of the data; as they are where they have none."""
+        return outputs
+
     def bound(self, config: ModelConfig) -> Bound | None:
         """What theory says that no model of this config can exceed; None where it says nothing."""
         del config

@@ -9,6 +9,7 @@ import pytest
 
 from flaxformer_lab import registry
 from flaxformer_lab.ablation.grid import BASELINE, RESULT_FORMAT, apply_change, cost, parse_ablation
+from flaxformer_lab.ablation.population import Replica
 from flaxformer_lab.config import Config, as_dict, parse_config
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.parsing import flatten, override
@@ -130,6 +131,18 @@ def test_a_new_knob_with_a_default_leaves_the_key_as_it_was(grid, monkeypatch):
 
         assert with_knob().key == cells[0].key
         assert with_knob(knob=4).key != cells[0].key
+
+
+def test_a_knob_of_another_name_keeps_the_key_it_had(grid):
+    """task.standardised became task.scaling: results of version 0.1 are found, and its configs mean the same."""
+    cell = dataclasses.replace(grid().cells[0], replicas=(Replica(0, 0.01),))
+    tabular = lambda **knobs: parse_config({"task": {"name": "tabular_classification"} | knobs})  # noqa: E731
+    key = lambda **knobs: dataclasses.replace(cell, config=tabular(**knobs)).key  # noqa: E731
+    assert key(scaling="none") == key(standardised=False) == "dc0f82738ef9d040"  # that of version 0.1
+    assert key(scaling="standard") == key(standardised=True) == "495635cb98efd027"
+    assert len({key(scaling="quantile"), key(scaling="none"), key()}) == 3
+    assert apply_change(tabular(), {"task": {"standardised": False}}) == tabular(scaling="none")
+    assert apply_change(tabular(scaling="quantile"), {"task": {"standardised": True}}) == tabular()
 
 
 def test_names_are_in_the_key_even_where_nothing_differs(grid):

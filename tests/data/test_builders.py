@@ -2,7 +2,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_breast_cancer, load_digits, load_wine
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_wine
 
 from flaxformer_lab import registry
 from flaxformer_lab.data import builders
@@ -63,6 +63,15 @@ def test_tables_are_those_of_sklearn(prepared_cache, dataset, load):
     np.testing.assert_array_equal(found[np.lexsort(found.T)], expected[np.lexsort(expected.T)])
     for split in splits:
         assert len(np.unique(split["label"])) == len(np.unique(labels))
+
+
+def test_diabetes_is_that_of_sklearn(prepared_cache):
+    columns, targets = load_diabetes(return_X_y=True, scaled=False)
+    splits = [open_split("lab_diabetes", split).load() for split in SPLITS]
+    assert [len(split["target"]) for split in splits] == [266, 88, 88]
+    found = np.concatenate([np.column_stack([split["columns"], split["target"]]) for split in splits])
+    expected = np.column_stack([columns, targets]).astype(np.float32)
+    np.testing.assert_array_equal(found[np.lexsort(found.T)], expected[np.lexsort(expected.T)])
 
 
 def test_speeches_are_split_by_year_and_whole(prepared_cache):

@@ -8,7 +8,18 @@ import pytest
 from sklearn import metrics as sklearn
 
 from flaxformer_lab.functional.losses import explained_variance
-from flaxformer_lab.functional.metrics import AUC, NDCG, Average, MacroF1, PerExample, additive, compute, reduce_over
+from flaxformer_lab.functional.metrics import (
+    AUC,
+    NDCG,
+    Average,
+    MacroF1,
+    PerExample,
+    RootMean,
+    RSquared,
+    additive,
+    compute,
+    reduce_over,
+)
 
 RNG = np.random.default_rng(0)
 SCORES = RNG.integers(0, 12, 90).astype(np.float32)  # with ties
@@ -77,6 +88,28 @@ def test_macro_f1_is_that_of_all_batches_and_not_a_mean_of_theirs():
     assert abs(np.mean([value([state]) for state in states]) - expected) > 1e-3
 
 
+def test_explained_variance_and_root_mean_are_those_of_all_batches():
+    targets = RNG.normal(0.3, 1, 90).astype(np.float32)
+    outputs = targets + RNG.normal(0, 0.5, 90).astype(np.float32)
+    states = batches(RSquared.of, outputs, targets, WEIGHTS)
+    expected = sklearn.r2_score(targets, outputs, sample_weight=WEIGHTS)
+    assert value(states) == pytest.approx(expected, rel=1e-5)
+    assert abs(np.mean([value([state]) for state in states]) - expected) > 1e-3
+    squares = np.square(outputs - targets)
+    roots = batches(lambda each, weights: RootMean(np.sum(each * weights), np.sum(weights)), squares, WEIGHTS)
+    expected = sklearn.root_mean_squared_error(targets, outputs, sample_weight=WEIGHTS)
+    assert value(roots) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("error", "expected"), [(0.1, 0.0), (0.0, 1.0)])
+def test_where_all_targets_are_equal_nothing_can_be_explained(error, expected):
+    """As in scikit-learn; sums in float32 do not make it a huge negative number."""
+    targets = np.full(90, 0.7, np.float32)
+    assert value(batches(RSquared.of, targets + np.float32(error), targets, np.ones(90, np.float32))) == expected
+    halves = np.full(90, 0.5)  # whose mean scikit-learn rounds to themselves
+    assert sklearn.r2_score(halves, halves + error) == expected
+
+
 def test_devices_reduce_sums_by_adding_and_the_others_by_gathering():
     assert jax.local_device_count() > 1
     devices = 2
@@ -103,6 +136,8 @@ def test_what_has_no_value_is_nan():
     logits, targets = jnp.asarray(RNG.normal(size=(90, 4)), jnp.float32), np.arange(90) % 4
     for state in (
         Average(np.float32(0), np.float32(0)),
+        RootMean(np.float32(0), np.float32(0)),
+        RSquared.of(SCORES, SCORES, nothing),
         MacroF1.of(logits, targets, nothing),
         MacroF1.of(logits, np.where(targets == 2, -1, targets), ones),
         AUC(SCORES, np.zeros(90, int), ones),

@@ -14,7 +14,7 @@ from flaxformer_lab.errors import ConfigError, DataError
 from flaxformer_lab.functional.trees import leaf_paths
 from flaxformer_lab.model_config import TransformerConfig
 from flaxformer_lab.task_config import ImageClassificationConfig, TabularClassificationConfig
-from flaxformer_lab.tasks import SPLITS, classification, make_task
+from flaxformer_lab.tasks import SPLITS, classification, make_task, tables
 
 FACTS = {
     "feature": "image",
@@ -174,7 +174,7 @@ def test_standardised_columns_have_mean_0_and_deviation_1_in_training(dataset, c
     assert inputs.shape == (train.number, columns)
     np.testing.assert_allclose(inputs.mean(axis=0), 0, atol=1e-4)
     np.testing.assert_allclose(inputs.std(axis=0), 1, atol=1e-4)
-    raw = make_task(TabularClassificationConfig(dataset=dataset, standardised=False), task.metadata)
+    raw = make_task(TabularClassificationConfig(dataset=dataset, scaling="none"), task.metadata)
     np.testing.assert_array_equal(prepare(raw, rows, keys, training=True)["inputs"], rows["columns"])
     assert rows["columns"].std(axis=0).max() / rows["columns"].std(axis=0).min() > 1000
 
@@ -228,7 +228,8 @@ def data_set(monkeypatch, splits, features=None, bytes_checked=2**28):
         described = {name: tfds.features.Tensor(shape=x.shape[1:], dtype=x.dtype) for name, x in arrays.items()}
         return Source(f"{dataset}/1.0.0 {split}", Info(described | (features or {})), Rows(arrays))
 
-    monkeypatch.setattr(classification, "open_split", open_split)
+    for module in (classification, tables):
+        monkeypatch.setattr(module, "open_split", open_split)
     monkeypatch.setattr("flaxformer_lab.tasks.examples.CHECKED_BYTES", bytes_checked)
 
 
@@ -376,20 +377,20 @@ def test_a_value_that_is_not_finite_is_named_with_its_column_and_row(monkeypatch
 
 
 @pytest.mark.parametrize("missing", ["mean", "indicator"])
-@pytest.mark.parametrize("standardised", [True, False])
-def test_missing_values_become_the_mean_of_the_training_rows(monkeypatch, missing, standardised):
+@pytest.mark.parametrize("scaling", ["standard", "none"])
+def test_missing_values_become_the_mean_of_the_training_rows(monkeypatch, missing, scaling):
     splits = lacking(np.nan)
     splits["test"]["numbers"][0] = np.nan
     splits["test"]["numbers"][1:] += 1000  # nothing is fitted to these
     data_set(monkeypatch, splits)
-    task = make_task(TabularClassificationConfig(dataset="own", missing=missing, standardised=standardised))
+    task = make_task(TabularClassificationConfig(dataset="own", missing=missing, scaling=scaling))
     known = np.delete(TABLE["numbers"][:, 1], 4)
     assert task.metadata["mean"] == pytest.approx([11.0, known.mean()])
     assert task.metadata["spread"] == pytest.approx([TABLE["numbers"][:, 0].std(), known.std()])
     width = 2 + (missing == "indicator")  # of the second column, which alone lacks a value in training
     train, test = inputs_of(task), inputs_of(task, "test")
     assert train.shape == test.shape == (12, width) == task.input_spec(12).shape
-    filled = np.zeros(2) if standardised else np.array([11.0, known.mean()])
+    filled = np.zeros(2) if scaling == "standard" else np.array([11.0, known.mean()])
     assert train[4, 1] == pytest.approx(filled[1], abs=1e-6)
     np.testing.assert_allclose(test[0, :2], filled, atol=1e-6)
     if missing == "indicator":

@@ -13,15 +13,35 @@ from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.parsing import nearest
 
 SPLIT = {"split": "how examples are divided: `share:60,20,20`, the shares of train, validation and test"}
+TABLE = {
+    "target": "the column to predict",
+    "split": "how rows are divided: `share:60,20,20`, `column:NAME` (which says train, validation or test), "
+    "`time:NAME` (the last rows are tested on), `group:NAME` (no group is in two splits)",
+    "numbers": "columns that are numbers, separated by commas",
+    "categories": "columns that are categories",
+    "dates": "columns that are dates",
+    "drop": "columns to leave out",
+    "rare": "training rows below which a category's level counts as unknown; 5",
+    "decimal": "the mark of a number's fraction where numbers can be read in two ways: `point`, `comma`",
+    "day_first": "whether 3/4/2024 is in April where dates can be read in two ways: `true`, `false`",
+}
 # The options of each kind, and their meaning.
 OPTIONS: dict[str, dict[str, str]] = {
+    "csv": TABLE | {"delimiter": "between values, where it is not found: `,`, `;`, `tab`, `|`"},
     "images": SPLIT,
     "npz": SPLIT,
+    "parquet": TABLE,
     "text": SPLIT,
 }
 _OF_TFDS = re.compile(r"[a-z0-9_]+(/[\w.-]+)?(:[\d.*]+)?")
 _ADDRESS = re.compile(r"(?P<kind>\w+):(?P<path>.*?)(\?(?P<options>\w+=.*))?", re.DOTALL)
-_SUFFIXES = {".npz": "npz", ".txt": "text"}  # what a path without a kind is taken for
+_SUFFIXES = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".npz": "npz",
+    ".txt": "text",
+}  # what a path without a kind is taken for
 
 
 @dataclass(frozen=True)

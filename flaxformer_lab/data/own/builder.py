@@ -9,12 +9,18 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from flaxformer_lab.data.own import images, npz, text
+from flaxformer_lab.data.own import images, npz, tables, text
 from flaxformer_lab.data.own.address import Address
 from flaxformer_lab.data.own.contents import Contents, files_below
 from flaxformer_lab.errors import DataError
 
-kinds: dict[str, Callable[[Address], Contents]] = {"images": images.read, "npz": npz.read, "text": text.read}
+kinds: dict[str, Callable[[Address], Contents]] = {
+    "csv": tables.read,
+    "images": images.read,
+    "npz": npz.read,
+    "parquet": tables.read,
+    "text": text.read,
+}
 
 
 class OwnFiles(tfds.core.GeneratorBasedBuilder, skip_registration=True):
