@@ -11,15 +11,16 @@ from absl import flags
 from flaxformer_lab.command_line import changes_of, command_alone, parse_step, run
 from flaxformer_lab.run import load_run
 from flaxformer_lab.tasks import SPLITS
-from flaxformer_lab.training.logging import Display
+from flaxformer_lab.training.logging import Display, shown_while
 
 command_alone(__name__)
 
 
 def main(overrides: list[str]) -> None:
     """Evaluates what the flags describe."""
-    loaded = load_run(WORKDIR.value, parse_step(STEP.value), changes_of(overrides))
-    values = loaded.evaluate(SPLIT.value)
+    with shown_while("evaluating"):
+        loaded = load_run(WORKDIR.value, parse_step(STEP.value), changes_of(overrides))
+        values = loaded.evaluate(SPLIT.value)
     display = Display(steps=1, units=loaded.task.units, batch_size=1)
     rows = [[name, f"{value:.6f}"] for name, value in values.items()]
     display.table(f"{WORKDIR.value}, step {loaded.step}, {SPLIT.value}", ["metric", "value"], rows)

@@ -19,16 +19,17 @@ from flaxformer_lab.errors import RunError
 from flaxformer_lab.run import load_run
 from flaxformer_lab.tasks import SPLITS
 from flaxformer_lab.training.folder import RunFolder
-from flaxformer_lab.training.logging import Display
+from flaxformer_lab.training.logging import Display, shown_while
 
 command_alone(__name__)
 
 
 def main(overrides: list[str]) -> None:
     """Measures what the flags describe."""
-    loaded = load_run(WORKDIR.value, parse_step(STEP.value), changes_of(overrides))
-    subject = loaded.subject(SPLIT.value, EXAMPLES.value)
-    values = measure(subject, split_names(MEASURES_FLAG.value), num_random_vectors=RANDOM_VECTORS.value)
+    with shown_while("measuring"):
+        loaded = load_run(WORKDIR.value, parse_step(STEP.value), changes_of(overrides))
+        subject = loaded.subject(SPLIT.value, EXAMPLES.value)
+        values = measure(subject, split_names(MEASURES_FLAG.value), num_random_vectors=RANDOM_VECTORS.value)
     display = Display(steps=1, units=loaded.task.units, batch_size=1)
     title = f"{WORKDIR.value}, step {loaded.step}, {len(subject.vectors)} examples of {SPLIT.value}"
     display.table(title, ["measure", "value", "standard error"], _rows(values))

@@ -13,7 +13,7 @@ from flaxformer_lab.ablation.grid import Cell, Grid, cost
 from flaxformer_lab.ablation.population import Population
 from flaxformer_lab.ablation.rates import progress
 from flaxformer_lab.ablation.store import Store
-from flaxformer_lab.training.logging import duration
+from flaxformer_lab.training.logging import Waiting, duration
 
 TRIAL_STEPS = 20  # updates of one cell from which the time of all is estimated
 
@@ -41,16 +41,20 @@ class ProgressDisplay:
     def __enter__(self) -> "ProgressDisplay":
         if self._done:
             self._print(f"{self._done} of {self._all} cells are finished already")
-        self._task = self._bar.add_task("cells", total=self._all, completed=self._done, shown="compiling")
+        self._compiling = Waiting("compiling", self._console)
+        self._task = self._bar.add_task("cells", total=self._all, completed=self._done, shown=self._compiling)
         self._bar.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self._compiling.close()
         self._bar.stop()
 
     def __call__(self, event: Event) -> None:
         cell = event.cell
         name = f"{cell.task} / {cell.variant}"
+        if event.what != "started":
+            self._compiling.close()
         if event.what == "progress":
             self._parts[cell.key] = event.done / max(event.total, 1)
             shown = f"{name}, update {event.done} of {event.total}"

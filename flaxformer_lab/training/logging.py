@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ from flaxformer_lab.functional.metrics import Metrics, compute_by_step
 from flaxformer_lab.training.experiment import Experiment
 from flaxformer_lab.training.folder import RunFolder, write_atomic
 from flaxformer_lab.training.loggers import Entry, Loggers
+
+PATIENCE_S = 2.0  # what takes longer is shown
 
 
 class MetricsLog:
@@ -96,6 +99,37 @@ def _drop_after(metrics: Path, step: int) -> set[tuple[int, str, str]]:
     return {(entry["step"], entry["split"], entry["name"]) for entry in kept}
 
 
+class Waiting:
+    """A text that says for how long something has lasted, like "compiling 0:12", whenever it is shown.
+
+    Where there is no terminal that shows it, it is one line, printed after two seconds.
+    """
+
+    def __init__(self, what: str, console: Console):
+        self._what, self._begin = what, time.monotonic()
+        self._timer = threading.Timer(PATIENCE_S, console.print, args=[what], kwargs={"markup": False})
+        self._timer.daemon = True
+        if not console.is_terminal:
+            self._timer.start()
+
+    def __str__(self) -> str:
+        return f"{self._what} {duration(time.monotonic() - self._begin)}"
+
+    __rich__ = __str__
+
+    def close(self) -> None:
+        """It is over: the line is not printed any more."""
+        self._timer.cancel()
+
+
+@contextlib.contextmanager
+def shown_while(what: str) -> Iterator[None]:
+    """Says on a terminal, and nowhere else, for how long the context has lasted."""
+    console = Console(stderr=True)
+    with console.status(Waiting(what, console)) if console.is_terminal else contextlib.nullcontext():
+        yield
+
+
 class Display:
     """Progress for people: a live bar on a terminal, a plain line now and then elsewhere."""
 
@@ -118,8 +152,9 @@ class Display:
     @contextlib.contextmanager
     def training(self, start: int) -> Iterator[None]:
         """Shows progress from step `start` while the context lasts."""
-        self._task = self._bar.add_task("train", total=self._steps, completed=start, shown="compiling")
-        with self._bar:
+        self._compiling = Waiting("compiling", self.console)
+        self._task = self._bar.add_task("train", total=self._steps, completed=start, shown=self._compiling)
+        with self._bar, contextlib.closing(self._compiling):
             yield
 
     def step(self, step: int, values: dict[str, float]) -> None:
@@ -127,6 +162,7 @@ class Display:
         now = time.monotonic()
         if self._clock is None:
             self._clock = (now, step)
+            self._compiling.close()
         seconds, steps = now - self._clock[0], step - self._clock[1]
         shown = " ".join(f"{name} {value:.4f}" for name, value in values.items())
         if steps:

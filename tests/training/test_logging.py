@@ -1,10 +1,11 @@
 import io
 import json
+import types
 
 import pytest
 from rich.console import Console
 
-from flaxformer_lab.training.logging import Display, MetricsLog, duration
+from flaxformer_lab.training.logging import Display, MetricsLog, Waiting, duration, shown_while
 
 
 def lines(path):
@@ -129,7 +130,7 @@ def test_plain_lines_where_there_is_no_terminal(monkeypatch):
 
 
 def test_lines_come_now_and_then_and_at_the_end(monkeypatch):
-    clock = iter([100.0, 101.0, 102.0, 107.0, 107.5, 108.0])
+    clock = iter([99.0, 100.0, 101.0, 102.0, 107.0, 107.5, 108.0])
     display, text = make(False, monkeypatch, steps=12)
     monkeypatch.setattr("flaxformer_lab.training.logging.time.monotonic", lambda: next(clock))
     with display.training(0):
@@ -139,6 +140,81 @@ def test_lines_come_now_and_then_and_at_the_end(monkeypatch):
     assert [line.split(" ")[1] for line in printed] == ["2/12", "8/12", "12/12"]
     # The first call compiles, so the clock starts at its end: 6 steps in 7 seconds, 4 examples of 32 tokens a step.
     assert "0.9 steps/s, 110 tokens/s, 0:05 left" in printed[1]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that a test sets: `clock.now`."""
+    clock = types.SimpleNamespace(now=100.0)
+    monkeypatch.setattr("flaxformer_lab.training.logging.time.monotonic", lambda: clock.now)
+    return clock
+
+
+def test_a_terminal_shows_for_how_long_the_first_call_compiles(monkeypatch, clock):
+    display, text = make(True, monkeypatch)
+    with display.training(0):
+        for seconds, shown in ((12.4, "compiling 0:12"), (60, "compiling 1:12")):
+            clock.now += seconds
+            display._bar.refresh()  # as it does ten times a second
+            assert shown in text.getvalue()
+        display.step(2, {"loss": 1.25})
+        drawn = len(text.getvalue())
+        display._bar.refresh()
+        assert "loss 1.2500" in text.getvalue()[drawn:] and "compiling" not in text.getvalue()[drawn:]
+
+
+@pytest.fixture
+def timers(monkeypatch):
+    """Timers that a test fires."""
+    made = []
+
+    class Timer:
+        def __init__(self, seconds, function, args, kwargs):
+            self.seconds, self.fire, self.is_on = seconds, lambda: self.is_on and function(*args, **kwargs), False
+            made.append(self)
+
+        def start(self):
+            self.is_on = True
+
+        def cancel(self):
+            self.is_on = False
+
+    monkeypatch.setattr("flaxformer_lab.training.logging.threading.Timer", Timer)
+    return made
+
+
+def test_elsewhere_compiling_is_one_line_once_it_has_taken_two_seconds(monkeypatch, timers):
+    display, text = make(False, monkeypatch)
+    with display.training(0):
+        (timer,) = timers
+        assert timer.seconds == 2 and text.getvalue() == ""
+        timer.fire()
+        assert text.getvalue() == "compiling\n"
+        display.step(2, {"loss": 1.25})
+        timer.fire()
+    assert text.getvalue().splitlines()[1:] == ["step 2/20 | loss 1.2500"]
+
+
+def test_a_run_that_ends_in_its_first_call_says_nothing_of_it_later(monkeypatch, timers):
+    display, text = make(False, monkeypatch)
+    with pytest.raises(MemoryError), display.training(0):
+        raise MemoryError
+    timers[0].fire()
+    assert text.getvalue() == ""
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_only_a_terminal_shows_for_how_long_a_command_works(monkeypatch, clock, capsys, terminal):
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=terminal, width=80, highlight=False)
+    monkeypatch.setattr("flaxformer_lab.training.logging.Console", lambda **_: console)
+    with shown_while("evaluating"):
+        pass
+    assert ("evaluating 0:00" in text.getvalue()) == terminal and capsys.readouterr().out == ""
+    waiting = Waiting("evaluating", Console(file=io.StringIO(), force_terminal=True))
+    clock.now += 65
+    console.print(waiting)
+    assert "evaluating 1:05" in text.getvalue()
 
 
 def test_a_live_bar_on_a_terminal(monkeypatch):
