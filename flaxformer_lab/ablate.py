@@ -25,6 +25,7 @@ from flaxformer_lab.ablation.store import Store
 from flaxformer_lab.api import raise_failures, run_grid
 from flaxformer_lab.command_line import (
     PRINT_CONFIG,
+    changes_of,
     command_alone,
     overridden,
     print_config,
@@ -52,7 +53,7 @@ def main(overrides: list[str]) -> None:
     with contextlib.suppress(RuntimeError):  # inside a process that has chosen its devices already
         jax.config.update("jax_num_cpu_devices", DEVICES.value or len(os.sched_getaffinity(0)))
     overrides = _written_out(overrides)
-    tree = overridden(read_recipe(CONFIG.value, overrides), overrides)
+    tree = overridden(read_recipe(CONFIG.value, changes_of(overrides)), overrides)
     if {"task", "model"} & tree.keys() and "tasks" not in tree:
         raise ConfigError(
             f"--config={CONFIG.value} is the recipe of one run: python -m flaxformer_lab.train --config={CONFIG.value} "

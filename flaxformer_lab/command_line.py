@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from absl import flags
@@ -122,7 +123,7 @@ def load_config(recipe: str | Mapping[str, Any], overrides: Sequence[str], ablat
     Raises:
         ConfigError: an invalid config, override or variant.
     """
-    tree = recipe if isinstance(recipe, Mapping) else read_recipe(recipe, overrides)
+    tree = recipe if isinstance(recipe, Mapping) else read_recipe(recipe, changes_of(overrides))
     tree = overridden(tree, overrides)
     if "tasks" in tree and not {"task", "model"} & tree.keys():
         raise ConfigError(
@@ -151,7 +152,7 @@ def overridden(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
 
 
 def changes_of(overrides: Sequence[str]) -> dict[str, str]:
-    """The `--config.KEY=VALUE` arguments of a command that opens a run, by key."""
+    """The `--config.KEY=VALUE` arguments of a command, by key; the last of several counts."""
     return dict(map(_key_and_value, overrides))
 
 
@@ -198,10 +199,10 @@ def _key_and_value(argument: str) -> tuple[str, str]:
     return key, value
 
 
-def read_recipe(recipe: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def read_recipe(recipe: str, overrides: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
     """The mapping that a recipe's `get_config()` returns.
 
-    overrides: `--config.KEY=VALUE` arguments, which are set before a ConfigDict's references are followed.
+    overrides: values by dotted key, which are set before a ConfigDict's references are followed, and only for them.
 
     Raises:
         ConfigError: there is no such file, or it returns no config.
@@ -246,22 +247,24 @@ def _as_main_folder(path: Path, module: Any) -> Iterator[None]:
                 del sys.modules[name]
 
 
-def _followed(config: ConfigDict, overrides: Sequence[str]) -> dict[str, Any]:
+def _followed(config: ConfigDict, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """A ConfigDict as a mapping: what refers to a key that is overridden follows it."""
-    for key, text in map(_key_and_value, overrides):
+    for key, value in overrides.items():
         *groups, name = key.split(".")
         group: Any = config
         for each in groups:
             group = group.get(each) if isinstance(group, ConfigDict) else None
         if isinstance(group, ConfigDict) and name in group and not isinstance(group[name], ConfigDict):
             with group.unlocked():
-                group.get_ref(name).set(_typed(text), type_safe=False)
+                group.get_ref(name).set(_typed(value), type_safe=False)
     return config.to_dict()
 
 
-def _typed(text: str) -> Any:
-    """A value of a command line as Python's, so that a recipe can compute with it."""
+def _typed(text: Any) -> Any:
+    """A value, of a command line too, as Python's, so that a recipe can compute with it."""
     words = {"true": True, "false": False, "none": None}
+    if not isinstance(text, str):
+        return text
     with contextlib.suppress(ValueError, SyntaxError):
         return words[text.lower()] if text.lower() in words else ast.literal_eval(text)
     return text

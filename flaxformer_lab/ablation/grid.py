@@ -5,6 +5,7 @@ A cell is one variant on one task with all its replicas. Its key is a digest of 
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -37,6 +38,7 @@ from flaxformer_lab.tasks import PrimaryMetric, make_task, primary_metric
 from flaxformer_lab.training.optimizer import maps_by_rule
 
 Change = str | dict[str, Any]  # named variants with commas between them, or a table of overrides
+ReadRecipe = Callable[[str, Mapping[str, Any]], dict[str, Any]]
 Match = Literal["none", "parameters", "flops"]
 SAME, UNMATCHED = "the same as", "nothing comes within"  # why a pair is left out that is no mistake
 RESULT_FORMAT = 2  # to be raised when a result of the same config means something else, or a default changes
@@ -231,8 +233,11 @@ def parse_ablation(tree: Mapping[str, Any]) -> AblationConfig:
     return parse(AblationConfig, tree, "")
 
 
-def make_grid(config: AblationConfig, folder: Path, read_recipe: Callable[[str], dict[str, Any]]) -> Grid:
-    """Resolves every pair of a task and a variant. `folder`: where recipes are relative to.
+def make_grid(config: AblationConfig, folder: Path, read_recipe: ReadRecipe) -> Grid:
+    """Resolves every pair of a task and a variant.
+
+    folder: where recipes are relative to. read_recipe: of a file and overrides by dotted key; what refers to these keys
+        in the recipe (`ConfigDict.get_oneway_ref`) follows the overrides of a task, and those of a variant.
 
     A pair is dropped where the variant changes nothing, or cannot be applied to the task.
 
@@ -248,13 +253,13 @@ def make_grid(config: AblationConfig, folder: Path, read_recipe: Callable[[str],
             continue
         if needed is not None and (task, config.baseline) not in needed:
             continue
-        tree = read_recipe(str((folder / entry.recipe).resolve()))
-        for key, value in flatten(entry.overrides).items():
-            tree = override(tree, key, value)
+        read = functools.partial(_read, read_recipe, str((folder / entry.recipe).resolve()), entry.overrides)
+        tree = read({})
         with _error_context(f"tasks.{task}"):
             recipe = parse_config(tree)
         changes = {BASELINE: "", **{n: c for n, c in config.variants.items() if entry.only is None or n in entry.only}}
         changes |= entry.variants
+        changes = {name: _with_what_follows(change, tree, read) for name, change in changes.items()}
         with _error_context(f"tasks.{task}, baseline {config.baseline}"):
             baseline = apply_change(recipe, changes[config.baseline])
         resolved: dict[str, Config] = {}
@@ -287,6 +292,24 @@ def make_grid(config: AblationConfig, folder: Path, read_recipe: Callable[[str],
     if not config.mixed_optimizers:
         _check_optimizers(cells)
     return grid
+
+
+def _read(read_recipe: ReadRecipe, file: str, overrides: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe with a task's overrides set; more: others, that its references follow."""
+    overrides = flatten(overrides)
+    tree = read_recipe(file, overrides | more)
+    for key, value in overrides.items():
+        tree = override(tree, key, value)
+    return tree
+
+
+def _with_what_follows(change: Change, recipe: Mapping[str, Any], read: Callable[[dict[str, Any]], Any]) -> Change:
+    """A table of overrides, and before them the values that follow them in the recipe."""
+    table = {} if isinstance(change, str) else flatten({k: v for k, v in change.items() if k != "ablation"})
+    if not table:
+        return change
+    before = flatten(recipe)
+    return {key: value for key, value in flatten(read(table)).items() if before.get(key, value) != value} | change
 
 
 def _needed(config: AblationConfig) -> set[tuple[str, str]] | None:

@@ -84,7 +84,7 @@ def grid() -> Callable[..., Grid]:
 
     def make(changes: Mapping[str, Any] | None = None, recipe: Mapping[str, Any] = RECIPE) -> Grid:
         config = parse_ablation({**ABLATION, **(changes or {})})
-        return make_grid(config, Path("/nowhere"), lambda path: dict(recipe))
+        return make_grid(config, Path("/nowhere"), lambda path, overrides: dict(recipe))
 
     return make
 

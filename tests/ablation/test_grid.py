@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from flaxformer_lab import registry
-from flaxformer_lab.ablation.grid import BASELINE, RESULT_FORMAT, apply_change, cost, parse_ablation
+from flaxformer_lab.ablation.grid import BASELINE, RESULT_FORMAT, apply_change, cost, make_grid, parse_ablation
 from flaxformer_lab.ablation.population import Replica
+from flaxformer_lab.command_line import read_recipe
 from flaxformer_lab.config import Config, as_dict, parse_config
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.parsing import flatten, override
@@ -334,3 +335,40 @@ def test_conclusions_that_do_not_cover_every_case_are_refused(grid, claim, concl
 def test_an_ablation_without_tasks_says_what_it_needs():
     with pytest.raises(ConfigError, match="tasks is missing"):
         parse_ablation({"seeds": (0,)})
+
+
+REFERENCES = """
+from ml_collections import ConfigDict
+def get_config():
+    config = ConfigDict({"task": {"name": "delay", "tokens": 4, "features": 4}, "model": {"width": 8}})
+    config.model.attention = ConfigDict({"num_heads": 2, "head_dim": config.model.get_oneway_ref("width") // 2})
+    config.training = ConfigDict({"steps": 100, "batch_size": 4})
+    config.training.evaluate_every = config.training.get_oneway_ref("steps") // 2
+    return config
+"""
+
+
+def test_references_of_a_recipe_follow_the_overrides_of_tasks_and_of_variants(tmp_path):
+    (tmp_path / "recipe.py").write_text(REFERENCES)
+    tree = {
+        "tasks": {
+            "short": {"recipe": "recipe.py", "overrides": {"training": {"steps": 60}}},
+            "text": {"recipe": "recipe.py", "overrides": {"training.steps": "40", "training.evaluate_every": "5"}},
+        },
+        "variants": {
+            "wide": {"model": {"width": 16}, "ablation": "ffn_off"},
+            "wide as text": {"model.width": "32"},
+            "both": {"model": {"width": 16, "attention": {"head_dim": 3}}},
+            "ffn_off": "ffn_off",
+        },
+    }
+    made = make_grid(parse_ablation(tree), tmp_path, read_recipe)
+    found = {}
+    for cell in made.cells:
+        model, training = cell.config.model, cell.config.training
+        sizes = (model.width, model.attention.head_dim)
+        found[cell.task, cell.variant] = (*sizes, training.steps, training.evaluate_every)
+    expected = {BASELINE: (8, 4), "wide": (16, 8), "wide as text": (32, 16), "both": (16, 3), "ffn_off": (8, 4)}
+    lengths = {"short": (60, 30), "text": (40, 5)}
+    assert found == {(t, v): expected[v] + lengths[t] for t in lengths for v in expected}
+    assert made.cell("short", "wide").config.model.ffn.kind == "off"
