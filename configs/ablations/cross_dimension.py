@@ -59,8 +59,19 @@ def _measure(measure: str, task: str, variant: str = "baseline") -> dict:
     return {"task": task, "variant": variant, "measure": measure}
 
 
-def _compare(name: str, question: str, more: dict, less: dict | None, threshold: float) -> dict:
-    return {"name": name, "question": question, "more": more, "less": less, "threshold": threshold}
+def _compare(name: str, question: str, more: dict, less: dict | None, threshold: float, because: str) -> dict:
+    compared = {"name": name, "question": question, "more": more, "less": less}
+    return compared | {"threshold": threshold, "because": because}
+
+
+# Why the thresholds are what they are.
+TENTH = "a tenth of all energy is no rounding error, and dense maps spread nearly all of it"
+NO_PATH = "without a path the energy is exactly 0"
+HALF = "theory gives 0 or, where it can be learned, 1; half the variance lies between"
+POINTER = "theory gives 0.25 more for each pointer that is followed; 0.15 is more than half of that"
+FIFTH = "a fifth of the variance is ten times what the report calls equal (0.02)"
+NONLINEAR = "theory gives a linear network 0; a fifth of the variance is more than luck on test examples adds"
+ROUNDING = "rounding in float32 is below 1e-6, and a different order changes outputs by a tenth or more"
 
 
 def _conclude(verdict: str, reason: str, **when: str) -> dict:
@@ -80,6 +91,7 @@ CLAIMS = (
                 _measure("cross_feature_energy", "rotation"),
                 _measure("cross_feature_energy", "rotation", "per_dimension"),
                 0.1,
+                TENTH,
             ),
             _compare(
                 "learns",
@@ -87,6 +99,7 @@ CLAIMS = (
                 _score("rotation"),
                 _score("rotation", "per_dimension"),
                 0.5,
+                HALF,
             ),
         ),
         "conclusions": (
@@ -110,6 +123,7 @@ CLAIMS = (
                 _measure("cross_feature_energy", "rotation", "diagonal output"),
                 None,
                 0.1,
+                TENTH,
             ),
             _compare(
                 "diagonal",
@@ -117,6 +131,7 @@ CLAIMS = (
                 _measure("cross_feature_energy", "rotation", "per_dimension"),
                 None,
                 0.0,
+                NO_PATH,
             ),
         ),
         "conclusions": (
@@ -140,8 +155,16 @@ CLAIMS = (
                 _score("pointers", "2 heads"),
                 _score("pointers", "1 head"),
                 0.15,
+                POINTER,
             ),
-            _compare("four", "do 4 heads follow more than 2?", _score("pointers"), _score("pointers", "2 heads"), 0.15),
+            _compare(
+                "four",
+                "do 4 heads follow more than 2?",
+                _score("pointers"),
+                _score("pointers", "2 heads"),
+                0.15,
+                POINTER,
+            ),
         ),
         "conclusions": (
             _conclude("supported", "each head that is added follows one more pointer", two="yes", four="yes"),
@@ -159,6 +182,7 @@ CLAIMS = (
                 _score("nearest"),
                 _score("nearest", "8 heads of 1"),
                 0.2,
+                FIFTH,
             ),
         ),
         "conclusions": (
@@ -179,6 +203,7 @@ CLAIMS = (
                 _score("pointers"),
                 _score("pointers", "1 head"),
                 0.2,
+                FIFTH,
             ),
             _compare(
                 "heads_harm",
@@ -186,6 +211,7 @@ CLAIMS = (
                 _score("nearest"),
                 _score("nearest", "8 heads of 1"),
                 0.2,
+                FIFTH,
             ),
         ),
         "conclusions": (
@@ -205,17 +231,29 @@ CLAIMS = (
         "capture.",
         "source": SOURCE,
         "comparisons": (
-            _compare("relu", "is the product learned with a relu FFN?", _score("product"), None, 0.5),
-            _compare("without", "without an FFN?", _score("product", "ffn_off"), None, 0.5),
-            _compare("linear", "with a linear FFN?", _score("product", "linear_ffn"), None, 0.5),
-            _compare("odd", "with an odd (tanh) FFN?", _score("product", "tanh FFN"), None, 0.5),
+            _compare("relu", "is the product learned with a relu FFN?", _score("product"), None, 0.5, HALF),
+            _compare("without", "without an FFN?", _score("product", "ffn_off"), None, 0.5, HALF),
+            _compare("linear", "with a linear FFN?", _score("product", "linear_ffn"), None, 0.5, HALF),
+            _compare("odd", "with an odd (tanh) FFN?", _score("product", "tanh FFN"), None, 0.5, HALF),
             _compare(
-                "biased_without", "with biases, without an FFN?", _score("product with biases", "ffn_off"), None, 0.5
+                "biased_without",
+                "with biases, without an FFN?",
+                _score("product with biases", "ffn_off"),
+                None,
+                0.5,
+                HALF,
             ),
             _compare(
-                "biased_linear", "with biases and a linear FFN?", _score("product with biases", "linear_ffn"), None, 0.5
+                "biased_linear",
+                "with biases and a linear FFN?",
+                _score("product with biases", "linear_ffn"),
+                None,
+                0.5,
+                HALF,
             ),
-            _compare("biased_odd", "with biases and a tanh FFN?", _score("product with biases", "tanh FFN"), None, 0.5),
+            _compare(
+                "biased_odd", "with biases and a tanh FFN?", _score("product with biases", "tanh FFN"), None, 0.5, HALF
+            ),
         ),
         "conclusions": (
             _conclude(
@@ -259,14 +297,18 @@ CLAIMS = (
                 _score("product_of_three"),
                 _score("product_of_three", "linear_only"),
                 0.2,
+                NONLINEAR,
             ),
-            _compare("one", "does it learn with a single token?", _score("product_of_three, one token"), None, 0.2),
+            _compare(
+                "one", "does it learn with a single token?", _score("product_of_three, one token"), None, 0.2, NONLINEAR
+            ),
             _compare(
                 "norm",
                 "does it learn with a single token and a norm?",
                 _score("product_of_three, one token", "RMSNorm"),
                 None,
                 0.2,
+                NONLINEAR,
             ),
         ),
         "conclusions": (
@@ -300,14 +342,23 @@ CLAIMS = (
                 _measure("token_equivariance_error", "nearest"),
                 None,
                 0.01,
+                ROUNDING,
             ),
-            _compare("features", "do permuted features?", _measure("feature_equivariance_error", "nearest"), None, 0.1),
+            _compare(
+                "features",
+                "do permuted features?",
+                _measure("feature_equivariance_error", "nearest"),
+                None,
+                0.1,
+                ROUNDING,
+            ),
             _compare(
                 "positions",
                 "do permuted tokens, with learned positions?",
                 _measure("token_equivariance_error", "nearest", "learned positions"),
                 None,
                 0.1,
+                ROUNDING,
             ),
         ),
         "conclusions": (

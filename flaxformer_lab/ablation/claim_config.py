@@ -42,6 +42,7 @@ class Comparison:
     """Is `more` above `less` (or above 0, without it) by more than `threshold`? name: for the conclusions.
 
     within: ask instead whether they differ by less than `threshold`, as every "as good as" must (two one-sided tests).
+    because: why the threshold is what it is.
     """
 
     name: Text
@@ -50,6 +51,7 @@ class Comparison:
     less: Quantity | None = None
     threshold: float = 0.0
     within: bool = False
+    because: Text | None = None
 
     def rules(self) -> None:
         """Raises ConfigError where no difference could be within the threshold."""

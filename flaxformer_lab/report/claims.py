@@ -4,8 +4,11 @@ A comparison is between two quantities (scores, or measures of mixing), paired b
 interval of their difference lies on one side of a threshold, and its p is below 0.05 after Holm's correction for all
 comparisons of all claims that are decided together. It is open otherwise: also with too few seeds, with seeds that are
 all alike, and where seeds that failed would turn the answer.
+
+Two lines say how far a verdict reaches: what it is at equal FLOPs, and for which thresholds it stays.
 """
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Sequence
@@ -27,7 +30,7 @@ from flaxformer_lab.report.statistics import (
     holm,
     paired_p_value,
 )
-from flaxformer_lab.report.summary import Summary, difference_limits, difference_of_examples
+from flaxformer_lab.report.summary import Score, Summary, at_equal_flops, difference_limits, difference_of_examples
 
 Answer = Literal["yes", "no", "open"]
 
@@ -49,16 +52,23 @@ class Finding:
     rest: Interval | None = None
     why_open: str = ""
     not_converged: tuple[str, ...] = ()  # cells whose validation curves still rise
+    # The thresholds between which the claim's verdict stays, all others as they are; None where it is undecided.
+    stays: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
 class Decision:
-    """A claim with its verdict. reason: what follows from the findings, in one sentence."""
+    """A claim with its verdict. reason: what follows from the findings, in one sentence.
+
+    at_equal_flops: the same from validation scores where, task by task, the cell of the claim that takes fewest FLOPs
+    ends; None where the claim rests on measures alone.
+    """
 
     claim: Claim
     verdict: Verdict
     reason: str
     findings: tuple[Finding, ...]
+    at_equal_flops: "Decision | None" = None
 
 
 def decide_all(summary: Summary) -> tuple[Decision, ...]:
@@ -68,13 +78,42 @@ def decide_all(summary: Summary) -> tuple[Decision, ...]:
 
 def decide(claims: Sequence[Claim], summary: Summary) -> tuple[Decision, ...]:
     """The verdicts of claims that are decided together; undecided where one depends on an answer that is open."""
-    measured = [[_measure(comparison, summary) for comparison in claim.comparisons] for claim in claims]
+    views = [_view_at_equal_flops(claim, summary) for claim in claims]
+    at_end = [[_measure(comparison, summary) for comparison in claim.comparisons] for claim in claims]
+    equal = [[_measure(each, view) for each in claim.comparisons] for claim, view in zip(claims, views, strict=True)]
+    ends, equals = ([*map(_decision, claims, rows, _corrected(rows))] for rows in (at_end, equal))
+    return tuple(
+        dataclasses.replace(
+            decision,
+            findings=_with_spans(number, decision, at_end),
+            at_equal_flops=None if view is summary else other,
+        )
+        for number, (decision, other, view) in enumerate(zip(ends, equals, views, strict=True))
+    )
+
+
+def _corrected(measured: "Sequence[Sequence[_Measured]]") -> list[list[float]]:
+    """The p of each comparison of each claim, corrected for all of them."""
     corrected = iter(holm([each.p_value for row in measured for each in row]))
-    found = [tuple(_answered(each, float(next(corrected))) for each in row) for row in measured]
-    return tuple(_decision(claim, findings) for claim, findings in zip(claims, found, strict=True))
+    return [[float(next(corrected)) for _ in row] for row in measured]
 
 
-def _decision(claim: Claim, findings: tuple[Finding, ...]) -> Decision:
+def _view_at_equal_flops(claim: Claim, summary: Summary) -> Summary:
+    """A summary of the claim's cells after equal FLOPs, task by task; the summary itself where only measures count."""
+    names = dict.fromkeys((q.task, q.variant) for _, q in claim.quantities if q.measure is None)
+    scores = {name: score for name in names if (score := summary.score(*name)) is not None}
+    if not scores:
+        return summary
+    replaced: dict[tuple[str, str], Score | None] = {}
+    for task in {task for task, _ in scores}:
+        mine = {name: score for name, score in scores.items() if name[0] == task}
+        replaced |= zip(mine, at_equal_flops([*mine.values()], summary.grid.config.tasks[task].threshold), strict=True)
+    kept = (replaced.get((each.task, each.variant), each) for each in summary.scores)
+    return dataclasses.replace(summary, scores=tuple(each for each in kept if each is not None))
+
+
+def _decision(claim: Claim, measured: "Sequence[_Measured]", corrected_p: Sequence[float]) -> Decision:
+    findings = tuple(map(_answered, measured, corrected_p))
     outcome = conclude(functools.partial(conclusion_of, claim), [finding.answer for finding in findings])
     if outcome is not None:
         verdict, reason = outcome
@@ -120,13 +159,30 @@ class _Values:
 
 @dataclass(frozen=True)
 class _Measured:
-    """A comparison before it is answered."""
+    """A comparison before it is answered. interval and rest, of seeds that did not fail, know of no threshold."""
 
     comparison: Comparison
     found: _Values | None = None
-    p_value: float = float("nan")
+    interval: Interval | None = None
+    rest: Interval | None = None
     at_edge: tuple[str, ...] = ()  # cells whose learning rate is the best only of those that were tried
     not_converged: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def p_value(self) -> float:
+        """Of a difference as far from the threshold, by chance; NaN where nothing was measured."""
+        if self.found is None:
+            return float("nan")
+        values, examples, threshold = self.found.values, self.found.examples, self.comparison.threshold
+        if not self.comparison.within:
+            return paired_p_value(values, examples=examples, null=threshold)
+        if abs(np.mean(values)) < threshold:
+            return equivalence_p_value(values, threshold, examples=examples)
+        return paired_p_value(values, examples=examples, null=float(np.copysign(threshold, np.mean(values))))
+
+    def at(self, threshold: float) -> "_Measured":
+        """The same measurement against another threshold."""
+        return dataclasses.replace(self, comparison=dataclasses.replace(self.comparison, threshold=threshold))
 
 
 def _measure(comparison: Comparison, summary: Summary) -> _Measured:
@@ -136,33 +192,25 @@ def _measure(comparison: Comparison, summary: Summary) -> _Measured:
         found = None if less is None else _difference(found, less)
     if found is None:
         return _Measured(comparison)
-    values, threshold = found.values, comparison.threshold
     pair = [quantity for quantity in (comparison.more, comparison.less) if quantity is not None]
     cells = {f"{each.variant} on {each.task}": summary.score(each.task, each.variant) for each in pair}
-    at_edge = tuple(name for name, score in cells.items() if score.rate_edge is not None)
-    not_converged = tuple(name for name, score in cells.items() if score.converged is False)
-    if not comparison.within:
-        p_value = paired_p_value(values, examples=found.examples, null=threshold)
-        return _Measured(comparison, found, p_value, at_edge, not_converged)
-    edge = float(np.copysign(threshold, np.mean(values)))
-    p_value = (
-        equivalence_p_value(values, threshold, examples=found.examples)
-        if abs(np.mean(values)) < threshold
-        else paired_p_value(values, examples=found.examples, null=edge)
+    of = functools.partial(bootstrap_interval, examples=found.examples, limits=found.limits)
+    return _Measured(
+        comparison,
+        found,
+        interval=of(found.values),
+        rest=None if found.succeeded.all() else of(found.values[found.succeeded]),
+        at_edge=tuple(name for name, score in cells.items() if score.rate_edge is not None),
+        not_converged=tuple(name for name, score in cells.items() if score.converged is False),
     )
-    return _Measured(comparison, found, p_value, at_edge, not_converged)
 
 
 def _answered(measured: _Measured, corrected_p: float) -> Finding:
     """The answer, which needs the interval and the corrected p, of all seeds and of those that did not fail."""
-    comparison, found = measured.comparison, measured.found
-    if found is None:
+    comparison, found, interval, rest = measured.comparison, measured.found, measured.interval, measured.rest
+    if found is None or interval is None:
         return Finding(comparison, None, "open", why_open="not measured here")
-    values, threshold = found.values, comparison.threshold
-    interval = bootstrap_interval(values, examples=found.examples, limits=found.limits)
-    failed, rest = int(np.sum(~found.succeeded)), None
-    if failed:
-        rest = bootstrap_interval(values[found.succeeded], examples=found.examples, limits=found.limits)
+    values, threshold, failed = found.values, comparison.threshold, int(np.sum(~found.succeeded))
     answer, why = _answer(comparison, interval, corrected_p), "the interval holds the threshold"
     if comparison.less is None and not np.any(values):  # exactly 0 in every seed: a path that does not exist
         interval, answer = Interval(0.0, 0.0, 0.0), "yes" if (threshold < 0) != comparison.within else "no"
@@ -190,6 +238,51 @@ def _answer(comparison: Comparison, interval: Interval, corrected_p: float) -> A
     if abs(interval.mean) < comparison.threshold:
         return "yes"
     return "no" if max(interval.low, -interval.high) >= comparison.threshold else "open"
+
+
+# ---------------------------------------------------------------------------------------------- thresholds
+
+HALVINGS = 40  # of the way to a threshold that turns the verdict
+
+
+def _with_spans(number: int, decision: Decision, measured: list[list[_Measured]]) -> tuple[Finding, ...]:
+    """The findings of claim `number`, each with the thresholds between which its verdict stays."""
+    if decision.verdict == "undecided":
+        return decision.findings
+
+    def stays(place: int, threshold: float) -> bool:
+        """With another threshold in one comparison, from which the correction of all follows."""
+        rows = [list(row) for row in measured]
+        rows[number][place] = rows[number][place].at(threshold)
+        return _decision(decision.claim, rows[number], _corrected(rows)[number]).verdict == decision.verdict
+
+    def span(place: int, finding: Finding) -> tuple[float, float] | None:
+        if finding.interval is None or not np.isfinite(finding.interval.mean):
+            return None
+        start, within = finding.comparison.threshold, finding.comparison.within
+        turning = abs(finding.interval.mean) if within else finding.interval.mean  # there the answer is open
+        far = 1e3 * (1 + abs(start) + abs(turning))
+        same = functools.partial(stays, place)
+        low = _last_same(same, start, [turning] * (turning < start), 0.0 if within else start - far)
+        high = _last_same(same, start, [turning] * (turning > start), start + far)
+        return low if within or low > start - far else -np.inf, high if high < start + far else np.inf
+
+    return tuple(dataclasses.replace(each, stays=span(place, each)) for place, each in enumerate(decision.findings))
+
+
+def _last_same(same: Callable[[float], bool], start: float, probes: Sequence[float], limit: float) -> float:
+    """How far from the start `same` holds: to the limit, or by bisection to where it ends before the first probe."""
+    held = start
+    for turned in (*probes, limit):
+        if not same(turned):
+            break
+        held = turned
+    else:
+        return limit
+    for _ in range(HALVINGS):
+        middle = (held + turned) / 2
+        held, turned = (middle, turned) if same(middle) else (held, middle)
+    return held
 
 
 def _difference(more: _Values, less: _Values) -> _Values:

@@ -103,6 +103,46 @@ def _draw_curve(axes: Axes, score: Score, role: str) -> None:
     annotate(line, f"curve {role}")
 
 
+@styled
+def all_curves(scores: Sequence[Score], baseline: str, *, against_flops: bool) -> Markup:
+    """Every variant's validation score, the median over seeds, against its updates, or the FLOPs of its training.
+
+    A line ends with the variant's number in the table.
+    """
+    metric, label = scores[0].metric, "training FLOPs of a seed" if against_flops else "updates"
+    medians = [seed_range(score.curves)[1] for score in scores]
+    across = [score.training_flops if against_flops else np.array(score.steps, float) for score in scores]
+    curves = [*enumerate(zip(scores, across, medians, strict=True), 1)]
+    shown = [(number, curve) for number, curve in curves if np.isfinite(curve[2][-1])]
+    axes = _chart_axes(metric, label, [value for _, (_, _, median) in shown for value in median])
+    low, high = (pick(pick(x) for _, (_, x, _) in shown) if shown else 1.0 for pick in (min, max))
+    if against_flops:
+        _set_logarithmic(axes, max(low / 1.25, 1.0), min(max(1.5 * high, 10.0), HUGE))
+    else:
+        axes.set_xlim(0, 1.1 * high)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+    for _, (score, x, median) in reversed(shown):  # the baseline, which is the first, above the others
+        is_baseline = score.variant == baseline
+        looks = {"color": COLOURS["baseline" if is_baseline else "variant"], "linewidth": 2.4 if is_baseline else 1.4}
+        (line,) = axes.plot(x, np.clip(median, *axes.get_ylim()), clip_on=False, **looks)
+        annotate(line, "curve", with_minus_signs(_describe_line(score, x, median)))
+    if shown:
+        ends = [(x[-1], np.clip(median[-1], *axes.get_ylim())) for _, (_, x, median) in shown]
+        _draw_numbers(axes, [number for number, _ in shown], axes.transData.transform(ends))
+    every = "; ".join(_describe_line(*curve) for _, curve in curves)
+    return as_svg(axes.get_figure(), with_minus_signs(f"Validation {format_label(metric)} against {label}: {every}"))
+
+
+def _describe_line(score: Score, x: Float[np.ndarray, " points"], median: Float[np.ndarray, " points"]) -> str:
+    if not np.isfinite(median[[0, -1]]).all() or x[-1] > HUGE:
+        return f"{score.variant} is not finite"
+    (first, last), digits = (
+        (EngFormatter(places=1, sep="")(x[k]).replace(".0", "") for k in (0, -1)),
+        score.metric.digits,
+    )
+    return f"{score.variant} from {median[0]:.{digits}f} at {first} to {median[-1]:.{digits}f} at {last}"
+
+
 def bound_of(score: Score) -> float | None:
     """What theory allows of the score that is drawn."""
     return None if score.bound is None or score.bound["metric"] != score.metric.name else float(score.bound["value"])
@@ -220,17 +260,11 @@ def scatter(
         np.reshape([(each.low, each.mean, each.high) for each in intervals], (-1, 3))
         for intervals in ([x for *_, x in shown], [score.interval for _, score, _ in shown])
     )
-    figure, axes = make_axes(400, 290, (46, 46, 14, 10))
-    axes.set(xlabel=label, ylabel=format_label(metric), ylim=score_limits(metric, y.ravel()))
-    axes.yaxis.set_label_coords(0.03, 0.56, figure.transFigure)  # clear of wide numbers
+    axes = _chart_axes(metric, label, y.ravel())
+    figure = axes.get_figure()
     if logarithmic:
         x = np.clip(x, 1.0, HUGE)
-        low, high = (x[:, 1].min() / 1.25, x[:, 1].max() * 1.25) if shown else (1.0, 10.0)
-        axes.set(xscale="log", xlim=(low, high))
-        factors = (1, 2, 5) if high < 1000 * low else (1,)
-        axes.xaxis.set_major_locator(MaxNLocator(4) if high < 5 * low else LogLocator(subs=factors))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        _set_logarithmic(axes, *(x[:, 1].min() / 1.25, x[:, 1].max() * 1.25) if shown else (1.0, 10.0))
     else:
         axes.set_xlim(padded_range([0.0, *x.ravel()]))
         axes.xaxis.set_major_locator(MaxNLocator(6))
@@ -252,18 +286,41 @@ def _draw_points(
     axes.hlines(y[:, 1], x[:, 0], x[:, 2], colors, linewidth=1.2, alpha=0.6)
     axes.vlines(x[:, 1], y[:, 0], y[:, 2], colors, linewidth=1.2, alpha=0.6)
     pixels = axes.transData.transform(np.stack([x[:, 1], y[:, 1]], axis=-1))
-    surface, in_pixels = COLOURS["surface"], {"xycoords": "figure pixels", "textcoords": "figure pixels"}
-    rows = zip(points, colors, x[:, 1], y[:, 1], pixels, label_places(pixels, axes.bbox.padded(4)), strict=True)
-    for (number, score, interval), color, across, up, place, label_place in rows:
+    surface = COLOURS["surface"]
+    for (_, score, interval), color, across, up in zip(points, colors, x[:, 1], y[:, 1], strict=True):
         is_baseline = score.variant == baseline
         face, edge, size, width = (surface, color, 10, 2.4) if is_baseline else (color, surface, 8, 1)
         looks = {"markerfacecolor": face, "markeredgecolor": edge, "markersize": size, "markeredgewidth": width}
         (mark,) = axes.plot(across, up, "o", clip_on=False, **looks)
         annotate(mark, "point", with_minus_signs(_describe_point(score, interval)))
+    _draw_numbers(axes, [number for number, *_ in points], pixels)
+
+
+def _draw_numbers(axes: Axes, numbers: Sequence[int], points: Float[np.ndarray, "points 2"]) -> None:
+    """The variant's number beside each point, in pixels; with a line to it where there was no room."""
+    in_pixels = {"xycoords": "figure pixels", "textcoords": "figure pixels"}
+    for number, place, label_place in zip(numbers, points, label_places(points, axes.bbox.padded(4)), strict=True):
         is_far = np.linalg.norm(label_place - place) > 16
         line = {"arrowstyle": "-", "color": COLOURS["level"], "linewidth": 0.7} if is_far else None
         looks = {"ha": "center", "va": "center", "color": COLOURS["ink"], "arrowprops": line}
         annotate(axes.annotate(str(number), place, label_place, **in_pixels, **looks), "mark-label")
+
+
+def _chart_axes(metric: PrimaryMetric, label: str, values: Iterable[Number]) -> Axes:
+    """Axes of a chart of scores with these values."""
+    figure, axes = make_axes(400, 290, (46, 46, 14, 10))
+    axes.set(xlabel=label, ylabel=format_label(metric), ylim=score_limits(metric, values))
+    axes.yaxis.set_label_coords(0.03, 0.56, figure.transFigure)  # clear of wide numbers
+    return axes
+
+
+def _set_logarithmic(axes: Axes, low: Number, high: Number) -> None:
+    """A logarithmic axis across, with a few short labels."""
+    axes.set(xscale="log", xlim=(low, high))
+    factors = (1, 2, 5) if high < 1000 * low else (1,)
+    axes.xaxis.set_major_locator(MaxNLocator(4) if high < 5 * low else LogLocator(subs=factors))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def label_places(points: Float[np.ndarray, "points 2"], box: BboxBase) -> Float[np.ndarray, "points 2"]:

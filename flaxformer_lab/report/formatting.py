@@ -3,14 +3,16 @@
 import collections
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from flaxformer_lab.ablation.claim_config import BASELINE
 from flaxformer_lab.report.claims import Decision, Finding
 from flaxformer_lab.report.statistics import Interval
 from flaxformer_lab.report.summary import Difference, Score, Summary
 from flaxformer_lab.tasks import PrimaryMetric
 
 TITLE = "Ablation report"  # where the config names no question
+DIRECTIONS = {"worse": "clearly worse", "better": "clearly better"}
 VERDICTS = ("supported", "refuted", "supported only when", "undecided")
 
 
@@ -51,6 +53,44 @@ def format_label(metric: PrimaryMetric) -> str:
     return metric.label if metric.higher_is_better else f"{metric.label} (less is better)"
 
 
+def in_words(summary: Summary, task: str) -> str:
+    """A task's result in a sentence or two; empty where no cell has finished."""
+    name, scores = summary.grid.config.baseline, [each for each in summary.scores if each.task == task]
+    base = summary.score(task, name)
+    if base is None:
+        missing = f"The baseline, {name}, has not finished here, so nothing can be compared with it yet."
+        return missing if scores else ""
+    who = "The baseline" if name == BASELINE else f"The baseline, {name},"
+    reaches = "reaches" if math.isfinite(base.interval.mean) else "is"
+    text = f"{who} {reaches} {format_interval(base.interval, base.metric.digits)} in {format_label(base.metric)}."
+    found = [_direction_in_words(each) for each in summary.differences if each.task == task]
+    if found:
+        counts = [(found.count(words), words) for words in dict.fromkeys((*DIRECTIONS.values(), *found))]
+        text += f" Of the other {len(found)}: {', '.join(f'{number} {words}' for number, words in counts if number)}."
+    return with_minus_signs(text)
+
+
+def _direction_in_words(difference: Difference) -> str:
+    """Equal only where a test says so: a difference that is not clear is open."""
+    if difference.is_same:
+        return "the same function as the baseline"
+    if difference.direction in DIRECTIONS:
+        return DIRECTIONS[difference.direction]
+    return f"equal within {difference.margin:g}" if difference.is_equivalent else "open"
+
+
+def format_search(summary: Summary) -> str:
+    """How the learning rates were found: how many a cell tried, and whether the best lie inside."""
+    rates = summary.grid.config.learning_rates
+    tried = sorted(len(each.by_rate) for each in summary.scores) or [len(rates)]
+    if tried[-1] == 1:
+        return f"learning rate given: {', '.join(f'{rate:g}' for rate in rates)}"
+    number = f"{tried[0]}" if tried[0] == tried[-1] else f"{tried[0]} to {tried[-1]}"
+    edges = sum(each.rate_edge is not None for each in summary.scores)
+    inside = "inside its grid" if not edges else f"at an edge of its grid in {format_count(edges, 'cell')}"
+    return f"best of {number} learning rates a cell" + (f", {inside}" if summary.scores else "")
+
+
 def format_findings(decision: Decision) -> str:
     """The difference of each comparison with its interval."""
     return "; ".join(f"{f.comparison.question} {format_finding(f)}" for f in decision.findings)
@@ -67,6 +107,41 @@ def format_finding(finding: Finding) -> str:
 def format_threshold(finding: Finding) -> str:
     """0.2, or ±0.2 where the difference must lie within it."""
     return f"{'±' if finding.comparison.within else ''}{finding.comparison.threshold:g}"
+
+
+def format_reach(decision: Decision) -> tuple[str, str]:
+    """How far a verdict reaches: what it is at equal FLOPs, and for which thresholds it stays."""
+    other = decision.at_equal_flops
+    if other is None:
+        equal = "Equal FLOPs: nothing to compare, since it rests on measures of mixing, which are taken at the end."
+    elif other.verdict == decision.verdict:
+        equal = "Equal FLOPs: the verdict is the same."
+    else:
+        equal = f"Equal FLOPs: it would be {other.verdict}, {other.reason}."
+    spans = [
+        f"{format_span(each.stays)}, here {format_threshold(each)} ({each.comparison.question.rstrip('?')})"
+        for each in decision.findings
+        if each.stays is not None
+    ]
+    return (
+        equal,
+        f"Thresholds at which the verdict stays: {'; '.join(spans)}." if spans else "Thresholds: nothing is decided.",
+    )
+
+
+def format_span(span: tuple[float, float]) -> str:
+    """`up to 0.971`, rounded inwards to three digits."""
+    low, high = (_rounded_inwards(end, towards) for end, towards in zip(span, (math.ceil, math.floor), strict=True))
+    if math.isinf(low) and math.isinf(high):
+        return "any"
+    return f"up to {high:g}" if math.isinf(low) else f"from {low:g}" + ("" if math.isinf(high) else f" to {high:g}")
+
+
+def _rounded_inwards(value: float, towards: Callable[[float], int]) -> float:
+    if not value or math.isinf(value):
+        return value
+    unit = 10.0 ** (2 - math.floor(math.log10(abs(value))))
+    return towards(value * unit) / unit
 
 
 def format_conditions(finding: Finding) -> str:

@@ -18,7 +18,10 @@ from flaxformer_lab.report.formatting import (
     format_mean,
     format_p_value,
     format_provenance,
+    format_reach,
+    format_search,
     format_threshold,
+    in_words,
     lead,
     sentence,
     with_minus_signs,
@@ -101,7 +104,7 @@ def _header(summary: Summary, decisions: tuple[Decision, ...]) -> Markup:
         format_count(len(config.tasks), "task"),
         format_count(len(variants(summary)), "variant"),
         format_count(len(config.seeds), "seed"),
-        f"best of {format_count(len(config.learning_rates), 'learning rate')}",
+        format_search(summary),
         f"baseline: {config.baseline}",
         *([f"matched by {config.match}"] if config.match != "none" else []),
     )
@@ -119,9 +122,23 @@ def _header(summary: Summary, decisions: tuple[Decision, ...]) -> Markup:
         "header",
         tag("h1", config.question or TITLE),
         tag("p", lead(summary, decisions), class_="lead"),
+        tag("ul", _finding(summary, decisions), class_="finding"),
         tag("p", " · ".join(setting), class_="setting"),
         tag("ul", tiles, class_="tiles"),
     )
+
+
+def _finding(summary: Summary, decisions: tuple[Decision, ...]) -> list[Markup]:
+    """One line a verdict, or a task where nothing is claimed, with a link to where it comes from."""
+    if decisions:
+        return [
+            tag("li", tag("a", each.claim.name, href=f"#claim-{k}"), f" {each.verdict}: {each.reason}.")
+            for k, each in enumerate(decisions, 1)
+        ]
+    found = [(k, task, in_words(summary, task)) for k, task in enumerate(summary.grid.config.tasks)]
+    return [
+        tag("li", tag("a", breakable(task), href=f"#{_task_id(k)}"), f": {said}") for k, task, said in found if said
+    ]
 
 
 def _tile(number: str, caption: str, more: Markup | None = None, *, alarm: bool = False) -> Markup:
@@ -140,10 +157,10 @@ def _progress(summary: Summary) -> Markup:
 
 def _verdicts(summary: Summary, decisions: tuple[Decision, ...]) -> Markup:
     ids = {task: _task_id(number) for number, task in enumerate(summary.grid.config.tasks)}
-    return tag("div", [_card(each, ids) for each in decisions], class_="cards")
+    return tag("div", [_card(each, f"claim-{k}", ids) for k, each in enumerate(decisions, 1)], class_="cards")
 
 
-def _card(decision: Decision, task_ids: Mapping[str, str]) -> Markup:
+def _card(decision: Decision, id_: str, task_ids: Mapping[str, str]) -> Markup:
     verdict, claim = decision.verdict, decision.claim
     badge = tag("span", tag("span", SIGNS[verdict], aria_hidden="true"), f" {verdict}", class_="badge")
     return tag(
@@ -152,7 +169,9 @@ def _card(decision: Decision, task_ids: Mapping[str, str]) -> Markup:
         tag("blockquote", tag("p", claim.statement)),
         tag("p", sentence(decision.reason), class_="reason"),
         tag("ul", [_evidence(each, task_ids) for each in decision.findings], class_="findings"),
+        [tag("p", with_minus_signs(each), class_="reach") for each in format_reach(decision)],
         None if claim.source is None else tag("p", f"Source: {claim.source}", class_="source"),
+        id=id_,
         class_=f"card {verdict.replace(' ', '-')}",
     )
 
@@ -175,6 +194,9 @@ def _evidence(finding: Finding, task_ids: Mapping[str, str]) -> Markup:
         None
         if interval is None
         else tag("figure", threshold_figure(interval, comparison.threshold, finding.answer, question, finding.digits)),
+        tag("p", f"Why {format_threshold(finding)}: {comparison.because}.", class_="because")
+        if comparison.because
+        else None,
         tag("p", compared, [[" · table of ", each] for each in tables], class_="compared"),
     )
 
@@ -328,6 +350,23 @@ def _reading(summary: Summary) -> Markup:
         (
             "Claim",
             "Each answer's p is corrected by Holm's method for all comparisons of all claims on this page.",
+        ),
+        (
+            "Equal FLOPs",
+            "Validation scores where the one of the compared cells that takes fewest FLOPs ends, on lines between the "
+            "evaluations; the others' learning rates have not fallen to their last value by then. Training counts "
+            "three times the forward pass.",
+        ),
+        (
+            "Thresholds",
+            "Those for which the verdict stays, one at a time: the tests are repeated, with Holm's correction, until "
+            "the threshold at which the verdict turns is found.",
+        ),
+        (
+            "Not converged",
+            "Validation curves still rise: the mean score of the last quarter of the updates exceeds that of the "
+            f"quarter before by more than {summary.grid.config.score_tolerance:g} and by more than "
+            f"{summary.grid.config.noise_tolerance:g} standard errors.",
         ),
         (
             "P(better)",

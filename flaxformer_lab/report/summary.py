@@ -1,5 +1,7 @@
 """From the results of cells to what is compared: scores at the chosen learning rate, and differences paired by seed."""
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +40,7 @@ class Score:
 
     examples: what each test example adds to the mean, where all seeds are tested on the same ones. succeeded: the seeds
     that are finite and reach the task's threshold, where it has one; share: how many do; of_successes: their mean.
+    curves: on validation, at these steps.
     """
 
     task: str
@@ -54,6 +57,7 @@ class Score:
     interquartile_mean: float
     parameters: int
     forward_flops: int
+    batch_size: int
     bound: dict[str, Any] | None
     steps: tuple[int, ...]
     curves: Float[np.ndarray, "seeds evaluations"]
@@ -64,6 +68,18 @@ class Score:
     by_rate: dict[float, float]  # mean validation score of each learning rate that was tried; NaN where one diverged
     rate_edge: Edge | None  # where the chosen rate lies at an edge of these
     converged: bool | None  # whether the validation curves are flat at the end; None where nothing tells
+
+    @property
+    def training_flops(self) -> Float[np.ndarray, " evaluations"]:
+        """FLOPs of a seed until each evaluation: the backward pass takes twice the forward's (Kaplan et al. 2020)."""
+        return 3.0 * self.forward_flops * self.batch_size * np.array(self.steps, np.float64)
+
+    def at_flops(self, flops: float) -> Float[np.ndarray, " seeds"] | None:
+        """Each seed's validation score after so many FLOPs, on lines between evaluations; None before the first one."""
+        known = self.training_flops
+        if flops < known[0] * (1 - 1e-9):
+            return None
+        return np.array([np.interp(flops, known, curve) for curve in self.curves])
 
     @property
     def bound_held(self) -> bool | None:
@@ -89,6 +105,8 @@ class Difference:
 
     is_same: the variant trains to the baseline's very function, so there is nothing to compare. margin: the largest
     difference that counts as none; equivalence_p: that the difference is not within it, corrected like `corrected_p`.
+    at_equal_flops: the difference on validation where the one that takes fewer FLOPs ends; None where the other one had
+    not been evaluated by then.
     """
 
     task: str
@@ -102,6 +120,7 @@ class Difference:
     is_same: bool
     margin: float | None
     equivalence_p: float
+    at_equal_flops: Interval | None
 
     @property
     def direction(self) -> str:
@@ -167,9 +186,7 @@ def score_of(cell: Cell, result: Result, config: AblationConfig) -> Score:
     curves = np.array([[from_json(value) for value in each["validation"][metric.name]] for each in chosen])
     steps = tuple(result["steps"])
     examples = _example_influence(result, rate)
-    succeeded = np.isfinite(values)
-    if threshold is not None:
-        succeeded &= values >= threshold if metric.higher_is_better else values <= threshold
+    succeeded = succeeds(values, metric, threshold)
     return Score(
         task=cell.task,
         variant=cell.variant,
@@ -187,6 +204,7 @@ def score_of(cell: Cell, result: Result, config: AblationConfig) -> Score:
         interquartile_mean=interquartile_mean(values),
         parameters=result["parameters"],
         forward_flops=result["forward_flops"],
+        batch_size=cell.config.training.batch_size,
         bound=result["bound"],
         steps=steps,
         curves=curves,
@@ -202,6 +220,29 @@ def score_of(cell: Cell, result: Result, config: AblationConfig) -> Score:
         rate_edge=edge_of(result, metric, config.score_tolerance),
         converged=is_converged(steps, curves, higher_is_better=better, **tolerances),
     )
+
+
+def succeeds(
+    values: Float[np.ndarray, " seeds"], metric: PrimaryMetric, threshold: float | None
+) -> Bool[np.ndarray, " seeds"]:
+    """Whether a seed is finite, and reaches the threshold where there is one."""
+    if threshold is None:
+        return np.isfinite(values)
+    return np.isfinite(values) & (values >= threshold if metric.higher_is_better else values <= threshold)
+
+
+def at_equal_flops(scores: Sequence[Score], threshold: float | None) -> list[Score | None]:
+    """Scores of one task after as many FLOPs as the one that took fewest, on validation; None before an evaluation."""
+    flops = min(float(each.training_flops[-1]) for each in scores)
+    found = [each.at_flops(flops) for each in scores]
+    return [
+        None
+        if values is None
+        else dataclasses.replace(
+            each, values=values, examples=None, succeeded=succeeds(values, each.metric, threshold), converged=None
+        )
+        for each, values in zip(scores, found, strict=True)
+    ]
 
 
 def _example_influence(result: Result, rate: float) -> Examples:
@@ -270,9 +311,19 @@ def _differences(scores: list[Score], baseline: str) -> list[Difference]:
             is_same=is_same,
             margin=margin,
             equivalence_p=float(equivalent),
+            at_equal_flops=_difference_at_equal_flops(each, base),
         )
         for each, values, moved, is_same, p_value, corrected, equivalent in rows
     ]
+
+
+def _difference_at_equal_flops(score: Score, base: Score) -> Interval | None:
+    """Less the baseline, positive where the variant is better."""
+    ours, theirs = at_equal_flops([score, base], None)
+    if ours is None or theirs is None:
+        return None
+    sign = 1 if base.metric.higher_is_better else -1
+    return bootstrap_interval(sign * (ours.values - theirs.values), limits=difference_limits(base.metric.limits))
 
 
 def _is_same(score: Score, base: Score) -> bool:

@@ -3,29 +3,35 @@
 import math
 from collections.abc import Sequence
 
-from flaxformer_lab.ablation.claim_config import BASELINE
-from flaxformer_lab.report.figures import bound_of, forest, learning_curve, scatter, score_limits, seed_range
+from flaxformer_lab.report.figures import (
+    all_curves,
+    bound_of,
+    forest,
+    learning_curve,
+    scatter,
+    score_limits,
+    seed_range,
+)
 from flaxformer_lab.report.formatting import (
     format_bound,
     format_clarity,
     format_ends,
     format_improvement,
-    format_interval,
     format_label,
     format_learning_rate,
     format_mean,
     format_p_value,
     format_share,
     format_steps_to_threshold,
+    in_words,
     with_minus_signs,
 )
 from flaxformer_lab.report.markup import Markup, breakable, scrolling, tag
 from flaxformer_lab.report.statistics import Interval, bootstrap_interval
-from flaxformer_lab.report.summary import Difference, Score, Summary
+from flaxformer_lab.report.summary import Score, Summary
 
 MIXING = {"cross_feature_energy": "cross-feature energy", "cross_token_energy": "cross-token energy"}
 NOTHING = "–"
-DIRECTIONS = {"worse": "clearly worse", "better": "clearly better"}
 
 
 def task_section(summary: Summary, task: str, id_: str) -> Markup:
@@ -48,11 +54,13 @@ def ranked(summary: Summary, task: str) -> list[Score]:
 
 def _content(summary: Summary, scores: Sequence[Score], id_: str) -> list[Markup | None]:
     return [
-        tag("p", _sentences(summary, scores)),
+        tag("p", in_words(summary, scores[0].task)),
         _table(summary, scores),
         *_rates(scores, id_),
         _heading("Learning curves", f"{id_}-curves"),
         _curves(summary, scores),
+        _heading("Score against updates and FLOPs", f"{id_}-flops"),
+        _all_curves(summary, scores),
         _heading("Differences to the baseline", f"{id_}-differences"),
         _forest(summary, scores),
         *_mixing(summary, scores, id_),
@@ -64,32 +72,6 @@ def _content(summary: Summary, scores: Sequence[Score], id_: str) -> list[Markup
 
 def _heading(title: str, id_: str) -> Markup:
     return tag("h4", title, id=id_)
-
-
-def _sentences(summary: Summary, scores: Sequence[Score]) -> str:
-    """The task's result in words."""
-    task, name = scores[0].task, summary.grid.config.baseline
-    base = summary.score(task, name)
-    if base is None:
-        return f"The baseline, {name}, has not finished here, so nothing can be compared with it yet."
-    who = "The baseline" if name == BASELINE else f"The baseline, {name},"
-    reaches = "reaches" if math.isfinite(base.interval.mean) else "is"
-    text = f"{who} {reaches} {format_interval(base.interval, base.metric.digits)} in {format_label(base.metric)}."
-    differences = [each for each in summary.differences if each.task == task]
-    found = [_in_words(each) for each in differences]
-    if found:
-        counts = [(found.count(words), words) for words in dict.fromkeys((*DIRECTIONS.values(), *found))]
-        text += f" Of the other {len(found)}: {', '.join(f'{number} {words}' for number, words in counts if number)}."
-    return with_minus_signs(text)
-
-
-def _in_words(difference: Difference) -> str:
-    """Equal only where a test says so: a difference that is not clear is open."""
-    if difference.is_same:
-        return "the same function as the baseline"
-    if difference.direction in DIRECTIONS:
-        return DIRECTIONS[difference.direction]
-    return f"equal within {difference.margin:g}" if difference.is_equivalent else "open"
 
 
 # ---------------------------------------------------------------------------------------------- tables
@@ -106,6 +88,7 @@ def _table(summary: Summary, scores: Sequence[Score]) -> Markup:
         "Holm p",
         "verdict",
         "P(better)",
+        "difference at equal FLOPs",
         "bound",
         "parameters",
         "FLOPs",
@@ -123,13 +106,16 @@ def _row(summary: Summary, score: Score, number: int) -> Markup:
     difference = summary.difference(score.task, score.variant)
     is_baseline = score.variant == summary.grid.config.baseline
     digits = score.metric.digits
-    compared = [tag("td", NOTHING, class_="nothing")] * 4
+    compared = [tag("td", NOTHING, class_="nothing")] * 5
     if difference is not None:
         compared = [
             _interval_cell(difference.interval, digits, difference.direction, signed=True),
             _cell(format_p_value(difference.corrected_p)),
             _cell(format_clarity(difference)),
             _cell(format_improvement(difference)),
+            _cell("")
+            if difference.at_equal_flops is None
+            else _interval_cell(difference.at_equal_flops, digits, signed=True),
         ]
     return tag(
         "tr",
@@ -210,6 +196,15 @@ def _curves(summary: Summary, scores: Sequence[Score]) -> Markup:
         [" · ", tag("span", class_="swatch line of-bound"), " the most that theory allows"] if bounded else None,
     )
     return tag("div", tag("p", legend, class_="legend"), tag("div", panels, class_="panels"))
+
+
+def _all_curves(summary: Summary, scores: Sequence[Score]) -> Markup:
+    legend = (
+        "The same medians in one chart, with numbers from the table; the baseline is the thick line. FLOPs: those of a "
+        "seed's training so far. Differences at equal FLOPs stand in the table."
+    )
+    charts = [_figure(all_curves(scores, summary.grid.config.baseline, against_flops=flops)) for flops in (False, True)]
+    return tag("div", tag("p", legend, class_="legend"), tag("div", charts, class_="pair"), _keys(scores))
 
 
 def _forest(summary: Summary, scores: Sequence[Score]) -> Markup:

@@ -21,8 +21,10 @@ from flaxformer_lab.report.formatting import (
     format_learning_rate,
     format_p_value,
     format_provenance,
+    format_reach,
     format_share,
     format_steps_to_threshold,
+    format_threshold,
     lead,
 )
 from flaxformer_lab.report.page import as_page
@@ -80,6 +82,7 @@ def as_markdown(summary: Summary, decisions: tuple[Decision, ...]) -> str:
     if decisions:
         header = ("claim", "statement", "verdict", "because", "differences [95% interval]", "tables")
         parts.append(table(header, [_verdict_row(each, anchors) for each in decisions]))
+        parts += ["How far each verdict reaches:", "\n".join(_reach(each) for each in decisions)]
     for task in summary.grid.config.tasks:
         scores = [each for each in summary.scores if each.task == task]
         if scores:
@@ -101,6 +104,15 @@ def _verdict_row(decision: Decision, anchors: dict[str, str]) -> tuple[str, ...]
     return claim.name, claim.statement, verdict, decision.reason, format_findings(decision), ", ".join(links)
 
 
+def _reach(decision: Decision) -> str:
+    """One claim: at equal FLOPs, with other thresholds, and why the thresholds are what they are."""
+    reasons = dict.fromkeys(
+        f"{format_threshold(each)}: {each.comparison.because}" for each in decision.findings if each.comparison.because
+    )
+    because = f" Why these: {'; '.join(reasons)}." if reasons else ""
+    return f"- {decision.claim.name}. {' '.join(format_reach(decision))}{because}"
+
+
 def task_table(summary: Summary, scores: list[Score]) -> str:
     """One row per variant of one task."""
     header = (
@@ -110,6 +122,7 @@ def task_table(summary: Summary, scores: list[Score]) -> str:
         "p (Holm)",
         "verdict",
         "P(better) [95% interval]",
+        "difference at equal FLOPs [95% interval]",
         "bound",
         "parameters",
         "FLOPs",
@@ -129,6 +142,9 @@ def task_table(summary: Summary, scores: list[Score]) -> str:
                 "" if difference is None else format_p_value(difference.corrected_p),
                 "" if difference is None else format_clarity(difference),
                 "" if difference is None else format_improvement(difference),
+                ""
+                if difference is None or difference.at_equal_flops is None
+                else format_interval(difference.at_equal_flops, score.metric.digits, signed=True),
                 format_bound(score),
                 f"{score.parameters:,}",
                 f"{score.forward_flops:,}",

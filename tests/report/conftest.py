@@ -41,7 +41,7 @@ def figures_drawn_once() -> Iterator[None]:
     """Most of what these pages show is the same, and Matplotlib takes a tenth of a second for each figure."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (page, task_section):
-            for name in {"learning_curve", "forest", "scatter", "threshold_figure"} & set(vars(module)):
+            for name in {"learning_curve", "all_curves", "forest", "scatter", "threshold_figure"} & set(vars(module)):
                 patch.setattr(module, name, remembered(getattr(module, name)))
         yield
 
@@ -66,6 +66,7 @@ def score_of():
             "interquartile_mean": 0.5,
             "parameters": 1,
             "forward_flops": 1,
+            "batch_size": 1,
             "bound": None,
             "steps": (1,),
             "curves": np.full((1, 1), 0.5),

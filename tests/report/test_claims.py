@@ -15,6 +15,7 @@ from flaxformer_lab.ablation.grid import BASELINE, make_grid, parse_ablation
 from flaxformer_lab.command_line import read_recipe
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.report.claims import conclusion_of, decide, decide_all
+from flaxformer_lab.report.statistics import bootstrap_interval
 from flaxformer_lab.report.summary import Summary, score_of, summarise
 from flaxformer_lab.report.write import as_markdown
 
@@ -232,6 +233,74 @@ def test_a_variant_that_never_reaches_the_threshold_has_not_failed(decided):
     assert finding.failed == 0 and finding.answer == "yes"
 
 
+# ------------------------------------------------------------------------------- how far a verdict reaches
+
+
+def last_clear(values, side):
+    """The threshold below (-1) or above (1) the mean, nearest to it, that the t-test and the interval tell from it."""
+    error = np.std(values, ddof=1) / np.sqrt(len(values))
+    student = np.mean(values) + side * stats.t.ppf(0.975, len(values) - 1) * error
+    interval = bootstrap_interval(values)
+    return min(student, interval.low) if side < 0 else max(student, interval.high)
+
+
+@pytest.mark.parametrize(("threshold", "side", "verdict"), [(0.2, -1, "supported"), (0.7, 1, "refuted")])
+def test_a_verdict_stays_until_its_tests_would_turn(decided, threshold, side, verdict):
+    asked = dataclasses.replace(CLAIM, comparisons=(dataclasses.replace(COMPARISON, threshold=threshold),))
+    decision = decided(0.9 + SPREAD, 0.5, asked)
+    (finding,) = decision.findings
+    ends = (-np.inf, last_clear(0.4 + SPREAD, -1)) if side < 0 else (last_clear(0.4 + SPREAD, 1), np.inf)
+    assert decision.verdict == verdict and finding.stays == pytest.approx(ends, abs=1e-9)
+    for moved, same in ((-1e-6, side < 0), (1e-6, side > 0)):
+        near = dataclasses.replace(COMPARISON, threshold=ends[side < 0] + moved)
+        assert (decided(0.9 + SPREAD, 0.5, dataclasses.replace(CLAIM, comparisons=(near,))).verdict == verdict) == same
+
+
+def test_a_larger_family_leaves_thresholds_less_room(decided):
+    """Holm: with a second comparison of a clear answer, the p of the first must be below 0.025 where it turns."""
+    noisy = 0.9 + SPREAD
+    other = dataclasses.replace(COMPARISON, name="second", threshold=0.3)
+    alone = decided(noisy, 0.5).findings[0].stays
+    both = decided(noisy, 0.5, dataclasses.replace(CLAIM, comparisons=(COMPARISON, other))).findings
+    # The first becomes the larger p of two, which is not multiplied; the second is a threshold of no conclusion.
+    assert both[0].stays == alone and both[1].stays == (-np.inf, np.inf)
+
+
+def test_how_near_equal_stays_equal(decided):
+    within = dataclasses.replace(COMPARISON, threshold=0.04, within=True)
+    values = 0.001 + 0.1 * SPREAD
+    decision = decided(0.5 + values, 0.5, dataclasses.replace(CLAIM, comparisons=(within,)))
+    error = np.std(values, ddof=1) / np.sqrt(5)
+    expected = np.mean(values) + stats.t.ppf(0.95, 4) * error
+    assert decision.verdict == "supported" and decision.findings[0].stays == pytest.approx((expected, np.inf))
+
+
+def test_what_is_open_or_not_measured_has_no_room(decided):
+    assert decided(0.7 + SPREAD, 0.5).findings[0].stays is None
+    assert decided(None, None).findings[0].stays is None
+
+
+def test_at_equal_flops_a_verdict_may_turn(grid, store, result):
+    """The baseline takes twice the FLOPs of ffn_off; at half its updates it is no better."""
+    made = grid({"seeds": (0, 1, 2, 3, 4), "learning_rates": (0.01,)})
+    store.claim(made)
+    for variant, flops, (half, end) in ((BASELINE, 400, (0.5, 0.9)), ("ffn_off", 200, (0.3, 0.5))):
+        found = result(made.cell("near", variant), end + (SPREAD if variant == BASELINE else 0.0))
+        noise = SPREAD if variant == BASELINE else np.zeros(5)
+        for each, moved in zip(found["replicas"], noise, strict=True):
+            each["validation"]["r2"] = [half + moved, end + moved]
+        store.finish(made.cell("near", variant), found | {"forward_flops": flops})
+    decision = decide((CLAIM,), summarise(made, store))[0]
+    assert decision.verdict == "supported" and decision.at_equal_flops.verdict == "refuted"
+    (finding,) = decision.at_equal_flops.findings
+    assert finding.interval.mean == pytest.approx(0.5 - 0.5) and decision.findings[0].interval.mean == pytest.approx(
+        0.4
+    )
+    energy = Comparison("first", "does it?", Quantity("near", BASELINE, "cross_feature_energy"), None, 0.1)
+    of_measures = dataclasses.replace(CLAIM, comparisons=(energy,))
+    assert decide((of_measures,), summarise(made, store))[0].at_equal_flops is None
+
+
 # ------------------------------------------------------------------------------- the claims of configs/ablations
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "ablations"
@@ -258,6 +327,11 @@ def test_every_claim_has_several_verdicts_and_says_why(name):
     assert len(verdicts) > 1 and verdicts <= {"supported", "refuted", "supported only when"}
     assert set(outcomes) == {(each.verdict, each.reason) for each in claim.conclusions}  # each can be reached
     assert claim.statement.endswith(".") and all(each.question.endswith("?") for each in claim.comparisons)
+
+
+def test_every_threshold_has_its_reason():
+    for claim in grid_of("cross_dimension").config.claims:
+        assert all(comparison.because for comparison in claim.comparisons), claim.name
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from matplotlib.transforms import Bbox
 
 from flaxformer_lab.report.figures import (
+    all_curves,
     label_places,
     metric_range,
     padded_range,
@@ -136,3 +137,27 @@ def test_what_is_not_finite_is_not_drawn(value, role):
     answer = "open" if role == "level" else "yes"
     svg = threshold_figure(value, 0.2, answer, "is it so?", 3)
     assert "nan" not in svg and ("<circle" in svg) == (role == "better")
+
+
+def test_all_curves_end_with_their_numbers_at_their_own_cost(score_of):
+    """The thick line is the baseline's; what diverged is named, and not drawn."""
+    known = {"steps": (1, 2), "metric": SHARE}
+    scores = [
+        score_of(**known, curves=np.array([[0.2, 0.6]]), forward_flops=10, batch_size=10),
+        score_of(**known, curves=np.array([[0.1, 0.6]]), forward_flops=20, batch_size=10, variant="dear"),
+        score_of(**known, curves=np.array([[0.1, math.nan]]), variant="lost"),
+    ]
+    updates, flops = (all_curves(scores, "baseline", against_flops=each) for each in (False, True))
+    said = "baseline from 0.200 at {} to 0.600 at {}; dear from 0.100 at {} to 0.600 at {}; lost is not finite"
+    assert said.format("1", "2", "1", "2") in updates and said.format("300", "600", "600", "1.2k") in flops
+    for svg, same in ((updates, True), (flops, False)):
+        assert re.findall(r'<g class="mark-label"><text[^>]*>(\d)', svg) == ["1", "2"]
+        dear, base = re.findall(r'<g class="curve"><title>.*?</title><path d="([^"]*)" style="([^"]*)"', svg)
+        assert ("var(--baseline)" in base[1], "2.4" in base[1], "var(--variant)" in dear[1]) == (True, True, True)
+        (dear_x, dear_y), (base_x, base_y) = (map(float, path.split()[-2:]) for path, _ in (dear, base))
+        assert dear_y == pytest.approx(base_y, abs=0.1) and (abs(dear_x - base_x) < 0.1) == same
+
+
+def test_all_curves_may_be_none(score_of):
+    lost = score_of(curves=np.full((1, 1), math.nan))
+    assert "mark-label" not in all_curves([lost], "baseline", against_flops=True)

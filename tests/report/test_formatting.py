@@ -9,6 +9,7 @@ from flaxformer_lab.report.formatting import (
     format_count,
     format_interval,
     format_p_value,
+    format_span,
     format_steps_to_threshold,
     with_minus_signs,
 )
@@ -52,3 +53,17 @@ def test_the_digits_are_the_metrics(score_of):
 def test_numbers_are_well_set():
     assert with_minus_signs("multi-head top-8 -0.5 [-1, +2] 1e-05") == "multi-head top-8 −0.5 [−1, +2] 1e-05"
     assert format_count(1, "seed") == "1 seed" and format_count(2, "seed") == "2 seeds"
+
+
+@pytest.mark.parametrize(
+    ("span", "said"),
+    [
+        ((-math.inf, 0.97129), "up to 0.971"),
+        ((0.00078979, math.inf), "from 0.00079"),
+        ((-0.69712, -0.1), "from -0.697 to -0.1"),
+        ((0.0, math.inf), "from 0"),
+        ((-math.inf, math.inf), "any"),
+    ],
+)
+def test_thresholds_in_words_are_rounded_inwards(span, said):
+    assert format_span(span) == said

@@ -21,6 +21,7 @@ from flaxformer_lab.report.formatting import (
     format_interval,
     format_mean,
     format_p_value,
+    format_reach,
     format_steps_to_threshold,
 )
 from flaxformer_lab.report.page import as_page
@@ -358,6 +359,8 @@ def test_a_verdict_is_a_card_with_its_word_its_reason_and_its_figures(finished):
         assert card.one("blockquote").text == decision.claim.statement
         assert card.one("p", class_="reason").text.lower() == decision.reason.lower()
         assert str(finding.comparison.more) in card.one("p", class_="compared").text
+        assert [plain(each.text) for each in card.all("p", class_="reach")] == [*format_reach(decision)]
+        assert document.one("a", href=f"#{card.attributes['id']}").text == decision.claim.name
         if finding.interval is None:
             assert "not measured" in card.text and not list(card.all("svg"))
         else:
@@ -365,6 +368,21 @@ def test_a_verdict_is_a_card_with_its_word_its_reason_and_its_figures(finished):
             assert format_interval(finding.interval) in plain(card.one("svg").attributes["aria-label"])
     lead = document.one("p", class_="lead").text
     assert lead.startswith("Supported: C91; refuted: C92; supported only when: C93; undecided: C94.")
+
+
+@pytest.mark.parametrize(
+    ("state", "said"), [("finished", "learning rate given: 0.01"), ("nothing", "learning rate given: 0.01")]
+)
+def test_the_header_says_how_rates_were_found(page_of, state, said):
+    assert said in read(page_of(state).page).one("p", class_="setting").text
+
+
+def test_the_header_counts_what_was_searched(made):
+    page = made({("near", BASELINE): np.repeat((0.3, 0.9), 5)}, {"learning_rates": (0.01, 0.03)}, decided=())
+    header = read(page.page).one("header")
+    assert "best of 2 learning rates a cell, at an edge of its grid in 1 cell" in header.text
+    assert [link.attributes["href"] for link in header.one("ul", class_="finding").all("a")] == ["#task-1"]
+    assert "near: The baseline reaches 0.900" in header.one("ul", class_="finding").text
 
 
 def test_an_answer_is_drawn_on_its_side_of_the_threshold(finished):

@@ -14,7 +14,7 @@ from flaxformer_lab.report.formatting import (
     format_share,
 )
 from flaxformer_lab.report.statistics import bootstrap_interval, share_interval
-from flaxformer_lab.report.summary import summarise
+from flaxformer_lab.report.summary import at_equal_flops, summarise
 from flaxformer_lab.tasks import PrimaryMetric
 
 RATES, SEEDS = (0.01, 0.03), (0, 1, 2)
@@ -279,3 +279,32 @@ def test_examples_of_another_rate_are_not_used(grid, store, result):
     examples = {"learning_rate": 0.01, "totals": [1, 2], "weights": [5, 5]}
     store.finish(cell, result(cell, [0.1] * 5 + [0.5, 0.6, 0.5, 0.6, 0.5]) | {"test_examples": [examples]})
     assert summarise(made, store).score("near", BASELINE).examples is None
+
+
+def test_equal_flops_are_those_of_the_cheaper_one(grid, store, result):
+    """An update of 4 examples takes 12 forward passes. ffn_off ends at 4 updates of 300 FLOPs: baseline's 3 of 400."""
+    made = grid({"seeds": SEEDS, "learning_rates": (0.01,)})
+    store.claim(made)
+    for variant, flops, curve in ((BASELINE, 400, [0.2, 0.8]), ("ffn_off", 300, [0.1, 0.9]), ("one head", 100, [0, 1])):
+        cell = made.cell("near", variant)
+        found = result(cell, 0.123) | {"forward_flops": flops}
+        for each in found["replicas"]:
+            each["validation"]["r2"] = [value + each["seed"] for value in curve]
+        store.finish(cell, found)
+    summary = summarise(made, store)
+    base, off = (summary.score("near", variant) for variant in (BASELINE, "ffn_off"))
+    assert base.training_flops.tolist() == [12 * 400 * 2, 12 * 400 * 4]
+    np.testing.assert_allclose(base.at_flops(12 * 300 * 4), [0.5, 1.5, 2.5])
+    np.testing.assert_allclose(off.at_flops(12 * 300 * 4), [0.9, 1.9, 2.9])
+    assert summary.difference("near", "ffn_off").at_equal_flops.mean == pytest.approx(0.4)
+    # One head ends before the baseline was evaluated.
+    assert base.at_flops(12 * 100 * 4) is None and summary.difference("near", "one head").at_equal_flops is None
+
+
+def test_at_equal_flops_a_success_is_one_of_that_time(score_of):
+    curves = np.array([[0.2, 0.8], [0.4, 0.9]])
+    known = {"curves": curves, "steps": (1, 2), "values": np.array([0.9, 0.9]), "succeeded": np.ones(2, bool)}
+    long, short = score_of(**known, forward_flops=2), score_of(**known, forward_flops=1)
+    half, whole = at_equal_flops([long, short], 0.5)
+    assert half.values.tolist() == [0.2, 0.4] and half.succeeded.tolist() == [False, False]
+    assert whole.values.tolist() == [0.8, 0.9] and whole.succeeded.tolist() == [True, True]
