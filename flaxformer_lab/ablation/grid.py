@@ -443,6 +443,8 @@ def _heads(config: Config) -> int:
 
 def _width_unit(config: Config) -> int:
     """What a width must be a multiple of: whole heads, and pairs of features where positions rotate them."""
+    if not hasattr(config.model, "attention"):
+        return 1
     pairs = getattr(config.model, "position", None) in ("rotary", "sinusoidal")
     return 2 * _heads(config) if pairs else math.lcm(_heads(config), 2)
 

@@ -314,7 +314,7 @@ def grid_of(name):
 
 
 CLAIMS = {claim.name: claim for name in ("cross_dimension", "scales") for claim in grid_of(name).config.claims}
-CLAIMS |= {f"{claim.name} of {name}": claim for name in ("heads",) for claim in grid_of(name).config.claims}
+CLAIMS |= {f"{claim.name} of {name}": claim for name in ("heads", "context") for claim in grid_of(name).config.claims}
 
 NO_TABLE = (False,) * 5  # of the tables of C2
 
@@ -357,6 +357,14 @@ def test_every_threshold_has_its_reason():
         ("C8 of heads", (True, True, True, True, False), "supported only when"),
         ("C8 of heads", (True, True, True, True, True), "supported"),
         ("C8 of heads", (False, True, True, False, False), "refuted"),
+        ("C5 of context", (False, True, False, True, False), "supported only when"),
+        ("C5 of context", (False, True, True, True, False), "supported only when"),
+        ("C5 of context", (True, True, True, True, True), "supported"),
+        ("C5 of context", (False, False, False, False, False), "refuted"),
+        ("C16 of context", (False, False, True, True, True, True), "supported only when"),
+        ("C16 of context", (False, False, False, False, True, True), "supported only when"),
+        ("C16 of context", (True, True, True, True, True, True), "supported"),
+        ("C16 of context", (False, False, True, True, False, False), "refuted"),
         ("C10", (True, False, False, False, True, True, True), "supported only when"),
         ("C10", (True, False, False, False, False, False, False), "supported only when"),
         ("C10", (True, False, True, False, True, True, True), "supported"),
