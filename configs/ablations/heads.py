@@ -121,13 +121,14 @@ def get_config() -> ConfigDict:
         {
             "question": "Do many features in one dot product make attention uniform?",
             "tasks": {
+                # Long enough for four heads to become sharp at the smallest of the rates.
                 "pointers": _entry(
                     "probes/pointers",
-                    500,
-                    (0.003, 0.01, 0.03),
+                    2000,
+                    (0.001, 0.003, 0.01),
                     task=probe,
-                    model={"width": 64, "attention": {"num_heads": 4, "head_dim": None}},
-                    variants={"1 head": _heads(1), "2 heads": _heads(2), "8 heads": _heads(8)},
+                    model={"width": 32, "attention": {"num_heads": 4, "head_dim": None}},
+                    variants={"1 head": _heads(1)},
                     threshold=0.9,
                 ),
                 "nearest": _entry(
@@ -140,6 +141,7 @@ def get_config() -> ConfigDict:
                     threshold=0.9,
                 ),
             },
+            "score_tolerance": 0.01,  # one head reaches the same 0.25 at every rate
             "seeds": (0, 1, 2, 3, 4),
             "claims": CLAIMS,
         }
