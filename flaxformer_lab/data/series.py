@@ -49,17 +49,9 @@ def read_series(dataset: str) -> Series:
     """The series of a data set: a name of TFDS, or `ett:PATH`, a CSV in the layout of the ETT files.
 
     Raises:
-        DataError: there is none, it cannot be read, its rows are not evenly spaced in time, or a channel has no value
-            in training.
+        DataError: there is none, it cannot be read, or its rows are not evenly spaced in time.
     """
-    series = _read_ett(dataset) if dataset.startswith("ett:") else _read_prepared(dataset)
-    first, last = series.borders["train"]
-    for name, values in zip(series.channels, series.values[first:last].T, strict=True):
-        if not np.isfinite(values).any():
-            raise DataError(f"{dataset}: channel {name} has no value in the training rows; leave it out")
-        if np.isinf(values).any():
-            raise DataError(f"{dataset}: channel {name} has an infinite value; correct it, or leave it empty")
-    return series
+    return _read_ett(dataset) if dataset.startswith("ett:") else _read_prepared(dataset)
 
 
 def _read_prepared(dataset: str) -> Series:
@@ -111,6 +103,16 @@ def even_step(name: str, time: Int64[np.ndarray, " rows"]) -> int:
             f"{place} ({before}) to row {place + 1} ({after}); put the rows on an even grid, with empty values for gaps"
         )
     return usual
+
+
+def check_values(series: Series) -> None:
+    """Raises DataError where a channel has no value in training, or one that is infinite."""
+    first, last = series.borders["train"]
+    for name, values in zip(series.channels, series.values.T, strict=True):
+        if np.isnan(values[first:last]).all():
+            raise DataError(f"{series.name}: channel {name} has no value in the training rows; leave it out")
+        if np.isinf(values).any():
+            raise DataError(f"{series.name}: channel {name} has an infinite value; correct it, or leave it empty")
 
 
 def fill_forward(values: Float32[np.ndarray, "rows channels"]) -> Float32[np.ndarray, "rows channels"]:

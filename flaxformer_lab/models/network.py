@@ -31,7 +31,8 @@ class Network(nnx.Module):
     """Embedding, body, pooling, head. The body maps token vectors to token vectors: a Transformer or a baseline.
 
     Inputs and outputs are pytrees, as the task has them: `embedding` turns inputs into what the body takes, `head`
-    turns token vectors into outputs. A head with `reads_inputs = True` is called as head(x, inputs).
+    turns token vectors into outputs. A head with `reads_inputs = True` is called as head(x, inputs). An embedding may
+    make several sequences of an example, side by side on the first axis; such a head brings them together again.
     grid: how the tokens are laid out, (tokens,) or (rows, columns). head: None makes a dense one.
     pooling: off (outputs for every token), mean (over tokens), class_token (the first token), last (the last one).
     """
@@ -66,7 +67,8 @@ class Network(nnx.Module):
         """Outputs in float32. valid: which tokens are not padding, [batch, tokens]; None: all of them."""
         if getattr(self.embedding, "class_token", None) is not None and valid is not None:
             valid = jnp.pad(valid, ((0, 0), (1, 0)), constant_values=True)
-        x = self.body(self.embedding(inputs), valid=valid, keys=keys, intermediates=intermediates)
+        x = self.embedding(inputs)
+        x = self.body(x, valid=valid, keys=_one_per_sequence(keys, x), intermediates=intermediates)
         valid = valid["target"] if isinstance(valid, dict) else valid
         outputs = self._head(self._pool(x, valid), inputs)
         return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), outputs)
@@ -124,6 +126,13 @@ class Network(nnx.Module):
             return self.prefill(cache["inputs"].at[jnp.arange(inputs.shape[0]), lengths].set(inputs), lengths + 1)
         x, cache = self.body.decode(self.embedding(inputs[:, None]), cache)
         return self.head(x[:, 0]).astype(jnp.float32), cache
+
+
+def _one_per_sequence(keys: Key[Array, " batch"] | None, x: Tree) -> Key[Array, " sequences"] | None:
+    """Keys for all sequences, where the embedding made several of an example."""
+    if keys is None or isinstance(x, dict) or len(x) == len(keys):
+        return keys
+    return jax.vmap(lambda key: jax.random.split(key, len(x) // len(keys)))(keys).reshape(-1)
 
 
 def _take_token(x: Float[Array, "batch tokens width"], places: Int[Array, " batch"]) -> Float[Array, "batch width"]:

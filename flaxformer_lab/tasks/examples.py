@@ -126,6 +126,30 @@ def token_windows(symbols: UInt[np.ndarray, " length"], size: int, *, lookahead:
     )
 
 
+def series_windows(rows: Arrays, size: int) -> Examples:
+    """Every window of `size` rows of arrays [rows, ...], found by its first row; an example has the arrays' names.
+
+    Raises:
+        ValueError: there are fewer rows.
+    """
+    arrays = list(rows.values())
+    number = len(arrays[0]) - size + 1
+    if number < 1:
+        raise ValueError(f"{len(arrays[0])} rows have no window of {size}")
+
+    def take(arrays: Arrays, first: Any) -> Arrays:
+        positions = first[:, None] + np.arange(size, dtype=np.int32)[None]
+        return {name: array[positions] for name, array in arrays.items()}
+
+    return Examples(
+        number=number,
+        num_bytes=sum(array.nbytes for array in arrays),
+        load=lambda: rows,
+        take=take,
+        read=lambda first: take(rows, first),
+    )
+
+
 def generated_examples(number: int, *, first: int, endless: bool) -> Examples:
     """Examples that are only numbers, from `first` on; `Task.prepare` draws each one from its number.
 

@@ -1,0 +1,285 @@
+"""Forecasting: the next steps of a time series from the last ones; all windows of a split are examples."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32, Key
+
+from flaxformer_lab.data.series import (
+    DAY,
+    Series,
+    calendar_marks,
+    check_values,
+    fill_forward,
+    interpolate,
+    mark_names,
+    read_series,
+)
+from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.functional import forecast_errors
+from flaxformer_lab.functional.metrics import Metrics
+from flaxformer_lab.model_config import ModelConfig
+from flaxformer_lab.models.network import Network, PureNetwork, functionalize
+from flaxformer_lab.modules.rngs import Rngs
+from flaxformer_lab.modules.series import ForecastHead, InstanceNorm, Layout, SeriesEmbedding
+from flaxformer_lab.parsing import nearest
+from flaxformer_lab.registry import register
+from flaxformer_lab.task_config import ForecastingConfig
+from flaxformer_lab.tasks.examples import Examples, series_windows
+from flaxformer_lab.tasks.task import Batch, PrimaryMetric, Task
+
+MSE = PrimaryMetric("mse", "MSE", higher_is_better=False, limits=(0.0, None))
+SHOWN_STEPS = 4  # of the horizon, whose errors are reported: the first, and the end of each quarter
+
+
+@register("task", "forecasting", config=ForecastingConfig)
+class Forecasting(Task):
+    """The errors are those of standardised values; MASE and sMAPE those of the values themselves.
+
+    metadata: `channels`, the names of those that are read; `targets`, which of them are predicted; `mean` and `spread`
+    of each in training; `seasonal_error`, the mean error of the seasonal naive forecast there, standardised; `step`,
+    seconds from row to row; `season`, rows of a period.
+    """
+
+    primary_metric = MSE
+    units = ("windows", 1)
+
+    def __init__(self, config: ForecastingConfig, metadata: Mapping[str, Any] | None = None):
+        self._config = config
+        self.metadata = self._read_metadata() if metadata is None else metadata
+        self._targets = tuple(self.metadata["targets"])
+
+    def _read_metadata(self) -> dict[str, Any]:
+        config, series = self._config, self._series
+        for split in series.borders:
+            self._windowed_rows(split)
+        first, last = series.borders["train"]
+        raw, values = (each[first:last].astype(np.float64) for each in (series.values, self._values))
+        values = raw if config.missing == "mask" else values
+        mean, spread = np.nanmean(values, axis=0), np.nanstd(values, axis=0)
+        spread = np.where(spread > 0, spread, 1.0)
+        season = config.season or max(1, DAY // series.step if series.step < DAY else 7)
+        differences = np.abs(values[season:] - values[:-season]) / spread
+        known = ~np.isnan(differences)
+        seasonal_error = np.where(known, differences, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+        chosen = config.targets or series.channels
+        return {
+            "channels": list(series.channels),
+            "targets": [_place(config, "targets", name, series.channels) for name in chosen],
+            "mean": mean.tolist(),
+            "spread": spread.tolist(),
+            "seasonal_error": seasonal_error.tolist(),
+            "step": series.step,
+            "season": season,
+        }
+
+    # ---------------------------------------------------------------------------------------------- the series
+
+    @functools.cached_property
+    def _series(self) -> Series:
+        """The channels that are read."""
+        series = _chosen(read_series(self._config.dataset), self._config)
+        check_values(series)
+        return series
+
+    @functools.cached_property
+    def _values(self) -> Float32[np.ndarray, "rows channels"]:
+        """The series without gaps."""
+        return (interpolate if self._config.missing == "linear" else fill_forward)(self._series.values)
+
+    def _windowed_rows(self, split: str) -> slice:
+        """The rows of a split's windows: those of validation and test begin `lookback` rows before the split.
+
+        Raises:
+            ConfigError: they have no window.
+        """
+        config, series = self._config, self._series
+        first, last = series.borders[split]
+        if split != "train":
+            first = max(0, first - config.lookback)
+        if last - first < config.lookback + config.horizon:
+            raise ConfigError(
+                f"task.lookback={config.lookback} and task.horizon={config.horizon} need "
+                f"{config.lookback + config.horizon} rows, and {split} of {config.dataset} has {last - first:,}, its "
+                "lookback included; choose shorter ones"
+            )
+        return slice(first, last)
+
+    def examples(self, split: str) -> Examples:
+        """Every window; `series` [lookback + horizon, channels] as the model sees it, `observed`, `marks`."""
+        rows, series = self._windowed_rows(split), self._series
+        values = self._values[rows]
+        observed = ~np.isnan(series.values[rows]) if self._config.missing == "mask" else np.ones(values.shape, bool)
+        arrays = {
+            "series": self._scaled(values),
+            "observed": observed,
+            "marks": calendar_marks(series.time[rows], series.step),
+        }
+        return series_windows(arrays, self._config.lookback + self._config.horizon)
+
+    def _scaled(self, values: Float[np.ndarray, "*rows channels"]) -> Float32[np.ndarray, "*rows channels"]:
+        """Values as the model sees them."""
+        mean, spread = (np.array(self.metadata[name]) for name in ("mean", "spread"))
+        return ((values - mean) / spread if self._config.standardised else values).astype(np.float32)
+
+    # --------------------------------------------------------------------------------------------- the network
+
+    @property
+    def horizon(self) -> int:
+        """Steps that are predicted."""
+        return self._config.horizon
+
+    @property
+    def layout(self) -> Layout:
+        """How a window becomes tokens."""
+        config = self._config
+        patches = {"patch_length": config.patch_length, "patch_stride": config.patch_stride}
+        patches |= {"padded": config.patch_padding}
+        return Layout(
+            kind="variate" if config.tokens == "variate" else "patch",
+            independent=config.channels == "independent",
+            lookback=config.lookback,
+            channels=len(self.metadata["channels"]),
+            targets=self._targets,
+            marks=len(self._mark_names) if config.marks else 0,
+            **(patches if config.tokens == "patch" else {}),
+        )
+
+    @property
+    def _mark_names(self) -> tuple[str, ...]:
+        return mark_names(self.metadata["step"])
+
+    def network(self, config: ModelConfig) -> PureNetwork:
+        task, layout = self._config, self.layout
+        if task.embedding == "identity" and layout.features != config.width:
+            raise ConfigError(
+                f"task.embedding=identity leaves the {layout.features} numbers of a token as they are, so "
+                f"model.width={config.width} must be {layout.features}; set it so, or task.embedding=dense"
+            )
+
+        def build(rngs: Rngs) -> Network:
+            norm = InstanceNorm(task.instance_norm, layout.channels)
+            shared = {"norm": norm, "bias": config.bias, "rngs": rngs}
+            embedding = SeriesEmbedding(layout, task.embedding, config.width, dtype=config.dtype, **shared)
+            head = ForecastHead(layout, task.head, config.width, task.horizon, individual=task.individual, **shared)
+            grid = (layout.tokens,)
+            return Network(config, embedding=embedding, grid=grid, outputs=task.horizon, head=head, rngs=rngs)
+
+        return functionalize(build)
+
+    def prepare(self, examples: Batch, keys: Key[Array, " batch"], *, training: bool) -> Batch:
+        del keys, training
+        lookback, targets = self._config.lookback, np.array(self._targets)
+        series, observed = examples["series"], examples["observed"]
+        weights = observed[:, lookback:, targets].astype(jnp.float32) * examples["example_weight"][:, None, None]
+        return {
+            "inputs": {
+                "series": series[:, :lookback],
+                "observed": observed[:, :lookback],
+                "marks": examples["marks"],
+            },
+            "targets": series[:, lookback:, targets],
+            "loss_weights": weights,
+        }
+
+    def loss_and_metrics(self, outputs: Float[Array, "batch horizon targets"], batch: Batch) -> Metrics:
+        targets, weights = batch["targets"], batch["loss_weights"]
+        mean, spread, scale = (self._of_targets(name) for name in ("mean", "spread", "seasonal_error"))
+        errors = outputs - targets
+        if self._config.standardised:
+            outputs, targets = (each * spread + mean for each in (outputs, targets))
+        else:
+            errors = errors / spread
+        metrics = {
+            "mse": forecast_errors.mean_squared_error(errors, weights),
+            "mae": forecast_errors.mean_absolute_error(errors, weights),
+            "mase": forecast_errors.mean_absolute_scaled_error(errors, weights, scale[0, 0]),
+            "smape": forecast_errors.symmetric_percentage_error(outputs, targets, weights),
+        }
+        at_steps = {
+            f"mse_at_{step}": forecast_errors.mean_squared_error(errors[:, step - 1], weights[:, step - 1])
+            for step in shown_steps(self._config.horizon)
+        }
+        return {"loss": metrics[self._config.loss]} | metrics | at_steps
+
+    def _of_targets(self, name: str) -> Float[Array, "1 1 targets"]:
+        return jnp.asarray(np.array(self.metadata[name], np.float32)[np.array(self._targets)])[None, None]
+
+    def input_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        window = (batch_size, self._config.lookback, len(self.metadata["channels"]))
+        marks = (batch_size, self._config.lookback + self._config.horizon, len(self._mark_names))
+        return {
+            "series": jax.ShapeDtypeStruct(window, jnp.float32),
+            "observed": jax.ShapeDtypeStruct(window, jnp.bool_),
+            "marks": jax.ShapeDtypeStruct(marks, jnp.float32),
+        }
+
+    def inputs_of(self, raw: Any) -> Any:
+        """Inputs from `values` [batch, lookback, channels], NaN where one is missing, and `time` [batch] of the first.
+
+        values: in their own units; time: datetime64 or seconds since 1970. Other than such a mapping is returned as it
+        is.
+        """
+        if not (isinstance(raw, Mapping) and set(raw) == {"values", "time"}):
+            return raw
+        values, first = np.asarray(raw["values"], np.float32), np.asarray(raw["time"])
+        window = (self._config.lookback, len(self.metadata["channels"]))
+        if values.shape[1:] != window or first.shape != values.shape[:1]:
+            raise ConfigError(
+                f"predict: values of shape {values.shape} and time of shape {first.shape} do not fit this model, which "
+                f"takes (batch, {window[0]}, {window[1]}) and (batch,)"
+            )
+        if first.dtype.kind == "M":
+            first = first.astype("datetime64[s]").astype(np.int64)
+        steps = np.arange(self._config.lookback + self._config.horizon) * self.metadata["step"]
+        observed = ~np.isnan(values)
+        mean = np.float32(self.metadata["mean"])
+        # Where a channel has no value in the whole window, its mean in training.
+        filled = np.stack([np.where(np.isnan(each), mean, each) for each in map(fill_forward, values)])
+        marks = calendar_marks((first[:, None] + steps[None]).ravel(), self.metadata["step"])
+        observed = observed if self._config.missing == "mask" else np.ones_like(observed)
+        return {
+            "series": self._scaled(filled),
+            "observed": observed,
+            "marks": marks.reshape(len(values), len(steps), -1),
+        }
+
+    def facts(self) -> list[list[Any]]:
+        channels, targets = self.metadata["channels"], [self.metadata["channels"][each] for each in self._targets]
+        names = ", ".join(targets[:8]) + (" ..." if len(targets) > 8 else "")
+        layout = self.layout
+        tokens = f"{layout.tokens} of {layout.features} numbers"
+        return [
+            ["data set", self._config.dataset],
+            ["channels", f"{len(channels)}, each {self.metadata['step']} seconds; predicted: {len(targets)} ({names})"],
+            ["tokens", f"{tokens}, for each channel by itself" if layout.independent else tokens],
+        ]
+
+
+def shown_steps(horizon: int) -> tuple[int, ...]:
+    """The steps of the horizon whose errors are reported, counted from 1."""
+    return tuple(dict.fromkeys([1, *(max(1, horizon * part // SHOWN_STEPS) for part in range(1, SHOWN_STEPS + 1))]))
+
+
+def _chosen(series: Series, config: ForecastingConfig) -> Series:
+    """The channels that `task.inputs` names, in its order; all by default."""
+    places = [_place(config, "inputs", name, series.channels) for name in config.inputs or series.channels]
+    names = tuple(series.channels[place] for place in places)
+    return Series(series.name, names, series.time, series.values[:, places], series.borders, series.step)
+
+
+def _place(config: ForecastingConfig, knob: str, name: str, known: tuple[str, ...]) -> int:
+    """Where the channel is among those that are known.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    if name not in known:
+        raise ConfigError(
+            f"task.{knob}: {config.dataset} has no channel {name}: {nearest(name, known)}it has {', '.join(known)}"
+        )
+    return known.index(name)
