@@ -43,6 +43,8 @@ def attention_cases():
             config = TransformerConfig(attention=AttentionConfig(kind=kind), causal=True)
             if registry.ask("attention", kind, key, config):
                 yield {"kind": kind, "causal": True, **knobs}
+        if getattr(registry.lookup("attention", kind).build, "mixes_axes", False):
+            yield {"kind": kind, "mix_axes": True}
     yield {"kind": "softmax", "num_heads": 8}  # of one feature
     yield {"kind": "softmax", "num_kv_heads": 1}
     yield {"kind": "softmax", "gate": True, "norm": "rmsnorm"}
@@ -116,6 +118,7 @@ def test_each_part(model):
     masked = is_transformer(model)
     program = program_of(forward_of(model, IMAGES if needs_grid else TABLE, masked=masked))
     assert program.platforms == ("cpu", "cuda", "tpu")
+    assert set(re.findall(r"custom_call @(\w+)", program.mlir_module())) <= {"shape_assertion"}
     assert [str(each.shape[0]) for each in (*program.in_avals, *program.out_avals)] == ["batch"] * (2 + masked)
 
 
