@@ -57,8 +57,11 @@ class Classification(Task):
         self._feature = self.metadata.get("feature", self.subject)
         self._label = self.metadata.get("label", "label")
 
+    def _open(self, split: str) -> Source:
+        return open_split(self._config.dataset, split)
+
     def _read_metadata(self) -> dict[str, Any]:
-        source = open_split(self._config.dataset, "train")
+        source = self._open("train")
         self._feature = find_feature(source, self._config, "feature", self.subject, self._fits)
         label = find_feature(source, self._config, "label", "label", is_label)
         found = {"feature": self._feature, "label": label} | classes_of(source, label) | self._metadata_of(source)
@@ -78,7 +81,7 @@ class Classification(Task):
         """Raises DataError where a value of the feature cannot be used. name: of the split."""
 
     def examples(self, split: str) -> Examples:
-        source = open_split(self._config.dataset, split)
+        source = self._open(split)
         warn_of_change(source, self.metadata)
         return stored_examples(source, functools.partial(self._check_examples, source.name))
 
