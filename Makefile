@@ -27,7 +27,7 @@ default = $(if $(filter $(1) $(1)=%,$(ARGS)),,$(1)=$(2))
 .DELETE_ON_ERROR:
 # Two installations into one environment must not run at once.
 .NOTPARALLEL:
-.PHONY: help setup train speeches test test-slow test-tpu test-cuda test-typed lint format benchmark ablation probes faults mutants coverage parity check-device browser clean
+.PHONY: help setup train speeches test test-slow test-tpu test-cuda test-typed lint format benchmark ablation debate probes faults mutants coverage parity check-device browser clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS=...] [EXTRAS=cuda|tpu] [PYTHON=...]"
@@ -70,6 +70,9 @@ benchmark: $(call installed,parity) ## time the train step, and PyTorch's (insta
 ablation: $(call installed,) ## train every variant on every probe, with intervals and verdicts, into runs/cross_dimension
 	@$(RUN) -m flaxformer_lab.ablate $(call default,--config,configs/ablations/cross_dimension.py) \
 	    $(call default,--workdir,runs/cross_dimension) $(ARGS)
+
+debate: $(call installed,) ## train every ablation that carries claims, and write docs/results; ARGS=--from_results: write it again, in a minute
+	@$(RUN) tools/debate.py $(ARGS)
 
 probes: $(call installed,) ## train every probe and write the table in docs/science.md
 	@$(RUN) tools/probe_table.py $(ARGS)

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from matplotlib import rcParams
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -91,7 +91,12 @@ def _panel(axes: Axes, title: str, scores: dict[str, Score]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def write(report: Path, figure: Path) -> None:
+    """Draws the figure of a report.md into a file; the same report gives the same bytes."""
+    with rc_context({"svg.hashsalt": FIGURE.stem}):
+        draw(report.read_text(encoding="utf-8")).savefig(figure, metadata={"Date": None})
+
+
 if __name__ == "__main__":
-    rcParams["svg.hashsalt"] = FIGURE.stem  # the same bytes each time
-    draw(REPORT.read_text(encoding="utf-8")).savefig(FIGURE, metadata={"Date": None})
+    write(REPORT, FIGURE)
     print(f"written: {FIGURE}")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float
@@ -228,6 +229,46 @@ def threshold_figure(interval: Interval, threshold: float, answer: str, question
     side = {"yes": "above", "no": "below", "open": "around"}[answer]
     label = f"{question} {format_interval(interval, digits)}, {side} the threshold of {threshold:g}"
     return as_svg(figure, with_minus_signs(label), "chart strip")
+
+
+class Compared(Protocol):
+    """A difference or a ratio that was compared with a threshold."""
+
+    question: str
+    interval: Interval
+    threshold: float
+    answer: str
+    digits: int
+
+
+@styled
+def comparisons_figure(rows: Sequence[Compared], *, is_ratio: bool = False) -> Markup:
+    """Numbered differences with their intervals around 0, each beside its threshold; ratios on a log axis around 1."""
+    figure, axes = make_axes(400, 52 + 26 * len(rows), (26, 40, 14, 6))
+    values = [v for r in rows for v in (r.threshold, r.interval.mean, r.interval.low, r.interval.high)]
+    axes.set(ylim=(len(rows) - 0.5, -0.5), yticks=range(len(rows)))
+    axes.set_yticklabels(range(1, len(rows) + 1))
+    if is_ratio:
+        known = [value for value in (1.0, *values) if 0 < value < HUGE]
+        _set_logarithmic(axes, min(known) / 1.25, max(known) * 1.25)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    else:
+        axes.set_xlim(padded_range([0.0, *values]))
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.set_xlabel("ratio; dashed: its threshold" if is_ratio else "difference; dashed: its threshold")
+    axes.grid(visible=False, axis="y")
+    annotate(axes.axvline(1.0 if is_ratio else 0.0, color=COLOURS["baseline"], linewidth=1.4), "zero")
+    for place, row in enumerate(rows):
+        ends = ([row.threshold] * 2, [place - 0.38, place + 0.38])
+        annotate(axes.plot(*ends, color=COLOURS["bound"], linestyle=(0, (2, 1)), linewidth=1.6)[0], "threshold")
+    _draw_intervals(axes, [row.interval for row in rows], [SIDES[row.answer] for row in rows])
+    for place, row in enumerate(rows):
+        _draw_mark(axes, row.interval.mean, place, SIDES[row.answer], row.question)
+    every = "; ".join(
+        f"{k} {row.question} {row.answer}, {format_interval(row.interval, row.digits)} against {row.threshold:g}"
+        for k, row in enumerate(rows, 1)
+    )
+    return as_svg(figure, with_minus_signs(f"{'Ratios' if is_ratio else 'Differences'} with 95% intervals: {every}"))
 
 
 def _draw_intervals(axes: Axes, intervals: Sequence[Interval], roles: Sequence[str]) -> None:

@@ -49,22 +49,24 @@ def as_page(summary: Summary, decisions: tuple[Decision, ...]) -> str:
         ("reading", "How to read this page", _reading(summary)),
     ]
     shown = [each for each in sections if each is not None]
-    body = tag(
-        "body",
-        tag("a", "Skip to the results", class_="skip", href="#results"),
-        _header(summary, decisions),
-        tag(
-            "div",
-            _contents([(id_, title) for id_, title, _ in shown], tasks),
-            tag("main", [_section(*each) for each in shown], id="results", tabindex="-1"),
-            class_="columns",
-        ),
-        tag("footer", tag("p", "Made by flaxformer_lab from the ablation's stored results alone.")),
+    columns = tag(
+        "div",
+        _contents([(id_, title) for id_, title, _ in shown], tasks),
+        tag("main", [_section(*each) for each in shown], id="results", tabindex="-1"),
+        class_="columns",
     )
-    return f"<!doctype html>\n{tag('html', _head(summary), body, lang='en')}\n"
+    footer = "Made by flaxformer_lab from the ablation's stored results alone."
+    return page_of(summary.grid.config.question or TITLE, [_header(summary, decisions), columns], footer)
 
 
-def _head(summary: Summary) -> Markup:
+def page_of(title: str, content: Sequence[Markup], footer: str) -> str:
+    """A whole page, with a link past its header to the results."""
+    skip = tag("a", "Skip to the results", class_="skip", href="#results")
+    body = tag("body", skip, content, tag("footer", tag("p", footer)))
+    return f"<!doctype html>\n{tag('html', _head(title), body, lang='en')}\n"
+
+
+def _head(title: str) -> Markup:
     style = resources.files("flaxformer_lab.report").joinpath("page.css").read_text(encoding="utf-8")
     return tag(
         "head",
@@ -73,7 +75,7 @@ def _head(summary: Summary) -> Markup:
         tag("meta", name="color-scheme", content="light dark"),
         tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
         tag("link", rel="icon", href="data:,"),  # else a server is asked for one, and its refusal is an error
-        tag("title", summary.grid.config.question or TITLE),
+        tag("title", title),
         tag("style", Markup(style)),
     )
 

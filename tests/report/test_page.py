@@ -8,6 +8,7 @@ import shutil
 import warnings
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -672,6 +673,16 @@ def test_a_browser_has_nothing_to_complain_about(state, opened):
         assert view.evaluate(LETTERS) == []
     assert complaints == []
     assert view.evaluate("document.querySelectorAll('script').length") == 0
+
+
+def test_the_debate_is_a_sound_page_too(opened):
+    page = (Path(__file__).parents[2] / "docs" / "results" / "debate.html").read_text(encoding="utf-8")
+    assert all(svg.attributes["aria-label"] for svg in read(page).all("svg"))
+    view, complaints = opened(page, width=1280, scheme="dark")
+    for width in (1280, 390):
+        view.set_viewport_size({"width": width, "height": 900})
+        assert view.evaluate(WIDTH)[0] <= width and view.evaluate(LETTERS) == []
+    assert min(view.evaluate(CONTRASTS)) >= 4.5 and complaints == []
 
 
 def test_every_figure_has_a_name_for_those_who_do_not_see_it(finished, opened):
