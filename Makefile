@@ -27,7 +27,7 @@ default = $(if $(filter $(1) $(1)=%,$(ARGS)),,$(1)=$(2))
 .DELETE_ON_ERROR:
 # Two installations into one environment must not run at once.
 .NOTPARALLEL:
-.PHONY: help setup train speeches test test-slow test-tpu test-cuda test-typed lint format benchmark ablation debate probes faults mutants coverage parity check-device browser clean
+.PHONY: help setup train speeches test test-slow test-tpu test-cuda test-typed lint format benchmark ablation debate probes faults mutants coverage parity first-steps check-device browser clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS=...] [EXTRAS=cuda|tpu] [PYTHON=...]"
@@ -88,6 +88,9 @@ coverage: $(call installed,) ## simulate how often intervals hold the truth, and
 
 parity: $(call installed,parity) ## write the parity tests' golden files again (installs PyTorch)
 	@$(RUN) tools/make_parity_goldens.py $(ARGS)
+
+first-steps: ## do what the README's first screen says in a fresh clone, and compare the figures (half an hour)
+	@tools/first_steps.sh $(ARGS)
 
 check-device: $(call installed,) ## check formulas, modules and commands on the devices of this machine, without a network
 	@$(RUN) tools/check_device.py $(ARGS)

@@ -1,6 +1,7 @@
 """README and docs: short, with links, commands, names and numbers that exist."""
 
 import importlib.util
+import os
 import re
 import runpy
 from pathlib import Path
@@ -45,13 +46,38 @@ def test_the_figure_is_small():
 
 def test_the_verdicts_of_the_readme_are_those_of_the_report():
     report = (ROOT / "docs" / "results" / "cross_dimension.md").read_text()
-    rows = re.findall(r"^\| (C\d+) .*?\[(refuted|supported.*?)\].*?\| (.*) \|$", PAGES["README.md"], re.MULTILINE)
-    assert len(rows) == 3
-    for claim, verdict, differences in rows:
-        assert re.search(rf"^\| {claim} \|.*\*\*{verdict}\*\*", report, re.MULTILINE)
-        for found in re.findall(r"(\d\.\d+) \[(\d\.\d+), (\d\.\d+)\]", differences):
-            forwards, backwards = f"{found[0]} [{found[1]}, {found[2]}]", f"-{found[0]} [-{found[2]}, -{found[1]}]"
-            assert forwards in report or backwards in report, f"{claim}: {forwards} is not in the report"
+    tool = runpy.run_path(str(ROOT / "tools" / "compare_readme.py"))
+    assert len(tool["rows_of_claims"](PAGES["README.md"])) == 3
+    assert list(tool["differing_claims"](PAGES["README.md"], report)) == []
+
+
+def test_what_differs_from_the_readme_is_named(tmp_path, capsys):
+    tool = runpy.run_path(str(ROOT / "tools" / "compare_readme.py"))
+    report = (ROOT / "docs" / "results" / "cross_dimension.md").read_text()
+    changed = report.replace("| **refuted** |", "| **undecided** |", 1).replace(
+        "0.251 [0.245, 0.264]", "0.252 [0.245, 0.264]"
+    )
+    (tmp_path / "report.md").write_text(changed)
+    arguments = [str(tmp_path / "output"), str(tmp_path / "report.md")]
+    (tmp_path / "output").write_text('a table\n{"step": 1400, "split": "test", "accuracy": 0.98, "loss": 0.1}\n')
+    assert tool["main"](*arguments) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "C1 is refuted in the README, and undecided in the report",
+        "C4: 0.251 [0.245, 0.264] of the README is not in the report",
+    ]
+    assert tool["main"](*arguments, "C10") == 0
+    (tmp_path / "output").write_text('{"step": 1400, "split": "test", "accuracy": 0.9767}\n')
+    assert (
+        tool["main"](*arguments, "C10") == 1 and "0.9800 in the README, and 1,400 and 0.9767" in capsys.readouterr().err
+    )
+
+
+def test_the_first_steps_are_those_of_the_first_screen():
+    script = (ROOT / "tools" / "first_steps.sh").read_text()
+    commands = re.findall(r'^    "(python .*)"$', script, re.MULTILINE)
+    first_screen = "\n".join(PAGES["README.md"].splitlines()[:25])
+    assert commands == [line.strip() for line in re.findall(r"^(python [^#\n]*)", first_screen, re.MULTILINE)]
+    assert len(commands) == 3 and os.access(ROOT / "tools" / "first_steps.sh", os.X_OK)
 
 
 def test_the_figure_reads_the_report():
