@@ -4,6 +4,7 @@ import importlib.util
 import os
 import re
 import runpy
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,16 @@ def test_the_verdicts_of_the_readme_are_those_of_the_report():
     tool = runpy.run_path(str(ROOT / "tools" / "compare_readme.py"))
     assert len(tool["rows_of_claims"](PAGES["README.md"])) == 3
     assert list(tool["differing_claims"](PAGES["README.md"], report)) == []
+
+
+def test_the_raw_numbers_of_a_claim_give_the_difference_of_the_readme(monkeypatch):
+    """What docs/python.md shows is run."""
+    _, _, section = PAGES["docs/python.md"].partition("## From a claim to its raw numbers")
+    monkeypatch.chdir(ROOT)
+    code, found = textwrap.dedent(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]), {}
+    exec(code, found)
+    mean = sum(found["differences"]) / 5
+    assert f"2 heads minus 1: {mean:.3f} [" in PAGES["README.md"] and f"# {mean:.3f}, as" in code
 
 
 def test_what_differs_from_the_readme_is_named(tmp_path, capsys):
