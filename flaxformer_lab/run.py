@@ -75,9 +75,10 @@ class Run:
 
         Logits; of a regression the numbers in their own units, [batch].
 
-        raw: images [batch, rows, columns, channels] of the stored type and range, rows of a table [batch, columns],
-            texts, or a mapping with this feature; for a table of your own the path of a CSV file, a DataFrame, a
-            mapping of names to lists, or a list of rows; for other tasks what `predict_preprocessed` takes.
+        raw: images [batch, rows, columns, channels] of the stored type and range, the path of an image file or a list
+            of such, rows of a table [batch, columns], texts, or a mapping with this feature; for a table of your own
+            the path of a CSV file, a DataFrame, a mapping of names to lists, or a list of rows; for other tasks what
+            `predict_preprocessed` takes.
 
         Raises:
             ConfigError: examples of another kind, shape or range than the model was trained on.

@@ -28,6 +28,7 @@ from flaxformer_lab.data import series_builders  # noqa: F401  registers the lab
 from flaxformer_lab.data.builders import CHECKSUMS, format_checksums, parse_checksums
 from flaxformer_lab.data.own import builder as own
 from flaxformer_lab.data.own.address import OPTIONS, Address, parse_address
+from flaxformer_lab.data.own.builder import file_state
 from flaxformer_lab.data.tensorflow_stand_in import import_all_builders, tensorflow_stand_in
 from flaxformer_lab.errors import DataError, LabError
 from flaxformer_lab.literal_paths import take_folders_literally
@@ -222,7 +223,15 @@ def _build(target: _Target) -> None:
 def _digests(folder: Path) -> dict[str, str]:
     """Returns the sha256 of each file of a prepared data set."""
     files = (path for path in folder.iterdir() if path.name != CHECKSUMS and not path.name.startswith("."))
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {path.name: _digest(path, *file_state(path)) for path in files}
+
+
+@functools.lru_cache(maxsize=10_000)
+def _digest(path: Path, *state: int) -> str:
+    """The sha256 of a file, read once in a process as long as its state stays."""
+    del state
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _check_digests(folder: Path) -> None:

@@ -88,8 +88,10 @@ def choose(source: Source, config: Any, knob: str, usual: str, fitting: list[str
             f"{dataset} has several features that may be the {usual}; set task.{knob} to one of {', '.join(fitting)}"
         )
     shape = "" if usual == "text" else " of fixed shape"
+    other = source.features.get(usual) if knob == "label" else None
+    found = f", but {usual} is {other[1]}, neither whole numbers nor texts" if other else ""
     raise ConfigError(
-        f"{dataset} has no {usual}{shape}, which {config.name} needs; it has {', '.join(source.info.features)}"
+        f"{dataset} has no {usual}{shape}, which {config.name} needs; it has {', '.join(source.info.features)}{found}"
     )
 
 

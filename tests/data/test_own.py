@@ -10,9 +10,11 @@ import pytest
 from flaxformer_lab.config import as_dict, parse_config
 from flaxformer_lab.data.own import builder
 from flaxformer_lab.data.own.address import Address, parse_address
+from flaxformer_lab.data.own.contents import files_below
 from flaxformer_lab.data.prepare import prepare
 from flaxformer_lab.data.source import SPLITS, open_split
 from flaxformer_lab.errors import ConfigError, DataError
+from flaxformer_lab.tasks import make_task
 
 
 def save(path, number=20, **changes):
@@ -115,7 +117,7 @@ def test_where_the_source_is_gone_its_copy_serves(empty_cache, tmp_path, capsys)
     (tmp_path / "gone.npz").unlink()
     assert first_column(dataset) == before
     assert capsys.readouterr().err.count("gone.npz is gone; its prepared copy is used") == 1
-    with pytest.raises(DataError, match=r"task.dataset=npz:.*other\.npz: .*other\.npz cannot be read: No such file"):
+    with pytest.raises(DataError, match=r"task.dataset=npz:.*other\.npz: .*other\.npz does not exist; give the path"):
         prepare(f"npz:{tmp_path}/other.npz")
 
 
@@ -127,7 +129,35 @@ def test_a_damaged_copy_is_told(empty_cache, tmp_path):
         prepare(dataset)
 
 
+def test_a_folder_is_read_with_its_links_but_not_in_a_circle(tmp_path):
+    for name in ("b/2", "b/.hidden/3", "a/1", ".4", "elsewhere/5"):
+        path = tmp_path / ("f" if name != "elsewhere/5" else "") / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    (tmp_path / "f" / "b" / "up").symlink_to(tmp_path / "f")
+    (tmp_path / "f" / "link").symlink_to(tmp_path / "elsewhere")
+    assert [str(file.relative_to(tmp_path / "f")) for file in files_below(tmp_path / "f")] == ["a/1", "b/2", "link/5"]
+    assert files_below(tmp_path / "f" / "a" / "1") == [tmp_path / "f" / "a" / "1"]
+
+
 # ---------------------------------------------------------------------------------------------------- npz
+
+
+@pytest.mark.parametrize(
+    ("rows", "labels", "message"),
+    [
+        (np.ones((20, 2)), np.where(np.arange(20) == 17, -1, np.arange(20) % 2), "label of row 17 is -1"),
+        (np.where(np.arange(40).reshape(20, 2) == 27, np.nan, 1), np.arange(20) % 2, r"columns\[1\] of row 13 is nan"),
+        (np.ones((20, 2)), np.linspace(0, 1, 20), "has no label of fixed shape.* label is float32"),
+    ],
+)
+def test_values_that_cannot_be_used_are_named_by_their_row_in_the_file(empty_cache, tmp_path, rows, labels, message):
+    np.savez(tmp_path / "a.npz", x=rows, y=labels)
+    config = parse_config({"task": {"name": "tabular_classification", "dataset": f"npz:{tmp_path}/a.npz"}})
+    with pytest.raises((DataError, ConfigError), match=rf"npz:{tmp_path}/a\.npz.*{message}"):
+        task = make_task(config.task)
+        for split in SPLITS:
+            task.examples(split)
 
 
 def test_arrays_of_splits_keep_them(empty_cache, tmp_path):

@@ -72,7 +72,7 @@ def test_a_run_keeps_what_it_needs(runs, cache, kind):
             patch.setenv("FLAXFORMER_LAB_CACHE", str(root / "another"))
             raw = [Path(str(each).replace("files", "moved")) for each in raw] if kind == "images" else raw
             np.testing.assert_array_equal(load_run(workdir).predict(raw), expected)
-            with pytest.raises(DataError, match=f"task.dataset={kind}:.*cannot be read: No such file"):
+            with pytest.raises(DataError, match=f"task.dataset={kind}:.*does not exist; give the path"):
                 load_run(workdir).evaluate("test")
     finally:
         (root / "moved").rename(root / "files")

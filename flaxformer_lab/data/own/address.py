@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 import re
 import urllib.parse
 from collections.abc import Mapping
@@ -67,7 +68,7 @@ class Address:
     @property
     def key(self) -> str:
         """The name of the prepared data set: of the kind, the path and the options, whatever the files hold."""
-        return f"{self.kind}_{hashlib.sha256(str(self).encode()).hexdigest()[:16]}"
+        return f"{self.kind}_{hashlib.sha256(os.fsencode(str(self))).hexdigest()[:16]}"
 
 
 def parse_address(dataset: str) -> Address | None:

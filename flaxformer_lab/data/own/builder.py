@@ -67,10 +67,15 @@ def fingerprint(address: Address, recorded: str | None) -> str:
     if recorded is not None and not address.path.exists():
         _say(f"{address.path} is gone; its prepared copy is used")
         return recorded
+    if not address.path.exists():
+        raise DataError(
+            f"task.dataset={address}: {address.path} does not exist; give the path of what does, a relative one from "
+            "the working directory"
+        )
     reader = hashlib.sha256(Path(sys.modules[kinds[address.kind].__module__].__file__).read_bytes()).hexdigest()
     try:
         files = files_below(address.path)
-        times = json.dumps([[str(file.relative_to(address.path)), *_stat(file)] for file in files])
+        times = json.dumps([[str(file.relative_to(address.path)), *file_state(file)] for file in files])
         content, _, known_times = (recorded or "").partition("\n")
         content = content.partition(" ")[0] if times == known_times else _digest(address.path, files)
     except OSError as error:
@@ -88,7 +93,8 @@ def _digest(root: Path, files: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def _stat(file: Path) -> tuple[int, ...]:
+def file_state(file: Path) -> tuple[int, ...]:
+    """What differs once a file is written again: size, times of content and of status, inode."""
     found = file.stat()
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 

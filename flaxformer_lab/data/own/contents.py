@@ -138,11 +138,21 @@ def split_folders(address: Address, suffixes: Collection[str]) -> dict[str, Path
 
 
 def files_below(path: Path) -> list[Path]:
-    """The file, or all files of the folder and of those in it by name, but for hidden ones."""
+    """The file, or all files of the folder and of those in it by name, but for hidden ones.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
     if not path.is_dir():
         return [path]
+
+    def refuse(error: OSError) -> None:
+        raise error
+
     found = []
-    for folder, folders, files in os.walk(path, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    for folder, folders, files in os.walk(path, followlinks=True, onerror=refuse):
+        here = Path(folder).resolve()
+        above = {here, *here.parents}  # to which a link may lead back
+        folders[:] = [name for name in folders if not name.startswith(".") and Path(here, name).resolve() not in above]
         found += [Path(folder, name) for name in files if not name.startswith(".")]
     return sorted(found)
