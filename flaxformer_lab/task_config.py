@@ -179,6 +179,8 @@ class ForecastingConfig(TaskConfig):
         marks: give the tokens the hour, weekday, day and month.
         instance_norm: what each window loses at the start and gets back at the end: nothing; its `last` value; mean and
             standard deviation (`revin`), or these with a learned scale and shift for each channel (`affine`).
+        decomposition: sizes of moving averages, which are averaged and part every channel into season and trend, two
+            numbers a step; none leaves the channels as they are.
         embedding: the map from a token's numbers to model.width; `identity` needs equal numbers of both.
         head: reads the tokens side by side, their mean, or the last one; a variate's token is read by itself.
         individual: a head for each channel instead of one for all; for variates or independent channels.
@@ -201,6 +203,7 @@ class ForecastingConfig(TaskConfig):
     channels: Literal["mixed", "independent"] = "mixed"
     marks: bool = True
     instance_norm: Literal["off", "last", "revin", "affine"] = "off"
+    decomposition: tuple[AtLeastOne, ...] = ()
     embedding: Literal["dense", "identity"] = "dense"
     head: Literal["flat", "mean", "last"] = "flat"
     individual: bool = False

@@ -21,7 +21,7 @@ def series_patches(
         x = jnp.pad(x, ((0, 0), (0, stride), (0, 0)), mode="edge")
     # One slice for each step of a patch: a gather's gradient would be a scatter.
     steps = [x[:, first : first + stride * (count - 1) + 1 : stride] for first in range(length)]
-    return jnp.stack(steps, axis=2).reshape(len(x), count, -1)
+    return jnp.stack(steps, axis=2).reshape(x.shape[0], count, length * x.shape[2])
 
 
 def instance_statistics(

@@ -130,9 +130,10 @@ class Network(nnx.Module):
 
 def _one_per_sequence(keys: Key[Array, " batch"] | None, x: Tree) -> Key[Array, " sequences"] | None:
     """Keys for all sequences, where the embedding made several of an example."""
-    if keys is None or isinstance(x, dict) or len(x) == len(keys):
+    if keys is None or isinstance(x, dict) or x.shape[0] == keys.shape[0]:
         return keys
-    return jax.vmap(lambda key: jax.random.split(key, len(x) // len(keys)))(keys).reshape(-1)
+    each = x.shape[0] // keys.shape[0]
+    return jax.vmap(lambda key: jax.random.split(key, each))(keys).reshape(x.shape[0])
 
 
 def _take_token(x: Float[Array, "batch tokens width"], places: Int[Array, " batch"]) -> Float[Array, "batch width"]:

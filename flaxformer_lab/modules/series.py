@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from flaxformer_lab.functional.decomposition import decompose_series
 from flaxformer_lab.functional.products import einsum
 from flaxformer_lab.functional.series import instance_statistics, num_patches, series_patches
 from flaxformer_lab.modules.projection import PROJECTIONS, Dense, normal, ones, zeros
@@ -28,7 +29,8 @@ class Layout:
     """How a window becomes tokens.
 
     kind: `patch` (a patch of one step is a step) or `variate`. channels: of the series; targets: those that are
-    forecast. marks: features of the calendar that tokens have; 0 for none.
+    forecast. marks: features of the calendar that tokens have; 0 for none. kernel_sizes: of the moving averages that
+    part every channel into season and trend, two numbers a step; () for one.
     """
 
     kind: Literal["patch", "variate"]
@@ -40,6 +42,7 @@ class Layout:
     patch_length: int = 1
     patch_stride: int = 1
     padded: bool = False
+    kernel_sizes: tuple[int, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -51,9 +54,10 @@ class Layout:
     @property
     def features(self) -> int:
         """Numbers of one token."""
+        parts = 2 if self.kernel_sizes else 1
         if self.kind == "variate":
-            return self.lookback
-        return self.patch_length * ((1 if self.independent else self.channels) + self.marks)
+            return parts * self.lookback
+        return parts * self.patch_length * ((1 if self.independent else self.channels) + self.marks)
 
 
 class InstanceNorm(nnx.Module):
@@ -109,13 +113,16 @@ class SeriesEmbedding(nnx.Module):
         marks = inputs["marks"][:, : layout.lookback, : layout.marks].astype(jnp.float32)
         if layout.independent:
             series = series[..., np.array(layout.targets)]
-            channels = series.shape[-1]
-            series = jnp.swapaxes(series, 1, 2).reshape(-1, layout.lookback, 1)
-            marks = jnp.repeat(marks, channels, axis=0)
+            channels, batch = len(layout.targets), series.shape[0]
+            series = jnp.swapaxes(series, 1, 2).reshape(batch * channels, layout.lookback, 1)
+            marks = jnp.broadcast_to(marks[:, None], (batch, channels, *marks.shape[1:]))
+            marks = marks.reshape(batch * channels, *marks.shape[2:])
         rows = jnp.concatenate([series, marks], axis=-1)
+        parts = decompose_series(rows, layout.kernel_sizes) if layout.kernel_sizes else (rows,)
         if layout.kind == "variate":
-            tokens = jnp.swapaxes(rows, 1, 2)
+            tokens = jnp.swapaxes(jnp.concatenate(parts, axis=1), 1, 2)
         else:
+            rows = jnp.concatenate(parts, axis=2)
             tokens = series_patches(rows, layout.patch_length, layout.patch_stride, padded=layout.padded)
         return self.projection(tokens.astype(self._dtype))
 
@@ -155,7 +162,7 @@ class ForecastHead(nnx.Module):
     ):
         self._layout, self._pooling, self._horizon, self.norm = layout, pooling, horizon, norm
         variates, targets = layout.kind == "variate", len(layout.targets)
-        features = width * (layout.tokens if pooling == "flat" and not variates else 1)
+        self._features = features = width * (layout.tokens if pooling == "flat" and not variates else 1)
         self._by_channel = variates or layout.independent
         if individual:
             self.map = IndividualDense(targets, features, horizon, bias=bias, rngs=rngs)
@@ -166,17 +173,17 @@ class ForecastHead(nnx.Module):
     def __call__(
         self, x: Float[Array, "sequences tokens width"], inputs: Inputs
     ) -> Float[Array, "batch horizon targets"]:
-        layout, batch = self._layout, len(inputs["series"])
+        layout, batch = self._layout, inputs["series"].shape[0]
         if layout.kind == "variate":
             x = x[:, :1] if layout.independent else x[:, np.array(layout.targets)]
         else:
             x = self._pooled(x)
         if self._by_channel:
-            x = x.reshape(batch, len(layout.targets), -1)
-        y = self.map(x).reshape(batch, -1, self._horizon).astype(jnp.float32)
+            x = x.reshape(batch, len(layout.targets), self._features)
+        y = self.map(x).reshape(batch, len(layout.targets), self._horizon).astype(jnp.float32)
         return self.norm.inverse(jnp.swapaxes(y, 1, 2), inputs, layout.targets)
 
     def _pooled(self, x: Float[Array, "sequences tokens width"]) -> Float[Array, "sequences features"]:
         if self._pooling == "mean":
             return jnp.mean(x, axis=1)
-        return x[:, -1] if self._pooling == "last" else x.reshape(len(x), -1)
+        return x[:, -1] if self._pooling == "last" else x.reshape(x.shape[0], self._features)

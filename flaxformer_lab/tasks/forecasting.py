@@ -146,6 +146,7 @@ class Forecasting(Task):
             channels=len(self.metadata["channels"]),
             targets=self._targets,
             marks=len(self._mark_names) if config.marks else 0,
+            kernel_sizes=config.decomposition,
             **(patches if config.tokens == "patch" else {}),
         )
 

@@ -27,6 +27,7 @@ TPU = jax.sharding.AbstractMesh((), (), abstract_device=jax.sharding.AbstractDev
 TABLE = {"name": "tabular_classification"}
 IMAGES = {"name": "image_classification", "patch_size": 2}
 FACTS = {"num_symbols": 5, "image_shape": [4, 4, 1], "num_classes": 3}
+FACTS |= {"channels": ["a", "b", "c", "d", "e", "f"], "targets": [0, 2], "step": 3600}
 OWN_INPUTS = ("encoder_decoder",)  # two sequences: tests/training/test_contract.py
 
 
@@ -128,7 +129,10 @@ def any_number_of(tree):
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype), tree)
 
 
-ROOM = {"image_classification": {"patch_size": 2, "pooling": "class_token"}}
+ROOM = {
+    "image_classification": {"patch_size": 2, "pooling": "class_token"},
+    "forecasting": {"tokens": "patch", "channels": "independent", "instance_norm": "affine"},
+}
 
 
 @pytest.mark.parametrize("name", registry.names("task"))
@@ -136,7 +140,11 @@ def test_each_task(name):
     """What it takes: raw features where there are some, else the network's inputs."""
     config = registry.lookup("task", name).config()
     forward = forward_of({"depth": 0, "causal": config.causal is True}, {"name": name} | ROOM.get(name, {}))
-    expected = {"image_classification": ["image"], "tabular_classification": ["columns"]}.get(name, ["inputs"])
+    expected = {
+        "image_classification": ["image"],
+        "tabular_classification": ["columns"],
+        "forecasting": ["marks", "observed", "series"],
+    }.get(name, ["inputs"])
     assert list(forward.spec) == expected
     outputs = jax.eval_shape(lambda arrays: forward(**arrays), any_number_of(forward.spec))
     assert str(outputs.shape[0]) == "batch"

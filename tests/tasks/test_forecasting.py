@@ -370,6 +370,25 @@ def test_nlinear_is_a_linear_map_of_what_is_left_without_the_last_value(make, in
         np.testing.assert_allclose(found[..., place], expected, atol=1e-4)
 
 
+def test_dlinear_has_a_linear_map_of_the_season_and_one_of_the_trend(make):
+    """The knobs of DLinear (Zeng et al. 2023); the trend is a moving average with repeated edges."""
+    knobs = {"decomposition": (5,), "tokens": "variate", "embedding": "identity"}
+    task, params, forecast = built(make, dataclasses.replace(LINEAR, width=2 * LOOKBACK), marks=False, **knobs)
+    inputs = random_inputs(task)
+    kernel, bias = (np.asarray(params["head"]["map"][name]) for name in ("kernel", "bias"))
+    for channel in range(3):
+        series = inputs["series"][0, :, channel]
+        padded = np.concatenate([series[:1].repeat(2), series, series[-1:].repeat(2)])
+        trend = np.array([padded[step : step + 5].mean() for step in range(LOOKBACK)])
+        expected = (series - trend) @ kernel[:LOOKBACK] + trend @ kernel[LOOKBACK:] + bias
+        np.testing.assert_allclose(forecast(inputs)[0, :, channel], expected, atol=1e-4)
+
+
+def test_patches_of_season_and_trend_have_twice_the_numbers(make):
+    task, _, forecast = built(make, SMALL, decomposition=(3, 7), **LAYOUTS["patch"])
+    assert task.layout.features == 5 * 2 * (3 + 3) and forecast(random_inputs(task)).shape == (2, HORIZON, 3)
+
+
 @pytest.mark.parametrize("head", ["flat", "mean", "last"])
 def test_the_head_reads_the_tokens_that_it_should(make, head):
     """Of steps without a body: all of them each with its own weight, all alike, or the last one alone."""
