@@ -623,7 +623,10 @@ CONTRADICTIONS = {
     **{
         f"a window of {kind} attention": (
             {"model.attention.window": 5, "model.attention.kind": kind},
-            [f"model.attention.window=5 with model.attention.kind={kind}", "none or choose softmax, mean or static"],
+            [
+                f"model.attention.window=5 with model.attention.kind={kind}",
+                "none or choose softmax, mean, static or random",
+            ],
         )
         for kind in ("linear", "lightning", "channel")
     },
@@ -657,7 +660,7 @@ CONTRADICTIONS = {
             "model.attention.kind=channel",
             "cannot be causal",
             "set model.causal=false",
-            "softmax, linear, lightning, mean or static",
+            "softmax, linear, lightning, mean, static or random",
         ],
     ),
     "rotary and odd heads": (
