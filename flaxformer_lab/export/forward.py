@@ -17,7 +17,7 @@ Spec = dict[str, Any]  # shapes and types of arrays by name; the first axis is t
 
 @dataclass(frozen=True)
 class Forward:
-    """Preprocessing, network and head: forward(**arrays) -> outputs, with arrays as `spec` names them.
+    """What `Run.predict` does: forward(**arrays) -> predictions, with arrays as `spec` names them.
 
     They are the stored features of examples where the task prepares those on the device (`Task.raw_spec`), else the
     network's inputs.
@@ -48,7 +48,7 @@ class Forward:
             inputs = task.preprocess({name: arrays[name] for name in raw})
         valid = jax.tree.unflatten(jax.tree.structure(self.valid), [arrays[name] for name in _by_mask(self.valid)])
         variables = jax.tree.map(jnp.asarray, (self.params, self.model_state))
-        return network.apply(*variables, inputs, valid=valid)[0]
+        return task.predictions_of(network.apply(*variables, inputs, valid=valid)[0])
 
     def arrays_of(self, stored: dict[str, Array], prepared: dict[str, Any]) -> dict[str, Array]:
         """The arguments for examples of the task, as they are stored and as they are prepared."""

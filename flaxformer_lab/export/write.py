@@ -25,7 +25,8 @@ from flaxformer_lab.training.folder import write_atomic
 from flaxformer_lab.training.state import State
 
 SPLIT = "validation"
-TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}  # of a difference, in units of the largest output where that exceeds 1
+# Of a difference, times the largest output; outputs without units, like logits, count as 1 at least.
+TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
 
 
 class Parity(NamedTuple):
@@ -103,31 +104,35 @@ def _format(name: str, path: Path) -> Format:
 
 
 def _compare(forward: Forward, function: Callable[..., Tree], stored: Batch, prepared: Batch) -> tuple[Tree, Parity]:
-    """Outputs of the file for all examples, and how they compare with those of the run."""
-    experiment, apply = forward.experiment, forward.experiment.network.apply
-    variables, number = (forward.params, forward.model_state), len(stored["example_weight"])
-    figures = jax.jit(experiment.task.loss_and_metrics)
-    run = jax.jit(lambda variables, batch: apply(*variables, batch["inputs"], valid=batch.get("valid"))[0])
+    """Predictions of the file for all examples, and how they compare with those of the run."""
+    experiment, apply, number = forward.experiment, forward.experiment.network.apply, len(stored["example_weight"])
+    task, model, variables = experiment.task, experiment.config.model, (forward.params, forward.model_state)
+    everything = forward.arrays_of(stored, prepared)
 
-    def evaluate(outputs_of: Callable[[dict[str, Array], Batch], Tree]) -> tuple[Tree, dict[str, float]]:
-        outputs, states = [], []
+    @jax.jit
+    def run(variables: Tree, batch: Batch) -> Tree:
+        return task.predictions_of(apply(*variables, batch["inputs"], valid=batch.get("valid"))[0])
+
+    figures = jax.jit(lambda predictions, batch: task.loss_and_metrics(task.outputs_of(predictions), batch))
+
+    def evaluate(predict: Callable[[dict[str, Array], Batch], Tree]) -> tuple[Tree, dict[str, float]]:
+        found, states = [], []
         for rows in (slice(0, 1), slice(1, number))[:number]:
             arrays, batch = jax.tree.map(lambda leaf, rows=rows: leaf[rows], (everything, prepared))
-            outputs.append(jax.device_get(outputs_of(arrays, batch)))
-            states.append(jax.device_get(figures(outputs[-1], batch)))
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *outputs), metrics.compute(states)
+            found.append(jax.device_get(predict(arrays, batch)))
+            states.append(jax.device_get(figures(found[-1], batch)))
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *found), metrics.compute(states)
 
-    everything = forward.arrays_of(stored, prepared)
     of_file, metrics_of_file = evaluate(lambda arrays, batch: function(**arrays))
     of_run, metrics_of_run = evaluate(lambda arrays, batch: run(variables, batch))
     differences = jax.tree.map(lambda one, other: np.max(np.abs(one - other)), of_file, of_run)
-    largest = np.max([np.max(np.abs(leaf)) for leaf in jax.tree.leaves(of_run)])
-    model = experiment.config.model
+    largest = float(np.max([np.max(np.abs(leaf)) for leaf in jax.tree.leaves(of_run)]))
+    has_units = task.outputs_of(of_run) is not of_run
     exact = model.dtype == "float32" and model.precision == "highest"
     parity = Parity(
         examples=number,
         largest_difference=float(np.max(jax.tree.leaves(differences))),
-        tolerance=TOLERANCE["float32" if exact else "bfloat16"] * max(1.0, float(largest)),
+        tolerance=TOLERANCE["float32" if exact else "bfloat16"] * (largest if has_units else max(1.0, largest)),
         metrics=metrics_of_file,
         metrics_of_run=metrics_of_run,
     )

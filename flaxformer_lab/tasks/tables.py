@@ -330,6 +330,9 @@ class TabularRegression(Tabular):
     def predictions_of(self, outputs: Float[Array, "batch 1"]) -> Float[Array, " batch"]:
         return outputs[:, 0] * self.metadata["target_spread"] + self.metadata["target_mean"]
 
+    def outputs_of(self, predictions: Float[Array, " batch"]) -> Float[Array, "batch 1"]:
+        return ((predictions - self.metadata["target_mean"]) / self.metadata["target_spread"])[:, None]
+
     def loss_and_metrics(self, outputs: Float[Array, "batch 1"], batch: Batch) -> Metrics:
         targets, weights = batch["targets"], batch["loss_weights"]
         spread = jnp.float32(self.metadata["target_spread"])

@@ -119,6 +119,10 @@ class Task(abc.ABC):
         """The network's outputs in the units of the data; as they are where they have none."""
         return outputs
 
+    def outputs_of(self, predictions: Any) -> Any:
+        """The network's outputs, from which the metrics are, of predictions: undoes `predictions_of`."""
+        return predictions
+
     def bound(self, config: ModelConfig) -> Bound | None:
         """What theory says that no model of this config can exceed; None where it says nothing."""
         del config

@@ -20,14 +20,15 @@ from flaxformer_lab.export.forward import Forward
 from flaxformer_lab.functional import lightning, softmax_attention
 from flaxformer_lab.functional.platform import portable_forms, target_platform
 from flaxformer_lab.model_config import AttentionConfig, FeedForwardConfig, NormConfig, TransformerConfig
+from flaxformer_lab.task_config import ForecastingConfig
 from flaxformer_lab.training.experiment import make_experiment
 
 TOKENS = 6
 TPU = jax.sharding.AbstractMesh((), (), abstract_device=jax.sharding.AbstractDevice("TPU v5 lite", 1, "tpu"))
 TABLE = {"name": "tabular_classification"}
 IMAGES = {"name": "image_classification", "patch_size": 2}
-FACTS = {"num_symbols": 5, "image_shape": [4, 4, 1], "num_classes": 3}
-FACTS |= {"channels": ["a", "b", "c", "d", "e", "f"], "targets": [0, 2], "step": 3600}
+FACTS = {"num_symbols": 5, "image_shape": [4, 4, 1], "num_classes": 3, "target_mean": 0.0, "target_spread": 1.0}
+SERIES = {"channels": list("abcdef"), "seasonal_error": [1.0] * 6, "targets": [0], "step": 3600, "season": 24}
 OWN_INPUTS = ("encoder_decoder",)  # two sequences: tests/training/test_contract.py
 
 
@@ -101,7 +102,7 @@ def forward_of(model=None, task=None, *, masked=False, tokens=TOKENS):
     model = {"width": 8} | (model or {})
     if is_transformer(model):
         model = {"depth": 1, "attention": {"num_heads": 2}} | model
-    facts = FACTS | {"mean": [0.0] * tokens, "spread": [1.0] * tokens}
+    facts = FACTS | SERIES | {"mean": [0.0] * tokens, "spread": [1.0] * tokens}
     experiment = make_experiment(parse_config({"task": task or TABLE, "model": model}), facts)
     variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), experiment.network.shapes)
     mask = jax.ShapeDtypeStruct((1, TOKENS), bool) if masked else None
@@ -129,23 +130,28 @@ def any_number_of(tree):
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype), tree)
 
 
-ROOM = {
-    "image_classification": {"patch_size": 2, "pooling": "class_token"},
-    "forecasting": {"tokens": "patch", "channels": "independent", "instance_norm": "affine"},
-}
+ROOM = {"image_classification": {"patch_size": 2, "pooling": "class_token"}}
+RAW = {"image_classification": ["image"], "tabular_classification": ["columns"], "tabular_regression": ["columns"]}
 
 
-@pytest.mark.parametrize("name", registry.names("task"))
-def test_each_task(name):
+FORECASTS = [
+    {"name": "forecasting", "tokens": tokens, "channels": channels, "instance_norm": "affine", "decomposition": [3]}
+    for tokens in choices(ForecastingConfig, "tokens")
+    for channels in choices(ForecastingConfig, "channels")
+    if (tokens, channels) != ("variate", "independent")
+]
+
+
+@pytest.mark.parametrize("task", [*({"name": name} for name in registry.names("task")), *FORECASTS], ids=name_of)
+def test_each_task(task):
     """What it takes: raw features where there are some, else the network's inputs."""
+    name = task["name"]
     config = registry.lookup("task", name).config()
-    forward = forward_of({"depth": 0, "causal": config.causal is True}, {"name": name} | ROOM.get(name, {}))
-    expected = {
-        "image_classification": ["image"],
-        "tabular_classification": ["columns"],
-        "forecasting": ["marks", "observed", "series"],
-    }.get(name, ["inputs"])
-    assert list(forward.spec) == expected
+    forward = forward_of({"depth": 0, "causal": config.causal is True}, task | ROOM.get(name, {}))
+    if name in RAW:
+        assert list(forward.spec) == RAW[name]
+    else:
+        assert jax.tree.leaves(forward.spec) == jax.tree.leaves(forward.experiment.task.input_spec(1))
     outputs = jax.eval_shape(lambda arrays: forward(**arrays), any_number_of(forward.spec))
     assert str(outputs.shape[0]) == "batch"
 

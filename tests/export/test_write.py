@@ -1,5 +1,6 @@
 """Files of each format: what they compute, what they say of themselves, and what is refused."""
 
+import csv
 import dataclasses
 import hashlib
 import json
@@ -15,6 +16,7 @@ from safetensors.numpy import save_file
 
 import flaxformer_lab
 from flaxformer_lab.config import parse_config
+from flaxformer_lab.data.own.schema import Schema, table_of
 from flaxformer_lab.errors import ConfigError, RunError
 from flaxformer_lab.export import formats
 from flaxformer_lab.export.formats import FORMATS, load_exported
@@ -120,16 +122,22 @@ def test_weights_have_their_names_and_start_another_run(digits, files):
     np.testing.assert_array_equal(initial.values["head.kernel"], digits.params["head"]["kernel"])
 
 
-def test_columns_are_standardised_inside_and_missing_values_filled(decoded_once, tmp_path):
-    run = fresh({"task": {"name": "tabular_classification", "dataset": "lab_wine", "missing": "mean"}, "model": SMALL})
-    exported = run.export(tmp_path / "wine.stablehlo")
-    rows = run.task.examples("test").load()["columns"][:4]
-    rows[1, 2] = np.nan
-    outputs = exported.predict(rows)
-    np.testing.assert_allclose(outputs, run.predict(rows), rtol=0, atol=1e-5)
-    rows[1, 2] = run.task.metadata["mean"][2]
-    np.testing.assert_allclose(outputs, run.predict(rows), rtol=0, atol=1e-5)
-    assert exported.description["inputs"][0]["name"] == "columns" and len(exported.description["classes"]) == 3
+def test_a_table_goes_in_as_numbers_and_levels_and_predictions_have_their_units(tmp_path):
+    """Scaled, filled and marked as missing inside; the description has the levels of each category."""
+    houses = Path(__file__).parents[2] / "examples" / "houses.csv"
+    task = {"name": "tabular_regression", "dataset": f"csv:{houses}?target=price&drop=energy", "missing": "indicator"}
+    run = fresh({"task": task, "model": SMALL})
+    exported = run.export(tmp_path / "houses.stablehlo", examples=4)
+    with houses.open() as file:
+        rows = list(csv.DictReader(file))[:3]
+    columns, categories = Schema.from_json(exported.description["metadata"]["table"]).encode(table_of(rows))
+    assert np.isnan(columns).sum() == 1 and categories.shape[1] > 1
+    prices = exported.predict({"columns": columns, "categories": categories})
+    np.testing.assert_allclose(prices, run.predict(rows), rtol=1e-5)
+    assert prices.shape == (3,) and np.mean(prices) > 10_000
+    parity = exported.description["parity"]
+    assert parity["metrics"] == pytest.approx(parity["metrics_of_run"], rel=1e-4)
+    assert 0.01 < parity["tolerance"] < 100
 
 
 SMALL = {"width": 8, "depth": 0}
