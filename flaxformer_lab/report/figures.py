@@ -29,6 +29,8 @@ Limits = tuple[Number, Number]
 HUGE = 1e100  # larger values are drawn at the edge of the axis
 LETTER = 6.4  # width in pixels of a letter of the figures' small type, in a wide typeface
 LABEL_WIDTH, LABEL_HEIGHT = 13, 10  # of a variant's number
+ALL_AROUND = (0, 2, -2, 4, -4, 6, -6, 8, 1, -1, 3, -3, 5, -5, 7, -7)
+TO_THE_RIGHT = (0, 2, -2, 1, -1, 3, -3, 4, -4)
 SIDES = {"yes": "better", "no": "worse", "open": "level"}  # of a threshold: the colour of an interval
 
 
@@ -118,9 +120,9 @@ def all_curves(scores: Sequence[Score], baseline: str, *, against_flops: bool) -
     axes = _chart_axes(metric, label, [value for _, (_, _, median) in shown for value in median])
     low, high = (pick(pick(x) for _, (_, x, _) in shown) if shown else 1.0 for pick in (min, max))
     if against_flops:
-        _set_logarithmic(axes, max(low / 1.25, 1.0), min(max(1.5 * high, 10.0), HUGE))
+        _set_logarithmic(axes, max(low / 1.25, 1.0), min(max(2.0 * high, 10.0), HUGE))
     else:
-        axes.set_xlim(0, 1.1 * high)
+        axes.set_xlim(0, 1.25 * high)
         axes.xaxis.set_major_locator(MaxNLocator(5))
     for _, (score, x, median) in reversed(shown):  # the baseline, which is the first, above the others
         is_baseline = score.variant == baseline
@@ -129,7 +131,7 @@ def all_curves(scores: Sequence[Score], baseline: str, *, against_flops: bool) -
         annotate(line, "curve", with_minus_signs(_describe_line(score, x, median)))
     if shown:
         ends = [(x[-1], np.clip(median[-1], *axes.get_ylim())) for _, (_, x, median) in shown]
-        _draw_numbers(axes, [number for number, _ in shown], axes.transData.transform(ends))
+        _draw_numbers(axes, [number for number, _ in shown], axes.transData.transform(ends), TO_THE_RIGHT)
     every = "; ".join(_describe_line(*curve) for _, curve in curves)
     return as_svg(axes.get_figure(), with_minus_signs(f"Validation {format_label(metric)} against {label}: {every}"))
 
@@ -337,10 +339,13 @@ def _draw_points(
     _draw_numbers(axes, [number for number, *_ in points], pixels)
 
 
-def _draw_numbers(axes: Axes, numbers: Sequence[int], points: Float[np.ndarray, "points 2"]) -> None:
+def _draw_numbers(
+    axes: Axes, numbers: Sequence[int], points: Float[np.ndarray, "points 2"], angles: Sequence[int] = ALL_AROUND
+) -> None:
     """The variant's number beside each point, in pixels; with a line to it where there was no room."""
     in_pixels = {"xycoords": "figure pixels", "textcoords": "figure pixels"}
-    for number, place, label_place in zip(numbers, points, label_places(points, axes.bbox.padded(4)), strict=True):
+    places = label_places(points, axes.bbox.padded(4), angles)
+    for number, place, label_place in zip(numbers, points, places, strict=True):
         is_far = np.linalg.norm(label_place - place) > 16
         line = {"arrowstyle": "-", "color": COLOURS["level"], "linewidth": 0.7} if is_far else None
         looks = {"ha": "center", "va": "center", "color": COLOURS["ink"], "arrowprops": line}
@@ -364,12 +369,17 @@ def _set_logarithmic(axes: Axes, low: Number, high: Number) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-def label_places(points: Float[np.ndarray, "points 2"], box: BboxBase) -> Float[np.ndarray, "points 2"]:
-    """Where the label of each point is centred: inside the box, near the point, over no other label or point."""
+def label_places(
+    points: Float[np.ndarray, "points 2"], box: BboxBase, angles: Sequence[int] = ALL_AROUND
+) -> Float[np.ndarray, "points 2"]:
+    """Where the label of each point is centred: inside the box, near the point, over no other label or point.
+
+    angles: the directions in which it may lie, in eighths of a half turn, the best first.
+    """
     offsets = [
         radius * np.array([1.2 * math.cos(angle * math.pi / 8), math.sin(angle * math.pi / 8)])
         for radius in (12, 19, 28, 38, 49, 61, 75)
-        for angle in (0, 2, -2, 4, -4, 6, -6, 8, 1, -1, 3, -3, 5, -5, 7, -7)
+        for angle in angles
     ]
     taken = list(points)
     for point in points:
