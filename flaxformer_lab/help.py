@@ -67,7 +67,8 @@ def _flags(main: Main, config: type | None) -> Iterator[str]:
     for flag in sorted({f.name: f for name in own for f in by_module.get(name, [])}.values(), key=lambda f: f.name):
         if flag.name == "print_config" and config is None:
             continue
-        default = "" if flag.default in (None, [], False) else f" Default: {flag.default_unparsed}."
+        default = ",".join(flag.default) if isinstance(flag.default, list) else flag.default_unparsed
+        default = "" if flag.default in (None, [], False) else f" Default: {default}."
         meaning = (flag.help or "").partition(";\n    repeat this option")[0]  # which absl adds
         yield from _wrapped(f"--{flag.name}", f"{meaning}{default}")
     yield from _wrapped("--version", "Print the versions, and end.")

@@ -19,7 +19,7 @@ import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from tensorboardX import SummaryWriter
 
@@ -34,6 +34,7 @@ Metrics = Mapping[str, float]
 Entry = tuple[int, str, Metrics]  # step, split, metrics
 
 
+@runtime_checkable
 class Logger(Protocol):
     """Gets the values of a run as they are computed."""
 
@@ -245,7 +246,7 @@ EXTRAS = ("wandb", "mlflow")  # which need a package of their name, and may wait
 DEFAULT_LOGGERS = ("tensorboard",)
 
 
-def check_loggers(loggers: Sequence[str | Logger | Callback], callbacks: Sequence[Logger | Callback] = ()) -> None:
+def check_loggers(loggers: Sequence[Any], callbacks: Sequence[Any] = ()) -> None:
     """Raises ConfigError for an unknown name, a package that is not installed, and what cannot be written to."""
     for each in loggers:
         if isinstance(each, str):
@@ -306,8 +307,10 @@ class Loggers:
             _write_of(callback)(step, split, metrics)
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        # A second Ctrl-C ends a run at once. An ablation has not had a first one, and a next one ends the waiting.
+        at_once = kind is KeyboardInterrupt and not self._destination.is_ablation
         for each in self._open:
-            each.close(0.0 if kind is KeyboardInterrupt else CLOSE_S)
+            each.close(0.0 if at_once else CLOSE_S)
 
 
 def _write_of(given: Logger | Callback) -> Callback:

@@ -22,7 +22,7 @@ from flaxformer_lab.errors import NonFiniteError, RunError
 from flaxformer_lab.functional.metrics import Metrics, compute_by_step
 from flaxformer_lab.training.experiment import Experiment
 from flaxformer_lab.training.folder import RunFolder, write_atomic
-from flaxformer_lab.training.loggers import Entry, Loggers
+from flaxformer_lab.training.loggers import Entry, Logger
 
 PATIENCE_S = 2.0  # what takes longer is shown
 
@@ -34,7 +34,14 @@ class MetricsLog:
     processes `writes`. What cannot be written to metrics.jsonl is a RunError.
     """
 
-    def __init__(self, metrics: Path, loggers: Loggers | None = None, *, resumed_step: int, writes: bool = True):
+    def __init__(
+        self,
+        metrics: Path,
+        loggers: contextlib.AbstractContextManager[Logger] | None = None,
+        *,
+        resumed_step: int,
+        writes: bool = True,
+    ):
         self._path, self._closing = metrics, contextlib.ExitStack()
         with self._explained():
             self._there = _drop_after(metrics, resumed_step) if writes else set()

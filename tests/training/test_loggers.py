@@ -16,7 +16,7 @@ from flaxformer_lab.training.loggers import Destination, Loggers, ReplicaSplit, 
 ENTRIES = [
     (2, "train", {"loss": 1.5}),
     (2, "validation", {"loss": 0.1 + 0.2, "accuracy": 0.5}),
-    (4, "test", {"loss": 2}),
+    (4, "test", {"loss": 2.0}),
 ]
 REPLICAS = [
     (step, ReplicaSplit("near", variant, 0.01, seed, "validation"), {"r2": step / 8 + seed})
@@ -81,7 +81,7 @@ def test_a_row_of_csv_is_a_value(write, tmp_path):
         ["2", "train", "loss", "1.5"],
         ["2", "validation", "loss", "0.30000000000000004"],
         ["2", "validation", "accuracy", "0.5"],
-        ["4", "test", "loss", "2"],
+        ["4", "test", "loss", "2.0"],
     ]
 
 
@@ -261,7 +261,7 @@ def test_wandb_has_one_run_for_a_folder_and_no_step_twice(write, tmp_path, monke
     assert run.history == [
         (2, {"train/loss": 1.5}),
         (2, {"validation/loss": 0.1 + 0.2, "validation/accuracy": 0.5}),
-        (4, {"test/loss": 2}),
+        (4, {"test/loss": 2.0}),
         (6, {"train/loss": 1.0}),
     ]
     assert run.options["config"] == {"model": {"width": 8}} and run.options["dir"] == tmp_path and run.finished == 2
@@ -336,14 +336,14 @@ def test_mlflow_has_one_run_for_a_folder_and_no_step_twice(write, tmp_path, mlfl
     check_loggers(["mlflow"])
     config = {"seed": 0, "model": {str(number): number for number in range(150)}}
     write(["mlflow"], config=config)
-    write(["mlflow"], [(4, "test", {"loss": 2}), (6, "train", {"loss": 1.0})], config=config, resumed_step=2)
+    write(["mlflow"], [(4, "test", {"loss": 2.0}), (6, "train", {"loss": 1.0})], config=config, resumed_step=2)
     (run,) = mlflow.runs.values()
     assert mlflow.uri == f"sqlite:///{tmp_path}/mlflow.db" and run.status == "FINISHED" and run.name == tmp_path.name
     assert [(each.step, each.key, each.value) for each in run.metrics] == [
         (2, "train/loss", 1.5),
         (2, "validation/loss", 0.1 + 0.2),
         (2, "validation/accuracy", 0.5),
-        (4, "test/loss", 2),
+        (4, "test/loss", 2.0),
         (6, "train/loss", 1.0),
     ]
     assert (
@@ -389,7 +389,7 @@ def test_mlflow_in_a_file(write, tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     check_loggers(["mlflow"])
     write(["mlflow"])
-    write(["mlflow"], [(4, "test", {"loss": 2}), (6, "train", {"loss": 1.0})], resumed_step=2)
+    write(["mlflow"], [(4, "test", {"loss": 2.0}), (6, "train", {"loss": 1.0})], resumed_step=2)
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("flaxformer_lab").experiment_id])
     assert run.data.params == {"model.width": "8"} and run.info.status == "FINISHED"
