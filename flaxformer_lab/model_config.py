@@ -394,6 +394,8 @@ class ConvolutionConfig(ModelConfig):
         name: along the sequence (`cnn_1d`), or over an image's grid of patches (`cnn_2d`).
         depth: number of blocks, each of two convolutions.
         kernel_size: tokens (or rows and columns) that one convolution sees.
+        dilation: in each block these tokens are so many times as far apart as in the block before; 2 makes a temporal
+            convolutional network (Bai et al. 2018).
         activation: between the two convolutions of a block.
     """
 
@@ -401,6 +403,7 @@ class ConvolutionConfig(ModelConfig):
     width: AtLeastOne = 64
     depth: Depth = 4
     kernel_size: AtLeastOne = 3
+    dilation: AtLeastOne = 1
     activation: Activation = "gelu"
     norm: NormConfig = field(default_factory=NormConfig)
     bias: bool = True
@@ -412,7 +415,8 @@ class ConvolutionConfig(ModelConfig):
     def reach(self) -> int:
         """How many tokens back an input can still be seen; rows up and columns left in 2d."""
         # Two convolutions a block.
-        return 2 * self.depth * (self.kernel_size - 1 if self.causal else self.kernel_size // 2)
+        apart = sum(self.dilation**layer for layer in range(self.depth))
+        return 2 * apart * (self.kernel_size - 1 if self.causal else self.kernel_size // 2)
 
     def rules(self) -> None:
         """Raises ConfigError when knobs contradict one another."""
@@ -420,6 +424,11 @@ class ConvolutionConfig(ModelConfig):
             raise ConfigError(
                 "model.causal=true with model.name=cnn_2d: a grid of patches has no before and after; "
                 "set model.causal=false or model.name=cnn_1d"
+            )
+        if self.dilation > 1 and self.name == "cnn_2d":
+            raise ConfigError(
+                f"model.dilation={self.dilation} with model.name=cnn_2d: only a sequence is dilated; set "
+                "model.dilation=1 or model.name=cnn_1d"
             )
 
 

@@ -740,6 +740,10 @@ CONTRADICTIONS = {
             "set model.causal=false or model.name=cnn_1d",
         ],
     ),
+    "grid with dilation": (
+        {"model.name": "cnn_2d", "model.dilation": 2},
+        ["model.dilation=2 with model.name=cnn_2d", "only a sequence is dilated", "set model.dilation=1"],
+    ),
     "grid for a probe": (
         {"task.name": "delay", "model.name": "cnn_2d"},
         ["model.name=cnn_2d needs a grid of patches, which task.name=delay has not", "set model.name=cnn_1d"],

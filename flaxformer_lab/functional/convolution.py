@@ -5,16 +5,16 @@ from jaxtyping import Array, Float
 
 
 def neighbourhood_1d(
-    x: Float[Array, "batch tokens features"], kernel_size: int, *, causal: bool
+    x: Float[Array, "batch tokens features"], kernel_size: int, *, causal: bool, dilation: int = 1
 ) -> Float[Array, "batch tokens {kernel_size}*features"]:
-    """Each token's neighbours concatenated, with zeros beyond the ends.
+    """Each token's neighbours concatenated, with zeros beyond the ends; they are `dilation` tokens apart.
 
     The window is centred (an even one reaches one further back), or ends at the token with `causal`.
     """
     before = kernel_size - 1 if causal else kernel_size // 2
-    padded = jnp.pad(x, ((0, 0), (before, kernel_size - 1 - before), (0, 0)))
-    tokens = x.shape[1]
-    return jnp.concatenate([padded[:, start : start + tokens] for start in range(kernel_size)], axis=-1)
+    padded = jnp.pad(x, ((0, 0), (before * dilation, (kernel_size - 1 - before) * dilation), (0, 0)))
+    starts, tokens = range(0, kernel_size * dilation, dilation), x.shape[1]
+    return jnp.concatenate([padded[:, start : start + tokens] for start in starts], axis=-1)
 
 
 def neighbourhood_2d(

@@ -19,15 +19,16 @@ TokenVectors = Float[Array, "batch tokens width"]
 class Convolution(nnx.Module):
     """A weighted sum of each token's neighbourhood; tokens that are padding count as zeros."""
 
-    def __init__(self, config: ConvolutionConfig, *, grid: tuple[int, ...], rngs: Rngs):
-        self._config, self._grid = config, grid
+    def __init__(self, config: ConvolutionConfig, *, grid: tuple[int, ...], dilation: int = 1, rngs: Rngs):
+        self._config, self._grid, self._dilation = config, grid, dilation
         window = config.kernel_size ** (2 if config.name == "cnn_2d" else 1)
         self.map = Dense(window * config.width, config.width, axes=(None, "width"), bias=config.bias, rngs=rngs)
 
     def __call__(self, x: TokenVectors, valid: Bool[Array, "batch tokens"] | None) -> TokenVectors:
         x = x if valid is None else x * valid[:, :, None].astype(x.dtype)
         if self._config.name == "cnn_1d":
-            return self.map(neighbourhood_1d(x, self._config.kernel_size, causal=self._config.causal))
+            options = {"causal": self._config.causal, "dilation": self._dilation}
+            return self.map(neighbourhood_1d(x, self._config.kernel_size, **options))
         image = x.reshape(x.shape[0], *self._grid, x.shape[2])
         return self.map(neighbourhood_2d(image, self._config.kernel_size)).reshape(x.shape)
 
@@ -35,11 +36,12 @@ class Convolution(nnx.Module):
 class ConvolutionBlock(nnx.Module):
     """x + conv(activation(conv(norm(x)))), a residual block with its norm first (He et al. 2016)."""
 
-    def __init__(self, config: ConvolutionConfig, *, grid: tuple[int, ...], rngs: Rngs):
+    def __init__(self, config: ConvolutionConfig, *, layer: int, grid: tuple[int, ...], rngs: Rngs):
+        options = {"grid": grid, "dilation": config.dilation**layer, "rngs": rngs}
         self._activation = ACTIVATIONS[config.activation]
         self.norm = make_norm(config)
-        self.first = Convolution(config, grid=grid, rngs=rngs)
-        self.second = Convolution(config, grid=grid, rngs=rngs)
+        self.first = Convolution(config, **options)
+        self.second = Convolution(config, **options)
 
     def __call__(self, x: TokenVectors, valid: Bool[Array, "batch tokens"] | None) -> TokenVectors:
         y = self.norm(x, valid) if self.norm else x
@@ -65,7 +67,8 @@ class ConvolutionalNetwork(nnx.Module):
     """Blocks, and a final norm."""
 
     def __init__(self, config: ConvolutionConfig, *, grid: tuple[int, ...], rngs: Rngs):
-        self.blocks = nnx.List([ConvolutionBlock(config, grid=grid, rngs=rngs) for _ in range(config.depth)])
+        options = {"grid": grid, "rngs": rngs}
+        self.blocks = nnx.List([ConvolutionBlock(config, layer=layer, **options) for layer in range(config.depth)])
         self.norm = make_norm(config)
 
     def __call__(

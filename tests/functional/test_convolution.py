@@ -28,6 +28,14 @@ def test_a_kernel_over_neighbourhoods_is_a_correlation(size, causal):
             np.testing.assert_allclose(result[:, out], full[start : start + 6], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("causal", "places"), [(True, [-4, -2, 0]), (False, [-2, 0, 2])])
+def test_a_dilated_neighbourhood_leaves_tokens_out(causal, places):
+    windows = neighbourhood_1d(jnp.asarray(SEQUENCES, jnp.float32), 3, causal=causal, dilation=2)
+    padded = np.pad(SEQUENCES, ((0, 0), (4, 4), (0, 0)))
+    expected = np.concatenate([padded[:, 4 + place : 10 + place] for place in places], axis=-1)
+    np.testing.assert_array_equal(windows, expected.astype(np.float32))
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_a_kernel_over_square_neighbourhoods_is_a_correlation(size):
     kernel = GENERATOR.normal(size=(size, size, 3, 2))

@@ -195,24 +195,28 @@ SQUARE = np.random.default_rng(1).normal(size=(1, 49, WIDTH)).astype(np.float32)
 
 
 @pytest.mark.parametrize(
-    ("kernel_size", "depth", "causal"),
+    ("kernel_size", "depth", "causal", "dilation"),
     [
-        (1, 2, False),
-        (2, 1, False),
-        (3, 1, False),
-        (3, 2, False),
-        (5, 1, False),
-        (1, 2, True),
-        (3, 1, True),
-        (4, 1, True),
+        (1, 2, False, 1),
+        (2, 1, False, 1),
+        (3, 1, False, 1),
+        (3, 2, False, 1),
+        (5, 1, False, 1),
+        (1, 2, True, 1),
+        (3, 1, True, 1),
+        (4, 1, True, 1),
+        (3, 2, False, 2),
+        (2, 2, True, 2),
     ],
 )
-def test_the_reach_of_a_convolution_is_the_one_that_its_config_says(body, kernel_size, depth, causal):
+def test_the_reach_of_a_convolution_is_the_one_that_its_config_says(body, kernel_size, depth, causal, dilation):
     knobs = {"name": "cnn_1d", "kernel_size": kernel_size, "depth": depth, "causal": causal, "activation": "tanh"}
+    knobs["dilation"] = dilation
     jacobian = by_tokens(body(knobs, (13,)).jacobian(LINE))
     expected = parse_config({"model": knobs}).model.reach
     distance = np.subtract.outer(np.arange(13), np.arange(13))  # how far s is before t
-    ahead = 0 if causal else 2 * depth * ((kernel_size - 1) // 2)
+    apart = sum(dilation**block for block in range(depth))
+    ahead = 0 if causal else 2 * apart * ((kernel_size - 1) // 2)
     seen = (-ahead <= distance) & (distance <= expected)
     assert np.all(jacobian[~seen] == 0)
     assert np.all(jacobian[seen] > 0)
