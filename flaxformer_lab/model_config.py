@@ -62,7 +62,8 @@ class AttentionConfig:
         wavelet_order: coefficients of a token and channel of `wavelet`.
         wavelet_channels: of `wavelet`.
         mix_axes: for `probsparse` and `frequency`, whose papers' code merges heads with tokens and features in another
-            order than it splits them (Informer's flag `mix`; FEDformer always).
+            order than it splits them (Informer's flag `mix`, in the decoder alone; FEDformer always).
+        residual_scores: for `softmax`: each block adds its scores to those of the block before (RealFormer, PatchTST).
     """
 
     kind: AttentionKind = "softmax"
@@ -85,6 +86,7 @@ class AttentionConfig:
     wavelet_order: AtLeastOne = 8
     wavelet_channels: AtLeastOne = 8
     mix_axes: bool = False
+    residual_scores: bool = False
 
     @property
     def kind_of_cross(self) -> str:
@@ -122,12 +124,20 @@ class NormConfig:
         kind: over a token's features, or of each feature over the batch (`batchnorm`). `srmsnorm` is RMSNorm without
             parameters; `off` removes the norms.
         placement: `pre` normalises the input of attention and FFN, `post` the sum after the skip connection.
+        outer: where one more norm stands: before the first block (`start`), after the last (`end`), nowhere (`off`), or
+            by `auto` at the end with `pre` and at the start with `post`.
         epsilon: added to the variance or to the mean square.
     """
 
     kind: Literal["layernorm", "rmsnorm", "srmsnorm", "batchnorm", "off"] = "layernorm"
     placement: Literal["pre", "post"] = "pre"
+    outer: Literal["auto", "start", "end", "off"] = "auto"
     epsilon: Positive = 1e-6
+
+    @property
+    def outer_place(self) -> str:
+        """`start`, `end` or `off`."""
+        return {"pre": "end", "post": "start"}[self.placement] if self.outer == "auto" else self.outer
 
 
 @dataclass(frozen=True)
@@ -151,7 +161,8 @@ class TransformerConfig(ModelConfig):
         name: selects this model.
         width: features of a token.
         depth: number of blocks.
-        position: how tokens know their place: a learned or a sinusoidal table, rotary query and key, or not at all.
+        position: how tokens know their place: a learned table, one that starts from U(-0.02, 0.02) (`uniform`,
+            PatchTST) or a sinusoidal one, rotary query and key, or not at all.
         bias: whether maps and norms have biases.
         causal: a token does not see later tokens.
         dropout: rate of dropout on what attention and FFN add.
@@ -168,7 +179,7 @@ class TransformerConfig(ModelConfig):
     ffn: FeedForwardConfig = field(default_factory=FeedForwardConfig)
     norm: NormConfig = field(default_factory=NormConfig)
     skip: SkipConfig = field(default_factory=SkipConfig)
-    position: Literal["learned", "sinusoidal", "rotary", "off"] = "learned"
+    position: Literal["learned", "uniform", "sinusoidal", "rotary", "off"] = "learned"
     bias: bool = True
     causal: bool = False
     dropout: Rate = 0.0
@@ -241,6 +252,12 @@ class TransformerConfig(ModelConfig):
             raise ConfigError(
                 f"model.attention.mix_axes=true with model.attention.kind={kind}, whose heads are merged in one way "
                 "only; set it to false or choose probsparse or frequency"
+            )
+        if self.attention.residual_scores and (kind != "softmax" or self.causal):
+            raise ConfigError(
+                f"model.attention.residual_scores=true with model.attention.kind={kind} and "
+                f"model.causal={self.causal}: scores are added for softmax attention without a cache; set it to false, "
+                "or kind=softmax and causal=false"
             )
         turns = getattr(build, "parts", 3) > 1  # there are queries and keys
         if turns and self.position == "rotary" and self.head_dim % 2:
@@ -324,10 +341,15 @@ class EncoderDecoderConfig(TransformerConfig):
         depth: number of blocks of the decoder.
         causal: of the decoder; the encoder sees its whole sequence.
         encoder_depth: number of blocks of the encoder.
+        distil: a convolution with pooling between the encoder's blocks halves its tokens (Informer).
+        masked: the decoder's attention to itself hides later tokens, whether or not its kind claims to be causal
+            (Informer).
     """
 
     name: Literal["encoder_decoder"] = "encoder_decoder"
     encoder_depth: Depth = 2
+    distil: bool = False
+    masked: bool = False
 
     def rules(self) -> None:
         """Raises ConfigError when knobs contradict one another."""
@@ -337,6 +359,35 @@ class EncoderDecoderConfig(TransformerConfig):
             raise ConfigError(
                 f"model.attention.{key}={kind} cannot attend to another sequence, which "
                 f"model.name={self.name} needs; choose {_attention_kinds('crosses')}"
+            )
+
+
+@dataclass(frozen=True)
+class AutoformerConfig(EncoderDecoderConfig):
+    """Autoformer (Wu et al. 2021): blocks that take the trend away and add it up; with other attention, FEDformer.
+
+    Attributes:
+        distil: must be false.
+        position: must be `off`.
+        moving_average: steps of the moving average that is the trend; of several, a mixture is learned.
+        seasonal_norm: the norm after the last block is less its mean over the tokens.
+    """
+
+    name: Literal["autoformer"] = "autoformer"
+    position: Literal["off"] = "off"
+    moving_average: tuple[AtLeastOne, ...] = (25,)
+    seasonal_norm: bool = True
+
+    def rules(self) -> None:
+        """Raises ConfigError when knobs contradict one another."""
+        super().rules()
+        if not self.moving_average:
+            raise ConfigError("model.moving_average is empty; give one or more numbers of steps, like 25")
+        if self.distil or self.causal:
+            knob = "distil" if self.distil else "causal"
+            raise ConfigError(
+                f"model.{knob}=true with model.name=autoformer, whose moving averages see all tokens around; set it to "
+                "false or choose model.name=encoder_decoder"
             )
 
 

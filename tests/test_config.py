@@ -113,6 +113,7 @@ EVERYTHING = tree_of(
         "model.ffn.expansion": 2.5,
         "model.norm.kind": "rmsnorm",
         "model.norm.placement": "post",
+        "model.norm.outer": "end",
         "model.norm.epsilon": 1e-5,
         "model.skip.attention": False,
         "model.skip.ffn": False,
@@ -166,6 +167,7 @@ def test_every_key_that_is_given_is_kept():
         "model.attention.projection",
         "model.attention.output",
         "model.attention.mix_axes",
+        "model.attention.residual_scores",
         "model.causal",
         "optimizer.name",
     }

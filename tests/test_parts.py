@@ -97,7 +97,7 @@ def test_a_part_is_what_it_declares_and_not_the_opposite(cases, kind, name):
     built = cases(kind, name)  # once for both
     assert not faults(kind, name, built)
     declared = registry.lookup(kind, name).properties.keys() - ELSEWHERE
-    if name != "encoder_decoder":  # it takes two sequences, of which nothing here asks
+    if not takes_two_sequences(name):  # of which nothing here asks
         assert declared == registry.PROPERTIES[kind].keys() - ELSEWHERE, "the lab's own parts leave nothing unknown"
     for key in declared:
         assert faults(kind, name, built, turned=key) == {key}
@@ -270,6 +270,10 @@ def ffn_cases(name, build):
         yield Case(config, TOKENS, TOKENS - 1, found)
 
 
+def takes_two_sequences(name):
+    return name in registry.names("model") and getattr(registry.lookup("model", name).build, "two_sequences", False)
+
+
 def encoder_decoder_cases(name, build):
     """The tokens of the target, where the source is given."""
     for causal in (False, True):
@@ -278,7 +282,8 @@ def encoder_decoder_cases(name, build):
         model = build(lambda config=config, grid=grid: make_body(config, grid=grid, rngs=Rngs(0)))
 
         def function(x, model=model):
-            return model({"source": jnp.broadcast_to(Y[:, :3], (len(x), 3, WIDTH)), "target": x})
+            outputs = model({"source": jnp.broadcast_to(Y[:, :3], (len(x), 3, WIDTH)), "target": x})
+            return outputs["seasonal"] if isinstance(outputs, dict) else outputs
 
         _, seen, *_ = numbers(without_intermediates(function))
         found = {"causal": not np.triu(seen, 1).any(), "decodes": hasattr(model, "decode")}
@@ -287,7 +292,7 @@ def encoder_decoder_cases(name, build):
 
 def model_cases(name, build):
     """Each knob that a property may depend on, one after another, where the model has it."""
-    if name == "encoder_decoder":
+    if takes_two_sequences(name):
         yield from encoder_decoder_cases(name, build)
         return
     kind = registry.lookup("model", name).config

@@ -14,6 +14,7 @@ from flaxformer_lab.models import convolution as _convolution  # noqa: F401
 from flaxformer_lab.models import recurrent as _recurrent  # noqa: F401
 from flaxformer_lab.models import mixer as _mixer  # noqa: F401
 from flaxformer_lab.models import encoder_decoder as _encoder_decoder  # noqa: F401
+from flaxformer_lab.models import autoformer as _autoformer  # noqa: F401
 
 # isort: on
 from flaxformer_lab.modules.rngs import Rngs

@@ -1,7 +1,6 @@
 """The encoder-decoder Transformer (Vaswani et al. 2017): two Transformers, one of which attends to the other."""
 
 import dataclasses
-import math
 from typing import TypedDict
 
 from flax import nnx
@@ -9,9 +8,10 @@ from jaxtyping import Array, Bool, Float, Key
 
 from flaxformer_lab import registry
 from flaxformer_lab.functional.dropout import fold_in
-from flaxformer_lab.model_config import EncoderDecoderConfig
+from flaxformer_lab.model_config import EncoderDecoderConfig, TransformerConfig
 from flaxformer_lab.models import theory
-from flaxformer_lab.models.transformer import Transformer
+from flaxformer_lab.models.transformer import TokenVectors, Transformer, Valid
+from flaxformer_lab.modules.distilling import Distilling, pool_valid
 from flaxformer_lab.modules.intermediates import DISABLED, Intermediates
 from flaxformer_lab.modules.rngs import Rngs
 
@@ -32,6 +32,31 @@ class Masks(TypedDict):
     target: Bool[Array, "batch target"]
 
 
+class DistillingTransformer(Transformer):
+    """A Transformer whose tokens become half as many between its blocks (Zhou et al. 2021, eq. 5)."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: Rngs, **options):
+        super().__init__(config, rngs=rngs, **options)
+        self.distilling = nnx.List([Distilling(config, rngs) for _ in range(config.depth - 1)])
+
+    def tokens_at(self, layer: int) -> int:
+        """How many tokens a block has; after the last there is no pooling."""
+        tokens = self._tokens
+        for _ in range(min(layer, self._config.depth - 1)):
+            tokens = (tokens + 1) // 2
+        return tokens
+
+    def between_blocks(self, number: int, x: TokenVectors, valid: Valid | None) -> tuple[TokenVectors, Valid | None]:
+        """Pooled tokens, but for the last block."""
+        return self.distilling[number](x, valid) if number < len(self.distilling) else (x, valid)
+
+    def valid_of_output(self, valid: Valid | None) -> Valid | None:
+        """Which of the output's tokens have seen a valid one."""
+        for _ in self.distilling:
+            valid = valid if valid is None else pool_valid(valid)
+        return valid
+
+
 @registry.register(
     "model",
     "encoder_decoder",
@@ -48,12 +73,14 @@ class EncoderDecoder(nnx.Module):
     two_sequences = True
 
     def __init__(self, config: EncoderDecoderConfig, *, grid: dict[str, tuple[int, ...]], rngs: Rngs):
-        encoder = dataclasses.replace(config, depth=config.encoder_depth, causal=False)
-        self.encoder = Transformer(encoder, grid=grid["source"], rngs=rngs)
-        memory_tokens = math.prod(grid["source"])
-        self.decoder = Transformer(
-            config, grid=grid["target"], cross_attends=True, memory_tokens=memory_tokens, rngs=rngs
-        )
+        attention = dataclasses.replace(config.attention, mix_axes=False)
+        encoder = dataclasses.replace(config, depth=config.encoder_depth, causal=False, attention=attention)
+        decoder = dataclasses.replace(config, causal=config.causal or config.masked)
+        self._distils = config.distil
+        kind = DistillingTransformer if config.distil else Transformer
+        self.encoder = kind(encoder, grid=grid["source"], rngs=rngs)
+        options = {"cross_attends": True, "memory_tokens": self.encoder.tokens_at(config.encoder_depth), "rngs": rngs}
+        self.decoder = Transformer(decoder, grid=grid["target"], **options)
 
     def __call__(
         self,
@@ -71,7 +98,7 @@ class EncoderDecoder(nnx.Module):
             x["target"],
             valid=valid["target"],
             memory=memory,
-            memory_valid=valid["source"],
+            memory_valid=self.encoder.valid_of_output(valid["source"]) if self._distils else valid["source"],
             keys=None if keys is None else fold_in(keys, DECODER),
             intermediates=intermediates.within("decoder"),
         )

@@ -63,8 +63,11 @@ def is_scale_invariant(config: ModelConfig) -> bool:
     if config.norm.kind not in ("layernorm", "rmsnorm", "srmsnorm"):
         return False
     first_skip = config.skip.ffn if config.attention.kind == "off" else config.skip.attention
-    nothing = config.attention.kind == "off" and config.ffn.kind == "off"
-    return config.depth == 0 or nothing or config.norm.placement == "post" or not first_skip
+    if config.norm.outer_place == "start":
+        return True
+    if config.depth == 0:
+        return config.norm.outer_place == "end"
+    return config.norm.placement == "pre" and not first_skip
 
 
 def _ask(config: ModelConfig, key: str, tokens: int) -> Any:

@@ -19,7 +19,7 @@ from flaxformer_lab.modules.attention import Cache
 from flaxformer_lab.modules.block import Block
 from flaxformer_lab.modules.intermediates import DISABLED, Intermediates
 from flaxformer_lab.modules.norm import make_norm
-from flaxformer_lab.modules.projection import normal
+from flaxformer_lab.modules.projection import normal, uniform
 from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.modules.sharding import (
     read,
@@ -53,7 +53,8 @@ class Transformer(nnx.Module):
     """Token vectors in, token vectors out.
 
     With norms before each part (pre) there is one more at the end; with norms after each part (post), one more at the
-    start, as in BERT. cross_attends: its blocks attend to a second sequence, `memory` (of memory_tokens), as well.
+    start, as in BERT; or where norm.outer says. cross_attends: its blocks attend to a second sequence, `memory` (of
+    memory_tokens), as well.
     """
 
     def __init__(
@@ -68,14 +69,17 @@ class Transformer(nnx.Module):
         self._config = config
         self._tokens = tokens = math.prod(grid)
         # Small at initialisation, so that positions do not dominate the content of tokens.
-        self.position = (
-            normal(rngs, (tokens, config.width), config.width, (None, "width"))
-            if config.position == "learned"
-            else None
-        )
+        if config.position == "learned":
+            self.position = normal(rngs, (tokens, config.width), config.width, (None, "width"))
+        elif config.position == "uniform":
+            self.position = uniform(rngs, (tokens, config.width), 0.02, (None, "width"))
+        else:
+            self.position = None
         options = {"tokens": tokens, "cross_attends": cross_attends, "memory_tokens": memory_tokens, "rngs": rngs}
-        self.blocks = nnx.List([Block(config, layer=layer, **options) for layer in range(config.depth)])
-        self.norm = make_norm(config)
+        self.blocks = nnx.List(
+            [Block(config, layer=layer, **options | {"tokens": self.tokens_at(layer)}) for layer in range(config.depth)]
+        )
+        self.norm = make_norm(config) if config.norm.outer_place != "off" else None
 
     def __call__(
         self,
@@ -96,7 +100,20 @@ class Transformer(nnx.Module):
         for number, block in enumerate(self.blocks):
             block_keys = None if keys is None else fold_in(keys, number)
             x = run(block, x, **masks, keys=block_keys, intermediates=intermediates.within(f"blocks.{number}"))
-        return intermediates.hook_point("output", self._final_norm(x, valid))
+            if isinstance(x, tuple):
+                x, masks["scores"] = x
+            x, masks["valid"] = self.between_blocks(number, x, masks["valid"])
+        return intermediates.hook_point("output", self._final_norm(x, masks["valid"]))
+
+    def tokens_at(self, layer: int) -> int:
+        """How many tokens a block has."""
+        del layer
+        return self._tokens
+
+    def between_blocks(self, number: int, x: TokenVectors, valid: Valid | None) -> tuple[TokenVectors, Valid | None]:
+        """What follows block `number`, before the next one: nothing."""
+        del number
+        return x, valid
 
     def prefill(self, x: TokenVectors, lengths: Int[Array, " batch"]) -> tuple[TokenVectors, Cache]:
         """The output of a causal sequence, and the cache after each example's first `lengths` tokens."""
@@ -120,10 +137,10 @@ class Transformer(nnx.Module):
     ) -> TokenVectors:
         """Token vectors with their positions, normalised where the blocks do so after each part."""
         x = self.positioned(x, first)
-        return self.norm(x, valid) if self.norm and self._config.norm.placement == "post" else x
+        return self.norm(x, valid) if self.norm and self._config.norm.outer_place == "start" else x
 
     def _final_norm(self, x: TokenVectors, valid: Valid | None = None) -> TokenVectors:
-        return self.norm(x, valid) if self.norm and self._config.norm.placement == "pre" else x
+        return self.norm(x, valid) if self.norm and self._config.norm.outer_place == "end" else x
 
     def positioned(self, x: TokenVectors, first: Int[Array, " batch"] | None = None) -> TokenVectors:
         """Token vectors with their learned or sinusoidal positions added; `first`: where the only token stands.

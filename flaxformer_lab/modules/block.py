@@ -18,6 +18,7 @@ from flaxformer_lab.modules.sharding import with_logical_constraint
 TokenVectors = Float[Array, "batch tokens width"]
 Valid = Bool[Array, "batch tokens"]
 Keys = Key[Array, " batch"]
+Scores = Float[Array, "batch heads tokens tokens"]
 
 
 class Block(nnx.Module):
@@ -54,15 +55,21 @@ class Block(nnx.Module):
         memory: Float[Array, "batch memory width"] | None = None,
         memory_valid: Bool[Array, "batch memory"] | None = None,
         keys: Keys | None = None,
+        scores: Scores | None = None,
         intermediates: Intermediates = DISABLED,
-    ) -> TokenVectors:
-        """valid, memory_valid: which tokens of x and of memory are not padding; None: all of them."""
+    ) -> TokenVectors | tuple[TokenVectors, Scores]:
+        """valid, memory_valid: which tokens of x and of memory are not padding; None: all of them.
+
+        scores: with attention.residual_scores, those of the block before; then the new ones are returned too.
+        """
         skip, keys_of = self._config.skip, lambda part: None if keys is None else fold_in(keys, part)
         x = intermediates.hook_point("input", x)
         if self.attention:
             inner = intermediates.within("attention")
             attend = functools.partial(self.attention, valid=valid, intermediates=inner)
             attend = with_keys(attend, keys_of(3))
+            if getattr(self.attention, "residual", False):
+                attend = _keep_scores(functools.partial(attend, scores=scores), kept := [])
             x = self._residual(x, attend, self.attention_norm, skip.attention, valid, keys_of(0), inner)
             x = intermediates.hook_point("after_attention", x)
         if self.cross_attention:
@@ -75,7 +82,8 @@ class Block(nnx.Module):
             inner, ffn = intermediates.within("ffn"), self.ffn
             ffn = functools.partial(ffn, intermediates=inner) if isinstance(ffn, FeedForward) else ffn
             x = self._residual(x, ffn, self.ffn_norm, skip.ffn, valid, keys_of(1), inner)
-        return intermediates.hook_point("output", x)
+        x = intermediates.hook_point("output", x)
+        return (x, kept[0]) if getattr(self.attention, "residual", False) else x
 
     def prefill(self, x: TokenVectors, lengths: Int[Array, " batch"]) -> tuple[TokenVectors, Cache]:
         return self._with_cache(x, lambda y: self.attention.prefill(y, lengths))
@@ -119,6 +127,19 @@ class Block(nnx.Module):
             y = dropout(y, keys, self._config.dropout)
         y = with_logical_constraint(x + y if skip else y, "batch", "tokens", None)
         return norm(y, valid) if norm and not pre else y
+
+
+def _keep_scores(
+    attend: Callable[[TokenVectors], tuple[TokenVectors, Scores]], kept: list[Scores]
+) -> Callable[[TokenVectors], TokenVectors]:
+    """Attention that puts its scores aside."""
+
+    def call(x: TokenVectors) -> TokenVectors:
+        x, scores = attend(x)
+        kept.append(scores)
+        return x
+
+    return call
 
 
 def with_keys(attend: functools.partial, keys: Keys | None) -> functools.partial:

@@ -27,6 +27,16 @@ class LayerNorm(nnx.Module):
         return normalization.layer_norm(x, read(self.scale), read(self.bias), self._epsilon)
 
 
+class SeasonalLayerNorm(LayerNorm):
+    """LayerNorm less its mean over the tokens, so that no trend is left (Wu et al. 2021, in the authors' code)."""
+
+    def __call__(self, x: Float[Array, "batch tokens features"], valid: Valid | None = None) -> Features:
+        y = super().__call__(x)
+        weights = jnp.ones(y.shape[:2]) if valid is None else valid.astype(jnp.float32)
+        total = jnp.sum(y * weights[:, :, None], axis=1, keepdims=True)
+        return y - (total / jnp.maximum(jnp.sum(weights, axis=1), 1)[:, None, None]).astype(y.dtype)
+
+
 class RMSNorm(nnx.Module):
     """x / rms(x) * scale over a token's features."""
 

@@ -37,6 +37,11 @@ def normal(rngs: Rngs, shape: tuple[int, ...], fan_in: int, axes: Axes, fan_out:
     return nnx.Param(draw(rngs.params(), shape, jnp.float32), axes=axes, **fans)
 
 
+def uniform(rngs: Rngs, shape: tuple[int, ...], limit: float, axes: Axes) -> nnx.Param:
+    """A parameter drawn from U(-limit, limit)."""
+    return nnx.Param(jax.random.uniform(rngs.params(), shape, jnp.float32, -limit, limit), axes=axes)
+
+
 def zeros(shape: tuple[int, ...], axes: Axes) -> nnx.Param:
     """A parameter that starts at 0."""
     return nnx.Param(jnp.zeros(shape, jnp.float32), axes=axes)

@@ -55,7 +55,7 @@ def assert_close(result, expected):
 
 
 def test_every_model_of_the_config_is_there():
-    assert set(registry.names("model")) == set(SMALL) | {"encoder_decoder"}
+    assert set(registry.names("model")) == set(SMALL) | {"encoder_decoder", "autoformer"}
 
 
 # ------------------------------------------------------------------------------------------- by their formulas

@@ -39,6 +39,7 @@ Token = Float[Array, "batch 1 width"]
 AnyHeads = Float[Array, "batch _ _ head_dim"]  # of queries, keys or values
 KVHeads = Float[Array, "batch keys kv_heads head_dim"]
 Valid = Bool[Array, "batch keys"]
+Scores = Float[Array, "batch heads tokens keys"]
 Positions = Int[Array, " batch"]
 Cache = Any  # a pytree of arrays; the first axis of each has the same number of rows for every example
 
@@ -174,13 +175,42 @@ class Gate(nnx.Module):
 
 @registry.register("attention", "softmax", odd=True, **WEIGHTS_FROM_SCORES, **CACHES_TOKENS)
 class SoftmaxAttention(Attention):
-    """Scaled dot-product attention."""
+    """Scaled dot-product attention.
 
-    def mix(self, query: Heads, key: KVHeads, value: KVHeads, *, valid: Valid | None, intermediates: Intermediates):
+    With `residual` it takes the `scores` of the block before, adds its own, and returns (output, scores): He et al.
+    2021, RealFormer, eq. 4.
+    """
+
+    def __init__(self, config: TransformerConfig, *, crosses: bool = False, **options: Any):
+        super().__init__(config, crosses=crosses, **options)
+        self.residual = config.attention.residual_scores and not crosses
+
+    def __call__(self, x: TokenVectors, *, scores: Scores | None = None, **options: Any):
+        if not self.residual:
+            return super().__call__(x, **options)
+        kept: list[Scores] = []
+        return super().__call__(x, scores=scores, kept=kept, **options), kept[0]
+
+    def mix(
+        self,
+        query: Heads,
+        key: KVHeads,
+        value: KVHeads,
+        *,
+        valid: Valid | None,
+        intermediates: Intermediates,
+        scores: Scores | None = None,
+        kept: list[Scores] | None = None,
+    ) -> Heads:
         query, key = self.apply_rope(query), self.apply_rope(key)
         masks = {"causal": self._causal, "window": self._window}
-        scores = lambda: softmax_scores(query, key)  # noqa: E731
+        before = scores
+        scores = lambda: softmax_scores(query, key) if before is None else softmax_scores(query, key) + before  # noqa: E731
         weights = lambda scores: masked_softmax(scores, valid=valid, **masks)  # noqa: E731
+        if kept is not None:
+            kept.append(intermediates.hook_point("scores", scores()))
+            hooked = intermediates.hook_point("weights", weights(kept[0]))
+            return apply_weights(hooked, softmax.repeat_kv_heads(value, self._heads))
         if intermediates.has_hook("scores", "weights"):  # which no fused kernel has
             hooked = weights(intermediates.hook_point("scores", scores()))
             hooked = intermediates.hook_point("weights", hooked)

@@ -110,6 +110,10 @@ class FrequencyAttention(_FixedLength):
         width = self._heads * self._head_dim
         self.kernel = ComplexKernel(shape, width**-2, ("heads", None, None, None), rngs)
 
+    def share(self, other: "FrequencyAttention") -> None:
+        """Takes the modes and weights of another."""
+        self.modes, self.kernel = other.modes, other.kernel
+
     def transform(self, *heads: Heads) -> Heads:
         """Selected modes of the queries; with keys, of what they find there."""
         formula = frequency.fourier_cross_attention if self._crosses else frequency.fourier_block
@@ -138,6 +142,11 @@ class WaveletAttention(_FixedLength):
             kernel = lambda: ComplexKernel((features, features, modes), features**-2, (None, None, None), rngs)  # noqa: E731
             self.kernels = nnx.List([kernel(), kernel(), kernel()])
             self.coarsest = Dense(order, order, axes=(None, None), **dense)
+
+    def share(self, other: "WaveletAttention") -> None:
+        """Takes all that is not a projection from another."""
+        for name in ("inward", "outward", *(() if self._crosses else ("kernels", "coarsest"))):
+            setattr(self, name, getattr(other, name))
 
     def transform(self, *heads: Heads) -> Heads:
         """A linear map on each level; with keys, attention on each level."""

@@ -1,0 +1,117 @@
+"""What the bodies of forecasters are made of, where no peer shows it: distilling with padding, outer norms, trends."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flaxformer_lab.config import parse_config
+from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.models.bodies import make_body
+from flaxformer_lab.models.encoder_decoder import DistillingTransformer
+from flaxformer_lab.modules.decomposition import Decomposition
+from flaxformer_lab.modules.distilling import CircularConvolution
+from flaxformer_lab.modules.rngs import Rngs
+from flaxformer_lab.modules.series_decoder import SourceTargetEmbedding, TrendHead
+
+WIDTH = 8
+GENERATOR = np.random.default_rng(0)
+
+
+def model_config(**knobs):
+    attention = {"num_heads": 2} | knobs.pop("attention", {})
+    return parse_config({"model": {"width": WIDTH, "attention": attention} | knobs}).model
+
+
+def series(*shape):
+    return jnp.asarray(GENERATOR.normal(size=shape), jnp.float32)
+
+
+def test_a_circular_convolution_joins_the_ends():
+    module, x = CircularConvolution(2, 3, bias=False, rngs=Rngs(0)), series(1, 5, 2)
+    kernel = np.asarray(module.map.kernel[...]).reshape(3, 2, 3)
+    expected = sum(np.roll(x, 1 - step, axis=1) @ kernel[step] for step in range(3))
+    np.testing.assert_allclose(module(x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [7, 8])
+def test_distilling_halves_the_tokens_and_leaves_padding_out(draw_module, tokens):
+    config = model_config(depth=3, position="off")
+    module = draw_module(lambda: DistillingTransformer(config, grid=(tokens,), rngs=Rngs(0))).module
+    assert [module.tokens_at(layer) for layer in range(4)] == [tokens, 4, 2, 2]
+    x, valid = series(2, tokens, WIDTH), jnp.asarray(np.arange(tokens)[None] < np.array([[tokens], [4]]))
+    run = jax.jit(lambda x, valid: (module(x, valid=valid), module.valid_of_output(valid)))
+    outputs, seen = run(x, valid)
+    assert outputs.shape == (2, 2, WIDTH) and np.asarray(seen).tolist() == [[True, True], [True, True]]
+    other = jnp.where(valid[:, :, None], x, 9.0)
+    np.testing.assert_allclose(run(other, valid)[0], outputs, atol=1e-5)
+    assert np.asarray(run(x, jnp.asarray(np.arange(tokens)[None] < [[tokens], [1]]))[1]).tolist()[1] == [True, False]
+
+
+@pytest.mark.parametrize("placement", ["pre", "post"])
+def test_the_outer_norm_stands_where_the_knob_says(draw_module, placement):
+    """Without blocks, before the first one and after the last one is the same place."""
+    x = np.asarray(series(2, 5, WIDTH))
+    for outer in ("start", "end", "off"):
+        config = model_config(depth=0, position="uniform", norm={"placement": placement, "outer": outer}, bias=False)
+        drawn = draw_module(lambda config=config: make_body(config, grid=(5,), rngs=Rngs(0)))
+        y = x + drawn.exact["position"]
+        standardised = (y - y.mean(axis=-1, keepdims=True)) / y.std(axis=-1, keepdims=True)
+        expected = y if outer == "off" else standardised * drawn.exact["norm.scale"]
+        np.testing.assert_allclose(drawn(x), expected, atol=1e-4)
+
+
+def test_uniform_positions_start_small():
+    table = make_body(model_config(depth=0, position="uniform"), grid=(50,), rngs=Rngs(0)).position[...]
+    assert 0.019 < np.max(table) < 0.02 and -0.02 < np.min(table) < -0.019
+
+
+def test_what_blocks_take_away_and_leave_is_the_whole(draw_module):
+    """Without skips and attention a block's input is split, and nothing is lost."""
+    module, x = draw_module(lambda: Decomposition((3, 5), Rngs(0))).module, series(2, 9, 3)
+    seasonal, trend = module(x)
+    np.testing.assert_allclose(seasonal + trend, x, atol=1e-5)
+    assert np.abs(np.diff(trend, axis=1)).mean() < np.abs(np.diff(x, axis=1)).mean()
+
+
+def test_the_decoder_sees_the_seasonal_part_and_zeros_for_the_horizon():
+    options = {"label_length": 4, "horizon": 3, "rngs": Rngs(0)}
+    inputs = {"series": series(2, 9, 3), "marks": series(2, 12, 2)}
+    plain, seasonal = (SourceTargetEmbedding(3, 2, WIDTH, moving_average=m, **options) for m in ((), (3,)))
+    window, marks = np.asarray(inputs["series"]), inputs["marks"]
+    for module, known in ((plain, window), (seasonal, np.asarray(Decomposition((3,), Rngs(0))(inputs["series"])[0]))):
+        target = np.concatenate([known[:, 5:], np.zeros((2, 3, 3), np.float32)], axis=1)
+        expected = module.target(jnp.asarray(target), marks[:, 5:])
+        np.testing.assert_allclose(module(inputs)["target"], expected, atol=1e-6)
+        np.testing.assert_allclose(module(inputs)["source"], module.source(inputs["series"], marks[:, :9]), atol=1e-6)
+
+
+def test_the_trend_of_the_horizon_starts_at_the_mean_of_the_window():
+    head = TrendHead(WIDTH, (0, 2), blocks=2, horizon=3, rngs=Rngs(0))
+    inputs, x = (
+        {"series": series(2, 9, 3)},
+        {"seasonal": jnp.zeros((2, 7, WIDTH)), "trends": jnp.zeros((2, 7, 2, WIDTH))},
+    )
+    mean = np.asarray(inputs["series"]).mean(axis=1, keepdims=True)[..., [0, 2]]
+    np.testing.assert_allclose(head(x, inputs), np.repeat(mean, 3, axis=1), atol=1e-6)
+    moved = head(x | {"trends": series(2, 7, 2, WIDTH)}, inputs)
+    assert np.abs(moved - head(x, inputs)).max() > 0.1
+
+
+def test_autoformer_takes_no_padding_and_no_positions():
+    config = model_config(name="autoformer")
+    body = make_body(config, grid={"source": (6,), "target": (5,)}, rngs=Rngs(0))
+    x = {"source": series(1, 6, WIDTH), "target": series(1, 5, WIDTH)}
+    with pytest.raises(ConfigError, match="takes no padding"):
+        body(x, valid={"source": jnp.ones((1, 6), bool), "target": None})
+    for knobs, text in (({"position": "learned"}, "choose from off"), ({"distil": True}, "distil=true"),
+                        ({"moving_average": []}, "moving_average is empty")):  # fmt: skip
+        with pytest.raises(ConfigError, match=text):
+            model_config(name="autoformer", **knobs)
+
+
+def test_scores_are_added_for_softmax_alone():
+    for knobs in ({"attention": {"kind": "linear", "residual_scores": True}},
+                  {"attention": {"residual_scores": True}, "causal": True}):  # fmt: skip
+        with pytest.raises(ConfigError, match="residual_scores=true"):
+            model_config(**knobs)
