@@ -281,9 +281,8 @@ class ImageClassification(Classification):
     def prepare(self, examples: Batch, keys: Key[Array, " batch"], *, training: bool) -> Batch:
         low, high = self._pixel_range
         images = examples[self._feature].astype(jnp.float32)
-        images = images.reshape(
-            images.shape[0], *self.metadata["image_shape"]
-        )  # an image may lack the axis of channels
+        # An image may lack the axis of channels.
+        images = images.reshape(images.shape[0], *self.metadata["image_shape"])
         images = (images - low) / ((high - low) / 2) - 1
         if training and self._config.shift:
             images = jax.vmap(_shifted, in_axes=(0, 0, None))(images, keys, self._config.shift)
