@@ -4,6 +4,7 @@ A cell that another process trains is left to that process; one that fails is re
 """
 
 import collections
+import contextlib
 import shutil
 import time
 import traceback
@@ -19,6 +20,7 @@ from flaxformer_lab.ablation.population import Outcome, save_replica
 from flaxformer_lab.ablation.provenance import provenance
 from flaxformer_lab.ablation.rates import best_learning_rate, finished_parts, joined, progress
 from flaxformer_lab.ablation.store import Result, Store
+from flaxformer_lab.errors import ConfigError, DataError
 from flaxformer_lab.tasks import make_task
 
 POLL_S = 0.5  # between two looks at cells that another process trains
@@ -50,7 +52,11 @@ def run_cells(grid: Grid, store: Store, listen: Listener, train: Trainer) -> Non
     """Returns when every cell is finished or has failed, through this engine or another one.
 
     A cell is finished when its best learning rate lies inside its grid, or the limit of extensions is reached.
+
+    Raises:
+        ConfigError: finished cells were trained on own files that have changed since.
     """
+    _refuse_other_data(grid, store)
     bases = {cell.key: cell for cell in grid.cells}
     failed: set[str] = set()
     waiting = _waiting(grid, store, failed)
@@ -76,6 +82,25 @@ def run_cells(grid: Grid, store: Store, listen: Listener, train: Trainer) -> Non
             time.sleep(POLL_S)
 
 
+def _refuse_other_data(grid: Grid, store: Store) -> None:
+    """Raises ConfigError where cells of both contents would be compared."""
+    contents: dict[str, str | None] = {}
+    for cell in grid.cells:
+        known = (store.result(cell) or {}).get("provenance", {}).get("data")
+        if known is None:
+            continue
+        dataset = cell.config.task.dataset
+        if dataset not in contents:
+            contents[dataset] = known
+            with contextlib.suppress(DataError):  # where the files are gone, what is finished can still be reported
+                contents[dataset] = make_task(cell.config.task).metadata.get("content")
+        if contents[dataset] != known:
+            raise ConfigError(
+                f"{store.path} began on other data: {dataset} changed since; put the files back, or choose another "
+                "--workdir"
+            )
+
+
 def _waiting(grid: Grid, store: Store, failed: set[str]) -> collections.deque[Cell]:
     """What each cell needs next."""
     parts = (progress(cell, store, grid.config)[1] for cell in grid.cells)
@@ -93,7 +118,8 @@ def _store_outcome(cell: Cell, base: Cell, outcome: Outcome, store: Store, confi
 def result_of(cell: Cell, outcome: Outcome) -> Result:
     """An outcome as plain JSON; a value that is not finite becomes null."""
     parameters, flops = cost(cell.config)
-    bound = make_task(cell.config.task).bound(cell.config.model)
+    task = make_task(cell.config.task)
+    bound, content = task.bound(cell.config.model), task.metadata.get("content")
     result = {
         "task": cell.task,
         "variant": cell.variant,
@@ -112,7 +138,7 @@ def result_of(cell: Cell, outcome: Outcome) -> Result:
             for number, replica in enumerate(outcome.replicas)
         ],
         "seconds": round(outcome.seconds, 2),
-        "provenance": provenance(outcome.device),
+        "provenance": provenance(outcome.device) | ({} if content is None else {"data": content}),
     }
     return result | {"test_examples": _test_examples(outcome)}
 

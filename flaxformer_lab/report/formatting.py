@@ -38,9 +38,9 @@ def sentence(words: str) -> str:
 
 
 def format_provenance(summary: Summary) -> list[tuple[str, str]]:
-    """How the results were made: the command, versions, device and commit, each with its cells where they differ."""
+    """How the results were made: command, versions, device, commit, own data; each with its cells where they differ."""
     made = []
-    for name in ("command", "versions", "device", "commit"):
+    for name in ("command", "versions", "device", "commit", "data"):
         texts = collections.Counter(each.provenance[name] for each in summary.scores if name in each.provenance)
         several = len(texts) > 1
         said = [f"{text} ({format_count(number, 'cell')})" if several else text for text, number in texts.items()]

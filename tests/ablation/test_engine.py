@@ -15,6 +15,7 @@ from flaxformer_lab.ablation.engine import run_cells
 from flaxformer_lab.ablation.local import train_here
 from flaxformer_lab.ablation.population import Outcome, train_population
 from flaxformer_lab.ablation.store import Store
+from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.run import load_run
 
 ONE = {"variants": {}, "learning_rates": (0.01, 0.03), "seeds": (0, 1)}
@@ -105,6 +106,43 @@ def test_a_cell_that_fails_is_recorded_and_the_rest_goes_on(grid, store, events,
     without_training()
     run_cells(made, store, events.append, train_here)  # the next time it is tried again
     assert store.failure(made.cells[0]) is None and store.result(made.cells[0]) is not None
+
+
+def test_cells_of_one_ablation_are_trained_on_the_same_files(grid, store, events, recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("FLAXFORMER_LAB_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "a.npz"
+    task = {"name": "tabular_classification", "dataset": f"npz:{path}"}
+    recipe = {**recipe, "task": task, "model": {"width": 8, "depth": 1}}
+    made = grid({**ONE, "tasks": {"near": {"recipe": "delay.py"}}, "variants": {"ffn_off": "ffn_off"}}, recipe=recipe)
+    store.claim(made)
+
+    def save(factor):
+        np.savez(path, x=factor * np.arange(40.0).reshape(20, 2), y=np.arange(20) % 2)
+
+    def train(waiting, store, listen):
+        cell = waiting.popleft()
+        ends, number = (2, 4), len(cell.replicas)
+        validation, test = ({name: np.zeros(shape) for name in ("loss", "accuracy")} for shape in ((number, 2), number))
+        yield cell, lambda: Outcome(cell.replicas, ends, validation, test, {}, (), seconds=0.0)
+        raise KeyboardInterrupt
+
+    save(1)
+    with pytest.raises(KeyboardInterrupt):
+        run_cells(made, store, events.append, train)
+    first = next(cell for cell in made.cells if store.result(cell))
+    content = store.result(first)["provenance"]["data"]
+    save(2)
+    with pytest.raises(
+        ConfigError, match=r"ablation began on other data: npz:.*a\.npz changed since; put the files back"
+    ):
+        run_cells(made, store, events.append, train)
+    save(1)
+    with pytest.raises(KeyboardInterrupt):
+        run_cells(made, store, events.append, train)
+    assert [store.result(cell)["provenance"]["data"] for cell in made.cells] == [content] * 2
+    path.unlink()
+    monkeypatch.setenv("FLAXFORMER_LAB_CACHE", str(tmp_path / "empty"))
+    run_cells(made, store, events.append, train)  # all is finished
 
 
 def test_an_interruption_is_no_failure(grid, store, events, without_training):
