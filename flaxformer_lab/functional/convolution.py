@@ -12,7 +12,7 @@ def neighbourhood_1d(
     dilation: int = 1,
     circular: bool = False,
 ) -> Float[Array, "batch tokens {kernel_size}*features"]:
-    """Each token's neighbours concatenated, `dilation` tokens apart; beyond the ends zeros, or the other end (circular).
+    """Each token's neighbours concatenated, `dilation` apart; beyond the ends zeros, or the other end (circular).
 
     The window is centred (an even one reaches one further back), or ends at the token with `causal`.
     """
