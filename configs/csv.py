@@ -5,6 +5,7 @@ Yours: --config.task.dataset='csv:PATH?target=NAME' (docs/data.md has the option
     --config.task.name=tabular_regression
 Variants to try: --config.task.scaling=quantile or none, --ablation=mlp
 Hardware: 2 cores of an AMD EPYC, no accelerator.
+Time and result: docs/data.md, of a table of 10,000 rows. The example has 120 rows to train on, and is learned by heart.
 """
 
 from pathlib import Path

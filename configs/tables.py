@@ -1,7 +1,7 @@
 """Wines classified by 13 chemical measurements: columns are the tokens of a small Transformer.
 
 Command: python train.py --config=configs/tables.py
-Variants to try: --config.task.standardised=false, --config.task.dataset=lab_breast_cancer, --ablation=mlp
+Variants to try: --config.task.scaling=none or quantile, --config.task.dataset=lab_breast_cancer, --ablation=mlp
 Hardware: 2 cores of an AMD EPYC, no accelerator.
 Result: in docs/results/scales.md, with intervals.
 """

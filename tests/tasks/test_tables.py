@@ -13,6 +13,7 @@ import sklearn.metrics
 from sklearn.preprocessing import QuantileTransformer
 
 from flaxformer_lab.config import as_dict, parse_config
+from flaxformer_lab.data.own.schema import Schema, table_of
 from flaxformer_lab.data.source import open_split
 from flaxformer_lab.errors import ConfigError, DataError
 from flaxformer_lab.functional.trees import leaf_paths
@@ -210,6 +211,16 @@ def test_predictions_are_the_same_from_every_form(run, rows, tmp_path):
         np.testing.assert_array_equal(run.predict(raw), expected)
     with pytest.raises(ConfigError, match=r"predict lacks columns area, age, .*; this model takes area, rooms"):
         run.predict([{"rooms": 3}])
+
+
+def test_an_exported_model_predicts_prices_too(run, tmp_path):
+    exported = run.export(tmp_path / "prices.stablehlo", examples=8)
+    raw = row_of(run)
+    columns, categories = Schema.from_json(exported.description["metadata"]["table"]).encode(table_of(raw))
+    found = exported.predict({"columns": columns, "categories": categories})
+    np.testing.assert_allclose(found, run.predict(raw), rtol=1e-5)
+    parity = exported.description["parity"]
+    assert parity["metrics"] == pytest.approx(parity["metrics_of_run"], rel=1e-4) and parity["metrics"]["rmse"] > 1e3
 
 
 def test_a_run_is_used_where_its_data_is_not(run, monkeypatch):
