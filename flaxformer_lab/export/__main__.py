@@ -14,6 +14,7 @@ In Python: `run.export(path, format="stablehlo")`, `flaxformer_lab.load_exported
 """
 
 import json
+from pathlib import Path
 
 from absl import flags
 
@@ -29,7 +30,7 @@ def main(overrides: list[str]) -> None:
     loaded = load_run(WORKDIR.value, parse_step(STEP.value), changes_of(overrides))
     path, suffix = OUT.value, FORMATS[FORMAT.value].suffix if FORMAT.value in FORMATS else ""
     if path is None:
-        path = loaded.workdir / "export" / f"{loaded.workdir.name}-{loaded.step}{suffix}"
+        path = Path(WORKDIR.value) / "export" / f"{loaded.workdir.name}-{loaded.step}{suffix}"
     exported = loaded.export(path, FORMAT.value, overwrite=OVERWRITE.value, examples=EXAMPLES.value)
     description, parity = exported.description, exported.description["parity"]
     display = Display(steps=1, units=loaded.task.units, batch_size=1)
@@ -43,7 +44,7 @@ def main(overrides: list[str]) -> None:
     rows += [["largest difference of outputs", "", f"{parity['largest_difference']:.2g}"]]
     rows += [["allowed", "", f"{parity['tolerance']:.2g}"]]
     display.table(f"checked on {parity['examples']} examples of {SPLIT}", ["", "run", "file"], rows)
-    display.print(f"written: {exported.path} and {exported.path.name}.json")
+    display.print(f"written: {path} and {exported.path.name}.json")
     print(json.dumps({"path": str(exported.path), **{key: description[key] for key in PRINTED}}))
 
 

@@ -3,12 +3,14 @@
 Plain JAX calls it: `jax.export.deserialize(Path(file).read_bytes()).call(image=images)`.
 """
 
+import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import jax.export
+from jaxtyping import Array
 
 from flaxformer_lab.errors import ConfigError, RunError
 from flaxformer_lab.export.forward import Forward, Spec, Tree
@@ -38,8 +40,12 @@ def encode(forward: Forward) -> bytes:
         )
     (batch,) = jax.export.symbolic_shape("batch")
     spec = {name: jax.ShapeDtypeStruct((batch, *like.shape[1:]), like.dtype) for name, like in forward.spec.items()}
-    program = jax.jit(lambda **arrays: forward(**arrays))
-    with portable_forms():
+
+    @jax.jit
+    def program(**arrays: Array) -> Tree:
+        return forward(**arrays)
+
+    with portable_forms(), _without_source_lines():
         try:
             callback = CALLBACK.search(str(program.trace(**spec).jaxpr))
             exported = None if callback else jax.export.export(program, platforms=PLATFORMS)(**spec)
@@ -54,6 +60,17 @@ def encode(forward: Forward) -> bytes:
             "of the model, or use --format=safetensors for its weights"
         )
     return bytes(exported.serialize())
+
+
+@contextlib.contextmanager
+def _without_source_lines() -> Iterator[None]:
+    """Programs do not say from which files they were traced: a third of a small one, and folders of this machine."""
+    before = jax.config.jax_traceback_in_locations_limit
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_traceback_in_locations_limit", before)
 
 
 def read(path: Path) -> tuple[Spec, Callable[..., Tree]]:

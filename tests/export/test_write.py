@@ -99,6 +99,11 @@ def test_the_description(digits, files, suffix):
     assert 0 < description["bytes"] - 4 * numbers < 40_000
 
 
+def test_a_program_does_not_say_where_it_was_made(files):
+    content = (files / "digits.stablehlo").read_bytes()
+    assert b".py" not in content and b"flaxformer" not in content and len(content) < 20_000
+
+
 def test_parity_is_that_of_the_validation_split(digits, files):
     parity = json.loads((files / "digits.stablehlo.json").read_text())["parity"]
     assert parity["examples"] == 20 and 0 <= parity["largest_difference"] <= parity["tolerance"]
