@@ -7,9 +7,10 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -66,6 +67,19 @@ class TaskEntry:
 
 
 @dataclass(frozen=True)
+class Factor:
+    """One of the two factors of a factorial.
+
+    Attributes:
+        name: of the factor.
+        levels: its values.
+    """
+
+    name: Text
+    levels: Annotated[tuple[Name, ...], DISTINCT]
+
+
+@dataclass(frozen=True)
 class AblationConfig:
     """A whole ablation.
 
@@ -87,6 +101,9 @@ class AblationConfig:
         claims: what the ablation decides.
         decide: of the claims, these, with only the cells that they need; none for all.
         only: of the tasks, these; none for all. Claims about others stay undecided.
+        factors: none, or two: each pair of levels is a variant, `LEVEL + LEVEL`; the one pair that is not stands for
+            the baseline. The report adds main effects and interaction.
+        series: variants that are one structure in growing doses, by its name; the report draws a curve for each.
         keep: which replicas stay as ordinary run folders: none, those of the chosen learning rate, or all.
         mixed_optimizers: allow a task on which Muon trains dense maps and AdamW the diagonal ones beside them.
     """
@@ -104,14 +121,16 @@ class AblationConfig:
     claims: tuple[Claim, ...] = ()
     decide: tuple[Name, ...] | None = None
     only: tuple[Name, ...] | None = None
+    factors: tuple[Factor, ...] = ()
+    series: dict[str, tuple[Name, ...]] = field(default_factory=dict)
     keep: Literal["none", "chosen", "all"] = "none"
     question: Text | None = None
     mixed_optimizers: bool = False
 
     def rules(self) -> None:
         """Raises ConfigError when keys contradict one another."""
-        variants = (name for entry in self.tasks.values() for name in entry.variants)
-        for name in (*self.tasks, *self.variants, *variants):
+        variants_of_tasks = tuple(name for entry in self.tasks.values() for name in entry.variants)
+        for name in (*self.tasks, *self.variants, *variants_of_tasks):
             if not name.isprintable() or name[:1] in {"", "=", "+", "-", "@"}:
                 raise ConfigError(
                     f"the name {name!r} of a task or variant must be printable and must not begin with =, +, - or @, "
@@ -133,6 +152,7 @@ class AblationConfig:
                     f"baseline={self.baseline} is no variant of task {task}: {nearest(self.baseline, known)}"
                     f"choose from {', '.join(sorted(known | entry.variants.keys()))}"
                 )
+        self._rules_of_designs({BASELINE} | self.variants.keys() | set(variants_of_tasks))
         claims = [claim.name for claim in self.claims]
         if len(set(claims)) < len(claims):
             raise ConfigError(f"claims has two of the same name: {', '.join(claims)}")
@@ -148,6 +168,28 @@ class AblationConfig:
                     f"decide names {name}, which is not among claims: {nearest(name, claims)}"
                     f"choose from {', '.join(claims) or 'none'}"
                 )
+
+    def _rules_of_designs(self, known: Set[str]) -> None:
+        if len(self.factors) not in (0, 2):
+            raise ConfigError(f"factors has {len(self.factors)} entries; a factorial has two")
+        lacking = [pair for pair in self.pairs.values() if pair not in known]
+        if len(lacking) > 1:
+            raise ConfigError(
+                f"factors: {lacking[0]} and {lacking[1]} are no variants; only the baseline's pair is not"
+            )
+        for name, variant in ((name, each) for name, variants in self.series.items() for each in variants):
+            if variant not in known:
+                raise ConfigError(
+                    f"series.{name} names {variant}, which is no variant: {nearest(variant, known)}"
+                    f"choose from {', '.join(sorted(known))}"
+                )
+
+    @property
+    def pairs(self) -> dict[tuple[str, str], str]:
+        """The name of each pair of levels of the two factors; none without factors."""
+        if not self.factors:
+            return {}
+        return {pair: " + ".join(pair) for pair in itertools.product(*(factor.levels for factor in self.factors))}
 
     @property
     def decided_claims(self) -> tuple[Claim, ...]:

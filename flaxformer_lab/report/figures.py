@@ -1,5 +1,6 @@
 """The figures of an ablation's page: learning curves, differences with intervals, and scores against costs."""
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
@@ -7,9 +8,11 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import BboxBase
 
+from flaxformer_lab.report.designs import Factorial
 from flaxformer_lab.report.formatting import (
     format_ends,
     format_interval,
@@ -31,6 +34,7 @@ LETTER = 6.4  # width in pixels of a letter of the figures' small type, in a wid
 LABEL_WIDTH, LABEL_HEIGHT = 13, 10  # of a variant's number
 ALL_AROUND = (0, 2, -2, 4, -4, 6, -6, 8, 1, -1, 3, -3, 5, -5, 7, -7)
 TO_THE_RIGHT = (0, 2, -2, 1, -1, 3, -3, 4, -4)
+LINES = {"-": "solid", "--": "dashed", ":": "dotted", "-.": "dashed and dotted"}
 SIDES = {"yes": "better", "no": "worse", "open": "level"}  # of a threshold: the colour of an interval
 
 
@@ -315,6 +319,51 @@ def scatter(
         _draw_points(axes, shown, np.clip(x, *axes.get_xlim()), np.clip(y, *axes.get_ylim()), baseline)
     every = "; ".join(_describe_point(score, x) for _, score, x in points)
     return as_svg(figure, with_minus_signs(f"{format_label(metric)} against {label}: {every}"))
+
+
+@styled
+def dose_curves(series: Mapping[str, Sequence[Score]], numbers: Mapping[str, int]) -> Markup:
+    """Score against parameters, a line for each structure through its doses, with intervals and the table's numbers."""
+    scores = list({score.variant: score for each in series.values() for score in each}.values())
+    metric, sizes = scores[0].metric, [score.parameters for score in scores]
+    y = np.array([(s.interval.low, s.interval.mean, s.interval.high) for s in scores])
+    axes = _chart_axes(metric, "parameters", y.ravel())
+    _set_logarithmic(axes, min(sizes) / 1.25, max(sizes) * 1.25)
+    for each, style in zip(series.values(), itertools.cycle(LINES), strict=False):
+        line = np.clip([s.interval.mean for s in each], *axes.get_ylim())
+        axes.plot([s.parameters for s in each], line, style, color=COLOURS["variant"], linewidth=1.6, alpha=0.7)
+    points = [(numbers[s.variant], s, Interval(float(s.parameters), math.nan, math.nan)) for s in scores]
+    x = np.repeat(np.array(sizes, np.float64)[:, None], 3, axis=1)
+    _draw_points(axes, points, x, np.clip(y, *axes.get_ylim()), "")
+    named = {s.variant: _describe_point(s, size) for _, s, size in points}
+    every = "; ".join(f"{name}: {', '.join(named[s.variant] for s in each)}" for name, each in series.items())
+    return as_svg(axes.get_figure(), with_minus_signs(f"{format_label(metric)} against parameters. {every}"))
+
+
+@styled
+def factorial_grid(found: Factorial, metric: PrimaryMetric) -> Markup:
+    """The mean score of each pair of levels as a grid of numbers; the better, the darker."""
+    (rows, columns), means = found.levels, found.means
+    figure, axes = make_axes(90 + 52 * len(columns), 60 + 24 * len(rows), (84, 6, 6, 54))
+    axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
+    axes.grid(visible=False)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_xticks(range(len(columns)), columns, rotation=30, ha="left")
+    axes.xaxis.tick_top()
+    heights = means if metric.higher_is_better else -means
+    shades = (heights - heights.min()) / (np.ptp(heights) or 1.0)
+    for (row, column), mean in np.ndenumerate(means):
+        place, looks = (
+            (column - 0.48, row - 0.46),
+            {"color": COLOURS["variant"], "alpha": 0.06 + 0.44 * shades[row, column]},
+        )
+        axes.add_patch(Rectangle(place, 0.96, 0.92, linewidth=0, **looks))
+        text = with_minus_signs(f"{mean:.{metric.digits}f}")
+        axes.text(column, row, text, ha="center", va="center", color=COLOURS["ink"])
+    every = (f"{rows[r]} and {columns[c]} {mean:.{metric.digits}f}" for (r, c), mean in np.ndenumerate(means))
+    return as_svg(
+        figure, with_minus_signs(f"{format_label(metric)} by {' and '.join(found.names)}: {'; '.join(every)}")
+    )
 
 
 def _draw_points(

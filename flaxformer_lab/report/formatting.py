@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from flaxformer_lab.ablation.claim_config import BASELINE
 from flaxformer_lab.report.claims import Decision, Finding
+from flaxformer_lab.report.designs import Factorial
 from flaxformer_lab.report.statistics import Interval
 from flaxformer_lab.report.summary import Difference, Score, Summary
 from flaxformer_lab.tasks import PrimaryMetric
@@ -233,3 +234,12 @@ def format_learning_rate(score: Score) -> str:
     edge = f"{score.rate_edge} tried" if score.rate_edge else ""
     notes = ", ".join(filter(None, (edge, "not converged" if score.converged is False else "")))
     return f"{score.learning_rate:g}" + (f" ({notes})" if notes else "")
+
+
+def effects_in_words(found: Factorial) -> str:
+    """What each factor and their interaction explain."""
+    words = []
+    for each in found.effects:
+        p = f", p {format_p_value(each.p_value)}" if math.isfinite(each.p_value) else ""
+        words.append(f"{each.name} {format_interval(each.share, 2)}{p}")
+    return f"Shares of the variance over all runs, with 95% intervals over seeds: {'; '.join(words)}."

@@ -1,11 +1,16 @@
 """One task on an ablation's page: what was found, in a sentence, a table and charts."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
+from flaxformer_lab.report.designs import factorial, series_of
 from flaxformer_lab.report.figures import (
+    LINES,
     all_curves,
     bound_of,
+    dose_curves,
+    factorial_grid,
     forest,
     learning_curve,
     scatter,
@@ -13,6 +18,7 @@ from flaxformer_lab.report.figures import (
     seed_range,
 )
 from flaxformer_lab.report.formatting import (
+    effects_in_words,
     format_bound,
     format_clarity,
     format_ends,
@@ -63,6 +69,7 @@ def _content(summary: Summary, scores: Sequence[Score], id_: str) -> list[Markup
         _all_curves(summary, scores),
         _heading("Differences to the baseline", f"{id_}-differences"),
         _forest(summary, scores),
+        *_designs(summary, scores, id_),
         *_mixing(summary, scores, id_),
         _heading("Score and cost", f"{id_}-cost"),
         _cost(summary, scores),
@@ -215,6 +222,21 @@ def _forest(summary: Summary, scores: Sequence[Score]) -> Markup:
     caption = "Paired by seed, with 95% intervals. Filled: clear after Holm's correction; hollow: open, or equal."
     chart = scrolling(f"Differences on {scores[0].task}", forest(differences, scores[0].metric))
     return _figure(chart, caption, "wide")
+
+
+def _designs(summary: Summary, scores: Sequence[Score], id_: str) -> list[Markup]:
+    task, found = scores[0].task, []
+    crossed, series = factorial(summary, task), series_of(summary, task)
+    if crossed is not None:
+        grid = scrolling(f"Scores on {task} by pair", factorial_grid(crossed, scores[0].metric))
+        found.append(_heading("Main effects and interaction", f"{id_}-factorial"))
+        found += [tag("p", effects_in_words(crossed)), _figure(grid)]
+    if series:
+        chart = dose_curves(series, {score.variant: number for number, score in enumerate(scores, start=1)})
+        found.append(_heading("Score and dose", f"{id_}-dose"))
+        lines = (f"{name} ({style})" for name, style in zip(series, itertools.cycle(LINES.values()), strict=False))
+        found += [_figure(chart, f"A line through the doses of each: {', '.join(lines)}."), _keys(scores)]
+    return found
 
 
 def _mixing(summary: Summary, scores: Sequence[Score], id_: str) -> list[Markup]:

@@ -11,8 +11,10 @@ from flaxformer_lab.ablation.grid import Grid
 from flaxformer_lab.ablation.store import Store
 from flaxformer_lab.errors import RunError
 from flaxformer_lab.report.claims import Decision, decide_all
+from flaxformer_lab.report.designs import factorial
 from flaxformer_lab.report.formatting import (
     TITLE,
+    effects_in_words,
     format_bound,
     format_clarity,
     format_findings,
@@ -87,6 +89,8 @@ def as_markdown(summary: Summary, decisions: tuple[Decision, ...]) -> str:
         scores = [each for each in summary.scores if each.task == task]
         if scores:
             parts.append(f'<a id="{anchors[task]}"></a>\n\n## {task}\n\n{task_table(summary, scores)}')
+            crossed = factorial(summary, task)
+            parts += [] if crossed is None else [effects_in_words(crossed)]
     parts += [f"{name.capitalize()}: {made}" for name, made in format_provenance(summary)]
     for cell, error in summary.failures:
         parts.append(f"Failed: {cell.task} / {cell.variant}: {error}")

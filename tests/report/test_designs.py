@@ -1,0 +1,99 @@
+"""Main effects and interaction, against a least-squares fit; and what a page says of factors and series."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.report.claims import decide_all
+from flaxformer_lab.report.designs import factorial, series_of, two_way_anova
+from flaxformer_lab.report.page import as_page
+from flaxformer_lab.report.summary import summarise
+from flaxformer_lab.report.write import as_markdown
+
+RNG = np.random.default_rng(0)
+NOISE = RNG.normal(size=(3, 4, 5))
+ROWS, COLUMNS = np.array([0.0, 1.0, 5.0])[:, None, None], np.array([0.0, 2.0, 1.0, 4.0])[None, :, None]
+PRODUCT = ROWS * COLUMNS
+
+
+def residual(values, *columns):
+    """Squares that a least-squares fit of indicator columns leaves, and its rank."""
+    design = np.stack([np.broadcast_to(column, values.shape).ravel() for column in columns], axis=1).astype(float)
+    fit, _, rank, _ = np.linalg.lstsq(design, values.ravel(), rcond=None)
+    return np.sum((values.ravel() - design @ fit) ** 2), rank
+
+
+@pytest.mark.parametrize("values", [NOISE, NOISE + ROWS, NOISE + ROWS + COLUMNS, NOISE + PRODUCT])
+def test_shares_and_p_are_those_of_nested_fits(values):
+    one = [np.ones((1, 1, 1))]
+    rows = [np.eye(3)[k][:, None, None] for k in range(3)]
+    columns = [np.eye(4)[k][None, :, None] for k in range(4)]
+    cells = [row * column for row in rows for column in columns]
+    (total, _), (without_rows, _), (without_columns, _), (additive, _), (full, rank) = (
+        residual(values, *each) for each in (one, columns, rows, rows + columns, cells)
+    )
+    expected = [without_rows - additive, without_columns - additive, additive - full, full]
+    effects = two_way_anova(values, ("a", "b"))
+    assert [each.name for each in effects] == ["a", "b", "interaction", "seeds"]
+    np.testing.assert_allclose([each.share.mean for each in effects], np.array(expected) / total, atol=1e-9)
+    freedom = values.size - rank
+    for effect, squares, own in zip(effects[:3], expected, (2, 3, 6), strict=False):
+        assert effect.p_value == pytest.approx(stats.f.sf(squares / own / (full / freedom), own, freedom), rel=1e-6)
+    assert all(each.share.low <= each.share.high for each in effects)
+
+
+def test_an_effect_is_found_where_it_is_and_nowhere_else():
+    found = {each.name: each for each in two_way_anova(NOISE + 3 * ROWS, ("a", "b"))}
+    assert found["a"].p_value < 1e-6 < 0.01 < min(found["b"].p_value, found["interaction"].p_value)
+    assert found["a"].share.low > 0.8 and found["b"].share.high < 0.1
+    found = {each.name: each for each in two_way_anova(NOISE + PRODUCT, ("a", "b"))}
+    assert found["interaction"].p_value < 1e-6
+
+
+LEVELS = {"factors": [{"name": "token mixer", "levels": ["x", "y"]}, {"name": "feature mixer", "levels": ["p", "q"]}]}
+PAIRS = {"variants": {"x + q": "ffn_off", "y + p": "attention_off", "y + q": "single_head"}}
+
+
+def test_the_report_crosses_the_factors_and_draws_the_series(grid, store, result):
+    made = grid(
+        PAIRS | LEVELS | {"series": {"heads": ["y + q", "baseline"], "none": ["x + q"]}, "seeds": [0, 1, 2, 3, 4]}
+    )
+    store.claim(made)
+    levels = {"baseline": 0.9, "x + q": 0.5, "y + p": 0.5, "y + q": 0.1}
+    for cell in made.cells:
+        noise = [0.01 * np.sin(7 * replica.seed + 40 * levels[cell.variant]) for replica in cell.replicas]
+        store.finish(cell, result(cell, levels[cell.variant] + np.array(noise)))
+    summary = summarise(made, store)
+    crossed = factorial(summary, "near")
+    np.testing.assert_allclose(crossed.means, [[0.9, 0.5], [0.5, 0.1]], atol=0.02)
+    assert {each.name: each.share.mean > 0.4 for each in crossed.effects}["token mixer"]
+    assert [score.variant for score in series_of(summary, "near")["heads"]] == ["y + q", "baseline"]
+    page, text = as_page(summary, decide_all(summary)), as_markdown(summary, decide_all(summary))
+    for written in (page, text):
+        assert "Shares of the variance over all runs" in written and "interaction" in written
+    assert "x and q 0.5" in page and "doses of each: heads (solid), none (dashed)." in page
+    # A level of which a task has no cell is left out there.
+    three = dataclasses.replace(made.config.factors[0], levels=("x", "y", "z"))
+    wider = dataclasses.replace(
+        made.config, factors=(three, made.config.factors[1]), variants=made.config.variants | {"z + p": "", "z + q": ""}
+    )
+    again = factorial(summarise(dataclasses.replace(made, config=wider), store), "near")
+    assert again.levels == (("x", "y"), ("p", "q")) and np.array_equal(again.means, crossed.means)
+    plain = summarise(dataclasses.replace(made, config=dataclasses.replace(made.config, factors=())), store)
+    assert factorial(plain, "near") is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"factors": LEVELS["factors"][:1]}, "factors has 1 entries; a factorial has two"),
+        (LEVELS, r"factors: x \+ p and x \+ q are no variants"),
+        ({"series": {"heads": ["ffn_of"]}}, r"series\.heads names ffn_of, which is no variant: did you mean ffn_off"),
+    ],
+)
+def test_a_design_of_what_is_no_variant_is_refused(grid, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        grid({"variants": {"ffn_off": "ffn_off"}} | changes)
