@@ -292,7 +292,7 @@ def test_every_task_by_its_name_alone(name):
 
 
 def test_no_other_models_and_tasks_are_offered():
-    assert choices("model.name") == {*MODELS, "encoder_decoder"}
+    assert choices("model.name") == {*MODELS, "encoder_decoder", "autoformer"}
     assert choices("task.name") == {*TASKS, *CAUSAL_TASKS}
 
 
@@ -497,7 +497,11 @@ CHOICES = [
         ["model.norm.kind=groupnorm", "did you mean", "rmsnorm, srmsnorm, batchnorm, off"],
     ),
     ("model.norm.placement", "middle", ["model.norm.placement=middle is not a choice", "pre, post"]),
-    ("model.position", "relative", ["model.position=relative is not a choice", "learned, sinusoidal, rotary, off"]),
+    (
+        "model.position",
+        "relative",
+        ["model.position=relative is not a choice", "learned, uniform, sinusoidal, rotary, off"],
+    ),
     ("model.dtype", "float16", ["model.dtype=float16", "did you mean", "float32, bfloat16"]),
     ("optimizer.name", "adam", ["optimizer.name=adam", "did you mean adamw?", "adamw, muon, sgd"]),
     ("optimizer.schedule", "cosin", ["optimizer.schedule=cosin", "did you mean cosine?"]),

@@ -138,7 +138,7 @@ def test_what_is_registered_can_be_named_and_what_is_not_says_where_it_may_be():
     assert "kind=mine is not a choice: did you mean linear or mean? pass --import=FILE where a file of" in refusal(tree)
     register("attention", "mine")(type("Mine", (MeanAttention,), {}))
     assert parse_config(tree).model.attention.kind == "mine"
-    assert "lightning, channel, mean, static, mine, off" in refusal({"model": {"attention": {"kind": "mime"}}})
+    assert "frequency, wavelet, mine, off" in refusal({"model": {"attention": {"kind": "mime"}}})
 
 
 @pytest.mark.parametrize(
