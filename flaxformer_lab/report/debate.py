@@ -14,6 +14,7 @@ from flaxformer_lab.report.formatting import (
     format_count,
     format_interval,
     format_reach,
+    format_reasons,
     format_threshold,
     sentence,
     with_minus_signs,
@@ -85,14 +86,16 @@ def evidence_of(name: str, summary: Summary, decision: Decision) -> Evidence:
     tables = [(f"table of {task}", f"{name}.html#task-{numbers[task]}") for task in tasks if task in numbers]
     trained = {task: summary.grid.cell(task, summary.grid.config.baseline) for task in tasks}
     steps = [f"{cell.config.training.steps:,} on {task}" for task, cell in trained.items() if cell is not None]
-    seeds = format_count(len(summary.grid.config.seeds), "seed")
+    measured = (
+        f"Measured with {format_count(len(summary.grid.config.seeds), 'seed')} a variant; updates: {', '.join(steps)}."
+    )
     return Evidence(
         decision.claim.name,
         decision.claim.statement,
         decision.verdict,
         decision.reason,
         tuple(rows),
-        (f"Measured with {seeds} a variant; updates: {', '.join(steps)}.", *format_reach(decision)),
+        tuple(filter(None, (measured, *format_reach(decision), format_reasons(decision)))),
         (*tables, ("how it was made", f"{name}.html#provenance"), ("raw numbers", f"{name}.csv.gz")),
     )
 

@@ -130,6 +130,13 @@ def format_reach(decision: Decision) -> tuple[str, str]:
     )
 
 
+def format_reasons(decision: Decision) -> str:
+    """Why the thresholds are what they are; empty where nothing says so."""
+    compared = [(format_threshold(each), each.comparison.because) for each in decision.findings]
+    reasons = dict.fromkeys(f"{threshold}, since {because}" for threshold, because in compared if because)
+    return f"Why these thresholds: {'; '.join(reasons)}." if reasons else ""
+
+
 def format_span(span: tuple[float, float]) -> str:
     """`up to 0.971`, rounded inwards to three digits."""
     low, high = (_rounded_inwards(end, towards) for end, towards in zip(span, (math.ceil, math.floor), strict=True))

@@ -24,9 +24,9 @@ from flaxformer_lab.report.formatting import (
     format_p_value,
     format_provenance,
     format_reach,
+    format_reasons,
     format_share,
     format_steps_to_threshold,
-    format_threshold,
     lead,
 )
 from flaxformer_lab.report.page import as_page
@@ -110,11 +110,7 @@ def _verdict_row(decision: Decision, anchors: dict[str, str]) -> tuple[str, ...]
 
 def _reach(decision: Decision) -> str:
     """One claim: at equal FLOPs, with other thresholds, and why the thresholds are what they are."""
-    reasons = dict.fromkeys(
-        f"{format_threshold(each)}: {each.comparison.because}" for each in decision.findings if each.comparison.because
-    )
-    because = f" Why these: {'; '.join(reasons)}." if reasons else ""
-    return f"- {decision.claim.name}. {' '.join(format_reach(decision))}{because}"
+    return " ".join([f"- {decision.claim.name}.", *format_reach(decision), format_reasons(decision)]).rstrip()
 
 
 def task_table(summary: Summary, scores: list[Score]) -> str:
