@@ -4,6 +4,8 @@ Command: python -m flaxformer_lab.ablate --config=configs/ablations/csv.py --wor
 Yours: --config.tasks.table.overrides.task.dataset='csv:PATH?target=NAME', and for a number
     --config.tasks.table.overrides.task.name=tabular_regression
 Hardware: 2 cores of an AMD EPYC, no accelerator.
+Time: 117 seconds of CPU time for 10,000 rows.
+Result: docs/data.md.
 """
 
 from ml_collections import ConfigDict
