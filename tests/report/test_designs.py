@@ -1,11 +1,16 @@
 """Main effects and interaction, against a least-squares fit; and what a page says of factors and series."""
 
+import collections
 import dataclasses
+import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from flaxformer_lab.ablation.grid import make_grid, parse_ablation
+from flaxformer_lab.command_line import read_recipe
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.report.claims import decide_all
 from flaxformer_lab.report.designs import factorial, series_of, two_way_anova
@@ -51,6 +56,18 @@ def test_an_effect_is_found_where_it_is_and_nowhere_else():
     assert found["a"].share.low > 0.8 and found["b"].share.high < 0.1
     found = {each.name: each for each in two_way_anova(NOISE + PRODUCT, ("a", "b"))}
     assert found["interaction"].p_value < 1e-6
+
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "ablations"
+
+
+@pytest.mark.parametrize(("name", "cells"), [("mixers", {"digits": 42, "speeches": 36}), ("dose", None)])
+def test_the_designs_of_the_lab_have_all_their_cells(name, cells):
+    made = make_grid(parse_ablation(read_recipe(str(CONFIGS / f"{name}.py"))), CONFIGS, read_recipe)
+    assert not made.dropped
+    assert cells is None or collections.Counter(cell.task for cell in made.cells) == cells
+    for task, variants in itertools.product(made.config.tasks, made.config.series.values()):
+        assert all(made.cell(task, variant) for variant in variants)
 
 
 LEVELS = {"factors": [{"name": "token mixer", "levels": ["x", "y"]}, {"name": "feature mixer", "levels": ["p", "q"]}]}

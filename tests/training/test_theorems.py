@@ -70,6 +70,18 @@ def test_without_a_path_between_features_a_rotation_is_learned_as_far_as_its_dia
     assert no_bound is None and dense > 0.99
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "maps", [{"projection": "block", "output": "block", "block_size": 2}, {"projection": "low_rank", "rank": 3}]
+)
+def test_block_and_low_rank_maps_learn_a_rotation_as_far_as_their_laws(maps):
+    task = {"name": "rotation", "features": 8, "rotation": "random", "embedding": "identity", "head": "identity"}
+    model = PLAIN | {"width": 8, "depth": 1, "skip": {"attention": False}, "attention": {"num_heads": 1} | maps}
+    score, bound = fit(task, model, steps=300, learning_rate=2e-2)
+    assert bound - 0.06 < score < bound + 0.02
+    assert 0.1 < bound < 0.6
+
+
 POINTERS = {"name": "pointers", "tokens": 6, "features": 4, "pointers": 2}
 
 
