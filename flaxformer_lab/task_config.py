@@ -156,8 +156,9 @@ class ForecastingConfig(TaskConfig):
     """The next `horizon` steps of a time series are predicted from the last `lookback` ones.
 
     Attributes:
-        dataset: a `lab_*` series, a data set of tensorflow-datasets with `time` and channels, or `ett:PATH`, a CSV in
-            the layout of the ETT files, with their borders of 12, 4 and 4 months.
+        dataset: a `lab_*` series, a data set of tensorflow-datasets with `time` and channels, a file of your own
+            with a column of dates (`csv:PATH`, `parquet:PATH`), or `ett:PATH`, a CSV in the layout of the ETT files,
+            with their borders of 12, 4 and 4 months.
         lookback: steps that are read.
         horizon: steps that are predicted.
         inputs: names of the channels that are read; all by default.

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from flaxformer_lab.data.own.address import parse_address
+from flaxformer_lab.data.own.series import read_series as read_own_series
 from flaxformer_lab.data.series_builders import HOUR, TIME, Borders, numbers, parse_table, seconds
 from flaxformer_lab.data.source import SPLITS, open_split
 from flaxformer_lab.errors import DataError
@@ -34,7 +36,7 @@ class Series:
     """All rows of a series, in the order of time.
 
     channels: their names. time: seconds since 1970. values: NaN where one is missing. borders: the rows of each split.
-    step: seconds from one row to the next.
+    step: seconds from one row to the next. notes: what a user should know of a file of their own.
     """
 
     name: str
@@ -43,15 +45,23 @@ class Series:
     values: Float32[np.ndarray, "rows channels"]
     borders: Borders
     step: int
+    notes: tuple[str, ...] = ()
 
 
 def read_series(dataset: str) -> Series:
-    """The series of a data set: a name of TFDS, or `ett:PATH`, a CSV in the layout of the ETT files.
+    """The series of a data set: a name of TFDS, `csv:PATH`, or `ett:PATH`, a CSV in the layout of the ETT files.
 
     Raises:
         DataError: there is none, it cannot be read, or its rows are not evenly spaced in time.
     """
-    return _read_ett(dataset) if dataset.startswith("ett:") else _read_prepared(dataset)
+    if dataset.startswith("ett:"):
+        return _read_ett(dataset)
+    address = parse_address(dataset)
+    if address is None or address.kind not in ("csv", "parquet"):
+        return _read_prepared(dataset)
+    own = read_own_series(address)
+    borders = dict(zip(SPLITS, itertools.pairwise([0, *own.ends]), strict=True))
+    return Series(address.source, own.channels, own.time, own.values, borders, own.step, own.notes)
 
 
 def _read_prepared(dataset: str) -> Series:

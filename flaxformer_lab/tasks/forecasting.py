@@ -1,5 +1,6 @@
 """Forecasting: the next steps of a time series from the last ones; all windows of a split are examples."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -42,7 +43,7 @@ class Forecasting(Task):
 
     metadata: `channels`, the names of those that are read; `targets`, which of them are predicted; `mean` and `spread`
     of each in training; `seasonal_error`, the mean error of the seasonal naive forecast there, standardised; `step`,
-    seconds from row to row; `season`, rows of a period.
+    seconds from row to row; `season`, rows of a period; `notes` on a file of the user's own.
     """
 
     primary_metric = MSE
@@ -75,7 +76,7 @@ class Forecasting(Task):
             "seasonal_error": seasonal_error.tolist(),
             "step": series.step,
             "season": season,
-        }
+        } | ({"notes": list(series.notes)} if series.notes else {})
 
     # ---------------------------------------------------------------------------------------------- the series
 
@@ -258,6 +259,7 @@ class Forecasting(Task):
             ["data set", self._config.dataset],
             ["channels", f"{len(channels)}, each {self.metadata['step']} seconds; predicted: {len(targets)} ({names})"],
             ["tokens", f"{tokens}, for each channel by itself" if layout.independent else tokens],
+            *(["note", note] for note in self.metadata.get("notes", ())),
         ]
 
 
@@ -270,7 +272,7 @@ def _chosen(series: Series, config: ForecastingConfig) -> Series:
     """The channels that `task.inputs` names, in its order; all by default."""
     places = [_place(config, "inputs", name, series.channels) for name in config.inputs or series.channels]
     names = tuple(series.channels[place] for place in places)
-    return Series(series.name, names, series.time, series.values[:, places], series.borders, series.step)
+    return dataclasses.replace(series, channels=names, values=series.values[:, places])
 
 
 def _place(config: ForecastingConfig, knob: str, name: str, known: tuple[str, ...]) -> int:

@@ -48,13 +48,13 @@ def read(address: Address) -> Contents:
         ConfigError: an option that cannot be.
         DataError: a file that is no table, or values that cannot be used; names file, row and column.
     """
-    table = _read_table(address)
+    table = read_table(address)
     if len(table.columns) == 1:
         raise DataError(
             f"{table.path} has one column, {next(iter(table.columns))}, but a table has two at least; add delimiter=| "
             "where something else than a comma, a semicolon or a tab separates the names"
         )
-    choices = _choices(address)
+    choices = choices_of(address)
     target = address.options.get("target")
     if target is None:
         raise ConfigError(
@@ -99,7 +99,8 @@ def read(address: Address) -> Contents:
     return Contents(features, splits, {"table": schema.as_json(), "notes": notes, "target_column": target})
 
 
-def _read_table(address: Address) -> Table:
+def read_table(address: Address) -> Table:
+    """The file as it is, each column by its name."""
     if address.kind == "parquet":
         return _read_parquet(address)
     delimiter = address.options.get("delimiter")
@@ -129,7 +130,8 @@ def _read_parquet(address: Address) -> Table:
     return Table(str(address.path), columns, np.arange(1, stored.num_rows + 1), unit="row")
 
 
-def _choices(address: Address) -> Choices:
+def choices_of(address: Address) -> Choices:
+    """What the options say of the columns."""
     options = address.options
     lists = {
         name: tuple(part.strip() for part in options[name].split(",") if part.strip())

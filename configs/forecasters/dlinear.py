@@ -1,0 +1,36 @@
+"""DLinear (Zeng et al. 2023): one linear map of the moving average and one of the rest, the same for all channels.
+
+Command: python train.py --config=configs/forecasters/dlinear.py
+A map for each channel: --config.task.individual=true. Results: docs/forecasting.md.
+"""
+
+from ml_collections import ConfigDict, FieldReference
+
+
+def get_config() -> ConfigDict:
+    """The recipe: tokens of season and trend, a model without blocks, and its head."""
+    lookback = FieldReference(96)
+    return ConfigDict(
+        {
+            "task": {
+                "name": "forecasting",
+                "dataset": "lab_beijing_air",
+                "lookback": lookback,
+                "horizon": 96,
+                "missing": "forward",
+                "tokens": "variate",
+                "decomposition": (25,),
+                "embedding": "identity",
+                "marks": False,
+            },
+            "model": {"width": 2 * lookback, "depth": 0, "norm": {"kind": "off"}, "position": "off"},
+            "optimizer": {"learning_rate": 5e-3},
+            "training": {
+                "steps": 1000,
+                "batch_size": 32,
+                "evaluate_every": 250,
+                "checkpoint_every": 250,
+                "steps_per_call": 25,
+            },
+        }
+    )

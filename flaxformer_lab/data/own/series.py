@@ -1,0 +1,114 @@
+"""`csv:PATH` and `parquet:PATH` as a time series: a column of dates, and channels that are numbers."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from flaxformer_lab.data.own.address import Address
+from flaxformer_lab.data.own.columns import Choices, Table, column_of, infer, numbers_of
+from flaxformer_lab.data.own.contents import shares
+from flaxformer_lab.data.own.tables import choices_of, read_table
+from flaxformer_lab.errors import ConfigError, DataError
+
+OF_OTHER_TASKS = ("target", "categories", "rare")  # options
+MOST_ROWS = 20  # rows of the grid for each row of the file; more mean that time is not even
+DAY = 86400
+
+
+@dataclass(frozen=True)
+class OwnSeries:
+    """A file's rows on an even grid of time, NaN where one is missing.
+
+    time: seconds since 1970. step: seconds from row to row. ends: the row after the last of train, of validation and of
+    test. notes: what a user should know.
+    """
+
+    channels: tuple[str, ...]
+    time: Int64[np.ndarray, " rows"]
+    values: Float32[np.ndarray, "rows channels"]
+    step: int
+    ends: tuple[int, ...]
+    notes: tuple[str, ...]
+
+
+def read_series(address: Address) -> OwnSeries:
+    """The series in a file. `dates=NAME` says which column is the time, where there are several.
+
+    Raises:
+        ConfigError: an option that cannot be, or that another task has.
+        DataError: there is no time or no channel, two rows have the same time, or time is not even.
+    """
+    for option in OF_OTHER_TASKS:
+        if option in address.options:
+            raise ConfigError(
+                f"task.dataset={address}: forecasting has no use for {option}=; task.targets and task.inputs name the "
+                "channels"
+            )
+    table, choices = read_table(address), choices_of(address)
+    time_name = _time_column(table, choices)
+    columns, left_out = infer(table, choices, used=[time_name])
+    channels = [column for column in columns if column.kind in ("number", "boolean")]
+    notes = [f"{name} is left out: {why}" for name, why in left_out.items() if why != "as you say"]
+    notes += [f"{column.name} is left out: it is a {column.kind}" for column in columns if column not in channels]
+    if not channels:
+        raise DataError(f"{table.path} has no channel: no column besides {time_name} has numbers")
+    place, time, step = _grid(table, time_name, choices)
+    values = np.full((len(time), len(channels)), np.nan, np.float32)
+    values[place] = np.stack([numbers_of(table, column) for column in channels], axis=1)
+    if len(time) > len(table):
+        gaps = np.flatnonzero(np.diff(np.sort(place)) > 1)
+        first = np.datetime64(int(time[np.sort(place)[gaps[0]]]), "s")
+        notes.append(f"{len(time) - len(table):,} rows are missing, in {len(gaps):,} gaps, the first after {first}")
+    ends = tuple(int(end + 1e-6) for end in np.cumsum(shares(address)) * len(time))  # rounded down
+    return OwnSeries(tuple(column.name for column in channels), time, values, step, ends, tuple(notes))
+
+
+def _time_column(table: Table, choices: Choices) -> str:
+    """The column that says when a row was.
+
+    Raises:
+        DataError: there is none, or several.
+    """
+    choices.check(table)
+    names = [name for name in table.columns if name not in choices.drop]
+    dates = choices.dates or [name for name in names if column_of(table, name, choices).kind == "date"]
+    if len(dates) == 1:
+        return dates[0]
+    if dates:
+        raise DataError(
+            f"{table.path} has several columns of dates, {', '.join(dates)}; name the time with ?dates=NAME"
+        )
+    raise DataError(
+        f"{table.path} has no column of dates, so it is no series; it has {', '.join(names)}. Name one with "
+        "?dates=NAME, or write dates like 2024-04-03 12:00"
+    )
+
+
+def _grid(table: Table, name: str, choices: Choices) -> tuple[np.ndarray, np.ndarray, int]:
+    """(where each row is, the times of all rows, seconds of a step): the step is the most frequent one.
+
+    Raises:
+        DataError: a row without a time, two of the same time, or one between two steps.
+    """
+    days = numbers_of(table, column_of(table, name, choices))
+    for row in np.flatnonzero(np.isnan(days))[:1]:
+        raise table.error(name, row, "it has no value, but each row needs its time")
+    seconds = np.round(days * DAY).astype(np.int64)
+    order = np.argsort(seconds, kind="stable")
+    steps = np.diff(seconds[order])
+    if not len(steps):
+        raise DataError(f"{table.path} has one row, which is no series")
+    for place in np.flatnonzero(steps == 0)[:1]:
+        first, second = order[place : place + 2]
+        raise table.error(name, second, f"the same time as in {table.unit} {table.lines[first]}; keep one of them")
+    found, counts = np.unique(steps, return_counts=True)
+    step = int(found[counts.argmax()])
+    rows, rest = np.divmod(seconds - seconds.min(), step)
+    for place in np.flatnonzero(rest[order])[:1]:
+        raise table.error(name, order[place], f"time is not even: most rows are {step:,} seconds apart, not this one")
+    if rows.max() >= MOST_ROWS * len(table):
+        raise DataError(
+            f"{table.path}: {len(table):,} rows, {step:,} seconds apart, leave {rows.max():,} out; resample it"
+        )
+    return rows, seconds.min() + np.arange(rows.max() + 1) * step, step

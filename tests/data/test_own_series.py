@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+
+from flaxformer_lab.data.series import read_series
+from flaxformer_lab.errors import ConfigError, DataError
+
+
+@pytest.fixture
+def write(tmp_path):
+    def to_file(*lines, options=""):
+        path = tmp_path / "own.csv"
+        path.write_text("\n".join(lines) + "\n")
+        return f"csv:{path}{options}"
+
+    return to_file
+
+
+def hours(*rows, header="when,load,wind,place"):
+    return [header, *(f"2024-03-31 {hour:02}:00,{load},{wind},north" for hour, load, wind in rows)]
+
+
+def test_rows_lie_on_an_even_grid_and_a_gap_is_named(write):
+    lines = hours((0, 1, 2.5), (1, "", 3), (2, 2, 4), (6, 3, 5), (5, 4, 6), (7, 5, 6.5), (8, 6, 7), (9, 7, 8))
+    series = read_series(write(*lines))
+    assert series.channels == ("load", "wind") and series.step == 3600
+    nan = np.nan
+    np.testing.assert_array_equal(series.values[:, 0], np.float32([1, nan, 2, nan, nan, 4, 3, 5, 6, 7]))
+    np.testing.assert_array_equal(series.values[:, 1], np.float32([2.5, 3, 4, nan, nan, 6, 5, 6.5, 7, 8]))
+    ends = [str(np.datetime64(int(each), "s")) for each in series.time[[0, -1]]]
+    assert ends == ["2024-03-31T00:00:00", "2024-03-31T09:00:00"]
+    assert series.borders == {"train": (0, 6), "validation": (6, 8), "test": (8, 10)}
+    notes = " ".join(series.notes)
+    assert "2 rows are missing, in 1 gaps, the first after 2024-03-31T02:00:00" in notes and "place" in notes
+
+
+def test_shares_of_the_splits_are_in_time_order(write):
+    lines = hours(*((hour, hour % 5, hour % 3) for hour in range(10)))
+    series = read_series(write(*lines, options="?split=share:50,10,40&drop=place"))
+    assert series.borders == {"train": (0, 5), "validation": (5, 6), "test": (6, 10)} and not series.notes
+
+
+DAYS = [f"2024-03-{day:02}" for day in range(1, 6)]
+UNEVEN = [f"2024-03-31 {at},{at[1]}" for at in ("00:00", "01:00", "02:00", "02:30", "03:00", "04:00", "05:00")]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (hours((0, 1, 2), (1, 2, 3), (1, 2, 4)), r"own.csv, line 4, column when: the same time as in line 3; keep one"),
+        (["when,load", *UNEVEN], r"line 5, column when: time is not even: most rows are 3,600 seconds apart"),
+        (["when,load", f"{DAYS[0]},1", ",2", f"{DAYS[2]},3"], r"line 3, column when: it has no value"),
+        (["load,wind", "1,2", "3,4", "4,6"], r"no column of dates, so it is no series; it has load, wind"),
+        (
+            ["a,b,load", *(f"{day},{day},{day[-1]}" for day in DAYS)],
+            r"columns of dates, a, b; name the time with \?dates",
+        ),
+        (["when,name", *(f"{day},north {day[-1]}" for day in DAYS)], r"has no channel: no column besides when"),
+    ],
+)
+def test_a_file_that_is_no_series_is_told(write, lines, message):
+    with pytest.raises(DataError, match=message):
+        read_series(write(*lines))
+
+
+def test_options_of_other_tasks_are_refused(write):
+    with pytest.raises(ConfigError, match=r"forecasting has no use for target=; task.targets and task.inputs name"):
+        read_series(write(*hours((0, 1, 2)), options="?target=load"))
