@@ -185,6 +185,7 @@ class ForecastingConfig(TaskConfig):
         embedding: the map from a token's numbers to model.width; `identity` needs equal numbers of both.
         head: reads the tokens side by side, their mean, or the last one; a variate's token is read by itself.
         individual: a head for each channel instead of one for all; for variates or independent channels.
+        label_length: steps of the window that a decoder is given before the horizon; for models with a decoder.
     """
 
     name: Literal["forecasting"] = "forecasting"
@@ -208,6 +209,7 @@ class ForecastingConfig(TaskConfig):
     embedding: Literal["dense", "identity"] = "dense"
     head: Literal["flat", "mean", "last"] = "flat"
     individual: bool = False
+    label_length: AtLeastOne = 48
 
     def rules(self) -> None:
         """Raises ConfigError when knobs contradict one another."""

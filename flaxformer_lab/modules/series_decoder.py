@@ -1,10 +1,10 @@
 """Forecasts from a decoder: what it is given, and what its token vectors become (Zhou et al. 2021, Wu et al. 2021).
 
-The decoder's tokens are the last `label_length` steps of the window, and `horizon` steps to be filled in. Inputs have
-`series` [batch, lookback, channels] and `marks` [batch, lookback + horizon, marks], features of the calendar.
+The decoder's tokens are the last `label_length` steps of the window, and `horizon` steps to be filled in. Inputs are
+as in `series.py`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,15 +15,9 @@ from flaxformer_lab.modules.decomposition import Decomposition
 from flaxformer_lab.modules.distilling import CircularConvolution
 from flaxformer_lab.modules.projection import Dense
 from flaxformer_lab.modules.rngs import Rngs
+from flaxformer_lab.modules.series import Inputs, InstanceNorm
 
-Inputs = Mapping[str, Array]
 Series = Float[Array, "batch steps channels"]
-Normalise = Callable[[Inputs], Series]
-
-
-def window(inputs: Inputs) -> Series:
-    """The series of a window, as it is."""
-    return inputs["series"]
 
 
 class StepEmbedding(nnx.Module):
@@ -41,7 +35,7 @@ class SourceTargetEmbedding(nnx.Module):
     """The window for the encoder; for the decoder its last steps, and zeros for the horizon.
 
     moving_average: the decoder is given the seasonal part of the window instead (Autoformer), of averages of so many
-    steps; none means the window itself (Informer). normalise: the series of the inputs, normalised.
+    steps; none means the window itself (Informer).
     """
 
     def __init__(
@@ -52,19 +46,19 @@ class SourceTargetEmbedding(nnx.Module):
         *,
         label_length: int,
         horizon: int,
+        norm: InstanceNorm,
         moving_average: tuple[int, ...] = (),
-        normalise: Normalise = window,
         dtype: str = "float32",
         rngs: Rngs,
     ):
         self._label_length, self._horizon, self._dtype = label_length, horizon, jnp.dtype(dtype)
-        self._normalise = normalise
+        self._marks, self.norm = marks, norm
         self.decomposition = Decomposition(moving_average, rngs) if moving_average else None
         self.source, self.target = (StepEmbedding(channels, marks, width, rngs=rngs) for _ in range(2))
 
     def __call__(self, inputs: Inputs) -> dict[str, Float[Array, "batch _ width"]]:
         """Token vectors of `source` and `target`."""
-        series, marks = self._normalise(inputs).astype(self._dtype), inputs["marks"].astype(self._dtype)
+        series, marks = self.norm(inputs).astype(self._dtype), inputs["marks"][..., : self._marks].astype(self._dtype)
         known = series if self.decomposition is None else self.decomposition(series)[0]
         known = known[:, known.shape[1] - self._label_length :]
         target = jnp.pad(known, ((0, 0), (0, self._horizon), (0, 0)))
@@ -76,43 +70,35 @@ class SourceTargetEmbedding(nnx.Module):
 
 
 class DecoderHead(nnx.Module):
-    """A linear map of the decoder's last `horizon` tokens to channels."""
-
-    def __init__(self, width: int, channels: int, *, horizon: int, rngs: Rngs):
-        self._horizon = horizon
-        self.map = Dense(width, channels, axes=("width", None), bias=True, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "batch target width"]) -> Float[Array, "batch horizon channels"]:
-        return self.map(x[:, x.shape[1] - self._horizon :])
-
-
-class TrendHead(nnx.Module):
-    """The seasonal part as channels, plus the trend (Wu et al. 2021, eq. 4 and algorithm 1).
-
-    The trend of the horizon starts as the window's mean; a circular convolution of what each block took away is added.
-    targets: which channels are forecast.
-    """
+    """A linear map of the decoder's last `horizon` tokens to the channels `targets`, in the units of the inputs."""
 
     reads_inputs = True
 
-    def __init__(
-        self,
-        width: int,
-        targets: tuple[int, ...],
-        *,
-        blocks: int,
-        horizon: int,
-        normalise: Normalise = window,
-        rngs: Rngs,
-    ):
-        self._targets, self._horizon, self._normalise = targets, horizon, normalise
+    def __init__(self, width: int, targets: tuple[int, ...], *, horizon: int, norm: InstanceNorm, rngs: Rngs):
+        self._targets, self._horizon, self.norm = targets, horizon, norm
         self.map = Dense(width, len(targets), axes=("width", None), bias=True, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "batch target width"], inputs: Inputs) -> Float[Array, "batch horizon targets"]:
+        return self.norm.inverse(self.map(self._last(x)).astype(jnp.float32), inputs, self._targets)
+
+    def _last(self, x: Float[Array, "batch target features"]) -> Float[Array, "batch horizon features"]:
+        return x[:, x.shape[1] - self._horizon :]
+
+
+class TrendHead(DecoderHead):
+    """The seasonal part as channels, plus the trend (Wu et al. 2021, eq. 4 and algorithm 1).
+
+    The trend of the horizon starts as the window's mean; a circular convolution of what each block took away is added.
+    """
+
+    def __init__(self, width: int, targets: tuple[int, ...], *, blocks: int, rngs: Rngs, **options):
+        super().__init__(width, targets, rngs=rngs, **options)
         convolution = lambda: CircularConvolution(width, len(targets), bias=False, rngs=rngs)  # noqa: E731
         self.trends = nnx.List([convolution() for _ in range(blocks)])
 
     def __call__(self, x: Mapping[str, Array], inputs: Inputs) -> Float[Array, "batch horizon targets"]:
         """x: the output of `Autoformer`."""
-        mean = jnp.mean(self._normalise(inputs)[..., np.array(self._targets)], axis=1, keepdims=True)
+        mean = jnp.mean(self.norm(inputs)[..., np.array(self._targets)], axis=1, keepdims=True)
         moved = sum(convolution(x["trends"][:, :, block]) for block, convolution in enumerate(self.trends))
-        forecasts = self.map(x["seasonal"]) + moved
-        return forecasts[:, forecasts.shape[1] - self._horizon :] + mean
+        forecasts = self._last(self.map(x["seasonal"]) + moved).astype(jnp.float32) + mean
+        return self.norm.inverse(forecasts, inputs, self._targets)

@@ -27,8 +27,9 @@ from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models.network import Network, PureNetwork, functionalize
 from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.modules.series import ForecastHead, InstanceNorm, Layout, SeriesEmbedding
+from flaxformer_lab.modules.series_decoder import DecoderHead, SourceTargetEmbedding, TrendHead
 from flaxformer_lab.parsing import nearest
-from flaxformer_lab.registry import register
+from flaxformer_lab.registry import lookup, register
 from flaxformer_lab.task_config import ForecastingConfig
 from flaxformer_lab.tasks.examples import Examples, series_windows
 from flaxformer_lab.tasks.task import Batch, PrimaryMetric, Task
@@ -157,6 +158,8 @@ class Forecasting(Task):
 
     def network(self, config: ModelConfig) -> PureNetwork:
         task, layout = self._config, self.layout
+        if getattr(lookup("model", config.name).build, "two_sequences", False):
+            return self._network_with_decoder(config)
         if task.embedding == "identity" and layout.features != config.width:
             raise ConfigError(
                 f"task.embedding=identity leaves the {layout.features} numbers of a token as they are, so "
@@ -169,6 +172,30 @@ class Forecasting(Task):
             embedding = SeriesEmbedding(layout, task.embedding, config.width, dtype=config.dtype, **shared)
             head = ForecastHead(layout, task.head, config.width, task.horizon, individual=task.individual, **shared)
             grid = (layout.tokens,)
+            return Network(config, embedding=embedding, grid=grid, outputs=task.horizon, head=head, rngs=rngs)
+
+        return functionalize(build)
+
+    def _network_with_decoder(self, config: ModelConfig) -> PureNetwork:
+        """The decoder's tokens are the last `label_length` steps of the window, and the horizon's."""
+        task, layout = self._config, self.layout
+        if task.tokens != "step" or task.channels != "mixed" or task.label_length > task.lookback:
+            raise ConfigError(
+                f"model.name={config.name} reads steps of all channels, and its decoder the last task.label_length="
+                f"{task.label_length} of them: set task.tokens=step (not {task.tokens}), task.channels=mixed (not "
+                f"{task.channels}) and task.label_length to at most task.lookback={task.lookback}"
+            )
+        averages = getattr(config, "moving_average", ())
+
+        def build(rngs: Rngs) -> Network:
+            shared = {"horizon": task.horizon, "norm": InstanceNorm(task.instance_norm, layout.channels), "rngs": rngs}
+            options = {"label_length": task.label_length, "moving_average": averages, "dtype": config.dtype}
+            embedding = SourceTargetEmbedding(layout.channels, layout.marks, config.width, **options, **shared)
+            if averages:
+                head = TrendHead(config.width, layout.targets, blocks=config.depth, **shared)
+            else:
+                head = DecoderHead(config.width, layout.targets, **shared)
+            grid = {"source": (task.lookback,), "target": (task.label_length + task.horizon,)}
             return Network(config, embedding=embedding, grid=grid, outputs=task.horizon, head=head, rngs=rngs)
 
         return functionalize(build)

@@ -22,6 +22,7 @@ from flaxformer_lab.models.transformer import Transformer
 from flaxformer_lab.modules.attention import make_attention
 from flaxformer_lab.modules.distilling import Distilling
 from flaxformer_lab.modules.rngs import Rngs
+from flaxformer_lab.modules.series import InstanceNorm
 from flaxformer_lab.modules.series_decoder import DecoderHead, SourceTargetEmbedding, TrendHead
 
 GOLDENS = Path(__file__).parent.parent / "goldens"
@@ -309,7 +310,7 @@ def forecaster(config, horizon, head, embedding=SourceTargetEmbedding, moving_av
     """A network of one series without a calendar."""
 
     def build(rngs):
-        lengths = {"label_length": LABEL, "horizon": horizon}
+        lengths = {"label_length": LABEL, "horizon": horizon, "norm": InstanceNorm("off", 1)}
         inward = embedding(1, 0, config.width, moving_average=moving_average, **lengths, rngs=rngs)
         grid = {"source": (LOOKBACK,), "target": (LABEL + horizon,)}
         return Network(config, embedding=inward, grid=grid, outputs=1, head=head(rngs), rngs=rngs)
@@ -352,7 +353,9 @@ def test_the_encoder_and_decoder_of_informer_around_full_attention():
             found |= norm(w, f"{theirs}.norm{number}", f"{ours}.{name}_norm")
         return found | norm(w, "encoder.norm", "body.encoder.norm") | norm(w, "decoder.norm", "body.decoder.norm")
 
-    network = forecaster(config, 5, lambda rngs: DecoderHead(8, 1, horizon=5, rngs=rngs), Positioned)
+    network = forecaster(
+        config, 5, lambda rngs: DecoderHead(8, (0,), horizon=5, norm=InstanceNorm("off", 1), rngs=rngs), Positioned
+    )
     assert_model_parity(reference, network, flat, {})
 
 
@@ -383,7 +386,7 @@ def test_autoformer_in_training():
         name="autoformer", depth=2, encoder_depth=2, moving_average=[5], ffn={"expansion": 1.5},
         attention={"kind": "autocorrelation", "num_heads": 2, "factor": 2.0},
     )  # fmt: skip
-    head = lambda rngs: TrendHead(8, (0,), blocks=2, horizon=6, rngs=rngs)  # noqa: E731
+    head = lambda rngs: TrendHead(8, (0,), blocks=2, horizon=6, norm=InstanceNorm("off", 1), rngs=rngs)  # noqa: E731
     network = forecaster(config, 6, head, moving_average=(5,))
     flat = functools.partial(decomposing, heads=2, depth=2)
     assert_model_parity(golden("autoformer"), network, flat, {}, training=True)
@@ -395,7 +398,7 @@ def test_fedformer():
         name="autoformer", width=16, depth=1, encoder_depth=2, moving_average=[5], ffn={"expansion": 0.75},
         attention={"kind": "frequency", "num_heads": 8, "modes": 3, "mix_axes": True},
     )  # fmt: skip
-    head = lambda rngs: TrendHead(16, (0,), blocks=1, horizon=5, rngs=rngs)  # noqa: E731
+    head = lambda rngs: TrendHead(16, (0,), blocks=1, horizon=5, norm=InstanceNorm("off", 1), rngs=rngs)  # noqa: E731
     network = forecaster(config, 5, head, moving_average=(5,))
     kernels = {
         "body.encoder.0.attention": "encoder.attn_layers.0.attention",

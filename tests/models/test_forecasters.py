@@ -1,5 +1,8 @@
 """What the bodies of forecasters are made of, where no peer shows it: distilling with padding, outer norms, trends."""
 
+import runpy
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +15,10 @@ from flaxformer_lab.models.encoder_decoder import DistillingTransformer
 from flaxformer_lab.modules.decomposition import Decomposition
 from flaxformer_lab.modules.distilling import CircularConvolution
 from flaxformer_lab.modules.rngs import Rngs
+from flaxformer_lab.modules.series import InstanceNorm
 from flaxformer_lab.modules.series_decoder import SourceTargetEmbedding, TrendHead
+from flaxformer_lab.parsing import override
+from flaxformer_lab.tasks.forecasting import Forecasting
 
 WIDTH = 8
 GENERATOR = np.random.default_rng(0)
@@ -75,7 +81,7 @@ def test_what_blocks_take_away_and_leave_is_the_whole(draw_module):
 
 
 def test_the_decoder_sees_the_seasonal_part_and_zeros_for_the_horizon():
-    options = {"label_length": 4, "horizon": 3, "rngs": Rngs(0)}
+    options = {"label_length": 4, "horizon": 3, "norm": InstanceNorm("off", 3), "rngs": Rngs(0)}
     inputs = {"series": series(2, 9, 3), "marks": series(2, 12, 2)}
     plain, seasonal = (SourceTargetEmbedding(3, 2, WIDTH, moving_average=m, **options) for m in ((), (3,)))
     window, marks = np.asarray(inputs["series"]), inputs["marks"]
@@ -87,7 +93,7 @@ def test_the_decoder_sees_the_seasonal_part_and_zeros_for_the_horizon():
 
 
 def test_the_trend_of_the_horizon_starts_at_the_mean_of_the_window():
-    head = TrendHead(WIDTH, (0, 2), blocks=2, horizon=3, rngs=Rngs(0))
+    head = TrendHead(WIDTH, (0, 2), blocks=2, horizon=3, norm=InstanceNorm("off", 3), rngs=Rngs(0))
     inputs, x = (
         {"series": series(2, 9, 3)},
         {"seasonal": jnp.zeros((2, 7, WIDTH)), "trends": jnp.zeros((2, 7, 2, WIDTH))},
@@ -115,3 +121,39 @@ def test_scores_are_added_for_softmax_alone():
                   {"attention": {"residual_scores": True}, "causal": True}):  # fmt: skip
         with pytest.raises(ConfigError, match="residual_scores=true"):
             model_config(**knobs)
+
+
+RECIPES = sorted(Path(__file__).parents[2].glob("configs/forecasters/*.py"))
+METADATA = {"channels": ["a", "b", "c"], "targets": [0, 2], "mean": [0.0] * 3, "spread": [1.0] * 3}
+METADATA |= {"seasonal_error": [1.0] * 3, "step": 3600, "season": 24}
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs"),
+    [("informer", {}), ("autoformer", {}), ("fedformer", {}), ("patchtst", {}),
+     ("fedformer", {"model.attention.kind": "wavelet", "model.attention.mix_axes": False})],
+)  # fmt: skip
+def test_a_recipe_makes_a_network_that_forecasts_its_targets(name, knobs):
+    (path,) = (path for path in RECIPES if path.stem == name)
+    tree = runpy.run_path(str(path))["get_config"]().to_dict()
+    for key, value in knobs.items():
+        tree = override(tree, key, value)
+    config = parse_config(tree)
+    task = Forecasting(config.task, METADATA)
+    network = task.network(config.model)
+
+    def loss(params, state, inputs):
+        keys = jax.random.split(jax.random.key(0), 2)
+        outputs, _ = network.apply(params, state, inputs, keys=keys, training=True)
+        return outputs.sum(), outputs
+
+    spec = task.input_spec(2)
+    gradients, outputs = jax.eval_shape(jax.grad(loss, has_aux=True), *network.shapes, spec)
+    assert outputs.shape == (2, 96, 2)
+    assert jax.tree.structure(gradients) == jax.tree.structure(network.shapes[0])
+
+
+def test_a_decoder_reads_steps_of_all_channels():
+    config = parse_config({"task": {"name": "forecasting", "tokens": "patch"}, "model": {"name": "autoformer"}})
+    with pytest.raises(ConfigError, match=r"set task.tokens=step \(not patch\)"):
+        Forecasting(config.task, METADATA).network(config.model)
