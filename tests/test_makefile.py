@@ -17,6 +17,7 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="there is n
         ("train", "--workdir X --config.seed=1", "train.py --config=configs/digits.py --workdir X --config.seed=1"),
         ("train", "--config=configs/tables.py", "train.py --config=configs/tables.py"),
         ("speeches", "--ablation=ffn_off", "train.py --config=configs/speeches.py --ablation=ffn_off"),
+        ("debate", "--from_results", "tools/debate.py --from_results"),
         (
             "ablation",
             "",

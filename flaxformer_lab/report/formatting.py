@@ -171,12 +171,12 @@ def format_interval(interval: Interval, digits: int = 3, *, signed: bool = False
 
 def format_mean(interval: Interval, digits: int = 3, *, signed: bool = False) -> str:
     """0.500, or `not finite` where a run diverged."""
-    return f"{interval.mean:{'+' if signed else ''}.{digits}f}" if math.isfinite(interval.mean) else "not finite"
+    return f"{interval.mean:{'+' if signed else ''}z.{digits}f}" if math.isfinite(interval.mean) else "not finite"
 
 
 def format_ends(interval: Interval, digits: int = 3, *, signed: bool = False) -> str:
     """[0.400, 0.600], or nothing where they are not known."""
-    low, high = (f"{end:{'+' if signed else ''}.{digits}f}" for end in (interval.low, interval.high))
+    low, high = (f"{end:{'+' if signed else ''}z.{digits}f}" for end in (interval.low, interval.high))
     return "" if math.isnan(interval.low) else f"[{low}, {high}]"
 
 

@@ -23,6 +23,7 @@ from flaxformer_lab.tasks import PrimaryMetric
         (Interval(0.5, 0.4, 0.6), False, "0.500 [0.400, 0.600]"),
         (Interval(0.5, -0.4, 0.6), True, "+0.500 [-0.400, +0.600]"),
         (Interval(-0.5, math.nan, math.nan), True, "-0.500"),
+        (Interval(-0.0001, -0.1, -0.0004), False, "0.000 [-0.100, 0.000]"),
         (Interval(math.nan, math.nan, math.nan), False, "not finite"),
     ],
 )
