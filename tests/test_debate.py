@@ -42,7 +42,7 @@ def assert_same(written):
 def test_tables_verdicts_and_the_debate_follow_from_the_committed_values(tool, tmp_path):
     missing = tool.write_all(tmp_path, html=False)
     assert assert_same(tmp_path) == {"debate.html", "verdicts.svg", *kept(".md")}
-    assert {*missing} == {*tool.configs()} - kept("")
+    assert {*missing} == {*tool.with_claims()} - kept("")
 
 
 @pytest.mark.slow
@@ -56,7 +56,11 @@ def test_every_claim_is_in_the_debate_and_has_its_verdict_there(tool):
     page = (BOOKS / "debate.html").read_text()
     found = dict(re.findall(r'<article id="(C\d+)".*?</span> ([a-z ]+)</span></h2>', page))
     assert list(found) == [topic.name for topic in tool.TOPICS] == [f"C{k}" for k in range(1, 23)]
-    claims = {c["name"] for path in tool.configs().values() for c in runpy.run_path(str(path))["get_config"]().claims}
+    claims = {
+        c["name"]
+        for path, _ in tool.configs().values()
+        for c in runpy.run_path(str(path))["get_config"]().get("claims", ())
+    }
     assert claims <= found.keys()
     science = (ROOT / "docs" / "science.md").read_text()
     told = dict(re.findall(r"^\| (C\d+) \|.*\| \[?([a-z ]+)\]?[^|]*\|$", science, re.MULTILINE))
@@ -84,7 +88,8 @@ def test_ablations_train_one_after_another_and_their_values_are_kept(tool, monke
         (tmp_path / workdir / "results.csv").write_text(f"values of {workdir.name}")
         return subprocess.CompletedProcess(command, 7 if workdir.name == "heads" else 0)
 
-    configs = {name: tmp_path / "configs" / f"{name}.py" for name in ("heads", "cross_dimension")}
+    names = ("heads", "cross_dimension")
+    configs = {name: (tmp_path / "configs" / f"{name}.py", 1) for name in names}
     monkeypatch.setattr(tool, "configs", lambda: configs)
     monkeypatch.setattr(tool, "ROOT", tmp_path)
     monkeypatch.setattr(tool, "BOOKS", tmp_path)
@@ -92,15 +97,16 @@ def test_ablations_train_one_after_another_and_their_values_are_kept(tool, monke
     monkeypatch.setattr(tool, "write_all", lambda output: [])
     assert tool.main([f"--output={tmp_path / 'out'}"]) == 7
     assert [command[3:] for command in commands] == [
-        [f"--config=configs/{name}.py", f"--workdir=runs/{name}"] for name in configs
+        [f"--config=configs/{name}.py", f"--workdir=runs/{name}"] for name in names
     ]
     assert [path.name for path in tmp_path.glob("*.csv.gz")] == ["cross_dimension.csv.gz"]
     assert gzip.decompress((tmp_path / "cross_dimension.csv.gz").read_bytes()) == b"values of cross_dimension"
     with pytest.raises(SystemExit):
-        tool.main(["real_data"])
-    assert "no ablation with claims; choose from heads, cross_dimension" in capsys.readouterr().err
+        tool.main(["hands"])
+    assert "hands: no such ablation; choose from heads, cross_dimension" in capsys.readouterr().err
 
 
 def test_the_ablations_are_those_with_claims(tool):
-    names = list(tool.configs())
-    assert names[-1] == "cross_dimension" and "real_data" not in names and "scales" in names
+    names = tool.with_claims()
+    assert names[-1] == "cross_dimension" and "scales" in names
+    assert "real_data" in tool.configs().keys() - {*names}

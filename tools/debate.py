@@ -4,8 +4,8 @@ Command: make debate, or python tools/debate.py [NAME ...], with names of config
 Trains one ablation after another into runs/NAME (the same command goes on where it stopped), keeps each one's values
 as docs/results/NAME.csv.gz, and then does what --from_results does.
 
---from_results trains nothing: from the committed values it makes every report (NAME.md and NAME.html), the README's
-figure and docs/results/debate.html again, byte for byte. An ablation without stored values is left out.
+--from_results trains nothing: from the committed values it makes every report again (NAME.md and NAME.html, also where
+nothing is claimed), the README's figure and docs/results/debate.html, byte for byte.
 --output=DIR: write into another folder.
 """
 
@@ -112,10 +112,15 @@ TOPICS = (
 
 
 @functools.cache
-def configs() -> dict[str, Path]:
-    """The ablations that carry claims, those that ask about fewest first: theirs is the last word on a claim."""
-    claims = {path: len(read_recipe(str(path)).get("claims", ())) for path in sorted(ABLATIONS.glob("*.py"))}
-    return {path.stem: path for path in sorted(claims, key=lambda each: (claims[each], each.stem)) if claims[path]}
+def configs() -> dict[str, tuple[Path, int]]:
+    """Every ablation's file and number of claims, the fewest first: their word on a claim comes before others'."""
+    found = {path.stem: (path, len(read_recipe(str(path)).get("claims", ()))) for path in ABLATIONS.glob("*.py")}
+    return dict(sorted(found.items(), key=lambda each: (each[1][1], each[0])))
+
+
+def with_claims() -> list[str]:
+    """The ablations that the debate is about."""
+    return [name for name, (_, claims) in configs().items() if claims]
 
 
 def train(names: Sequence[str]) -> int:
@@ -123,7 +128,7 @@ def train(names: Sequence[str]) -> int:
     unfinished = 0
     for name in names:
         workdir, start = ROOT / "runs" / name, time.monotonic()
-        flags = f"--config={configs()[name].relative_to(ROOT)}", f"--workdir={workdir.relative_to(ROOT)}"
+        flags = f"--config={configs()[name][0].relative_to(ROOT)}", f"--workdir={workdir.relative_to(ROOT)}"
         code = subprocess.run([sys.executable, "-m", "flaxformer_lab.ablate", *flags], cwd=ROOT, check=False).returncode
         print(f"{name}: exit code {code} after {time.monotonic() - start:.0f} s", flush=True)
         if code > 128 or code < 0:  # ended by a signal: so does the rest
@@ -136,7 +141,7 @@ def train(names: Sequence[str]) -> int:
 
 def write_report(name: str, output: Path, *, html: bool = True) -> list[Evidence]:
     """Writes an ablation's reports from its stored values; returns what it says of its claims."""
-    path = configs()[name]
+    path, _ = configs()[name]
     grid = make_grid(parse_ablation(read_recipe(str(path))), path.parent, read_recipe)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
@@ -165,7 +170,7 @@ def evidence_of_cost() -> list[Evidence]:
 
 
 def write_all(output: Path, *, html: bool = True) -> list[str]:
-    """Writes all that follows from the stored values; returns the ablations of which there are none.
+    """Writes all that follows from the stored values; returns the ablations with claims of which there are none.
 
     html: with the ablations' own pages, whose figures take most of the time.
     """
@@ -180,20 +185,20 @@ def write_all(output: Path, *, html: bool = True) -> list[str]:
     evidence = [each for one in (*found, evidence_of_cost()) for each in one]
     (output / "debate.html").write_text(as_debate(TOPICS, evidence), encoding="utf-8")
     readme_figure.write(output / readme_figure.REPORT.name, output / readme_figure.FIGURE.name)
-    return [name for name in configs() if name not in kept]
+    return [name for name in with_claims() if name not in kept]
 
 
 def main(given: Sequence[str] | None = None) -> int:
     """Does what the arguments say; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("names", nargs="*", help=f"ablations to train, of {', '.join(configs())}; all by default")
+    parser.add_argument("names", nargs="*", help=f"ablations to train; by default {', '.join(with_claims())}")
     parser.add_argument("--from_results", action="store_true", help="train nothing")
     parser.add_argument("--output", type=Path, default=BOOKS, help="folder for the reports")
     arguments = parser.parse_args(given)
     unknown = set(arguments.names) - configs().keys()
     if unknown:
-        parser.error(f"{', '.join(unknown)}: no ablation with claims; choose from {', '.join(configs())}")
-    unfinished = 0 if arguments.from_results else train(arguments.names or [*configs()])
+        parser.error(f"{', '.join(unknown)}: no such ablation; choose from {', '.join(configs())}")
+    unfinished = 0 if arguments.from_results else train(arguments.names or with_claims())
     arguments.output.mkdir(parents=True, exist_ok=True)
     for name in write_all(arguments.output):
         print(f"{name} has no stored values yet: its claims are left out")
