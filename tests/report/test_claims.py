@@ -318,7 +318,7 @@ def grid_of(name):
 CLAIMS = {claim.name: claim for name in ("cross_dimension", "scales") for claim in grid_of(name).config.claims}
 CLAIMS |= {f"{claim.name} of {name}": claim for name in ("heads", "context") for claim in grid_of(name).config.claims}
 
-NO_TABLE = (False,) * 5  # of the tables of C2
+NO_TABLE = (False,) * 4  # of the tables of C2
 
 
 @pytest.mark.parametrize("name", CLAIMS)
