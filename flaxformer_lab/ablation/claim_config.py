@@ -4,6 +4,7 @@ A claim is written beside the tasks and variants that it names, in the ablation'
 `flaxformer_lab/report/claims.py` derives the verdicts.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -27,14 +28,23 @@ Text = Annotated[Name, Rule("must be printable", str.isprintable)]
 
 @dataclass(frozen=True)
 class Quantity:
-    """A value for each seed: the test score of a variant on a task, or one of its measures."""
+    """A value for each seed: the test score of a variant on a task, or one of its measures.
+
+    also: more tasks, of which one alone is too small to tell; the value is the mean over all.
+    """
 
     task: Text
     variant: Text = BASELINE
     measure: Measure | None = None
+    also: tuple[Text, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.measure or 'score'} of {self.variant} on {self.task}"
+        return f"{self.measure or 'score'} of {self.variant} on {' and '.join((self.task, *self.also))}"
+
+    @property
+    def parts(self) -> tuple["Quantity", ...]:
+        """Its value on each task alone."""
+        return tuple(dataclasses.replace(self, task=task, also=()) for task in (self.task, *self.also))
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,11 @@ class Comparison:
     threshold: float = 0.0
     within: bool = False
     because: Text | None = None
+
+    @property
+    def parts(self) -> tuple[Quantity, ...]:
+        """What is compared, task by task."""
+        return self.more.parts + (() if self.less is None else self.less.parts)
 
     def rules(self) -> None:
         """Raises ConfigError where no difference could be within the threshold."""
@@ -101,8 +116,6 @@ class Claim:
 
     @property
     def quantities(self) -> Iterator[tuple[str, Quantity]]:
-        """Every quantity that is compared, with the comparison's name."""
+        """Every quantity that is compared, task by task, with the comparison's name."""
         for comparison in self.comparisons:
-            yield comparison.name, comparison.more
-            if comparison.less is not None:
-                yield comparison.name, comparison.less
+            yield from ((comparison.name, part) for part in comparison.parts)

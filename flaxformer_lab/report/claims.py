@@ -186,14 +186,13 @@ class _Measured:
 
 
 def _measure(comparison: Comparison, summary: Summary) -> _Measured:
-    found = _values(comparison.more, summary)
+    found = values_of(comparison.more, summary)
     if found is not None and comparison.less is not None:
-        less = _values(comparison.less, summary)
+        less = values_of(comparison.less, summary)
         found = None if less is None else _difference(found, less)
     if found is None:
         return _Measured(comparison)
-    pair = [quantity for quantity in (comparison.more, comparison.less) if quantity is not None]
-    cells = {f"{each.variant} on {each.task}": summary.score(each.task, each.variant) for each in pair}
+    cells = {f"{each.variant} on {each.task}": summary.score(each.task, each.variant) for each in comparison.parts}
     of = functools.partial(bootstrap_interval, examples=found.examples, limits=found.limits)
     return _Measured(
         comparison,
@@ -295,7 +294,29 @@ def _difference(more: _Values, less: _Values) -> _Values:
     )
 
 
-def _values(quantity: Quantity, summary: Summary) -> _Values | None:
+def values_of(quantity: Quantity, summary: Summary) -> _Values | None:
+    """The quantity for each seed; None where a cell has not finished.
+
+    The mean over several tasks has the error of all their test examples, each weighed by its task's share of the mean.
+    """
+    found = [_values_of_task(part, summary) for part in quantity.parts]
+    if any(each is None for each in found):
+        return None
+    examples = [each.examples for each in found]
+    joined = None
+    if all(each is not None for each in examples):
+        total = sum(map(len, examples))
+        joined = np.concatenate([each * total / (len(examples) * len(each)) for each in examples])
+    return _Values(
+        np.mean([each.values for each in found], axis=0),
+        joined,
+        np.all([each.succeeded for each in found], axis=0),
+        found[0].limits,
+        found[0].digits,
+    )
+
+
+def _values_of_task(quantity: Quantity, summary: Summary) -> _Values | None:
     """The quantity for each seed; None where its cell has not finished."""
     score = summary.score(quantity.task, quantity.variant)
     if score is None:

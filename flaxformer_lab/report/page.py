@@ -182,7 +182,7 @@ def _evidence(finding: Finding, task_ids: Mapping[str, str]) -> Markup:
     comparison, interval = finding.comparison, finding.interval
     question = sentence(comparison.question)
     compared = f"{comparison.more}" + ("" if comparison.less is None else f", less {comparison.less}")
-    tasks = dict.fromkeys(each.task for each in (comparison.more, comparison.less) if each is not None)
+    tasks = dict.fromkeys(each.task for each in comparison.parts)
     tables = [tag("a", breakable(task), href=f"#{task_ids[task]}") for task in tasks if task in task_ids]
     if interval is None:
         answer = [tag("strong", "not measured"), " yet"]
