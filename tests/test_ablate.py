@@ -186,6 +186,7 @@ def test_a_signal_ends_it_at_once_with_its_own_code(ended):
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.slow  # tests/ablation/test_engine.py has it with a stand-in for the other process
 def test_two_engines_finish_what_an_ended_one_left_and_do_no_cell_twice(undisturbed, ended, command, call, config):
     """One of them in this process."""
     workdir, *_ = ended

@@ -118,7 +118,7 @@ def test_a_state_moves_in_training_and_stands_still_in_evaluation(undisturbed):
     "changes",
     [
         {"parallelism.strategy": "pmap", "model.remat": True},
-        {"parallelism": {"strategy": "mesh", "mesh": {"fsdp": 2, "tensor": 2}}},
+        pytest.param({"parallelism": {"strategy": "mesh", "mesh": {"fsdp": 2, "tensor": 2}}}, marks=pytest.mark.slow),
     ],
 )
 def test_every_strategy_and_rematerialisation_update_the_state_as_one_device_does(trained, tmp_path, changes):
@@ -163,7 +163,7 @@ def scored(own_parts):
     return Scored
 
 
-@pytest.mark.parametrize("strategy", ["pmap", "mesh"])
+@pytest.mark.parametrize("strategy", ["pmap", pytest.param("mesh", marks=pytest.mark.slow)])
 def test_a_metric_of_all_examples_is_exact_over_batches_and_devices(scored, tmp_path, strategy):
     changes = {"parallelism.strategy": strategy, "training.evaluate_batch_size": 16}
     config = config_of({"name": "scored"}, {"depth": 0}, changes)
@@ -355,9 +355,15 @@ class Bags(tfds.core.GeneratorBasedBuilder):
             yield index, bag(index)
 
 
+@pytest.fixture(scope="module")
+def bags_folder(tmp_path_factory):
+    """Where the data set lies once the first test has built it."""
+    return tmp_path_factory.mktemp("tfds")
+
+
 @pytest.fixture
-def bags(own_parts, tmp_path, monkeypatch):
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+def bags(own_parts, bags_folder, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(bags_folder))
 
     registry.register("dataset", "bags")(Bags)
 
@@ -401,7 +407,7 @@ def bags(own_parts, tmp_path, monkeypatch):
             return jax.ShapeDtypeStruct((batch_size, self._capacity, 1), jnp.float32)
 
 
-@pytest.mark.parametrize("source", ["device", "stream"])
+@pytest.mark.parametrize("source", [pytest.param("device", marks=pytest.mark.slow), "stream"])
 def test_examples_of_any_length_are_learned_from(bags, tmp_path, source):
     changes = {"optimizer": {"name": "adamw", "learning_rate": 0.02}, "training.input": source, "training.steps": 60}
     changes |= {"training.steps_per_call": 20, "training.evaluate_every": 60, "training.checkpoint_every": 60}
@@ -527,7 +533,7 @@ def test_a_run_starts_from_the_weights_of_another_in_whole_or_in_part(first, tra
             np.testing.assert_array_equal(leaf, trained[name] if fits(name) else fresh[name])
 
 
-@pytest.mark.parametrize("strategy", ["single", "mesh"])
+@pytest.mark.parametrize("strategy", [pytest.param("single", marks=pytest.mark.slow), "mesh"])
 def test_what_was_taken_and_what_was_drawn_is_shown_once(first, trained_first, tmp_path, capsys, strategy):
     changes = {"training.init_from": str(first), "training.init_only": ["body", "embedding"], "training.steps": 2}
     changes |= {"optimizer.learning_rate": 1e-30, "parallelism.strategy": strategy}

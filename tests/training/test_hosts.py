@@ -51,14 +51,14 @@ def pair(recipe):
     """The function that starts two processes on one folder; those that still live at the end are killed."""
     started = []
 
-    def start(folder, *arguments):
+    def start(folder, *arguments, script="train.py"):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
-        line = [sys.executable, "tests/accelerator.py", "train.py"]
+        line = [sys.executable, "tests/accelerator.py", str(script)]
         line += [f"--config={recipe}", f"--workdir={folder}", *arguments]
         line += [f"--coordinator_address=localhost:{port}", "--num_processes=2"]
-        environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
+        environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "PYTHONPATH": str(REPOSITORY)}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         both = [
             subprocess.Popen([*line, f"--process_id={number}"], cwd=REPOSITORY, env=environment, **pipes)
@@ -73,17 +73,27 @@ def pair(recipe):
         process.communicate()
 
 
+# The command, and then the rest of the run on a mesh: the processes, which take long to start, serve for both.
+THEN_ON_A_MESH = """
+import runpy
+from flaxformer_lab.config import parse_config
+from flaxformer_lab.training.loop import train
+
+runpy.run_path("train.py", run_name="__main__")
+train(parse_config({config}), {folder!r})
+"""
+
+
 def test_two_processes_train_like_one_device(pair, tmp_path, assert_close):
     """First replicated, then on a mesh, each process with half of the rows; only the first one writes and speaks."""
-    together, alone = tmp_path / "together", tmp_path / "alone"
-    ways = (["--config.parallelism.strategy=pmap", "--stop_at=10"], ["--config.parallelism.mesh.fsdp=4"])
-    for way in ways:
-        both = pair(together, *way)
-        outputs = [process.communicate(timeout=300) for process in both]
-        assert [process.returncode for process in both] == [0, 0], outputs
-        said = [[line for line in out.splitlines() if "loss" in line] for out, _ in outputs]
-        assert said[0] and not said[1]
-    assert "resumed from the checkpoint of step 10" in outputs[0][0]
+    together, alone, script = tmp_path / "together", tmp_path / "alone", tmp_path / "script.py"
+    on_mesh = CONFIG | {"parallelism": {"mesh": {"fsdp": 4}}}
+    script.write_text(THEN_ON_A_MESH.format(config=on_mesh, folder=str(together)))
+    both = pair(together, "--config.parallelism.strategy=pmap", "--stop_at=10", script=script)
+    outputs = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    first, separator, second = outputs[0][0].partition("resumed from the checkpoint of step 10")
+    assert separator and "loss" in first and "loss" in second and "loss" not in outputs[1][0]
     train(parse_config(CONFIG | {"parallelism": {"strategy": "single"}}), alone, quiet=True)
     assert_close(load_run(together).state, load_run(alone).state, atol=1e-5)
     ours, theirs = (

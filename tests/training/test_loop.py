@@ -337,7 +337,7 @@ def test_where_every_checkpoint_is_damaged_nothing_is_trained(plain, tmp_path):
         train(plain({"training.steps": 4}), tmp_path, quiet=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow), signal.SIGINT])
 def test_a_run_that_is_asked_to_end_saves_first_and_goes_on_from_there(
     plain, finished, tmp_path, monkeypatch, assert_same, number
 ):

@@ -20,6 +20,7 @@ from flaxformer_lab.training.programs import make_run_steps, run_steps_of
 from flaxformer_lab.training.state import initial_state
 from flaxformer_lab.training.step import make_train_step
 
+SLOW = pytest.mark.slow
 MESHES = {
     "data=4": {"data": 4},
     "fsdp=4": {"fsdp": 4},
@@ -98,7 +99,14 @@ def alone(whole, start):
     return state, losses, judged(experiment, state)
 
 
-@pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
+# Two meshes together have all axes that parameters and tokens are shared along; data has a run of its own in test_loop.
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param(sizes, id=name, marks=() if name in ("tensor=2 fsdp=2", "sequence=2 tensor=2") else SLOW)
+        for name, sizes in MESHES.items()
+    ],
+)
 def test_a_mesh_trains_like_one_device(whole, start, alone, sizes, assert_close):
     experiment = make_experiment(on_mesh(whole, **sizes))
     state, losses = trained(experiment, start)
@@ -122,7 +130,7 @@ def replica_alone(seed):
     return trained(experiment, start_of(experiment), call=20)
 
 
-@pytest.mark.parametrize("sizes", [{"data": 4}, {"fsdp": 2, "sequence": 2}], ids=str)
+@pytest.mark.parametrize("sizes", [pytest.param({"data": 4}, marks=SLOW), {"fsdp": 2, "sequence": 2}], ids=str)
 def test_a_population_on_a_mesh_trains_like_each_replica_alone(sizes, assert_close):
     """Two seeds under vmap, every parameter of each of them where the table says."""
     config = replica_config()
@@ -160,7 +168,8 @@ def one_update(config, weight):
 def test_padding_may_lie_anywhere():
     """Four devices with 2, 1, 0 and 1 examples that count."""
     weight = [1, 1, 0, 1, 0, 0, 1, 0]
-    config = parse_config(TEXT | {"parallelism": {"strategy": "single"}})
+    changes = {"model": TEXT["model"] | {"depth": 1}, "parallelism": {"strategy": "single"}}
+    config = parse_config(TEXT | changes)
     expected = one_update(config, weight)
     assert expected["loss"][1] == 4 * TEXT["task"]["sequence_length"]
     for sizes in ({"data": 4}, {"fsdp": 2, "sequence": 2}):
@@ -168,7 +177,12 @@ def test_padding_may_lie_anywhere():
             np.testing.assert_allclose(pair, expected[name], rtol=1e-5, err_msg=f"{sizes} {name}")
 
 
-KINDS = ({"kind": "softmax", "window": 5}, {"kind": "linear"}, {"kind": "lightning"}, {"kind": "mean"})
+KINDS = (
+    {"kind": "softmax", "window": 5},
+    pytest.param({"kind": "linear"}, marks=SLOW),
+    {"kind": "lightning"},
+    pytest.param({"kind": "mean"}, marks=SLOW),
+)
 
 
 @pytest.mark.parametrize("attention", KINDS, ids=str)
@@ -180,7 +194,9 @@ def test_every_kind_of_attention_works_on_tokens_in_shares(attention):
         np.testing.assert_allclose(figures[1][name], figures[0][name], rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["block", "low_rank", "monarch", "hadamard"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("block", marks=SLOW), pytest.param("low_rank", marks=SLOW), "monarch", "hadamard"]
+)
 def test_every_structured_map_works_on_a_mesh(kind):
     """Its blocks sharded, where the width is."""
     knobs = {"projection": kind, "block_size": 4, "rank": 4}
@@ -280,7 +296,7 @@ def compiled_update(sizes):
         # After attention and after the FFN, forward and backward, in two blocks.
         ({"tensor": 4}, {"all-reduce": 8}),
         # As data and as tensor: gradients of what is shared out and of what is not are summed apart.
-        ({"tensor": 2}, {"all-reduce": 8 + 2}),
+        pytest.param({"tensor": 2}, {"all-reduce": 8 + 2}, marks=SLOW),
         # Keys and values of two blocks, and their gradients. Inputs and targets are cut from one text, a symbol apart:
         # each device receives its neighbour's.
         ({"sequence": 4}, {"all-gather": 2 * 2, "reduce-scatter": 2 * 2, "all-reduce": 1, "collective-permute": 2}),

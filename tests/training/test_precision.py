@@ -151,7 +151,11 @@ def assert_gradients_agree(name, size, **parts):
     assert max(errors.values()) < 0.03, errors
 
 
-@pytest.mark.parametrize("name", ["softmax", "channel", "diagonal", "factorization_machine", "gru"])
+SLOW = pytest.mark.slow
+KINDS = ("softmax", "channel", "diagonal", "factorization_machine", "gru")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=SLOW if n in ("channel", "diagonal") else ()) for n in KINDS])
 def test_gradients_under_bfloat16_are_those_of_float32(name):
     assert_gradients_agree(name, 32)
 
@@ -165,6 +169,12 @@ STRATEGIES = {
 }
 
 
-@pytest.mark.parametrize("parts", STRATEGIES.values(), ids=STRATEGIES)
+@pytest.mark.parametrize(
+    "parts",
+    [
+        pytest.param(parts, id=name, marks=SLOW if name in ("data", "pmap") else ())
+        for name, parts in STRATEGIES.items()
+    ],
+)
 def test_gradients_under_bfloat16_are_those_of_float32_by_every_strategy(parts):
     assert_gradients_agree("static", 32, **parts)

@@ -110,7 +110,7 @@ def test_mean_attention_follows_no_pointer():
 RECALL = {"name": "associative_recall", "vocabulary": 16, "sequence_length": 12, "pairs": 2}
 
 
-@pytest.mark.parametrize(("depth", "lowest", "highest"), [(2, 0.95, 1.0), (1, 0.35, 0.65)])
+@pytest.mark.parametrize(("depth", "lowest", "highest"), [(2, 0.95, 1.0), pytest.param(1, 0.35, 0.65, marks=SLOW)])
 def test_associative_recall_needs_two_layers(depth, lowest, highest):
     model = {"width": 16, "depth": depth, "attention": {"num_heads": 1}, "ffn": {"kind": "off"}, "causal": True}
     score, _ = fit(RECALL, model, steps=250, learning_rate=2e-2)
@@ -133,7 +133,9 @@ def test_associative_recall_of_the_recipes_size_needs_two_layers(depth, lowest, 
     assert lowest <= score <= highest
 
 
-@pytest.mark.parametrize(("kind", "lowest", "highest"), [("softmax", 0.9, 1.0), ("off", -0.05, 0.01)])
+@pytest.mark.parametrize(
+    ("kind", "lowest", "highest"), [("softmax", 0.9, 1.0), pytest.param("off", -0.05, 0.01, marks=SLOW)]
+)
 def test_a_delay_needs_a_token_mixer(kind, lowest, highest):
     model = {"width": 16, "depth": 1, "attention": {"kind": kind, "num_heads": 2}, "causal": True}
     score, bound = fit({"name": "delay", "tokens": 4, "features": 4}, model, steps=200, learning_rate=2e-2)
