@@ -88,7 +88,13 @@ def decoder(name, draw, temperature=0.0):
     return Decoder(*build(name, draw), {}, context=TOKENS, temperature=temperature)
 
 
-@pytest.mark.parametrize("name", [*CASES, *WITHOUT_CACHE])
+# Others of the same kind, or tests/test_parts.py, read each of these token by token too.
+SLOW = ("softmax, sinusoidal, no norm", "linear", "mean", "static", "random", "no attention")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in (*CASES, *WITHOUT_CACHE)]
+)
 def test_every_position_has_the_logits_of_the_whole_sequence(draw, name):
     """Two texts of unequal length, each continued at its own place to the end of what was trained on."""
     network, params = build(name, draw)
@@ -146,7 +152,16 @@ def texts(name, draw, prompts, length, temperature=0.0, seed=0):
     return np.concatenate(list(decoder(name, draw, temperature).write(prompts, length, seed)), axis=1)
 
 
-@pytest.mark.parametrize("name", ["softmax", "softmax, rotary, shared heads, window", "lightning", "static", "gru"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "softmax",
+        "softmax, rotary, shared heads, window",
+        pytest.param("lightning", marks=pytest.mark.slow),
+        pytest.param("static", marks=pytest.mark.slow),
+        "gru",
+    ],
+)
 def test_greedy_texts_are_those_of_the_whole_forward_pass(draw, name):
     """Also past the context, which each text reaches at another time."""
     prompts = [INPUTS[0, :3], INPUTS[1], INPUTS[0, :1]]

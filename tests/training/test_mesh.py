@@ -49,6 +49,7 @@ TEXT = {
     "optimizer": {"clip_norm": 1.0},
     "training": {"batch_size": 8},
 }
+ONE_BLOCK = TEXT | {"model": TEXT["model"] | {"depth": 1}, "parallelism": {"strategy": "single"}}
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +121,7 @@ def test_a_mesh_trains_like_one_device(whole, start, alone, sizes, assert_close)
 
 def replica_config(seed=0):
     training = {"batch_size": 8, "steps": 20, "steps_per_call": 20}
-    return parse_config(TEXT | {"seed": seed, "training": training, "parallelism": {"strategy": "single"}})
+    return parse_config(ONE_BLOCK | {"seed": seed, "training": training})
 
 
 @functools.cache
@@ -168,8 +169,7 @@ def one_update(config, weight):
 def test_padding_may_lie_anywhere():
     """Four devices with 2, 1, 0 and 1 examples that count."""
     weight = [1, 1, 0, 1, 0, 0, 1, 0]
-    changes = {"model": TEXT["model"] | {"depth": 1}, "parallelism": {"strategy": "single"}}
-    config = parse_config(TEXT | changes)
+    config = parse_config(ONE_BLOCK)
     expected = one_update(config, weight)
     assert expected["loss"][1] == 4 * TEXT["task"]["sequence_length"]
     for sizes in ({"data": 4}, {"fsdp": 2, "sequence": 2}):
@@ -187,8 +187,7 @@ KINDS = (
 
 @pytest.mark.parametrize("attention", KINDS, ids=str)
 def test_every_kind_of_attention_works_on_tokens_in_shares(attention):
-    changes = {"model": TEXT["model"] | {"depth": 1, "attention": {"num_heads": 4} | attention}}
-    config = parse_config(TEXT | changes | {"parallelism": {"strategy": "single"}})
+    config = parse_config(ONE_BLOCK | {"model": ONE_BLOCK["model"] | {"attention": {"num_heads": 4} | attention}})
     figures = [one_update(each, np.ones(8)) for each in (config, on_mesh(config, sequence=4))]
     for name in ("loss", "gradient_norm"):
         np.testing.assert_allclose(figures[1][name], figures[0][name], rtol=1e-5)
@@ -201,8 +200,7 @@ def test_every_structured_map_works_on_a_mesh(kind):
     """Its blocks sharded, where the width is."""
     knobs = {"projection": kind, "block_size": 4, "rank": 4}
     parts = {"attention": {"num_heads": 4, "output": kind} | knobs, "ffn": {"expansion": 1.0} | knobs}
-    changes = {"model": TEXT["model"] | {"depth": 1} | parts}
-    config = parse_config(TEXT | changes | {"parallelism": {"strategy": "single"}})
+    config = parse_config(ONE_BLOCK | {"model": ONE_BLOCK["model"] | parts})
     figures = [one_update(each, np.ones(8)) for each in (config, on_mesh(config, fsdp=2, tensor=2))]
     for name in ("loss", "gradient_norm"):
         np.testing.assert_allclose(figures[1][name], figures[0][name], rtol=1e-5)
@@ -263,10 +261,11 @@ def test_a_mesh_is_chosen_where_one_is_asked_for(rich):
 MATRICES = 2 + 2 * 4  # the symbols' table and the head; query, key and value, output, up, down of two blocks
 
 
-def compiled_update(sizes):
-    """One update of a small language model as a compiled program of four devices; sizes None: of pmap."""
+@functools.cache
+def compiled_update(**sizes):
+    """One update of a small language model as a compiled program of four devices; without sizes of pmap."""
     replicated = parse_config(TEXT | {"parallelism": {"strategy": "pmap"}})
-    experiment = make_experiment(replicated if sizes is None else on_mesh(replicated, **sizes))
+    experiment = make_experiment(on_mesh(replicated, **sizes) if sizes else replicated)
     strategy, layout = experiment.strategy, experiment.layout
     options = {"seed": 0, "axis_name": strategy.axis_name}
     step = make_train_step(experiment.task, experiment.network, experiment.optimizer, **options)
@@ -274,7 +273,7 @@ def compiled_update(sizes):
     state = experiment.abstract_state if layout is None else jax.tree.map(abstract, experiment.abstract_state, layout)
     rows = np.arange(8, dtype=np.int32)
     batch = experiment.task.examples("train").read(rows) | {"row": rows, "example_weight": np.ones(8, np.float32)}
-    if sizes is None:
+    if not sizes:
         replicas = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((4, *leaf.shape), leaf.dtype), state)
         return strategy.compile(step).lower(replicas, strategy.split(batch, 0)).compile()
     with jax.set_mesh(strategy.mesh):
@@ -288,7 +287,7 @@ def compiled_update(sizes):
     ("sizes", "expected"),
     [
         # Gradients and metrics are summed at once.
-        (None, {"all-reduce": 1}),
+        ({}, {"all-reduce": 1}),
         ({"data": 4}, {"all-reduce": 1}),
         # Each matrix is gathered, those of blocks once more for the backward pass; its gradient is reduce-scattered.
         # The loss' weight, which the gradient waits for, and the metrics with the vectors' gradients are summed.
@@ -304,12 +303,12 @@ def compiled_update(sizes):
     ids=str,
 )
 def test_nothing_is_sent_that_theory_does_not_ask_for(sizes, expected):
-    text = compiled_update(sizes).as_text()
+    text = compiled_update(**sizes).as_text()
     kinds = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
     sent = {kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in kinds}
     assert {kind: number for kind, number in sent.items() if number} == expected
 
 
 def test_the_state_takes_a_quarter_of_the_memory_on_four_devices():
-    whole, shared = (compiled_update(sizes).memory_analysis().argument_size_in_bytes for sizes in ({}, {"fsdp": 4}))
+    whole, shared = (compiled_update(**{axis: 4}).memory_analysis().argument_size_in_bytes for axis in ("data", "fsdp"))
     assert shared < 0.3 * whole
