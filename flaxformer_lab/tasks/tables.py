@@ -95,7 +95,7 @@ class Tabular(Task):
         self._check_columns(source.name, columns, arrays.get(SOURCE_ROW, np.arange(len(columns))))
         missing = np.isnan(columns)
         for column in np.flatnonzero(missing.all(axis=0))[:1]:
-            raise DataError(f"{source.name}: {self._name(column)} has no value in any row; leave the column out")
+            raise DataError(f"{source.name}: {self._name(int(column))} has no value in any row; leave the column out")
         mean, spread = np.nanmean(columns, axis=0), np.nanstd(columns, axis=0)
         fitted = {"mean": mean.tolist(), "spread": np.where(spread > 0, spread, 1.0).tolist()}
         if self._config.scaling == "quantile":
@@ -162,7 +162,7 @@ class Tabular(Task):
         for place, column in np.argwhere(bad)[:1]:
             value = values[place, column]
             way_out = "; set task.missing=mean or indicator, or mend it" if np.isnan(value) else "; mend it"
-            where = f"{self._name(column)} of {'line' if self._schema else 'row'} {rows[place]}"
+            where = f"{self._name(int(column))} of {'line' if self._schema else 'row'} {rows[place]}"
             what = "missing" if self._schema and np.isnan(value) else value
             raise DataError(f"{name}: {where} is {what}{way_out}")
 

@@ -208,10 +208,10 @@ def test_levels_are_those_of_the_training_rows(tmp_path):
 
 def test_ten_thousand_categories(tmp_path):
     path = tmp_path / "many.csv"
-    lines = [f"c{row % 10_000},{row % 7 + 0.5},{row % 3}\n" for row in range(60_000)]
+    lines = [f"c{row % 10_000},{row % 7 + 0.5},{row % 3}\n" for row in range(20_000)]
     path.write_text("name,x,y\n" + "".join(lines))
     (category,) = schema_of(read(f"csv:{path}?target=y&rare=1&split=share:90,5,5")).categories
-    assert 9_990 <= len(category.levels) <= 10_001 and len(set(category.levels)) == len(category.levels)
+    assert 9_850 <= len(category.levels) <= 10_001 and len(set(category.levels)) == len(category.levels)
 
 
 # --------------------------------------------------------------------------------------------------- leaks

@@ -91,7 +91,7 @@ def test_macro_f1_is_that_of_all_batches_and_not_a_mean_of_theirs():
 def test_explained_variance_and_root_mean_are_those_of_all_batches():
     targets = RNG.normal(0.3, 1, 90).astype(np.float32)
     outputs = targets + RNG.normal(0, 0.5, 90).astype(np.float32)
-    states = batches(RSquared.of, outputs, targets, WEIGHTS)
+    states = batches(jax.jit(RSquared.of), outputs, targets, WEIGHTS)
     expected = sklearn.r2_score(targets, outputs, sample_weight=WEIGHTS)
     assert value(states) == pytest.approx(expected, rel=1e-5)
     assert abs(np.mean([value([state]) for state in states]) - expected) > 1e-3
@@ -105,7 +105,8 @@ def test_explained_variance_and_root_mean_are_those_of_all_batches():
 def test_where_all_targets_are_equal_nothing_can_be_explained(error, expected):
     """As in scikit-learn; sums in float32 do not make it a huge negative number."""
     targets = np.full(90, 0.7, np.float32)
-    assert value(batches(RSquared.of, targets + np.float32(error), targets, np.ones(90, np.float32))) == expected
+    arrays = (targets + np.float32(error), targets, np.ones(90, np.float32))
+    assert value(batches(jax.jit(RSquared.of), *arrays)) == expected
     halves = np.full(90, 0.5)  # whose mean scikit-learn rounds to themselves
     assert sklearn.r2_score(halves, halves + error) == expected
 
@@ -137,7 +138,7 @@ def test_what_has_no_value_is_nan():
     for state in (
         Average(np.float32(0), np.float32(0)),
         RootMean(np.float32(0), np.float32(0)),
-        RSquared.of(SCORES, SCORES, nothing),
+        RSquared.of(*map(jnp.asarray, (SCORES, SCORES, nothing))),
         MacroF1.of(logits, targets, nothing),
         MacroF1.of(logits, np.where(targets == 2, -1, targets), ones),
         AUC(SCORES, np.zeros(90, int), ones),

@@ -13,7 +13,11 @@ from flaxformer_lab.data.source import Source, open_split
 from flaxformer_lab.errors import ConfigError, DataError
 from flaxformer_lab.functional.trees import leaf_paths
 from flaxformer_lab.model_config import TransformerConfig
-from flaxformer_lab.task_config import ImageClassificationConfig, TabularClassificationConfig
+from flaxformer_lab.task_config import (
+    ImageClassificationConfig,
+    TabularClassificationConfig,
+    TabularRegressionConfig,
+)
 from flaxformer_lab.tasks import SPLITS, classification, make_task, tables
 
 FACTS = {
@@ -404,6 +408,24 @@ def test_a_column_without_any_value_is_refused(monkeypatch):
     data_set(monkeypatch, splits)
     with pytest.raises(DataError, match=r"numbers\[1\] has no value in any row; leave the column out"):
         make_task(TabularClassificationConfig(dataset="own", missing="mean"))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (slice(None), 3.0, r"own/1\.0\.0 train: kind is 3 in all training rows; there is nothing to learn"),
+        (5, np.nan, r"own/1\.0\.0 train: kind of row 5 is nan; leave the row out"),
+        (5, np.inf, r"own/1\.0\.0 train: kind of row 5 is inf; leave the row out"),
+    ],
+)
+def test_a_number_that_cannot_be_learned_is_refused(monkeypatch, place, value, message):
+    splits = table_of(kind=np.arange(12.0))
+    data_set(monkeypatch, splits)
+    metadata = make_task(TabularRegressionConfig(dataset="own")).metadata
+    assert (metadata["target"], metadata["target_mean"]) == ("kind", 5.5)
+    splits["train"]["kind"][place] = value
+    with pytest.raises(DataError, match=message):
+        make_task(TabularRegressionConfig(dataset="own"))
 
 
 def test_rows_are_split_again_by_a_seed():

@@ -229,21 +229,6 @@ def test_a_run_is_used_where_its_data_is_not(run, monkeypatch):
     np.testing.assert_array_equal(load_run(run.workdir).predict(row_of(run)), expected)
 
 
-def test_a_target_that_is_always_the_same_is_refused(monkeypatch):
-    class Same:
-        name, features = "own train", {"target": ((), np.dtype(np.float32))}
-        info = type("Info", (), {"features": {}, "metadata": None})
-
-    task = make_task(
-        TabularRegressionConfig(), {"target": "target", "mean": [], "target_mean": 0.0, "target_spread": 1.0}
-    )
-    monkeypatch.setattr(tables, "find_number", lambda *_: "target")
-    with pytest.raises(DataError, match="own train: target is 3 in all training rows; there is nothing to learn"):
-        task._read_target(Same, {"target": np.full(5, 3.0)})
-    with pytest.raises(DataError, match="own train: target of row 1 is nan; leave the row out"):
-        task._read_target(Same, {"target": np.array([1.0, np.nan])})
-
-
 # ------------------------------------------------------------------------------------- configs of version 0.1
 
 

@@ -77,7 +77,7 @@ def shares_of_train(address: Address, given: Iterable[str]) -> dict[str, float]:
 
 def split_by_share(
     address: Address, number: int, parts: Mapping[str, float] | None = None
-) -> dict[str, Int[np.ndarray, " split"]]:
+) -> dict[str, Int[np.ndarray, "_"]]:
     """The numbers 0 to number - 1 divided at random, always in the same way, each split in order.
 
     parts: the share of each split, whose sum is 1; None takes `shares`.
@@ -94,7 +94,7 @@ def split_by_share(
     return {name: np.sort(rows) for name, rows in split_at_random(number, sizes).items()}
 
 
-def complete(address: Address, rows: Mapping[str, Int[np.ndarray, " split"]]) -> dict[str, Int[np.ndarray, " split"]]:
+def complete(address: Address, rows: Mapping[str, Int[np.ndarray, "_"]]) -> dict[str, Int[np.ndarray, "_"]]:
     """The splits that a source has itself, and those that it lacks, taken from train at random.
 
     Raises:

@@ -34,7 +34,7 @@ from flaxformer_lab.errors import ConfigError, DataError
 
 MOST_CLASSES = 1000
 LISTS = ("numbers", "categories", "dates", "drop")
-Rows = Int[np.ndarray, " split"]
+Rows = Int[np.ndarray, "_"]
 
 
 def read(address: Address) -> Contents:
