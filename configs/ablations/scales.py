@@ -6,6 +6,7 @@ stands beside the same, standardised feature by feature.
 
 Command: python -m flaxformer_lab.ablate --config=configs/ablations/scales.py --workdir=runs/scales
 Hardware: 2 cores of an AMD EPYC, no accelerator.
+Time: 63 minutes, beside work that kept a load of 25 on these cores.
 Result: docs/results/scales.md, of the values in docs/results/scales.csv.gz.
 """
 
