@@ -130,8 +130,15 @@ def _size(variable: Any) -> int:
     return math.prod(variable.aval.shape)
 
 
+def _fft(equation: Any) -> int:
+    """4 multiplications and additions for each number and binary digit of the length."""
+    digits = math.prod(length.bit_length() - 1 for length in equation.params["fft_lengths"])
+    return 8 * digits * _size(equation.invars[0])
+
+
 RULES: dict[str, Callable[[Any], int]] = {
     "dot_general": _dot_general,
+    "fft": _fft,
     "conv_general_dilated": _convolution,
     "gather": _gather,
     "integer_pow": _integer_power,

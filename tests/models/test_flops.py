@@ -33,6 +33,7 @@ def of_xla(function, *arguments):
         lambda x: jax.nn.gelu(x, approximate=False) + jax.nn.gelu(x) + jax.nn.silu(x),
         lambda x: jnp.zeros(SIZE).at[jnp.arange(SIZE)].add(x, mode="promise_in_bounds"),
         lambda x: jax.checkpoint(lambda x: jnp.sin(x) * x)(x),
+        lambda x: jnp.fft.irfft(jnp.fft.rfft(x), n=SIZE),
         lambda x: lax.cond(x[0] > 0, lambda x: x * 2, lambda x: x * 2 + x - 3, x),
     ],
 )
