@@ -80,7 +80,7 @@ from flaxformer_lab.config import parse_config
 from flaxformer_lab.training.loop import train
 
 runpy.run_path("train.py", run_name="__main__")
-train(parse_config({config}), {folder!r})
+train(parse_config({config}), {folder!r}, loggers=["csv"])
 """
 
 
@@ -89,7 +89,7 @@ def test_two_processes_train_like_one_device(pair, tmp_path, assert_close):
     together, alone, script = tmp_path / "together", tmp_path / "alone", tmp_path / "script.py"
     on_mesh = CONFIG | {"parallelism": {"mesh": {"fsdp": 4}}}
     script.write_text(THEN_ON_A_MESH.format(config=on_mesh, folder=str(together)))
-    both = pair(together, "--config.parallelism.strategy=pmap", "--stop_at=10", script=script)
+    both = pair(together, "--config.parallelism.strategy=pmap", "--stop_at=10", "--loggers=csv", script=script)
     outputs = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     first, separator, second = outputs[0][0].partition("resumed from the checkpoint of step 10")
@@ -102,6 +102,8 @@ def test_two_processes_train_like_one_device(pair, tmp_path, assert_close):
     )
     assert [line | {"value": 0} for line in ours] == [line | {"value": 0} for line in theirs]
     np.testing.assert_allclose([line["value"] for line in ours], [line["value"] for line in theirs], atol=1e-5)
+    rows = [",".join(str(value) for value in line.values()) for line in ours]
+    assert (together / "metrics.csv").read_text().splitlines() == ["step,split,name,value", *rows]
 
 
 @pytest.mark.slow
