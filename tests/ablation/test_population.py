@@ -79,7 +79,7 @@ def assert_close(one, other, atol=1e-5):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("number", [0, 3])
+@pytest.mark.parametrize("number", [pytest.param(0, marks=pytest.mark.slow), 3])
 def test_a_replica_is_the_run_alone(population, tmp_path, number):
     run = alone(PROBE, REPLICAS[number], tmp_path / "run")
     assert_close(population.states[number], run.state)
@@ -162,11 +162,12 @@ def test_a_saved_replica_is_an_ordinary_run_that_can_go_on(population, tmp_path)
     assert load_run(tmp_path / "saved").step == 20
 
 
-def test_a_replica_that_diverges_leaves_the_others_alone(population):
+def test_a_replica_that_diverges_leaves_the_others_alone():
     tree = override(PROBE, "optimizer", {"name": "sgd", "schedule": "constant"})
-    outcome = train_population(parse_config(tree), (Replica(0, 1e-3), Replica(0, 1e30)))
+    population = Population(parse_config(tree), (Replica(0, 1e-3), Replica(0, 1e30)))
+    outcome = population.run()
     assert np.isfinite(outcome.test["loss"][0]) and not np.isfinite(outcome.test["loss"][1])
-    same = train_population(parse_config(tree), (Replica(0, 1e-3),))
+    same = population.with_replicas((Replica(0, 1e-3),) * 2).run()
     assert_close(outcome.states[0], same.states[0])
 
 
