@@ -29,8 +29,8 @@ from flaxformer_lab.modules.projection import Dense
 from flaxformer_lab.parsing import override
 from flaxformer_lab.run import load_run
 from flaxformer_lab.task_config import TabularClassificationConfig, TaskConfig
-from flaxformer_lab.tasks.classification import TabularClassification
 from flaxformer_lab.tasks.examples import generated_examples, stored_examples
+from flaxformer_lab.tasks.tables import TabularClassification
 from flaxformer_lab.tasks.task import Task, loss_and_accuracy
 from flaxformer_lab.training.experiment import make_experiment
 from flaxformer_lab.training.initialization import initial_weights
