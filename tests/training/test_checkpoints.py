@@ -235,7 +235,15 @@ def two_small(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("damage", [truncated, zeroed, flipped, None])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        truncated,
+        pytest.param(zeroed, marks=pytest.mark.slow),
+        flipped,
+        pytest.param(None, id="missing", marks=pytest.mark.slow),
+    ],
+)
 def test_a_damaged_checkpoint_is_refused_or_gives_the_right_values(two_small, tmp_path, damage, assert_same):
     two = two_small
     files = sorted(path.relative_to(two) for path in (two / "7").rglob("*") if path.is_file())
@@ -372,7 +380,11 @@ def test_an_error_inside_the_context_is_not_hidden_by_a_failing_save(tmp_path, m
 # --------------------------------------------------------------------------------- folders of any name
 
 
-@pytest.mark.parametrize("name", ["seed[1]", "a*", "a?", "a{1,2}", "50%20#1", "~a", "ä 日本", "-a", ".a"])
+@pytest.mark.parametrize(
+    "name",
+    ["seed[1]", "a*", "a{1,2}", "50%20#1", "ä 日本"]
+    + [pytest.param(name, marks=pytest.mark.slow) for name in ("a?", "~a", "-a", ".a")],
+)
 def test_a_folder_of_any_name_gives_back_what_was_saved(tmp_path, assert_same, name):
     saved(tmp_path / "ab" / "checkpoints", 1)  # a neighbour that `a*` and `a?` would fit
     saved(tmp_path / name / "checkpoints", 2)
