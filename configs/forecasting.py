@@ -25,9 +25,10 @@ def get_config() -> ConfigDict:
             "model": {
                 "width": 64,
                 "depth": 2,
-                "attention": {"num_heads": 8},
+                "attention": {"num_heads": 8, "residual_scores": True},
                 "ffn": {"expansion": 2.0},
-                "norm": {"kind": "batchnorm", "placement": "post"},
+                "norm": {"kind": "batchnorm", "placement": "post", "outer": "off", "epsilon": 1e-5},
+                "position": "uniform",
                 "dropout": 0.1,
             },
             "optimizer": {"learning_rate": 1e-3, "warmup_steps": 20},

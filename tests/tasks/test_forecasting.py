@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -7,10 +8,17 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
+from flaxformer_lab.command_line import load_config
 from flaxformer_lab.errors import ConfigError, DataError
 from flaxformer_lab.functional import metrics
 from flaxformer_lab.functional.series import series_patches
-from flaxformer_lab.model_config import AttentionConfig, FeedForwardConfig, MLPConfig, NormConfig, TransformerConfig
+from flaxformer_lab.model_config import (
+    AttentionConfig,
+    FeedForwardConfig,
+    MLPConfig,
+    NormConfig,
+    TransformerConfig,
+)
 from flaxformer_lab.task_config import ForecastingConfig
 from flaxformer_lab.tasks import make_task
 from flaxformer_lab.tasks.closed_form import BASELINES, evaluate, fit
@@ -413,6 +421,20 @@ def test_each_channel_has_its_own_dropout(make):
     assert np.abs(whole[..., 0] - whole[..., 1]).max() > 1e-3
     changed = jax.tree.map(lambda leaf: np.concatenate([leaf[1:], leaf[1:]]), inputs)
     np.testing.assert_allclose(forecast(changed, keys=keys)[1], whole[1], atol=1e-5)
+
+
+RECIPES = Path(__file__).parents[2] / "configs"
+FACTS = {"channels": list("abcdefg"), "targets": list(range(7)), "step": 3600}
+
+
+@pytest.mark.parametrize("path", [RECIPES / "forecasting.py", *sorted((RECIPES / "forecasters").glob("*.py"))], ids=str)
+def test_each_recipe_forecasts_every_channel(path):
+    """Traced only, for data that are not read."""
+    config = load_config(str(path), [])
+    task = make_task(config.task, FACTS)
+    network, keys = task.network(config.model), jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
+    run = lambda *arguments: network.apply(*arguments[:3], keys=arguments[3], training=True)[0]  # noqa: E731
+    assert jax.eval_shape(run, *network.shapes, task.input_spec(2), keys).shape == (2, 96, 7)
 
 
 # -------------------------------------------------------------------------------------------------------- errors
