@@ -457,6 +457,9 @@ class AssociativeRecallConfig(SyntheticConfig):
             )
 
 
+PairsOfTokens = Annotated[int, Rule("must be even and at least 4", lambda value: value >= 4 and value % 2 == 0)]
+
+
 @dataclass(frozen=True)
 class InContextRecallConfig(SyntheticConfig):
     """MAD (Poli et al. 2024): pairs of a key and a value; a key that was seen before must give its value again.
@@ -468,7 +471,7 @@ class InContextRecallConfig(SyntheticConfig):
 
     name: Literal["in_context_recall"] = "in_context_recall"
     vocabulary: Annotated[int, Rule("must be at least 4", lambda value: value >= 4)] = 16
-    sequence_length: AtLeastTwo = 128
+    sequence_length: PairsOfTokens = 128
 
     causal = True
 
@@ -478,7 +481,7 @@ class FuzzyRecallConfig(SyntheticConfig):
     """MAD (Poli et al. 2024): in-context recall whose keys and values are motifs of 1 to `motif` tokens.
 
     Attributes:
-        vocabulary: symbols.
+        vocabulary: symbols; the last one pads, half of the others are of keys and half of values.
         sequence_length: tokens of one example.
         motif: largest number of tokens in a key or value.
     """
@@ -490,15 +493,29 @@ class FuzzyRecallConfig(SyntheticConfig):
 
     causal = True
 
+    def rules(self) -> None:
+        """Raises ConfigError when knobs contradict one another."""
+        tokens = (self.vocabulary - 1) // 2
+        if self.motif > tokens:
+            raise ConfigError(
+                f"task.motif={self.motif} different tokens do not fit the {tokens} that task.vocabulary="
+                f"{self.vocabulary} has for keys; choose a vocabulary of at least {2 * self.motif + 1}"
+            )
+        if self.sequence_length <= 4 * self.motif:
+            raise ConfigError(
+                f"task.sequence_length={self.sequence_length} leaves no room for two pairs of task.motif={self.motif}; "
+                f"choose at least {4 * self.motif + 1}"
+            )
+
 
 @dataclass(frozen=True)
 class NoisyRecallConfig(SyntheticConfig):
-    """MAD (Poli et al. 2024): in-context recall with tokens of noise between the pairs.
+    """MAD (Poli et al. 2024): in-context recall with noise in place of some of the pairs.
 
     Attributes:
         vocabulary: symbols, those of the noise included.
         noise_vocabulary: symbols of the noise.
-        noise: share of the tokens that are noise.
+        noise: share of the pairs that are noise.
         sequence_length: tokens of one example.
     """
 
@@ -506,7 +523,7 @@ class NoisyRecallConfig(SyntheticConfig):
     vocabulary: AtLeastTwo = 32
     noise_vocabulary: AtLeastOne = 16
     noise: Rate = 0.2
-    sequence_length: AtLeastTwo = 128
+    sequence_length: PairsOfTokens = 128
 
     causal = True
 
@@ -536,10 +553,11 @@ class SelectiveCopyConfig(SyntheticConfig):
 
     def rules(self) -> None:
         """Raises ConfigError when knobs contradict one another."""
-        if 2 * self.copies > self.sequence_length:
+        least = 2 * self.copies + 2
+        if least > self.sequence_length:
             raise ConfigError(
-                f"task.copies={self.copies} need {2 * self.copies} tokens (one to read, one to write), but "
-                f"task.sequence_length={self.sequence_length}; lower the one or raise the other"
+                f"task.copies={self.copies} need {least} tokens (one to read, one to write, a blank and one that "
+                f"asks), but task.sequence_length={self.sequence_length}; lower the one or raise the other"
             )
 
 

@@ -318,7 +318,7 @@ def test_models_say_whether_they_are_causal(model, causal):
         ({"name": "product", "features": 3, "order": 3}, {"name": "factorization_machine"}),
         ({"name": "pointers", "tokens": 3, "pointers": 3}, {"name": "mixer"}),
         ({"name": "associative_recall", "sequence_length": 8, "pairs": 2, "vocabulary": 6}, {}),
-        ({"name": "selective_copy", "sequence_length": 8, "copies": 4}, {}),
+        ({"name": "selective_copy", "sequence_length": 10, "copies": 4}, {}),
         ({"name": "noisy_recall", "vocabulary": 20, "noise_vocabulary": 16}, {"name": "gru"}),
         ({"name": "memorization", "training_examples": "none"}, {}),
     ],
@@ -787,8 +787,16 @@ CONTRADICTIONS = {
         ["task.vocabulary=19 counts task.noise_vocabulary=16", "choose at least 20"],
     ),
     "more copies than a sequence holds": (
-        {"task.name": "selective_copy", "task.sequence_length": 31},
-        ["task.copies=16 need 32 tokens", "task.sequence_length=31", "lower the one or raise the other"],
+        {"task.name": "selective_copy", "task.sequence_length": 33},
+        ["task.copies=16 need 34 tokens", "task.sequence_length=33", "lower the one or raise the other"],
+    ),
+    "motifs of more tokens than there are": (
+        {"task.name": "fuzzy_recall", "task.vocabulary": 6, "model.causal": True},
+        ["task.motif=3 different tokens do not fit the 2", "choose a vocabulary of at least 7"],
+    ),
+    "no room for two pairs of motifs": (
+        {"task.name": "fuzzy_recall", "task.sequence_length": 12, "model.causal": True},
+        ["task.sequence_length=12 leaves no room", "choose at least 13"],
     ),
     "accumulation that does not divide": (
         {"training.accumulate": 3},

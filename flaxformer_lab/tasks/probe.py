@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.functional.losses import explained_variance, squared_error
@@ -20,6 +20,8 @@ from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.task_config import ProbeConfig, SyntheticConfig
 from flaxformer_lab.tasks.examples import Examples, generated_examples
 from flaxformer_lab.tasks.task import ACCURACY, R_SQUARED, Batch, Task, loss_and_accuracy
+
+Drawn = tuple[Array, Array, Float[Array, " tokens"]]  # inputs, targets, weights
 
 # Numbers from which evaluation draws, beyond all that training can reach.
 FIRST = {"train": 0, "validation": 2**30, "test": 2**30 + 2**29}
@@ -34,6 +36,8 @@ class Probe(Task):
 
     units = ("examples", 1)
     training_examples: int | None = None
+    # Training counts all tokens but the last so many, evaluation those with a weight; None: training these, too.
+    unlearned_tokens: int | None = None
 
     def __init__(self, config: Any, metadata: Mapping[str, Any] | None = None):
         self._config = config
@@ -42,6 +46,11 @@ class Probe(Task):
     @abc.abstractmethod
     def draw(self, key: Key[Array, ""]) -> tuple[Array, Array, Float[Array, " tokens"]]:
         """One example: inputs [tokens, ...], targets [tokens, ...], weights [tokens]."""
+
+    def draw_of_split(self, key: Key[Array, ""], is_training: Bool[Array, ""]) -> Drawn:
+        """`draw`, for a task whose training examples are other ones than those it is judged by."""
+        del is_training
+        return self.draw(key)
 
     def examples(self, split: str) -> Examples:
         if split == "train" and self.training_examples is not None:
@@ -55,7 +64,9 @@ class Probe(Task):
             # By number and not by `training`: an evaluation of the training set must see the training set.
             fixed = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(0), index)
             keys = jnp.where(index < FIRST["validation"], fixed, keys)
-        inputs, targets, weights = jax.vmap(self.draw)(keys)
+        inputs, targets, weights = jax.vmap(self.draw_of_split)(keys, index < FIRST["validation"])
+        if training and self.unlearned_tokens is not None:
+            weights = jnp.ones_like(weights).at[:, weights.shape[1] - self.unlearned_tokens :].set(0)
         return {"inputs": inputs, "targets": targets, "loss_weights": weights * examples["example_weight"][:, None]}
 
 
@@ -129,6 +140,3 @@ class SymbolProbe(Probe):
 
     def input_spec(self, batch_size: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch_size, self._config.sequence_length), jnp.int32)
-
-
-Drawn = tuple[Int[Array, " tokens"], Int[Array, " tokens"], Float[Array, " tokens"]]

@@ -28,8 +28,10 @@ TPU = jax.sharding.AbstractMesh((), (), abstract_device=jax.sharding.AbstractDev
 TABLE = {"name": "tabular_classification"}
 IMAGES = {"name": "image_classification", "patch_size": 2}
 FACTS = {"num_symbols": 5, "image_shape": [4, 4, 1], "num_classes": 3, "target_mean": 0.0, "target_spread": 1.0}
+FACTS |= {"definition": 2}
 SERIES = {"channels": list("abcdef"), "seasonal_error": [1.0] * 6, "targets": [0], "step": 3600, "season": 24}
-OWN_INPUTS = ("encoder_decoder",)  # two sequences: tests/training/test_contract.py
+# Of two sequences: tests/training/test_contract.py.
+OWN_INPUTS = [n for n in registry.names("model") if getattr(registry.lookup("model", n).build, "two_sequences", False)]
 
 
 def choices(config, knob):

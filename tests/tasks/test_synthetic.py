@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.task_config import (
     AssociativeRecallConfig,
     CompressionConfig,
@@ -32,7 +33,7 @@ def streams(examples_of, config, number=64):
     """(stream, weights) of tasks in which each token predicts the next one."""
     for inputs, targets, weights in sequences(examples_of, config, number):
         assert inputs[1:] == targets[:-1]
-        yield [*inputs, targets[-1]], weights
+        yield inputs, weights
 
 
 # --------------------------------------------------------------------------------------------------- MAD's sizes
@@ -67,7 +68,7 @@ def test_symbols_are_whole_numbers_of_the_vocabulary_and_all_of_it_is_used(examp
     inputs, targets, weights = examples_of(config, NUMBER)
     assert inputs.dtype == targets.dtype == np.int32 and weights.dtype == np.float32
     assert inputs.shape == targets.shape == weights.shape == (NUMBER, config.sequence_length)
-    assert set(np.unique(weights)) == {0, 1}
+    assert set(np.unique(weights)) <= {0, 1} and weights.any()
     seen = np.unique(np.concatenate([inputs.reshape(-1), targets[weights == 1]]))
     assert seen.min() >= 0 and seen.max() < config.vocabulary
     if config.vocabulary < 200:
@@ -147,112 +148,183 @@ def test_what_is_not_asked_is_random(examples_of):
 # ------------------------------------------------------------------------------------------------ MAD: recall
 
 
-@pytest.mark.parametrize("config", [InContextRecallConfig(), InContextRecallConfig(vocabulary=7, sequence_length=9)])
-def test_in_context_recall_asks_for_the_value_of_each_key_seen_before(examples_of, config):
-    half = config.vocabulary // 2
+def recall_sequence(config, rng):
+    """A plain reading of MAD's recall: tokens, and whether each is the value of a key that came before."""
+    noise, noise_vocabulary = (getattr(config, name, 0) for name in ("noise", "noise_vocabulary"))
+    content, pairs = config.vocabulary - noise_vocabulary, config.sequence_length // 2
+    kept, value_of, tokens, asked = rng.integers(pairs), {}, [], []
+    for number in range(pairs - 1):
+        if number != kept and rng.random() < noise:
+            tokens += [content + rng.integers(noise_vocabulary) for _ in range(2)]
+            asked += [0, 0]
+            continue
+        key = rng.integers(content // 2)
+        asked += [0, int(key in value_of)]
+        tokens += [key, value_of.setdefault(key, rng.integers(content // 2, content))]
+    if value_of:
+        key = rng.choice(list(value_of))
+        tokens, asked = [*tokens, key, value_of[key]], [*asked, 0, 1]
+    return tokens, asked
+
+
+def permutation(vocabulary, size, rng):
+    return tuple(rng.choice(vocabulary, size, replace=False).tolist())
+
+
+def fuzzy_sequence(config, rng, *, training):
+    """A plain reading of MAD's fuzzy recall, padded on the left to one token more than `sequence_length`."""
+    symbols, longest, length = config.vocabulary - 1, config.motif, config.sequence_length
+    of_keys, of_values = np.arange(symbols // 2), np.arange(symbols // 2, symbols)
+
+    def sizes():
+        return rng.integers(1, longest + 1) if training else longest, rng.integers(1, longest + 1)
+
+    sizes_of_probe = sizes()
+    probe, answer = (permutation(v, n, rng) for v, n in zip((of_keys, of_values), sizes_of_probe, strict=True))
+    width = sum(sizes_of_probe)
+    place, has_probe, value_of, tokens, asked = rng.integers(length - 2 * width), False, {}, [], []
+    while len(tokens) < length - width - 2 * longest:
+        key_size, value_size = sizes()
+        if len(tokens) >= place and not has_probe:
+            key = probe
+        else:
+            key = permutation(of_keys, key_size, rng)
+        has_probe |= key == probe
+        value = value_of.get(key, answer if key == probe else permutation(of_values, value_size, rng))
+        asked += [0] * len(key) + [int(key in value_of)] * len(value)
+        value_of[key] = value
+        tokens += [*key, *value]
+    tokens += [*probe, *answer]
+    asked += [0] * len(probe) + [1] * len(answer)
+    missing = length + 1 - len(tokens)
+    return [symbols] * missing + tokens, [0] * missing + asked
+
+
+def same_distribution(ours, theirs):
+    """Whether two samples of small whole numbers may be of one distribution (chi-squared)."""
+    both = np.concatenate([ours, theirs])
+    edges = np.unique(np.quantile(both, np.linspace(0, 1, 9)))
+    edges[-1] += 1
+    if len(edges) < 3:
+        return np.array_equal(np.unique(ours), np.unique(theirs))
+    table = np.array([np.histogram(each, edges)[0] for each in (ours, theirs)])
+    return stats.chi2_contingency(table[:, table.sum(axis=0) > 0]).pvalue > 1e-3
+
+
+RECALL_CASES = [
+    InContextRecallConfig(),
+    InContextRecallConfig(vocabulary=7, sequence_length=12),
+    NoisyRecallConfig(),
+    NoisyRecallConfig(vocabulary=9, noise_vocabulary=3, sequence_length=12, noise=0.6),
+]
+
+
+@pytest.mark.parametrize("config", RECALL_CASES)
+def test_recall_asks_for_the_value_of_each_key_seen_before(examples_of, config):
+    content = config.vocabulary - getattr(config, "noise_vocabulary", 0)
     for stream, weights in streams(examples_of, config):
         value_of, asked = {}, []
         for place in range(0, config.sequence_length, 2):
             key, value = stream[place : place + 2]
-            assert 0 <= key < half <= value < config.vocabulary
+            if key >= content:
+                assert value >= content
+                asked += [0.0, 0.0]
+                continue
+            assert 0 <= key < content // 2 <= value < content
             asked += [float(key in value_of), 0.0]
             assert value_of.setdefault(key, value) == value
-        assert weights == asked[: config.sequence_length]
+        assert weights == asked
 
 
-@pytest.mark.parametrize("kind", [InContextRecallConfig, NoisyRecallConfig])
-def test_keys_and_their_values_are_drawn_evenly(examples_of, kind):
-    inputs, _, _ = examples_of(kind(), NUMBER)
-    counts = np.bincount(inputs[:, :32].reshape(-1), minlength=16)
-    # Keys are independent; values repeat within a sequence, so that their counts vary more.
-    assert stats.chisquare(counts[:8]).pvalue > 1e-3
-    np.testing.assert_allclose(counts[8:16], counts[8:16].mean(), rtol=0.1)
+@pytest.mark.parametrize("config", RECALL_CASES)
+def test_recall_is_distributed_as_in_mads_code(examples_of, config):
+    rng = np.random.default_rng(3)
+    theirs = [recall_sequence(config, rng) for _ in range(NUMBER)]
+    theirs = [one for one in theirs if one[1][-1:] == [1]]  # there may be noise alone
+    inputs, _, weights = examples_of(config, NUMBER)
+    inputs, weights = (each[weights.any(axis=1)] for each in (inputs, weights))
+    tokens, asked = (np.array(each) for each in zip(*theirs, strict=True))
+    content = config.vocabulary - getattr(config, "noise_vocabulary", 0)
+    for figure in (
+        lambda tokens, asked: asked.sum(axis=1),
+        lambda tokens, asked: (tokens >= content).sum(axis=1),
+        lambda tokens, asked: np.array([len(set(row[::2])) for row in tokens.tolist()]),
+        lambda tokens, asked: np.array([row.index(row[-2]) for row in tokens.tolist()]),  # where the last key stood
+    ):
+        assert same_distribution(figure(inputs, weights), figure(tokens, asked))
+    firsts = [np.bincount(each[:, :2].reshape(-1), minlength=config.vocabulary) for each in (inputs, tokens)]
+    firsts = np.array(firsts)
+    assert stats.chi2_contingency(firsts[:, firsts.sum(axis=0) > 0]).pvalue > 1e-3
 
 
-NOISY = [
-    NoisyRecallConfig(),
-    NoisyRecallConfig(noise=0.6),
-    NoisyRecallConfig(vocabulary=9, noise_vocabulary=3, sequence_length=11),
-    NoisyRecallConfig(noise=0.0),
-]
+FUZZY = [FuzzyRecallConfig(), FuzzyRecallConfig(vocabulary=6, motif=2, sequence_length=24)]
 
 
-@pytest.mark.parametrize("config", NOISY)
-def test_noisy_recall_is_recall_between_tokens_of_noise(examples_of, config):
-    content = config.vocabulary - config.noise_vocabulary
-    for stream, weights in streams(examples_of, config):
-        value_of, asked, rest = {}, [], list(stream)
-        while rest:
-            token = rest.pop(0)
-            if token >= content:
-                asked.append(0.0)
-                continue
-            assert token < content // 2
-            asked.append(float(token in value_of))
-            if rest:  # the stream may end between a key and its value
-                value = rest.pop(0)
-                assert content // 2 <= value < content
-                assert value_of.setdefault(token, value) == value
-                asked.append(0.0)
-        assert weights == asked[: config.sequence_length]
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("config", FUZZY)
+def test_fuzzy_recall_is_distributed_as_in_mads_code(config, training):
+    """Motifs that begin alike, of one size in an evaluation; padding; where the asked pair stands; what counts."""
+    rng, pad = np.random.default_rng(4), config.vocabulary - 1
+    sample = [fuzzy_sequence(config, rng, training=training) for _ in range(NUMBER)]
+    tokens, asked = (np.array(each) for each in zip(*sample, strict=True))
+    draw = jax.jit(jax.vmap(make_task(config).draw_of_split, in_axes=(0, None)))
+    inputs, targets, weights = map(np.asarray, draw(jax.random.split(jax.random.key(5), NUMBER), jnp.asarray(training)))
+    np.testing.assert_array_equal(inputs[:, 1:], targets[:, :-1])
+    ours = np.concatenate([inputs, targets[:, -1:]], axis=1)
+    assert not (weights * (targets == pad)).any()
+
+    def last_key(row):
+        """The tokens of the last key: those of keys before the last value."""
+        ends = [place for place, token in enumerate(row) if token < pad // 2]
+        size = next(n for n in itertools.count(1) if row[ends[-1] - n] >= pad // 2)
+        return tuple(row[ends[-1] - size + 1 : ends[-1] + 1])
+
+    def first_place_of_last_key(row):
+        key = last_key(row)
+        return next(n for n in range(len(row)) if tuple(row[n : n + len(key)]) == key)
+
+    for figure in (
+        lambda tokens, asked: (tokens == pad).sum(axis=1),
+        lambda tokens, asked: asked.sum(axis=1),
+        lambda tokens, asked: np.array([len(last_key(row)) for row in tokens.tolist()]),
+        lambda tokens, asked: np.array([first_place_of_last_key(row) for row in tokens.tolist()]),
+        lambda tokens, asked: (tokens < pad // 2).sum(axis=1),
+    ):
+        assert same_distribution(figure(ours, weights), figure(tokens, asked))
+    counts = [np.bincount(each.reshape(-1), minlength=config.vocabulary) for each in (ours, tokens)]
+    np.testing.assert_allclose(counts[0] / counts[0].sum(), counts[1] / counts[1].sum(), atol=0.008)
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.2, 0.8])
-def test_noise_has_its_share_of_the_tokens(examples_of, noise):
-    inputs, _, _ = examples_of(NoisyRecallConfig(noise=noise), NUMBER)
-    share = (inputs >= 16).mean(axis=1)
-    # The first token is never the second one of a pair, which adds less than half a token a sequence.
-    assert share.mean() == pytest.approx(noise, abs=4 * share.std() / NUMBER**0.5 + 0.5 / 128)
-    if noise:
-        assert stats.chisquare(np.bincount(inputs[inputs >= 16] - 16)).pvalue > 1e-3
+def test_fuzzy_keys_are_permutations_that_may_begin_alike(examples_of):
+    firsts = {}
+    inputs, _, _ = examples_of(FuzzyRecallConfig(), NUMBER)
+    for row in inputs.tolist():
+        content = [token for token in row if token != 15]
+        assert len(set(content[:3])) == 3 and max(content[:3]) < 7 <= content[3] < 15
+        firsts.setdefault(content[0], set()).add(tuple(content[:3]))
+    assert {len(each) for each in firsts.values()} == {30}  # 6 x 5 of each first token
 
 
-def pairs_of(stream, half):
-    """The stream as (key's motif, value's motif) pairs: keys are below `half`, values are not."""
-    runs = [tuple(run) for _, run in itertools.groupby(stream, key=lambda token: token >= half)]
-    return list(itertools.zip_longest(runs[0::2], runs[1::2], fillvalue=()))
+@pytest.mark.parametrize("kind", [InContextRecallConfig, NoisyRecallConfig, FuzzyRecallConfig])
+def test_training_predicts_every_next_token_and_an_evaluation_what_was_asked(kind):
+    task, index = make_task(kind()), jnp.arange(4, dtype=jnp.int32)
+    prepare = jax.jit(task.prepare, static_argnames="training")
+    for first, training in ((0, True), (0, False), (2**30, False)):
+        stored = {"index": first + index, "example_weight": jnp.ones(4)}
+        weights = np.asarray(prepare(stored, jax.random.split(jax.random.key(0), 4), training=training)["loss_weights"])
+        last = 128 if kind is FuzzyRecallConfig else 127
+        assert (weights[:, :last].all() and not weights[:, last:].any()) == training
+        assert training or 4 < weights.sum(axis=1).mean() < 100
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        FuzzyRecallConfig(),
-        FuzzyRecallConfig(motif=1, sequence_length=12),
-        FuzzyRecallConfig(vocabulary=7, motif=5, sequence_length=33),
-    ],
-)
-def test_fuzzy_recall_asks_for_every_token_of_the_value_of_a_motif_seen_before(examples_of, config):
-    half = config.vocabulary // 2
-    for stream, weights in streams(examples_of, config):
-        assert stream[0] < half
-        pairs, value_of, key_of, asked = pairs_of(stream, half), {}, {}, []
-        for number, (key, value) in enumerate(pairs):
-            cut = number == len(pairs) - 1
-            asked += [0.0] * len(key) + [float(key in value_of)] * len(value)
-            if cut:
-                assert value == value_of.get(key, value)[: len(value)]
-                continue
-            assert 1 <= len(key) <= config.motif and 1 <= len(value) <= config.motif
-            assert value_of.setdefault(key, value) == value
-            # The first token names the motif, so no motif is the beginning of another one.
-            assert key_of.setdefault(key[0], key) == key
-        # A token's weight is that of what follows it.
-        assert weights == asked[1:]
-
-
-def test_motifs_have_each_length_as_often(examples_of):
-    firsts = [pairs_of(stream, 8)[0] for stream, _ in streams(examples_of, FuzzyRecallConfig(), NUMBER)]
-    for part in (0, 1):
-        assert stats.chisquare(np.bincount([len(pair[part]) for pair in firsts])[1:]).pvalue > 1e-3
-
-
-@pytest.mark.parametrize("config", [InContextRecallConfig(), NoisyRecallConfig(), FuzzyRecallConfig()])
-def test_each_sequence_has_a_map_of_its_own_and_asks_it_often(examples_of, config):
-    inputs, targets, weights = examples_of(config, NUMBER)
-    assert weights.sum(axis=1).min() > 10
-    if not isinstance(config, FuzzyRecallConfig):
-        answers = {int(answer) for answer in targets[(weights == 1) & (inputs == 3)]}
-        assert answers == set(range(8, 16))
+@pytest.mark.parametrize("kind", MAD)
+def test_runs_of_other_sequences_are_not_opened(kind):
+    assert make_task(kind()).metadata == {"definition": 2}
+    make_task(kind(), {"definition": 2})
+    with pytest.raises(
+        ConfigError, match=r"this run learned other sequences than this version draws: .*; train it aga"
+    ):
+        make_task(kind(), {})
 
 
 # ------------------------------------------------------------------------------- MAD: copy, squeeze, remember
@@ -266,27 +338,30 @@ def test_selective_copy_repeats_the_contents_in_order(examples_of, config):
     blank, ask = config.vocabulary - 2, config.vocabulary - 1
     reading = config.sequence_length - config.copies
     for inputs, targets, weights in sequences(examples_of, config):
-        contents = [token for token in inputs[:reading] if token != blank]
+        contents = [token for token in inputs[: reading - 1] if token != blank]
         assert len(contents) == config.copies and max(contents) < blank
-        assert inputs[reading:] == [ask] * config.copies
+        assert inputs[reading - 2] != blank  # no blank follows the last of them
+        assert inputs[reading - 1 :] == [ask] + [blank] * config.copies
         assert targets[reading:] == contents
         assert weights == [0.0] * reading + [1.0] * config.copies
 
 
-def test_contents_to_copy_stand_anywhere_and_are_anything(examples_of):
-    inputs, _, _ = examples_of(SelectiveCopyConfig(), NUMBER)
-    there = inputs[:, :240] != 14
-    # Without replacement the counts of places vary a little less than a multinomial's.
-    assert stats.chisquare(there.sum(axis=0)).pvalue > 1e-3
-    assert stats.chisquare(np.bincount(inputs[:, :240][there], minlength=14)).pvalue > 1e-3
+def test_blanks_fall_before_each_content_alike(examples_of):
+    inputs, targets, _ = examples_of(SelectiveCopyConfig(), NUMBER)
+    places = np.array([np.flatnonzero(row) for row in (inputs[:, :239] != 14)])
+    blanks = np.diff(places, axis=1, prepend=-1) - 1
+    rng = np.random.default_rng(6)
+    expected = rng.multinomial(223, [1 / 16] * 16, NUMBER)
+    for column in (0, 7, 15):
+        assert same_distribution(blanks[:, column], expected[:, column])
+    assert stats.chisquare(np.bincount(targets[:, 240:].reshape(-1), minlength=14)).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("config", [CompressionConfig(), CompressionConfig(vocabulary=3, sequence_length=12)])
-def test_compression_asks_for_every_token_but_the_one_that_ends_them(examples_of, config):
+def test_compression_asks_for_every_token(examples_of, config):
     for inputs, targets, weights in sequences(examples_of, config):
         assert inputs[-1] == config.vocabulary - 1 and config.vocabulary - 1 not in inputs[:-1]
-        assert targets[:-1] == inputs[:-1]
-        assert weights == [1.0] * (config.sequence_length - 1) + [0.0]
+        assert targets == inputs and weights == [1.0] * config.sequence_length
     symbols = examples_of(config, NUMBER)[0][:, :-1]
     assert stats.chisquare(np.bincount(symbols.reshape(-1))).pvalue > 1e-3
 
@@ -331,6 +406,7 @@ def test_memorization_has_one_map_for_all_examples(examples_of, config):
     parts = [part[:256] for part in examples_of(config, NUMBER)]
     value_of = memorized(*parts, config.vocabulary)
     assert sorted(value_of) == list(range((config.vocabulary - 1) // 2))
+    assert len(set(value_of.values())) == len(value_of)
 
 
 def test_the_map_to_memorize_is_the_same_in_training_and_evaluation_of_any_run():
