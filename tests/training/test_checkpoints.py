@@ -406,7 +406,10 @@ def test_a_first_save_whose_metadata_cannot_be_had_is_an_error_at_once(tmp_path,
         checkpoints.save(make_state(1), {"loss": 1.0})
 
 
-@pytest.mark.parametrize("name", ["_METADATA", "manifest.ocdbt", "_CHECKPOINT_METADATA"])
+@pytest.mark.parametrize(
+    "name",
+    ["_METADATA", *(pytest.param(n, marks=pytest.mark.slow) for n in ("manifest.ocdbt", "_CHECKPOINT_METADATA"))],
+)
 def test_a_damaged_checkpoint_is_one_error_and_nothing_is_printed(two, tmp_path, capfd, name):
     shutil.copytree(two, tmp_path / "checkpoints")
     for file in (tmp_path / "checkpoints" / "7").rglob(name):

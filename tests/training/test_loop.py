@@ -167,7 +167,12 @@ def test_no_hidden_copies_between_host_and_device(plain, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "parallelism", [{"strategy": "pmap"}, {"strategy": "mesh"}, {"strategy": "auto", "mesh.fsdp": 2, "mesh.tensor": 2}]
+    "parallelism",
+    [
+        {"strategy": "pmap"},
+        {"strategy": "mesh"},
+        pytest.param({"strategy": "auto", "mesh.fsdp": 2, "mesh.tensor": 2}, marks=pytest.mark.slow),
+    ],
 )
 def test_every_strategy_is_a_run(plain, finished, tmp_path, parallelism):
     folder, returned = finished
