@@ -18,8 +18,9 @@ from flaxformer_lab.parsing import override
 SYMBOLS = jnp.array([[0, 4, 2, 2], [1, 3, 3, 0]], jnp.int32)
 VALID = jnp.array([[True, True, True, True], [True, True, False, False]])
 MODEL = {"width": 8, "depth": 2, "attention": {"num_heads": 2}, "ffn": {"expansion": 2.0}}
-KINDS = ["softmax", "linear", "lightning", "channel", "mean", "static", "probsparse", "autocorrelation", "frequency"]
-WITHOUT_WEIGHTS = ["channel", "autocorrelation", "frequency"]
+WITH_WEIGHTS = ["softmax", "linear", "lightning", "mean", "static", "random", "probsparse"]
+WITHOUT_WEIGHTS = ["channel", "fourier", "autocorrelation", "frequency"]
+KINDS = WITH_WEIGHTS + WITHOUT_WEIGHTS
 BASELINES = ["mlp", "cnn_1d", "gru", "mixer", "factorization_machine"]
 
 

@@ -267,9 +267,15 @@ def test_conventions_of_slopes_change_the_output_of_lightning(transformer, strea
     assert 0 < np.abs(first - second).max() < np.abs(first - third).max()
 
 
-@pytest.mark.parametrize("knobs", [{"position": "learned"}, {"position": "off", "attention.kind": "static"}])
-def test_a_sequence_that_is_too_long_is_refused(transformer, stream, knobs):
-    with pytest.raises(ConfigError, match="a sequence of 8 tokens is longer than the 4 that model"):
+@pytest.mark.parametrize(
+    ("knobs", "limit"),
+    [
+        ({"position": "learned"}, "model.position=learned"),
+        ({"position": "off", "attention.kind": "static"}, "this kind of attention has weights for"),
+    ],
+)
+def test_a_sequence_that_is_too_long_is_refused(transformer, stream, knobs, limit):
+    with pytest.raises(ConfigError, match=f"a sequence of 8 tokens is longer than the 4 that {limit}"):
         transformer(knobs)(np.concatenate([stream, stream], axis=1))
 
 

@@ -117,8 +117,7 @@ def test_associative_recall_needs_two_layers(depth, lowest, highest):
     assert lowest <= score <= highest
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("size", ["small", "whole"])
+@pytest.mark.parametrize("size", ["small", pytest.param("whole", marks=SLOW)])
 def test_associative_recall_without_token_mixing_is_a_guess(size):
     task = RECALL if size == "small" else {"name": "associative_recall"}
     model = {"width": 16, "depth": 1, "attention": {"kind": "off"}, "causal": True}
