@@ -8,7 +8,18 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from flaxformer_lab.errors import ConfigError
-from flaxformer_lab.parsing import AtLeastOne, AtLeastTwo, Decay, Fraction, Name, NonNegative, Positive, Rate, Rule
+from flaxformer_lab.parsing import (
+    AtLeastOne,
+    AtLeastTwo,
+    Decay,
+    Fraction,
+    Name,
+    NonNegative,
+    Positive,
+    Rate,
+    Rule,
+    Seed,
+)
 
 
 class TaskConfig:
@@ -64,6 +75,8 @@ class TabularClassificationConfig(TaskConfig):
         standardised: subtract each column's mean and divide by its standard deviation, both of the training rows.
         missing: what a NaN becomes: an `error`, the `mean` of the training rows, or that with one more column for each
             that lacks values in training, which is 1 where the value is missing (`indicator`).
+        split_seed: divide all rows into splits of the same sizes again, in a random order of this seed; none takes the
+            data set's own splits. A small test split says little, several of them more.
     """
 
     name: Literal["tabular_classification"] = "tabular_classification"
@@ -72,6 +85,7 @@ class TabularClassificationConfig(TaskConfig):
     label: Name | None = None
     standardised: bool = True
     missing: Literal["error", "mean", "indicator"] = "error"
+    split_seed: Seed | None = None
 
 
 @dataclass(frozen=True)

@@ -170,6 +170,28 @@ def open_split(dataset: str, split: str, capacity: Mapping[str, tuple[int, ...]]
     return source
 
 
+def open_split_again(dataset: str, split: str, seed: int) -> Source:
+    """Opens a split of the same size as the data set's own, of all its examples in a random order of `seed`.
+
+    Raises:
+      DataError: as `open_split`.
+    """
+    sources = [open_split(dataset, name) for name in SPLITS]
+    every = [source.examples[row] for source in sources for row in range(len(source))]
+    number, sizes = SPLITS.index(split), [len(source) for source in sources]
+    order = np.random.default_rng(seed).permutation(len(every))
+    rows = np.split(order, np.cumsum(sizes)[:-1])[number]
+    name = f"{sources[number].name}, split again by {seed}"
+    return dataclasses.replace(sources[number], name=name, examples=_Chosen([every[row] for row in rows]))
+
+
+class _Chosen(list):
+    """Decoded examples, read as TFDS's sources are."""
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict]:
+        return [self[index] for index in indices]
+
+
 def _check_capacity(source: Source) -> None:
     stored = source._stored_features()
     ragged = {name: shape.count(None) for name, (shape, _) in stored.items() if None in shape}

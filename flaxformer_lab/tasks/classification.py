@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from flaxformer_lab.data.source import Source, open_split
+from flaxformer_lab.data.source import Source, open_split, open_split_again
 from flaxformer_lab.errors import ConfigError, DataError
 from flaxformer_lab.functional.metrics import Metrics
 from flaxformer_lab.model_config import ModelConfig
@@ -41,8 +41,11 @@ class Classification(Task):
         self._feature = self.metadata.get("feature", self.subject)
         self._label = self.metadata.get("label", "label")
 
+    def _open(self, split: str) -> Source:
+        return open_split(self._config.dataset, split)
+
     def _read_metadata(self) -> dict[str, Any]:
-        source = open_split(self._config.dataset, "train")
+        source = self._open("train")
         self._feature = find_feature(source, self._config, "feature", self.subject, self._fits)
         label = find_feature(source, self._config, "label", "label", is_label)
         return {"feature": self._feature, "label": label} | classes_of(source, label) | self._metadata_of(source)
@@ -61,7 +64,7 @@ class Classification(Task):
         """Raises DataError where a value of the feature cannot be used. name: of the split."""
 
     def examples(self, split: str) -> Examples:
-        source = open_split(self._config.dataset, split)
+        source = self._open(split)
         return stored_examples(source, functools.partial(self._check_examples, source.name))
 
     def _check_examples(self, name: str, arrays: Arrays, rows: Any) -> None:
@@ -247,6 +250,10 @@ class TabularClassification(Classification):
     units = ("rows", 1)
     _config: TabularClassificationConfig
     _fits = staticmethod(is_row)
+
+    def _open(self, split: str) -> Source:
+        seed = self._config.split_seed
+        return super()._open(split) if seed is None else open_split_again(self._config.dataset, split, seed)
 
     def _metadata_of(self, source: Source) -> dict[str, Any]:
         columns = source.load()[self._feature].astype(np.float64)

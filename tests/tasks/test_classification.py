@@ -403,3 +403,17 @@ def test_a_column_without_any_value_is_refused(monkeypatch):
     data_set(monkeypatch, splits)
     with pytest.raises(DataError, match=r"numbers\[1\] has no value in any row; leave the column out"):
         make_task(TabularClassificationConfig(dataset="own", missing="mean"))
+
+
+def test_rows_are_split_again_by_a_seed():
+    """Other rows in splits of the same sizes, none twice, and means of the rows that train now."""
+    own, again = (make_task(TabularClassificationConfig(split_seed=seed)) for seed in (None, 1))
+    rows = {
+        name: [task.examples(split).load()["columns"] for split in SPLITS]
+        for name, task in (("own", own), ("again", again))
+    }
+    assert [len(part) for part in rows["again"]] == [len(part) for part in rows["own"]]
+    every = {name: np.concatenate(parts) for name, parts in rows.items()}
+    assert not np.array_equal(every["own"], every["again"])
+    np.testing.assert_array_equal(*(np.sort(each, axis=0) for each in every.values()))
+    np.testing.assert_allclose(again.metadata["mean"], rows["again"][0].mean(axis=0), rtol=1e-6)
