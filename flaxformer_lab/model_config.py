@@ -16,6 +16,7 @@ Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh", "identity"]
 # Of float32 products, by JAX's names. GPUs and TPUs can multiply float32 faster in fewer bits; a CPU never does.
 # highest: float32; high: TF32 on a GPU, three passes of bfloat16 on a TPU; default: the device's fastest.
 Precision = Literal["highest", "high", "default"]
+MixingMap = Literal["dense", "low_rank", "monarch", "hadamard", "fourier", "block"]  # of features
 AttentionKind = Annotated[str, Choices(lambda: (*registry.names("attention"), "off"), registry.format_choices)]
 FeedForwardKind = Annotated[str, Choices(lambda: (*registry.names("ffn"), "off"), registry.format_choices)]
 
@@ -34,6 +35,7 @@ class AttentionConfig:
     Attributes:
         kind: `softmax`; `linear` (elu + 1); `lightning` (linear with one decay per head, no softmax); `channel`
             (cross-covariance over features, XCiT); `mean`; `static` (learned weights that do not see the input);
+            `random` (drawn ones that stay as they are); `fourier` (a fixed Fourier transform over the tokens);
             `probsparse` (Informer: softmax for the queries that single out some keys, the mean for the others);
             `autocorrelation` (Autoformer: the series shifted by the delays at which it resembles itself); `frequency`
             (FEDformer: a complex map of some Fourier modes); `wavelet` (FEDformer: the same on multiwavelets); `off`.
@@ -48,8 +50,8 @@ class AttentionConfig:
         norm: of the merged heads, before the output map; model.norm.epsilon is its epsilon.
         gate: multiplies the merged heads by the sigmoid of a low-rank map of the input (rank head_dim).
         projection: of query, key and value: `dense`; `low_rank`; `monarch` (two block-diagonal maps with a shuffle
-            between); `hadamard` (a fixed dense map); `block` (features mix within their block); `diagonal` (one weight
-            per feature, no mixing); `identity`.
+            between); `hadamard` and `fourier` (fixed dense maps); `block` (features mix within their block);
+            `diagonal` (one weight per feature, no mixing); `identity`.
         output: the map from the merged heads to model.width; `off` removes the map, as `identity` does.
         block_size: features of the model that share a block of `block` and `monarch`.
         rank: of `low_rank`, for each of query, key, value and output.
@@ -73,8 +75,8 @@ class AttentionConfig:
     activation: Activation = "identity"
     norm: Literal["layernorm", "rmsnorm", "srmsnorm", "off"] = "off"
     gate: bool = False
-    projection: Literal["dense", "low_rank", "monarch", "hadamard", "block", "diagonal", "identity"] = "dense"
-    output: Literal["dense", "low_rank", "monarch", "hadamard", "block", "diagonal", "identity", "off"] = "dense"
+    projection: Literal[MixingMap, "diagonal", "identity"] = "dense"
+    output: Literal[MixingMap, "diagonal", "identity", "off"] = "dense"
     block_size: AtLeastOne = 8
     rank: AtLeastOne = 8
     factor: Positive = 3.0
@@ -107,7 +109,7 @@ class FeedForwardConfig:
     kind: FeedForwardKind = "mlp"
     activation: Activation = "gelu"
     expansion: Positive = 4.0
-    projection: Literal["dense", "low_rank", "monarch", "hadamard", "block"] = "dense"
+    projection: MixingMap = "dense"
     block_size: AtLeastOne = 8
     rank: AtLeastOne = 8
 
@@ -287,6 +289,10 @@ def _check_map(part: str, key: str, kind: str, knobs: AttentionConfig | FeedForw
         raise ConfigError(
             f"{where} is a square matrix whose size is a power of two, not a map between {sizes}; make both such a "
             "number, or choose monarch"
+        )
+    if kind == "fourier" and inner != width:
+        raise ConfigError(
+            f"{where} is a square matrix, not a map between {sizes}; make both the same, or choose monarch"
         )
     if kind == "low_rank" and knobs.rank > min(width, inner):
         raise ConfigError(

@@ -612,6 +612,10 @@ CONTRADICTIONS = {
         {"model.width": 48, "model.attention.output": "hadamard"},
         ["model.attention.output=hadamard", "size is a power of two"],
     ),
+    "a Fourier matrix that is not square": (
+        {"model.ffn.projection": "fourier"},
+        ["model.ffn.projection=fourier is a square matrix", "64 features (model.width) and 256 hidden units"],
+    ),
     "shared heads without a dense projection": (
         {"model.attention.num_kv_heads": 1, "model.attention.projection": "diagonal"},
         ["model.attention.projection=diagonal", "not model.attention.num_kv_heads=1", "set it to none or choose dense"],

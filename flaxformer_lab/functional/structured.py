@@ -1,10 +1,11 @@
-"""Linear maps between diagonal and dense: block-diagonal, Monarch, Hadamard. A low-rank map is two dense ones.
+"""Linear maps between diagonal and dense: block-diagonal, Monarch, Hadamard, Fourier. A low-rank map is two dense ones.
 
 As in `functional/linear.py`, parameters are cast to the input's dtype and their gradients are sums in float32.
 """
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -52,6 +53,21 @@ def hadamard(x: Float[Array, "*batch features"]) -> Float[Array, "*batch feature
     rows = 2 ** (features.bit_length() // 2)
     left, right = (_hadamard_matrix(size, x.dtype) for size in (rows, features // rows))
     return einsum("...rc,cb,ra->...ab", _split(x, rows), right, left).reshape(x.shape)
+
+
+def fourier(x: Float[Array, "*batch features"]) -> Float[Array, "*batch features"]:
+    """x F, the orthonormal matrix of `fourier_matrix`."""
+    return einsum("...f,fg->...g", x, fourier_matrix(x.shape[-1], x.dtype))
+
+
+def fourier_matrix(size: int, dtype: DTypeLike = jnp.float32) -> Float[Array, "{size} {size}"]:
+    """The discrete Fourier transform in real numbers (Hartley 1942): entry i, j is cos + sin of 2 pi i j / size.
+
+    The real part alone, as FNet takes it over tokens and features together (Lee-Thorp et al. 2022, eq. 3), loses half
+    of what it is given where it is taken over one of them. This form is symmetric and its own inverse.
+    """
+    angle = 2 * np.pi * (np.outer(np.arange(size), np.arange(size)) % size) / size
+    return jnp.asarray((np.cos(angle) + np.sin(angle)) * size**-0.5, dtype)
 
 
 def _hadamard_matrix(size: int, dtype: DTypeLike) -> Float[Array, "size size"]:

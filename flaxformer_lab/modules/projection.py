@@ -1,7 +1,7 @@
 """Maps over features that own parameters, from dense, which mixes all of them, to diagonal, which mixes none.
 
-Between them: block-diagonal, low-rank and Monarch maps. Identity and Hadamard own nothing. At the start each keeps the
-variance of features that are independent.
+Between them: block-diagonal, low-rank and Monarch maps. Identity, Hadamard and Fourier own nothing. At the start each
+keeps the variance of features that are independent.
 
 Every parameter names its axes, so that a mesh of devices knows what to shard: width (features of a token), heads,
 hidden. An axis named None is not sharded.
@@ -129,6 +129,18 @@ class Hadamard(Identity):
         return True
 
 
+class Fourier(Identity):
+    """x F in each part, F the discrete Fourier transform in real numbers: a fixed dense map of any size."""
+
+    def __call__(self, x: Float[Array, "*batch features_in"]) -> Float[Array, "*batch features_out"]:
+        return repeated(structured.fourier(x), self._repeats, self._groups)
+
+    @staticmethod
+    def mixes_features(block_size: int) -> bool:
+        del block_size
+        return True
+
+
 class Block(Projection):
     """x diag(W_1, ..., W_blocks) + b: features mix within their block alone."""
 
@@ -234,6 +246,7 @@ PROJECTIONS = {
     "low_rank": LowRank,
     "monarch": Monarch,
     "hadamard": Hadamard,
+    "fourier": Fourier,
     "identity": Identity,
     "off": Identity,
 }

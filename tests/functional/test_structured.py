@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from flaxformer_lab.functional.structured import block_diagonal, block_matmul, hadamard, monarch
+from flaxformer_lab.functional.structured import block_diagonal, block_matmul, fourier, hadamard, monarch
 from flaxformer_lab.models.flops import count_flops
 
 GENERATOR = np.random.default_rng(0)
@@ -64,10 +64,18 @@ def test_hadamard_is_orthonormal_and_that_of_sylvester(features):
     np.testing.assert_allclose(hadamard(hadamard(x)), x, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("features", [1, 2, 5, 16])
+def test_fourier_is_the_discrete_transform_in_real_numbers_and_its_own_inverse(features):
+    x = draw(2, 3, features)
+    expected = np.fft.fft(np.asarray(x, np.float64), norm="ortho")
+    np.testing.assert_allclose(fourier(x), expected.real - expected.imag, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(fourier(fourier(x)), x, rtol=1e-5, atol=1e-5)
+
+
 def test_the_input_decides_the_precision_and_the_gradient_is_summed_in_float32():
     x = jnp.ones((8192, 4), jnp.bfloat16)
     kernel = jnp.zeros((2, 2, 3))
-    assert block_diagonal(x, kernel).dtype == hadamard(x).dtype == jnp.bfloat16
+    assert block_diagonal(x, kernel).dtype == hadamard(x).dtype == fourier(x).dtype == jnp.bfloat16
     gradient = jax.grad(lambda kernel: jnp.sum(block_diagonal(x, kernel).astype(jnp.float32)))(kernel)
     assert gradient.dtype == jnp.float32
     np.testing.assert_array_equal(gradient, 8192)

@@ -44,6 +44,7 @@ CASES = {
     "mean": {"attention.kind": "mean"},
     "mean, window": {"attention.kind": "mean", "attention.window": 4, "attention.num_kv_heads": 2},
     "static": {"attention.kind": "static", "position": "off"},
+    "random": {"attention.kind": "random", "position": "off"},
     "static, window": {"attention.kind": "static", "attention.window": 4},
     "no attention": {"attention.kind": "off"},
 }

@@ -101,6 +101,26 @@ def test_static(make, causal):
     np.testing.assert_allclose(run(module), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_random_weights_are_those_of_the_layer_and_stay(make, causal):
+    module, p = make({"kind": "random"}, causal=causal)
+    assert "scores" not in p
+    (value,) = project(p, 1, 2)
+    drawn = np.random.default_rng(0).normal(size=(2, TOKENS, TOKENS))
+    scores = np.where(CAUSAL, drawn, -np.inf) if causal else drawn
+    np.testing.assert_allclose(run(module), merge(p, softmax(scores, axis=-1)[None] @ value), rtol=1e-4, atol=1e-5)
+    config = TransformerConfig(width=WIDTH, attention=AttentionConfig(kind="random", num_heads=2))
+    tables = [make_attention(config, tokens=3, layer=layer, rngs=Rngs(5)).score_table() for layer in (0, 1)]
+    assert not np.allclose(*tables)
+
+
+def test_fourier_over_tokens(make):
+    module, p = make({"kind": "fourier"})
+    (value,) = project(p, 1, 2)
+    transformed = np.fft.fft(value, axis=2, norm="ortho")
+    np.testing.assert_allclose(run(module), merge(p, transformed.real - transformed.imag), rtol=1e-4, atol=1e-5)
+
+
 def test_static_weights_start_as_the_mean():
     config = TransformerConfig(width=WIDTH, attention=AttentionConfig(kind="static", num_heads=2))
     module = make_attention(config, tokens=TOKENS, rngs=Rngs(0))

@@ -66,7 +66,8 @@ def test_identity_repeats_side_by_side():
 
 # ---------------------------------------------------------------------------------- between diagonal and dense
 
-STRUCTURED = {"block": {"blocks": 4}, "low_rank": {"rank": 2}, "monarch": {"blocks": 4}, "hadamard": {}}
+STRUCTURED = {"block": {"blocks": 4}, "low_rank": {"rank": 2}, "monarch": {"blocks": 4}}
+STRUCTURED |= {"hadamard": {}, "fourier": {}}
 
 
 def shapes_of(module):
@@ -115,7 +116,7 @@ def test_each_part_has_the_rank_that_it_is_given(rank):
 @pytest.mark.parametrize(("features_in", "features_out"), [(64, 64), (64, 256), (256, 64)])
 @pytest.mark.parametrize(("kind", "knobs"), {**STRUCTURED, "dense": {}, "diagonal": {}}.items())
 def test_the_variance_of_the_features_stays(kind, knobs, features_in, features_out):
-    if kind in ("hadamard", "diagonal") and features_in != features_out:
+    if kind in ("hadamard", "fourier", "diagonal") and features_in != features_out:
         return
     x = jnp.asarray(np.random.default_rng(1).normal(size=(64, features_in)), jnp.float32)
     outputs = [

@@ -12,7 +12,8 @@ from flaxformer_lab.modules.attention.linear import LinearAttention
 from flaxformer_lab.modules.attention.lightning import LightningAttention
 from flaxformer_lab.modules.attention.channel import ChannelAttention
 from flaxformer_lab.modules.attention.mean import MeanAttention
-from flaxformer_lab.modules.attention.static import StaticAttention
+from flaxformer_lab.modules.attention.static import RandomAttention, StaticAttention
+from flaxformer_lab.modules.attention.fourier import FourierAttention
 from flaxformer_lab.modules.attention.probsparse import ProbSparseAttention
 from flaxformer_lab.modules.attention.autocorrelation import AutoCorrelation
 from flaxformer_lab.modules.attention.frequency import FrequencyAttention, WaveletAttention
@@ -24,11 +25,13 @@ __all__ = [
     "AutoCorrelation",
     "Cache",
     "ChannelAttention",
+    "FourierAttention",
     "FrequencyAttention",
     "LightningAttention",
     "LinearAttention",
     "MeanAttention",
     "ProbSparseAttention",
+    "RandomAttention",
     "SoftmaxAttention",
     "StaticAttention",
     "WaveletAttention",

@@ -1,6 +1,8 @@
-"""Learned weights that do not depend on the input."""
+"""Weights that do not depend on the input, learned or drawn."""
 
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
 
 from flaxformer_lab import registry
 from flaxformer_lab.errors import ConfigError
@@ -26,15 +28,19 @@ class StaticAttention(Attention):
         super().__init__(config, tokens=tokens, layer=layer, rngs=rngs)
         self.scores = zeros((self._heads, tokens, tokens), ("heads", None, None))
 
+    def score_table(self) -> Float[Array, "heads tokens tokens"]:
+        """What the weights are the softmax of, for each head and pair of positions."""
+        return read(self.scores)
+
     def mix(self, value: KVHeads, *, valid: Valid | None, intermediates: Intermediates) -> Heads:
-        tokens, most = value.shape[1], self.scores.shape[1]
-        if tokens > most:
+        tokens, table = value.shape[1], self.score_table()
+        if tokens > table.shape[1]:
             raise ConfigError(
-                f"a sequence of {tokens} tokens is longer than the {most} that model.attention.kind=static has weights "
-                "for; shorten it or train with longer sequences"
+                f"a sequence of {tokens} tokens is longer than the {table.shape[1]} that this kind of attention has "
+                "weights for; shorten it or train with longer sequences"
             )
         options = {"causal": self._causal, "valid": valid, "window": self._window}
-        weights = static_weights(read(self.scores), tokens, **options)
+        weights = static_weights(table, tokens, **options)
         return apply_weights(intermediates.hook_point("weights", weights), repeat_kv_heads(value, self._heads))
 
     def init_cache(self, value: KVHeads, lengths: Positions) -> Cache:
@@ -43,6 +49,22 @@ class StaticAttention(Attention):
     def decode_step(self, value: KVHeads, cache: Cache, position: Positions):
         cache = ring_buffer.update(cache, value, position)
         held = ring_buffer.slot_positions(position, self._slots)
-        rows = jnp.swapaxes(self.scores[...][:, position], 0, 1)
+        rows = jnp.swapaxes(self.score_table()[:, position], 0, 1)
         scores = jnp.take_along_axis(rows, jnp.maximum(held, 0)[:, None], axis=-1)
         return ring_buffer.attend(scores.astype(jnp.float32), cache, held >= 0), cache
+
+
+@registry.register("attention", "random", **WEIGHTS_FROM_POSITIONS, **CACHES_TOKENS)
+class RandomAttention(StaticAttention):
+    """Weights for each head and pair of positions that are drawn and stay as they are (Tay et al. 2021, "fixed").
+
+    The softmax of scores from N(0, 1), which the number of the layer alone determines: they are the same for all seeds.
+    """
+
+    def __init__(self, config: TransformerConfig, *, tokens: int, layer: int = 0, rngs: Rngs):
+        super(StaticAttention, self).__init__(config, tokens=tokens, layer=layer, rngs=rngs)
+        self._layer, self._tokens = layer, tokens
+
+    def score_table(self) -> Float[Array, "heads tokens tokens"]:
+        shape = (self._heads, self._tokens, self._tokens)
+        return jnp.asarray(np.random.default_rng(self._layer).normal(size=shape), jnp.float32)
