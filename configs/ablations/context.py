@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 
 SOURCE = "the debate that founded the lab: docs/science.md"
 RECURRENT = {"lstm": "lstm", "gru": "gru"}
-# A fifth of the score's range: ten times the margin within which reports call two variants equal (0.02). Below it a
-# model does the same thing a little worse; above it, it lacks what the task asks for.
 MORE = 0.2
+FIFTH = "a fifth of the score's range is ten times what reports call equal (0.02): who loses it lacks what is asked"
+SIGN = "the sign alone is asked for"
 
 
 def _convolution(kernel_size: int) -> dict:
@@ -58,6 +58,7 @@ def _more(name: str, question: str, task: str, variant: str, threshold: float = 
         "more": {"task": task},
         "less": {"task": task, "variant": variant},
         "threshold": threshold,
+        "because": FIFTH if threshold else SIGN,
     }
 
 
