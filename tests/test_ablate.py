@@ -162,7 +162,7 @@ def test_killed_at_twenty_random_moments_it_ends_in_the_same_table(undisturbed, 
     interrupted = 0
     for number in range(4):
         workdir = tmp_path / f"run-{number}"
-        interrupted += killed_until_done(command, workdir, 5, random.Random(number), 12)
+        interrupted += killed_until_done(command, workdir, 5, random.Random(number), 8)
         assert (workdir / "results.csv").read_bytes() == (undisturbed[0] / "results.csv").read_bytes()
     assert interrupted >= 10
 
