@@ -46,11 +46,7 @@ TOPICS = (
     Topic("C2", "Transformers work only where the features' scales were made even; with unequal scales they fail."),
     Topic("C3", "Every feature of Q, K and V is a weighted sum of all input features."),
     Topic("C4", "One attention finds one relation; more attentions find more."),
-    Topic(
-        "C5",
-        "Attention captures more relations than a convolution.",
-        "a comparison with convolutions at equal parameters, at long range and on images",
-    ),
+    Topic("C5", "Attention captures more relations than a convolution."),
     Topic(
         "C6",
         "Wide learned embeddings replace hand-made feature crosses (factorization machines).",
@@ -73,11 +69,7 @@ TOPICS = (
         "vision Transformers beside CNNs at equal parameters, with the distance that attention bridges",
     ),
     Topic("C15", "Flash and Lightning attention make length cheap: a token costs the same at every length."),
-    Topic(
-        "C16",
-        "Transformers capture more context than recurrent networks.",
-        "recall at growing distance beside LSTM and GRU at equal parameters",
-    ),
+    Topic("C16", "Transformers capture more context than recurrent networks."),
     Topic(
         "C17",
         "Attention detects by brute force: with enough computation it finds every target, as anchors do.",

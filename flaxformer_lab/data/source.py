@@ -192,7 +192,7 @@ def open_split_again(dataset: str, split: str, seed: int) -> Source:
       DataError: as `open_split`.
     """
     sources = [open_split(dataset, name) for name in SPLITS]
-    every = [source.examples[row] for source in sources for row in range(len(source))]
+    every = [(source.examples, row) for source in sources for row in range(len(source))]
     number, sizes = SPLITS.index(split), [len(source) for source in sources]
     order = np.random.default_rng(seed).permutation(len(every))
     rows = np.split(order, np.cumsum(sizes)[:-1])[number]
@@ -200,8 +200,18 @@ def open_split_again(dataset: str, split: str, seed: int) -> Source:
     return dataclasses.replace(sources[number], name=name, examples=_Chosen([every[row] for row in rows]))
 
 
-class _Chosen(list):
-    """Decoded examples, read as TFDS's sources are."""
+class _Chosen(Sequence):
+    """Examples of several sources, each by its source and its row there; read as TFDS's sources are."""
+
+    def __init__(self, places: Sequence[tuple[Sequence, int]]):
+        self._places = places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> dict:
+        examples, row = self._places[index]
+        return examples[row]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict]:
         return [self[index] for index in indices]

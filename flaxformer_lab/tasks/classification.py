@@ -1,6 +1,5 @@
 """Images, each with one label, of any TFDS data set that has both."""
 
-import abc
 import dataclasses
 import functools
 import math
@@ -41,95 +40,22 @@ from flaxformer_lab.tasks.features import (
 from flaxformer_lab.tasks.task import ACCURACY, Batch, Task, loss_and_accuracy
 
 
-class Classification(Task):
-    """A feature of fixed shape and a label.
+@register("task", "image_classification", config=ImageClassificationConfig, has_grid=True)
+class ImageClassification(Task):
+    """Patches are the tokens (Dosovitskiy et al. 2021). The values from black to white are scaled to -1..1.
 
-    metadata: `feature` and `label` are their names, `num_classes` and more as in `classes_of` and `content_of`.
+    metadata: `feature` and `label`, the names of the image and of its class; `num_classes` and more as in `classes_of`
+    and `content_of`; `image_shape` with channels, `pixel_range` (black, white), `pixel_type` by NumPy's name.
     """
 
     primary_metric = ACCURACY
-    subject: str  # what the feature is called, where a data set has not another name for it
-    _config: ImageClassificationConfig
-
-    def __init__(self, config: Any, metadata: Mapping[str, Any] | None = None):
-        self._config = config
-        self.metadata = self._read_metadata() if metadata is None else metadata
-        self._feature = self.metadata.get("feature", self.subject)
-        self._label = self.metadata.get("label", "label")
-
-    def _open(self, split: str) -> Source:
-        return open_split(self._config.dataset, split)
-
-    def _read_metadata(self) -> dict[str, Any]:
-        source = self._open("train")
-        self._feature = find_feature(source, self._config, "feature", self.subject, self._fits)
-        label = find_feature(source, self._config, "label", "label", is_label)
-        found = {"feature": self._feature, "label": label} | classes_of(source, label) | self._metadata_of(source)
-        return found | content_of(source)
-
-    @staticmethod
-    @abc.abstractmethod
-    def _fits(shape: tuple[int, ...], dtype: np.dtype) -> bool:
-        """Whether a feature can be the one that is looked at."""
-
-    @abc.abstractmethod
-    def _metadata_of(self, source: Source) -> dict[str, Any]:
-        """What the network must know about the training examples besides the classes."""
-
-    @abc.abstractmethod
-    def _check(self, name: str, values: np.ndarray, rows: np.ndarray) -> None:
-        """Raises DataError where a value of the feature cannot be used. name: of the split."""
-
-    def examples(self, split: str) -> Examples:
-        source = self._open(split)
-        warn_of_change(source, self.metadata)
-        return stored_examples(source, functools.partial(self._check_examples, source.name))
-
-    def _check_examples(self, name: str, arrays: Arrays, rows: Any) -> None:
-        rows = arrays.get(SOURCE_ROW, rows)
-        check_labels(name, self._label, self.metadata, arrays[self._label], rows)
-        self._check(name, arrays[self._feature], rows)
-
-    def facts(self) -> list[list[Any]]:
-        return [["data set", self._config.dataset], facts_of_classes(self._label, self.metadata)]
-
-    def _raw_feature(self, raw: Any) -> Any:
-        """The feature of raw examples, which are that or a mapping of features."""
-        if not isinstance(raw, Mapping):
-            return raw
-        if self._feature not in raw:
-            raise ConfigError(f"predict: the examples lack {self._feature!r}; they have {', '.join(map(str, raw))}")
-        return raw[self._feature]
-
-    def preprocess(self, features: Batch) -> Array:
-        (batch, *_), (label, weight) = features[self._feature].shape, (self._label, "example_weight")
-        examples = features | {label: jnp.zeros(batch, jnp.int32), weight: jnp.ones(batch)}
-        keys = jax.random.wrap_key_data(jnp.zeros((batch, 2), jnp.uint32))  # evaluation draws nothing
-        return self.prepare(examples, keys, training=False)["inputs"]
-
-    def class_names(self) -> list[str]:
-        return class_names(self.metadata)
-
-    def _targets(self, examples: Batch) -> Int[Array, " batch"]:
-        return class_numbers(self.metadata, examples[self._label])
-
-    def loss_and_metrics(self, logits: Float[Array, "batch classes"], batch: Batch) -> Metrics:
-        return loss_and_accuracy(logits, batch)
-
-
-@register("task", "image_classification", config=ImageClassificationConfig, has_grid=True)
-class ImageClassification(Classification):
-    """Patches are the tokens (Dosovitskiy et al. 2021). The values from black to white are scaled to -1..1.
-
-    metadata: `image_shape` with channels, `pixel_range` (black, white), `pixel_type` by NumPy's name.
-    """
-
-    subject = "image"
     units = ("images", 1)
-    _config: ImageClassificationConfig
 
     def __init__(self, config: ImageClassificationConfig, metadata: Mapping[str, Any] | None = None):
-        super().__init__(config, metadata)
+        self._config = config
+        self.metadata = self._read_metadata() if metadata is None else metadata
+        self._feature = self.metadata.get("feature", "image")
+        self._label = self.metadata.get("label", "label")
         rows, columns, _ = self.metadata["image_shape"]
         if rows % config.patch_size or columns % config.patch_size:
             fitting = [size for size in range(1, min(rows, columns) + 1) if rows % size == columns % size == 0]
@@ -138,10 +64,15 @@ class ImageClassification(Classification):
                 f"{config.dataset}; choose one of {', '.join(map(str, fitting))}"
             )
 
-    _fits = staticmethod(is_image)
+    def _read_metadata(self) -> dict[str, Any]:
+        source = self._open("train")
+        self._feature = find_feature(source, self._config, "feature", "image", is_image)
+        label = find_feature(source, self._config, "label", "label", is_label)
+        found = {"feature": self._feature, "label": label} | classes_of(source, label) | self._metadata_of(source)
+        return found | content_of(source)
 
     def _open(self, split: str) -> Source:
-        source = super()._open(split)
+        source = open_split(self._config.dataset, split)
         if self._config.image_size is None:
             self._refuse_differing(source)
         return dataclasses.replace(source, image_size=self._config.image_size)
@@ -149,7 +80,7 @@ class ImageClassification(Classification):
     def _refuse_differing(self, source: Source) -> None:
         """Raises ConfigError where the only images are of differing size."""
         shapes = {name: feature.shape for name, feature in source.info.features.items()}
-        if any(self._fits(shape, dtype) for shape, dtype in source.features.values()):
+        if any(is_image(shape, dtype) for shape, dtype in source.features.values()):
             return
         for name in [name for name, shape in shapes.items() if isinstance(shape, tuple) and None in shape[:2]][:1]:
             differing = (source.info.metadata or {}).get("differing") or []
@@ -161,6 +92,7 @@ class ImageClassification(Classification):
             )
 
     def _metadata_of(self, source: Source) -> dict[str, Any]:
+        """What the network must know about the training images besides the classes."""
         shape, dtype = source.features[self._feature]
         limits = self._config.pixel_range or self._pixel_range_of(source)
         shape = shape if len(shape) == 3 else (*shape, 1)
@@ -196,12 +128,32 @@ class ImageClassification(Classification):
         rows, columns, channels = self.metadata["image_shape"]
         shape, kind = f"{rows} x {columns} x {channels}", self.metadata.get("pixel_type", "uint8")
         scale = "{:g} to {:g} become -1 to 1".format(*self._pixel_range)
-        return [*super().facts(), [self._feature, f"{shape} {kind}, {scale}"]]
+        data = [["data set", self._config.dataset], facts_of_classes(self._label, self.metadata)]
+        return [*data, [self._feature, f"{shape} {kind}, {scale}"]]
+
+    def examples(self, split: str) -> Examples:
+        source = self._open(split)
+        warn_of_change(source, self.metadata)
+        return stored_examples(source, functools.partial(self._check_examples, source.name))
+
+    def _check_examples(self, name: str, arrays: Arrays, rows: Any) -> None:
+        rows = arrays.get(SOURCE_ROW, rows)
+        check_labels(name, self._label, self.metadata, arrays[self._label], rows)
+        self._check(name, arrays[self._feature], rows)
 
     def _check(self, name: str, values: np.ndarray, rows: np.ndarray) -> None:
+        """Raises DataError where an image cannot be used. name: of the split."""
         if values.dtype.kind == "f":
             for place in np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))[:1]:
                 raise DataError(f"{name}: {self._feature} of row {rows[place]} has a value that is not finite")
+
+    def _raw_feature(self, raw: Any) -> Any:
+        """The feature of raw examples, which are that or a mapping of features."""
+        if not isinstance(raw, Mapping):
+            return raw
+        if self._feature not in raw:
+            raise ConfigError(f"predict: the examples lack {self._feature!r}; they have {', '.join(map(str, raw))}")
+        return raw[self._feature]
 
     def inputs_of(self, raw: Any) -> Float[Array, "batch rows columns channels"]:
         images = self._raw_images(self._raw_feature(raw))
@@ -291,6 +243,21 @@ class ImageClassification(Classification):
             "targets": self._targets(examples),
             "loss_weights": examples["example_weight"],
         }
+
+    def preprocess(self, features: Batch) -> Array:
+        (batch, *_), (label, weight) = features[self._feature].shape, (self._label, "example_weight")
+        examples = features | {label: jnp.zeros(batch, jnp.int32), weight: jnp.ones(batch)}
+        keys = jax.random.wrap_key_data(jnp.zeros((batch, 2), jnp.uint32))  # evaluation draws nothing
+        return self.prepare(examples, keys, training=False)["inputs"]
+
+    def class_names(self) -> list[str]:
+        return class_names(self.metadata)
+
+    def _targets(self, examples: Batch) -> Int[Array, " batch"]:
+        return class_numbers(self.metadata, examples[self._label])
+
+    def loss_and_metrics(self, logits: Float[Array, "batch classes"], batch: Batch) -> Metrics:
+        return loss_and_accuracy(logits, batch)
 
     def input_spec(self, batch_size: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch_size, *self.metadata["image_shape"]), jnp.float32)

@@ -79,7 +79,7 @@ def test_a_config_has_the_absolute_path(tmp_path, monkeypatch):
     assert parse_config(as_dict(config)) == config
 
 
-# ------------------------------------------------------------------------------------- prepared, once and anew
+# ------------------------------------------------------------------------------------ prepared, once and again
 
 
 def test_each_row_is_in_one_split_and_says_where_it_stands(empty_cache, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """What every reader of own files returns, and how it divides examples into splits."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -38,6 +39,17 @@ class Contents:
     splits: Mapping[str, Callable[[], Iterator[dict[str, Any]]]]
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    @classmethod
+    def of_rows(
+        cls,
+        features: Mapping[str, tfds.features.FeatureConnector],
+        examples: Callable[[Int[np.ndarray, "_"]], Iterator[dict[str, Any]]],
+        rows: Mapping[str, Int[np.ndarray, "_"]],
+        metadata: Mapping[str, Any],
+    ) -> "Contents":
+        """Of a function that reads the examples at some rows, and the rows of each split."""
+        return cls(features, {name: functools.partial(examples, chosen) for name, chosen in rows.items()}, metadata)
+
 
 def shares(address: Address) -> tuple[float, ...]:
     """The shares of train, validation and test by the option `split=share:60,20,20`, whose sum is 1.
@@ -59,16 +71,18 @@ def shares(address: Address) -> tuple[float, ...]:
     return tuple(part / sum(parts) for part in parts)
 
 
-def shares_of_train(address: Address, given: Iterable[str]) -> dict[str, float]:
-    """What train is divided into, where a source has splits itself: each that it lacks gets a fifth.
-
-    Raises:
-        ConfigError: the option `split` asks for others.
-        DataError: there is no train.
-    """
-    given = list(given)
+def refuse_split(address: Address, given: Iterable[str]) -> None:
+    """Raises ConfigError where the option `split` asks for other splits than the source has itself."""
     if "split" in address.options:
         raise ConfigError(f"task.dataset={address}: it has splits, {', '.join(given)}; leave the option split out")
+
+
+def shares_of_train(address: Address, given: Collection[str]) -> dict[str, float]:
+    """What train is divided into, where splits are given: each that is lacking gets a fifth.
+
+    Raises:
+        DataError: there is no train.
+    """
     if "train" not in given:
         raise DataError(f"{address.source} has no train, but {', '.join(given)}; add it")
     lacking = [name for name in SPLITS if name not in given]
@@ -95,13 +109,19 @@ def split_by_share(
 
 
 def complete(address: Address, rows: Mapping[str, Int[np.ndarray, "_"]]) -> dict[str, Int[np.ndarray, "_"]]:
-    """The splits that a source has itself, and those that it lacks, taken from train at random.
+    """The splits that are given, and those that are lacking, taken from train at random.
 
     Raises:
-        ConfigError, DataError: as `shares_of_train` and `split_by_share`.
+        DataError: as `shares_of_train` and `split_by_share`.
     """
     parts = split_by_share(address, len(rows.get("train", ())), shares_of_train(address, rows))
     return {name: rows["train"][parts[name]] if name in parts else rows[name] for name in SPLITS}
+
+
+def side_by_side(sizes: Mapping[str, int]) -> dict[str, Int[np.ndarray, "_"]]:
+    """The rows of each part where parts of these sizes stand one after the other."""
+    ends = np.cumsum(list(sizes.values()))
+    return dict(zip(sizes, np.split(np.arange(sum(sizes.values())), ends[:-1]), strict=True))
 
 
 def class_label(address: Address, names: list[str]) -> tfds.features.ClassLabel:

@@ -15,6 +15,8 @@ from flaxformer_lab.data.own.contents import (
     class_label,
     complete,
     files_below,
+    refuse_split,
+    side_by_side,
     split_by_share,
     split_folders,
 )
@@ -43,9 +45,11 @@ def read(address: Address) -> Contents:
             raise DataError(f"{address.source}: {name} has the class {unknown}, which train lacks")
 
     files = [(file, classes.index(each)) for images in found.values() for each in images for file in images[each]]
-    ends = np.cumsum([sum(map(len, images.values())) for images in found.values()])
-    given = dict(zip(found, np.split(np.arange(len(files)), ends[:-1]), strict=True))
-    rows = complete(address, given) if by_split else split_by_share(address, len(files))
+    if by_split:
+        refuse_split(address, found)
+        rows = complete(address, side_by_side({name: sum(map(len, images.values())) for name, images in found.items()}))
+    else:
+        rows = split_by_share(address, len(files))
     shape, dtype, metadata = _survey(address, [file for file, _ in files])
 
     def examples(chosen: np.ndarray) -> Iterator[dict[str, Any]]:
@@ -60,8 +64,7 @@ def read(address: Address) -> Contents:
         "label": class_label(address, classes),
         "file": tfds.features.Text(),
     }
-    splits = {name: (lambda chosen=chosen: examples(chosen)) for name, chosen in rows.items()}
-    return Contents(features, splits, metadata)
+    return Contents.of_rows(features, examples, rows, metadata)
 
 
 def _subfolders(folder: Path) -> list[str]:

@@ -10,7 +10,16 @@ import tensorflow_datasets as tfds
 from jaxtyping import Shaped
 
 from flaxformer_lab.data.own.address import Address
-from flaxformer_lab.data.own.contents import SOURCE_ROW, SPLIT_NAMES, Contents, class_label, complete, split_by_share
+from flaxformer_lab.data.own.contents import (
+    SOURCE_ROW,
+    SPLIT_NAMES,
+    Contents,
+    class_label,
+    complete,
+    refuse_split,
+    side_by_side,
+    split_by_share,
+)
 from flaxformer_lab.errors import DataError
 
 INPUTS = ("image", "images", "columns", "features", "x", "data", "inputs")
@@ -36,22 +45,24 @@ def read(address: Address) -> Contents:
     if targets.dtype.kind == "U":
         kind, targets = class_label(address, np.unique(targets).tolist()), np.unique(targets, return_inverse=True)[1]
 
-    ends = np.cumsum([len(values) for values in inputs.values()])
-    given = dict(zip(inputs, np.split(np.arange(len(whole)), ends[:-1]), strict=True))
-    rows = split_by_share(address, len(whole)) if list(given) == [""] else complete(address, given)
-    starts = np.repeat(ends - np.diff(ends, prepend=0), np.diff(ends, prepend=0))  # of the array that has the row
+    sizes = {split: len(values) for split, values in inputs.items()}
+    if list(sizes) == [""]:
+        rows = split_by_share(address, len(whole))
+    else:
+        refuse_split(address, sizes)
+        rows = complete(address, side_by_side(sizes))
+    row_in_array = np.concatenate([np.arange(size) for size in sizes.values()])
 
     def examples(chosen: np.ndarray) -> Iterator[dict[str, Any]]:
         for row in chosen:
-            yield {feature: whole[row], "label": targets[row].item(), SOURCE_ROW: int(row - starts[row])}
+            yield {feature: whole[row], "label": targets[row].item(), SOURCE_ROW: int(row_in_array[row])}
 
     features = {
         feature: tfds.features.Tensor(shape=whole.shape[1:], dtype=whole.dtype.type),
         "label": kind,
         SOURCE_ROW: tfds.features.Scalar(np.int32),
     }
-    splits = {name: (lambda chosen=chosen: examples(chosen)) for name, chosen in rows.items()}
-    return Contents(features, splits, {"unused": unused} if unused else {})
+    return Contents.of_rows(features, examples, rows, {"unused": unused} if unused else {})
 
 
 def _arrays(address: Address) -> tuple[dict[str, dict[str, Shaped[np.ndarray, "rows ..."]]], list[str]]:

@@ -95,8 +95,8 @@ def read(address: Address) -> Contents:
         for row in chosen:
             yield {name: values[name][row] for name in features}
 
-    splits = {name: (lambda chosen=chosen: examples(chosen)) for name, chosen in rows.items()}
-    return Contents(features, splits, {"table": schema.as_json(), "notes": notes, "target_column": target})
+    metadata = {"table": schema.as_json(), "notes": notes, "target_column": target}
+    return Contents.of_rows(features, examples, rows, metadata)
 
 
 def read_table(address: Address) -> Table:
@@ -195,8 +195,7 @@ def _split_by_column(address: Address, table: Table, key: str) -> dict[str, Rows
             raise table.error(key, row, f"{value!r} is no split; write {', '.join(SPLITS)}")
         names.append(name)
     rows = {name: np.flatnonzero(np.array(names) == name) for name in SPLITS if name in names}
-    bare = Address(address.kind, address.path, {})  # `complete` takes the option for a contradiction
-    return complete(bare, rows)
+    return complete(address, rows)
 
 
 def _split_by_time(table: Table, key: str, choices: Choices) -> dict[str, Rows]:

@@ -12,6 +12,7 @@ from flaxformer_lab.data.own.contents import (
     SPLITS,
     Contents,
     files_below,
+    refuse_split,
     shares,
     shares_of_train,
     split_by_share,
@@ -36,6 +37,7 @@ def read(address: Address) -> Contents:
     if by_split:
         given = {name: _texts(address, folder) for name, folder in by_split.items()}
         _refuse_common(address, given)
+        refuse_split(address, given)
         train = _divide(address, given.get("train", {}), shares_of_train(address, given))
         parts = {name: train[name] if name in train else given[name] for name in SPLITS}
     else:
