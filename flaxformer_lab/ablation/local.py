@@ -1,9 +1,11 @@
-"""Trains cells in this process: the next one is compiled while this one trains."""
+"""Trains cells in this process: the next ones are compiled while this one trains."""
 
 import collections
 import contextlib
 import functools
 import itertools
+import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
 
@@ -14,7 +16,9 @@ from flaxformer_lab.ablation.grid import Cell
 from flaxformer_lab.ablation.population import Outcome, Population
 from flaxformer_lab.ablation.store import Store
 
-AHEAD = 1  # cells that are compiled while another one trains
+# XLA compiles outside the interpreter's lock, about three programs of a cell at a time; tracing holds the lock, so more
+# cells than this gain nothing.
+CORES_A_CELL, MOST_AHEAD = 3, 6
 CELLS_A_CACHE = 10  # after so many cells their programs are dropped, which would fill the memory
 
 
@@ -22,30 +26,34 @@ def train_here(
     waiting: collections.deque[Cell], store: Store, listen: Listener
 ) -> Iterator[tuple[Cell, Callable[[], Outcome]]]:
     """A `Trainer` of the engine."""
+    ahead_of_it = cells_ahead()
     with contextlib.ExitStack() as stack:
-        compiler = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="compile")
+        compiler = futures.ThreadPoolExecutor(max_workers=ahead_of_it, thread_name_prefix="compile")
         stack.callback(compiler.shutdown, wait=False, cancel_futures=True)
         ahead: collections.deque[tuple[Cell, futures.Future[Population], contextlib.ExitStack]] = collections.deque()
         numbers = itertools.count(1)
 
         programs: dict[str, Population] = {}  # of the last cells, which their extensions use again
+        bookkeeping = threading.Lock()
 
         def prepare(cell: Cell) -> Population:
             key = cell.base_key or cell.key
-            known = programs.pop(key, None)
+            with bookkeeping:
+                known = programs.pop(key, None)
             if known is not None and len(known.replicas) == len(cell.replicas):
                 population = known.with_replicas(cell.replicas)
             else:
                 if next(numbers) % CELLS_A_CACHE == 0:
                     jax.clear_caches()
                 population = Population(cell.config, cell.replicas)
-            programs[key] = population
-            if len(programs) > AHEAD + 2:
-                del programs[next(iter(programs))]
+            with bookkeeping:
+                programs[key] = population
+                if len(programs) > ahead_of_it + 2:
+                    del programs[next(iter(programs))]
             return population
 
         def take() -> None:
-            while waiting and len(ahead) <= AHEAD:
+            while waiting and len(ahead) <= ahead_of_it:
                 cell = waiting.popleft()
                 with contextlib.ExitStack() as attempt:
                     if attempt.enter_context(store.locked(cell)):
@@ -65,3 +73,8 @@ def train_here(
             yield cell, functools.partial(outcome, cell, population)
             lock.close()
             take()  # an extension may wait since
+
+
+def cells_ahead() -> int:
+    """How many cells are compiled at a time while another one trains: one on two cores."""
+    return max(1, min(len(os.sched_getaffinity(0)) // CORES_A_CELL, MOST_AHEAD))

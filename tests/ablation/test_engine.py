@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import threading
 import types
 import typing
 
@@ -303,6 +304,26 @@ def test_a_grid_grows_until_the_best_rate_lies_inside(grid, store, events, best_
     more = grid({**ONE, "max_extensions": 9})
     run_cells(more, store, events.append, train_here)  # what is found already is not searched again
     assert not trained
+
+
+@pytest.mark.parametrize(("cores", "ahead"), [(1, 1), (2, 1), (8, 2), (64, 6)])
+def test_more_cells_are_compiled_at_a_time_where_there_are_more_cores(cores, ahead, monkeypatch):
+    monkeypatch.setattr(local.os, "sched_getaffinity", lambda process: set(range(cores)))
+    assert local.cells_ahead() == ahead
+
+
+def test_cells_that_are_compiled_at_the_same_time_finish_in_order(grid, store, events, best_at, monkeypatch):
+    made = grid({**ONE, "max_extensions": 2})
+    store.claim(made)
+    trained = best_at(0.25)
+    both = threading.Barrier(2, timeout=60)
+    begin = local.Population.__init__
+    monkeypatch.setattr(local, "cells_ahead", lambda: 2)
+    monkeypatch.setattr(local.Population, "__init__", lambda *arguments: (both.wait(), begin(*arguments))[1])
+    run_cells(made, store, events.append, train_here)
+    assert of_kind(events, "started") == of_kind(events, "finished")
+    assert of_kind(events, "finished")[:2] == [("near", "baseline"), ("far", "baseline")]
+    assert sorted(trained) == sorted(2 * [(True, [0.01, 0.03]), (False, [0.09, 0.27]), (False, [0.81, 2.43])])
 
 
 def test_an_interrupted_search_goes_on_where_it_was(grid, store, events, best_at):
