@@ -45,7 +45,7 @@ def contestant(changes: dict[str, object], device: str, size: Size) -> Work:
 def main() -> None:
     """Measures, prints a table and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="a tiny model; nothing is written")
     arguments = parser.parse_args()
     size, rounds = (QUICK, 2) if arguments.quick else (SIZE, arguments.rounds)
@@ -61,8 +61,6 @@ def main() -> None:
     for arm in arms:
         arm.answer()
     seconds = take_turns(arms, rounds, pause=0.1, least=0.01 if arguments.quick else 0.2)
-    for arm in arms:
-        arm.end()
     print("| arm | updates/s | tokens/s | rate beside float32 (range) |\n|---|---|---|---|")
     rows = []
     for name, each in seconds.items():

@@ -14,6 +14,8 @@ Importing the package imports nothing else: each name, and JAX with it, is loade
 import importlib
 from typing import TYPE_CHECKING
 
+from flaxformer_lab.version import __version__
+
 if TYPE_CHECKING:
     from flaxformer_lab.ablation.variants import VARIANTS
     from flaxformer_lab.api import ablate, evaluate, load_config, measure
@@ -38,7 +40,6 @@ __all__ = [
     "register",
     "train",
 ]
-__version__ = "0.1.0"
 
 _MODULES = {
     "ablation.variants": ["VARIANTS"],

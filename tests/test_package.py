@@ -28,6 +28,7 @@ LAYERS = {
     "locking": 0,
     "literal_paths": 0,
     "knobs": 0,
+    "version": 0,
     "compilation": 0,
     "functional": 0,
     "modules": 1,

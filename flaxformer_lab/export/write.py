@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ from flaxformer_lab.training.evaluation import first_examples
 from flaxformer_lab.training.experiment import Experiment
 from flaxformer_lab.training.folder import write_atomic
 from flaxformer_lab.training.state import State
+from flaxformer_lab.version import __version__
 
 SPLIT = "validation"
 # Of a difference, times the largest output; outputs without units, like logits, count as 1 at least.
@@ -147,7 +147,7 @@ def _describe(experiment: Experiment, state: State, spec: Spec, outputs: Tree) -
         "outputs": _shapes(by_name(outputs, "outputs")),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "step": int(state.step),
-        "versions": {name: version(name) for name in ("flaxformer_lab", "jax")},
+        "versions": {"flaxformer_lab": __version__, "jax": jax.__version__},
         "config": as_dict(experiment.config),
         "metadata": dict(task.metadata),
     }
