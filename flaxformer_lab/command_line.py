@@ -200,14 +200,15 @@ def _key_and_value(argument: str) -> tuple[str, str]:
 
 
 def read_recipe(recipe: str, overrides: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
-    """The mapping that a recipe's `get_config()` returns.
+    """The mapping that a recipe's `get_config()` returns; of `FILE.py:TEXT`, its `get_config(TEXT)`.
 
     overrides: values by dotted key, which are set before a ConfigDict's references are followed, and only for them.
 
     Raises:
         ConfigError: there is no such file, or it returns no config.
     """
-    path = Path(recipe)
+    file, colon, argument = recipe.rpartition(":") if ".py:" in recipe else (recipe, "", "")
+    path = Path(file)
     if not path.is_file():
         there = ", ".join(sorted(str(found) for found in Path("configs").glob("*.py"))) or "none in configs/"
         raise ConfigError(f"--config={recipe} is not a file; recipes here: {there}")
@@ -218,7 +219,7 @@ def read_recipe(recipe: str, overrides: Mapping[str, Any] = MappingProxyType({})
     try:
         with _as_main_folder(path, module):
             spec.loader.exec_module(module)
-            config = module.get_config()
+            config = module.get_config(argument) if colon else module.get_config()
             tree = _followed(config, overrides) if isinstance(config, ConfigDict) else config
             tree = dataclasses.asdict(tree) if dataclasses.is_dataclass(tree) else tree
     except (Exception, SystemExit) as error:

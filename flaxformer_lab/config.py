@@ -22,8 +22,9 @@ class OptimizerConfig:
     """The update rule.
 
     Attributes:
-        name: AdamW; Muon for the matrices of the blocks and AdamW for the rest, diagonal maps included; or SGD with
-            momentum.
+        name: AdamW; Muon for the matrices of the blocks and AdamW for the rest, diagonal maps included; SGD with
+            momentum; or `ridge`: a model that is a single linear map begins at the least squares, in closed form, with
+            weight_decay times the sum of squared weights, and updates leave it there (docs/forecasting.md).
         learning_rate: the peak, reached after the warmup.
         schedule: how the learning rate falls to 0 after the warmup; `constant` keeps it.
         warmup_steps: updates in which the learning rate rises linearly to its peak.
@@ -36,7 +37,7 @@ class OptimizerConfig:
         base_fan_in: the fan-in of a map whose learning rate `mup` leaves as it is.
     """
 
-    name: Literal["adamw", "muon", "sgd"] = "adamw"
+    name: Literal["adamw", "muon", "sgd", "ridge"] = "adamw"
     learning_rate: Positive = 1e-3
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
     warmup_steps: NonNegative = 0
@@ -186,6 +187,11 @@ class Config:
             raise ConfigError(
                 f"task.pooling=class_token with {blind} hides the image from the class token, which "
                 "comes first; set task.pooling=mean"
+            )
+        if optimizer.name == "ridge" and training.init_from:
+            raise ConfigError(
+                f"training.init_from={training.init_from} with optimizer.name=ridge, whose weights follow from the "
+                "data alone; set it to none, or another optimizer.name"
             )
         if training.batch_size % training.accumulate:
             raise ConfigError(

@@ -186,6 +186,7 @@ class ForecastingConfig(TaskConfig):
         head: reads the tokens side by side, their mean, or the last one; a variate's token is read by itself.
         individual: a head for each channel instead of one for all; for variates or independent channels.
         label_length: steps of the window that a decoder is given before the horizon; for models with a decoder.
+        validation_stride: rows from one window of validation to the next; 1 takes all. Test takes all.
     """
 
     name: Literal["forecasting"] = "forecasting"
@@ -210,6 +211,7 @@ class ForecastingConfig(TaskConfig):
     head: Literal["flat", "mean", "last"] = "flat"
     individual: bool = False
     label_length: AtLeastOne = 48
+    validation_stride: AtLeastOne = 1
 
     def rules(self) -> None:
         """Raises ConfigError when knobs contradict one another."""

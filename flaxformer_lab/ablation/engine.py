@@ -120,6 +120,7 @@ def result_of(cell: Cell, outcome: Outcome) -> Result:
     parameters, flops = cost(cell.config)
     task = make_task(cell.config.task)
     bound, content = task.bound(cell.config.model), task.metadata.get("content")
+    measures = outcome.measures | {name: outcome.test[name] for name in task.also_reported}
     result = {
         "task": cell.task,
         "variant": cell.variant,
@@ -133,22 +134,27 @@ def result_of(cell: Cell, outcome: Outcome) -> Result:
                 "learning_rate": replica.learning_rate,
                 "validation": {name: _as_json(values[number]) for name, values in outcome.validation.items()},
                 "test": {name: _as_json(values[number]) for name, values in outcome.test.items()},
-                "measures": {name: _as_json(values[number]) for name, values in outcome.measures.items()},
+                "measures": {name: _as_json(values[number]) for name, values in measures.items()},
             }
             for number, replica in enumerate(outcome.replicas)
         ],
         "seconds": round(outcome.seconds, 2),
         "provenance": provenance(outcome.device) | ({} if content is None else {"data": content}),
     }
-    return result | {"test_examples": _test_examples(outcome)}
+    return result | {"test_examples": _test_examples(outcome, task.overlap)}
 
 
-def _test_examples(outcome: Outcome) -> list[dict[str, Any]]:
-    """What each test example adds to the score, by learning rate, summed over seeds; empty where each has its own."""
+def _test_examples(outcome: Outcome, overlap: int) -> list[dict[str, Any]]:
+    """What each test example adds to the score, by learning rate, summed over seeds; empty where each has its own.
+
+    overlap: so many in a row are summed to one (the blocks of Carlstein 1986), since they share data.
+    """
     if outcome.test_examples is None:
         return []
     rates = np.array([replica.learning_rate for replica in outcome.replicas])
-    sums = {float(rate): outcome.test_examples[rates == rate].sum(axis=0) for rate in np.unique(rates)}
+    starts = np.arange(0, outcome.test_examples.shape[-1], overlap)
+    blocks = np.add.reduceat(outcome.test_examples, starts, axis=-1) if overlap > 1 else outcome.test_examples
+    sums = {float(rate): blocks[rates == rate].sum(axis=0) for rate in np.unique(rates)}
     return [
         {"learning_rate": rate, "totals": _as_json(totals), "weights": _as_json(weights)}
         for rate, (totals, weights) in sums.items()

@@ -38,7 +38,9 @@ from flaxformer_lab.parsing import (
 from flaxformer_lab.tasks import PrimaryMetric, make_task, primary_metric
 from flaxformer_lab.training.optimizer import maps_by_rule
 
-Change = str | dict[str, Any]  # named variants with commas between them, or a table of overrides
+# Named variants with commas between them, or a table of overrides. Its key `ablation` may name variants too, and
+# `recipe` the recipe that is changed, instead of the task's.
+Change = str | dict[str, Any]
 ReadRecipe = Callable[[str, Mapping[str, Any]], dict[str, Any]]
 Match = Literal["none", "parameters", "flops"]
 SAME, UNMATCHED = "the same as", "nothing comes within"  # why a pair is left out that is no mistake
@@ -86,7 +88,8 @@ class AblationConfig:
     Attributes:
         question: what it asks, the title of its report.
         tasks: what is learned, by name: each a recipe (tasks.NAME.recipe=FILE) with overrides and variants of its own.
-        variants: what is compared, by name: variants of the lab (`ffn_off,single_head`), or a table of overrides.
+        variants: what is compared, by name: variants of the lab (`ffn_off,single_head`), or a table of overrides; with
+            the key `recipe`, of another training recipe, in which the task's overrides are set too.
         learning_rates: the grid to begin with. Where the best (on validation, mean over seeds) is its highest or
             lowest, as many rates again are tried beyond it, in the same geometric steps. A single rate is given, not
             searched.
@@ -295,22 +298,25 @@ def make_grid(config: AblationConfig, folder: Path, read_recipe: ReadRecipe) -> 
             continue
         if needed is not None and (task, config.baseline) not in needed:
             continue
-        read = functools.partial(_read, read_recipe, str((folder / entry.recipe).resolve()), entry.overrides)
-        tree = read({})
-        with _error_context(f"tasks.{task}"):
-            recipe = parse_config(tree)
         changes = {BASELINE: "", **{n: c for n, c in config.variants.items() if entry.only is None or n in entry.only}}
         changes |= entry.variants
-        changes = {name: _with_what_follows(change, tree, read) for name, change in changes.items()}
+        begin: dict[str, Config] = {}  # what each variant changes
+        for name, change in changes.items():
+            file, change = _without_recipe(change, entry.recipe)
+            read = functools.partial(_read, read_recipe, str((folder / file).resolve()), entry.overrides)
+            tree = read({})
+            with _error_context(f"tasks.{task}" + ("" if file == entry.recipe else f", variant {name}")):
+                begin[name] = parse_config(tree)
+            changes[name] = _with_what_follows(change, tree, read)
         with _error_context(f"tasks.{task}, baseline {config.baseline}"):
-            baseline = apply_change(recipe, changes[config.baseline])
+            baseline = apply_change(begin[config.baseline], changes[config.baseline])
         resolved: dict[str, Config] = {}
         for variant, change in changes.items():
             try:
                 if variant == config.baseline:
                     model = baseline
                 else:
-                    model = _matched(recipe, change, baseline, config)
+                    model = _matched(begin[variant], change, baseline, config)
             except ConfigError as error:
                 _refuse_unknown(change, error)
                 dropped.append((task, variant, str(error)))
@@ -343,6 +349,13 @@ def _read(read_recipe: ReadRecipe, file: str, overrides: Mapping[str, Any], more
     for key, value in overrides.items():
         tree = override(tree, key, value)
     return tree
+
+
+def _without_recipe(change: Change, default: str) -> tuple[str, Change]:
+    """The recipe that a variant changes, and the change."""
+    if isinstance(change, str):
+        return default, change
+    return change.get("recipe", default), {key: value for key, value in change.items() if key != "recipe"}
 
 
 def _with_what_follows(change: Change, recipe: Mapping[str, Any], read: Callable[[dict[str, Any]], Any]) -> Change:

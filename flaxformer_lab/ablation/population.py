@@ -46,7 +46,7 @@ from flaxformer_lab.training.feeds import (
     stack_trees,
 )
 from flaxformer_lab.training.folder import RunFolder
-from flaxformer_lab.training.initialization import initial_weights
+from flaxformer_lab.training.initialization import starting_weights
 from flaxformer_lab.training.optimizer import make_population_optimizer
 from flaxformer_lab.training.parallelism import Pmap, Single
 from flaxformer_lab.training.programs import run_calls, run_steps_of
@@ -105,7 +105,7 @@ class Population:
         experiment = make_experiment(config, strategy=Single())
         optimizer = make_population_optimizer(config.optimizer, config.training.steps, experiment.network.fans)
         self._experiment = dataclasses.replace(experiment, optimizer=optimizer)
-        initial = initial_weights(config.training, experiment.abstract_state)
+        initial = starting_weights(experiment)
         self._initial = initial.values if initial else None
         self._strategy = strategy
         self.config, self.replicas = config, tuple(replicas)

@@ -1,6 +1,7 @@
 """Forecasts that need no gradient: repeating the past, and linear maps in closed form. They are the bar for a model."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,9 @@ from jaxtyping import Float, Float32
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.functional import metrics
 from flaxformer_lab.parsing import nearest
-from flaxformer_lab.tasks.forecasting import Forecasting
 
 Windows = Float[np.ndarray, "batch lookback channels"]
+Forecasting = Any  # `tasks.forecasting` imports this file
 Forecast = Callable[[Windows], Float[np.ndarray, "batch horizon targets"]]
 CHUNK = 2048  # windows that are in memory at once
 
@@ -71,31 +72,36 @@ def fit(task: Forecasting, name: str, *, alpha: float = 1.0) -> Forecast:
     return _fit_linear(task, kind, name != kind, alpha)
 
 
-def _fit_linear(task: Forecasting, kind: str, subtracts_last: bool, alpha: float) -> Forecast:
+def linear_maps(
+    task: Forecasting, kind: str, *, subtracts_last: bool, alpha: float
+) -> list[tuple[Float32[np.ndarray, "features horizon"], Float32[np.ndarray, " horizon"]]]:
+    """The weights and the intercept for each target; one pair for all with `linear_shared`."""
     targets = np.array(task.layout.targets)
-
-    def last(series: Windows) -> Float[np.ndarray, "batch 1 channels"]:
-        return series[:, -1:] * np.float32(subtracts_last)
-
-    def read(series: Windows, place: int) -> Float[np.ndarray, "batch features"]:
-        """What the map for a target sees."""
-        x = series - last(series)
-        return x.reshape(len(x), -1) if kind == "linear_all" else x[..., targets[place]]
-
     fits = [Ridge(alpha) for _ in range(1 if kind == "linear_shared" else len(targets))]
     for batch in _batches(task, "train"):
         series = batch["inputs"]["series"]
-        y = batch["targets"] - last(series)[..., targets]
-        whole = batch["loss_weights"].all(axis=1)
-        for place in range(len(targets)):
+        level = series[:, -1:] * np.float32(subtracts_last)
+        y, whole = batch["targets"] - level[..., targets], batch["loss_weights"].all(axis=1)
+        for place, target in enumerate(targets):
             rows = whole[:, place]
-            fits[place % len(fits)].add(read(series, place)[rows], y[rows][..., place])
-    solved = [each.solve() for each in fits]
-    maps = [solved[place % len(fits)] for place in range(len(targets))]
+            fits[place % len(fits)].add(_seen(series - level, kind, target)[rows], y[rows][..., place])
+    return [each.solve() for each in fits]
+
+
+def _seen(series: Windows, kind: str, target: int) -> Float[np.ndarray, "batch features"]:
+    """What the map for a target sees."""
+    return series.reshape(len(series), -1) if kind == "linear_all" else series[..., target]
+
+
+def _fit_linear(task: Forecasting, kind: str, subtracts_last: bool, alpha: float) -> Forecast:
+    targets = np.array(task.layout.targets)
+    maps = linear_maps(task, kind, subtracts_last=subtracts_last, alpha=alpha)
 
     def forecast(series: Windows) -> Float[np.ndarray, "batch horizon targets"]:
-        each = [read(series, place) @ weights + bias for place, (weights, bias) in enumerate(maps)]
-        return np.stack(each, axis=2) + last(series)[..., targets]
+        level = series[:, -1:] * np.float32(subtracts_last)
+        read = [_seen(series - level, kind, target) for target in targets]
+        each = [x @ weights + bias for x, (weights, bias) in zip(read, maps * (len(read) // len(maps)), strict=True)]
+        return np.stack(each, axis=2) + level[..., targets]
 
     return forecast
 
@@ -115,5 +121,5 @@ def _batches(task: Forecasting, split: str) -> Iterator[dict]:
     examples = task.examples(split)
     for first in range(0, examples.number, CHUNK):
         rows = np.arange(first, min(first + CHUNK, examples.number), dtype=np.int32)
-        stored = examples.read(rows) | {"example_weight": np.ones(len(rows), np.float32)}
+        stored = examples.read(examples.evaluation_indices(rows)) | {"example_weight": np.ones(len(rows), np.float32)}
         yield jax.tree.map(np.asarray, task.prepare(stored, None, training=False))

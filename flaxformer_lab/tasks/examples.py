@@ -126,8 +126,10 @@ def token_windows(symbols: UInt[np.ndarray, " length"], size: int, *, lookahead:
     )
 
 
-def series_windows(rows: Arrays, size: int) -> Examples:
-    """Every window of `size` rows of arrays [rows, ...], found by its first row; an example has the arrays' names.
+def series_windows(rows: Arrays, size: int, stride: int = 1) -> Examples:
+    """Every `stride`-th window of `size` rows of arrays [rows, ...], found by its first row.
+
+    An example has the arrays' names.
 
     Raises:
         ValueError: there are fewer rows.
@@ -142,7 +144,8 @@ def series_windows(rows: Arrays, size: int) -> Examples:
         return {name: array[positions] for name, array in arrays.items()}
 
     return Examples(
-        number=number,
+        number=-(-number // stride),
+        stride=stride,
         num_bytes=sum(array.nbytes for array in arrays),
         load=lambda: rows,
         take=take,

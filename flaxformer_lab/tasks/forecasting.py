@@ -31,6 +31,7 @@ from flaxformer_lab.modules.series_decoder import DecoderHead, SourceTargetEmbed
 from flaxformer_lab.parsing import nearest
 from flaxformer_lab.registry import lookup, register
 from flaxformer_lab.task_config import ForecastingConfig
+from flaxformer_lab.tasks import closed_form
 from flaxformer_lab.tasks.examples import Examples, series_windows
 from flaxformer_lab.tasks.task import Batch, PrimaryMetric, Task
 
@@ -48,6 +49,7 @@ class Forecasting(Task):
     """
 
     primary_metric = MSE
+    also_reported = ("mae",)
     units = ("windows", 1)
 
     def __init__(self, config: ForecastingConfig, metadata: Mapping[str, Any] | None = None):
@@ -112,7 +114,10 @@ class Forecasting(Task):
         return slice(first, last)
 
     def examples(self, split: str) -> Examples:
-        """Every window; `series` [lookback + horizon, channels] as the model sees it, `observed`, `marks`."""
+        """Every window, of validation each `validation_stride`-th one.
+
+        An example has `series` [lookback + horizon, channels] as the model sees it, `observed`, `marks`.
+        """
         rows, series = self._windowed_rows(split), self._series
         values = self._values[rows]
         observed = ~np.isnan(series.values[rows]) if self._config.missing == "mask" else np.ones(values.shape, bool)
@@ -121,7 +126,8 @@ class Forecasting(Task):
             "observed": observed,
             "marks": calendar_marks(series.time[rows], series.step),
         }
-        return series_windows(arrays, self._config.lookback + self._config.horizon)
+        stride = self._config.validation_stride if split == "validation" else 1
+        return series_windows(arrays, self._config.lookback + self._config.horizon, stride)
 
     def _scaled(self, values: Float[np.ndarray, "*rows channels"]) -> Float32[np.ndarray, "*rows channels"]:
         """Values as the model sees them."""
@@ -175,6 +181,41 @@ class Forecasting(Task):
             return Network(config, embedding=embedding, grid=grid, outputs=task.horizon, head=head, rngs=rngs)
 
         return functionalize(build)
+
+    @property
+    def overlap(self) -> int:
+        """Windows in a row that have a row in common."""
+        return self._config.lookback + self._config.horizon
+
+    def solution(self, config: ModelConfig, penalty: float) -> dict[str, np.ndarray]:
+        """The least squares of a head alone: a map from lookback to horizon."""
+        task, blocks = self._config, getattr(config, "depth", None)
+        settings = {
+            "model.depth": (blocks, 0),
+            "model.norm.kind": (getattr(getattr(config, "norm", None), "kind", "off"), "off"),
+            "model.position": (getattr(config, "position", "off"), "off"),
+            "model.bias": (config.bias, True),
+            "task.tokens": (task.tokens, "variate"),
+            "task.channels": (task.channels, "mixed"),
+            "task.embedding": (task.embedding, "identity"),
+            "task.decomposition": (task.decomposition, ()),
+            "task.marks": (task.marks, False),
+            "task.loss": (task.loss, "mse"),
+        }
+        for knob, (value, needed) in settings.items():
+            if value != needed:
+                raise ConfigError(
+                    f"{knob}={value} with optimizer.name=ridge, which needs {needed}: a closed form is known for a map "
+                    "from lookback to horizon; set it so, or choose optimizer.name=adamw"
+                )
+        if task.instance_norm not in ("off", "last"):
+            raise ConfigError(
+                f"task.instance_norm={task.instance_norm} with optimizer.name=ridge, which needs off or last"
+            )
+        kind = "linear" if task.individual else "linear_shared"
+        maps = closed_form.linear_maps(self, kind, subtracts_last=task.instance_norm == "last", alpha=penalty)
+        kernel, bias = (np.stack(each) if task.individual else each[0] for each in zip(*maps, strict=True))
+        return {"head.map.kernel": kernel, "head.map.bias": bias}
 
     def _network_with_decoder(self, config: ModelConfig) -> PureNetwork:
         """The decoder's tokens are the last `label_length` steps of the window, and the horizon's."""

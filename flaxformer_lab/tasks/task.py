@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
 from flaxformer_lab.functional.losses import accuracy, cross_entropy
@@ -62,6 +63,8 @@ class Task(abc.ABC):
     metadata: Mapping[str, Any]
     primary_metric: PrimaryMetric = LOSS
     units: tuple[str, int]  # what throughput counts, and how many of them an example has: ("tokens", 128)
+    also_reported: tuple[str, ...] = ()  # metrics whose test values stand beside the primary one's in reports
+    overlap: int = 1  # so many examples in a row share data: in intervals over examples they count as one
 
     @abc.abstractmethod
     def examples(self, split: str) -> Examples:
@@ -127,6 +130,17 @@ class Task(abc.ABC):
         """What theory says that no model of this config can exceed; None where it says nothing."""
         del config
         return None
+
+    def solution(self, config: ModelConfig, penalty: float) -> dict[str, np.ndarray]:
+        """All parameters, by dotted name, that make the least sum of squared errors + penalty x squared weights.
+
+        Raises:
+            ConfigError: no closed form is known.
+        """
+        del config, penalty
+        raise ConfigError(
+            f"optimizer.name=ridge with {type(self).__name__}, for which no closed form is known; choose adamw"
+        )
 
     @abc.abstractmethod
     def input_spec(self, batch_size: int) -> Any:

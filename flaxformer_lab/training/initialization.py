@@ -80,6 +80,15 @@ def initial_weights(config: TrainingConfig, abstract: State) -> InitialWeights |
     )
 
 
+def starting_weights(experiment: Experiment) -> InitialWeights | None:
+    """What a fresh run starts from: with `optimizer.name=ridge` the solution, else as `initial_weights` says."""
+    config = experiment.config
+    if config.optimizer.name != "ridge":
+        return initial_weights(config.training, experiment.abstract_state)
+    values = experiment.task.solution(config.model, config.optimizer.weight_decay)
+    return InitialWeights("least squares in closed form", values, drawn=(), unused=())
+
+
 def restore_run(
     workdir: str | Path,
     step: int | str | None = None,

@@ -16,7 +16,7 @@ from flaxformer_lab.training.evaluation import Values, make_evaluate
 from flaxformer_lab.training.experiment import make_experiment
 from flaxformer_lab.training.feeds import call_schedule, check_batch_size, make_feeds, should_run
 from flaxformer_lab.training.folder import RunFolder
-from flaxformer_lab.training.initialization import first_state, initial_weights
+from flaxformer_lab.training.initialization import first_state, starting_weights
 from flaxformer_lab.training.loggers import (
     DEFAULT_LOGGERS,
     Callback,
@@ -59,7 +59,7 @@ def train(
     examples = {split: experiment.task.examples(split) for split in SPLITS}
     check_batch_size(config, examples["train"])
     folder, training = RunFolder(workdir), config.training
-    initial = None if folder.saved_steps() else initial_weights(training, experiment.abstract_state)
+    initial = None if folder.saved_steps() else starting_weights(experiment)
     last = min(training.steps, stop_at or training.steps)
     with contextlib.ExitStack() as stack:
         termination = stack.enter_context(Termination())

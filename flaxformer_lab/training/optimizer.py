@@ -46,7 +46,7 @@ def make_optimizer(
     fans: of the network's maps, by which `config.scaling` scales their rates.
     """
     schedule = make_schedule(config, steps, peak)
-    rule = {"adamw": _adamw, "muon": _muon, "sgd": _sgd}[config.name](config, schedule)
+    rule = {"adamw": _adamw, "muon": _muon, "sgd": _sgd, "ridge": _ridge}[config.name](config, schedule)
     if config.scaling == "mup":
         rule = optax.chain(rule, scale_by_fan_in(fans or {}, config.base_fan_in))
     return rule if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
@@ -107,6 +107,12 @@ def _sgd(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTra
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
         optax.scale_by_learning_rate(schedule),
     )
+
+
+def _ridge(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """No update: the weights are the solution from the start (`initialization.starting_weights`)."""
+    del config, schedule
+    return optax.set_to_zero()
 
 
 def decayed(params: Tree) -> Tree:
