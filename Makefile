@@ -27,7 +27,7 @@ default = $(if $(filter $(1) $(1)=%,$(ARGS)),,$(1)=$(2))
 .DELETE_ON_ERROR:
 # Two installations into one environment must not run at once.
 .NOTPARALLEL:
-.PHONY: help setup train speeches test test-slow test-tpu test-cuda test-typed lint format benchmark ablation debate probes faults mutants coverage parity first-steps check-device browser clean
+.PHONY: help setup train speeches test test-slow test-tpu test-cuda test-typed lint format benchmark ablation forecasting debate probes faults mutants coverage parity first-steps check-device browser clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS=...] [EXTRAS=cuda|tpu] [PYTHON=...]"
@@ -70,6 +70,10 @@ benchmark: $(call installed,parity) ## time the train step, and PyTorch's (insta
 ablation: $(call installed,) ## train every variant on every probe, with intervals and verdicts, into runs/cross_dimension
 	@$(RUN) -m flaxformer_lab.ablate $(call default,--config,configs/ablations/cross_dimension.py) \
 	    $(call default,--workdir,runs/cross_dimension) $(ARGS)
+
+forecasting: $(call installed,) ## forecasters beside a linear map, small, into runs/forecasting-short (10 minutes on 2 cores)
+	@$(RUN) -m flaxformer_lab.ablate $(call default,--config,configs/ablations/forecasting.py:short) \
+	    $(call default,--workdir,runs/forecasting-short) $(ARGS)
 
 debate: $(call installed,) ## train every ablation that carries claims, and write docs/results; ARGS=--from_results: write it again, in a minute
 	@$(RUN) tools/debate.py $(ARGS)

@@ -14,7 +14,7 @@ from flaxformer_lab.parsing import NOT_EMPTY, Name, Rule, nearest
 
 BASELINE = "baseline"  # the variant that is the unchanged recipe
 Verdict = Literal["supported", "refuted", "supported only when", "undecided"]
-# What is measured on each replica beside its score (by `Population`, or one of the task's `also_reported`).
+# What is measured on each replica beside its score (by `Population`, or one `beside` the task's primary metric).
 Measure = Literal[
     "cross_feature_energy",
     "cross_token_energy",

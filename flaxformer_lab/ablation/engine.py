@@ -120,7 +120,7 @@ def result_of(cell: Cell, outcome: Outcome) -> Result:
     parameters, flops = cost(cell.config)
     task = make_task(cell.config.task)
     bound, content = task.bound(cell.config.model), task.metadata.get("content")
-    measures = outcome.measures | {name: outcome.test[name] for name in task.also_reported}
+    measures = outcome.measures | {name: outcome.test[name] for name in cell.primary_metric.beside}
     result = {
         "task": cell.task,
         "variant": cell.variant,

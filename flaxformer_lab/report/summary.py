@@ -231,6 +231,12 @@ def succeeds(
     return np.isfinite(values) & (values >= threshold if metric.higher_is_better else values <= threshold)
 
 
+def intervals_beside(score: Score) -> list[Interval]:
+    """The test values of the metrics beside the primary one, with the error of seeds alone; NaN where not stored."""
+    known = (score.measures.get(name, np.full(1, np.nan)) for name in score.metric.beside)
+    return [bootstrap_interval(each) for each in known]
+
+
 def at_equal_flops(scores: Sequence[Score], threshold: float | None) -> list[Score | None]:
     """Scores of one task after as many FLOPs as the one that took fewest, on validation; None before an evaluation."""
     flops = min(float(each.training_flops[-1]) for each in scores)

@@ -34,7 +34,7 @@ from flaxformer_lab.report.formatting import (
 )
 from flaxformer_lab.report.markup import Markup, breakable, scrolling, tag
 from flaxformer_lab.report.statistics import Interval, bootstrap_interval
-from flaxformer_lab.report.summary import Score, Summary
+from flaxformer_lab.report.summary import Score, Summary, intervals_beside
 
 MIXING = {"cross_feature_energy": "cross-feature energy", "cross_token_energy": "cross-token energy"}
 NOTHING = "–"
@@ -90,6 +90,7 @@ def _table(summary: Summary, scores: Sequence[Score]) -> Markup:
         "#",
         "variant",
         format_label(scores[0].metric),
+        *map(str.upper, scores[0].metric.beside),
         "interquartile mean",
         "difference",
         "Holm p",
@@ -129,6 +130,7 @@ def _row(summary: Summary, score: Score, number: int) -> Markup:
         tag("td", number, class_="number"),
         tag("th", breakable(score.variant), scope="row"),
         _interval_cell(score.interval, digits),
+        [_interval_cell(each, digits) for each in intervals_beside(score)],
         _cell(f"{score.interquartile_mean:.{digits}f}" if math.isfinite(score.interquartile_mean) else ""),
         compared,
         _bound_cell(score),
@@ -240,7 +242,7 @@ def _designs(summary: Summary, scores: Sequence[Score], id_: str) -> list[Markup
 
 
 def _mixing(summary: Summary, scores: Sequence[Score], id_: str) -> list[Markup]:
-    names = list(dict.fromkeys(name for score in scores for name in score.measures))
+    names = list(dict.fromkeys(name for score in scores for name in score.measures if name not in score.metric.beside))
     if not names:
         return []
     charts = [

@@ -31,7 +31,7 @@ from flaxformer_lab.report.formatting import (
 )
 from flaxformer_lab.report.page import as_page
 from flaxformer_lab.report.results import RESULTS, as_csv
-from flaxformer_lab.report.summary import Score, Summary, summarise
+from flaxformer_lab.report.summary import Score, Summary, intervals_beside, summarise
 from flaxformer_lab.training.folder import write_atomic
 
 
@@ -117,7 +117,7 @@ def task_table(summary: Summary, scores: list[Score]) -> str:
     """One row per variant of one task."""
     header = (
         "variant",
-        f"{scores[0].metric.name} [95% interval]",
+        *(f"{name} [95% interval]" for name in (scores[0].metric.name, *scores[0].metric.beside)),
         "difference [95% interval]",
         "p (Holm)",
         "verdict",
@@ -138,6 +138,7 @@ def task_table(summary: Summary, scores: list[Score]) -> str:
             (
                 score.variant,
                 format_interval(score.interval, score.metric.digits),
+                *(format_interval(each, score.metric.digits) for each in intervals_beside(score)),
                 "" if difference is None else format_interval(difference.interval, score.metric.digits, signed=True),
                 "" if difference is None else format_p_value(difference.corrected_p),
                 "" if difference is None else format_clarity(difference),

@@ -35,7 +35,7 @@ from flaxformer_lab.tasks import closed_form
 from flaxformer_lab.tasks.examples import Examples, series_windows
 from flaxformer_lab.tasks.task import Batch, PrimaryMetric, Task
 
-MSE = PrimaryMetric("mse", "MSE", higher_is_better=False, limits=(0.0, None))
+MSE = PrimaryMetric("mse", "MSE", higher_is_better=False, limits=(0.0, None), beside=("mae",))
 SHOWN_STEPS = 4  # of the horizon, whose errors are reported: the first, and the end of each quarter
 
 
@@ -49,7 +49,6 @@ class Forecasting(Task):
     """
 
     primary_metric = MSE
-    also_reported = ("mae",)
     units = ("windows", 1)
 
     def __init__(self, config: ForecastingConfig, metadata: Mapping[str, Any] | None = None):

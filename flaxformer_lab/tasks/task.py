@@ -38,7 +38,7 @@ class PrimaryMetric:
     """The metric that a task is judged by: one of those that it computes.
 
     label: its name in print. limits: the lowest and the highest value, None where there is no such limit. digits: after
-    the decimal point, in print.
+    the decimal point, in print. beside: other metrics whose test values stand beside it in an ablation's reports.
     """
 
     name: str
@@ -46,6 +46,7 @@ class PrimaryMetric:
     higher_is_better: bool
     limits: tuple[int | float | None, int | float | None] = (None, None)
     digits: int = 3
+    beside: tuple[str, ...] = ()
 
 
 LOSS = PrimaryMetric("loss", "loss", higher_is_better=False)
@@ -63,7 +64,6 @@ class Task(abc.ABC):
     metadata: Mapping[str, Any]
     primary_metric: PrimaryMetric = LOSS
     units: tuple[str, int]  # what throughput counts, and how many of them an example has: ("tokens", 128)
-    also_reported: tuple[str, ...] = ()  # metrics whose test values stand beside the primary one's in reports
     overlap: int = 1  # so many examples in a row share data: in intervals over examples they count as one
 
     @abc.abstractmethod

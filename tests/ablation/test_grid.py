@@ -93,6 +93,19 @@ def test_a_task_may_begin_with_rates_of_its_own(grid):
     ]
 
 
+def test_a_variant_may_be_another_recipe_with_the_same_task(recipe):
+    """The task's overrides hold in it too, and the variant's own after them."""
+    other = recipe | {"model": {"name": "cnn_1d", "width": 4, "causal": True}, "seed": 3}
+    files = {"/nowhere/a.py": recipe, "/nowhere/b.py": other}
+    variants = {"convolution": {"recipe": "b.py", "model": {"kernel_size": 5}}}
+    overrides = {"task": {"tokens": 7}, "model": {"width": 16}}
+    tree = {"tasks": {"near": {"recipe": "a.py", "overrides": overrides}}, "variants": variants}
+    made = make_grid(parse_ablation(tree), Path("/nowhere"), lambda path, overrides: dict(files[path]))
+    config = made.cell("near", "convolution").config
+    assert (config.model.name, config.model.width, config.model.kernel_size, config.task.tokens) == ("cnn_1d", 16, 5, 7)
+    assert made.cell("near", BASELINE).config.model.name == "transformer"
+
+
 def test_one_optimizer_trains_the_maps_of_all_variants_of_a_task(grid, recipe):
     """Muon leaves diagonal maps, and those of a factorization machine, to AdamW."""
     muon = recipe | {"optimizer": {"name": "muon"}}

@@ -12,6 +12,7 @@ from flaxformer_lab.command_line import load_config
 from flaxformer_lab.errors import ConfigError, DataError
 from flaxformer_lab.functional import metrics
 from flaxformer_lab.functional.series import series_patches
+from flaxformer_lab.functional.trees import replace_leaves
 from flaxformer_lab.model_config import (
     AttentionConfig,
     FeedForwardConfig,
@@ -220,6 +221,40 @@ def test_linear_forecasts_are_ridge_regressions(make, kind, last):
         expected[..., place] = model.predict(x_and_y(test, place)[0]) + level(test)[:, :, [2, 0][place]]
     found = fit(task, kind + last, alpha=alpha)(test["inputs"]["series"])
     np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("last", ["off", "last"])
+@pytest.mark.parametrize("individual", [False, True])
+def test_a_solution_makes_the_network_that_ridge_regression(make, individual, last):
+    knobs = {"tokens": "variate", "embedding": "identity", "marks": False, "individual": individual}
+    task = make(targets=("c", "a"), instance_norm=last, **knobs)
+    network, batch = task.network(LINEAR), batch_of(task)
+    weights = replace_leaves(network.shapes[0], task.solution(LINEAR, 3.0))
+    found, _ = network.apply(weights, network.shapes[1], batch["inputs"])
+    name = ("linear" if individual else "linear_shared") + ("_last" if last == "last" else "")
+    expected = fit(task, name, alpha=3.0)(np.asarray(batch["inputs"]["series"]))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_what_has_no_closed_form_is_told(make):
+    with pytest.raises(ConfigError, match=r"model.depth=1 with optimizer.name=ridge, which needs 0: a closed form"):
+        make(tokens="variate", embedding="identity", marks=False).solution(SMALL, 1.0)
+    with pytest.raises(ConfigError, match=r"task.tokens=step with optimizer.name=ridge, which needs variate"):
+        make().solution(LINEAR, 1.0)
+    with pytest.raises(ConfigError, match=r"task.instance_norm=revin with optimizer.name=ridge, which needs off or"):
+        make(tokens="variate", embedding="identity", marks=False, instance_norm="revin").solution(LINEAR, 1.0)
+
+
+def test_a_stride_takes_every_so_many_windows_of_validation_alone(make):
+    whole, task = make(), make(validation_stride=10)
+    assert [task.examples(split).number for split in ("train", "test")] == [
+        whole.examples(split).number for split in ("train", "test")
+    ]
+    examples, every = (each.examples("validation") for each in (task, whole))
+    rows = np.arange(examples.number)
+    assert examples.number == -(-every.number // 10)
+    found = examples.read(examples.evaluation_indices(rows))["series"]
+    np.testing.assert_array_equal(found, every.read(rows * 10)["series"])
 
 
 def test_an_unknown_baseline_and_too_short_a_lookback_are_told(make):

@@ -55,6 +55,11 @@ def one_update(config, params, gradient, steps=STEPS):
     )
 
 
+def test_ridge_moves_nothing(small):
+    moved = one_update(OptimizerConfig("ridge", weight_decay=1.0), small, ones_like(small))
+    assert norm(moved) == 0
+
+
 # ----------------------------------------------------------------------------------------------- schedules
 
 
