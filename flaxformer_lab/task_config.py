@@ -4,6 +4,7 @@
 None, either. docs/knobs.md is generated from the `Attributes:` of these dataclasses by tools/knobs_page.py.
 """
 
+import itertools
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -186,6 +187,8 @@ class ForecastingConfig(TaskConfig):
         head: reads the tokens side by side, their mean, or the last one; a variate's token is read by itself.
         individual: a head for each channel instead of one for all; for variates or independent channels.
         label_length: steps of the window that a decoder is given before the horizon; for models with a decoder.
+        quantiles: of every value to be forecast, like 0.1,0.5,0.9; trained by the pinball loss in place of task.loss,
+            and 0.5 is the forecast itself. None forecasts one number.
         validation_stride: rows from one window of validation to the next; 1 takes all. Test takes all.
     """
 
@@ -211,6 +214,7 @@ class ForecastingConfig(TaskConfig):
     head: Literal["flat", "mean", "last"] = "flat"
     individual: bool = False
     label_length: AtLeastOne = 48
+    quantiles: tuple[float, ...] = ()
     validation_stride: AtLeastOne = 1
 
     def rules(self) -> None:
@@ -219,6 +223,17 @@ class ForecastingConfig(TaskConfig):
             raise ConfigError(
                 f"task.patch_length={self.patch_length} is more than task.lookback={self.lookback}; lower the one or "
                 "raise the other"
+            )
+        levels = self.quantiles
+        rise = all(low < high for low, high in itertools.pairwise((0.0, *levels, 1.0)))
+        if levels and not (rise and 0.5 in levels):
+            raise ConfigError(
+                f"task.quantiles={','.join(map(str, levels))} must rise from above 0 to below 1, with 0.5 among them, "
+                "like 0.1,0.5,0.9"
+            )
+        if levels and self.loss != "mse":
+            raise ConfigError(
+                f"task.loss={self.loss} with task.quantiles, which are trained by the pinball loss; leave one out"
             )
         if self.individual and self.tokens != "variate" and self.channels == "mixed":
             raise ConfigError(

@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).parents[1]
 DIGITS = str(REPOSITORY / "configs" / "digits.py")
 COMMANDS = ["train", "flaxformer_lab.train", "flaxformer_lab.ablate"]
 WITH_CONFIG = COMMANDS[:3]
-COMMANDS += [f"flaxformer_lab.{name}" for name in ("evaluate", "export", "generate", "measure", "report")]
+COMMANDS += [f"flaxformer_lab.{name}" for name in ("evaluate", "export", "forecast", "generate", "measure", "report")]
 
 
 @pytest.fixture(autouse=True)

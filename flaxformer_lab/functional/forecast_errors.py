@@ -19,6 +19,29 @@ def mean_absolute_error(errors: Forecasts, weights: Forecasts) -> Average:
     return Average(jnp.sum(jnp.abs(errors) * weights), jnp.sum(weights))
 
 
+def quantile_score(
+    quantiles: Float[Array, "*batch channels levels"],
+    targets: Forecasts,
+    weights: Forecasts,
+    levels: tuple[float, ...],
+) -> Average:
+    """Twice the pinball loss, a mean over levels q: 2 max(q e, (q - 1) e) with e = target - quantile.
+
+    With many levels it is the CRPS, the continuous ranked probability score (Laio and Tamea 2007); with 0.5 alone it is
+    the absolute error.
+    """
+    errors = targets[..., None] - quantiles
+    share = over_features(jnp.asarray(levels, errors.dtype), errors)
+    losses = 2 * jnp.mean(jnp.maximum(share * errors, (share - 1) * errors), axis=-1)
+    return Average(jnp.sum(losses * weights), jnp.sum(weights))
+
+
+def coverage(quantiles: Float[Array, "*batch channels levels"], targets: Forecasts, weights: Forecasts) -> Average:
+    """The share of targets between the lowest and the highest quantile."""
+    inside = (quantiles[..., 0] <= targets) & (targets <= quantiles[..., -1])
+    return Average(jnp.sum(inside * weights), jnp.sum(weights))
+
+
 def mean_absolute_scaled_error(errors: Forecasts, weights: Forecasts, scale: Float[Array, " channels"]) -> Average:
     """MASE: the mean of |error| / scale, with the training error of the seasonal naive forecast of a channel as scale.
 

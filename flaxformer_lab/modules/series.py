@@ -4,6 +4,7 @@ A layout says what a token is. `channels=independent` reads each channel as an e
 (Nie et al. 2023): the embedding then returns [batch * channels, tokens, width], and the head brings the channels back.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +22,7 @@ from flaxformer_lab.modules.sharding import read
 
 Inputs = dict[str, Array]  # series and observed [batch, lookback, channels], marks [batch, lookback + horizon, marks]
 Series = Float[Array, "batch steps channels"]
+Forecasts = Float[Array, "batch horizon targets *quantiles"]
 EPSILON = 1e-5  # of the instance's variance, as in RevIN and PatchTST
 
 
@@ -86,14 +88,15 @@ class InstanceNorm(nnx.Module):
         series = (series - level) / spread
         return series if self.scale is None else series * read(self.scale)[None, None] + read(self.shift)[None, None]
 
-    def inverse(self, forecasts: Series, inputs: Inputs, targets: tuple[int, ...]) -> Series:
+    def inverse(self, forecasts: Forecasts, inputs: Inputs, targets: tuple[int, ...]) -> Forecasts:
         """Forecasts of the channels `targets` in the units of the inputs."""
         if self._kind == "off":
             return forecasts
         chosen = np.array(targets)
-        level, spread = (each[..., chosen] for each in self._level_and_spread(inputs))
+        shape = (..., chosen, *[None] * (forecasts.ndim - 3))
+        level, spread = (each[shape] for each in self._level_and_spread(inputs))
         if self.scale is not None:
-            scale, shift = (read(each)[chosen][None, None] for each in (self.scale, self.shift))
+            scale, shift = (read(each)[None, None][shape] for each in (self.scale, self.shift))
             forecasts = (forecasts - shift) / (scale + EPSILON**2)  # as in the authors' code: a scale may reach 0
         return forecasts * spread + level
 
@@ -142,6 +145,7 @@ class IndividualDense(nnx.Module):
 class ForecastHead(nnx.Module):
     """Token vectors to forecasts [batch, horizon, targets], in the units of the inputs.
 
+    quantiles: so many of each value, on one more axis; None forecasts one number.
     pooling: of the tokens of a sequence: `flat` (side by side), `mean` or `last`; the token of a variate stands for
     itself. individual: a map of its own for each channel; else one for all.
     """
@@ -156,23 +160,24 @@ class ForecastHead(nnx.Module):
         horizon: int,
         *,
         individual: bool,
+        quantiles: int | None = None,
         norm: InstanceNorm,
         bias: bool,
         rngs: Rngs,
     ):
-        self._layout, self._pooling, self._horizon, self.norm = layout, pooling, horizon, norm
+        self._layout, self._pooling, self.norm = layout, pooling, norm
+        self._shape = (horizon,) if quantiles is None else (horizon, quantiles)
+        numbers = math.prod(self._shape)  # of one channel
         variates, targets = layout.kind == "variate", len(layout.targets)
         self._features = features = width * (layout.tokens if pooling == "flat" and not variates else 1)
         self._by_channel = variates or layout.independent
         if individual:
-            self.map = IndividualDense(targets, features, horizon, bias=bias, rngs=rngs)
+            self.map = IndividualDense(targets, features, numbers, bias=bias, rngs=rngs)
         else:
-            outputs = horizon * (1 if self._by_channel else targets)
+            outputs = numbers * (1 if self._by_channel else targets)
             self.map = Dense(features, outputs, axes=("width", None), bias=bias, rngs=rngs)
 
-    def __call__(
-        self, x: Float[Array, "sequences tokens width"], inputs: Inputs
-    ) -> Float[Array, "batch horizon targets"]:
+    def __call__(self, x: Float[Array, "sequences tokens width"], inputs: Inputs) -> Forecasts:
         layout, batch = self._layout, inputs["series"].shape[0]
         if layout.kind == "variate":
             x = x[:, :1] if layout.independent else x[:, np.array(layout.targets)]
@@ -180,7 +185,7 @@ class ForecastHead(nnx.Module):
             x = self._pooled(x)
         if self._by_channel:
             x = x.reshape(batch, len(layout.targets), self._features)
-        y = self.map(x).reshape(batch, len(layout.targets), self._horizon).astype(jnp.float32)
+        y = self.map(x).reshape(batch, len(layout.targets), *self._shape).astype(jnp.float32)
         return self.norm.inverse(jnp.swapaxes(y, 1, 2), inputs, layout.targets)
 
     def _pooled(self, x: Float[Array, "sequences tokens width"]) -> Float[Array, "sequences features"]:

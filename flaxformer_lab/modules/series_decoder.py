@@ -15,7 +15,7 @@ from flaxformer_lab.modules.decomposition import Decomposition
 from flaxformer_lab.modules.distilling import CircularConvolution
 from flaxformer_lab.modules.projection import Dense
 from flaxformer_lab.modules.rngs import Rngs
-from flaxformer_lab.modules.series import Inputs, InstanceNorm
+from flaxformer_lab.modules.series import Forecasts, Inputs, InstanceNorm
 
 Series = Float[Array, "batch steps channels"]
 
@@ -70,16 +70,32 @@ class SourceTargetEmbedding(nnx.Module):
 
 
 class DecoderHead(nnx.Module):
-    """A linear map of the decoder's last `horizon` tokens to the channels `targets`, in the units of the inputs."""
+    """A linear map of the decoder's last `horizon` tokens to the channels `targets`, in the units of the inputs.
+
+    quantiles: so many of each value, on one more axis; None forecasts one number.
+    """
 
     reads_inputs = True
 
-    def __init__(self, width: int, targets: tuple[int, ...], *, horizon: int, norm: InstanceNorm, rngs: Rngs):
-        self._targets, self._horizon, self.norm = targets, horizon, norm
-        self.map = Dense(width, len(targets), axes=("width", None), bias=True, rngs=rngs)
+    def __init__(
+        self,
+        width: int,
+        targets: tuple[int, ...],
+        *,
+        horizon: int,
+        quantiles: int | None = None,
+        norm: InstanceNorm,
+        rngs: Rngs,
+    ):
+        self._targets, self._horizon, self._quantiles, self.norm = targets, horizon, quantiles, norm
+        self.map = Dense(width, len(targets) * (quantiles or 1), axes=("width", None), bias=True, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "batch target width"], inputs: Inputs) -> Float[Array, "batch horizon targets"]:
-        return self.norm.inverse(self.map(self._last(x)).astype(jnp.float32), inputs, self._targets)
+    def __call__(self, x: Float[Array, "batch target width"], inputs: Inputs) -> Forecasts:
+        return self.norm.inverse(self._values(x).astype(jnp.float32), inputs, self._targets)
+
+    def _values(self, x: Float[Array, "batch target width"]) -> Forecasts:
+        y = self.map(self._last(x))
+        return y if self._quantiles is None else y.reshape(*y.shape[:2], len(self._targets), self._quantiles)
 
     def _last(self, x: Float[Array, "batch target features"]) -> Float[Array, "batch horizon features"]:
         return x[:, x.shape[1] - self._horizon :]
@@ -96,9 +112,11 @@ class TrendHead(DecoderHead):
         convolution = lambda: CircularConvolution(width, len(targets), bias=False, rngs=rngs)  # noqa: E731
         self.trends = nnx.List([convolution() for _ in range(blocks)])
 
-    def __call__(self, x: Mapping[str, Array], inputs: Inputs) -> Float[Array, "batch horizon targets"]:
+    def __call__(self, x: Mapping[str, Array], inputs: Inputs) -> Forecasts:
         """x: the output of `Autoformer`."""
         mean = jnp.mean(self.norm(inputs)[..., np.array(self._targets)], axis=1, keepdims=True)
         moved = sum(convolution(x["trends"][:, :, block]) for block, convolution in enumerate(self.trends))
-        forecasts = self._last(self.map(x["seasonal"]) + moved).astype(jnp.float32) + mean
-        return self.norm.inverse(forecasts, inputs, self._targets)
+        trend = self._last(moved).astype(jnp.float32) + mean
+        values = self._values(x["seasonal"]).astype(jnp.float32)
+        values = values + trend.reshape(*trend.shape, *[1] * (values.ndim - 3))  # the trend of all quantiles
+        return self.norm.inverse(values, inputs, self._targets)

@@ -175,7 +175,8 @@ class Forecasting(Task):
             norm = InstanceNorm(task.instance_norm, layout.channels)
             shared = {"norm": norm, "bias": config.bias, "rngs": rngs}
             embedding = SeriesEmbedding(layout, task.embedding, config.width, dtype=config.dtype, **shared)
-            head = ForecastHead(layout, task.head, config.width, task.horizon, individual=task.individual, **shared)
+            shared |= {"individual": task.individual, "quantiles": len(task.quantiles) or None}
+            head = ForecastHead(layout, task.head, config.width, task.horizon, **shared)
             grid = (layout.tokens,)
             return Network(config, embedding=embedding, grid=grid, outputs=task.horizon, head=head, rngs=rngs)
 
@@ -194,6 +195,7 @@ class Forecasting(Task):
             "model.norm.kind": (getattr(getattr(config, "norm", None), "kind", "off"), "off"),
             "model.position": (getattr(config, "position", "off"), "off"),
             "model.bias": (config.bias, True),
+            "task.quantiles": (task.quantiles, ()),
             "task.tokens": (task.tokens, "variate"),
             "task.channels": (task.channels, "mixed"),
             "task.embedding": (task.embedding, "identity"),
@@ -231,6 +233,7 @@ class Forecasting(Task):
             shared = {"horizon": task.horizon, "norm": InstanceNorm(task.instance_norm, layout.channels), "rngs": rngs}
             options = {"label_length": task.label_length, "moving_average": averages, "dtype": config.dtype}
             embedding = SourceTargetEmbedding(layout.channels, layout.marks, config.width, **options, **shared)
+            shared |= {"quantiles": len(task.quantiles) or None}
             if averages:
                 head = TrendHead(config.width, layout.targets, blocks=config.depth, **shared)
             else:
@@ -255,9 +258,18 @@ class Forecasting(Task):
             "loss_weights": weights,
         }
 
-    def loss_and_metrics(self, outputs: Float[Array, "batch horizon targets"], batch: Batch) -> Metrics:
-        targets, weights = batch["targets"], batch["loss_weights"]
+    def loss_and_metrics(self, outputs: Float[Array, "batch horizon targets *quantiles"], batch: Batch) -> Metrics:
+        targets, weights, levels = batch["targets"], batch["loss_weights"], self._config.quantiles
         mean, spread, scale = (self._of_targets(name) for name in ("mean", "spread", "seasonal_error"))
+        of_quantiles = {}
+        if levels:
+            unit = weights if self._config.standardised else weights / spread
+            score = forecast_errors.quantile_score(outputs, targets, unit, levels)
+            of_quantiles = {
+                "crps": forecast_errors.Average(score.total, jnp.sum(weights)),
+                "coverage": forecast_errors.coverage(outputs, targets, weights),
+            }
+            outputs = outputs[..., levels.index(0.5)]
         errors = outputs - targets
         if self._config.standardised:
             outputs, targets = (each * spread + mean for each in (outputs, targets))
@@ -273,7 +285,30 @@ class Forecasting(Task):
             f"mse_at_{step}": forecast_errors.mean_squared_error(errors[:, step - 1], weights[:, step - 1])
             for step in shown_steps(self._config.horizon)
         }
-        return {"loss": metrics[self._config.loss]} | metrics | at_steps
+        metrics |= of_quantiles
+        return {"loss": metrics["crps" if levels else self._config.loss]} | metrics | at_steps
+
+    def predictions_of(
+        self, outputs: Float[Array, "batch horizon targets *quantiles"]
+    ) -> Float[Array, "batch horizon targets *quantiles"]:
+        """In the units of the data; quantiles in the order of `task.quantiles`."""
+        if not self._config.standardised:
+            return outputs
+        mean, spread = self._mean_and_spread(outputs)
+        return outputs * spread + mean
+
+    def outputs_of(
+        self, predictions: Float[Array, "batch horizon targets *quantiles"]
+    ) -> Float[Array, "batch horizon targets *quantiles"]:
+        if not self._config.standardised:
+            return predictions
+        mean, spread = self._mean_and_spread(predictions)
+        return (predictions - mean) / spread
+
+    def _mean_and_spread(self, outputs: Array) -> tuple[Array, Array]:
+        """[1, 1, targets], with one more axis for quantiles."""
+        more = [1] * (outputs.ndim - 3)
+        return tuple(self._of_targets(name).reshape(1, 1, -1, *more) for name in ("mean", "spread"))
 
     def _of_targets(self, name: str) -> Float[Array, "1 1 targets"]:
         return jnp.asarray(np.array(self.metadata[name], np.float32)[np.array(self._targets)])[None, None]

@@ -130,7 +130,7 @@ METADATA |= {"seasonal_error": [1.0] * 3, "step": 3600, "season": 24}
 
 @pytest.mark.parametrize(
     ("name", "knobs"),
-    [("informer", {}), ("autoformer", {}), ("fedformer", {}), ("patchtst", {}),
+    [("informer", {}), ("autoformer", {"task.quantiles": (0.1, 0.5, 0.9)}), ("fedformer", {}), ("patchtst", {}),
      ("fedformer", {"model.attention.kind": "wavelet", "model.attention.mix_axes": False})],
 )  # fmt: skip
 def test_a_recipe_makes_a_network_that_forecasts_its_targets(name, knobs):
@@ -149,7 +149,7 @@ def test_a_recipe_makes_a_network_that_forecasts_its_targets(name, knobs):
 
     spec = task.input_spec(2)
     gradients, outputs = jax.eval_shape(jax.grad(loss, has_aux=True), *network.shapes, spec)
-    assert outputs.shape == (2, 96, 2)
+    assert outputs.shape == (2, 96, 2) + ((3,) if "task.quantiles" in knobs else ())
     assert jax.tree.structure(gradients) == jax.tree.structure(network.shapes[0])
 
 

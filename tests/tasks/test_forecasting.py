@@ -189,6 +189,56 @@ def test_a_constant_channel_does_not_count_in_mase(values, write, make):
     np.testing.assert_allclose(found["mase"], evaluate(others, fit(others, "seasonal_naive"))["mase"], rtol=1e-5)
 
 
+@pytest.mark.parametrize("standardised", [False, True])
+def test_quantiles_are_scored_by_the_pinball_loss(make, standardised):
+    """Against loops over single values, some of them masked, in standardised units; the median is the forecast."""
+    levels = (0.1, 0.5, 0.75)
+    task = make(quantiles=levels, standardised=standardised)
+    batch = batch_of(task)
+    targets, known = np.asarray(batch["targets"], float), np.asarray(batch["loss_weights"]) > 0
+    spread = np.ones(3) if standardised else np.array(task.metadata["spread"])
+    outputs = targets[..., None] + spread[:, None] * np.random.default_rng(0).normal(size=(*targets.shape, 3))
+    outputs = np.asarray(outputs, np.float32)
+    found = metrics.compute([task.loss_and_metrics(jnp.asarray(outputs), batch)])
+    losses, inside, squares = [], [], []
+    for place in np.argwhere(known):
+        window, step, channel = place
+        target, values = targets[window, step, channel], outputs[window, step, channel].astype(float)
+        for level, value in zip(levels, values, strict=True):
+            error = (target - value) / spread[channel]
+            losses.append(2 * (level * error if error > 0 else (level - 1) * error))
+        inside.append(values[0] <= target <= values[-1])
+        squares.append(((target - values[1]) / spread[channel]) ** 2)
+    expected = {"crps": np.mean(losses), "loss": np.mean(losses), "coverage": np.mean(inside), "mse": np.mean(squares)}
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=2e-4), name
+
+
+@pytest.mark.parametrize("individual", [False, True])
+def test_a_head_of_quantiles_has_a_map_for_each_level(make, individual):
+    """The network of a task without them, with one level's columns of the map, forecasts that level."""
+    knobs = {"instance_norm": "last", "tokens": "variate", "embedding": "identity", "individual": individual}
+    task, params, forecast = built(make, LINEAR, targets=("c", "a"), marks=False, quantiles=(0.2, 0.5), **knobs)
+    single, _, _ = built(make, LINEAR, targets=("c", "a"), marks=False, **knobs)
+    inputs, network = random_inputs(task), single.network(LINEAR)
+    found = np.asarray(forecast(inputs))
+    assert found.shape == (2, HORIZON, 2, 2)
+    for level in (0, 1):
+        weights = jax.tree.map(lambda leaf, level=level: leaf[..., level::2], params)
+        expected, _ = network.apply(weights, network.shapes[1], inputs)
+        np.testing.assert_allclose(found[..., level], expected, atol=1e-4)
+
+
+def test_predictions_are_in_the_units_of_the_data(make, values):
+    task = make(targets=("c", "a"))
+    outputs = jnp.zeros((1, HORIZON, 2)).at[0, 0, 1].set(2.0)
+    found = np.asarray(task.predictions_of(outputs))
+    train = values[:360].astype(float)
+    np.testing.assert_allclose(found[0, 1], np.nanmean(train, axis=0)[[2, 0]], rtol=1e-5)
+    np.testing.assert_allclose(found[0, 0, 1], (np.nanmean(train, axis=0) + 2 * np.nanstd(train, axis=0))[0], rtol=1e-5)
+    np.testing.assert_allclose(task.outputs_of(found), outputs, atol=1e-5)
+
+
 # ------------------------------------------------------------------------------------------------- the baselines
 
 
@@ -516,6 +566,10 @@ def test_an_identity_embedding_needs_the_width_of_its_tokens(make):
             {"tokens": "patch", "patch_length": 40, "lookback": 31},
             r"task.patch_length=40 is more than task.lookback=31",
         ),
+        ({"quantiles": (0.1, 0.9)}, r"task.quantiles=0.1,0.9 must rise from above 0 to below 1, with 0.5 among them"),
+        ({"quantiles": (0.5, 0.1)}, r"task.quantiles=0.5,0.1 must rise"),
+        ({"quantiles": (0.5, 1.0)}, r"task.quantiles=0.5,1.0 must rise"),
+        ({"quantiles": (0.5,), "loss": "mae"}, r"task.loss=mae with task.quantiles, which are trained by the pinball"),
         ({"individual": True}, r"task.individual=true with task.tokens=step and task.channels=mixed"),
     ],
 )

@@ -1,15 +1,18 @@
 """`csv:PATH` and `parquet:PATH` as a time series: a column of dates, and channels that are numbers."""
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
 from flaxformer_lab.data.own.address import Address
-from flaxformer_lab.data.own.columns import Choices, Table, column_of, infer, numbers_of
+from flaxformer_lab.data.own.columns import Choices, Column, Table, column_of, infer, numbers_of
 from flaxformer_lab.data.own.contents import shares
 from flaxformer_lab.data.own.tables import choices_of, read_table
 from flaxformer_lab.errors import ConfigError, DataError
+from flaxformer_lab.parsing import nearest
 
 OF_OTHER_TASKS = ("target", "categories", "rare")  # options
 MOST_ROWS = 20  # rows of the grid for each row of the file; more mean that time is not even
@@ -32,8 +35,10 @@ class OwnSeries:
     notes: tuple[str, ...]
 
 
-def read_series(address: Address) -> OwnSeries:
+def read_series(address: Address, channels: Sequence[str] = ()) -> OwnSeries:
     """The series in a file. `dates=NAME` says which column is the time, where there are several.
+
+    channels: to be read, whatever their values; none reads all columns of numbers that change.
 
     Raises:
         ConfigError: an option that cannot be, or that another task has.
@@ -47,7 +52,10 @@ def read_series(address: Address) -> OwnSeries:
             )
     table, choices = read_table(address), choices_of(address)
     time_name = _time_column(table, choices)
-    columns, left_out = infer(table, choices, used=[time_name])
+    if channels:
+        columns, left_out = _named(table, choices, channels), {}
+    else:
+        columns, left_out = infer(table, choices, used=[time_name])
     channels = [column for column in columns if column.kind in ("number", "boolean")]
     notes = [f"{name} is left out: {why}" for name, why in left_out.items() if why != "as you say"]
     notes += [f"{column.name} is left out: it is a {column.kind}" for column in columns if column not in channels]
@@ -62,6 +70,23 @@ def read_series(address: Address) -> OwnSeries:
         notes.append(f"{len(time) - len(table):,} rows are missing, in {len(gaps):,} gaps, the first after {first}")
     ends = tuple(int(end + 1e-6) for end in np.cumsum(shares(address)) * len(time))  # rounded down
     return OwnSeries(tuple(column.name for column in channels), time, values, step, ends, tuple(notes))
+
+
+def _named(table: Table, choices: Choices, names: Sequence[str]) -> list[Column]:
+    """These columns, which are numbers unless their values are yes and no.
+
+    Raises:
+        DataError: one is not there, or has other values.
+    """
+    lacking = [name for name in names if name not in table.columns]
+    if lacking:
+        raise DataError(
+            f"{table.path} has no channel {lacking[0]}, which the model reads: "
+            f"{nearest(lacking[0], table.columns)}it has {', '.join(table.columns)}"
+        )
+    numbers = dataclasses.replace(choices, numbers=tuple(names))
+    found = (column_of(table, name, choices) for name in names)
+    return [each if each.kind == "boolean" else column_of(table, each.name, numbers) for each in found]
 
 
 def _time_column(table: Table, choices: Choices) -> str:
