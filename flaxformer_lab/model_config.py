@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from flaxformer_lab import registry
 from flaxformer_lab.errors import ConfigError
-from flaxformer_lab.parsing import AtLeastOne, Choices, Depth, Positive, Rate
+from flaxformer_lab.parsing import AtLeastOne, Choices, Depth, Positive, Rate, Rule
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh", "identity"]
 # Of float32 products, by JAX's names. GPUs and TPUs can multiply float32 faster in fewer bits; a CPU never does.
@@ -64,6 +64,8 @@ class AttentionConfig:
         mix_axes: for `probsparse` and `frequency`, whose papers' code merges heads with tokens and features in another
             order than it splits them (Informer's flag `mix`, in the decoder alone; FEDformer always).
         residual_scores: for `softmax`: each block adds its scores to those of the block before (RealFormer, PatchTST).
+        rotary_base: with model.position=rotary: pair i of d features turns by t / rotary_base^(2i/d) at token t.
+        rotary_share: the share of a head's features that rotary positions turn; the others do not know their place.
     """
 
     kind: AttentionKind = "softmax"
@@ -87,6 +89,8 @@ class AttentionConfig:
     wavelet_channels: AtLeastOne = 8
     mix_axes: bool = False
     residual_scores: bool = False
+    rotary_base: Positive = 1e4
+    rotary_share: Annotated[float, Rule("must be above 0 and at most 1", lambda value: 0 < value <= 1)] = 1.0
 
     @property
     def kind_of_cross(self) -> str:
@@ -164,6 +168,7 @@ class TransformerConfig(ModelConfig):
         position: how tokens know their place: a learned table, one that starts from U(-0.02, 0.02) (`uniform`,
             PatchTST) or a sinusoidal one, rotary query and key, or not at all.
         bias: whether maps and norms have biases.
+        parallel: attention and FFN of a block read the same input, and both are added to it (GPT-J, GPT-NeoX).
         causal: a token does not see later tokens.
         dropout: rate of dropout on what attention and FFN add.
         dtype: of the computation; parameters, their gradients and all sums stay float32.
@@ -181,6 +186,7 @@ class TransformerConfig(ModelConfig):
     skip: SkipConfig = field(default_factory=SkipConfig)
     position: Literal["learned", "uniform", "sinusoidal", "rotary", "off"] = "learned"
     bias: bool = True
+    parallel: bool = False
     causal: bool = False
     dropout: Rate = 0.0
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -196,6 +202,11 @@ class TransformerConfig(ModelConfig):
     def num_kv_heads(self) -> int:
         """Heads of keys and values."""
         return self.attention.num_kv_heads or self.attention.num_heads
+
+    @property
+    def rotary_features(self) -> int:
+        """How many of a head's features rotary positions turn."""
+        return int(self.head_dim * self.attention.rotary_share)
 
     @property
     def hidden(self) -> int:
@@ -215,6 +226,11 @@ class TransformerConfig(ModelConfig):
             raise ConfigError(
                 "model.norm.kind=batchnorm with model.causal=true: in training its statistics are those of all tokens, "
                 "later ones included; choose layernorm or rmsnorm"
+            )
+        if self.parallel and self.norm.placement == "post":
+            raise ConfigError(
+                "model.parallel=true with model.norm.placement=post: the norm after attention would be between the two "
+                "parts; set model.norm.placement=pre or model.parallel=false"
             )
         if self.position == "sinusoidal" and self.width % 2:
             raise ConfigError(
@@ -260,9 +276,12 @@ class TransformerConfig(ModelConfig):
                 "or kind=softmax and causal=false"
             )
         turns = getattr(build, "parts", 3) > 1  # there are queries and keys
-        if turns and self.position == "rotary" and self.head_dim % 2:
+        turned = self.rotary_features
+        if turns and self.position == "rotary" and (turned % 2 or not turned):
+            share = self.attention.rotary_share
+            share = f" x model.attention.rotary_share={share} = {turned}" if share < 1 else ""
             raise ConfigError(
-                f"model.position=rotary rotates pairs of features, so head_dim={self.head_dim} must be even; "
+                f"model.position=rotary rotates pairs of features, so head_dim={self.head_dim}{share} must be even; "
                 "choose another num_heads or head_dim, or position learned, sinusoidal or off"
             )
 
@@ -356,6 +375,11 @@ class EncoderDecoderConfig(TransformerConfig):
     def rules(self) -> None:
         """Raises ConfigError when knobs contradict one another."""
         super().rules()
+        if self.parallel:
+            raise ConfigError(
+                f"model.parallel=true with model.name={self.name}, whose blocks have parts one after another; set it "
+                "to false or choose model.name=transformer"
+            )
         key, kind = "cross_kind" if self.attention.cross_kind else "kind", self.attention.kind_of_cross
         if kind == "off" or not registry.ask("attention", kind, "crosses", self):
             raise ConfigError(

@@ -3,7 +3,8 @@
     python tools/make_parity_goldens.py
 
 Needs the `parity` extra. Each model is one file, `tests/goldens/parity_NAME.safetensors`. It holds the tensors as
-save_pretrained names them, under `weights/`; `inputs`, `logits`, and for BERT `valid`; and config.json as metadata.
+save_pretrained names them, under `weights/`; `inputs`, `logits`, and for encoders of text `valid`; and config.json as
+metadata.
 """
 
 import argparse
@@ -20,9 +21,23 @@ from transformers import (
     BertForMaskedLM,
     BertForSequenceClassification,
     BertForTokenClassification,
+    BertModel,
+    DeiTConfig,
+    DeiTForImageClassification,
+    DeiTForImageClassificationWithTeacher,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    DistilBertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedModel,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaForSequenceClassification,
     ViTConfig,
     ViTForImageClassification,
 )
@@ -43,13 +58,32 @@ MODELS = {
     "vit": ViTForImageClassification(ViTConfig(**VIT, num_labels=7)),
     "bert_sequence": BertForSequenceClassification(BertConfig(**BERT, num_labels=3)),
 }
+# Sizes that are neither even nor alike: 30 features in heads of 10, or 6 heads of 10 with 2 of keys, 15 tokens.
+ODD = {"hidden_size": 30, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 42}
+ODD_TOKENS = {"vocab_size": 61, "max_position_embeddings": 15, "bos_token_id": 0, "eos_token_id": 0}
+ODD_IMAGES = {"image_size": 15, "patch_size": 5, "num_channels": 3}
+ROBERTA = {**ODD, **ODD_TOKENS, "max_position_embeddings": 17, "layer_norm_eps": 0.01, "pad_token_id": 1}
+DISTILBERT = {"dim": 30, "n_layers": 2, "n_heads": 3, "hidden_dim": 42, "vocab_size": 61, "max_position_embeddings": 15}
+LLAMA = ODD | ODD_TOKENS | {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 10, "rms_norm_eps": 0.02}
+NEOX_ROTATION = {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.6}
+MODELS |= {
+    "bert_body": BertModel(BertConfig(**ODD, **ODD_TOKENS)),
+    "roberta_masked": RobertaForMaskedLM(RobertaConfig(**ROBERTA)),
+    "roberta_sequence": RobertaForSequenceClassification(RobertaConfig(**ROBERTA, num_labels=3)),
+    "distilbert_masked": DistilBertForMaskedLM(DistilBertConfig(**DISTILBERT)),
+    "distilbert_sequence": DistilBertForSequenceClassification(DistilBertConfig(**DISTILBERT, num_labels=5)),
+    "deit": DeiTForImageClassification(DeiTConfig(**ODD, **ODD_IMAGES, num_labels=7)),
+    "deit_teacher": DeiTForImageClassificationWithTeacher(DeiTConfig(**ODD, **ODD_IMAGES, num_labels=7)),
+    "gpt_neox": GPTNeoXForCausalLM(GPTNeoXConfig(**ODD, **ODD_TOKENS, rope_parameters=NEOX_ROTATION)),
+    "llama": LlamaForCausalLM(LlamaConfig(**LLAMA, rope_parameters={"rope_type": "default", "rope_theta": 300.0})),
+}
 
 
 class Golden(NamedTuple):
     """A model as its files hold it, inputs as our network takes them, and the logits of transformers.
 
     inputs: symbols int32 [batch, tokens], or images float32 [batch, rows, columns, channels].
-    valid: which tokens are not padding [batch, tokens]; only BERT.
+    valid: which tokens are not padding [batch, tokens]; only encoders of text.
     """
 
     weights: dict[str, np.ndarray]
@@ -60,21 +94,25 @@ class Golden(NamedTuple):
 
 
 def make(model: PreTrainedModel, seed: int) -> Golden:
-    """Returns `model` with weights and inputs drawn from `seed`; a text model must have `TOKENS`."""
+    """Returns `model` with weights and inputs drawn from `seed`."""
     rng = np.random.default_rng(seed)
     randomize(model, rng)
-    batch, kind, valid = 3, model.config.model_type, None
-    if kind == "vit":
-        inputs = rng.standard_normal((batch, 16, 16, model.config.num_channels), np.float32)
+    batch, config, valid = 3, model.config, None
+    if config.model_type in ("vit", "deit"):
+        inputs = rng.standard_normal((batch, config.image_size, config.image_size, config.num_channels), np.float32)
         options = {"pixel_values": torch.from_numpy(inputs).permute(0, 3, 1, 2)}
     else:
-        inputs = rng.integers(TOKENS["vocab_size"], size=(batch, TOKENS["max_position_embeddings"]), dtype=np.int32)
+        # RoBERTa's table begins with two rows of padding, and symbol 1 is padding in any place.
+        first = 2 if config.model_type == "roberta" else 0
+        tokens = config.max_position_embeddings - first
+        inputs = rng.integers(first, config.vocab_size, size=(batch, tokens), dtype=np.int32)
         options = {"input_ids": torch.from_numpy(inputs).long()}
-    if kind == "bert":
-        valid = np.arange(inputs.shape[1])[None, :] < np.array([[16], [9], [4]])
+    if config.model_type in ("bert", "roberta", "distilbert"):
+        valid = np.arange(inputs.shape[1])[None, :] < np.array([[inputs.shape[1]], [9], [4]])
         options["attention_mask"] = torch.from_numpy(valid).long()
     with torch.inference_mode():
-        logits = model.float().eval()(**options).logits.numpy()
+        outputs = model.float().eval()(**options)
+    logits = (outputs.logits if hasattr(outputs, "logits") else outputs.last_hidden_state).numpy()
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         weights = load_file(Path(folder) / "model.safetensors")
@@ -87,7 +125,7 @@ def randomize(model: torch.nn.Module, rng: np.random.Generator) -> None:
     """Draws every parameter again, with a variance that makes each one visible in the logits."""
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            center = 1 if isinstance(module, torch.nn.LayerNorm) and name == "weight" else 0
+            center = 1 if type(module).__name__.endswith("Norm") and name == "weight" else 0
             draw = center + 0.3 * rng.standard_normal(parameter.shape, np.float32)
             parameter.copy_(torch.from_numpy(draw))
 

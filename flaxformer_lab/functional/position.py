@@ -1,5 +1,7 @@
 """Position embeddings: sinusoidal and rotary."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -24,23 +26,31 @@ def sinusoidal_2d(rows: int, columns: int, width: int) -> Float[Array, "{rows}*{
     return jnp.concatenate([row, jnp.tile(column, (rows, 1))], axis=-1)
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames=("base", "features"))
 def rotary(
-    x: Float[Array, "batch tokens heads head_dim"], first: Int[Array, " batch"] | None = None
+    x: Float[Array, "batch tokens heads head_dim"],
+    first: Int[Array, " batch"] | None = None,
+    *,
+    base: float = 1e4,
+    features: int | None = None,
 ) -> Float[Array, "batch tokens heads head_dim"]:
-    """Rotates feature pair (i, i + head_dim/2) of token t by t / 10^4^(2i/head_dim) (Su et al. 2021, eq. 34).
+    """Rotates feature pair (i, i + head_dim/2) of token t by t / base^(2i/head_dim) (Su et al. 2021, eq. 34).
 
     Scores between rotated queries and keys depend on the distance of their tokens alone; head_dim must be even.
     first: the position of each example's first token; None means 0.
+    features: how many of a head's first features are rotated, an even number; the others stay. None means all.
     """
+    if features is not None and features < x.shape[-1]:
+        turned = rotary(x[..., :features], first, base=base)
+        return jnp.concatenate([turned, x[..., features:]], axis=-1)
     position = jnp.arange(x.shape[1])[None] + (0 if first is None else first[:, None])
-    angle = _angles(position, x.shape[-1])[:, :, None, :]
+    angle = _angles(position, x.shape[-1], base)[:, :, None, :]
     sine, cosine = jnp.sin(angle).astype(x.dtype), jnp.cos(angle).astype(x.dtype)
     a, b = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([a * cosine - b * sine, b * cosine + a * sine], axis=-1)
 
 
-def _angles(position: Int[Array, "*tokens"], features: int) -> Float[Array, "*tokens half"]:
-    """t / 10^4^(2i/features) for a token at position t and pair i."""
-    frequency = 1e4 ** (-jnp.arange(0, features, 2) / features)
+def _angles(position: Int[Array, "*tokens"], features: int, base: float = 1e4) -> Float[Array, "*tokens half"]:
+    """t / base^(2i/features) for a token at position t and pair i."""
+    frequency = base ** (-jnp.arange(0, features, 2) / features)
     return position[..., None] * frequency.reshape((1,) * position.ndim + frequency.shape)

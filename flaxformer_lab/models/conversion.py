@@ -1,51 +1,33 @@
-"""Converts Hugging Face's GPT-2, BERT and ViT to our networks: the same weights give the same logits.
+"""Converts Hugging Face's models to our networks and back: the same weights give the same logits.
 
     settings = json.loads(Path("gpt2/config.json").read_text())
     converted = from_huggingface("gpt2/model.safetensors", settings)
     logits, _ = converted.network.apply(converted.params, {}, symbols)
 
-GPT-2 and BERT take symbols [batch, tokens]; BERT takes its attention_mask as `valid`, and every token is in segment 0.
-ViT takes images [batch, rows, columns, channels]. Dropout is left out: it does not change the logits.
+Text models take symbols [batch, tokens]; BERT and its kin take the attention_mask as `valid`, and every token is in
+segment 0. ViT and DeiT take images [batch, rows, columns, channels]. Dropout is left out: it does not change the
+logits. `models/pretrained/` says of each family where its tensors go.
 """
 
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from flaxformer_lab.errors import ConfigError
-from flaxformer_lab.functional.feedforward import ACTIVATIONS
 from flaxformer_lab.functional.trees import leaf_paths
 from flaxformer_lab.model_config import TransformerConfig
-from flaxformer_lab.models.network import Network, PureNetwork, Tree, functionalize
+from flaxformer_lab.models.network import PureNetwork, Tree, functionalize
+from flaxformer_lab.models.pretrained import decoders, encoders, vision
+from flaxformer_lab.models.pretrained.plan import Plan, Settings, Source, Tensors, undo
 from flaxformer_lab.models.tensors import load_tensors
-from flaxformer_lab.modules.embedding import PatchEmbedding, TokenEmbedding
-from flaxformer_lab.modules.norm import LayerNorm
-from flaxformer_lab.modules.projection import Dense
-from flaxformer_lab.modules.rngs import Rngs
-from flaxformer_lab.parsing import nearest, parse
-
-Settings = Mapping[str, Any]  # the content of a Hugging Face config.json
-Tensors = dict[str, np.ndarray]
-
-ACTIVATION_NAMES = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-    "silu": "silu",
-    "swish": "silu",
-    "tanh": "tanh",
-}
+from flaxformer_lab.parsing import nearest
 
 
 class Converted(NamedTuple):
@@ -59,12 +41,37 @@ class Converted(NamedTuple):
         return f"Converted({self.config.name} of width {self.config.width}, {self.network})"
 
 
+# The families, and the transformers classes whose heads we have: each is a head, or the body alone.
+PLANS: dict[str, Callable[[Settings, Tensors, str], Plan]] = {
+    "gpt2": decoders.gpt2,
+    "bert": encoders.bert,
+    "vit": vision.vit,
+    "roberta": encoders.roberta,
+    "distilbert": encoders.distilbert,
+    "deit": vision.vit,
+    "gpt_neox": decoders.gpt_neox,
+    "llama": decoders.llama,
+}
+_HEADS = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "Model")
+ARCHITECTURES = {
+    "gpt2": ("GPT2LMHeadModel",),
+    "bert": tuple(f"Bert{head}" for head in _HEADS),
+    "vit": ("ViTForImageClassification",),
+    "roberta": tuple(f"Roberta{head}" for head in _HEADS),
+    "distilbert": tuple(f"DistilBert{head}" for head in _HEADS),
+    "deit": ("DeiTForImageClassification", "DeiTForImageClassificationWithTeacher"),
+    "gpt_neox": ("GPTNeoXForCausalLM",),
+    "llama": ("LlamaForCausalLM",),
+}
+
+
 def from_huggingface(
     weights: str | os.PathLike | Mapping[str, np.ndarray], settings: Settings, *, drop: tuple[str, ...] = ()
 ) -> Converted:
     """Returns the network whose logits are those of the transformers model that wrote these files.
 
-    The model is one of `ARCHITECTURES`; settings["architectures"] says which.
+    The model is one of `ARCHITECTURES`; settings["architectures"] says which. A body alone (BertModel) gives the
+    vector of every token; its pooler is left out.
 
     Args:
         weights: a .safetensors file, a folder of the shards of one, or its tensors by their names there.
@@ -76,54 +83,72 @@ def from_huggingface(
             missing, is not used by the network, or has another shape than in the settings.
     """
     tensors = _load(weights)
-    kind = settings.get("model_type")
-    if kind not in PLANS:
-        raise ConfigError(
-            f"model_type={kind!r} cannot be converted: {nearest(str(kind), PLANS)}choose {', '.join(PLANS)}"
-        )
-    architecture = _architecture(settings, tensors)
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(drop)}
-    plan = PLANS[kind](settings, tensors, architecture)
-    tensors = _with_ties(tensors, plan.ties)
-    _check_names(tensors, plan, architecture)
+    plan, tensors = _planned(tensors, settings, drop)
     network = functionalize(plan.build)
     shapes, _ = network.shapes
     leaves = [_make_leaf(path, like.shape, plan.table[path], tensors) for path, like in leaf_paths(shapes).items()]
     return Converted(plan.config, network, jax.tree.unflatten(jax.tree.structure(shapes), leaves))
 
 
-class MaskedHead(nnx.Module):
-    """W2 norm(activation(W1 x + b1)) + b2: BERT's head for masked tokens (Devlin et al. 2019)."""
+def to_huggingface(
+    params: Tree, weights: str | os.PathLike | Mapping[str, np.ndarray], settings: Settings
+) -> dict[str, np.ndarray]:
+    """The tensors of `weights` with those that the parameters of its network (`from_huggingface`) say instead.
 
-    def __init__(self, config: TransformerConfig, outputs: int, *, rngs: Rngs):
-        self._activation = ACTIVATIONS[config.ffn.activation]
-        self.transform = Dense(config.width, config.width, axes=("width", None), bias=True, rngs=rngs)
-        self.norm = LayerNorm(config)
-        self.output = Dense(config.width, outputs, axes=("width", None), bias=True, rngs=rngs)
+    In the types that they had; what the network does not use stays as it is.
 
-    def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch outputs"]:
-        return self.output(self.norm(self._activation(self.transform(x))))
+    Raises:
+        ConfigError: as in `from_huggingface`; parameters of another network; a bias for which the file has no place;
+            tied tensors that training moved apart.
+    """
+    original = _load(weights)
+    plan, tensors = _planned(original, settings, drop=(), allow_extra=True)
+    leaves, changed = leaf_paths(params), {}
+    if leaves.keys() != plan.table.keys():
+        raise ConfigError(
+            f"these parameters are not those of this model: {_listed(leaves.keys() ^ plan.table.keys())} are in one of "
+            "them alone; give those of from_huggingface, or of a run that started from it"
+        )
+    for path, source in plan.table.items():
+        try:
+            made = undo(source, np.asarray(leaves[path], np.float32), tensors)
+        except ValueError as error:
+            raise ConfigError(f"{path} cannot be written into {_listed(source.names)}: {error}") from error
+        changed |= made
+    for copy, name in plan.ties.items():
+        if copy in original or copy == name:
+            continue
+        if not np.array_equal(changed[copy], changed.get(name, changed[copy])):
+            raise ConfigError(
+                f"{copy} and {name} are one tensor in this model, and training moved them apart; train with a tied "
+                "head frozen (training.train_only), or save with tie_word_embeddings=false"
+            )
+        changed.setdefault(name, changed[copy])
+    return {name: changed.get(name, tensor).astype(tensor.dtype) for name, tensor in original.items()}
 
 
-class PooledHead(nnx.Module):
-    """W2 tanh(W1 x + b1) + b2 of the first token: BERT's head for whole sequences (Devlin et al. 2019)."""
-
-    def __init__(self, config: TransformerConfig, outputs: int, *, rngs: Rngs):
-        self.pooler = Dense(config.width, config.width, axes=("width", None), bias=True, rngs=rngs)
-        self.output = Dense(config.width, outputs, axes=("width", None), bias=True, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "batch width"]) -> Float[Array, "batch outputs"]:
-        return self.output(jnp.tanh(self.pooler(x)))
-
-
-# ------------------------------------------------------------------------------- which tensor goes where
-
-# The transformers classes whose heads we have, by model type.
-ARCHITECTURES = {
-    "gpt2": ("GPT2LMHeadModel",),
-    "bert": ("BertForMaskedLM", "BertForSequenceClassification", "BertForTokenClassification"),
-    "vit": ("ViTForImageClassification",),
-}
+def _planned(
+    tensors: Tensors, settings: Settings, drop: tuple[str, ...], allow_extra: bool = False
+) -> tuple[Plan, Tensors]:
+    """The plan of a model, and its tensors with tied ones."""
+    kind = settings.get("model_type")
+    if not isinstance(kind, str) or kind not in PLANS:
+        raise ConfigError(
+            f"model_type={kind!r} cannot be converted: {nearest(str(kind), PLANS)}choose {', '.join(PLANS)}"
+        )
+    for key in ("num_hidden_layers", "n_layer", "n_layers"):
+        depth = settings.get(key)
+        if isinstance(depth, int) and depth > len(tensors):
+            raise ConfigError(
+                f"{key}={depth} with {len(tensors)} tensors: each layer has several; use the config.json that belongs "
+                "to the weights"
+            )
+    architecture = _architecture(settings, tensors)
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(drop)}
+    plan = PLANS[kind](settings, tensors, architecture)
+    tensors = _with_ties(tensors, plan.ties)
+    _check_names(tensors, plan, architecture, allow_extra)
+    return plan, tensors
 
 
 def _architecture(settings: Settings, tensors: Tensors) -> str:
@@ -133,288 +158,16 @@ def _architecture(settings: Settings, tensors: Tensors) -> str:
     if given is None and kind == "bert":
         if any(name.startswith("cls.predictions.") for name in tensors):
             given = ["BertForMaskedLM"]
-        elif not any(name.removeprefix("bert.").startswith("pooler.") for name in tensors):
+        elif "classifier.weight" in tensors and not any("pooler." in name for name in tensors):
             given = ["BertForTokenClassification"]
     elif given is None:
-        given = list(supported)
+        given = [supported[0]] if len(supported) == 1 else None
     if not isinstance(given, list) or len(given) != 1 or given[0] not in supported:
         raise ConfigError(
             f"architectures={given!r} of {kind} cannot be converted; choose a model with one of "
             f"{', '.join(supported)}, or name the one whose head the tensors have"
         )
     return given[0]
-
-
-class Source(NamedTuple):
-    """The source of one of our leaves: `make` of the tensors called `names`."""
-
-    make: Callable[..., np.ndarray]
-    names: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How one model type is converted.
-
-    Attributes:
-        table: from each of our leaf paths to its source.
-        ties: from a tensor that a file may leave out to the one that it equals.
-        buffers: a pattern of the names of constants, which are not weights.
-    """
-
-    config: TransformerConfig
-    build: Callable[[Rngs], nnx.Module]
-    table: dict[str, Source]
-    ties: dict[str, str]
-    buffers: str = ""
-
-
-def _gpt2(settings: Settings, tensors: Tensors, architecture: str) -> Plan:
-    """GPT-2 (Radford et al. 2019): pre-norm, causal; the head is the transposed embedding, without a bias."""
-    del architecture
-    _require(settings, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
-    width, vocabulary, tokens = (_size(settings, key) for key in ("n_embd", "vocab_size", "n_positions"))
-    config = _model_config(
-        width=width,
-        depth=_size(settings, "n_layer"),
-        heads=_size(settings, "n_head"),
-        hidden=4 * width if settings.get("n_inner") is None else _size(settings, "n_inner"),
-        activation=_activation(settings, "activation_function", "gelu_new"),
-        norm={"placement": "pre", "epsilon": settings.get("layer_norm_epsilon", 1e-5)},
-        causal=True,
-    )
-
-    def build(rngs: Rngs) -> nnx.Module:
-        embedding = TokenEmbedding(vocabulary, width, dtype=config.dtype, rngs=rngs)
-        return Network(config, embedding=embedding, grid=(tokens,), outputs=vocabulary, rngs=rngs)
-
-    body = _body("transformer.", tensors)
-    table = {
-        "embedding.table": Source(_same, (f"{body}wte.weight",)),
-        "body.position": Source(_same, (f"{body}wpe.weight",)),
-        **_norm("body.norm", f"{body}ln_f"),
-        "head.kernel": Source(_transposed, ("lm_head.weight",)),
-        "head.bias": Source(_no_bias, ("lm_head.weight",)),
-    }
-    for n in range(config.depth):
-        ours, theirs = f"body.blocks.{n}", f"{body}h.{n}"
-        table |= _norm(f"{ours}.attention_norm", f"{theirs}.ln_1")
-        table |= _conv1d(f"{ours}.attention.projection", f"{theirs}.attn.c_attn", heads=config.attention.num_heads)
-        table |= _conv1d(f"{ours}.attention.output", f"{theirs}.attn.c_proj")
-        table |= _norm(f"{ours}.ffn_norm", f"{theirs}.ln_2")
-        table |= _conv1d(f"{ours}.ffn.up", f"{theirs}.mlp.c_fc")
-        table |= _conv1d(f"{ours}.ffn.down", f"{theirs}.mlp.c_proj")
-    ties = _ties(settings, {"lm_head.weight": f"{body}wte.weight"})
-    return Plan(config, build, table, ties, r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias")
-
-
-def _bert(settings: Settings, tensors: Tensors, architecture: str) -> Plan:
-    """BERT (Devlin et al. 2019): post-norm, bidirectional, with one of three heads."""
-    _require(settings, position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
-    width, vocabulary, tokens = (
-        _size(settings, key) for key in ("hidden_size", "vocab_size", "max_position_embeddings")
-    )
-    config = _encoder_config(settings, placement="post")
-    masked, pooled = architecture == "BertForMaskedLM", architecture == "BertForSequenceClassification"
-    outputs = vocabulary if masked else _outputs(tensors)
-
-    def build(rngs: Rngs) -> nnx.Module:
-        embedding = TokenEmbedding(vocabulary, width, dtype=config.dtype, rngs=rngs)
-        make_head = MaskedHead if masked else PooledHead if pooled else None
-        options = {
-            "pooling": "class_token" if pooled else "off",
-            "head": make_head and make_head(config, outputs, rngs=rngs),
-        }
-        return Network(config, embedding=embedding, grid=(tokens,), outputs=outputs, **options, rngs=rngs)
-
-    body = _body("bert.", tensors)
-    segments = f"{body}embeddings.token_type_embeddings.weight"
-    table = {
-        "embedding.table": Source(_same, (f"{body}embeddings.word_embeddings.weight",)),
-        "body.position": Source(_plus_first, (f"{body}embeddings.position_embeddings.weight", segments)),
-        **_norm("body.norm", f"{body}embeddings.LayerNorm"),
-    }
-    for n in range(config.depth):
-        ours, theirs = f"body.blocks.{n}", f"{body}encoder.layer.{n}"
-        parts = [f"{theirs}.attention.self.{part}" for part in ("query", "key", "value")]
-        table |= _dense(f"{ours}.attention.projection", *parts, heads=config.attention.num_heads)
-        table |= _dense(f"{ours}.attention.output", f"{theirs}.attention.output.dense")
-        table |= _norm(f"{ours}.attention_norm", f"{theirs}.attention.output.LayerNorm")
-        table |= _dense(f"{ours}.ffn.up", f"{theirs}.intermediate.dense")
-        table |= _dense(f"{ours}.ffn.down", f"{theirs}.output.dense")
-        table |= _norm(f"{ours}.ffn_norm", f"{theirs}.output.LayerNorm")
-    ties = {}
-    if masked:
-        table |= _dense("head.transform", "cls.predictions.transform.dense")
-        table |= _norm("head.norm", "cls.predictions.transform.LayerNorm")
-        table |= _dense("head.output", "cls.predictions.decoder")
-        ties |= _ties(settings, {"cls.predictions.decoder.weight": f"{body}embeddings.word_embeddings.weight"})
-        ties |= _ties(settings, {"cls.predictions.decoder.bias": "cls.predictions.bias"})
-    elif pooled:
-        table |= _dense("head.pooler", f"{body}pooler.dense")
-        table |= _dense("head.output", "classifier")
-    else:
-        table |= _dense("head", "classifier")
-    return Plan(config, build, table, ties, r"(bert\.)?embeddings\.position_ids")
-
-
-def _vit(settings: Settings, tensors: Tensors, architecture: str) -> Plan:
-    """ViT (Dosovitskiy et al. 2021): pre-norm, with a class token."""
-    del architecture
-    width, image, patch, channels = (
-        _size(settings, key) for key in ("hidden_size", "image_size", "patch_size", "num_channels")
-    )
-    if image % patch:
-        raise ConfigError(
-            f"patch_size={patch} does not divide image_size={image}, so pixels would be cut off; choose another model"
-        )
-    config = _encoder_config(settings, placement="pre")
-    tokens, outputs = 1 + (image // patch) ** 2, _outputs(tensors)
-
-    def build(rngs: Rngs) -> nnx.Module:
-        options = {"bias": True, "class_token": True, "dtype": config.dtype, "rngs": rngs}
-        embedding = PatchEmbedding(patch, channels, width, **options)
-        return Network(config, embedding=embedding, grid=(tokens,), outputs=outputs, pooling="class_token", rngs=rngs)
-
-    body = _body("vit.", tensors)
-    convolution = f"{body}embeddings.patch_embeddings.projection"
-    flattened = partial(_flattened, window=(channels, patch, patch))
-    table = {
-        "embedding.projection.kernel": Source(flattened, (f"{convolution}.weight",)),
-        "embedding.projection.bias": Source(_same, (f"{convolution}.bias",)),
-        "embedding.class_token": Source(partial(np.squeeze, axis=(0, 1)), (f"{body}embeddings.cls_token",)),
-        "body.position": Source(partial(np.squeeze, axis=0), (f"{body}embeddings.position_embeddings",)),
-        **_norm("body.norm", f"{body}layernorm"),
-        **_dense("head", "classifier"),
-    }
-    for n in range(config.depth):
-        ours, theirs = f"body.blocks.{n}", f"{body}encoder.layer.{n}"
-        parts = [f"{theirs}.attention.attention.{part}" for part in ("query", "key", "value")]
-        table |= _norm(f"{ours}.attention_norm", f"{theirs}.layernorm_before")
-        options = {"heads": config.attention.num_heads, "bias": settings.get("qkv_bias", True)}
-        table |= _dense(f"{ours}.attention.projection", *parts, **options)
-        table |= _dense(f"{ours}.attention.output", f"{theirs}.attention.output.dense")
-        table |= _norm(f"{ours}.ffn_norm", f"{theirs}.layernorm_after")
-        table |= _dense(f"{ours}.ffn.up", f"{theirs}.intermediate.dense")
-        table |= _dense(f"{ours}.ffn.down", f"{theirs}.output.dense")
-    return Plan(config, build, table, {})
-
-
-PLANS: dict[str, Callable[[Settings, Tensors, str], Plan]] = {"gpt2": _gpt2, "bert": _bert, "vit": _vit}
-
-
-def _dense(ours: str, *theirs: str, heads: int = 1, bias: bool = True) -> dict[str, Source]:
-    """PyTorch's Linear keeps [features out, features in]; query, key and value are fused head by head."""
-    kernels = tuple(f"{name}.weight" for name in theirs)
-    biases = tuple(f"{name}.bias" for name in theirs)
-    return {
-        f"{ours}.kernel": Source(partial(_transposed, heads=heads), kernels),
-        f"{ours}.bias": Source(partial(_fused, heads=heads), biases) if bias else Source(_no_bias, kernels),
-    }
-
-
-def _conv1d(ours: str, theirs: str, heads: int | None = None) -> dict[str, Source]:
-    """GPT-2's Conv1D keeps [features in, features out]; with `heads`, all queries, then all keys, then all values."""
-    fused = _same if heads is None else partial(_rearranged, heads=heads)
-    return {f"{ours}.kernel": Source(fused, (f"{theirs}.weight",)), f"{ours}.bias": Source(fused, (f"{theirs}.bias",))}
-
-
-def _norm(ours: str, theirs: str) -> dict[str, Source]:
-    return {f"{ours}.scale": Source(_same, (f"{theirs}.weight",)), f"{ours}.bias": Source(_same, (f"{theirs}.bias",))}
-
-
-def _same(tensor: np.ndarray) -> np.ndarray:
-    return tensor
-
-
-def _fused(*tensors: np.ndarray, heads: int = 1) -> np.ndarray:
-    """Several projections concatenated along the first axis, head by head."""
-    if len({tensor.shape for tensor in tensors}) > 1 or len(tensors[0]) % heads:
-        raise ValueError(f"they are not {len(tensors)} of the same shape with {heads} heads")
-    by_head = [tensor.reshape(heads, -1, *tensor.shape[1:]) for tensor in tensors]
-    return np.concatenate(by_head, axis=1).reshape(-1, *tensors[0].shape[1:])
-
-
-def _rearranged(tensor: np.ndarray, *, heads: int) -> np.ndarray:
-    if tensor.shape[-1] % 3:
-        raise ValueError(f"its {tensor.shape[-1]} columns are not query, key and value")
-    return _fused(*np.split(tensor.T, 3), heads=heads).T
-
-
-def _transposed(*kernels: np.ndarray, heads: int = 1) -> np.ndarray:
-    return _fused(*kernels, heads=heads).T
-
-
-def _no_bias(*kernels: np.ndarray) -> np.ndarray:
-    """A zero bias for kernels [features out, features in] that have none."""
-    return np.zeros(sum(map(len, kernels)), np.float32)
-
-
-def _plus_first(positions: np.ndarray, segments: np.ndarray) -> np.ndarray:
-    """Every token is in segment 0, so its vector moves into the position table."""
-    if positions.shape[1:] != segments.shape[1:]:
-        raise ValueError("the two tables differ in width")
-    return positions + segments[:1]
-
-
-def _flattened(kernel: np.ndarray, *, window: tuple[int, int, int]) -> np.ndarray:
-    """A convolution's [width, channel, row, column] as a map of flat patches [row x column x channel, width]."""
-    if kernel.shape[1:] != window:
-        raise ValueError("the convolution has another window")
-    return kernel.transpose(2, 3, 1, 0).reshape(-1, len(kernel))
-
-
-# ------------------------------------------------------------------------------------------- settings
-
-
-def _encoder_config(settings: Settings, *, placement: str) -> TransformerConfig:
-    """The config of BERT or ViT, whose settings have the same names."""
-    return _model_config(
-        width=_size(settings, "hidden_size"),
-        depth=_size(settings, "num_hidden_layers"),
-        heads=_size(settings, "num_attention_heads"),
-        hidden=_size(settings, "intermediate_size"),
-        activation=_activation(settings, "hidden_act", "gelu"),
-        norm={"placement": placement, "epsilon": settings.get("layer_norm_eps", 1e-12)},
-        causal=False,
-    )
-
-
-def _model_config(*, heads: int, hidden: int, activation: str, width: int, **knobs: Any) -> TransformerConfig:
-    attention, ffn = {"num_heads": heads}, {"activation": activation, "expansion": hidden / width}
-    return parse(TransformerConfig, {"width": width, "attention": attention, "ffn": ffn, **knobs}, "model")
-
-
-def _size(settings: Settings, key: str) -> int:
-    value = settings.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(
-            f"{key}={value!r} must be a whole number of at least 1; use the config.json that belongs to the weights"
-        )
-    return value
-
-
-def _activation(settings: Settings, key: str, default: str) -> str:
-    name = settings.get(key, default)
-    if name not in ACTIVATION_NAMES:
-        raise ConfigError(
-            f"{key}={name!r} cannot be expressed by our config; "
-            f"choose a model with one of {', '.join(ACTIVATION_NAMES)}"
-        )
-    return ACTIVATION_NAMES[name]
-
-
-def _require(settings: Settings, **required: Any) -> None:
-    for key, value in required.items():
-        if settings.get(key, value) != value:
-            raise ConfigError(
-                f"{key}={settings[key]!r} of {settings['model_type']} cannot be expressed by our config; "
-                f"choose a model with {key}={value!r}"
-            )
-
-
-def _ties(settings: Settings, ties: dict[str, str]) -> dict[str, str]:
-    return ties if settings.get("tie_word_embeddings", True) else {}
 
 
 # -------------------------------------------------------------------------------------------- tensors
@@ -431,16 +184,6 @@ def _load(weights: str | os.PathLike | Mapping[str, np.ndarray]) -> Tensors:
     return {name if modern[name] in weights else modern[name]: tensor for name, tensor in weights.items()}
 
 
-def _body(prefix: str, tensors: Tensors) -> str:
-    """`prefix` where the body's names have it, as in a file with a head; else an empty string."""
-    return prefix if any(name.startswith(prefix) for name in tensors) else ""
-
-
-def _outputs(tensors: Tensors) -> int:
-    """The number of classes of the classifier; 1 where it is missing, which `_check_names` reports."""
-    return np.size(tensors.get("classifier.bias", 0))
-
-
 def _with_ties(tensors: Tensors, ties: dict[str, str]) -> Tensors:
     """The tensors, and a copy for each tied one that the file leaves out."""
     copies = {copy: tensors[original] for copy, original in ties.items() if original in tensors}
@@ -453,11 +196,11 @@ def _with_ties(tensors: Tensors, ties: dict[str, str]) -> Tensors:
     return copies | tensors
 
 
-def _check_names(tensors: Tensors, plan: Plan, architecture: str) -> None:
+def _check_names(tensors: Tensors, plan: Plan, architecture: str, allow_extra: bool = False) -> None:
     known = {name for source in plan.table.values() for name in source.names}
     missing = known - tensors.keys()
     extra = {name for name in tensors.keys() - known - set(plan.ties.values()) if not re.fullmatch(plan.buffers, name)}
-    problems = []
+    problems, extra = [], set() if allow_extra else extra
     if missing:
         problems.append(f"the weights lack {_listed(missing)}")
     if extra:
@@ -486,6 +229,8 @@ def _make_leaf(path: str, shape: tuple[int, ...], source: Source, tensors: Tenso
         leaf = source.make(*(np.asarray(tensor, np.float32) for tensor in found.values()))
     except (ValueError, IndexError, TypeError):  # shapes that do not fit each other
         leaf = None
+    if leaf is not None and not np.all(np.isfinite(leaf)):
+        raise ConfigError(f"{', '.join(found)}: values that are not finite; the file is damaged")
     if leaf is None or leaf.shape != shape:
         given = ", ".join(f"{name} {tensor.shape}" for name, tensor in found.items())
         raise ConfigError(

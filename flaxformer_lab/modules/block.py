@@ -63,7 +63,7 @@ class Block(nnx.Module):
         scores: with attention.residual_scores, those of the block before; then the new ones are returned too.
         """
         skip, keys_of = self._config.skip, lambda part: None if keys is None else fold_in(keys, part)
-        x = intermediates.hook_point("input", x)
+        x = block_input = intermediates.hook_point("input", x)
         if self.attention:
             inner = intermediates.within("attention")
             attend = functools.partial(self.attention, valid=valid, intermediates=inner)
@@ -81,7 +81,8 @@ class Block(nnx.Module):
         if self.ffn:
             inner, ffn = intermediates.within("ffn"), self.ffn
             ffn = functools.partial(ffn, intermediates=inner) if isinstance(ffn, FeedForward) else ffn
-            x = self._residual(x, ffn, self.ffn_norm, skip.ffn, valid, keys_of(1), inner)
+            read = block_input if self._config.parallel else None
+            x = self._residual(x, ffn, self.ffn_norm, skip.ffn, valid, keys_of(1), inner, read)
         x = intermediates.hook_point("output", x)
         return (x, kept[0]) if getattr(self.attention, "residual", False) else x
 
@@ -97,7 +98,7 @@ class Block(nnx.Module):
         self, x: TokenVectors, attend: Callable[[TokenVectors], tuple[TokenVectors, Cache]]
     ) -> tuple[TokenVectors, Cache]:
         """Attention and FFN; returns the cache of the attention too, an empty one where it is off."""
-        skip, caches = self._config.skip, [{}]
+        skip, caches, block_input = self._config.skip, [{}], x
         if self.attention:
 
             def attend_and_keep(y: TokenVectors) -> TokenVectors:
@@ -106,7 +107,8 @@ class Block(nnx.Module):
 
             x = self._residual(x, attend_and_keep, self.attention_norm, skip.attention)
         if self.ffn:
-            x = self._residual(x, self.ffn, self.ffn_norm, skip.ffn)
+            read = block_input if self._config.parallel else None
+            x = self._residual(x, self.ffn, self.ffn_norm, skip.ffn, read=read)
         return x, caches[0]
 
     def _residual(
@@ -118,10 +120,14 @@ class Block(nnx.Module):
         valid: Valid | None = None,
         keys: Keys | None = None,
         intermediates: Intermediates = DISABLED,
+        read: TokenVectors | None = None,
     ) -> TokenVectors:
-        """x + part(norm(x)) where the norm comes before (pre), or norm(x + part(x)) where it comes after (post)."""
-        pre = self._config.norm.placement == "pre"
-        y = intermediates.hook_point("input", norm(x, valid) if norm and pre else x)
+        """x + part(norm(x)) where the norm comes before (pre), or norm(x + part(x)) where it comes after (post).
+
+        read: what the part takes instead of x.
+        """
+        pre, read = self._config.norm.placement == "pre", x if read is None else read
+        y = intermediates.hook_point("input", norm(read, valid) if norm and pre else read)
         y = intermediates.hook_point("output", part(y))
         if keys is not None and self._config.dropout:
             y = dropout(y, keys, self._config.dropout)

@@ -44,3 +44,13 @@ def test_rotary_scores_depend_on_distance_alone():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_rotary_keeps_the_dtype(dtype):
     assert rotary(jnp.ones((1, 2, 1, 4), dtype)).dtype == dtype
+
+
+def test_rotary_of_some_features_with_another_base():
+    x = np.random.default_rng(2).normal(size=(1, 5, 2, 10)).astype(np.float32)
+    result = np.asarray(rotary(jnp.asarray(x), base=50.0, features=4))
+    np.testing.assert_array_equal(result[..., 4:], x[..., 4:])
+    for pair in range(2):
+        number = (x[..., pair] + 1j * x[..., pair + 2]) * np.exp(1j * np.arange(5)[None, :, None] / 50 ** (pair / 2))
+        np.testing.assert_allclose(result[..., pair], number.real, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(result[..., pair + 2], number.imag, rtol=1e-5, atol=1e-5)

@@ -77,6 +77,7 @@ class Attention(nnx.Module):
         self._heads, self._head_dim = attention.num_heads, config.head_dim
         self._causal, self._window = config.causal and not crosses, None if crosses else attention.window
         self._rotary = config.position == "rotary" and not crosses
+        self._rotation = {"base": attention.rotary_base, "features": config.rotary_features}
         self._slots = min(attention.window or tokens, tokens)
         self._activation = ACTIVATIONS[attention.activation]
         # For each head of the key: heads of the query (where there is one), of the key, of the value.
@@ -124,7 +125,7 @@ class Attention(nnx.Module):
 
     def apply_rope(self, x: AnyHeads, first: Positions | None = None) -> AnyHeads:
         """Queries or keys, rotated where model.position=rotary; `first`: the position of their first token."""
-        return rotary(x, first) if self._rotary else x
+        return rotary(x, first, **self._rotation) if self._rotary else x
 
     def output_projection(self, x: TokenVectors, mixed: Heads) -> TokenVectors:
         """Merged heads, normalised and gated where these knobs are on, at the model's width."""
