@@ -9,6 +9,7 @@ segment 0. ViT and DeiT take images [batch, rows, columns, channels]. Dropout is
 logits. `models/pretrained/` says of each family where its tensors go.
 """
 
+import functools
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -82,9 +83,8 @@ def from_huggingface(
         ConfigError: another kind of file, model or head, a setting that our config cannot express, a tensor that is
             missing, is not used by the network, or has another shape than in the settings.
     """
-    tensors = _load(weights)
-    plan, tensors = _planned(tensors, settings, drop)
-    network = functionalize(plan.build)
+    plan, tensors = planned(_load(weights), settings, drop)
+    network = functionalize(functools.partial(plan.build, plan.config))
     shapes, _ = network.shapes
     leaves = [_make_leaf(path, like.shape, plan.table[path], tensors) for path, like in leaf_paths(shapes).items()]
     return Converted(plan.config, network, jax.tree.unflatten(jax.tree.structure(shapes), leaves))
@@ -102,7 +102,7 @@ def to_huggingface(
             tied tensors that training moved apart.
     """
     original = _load(weights)
-    plan, tensors = _planned(original, settings, drop=(), allow_extra=True)
+    plan, tensors = planned(original, settings, allow_extra=True)
     leaves, changed = leaf_paths(params), {}
     if leaves.keys() != plan.table.keys():
         raise ConfigError(
@@ -127,10 +127,14 @@ def to_huggingface(
     return {name: changed.get(name, tensor).astype(tensor.dtype) for name, tensor in original.items()}
 
 
-def _planned(
-    tensors: Tensors, settings: Settings, drop: tuple[str, ...], allow_extra: bool = False
+def planned(
+    tensors: Tensors, settings: Settings, drop: tuple[str, ...] = (), allow_extra: bool = False
 ) -> tuple[Plan, Tensors]:
-    """The plan of a model, and its tensors with tied ones."""
+    """The plan of a model, and its tensors with tied ones; of the tensors only names and shapes matter to the plan.
+
+    Raises:
+        ConfigError: as in `from_huggingface`; with allow_extra not for tensors that the network does not use.
+    """
     kind = settings.get("model_type")
     if not isinstance(kind, str) or kind not in PLANS:
         raise ConfigError(

@@ -61,9 +61,7 @@ def gpt2(settings: Settings, tensors: Tensors, architecture: str) -> Plan:
         table |= _conv1d(f"{ours}.ffn.up", f"{theirs}.mlp.c_fc")
         table |= _conv1d(f"{ours}.ffn.down", f"{theirs}.mlp.c_proj")
     tied = ties(settings, {"lm_head.weight": f"{body}wte.weight"})
-    return Plan(
-        config, _builder(config, settings, tokens), table, tied, r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias"
-    )
+    return Plan(config, _builder(settings, tokens), table, tied, r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias")
 
 
 def gpt_neox(settings: Settings, tensors: Tensors, architecture: str) -> Plan:
@@ -99,7 +97,7 @@ def gpt_neox(settings: Settings, tensors: Tensors, architecture: str) -> Plan:
         table |= dense(f"{ours}.ffn.down", f"{theirs}.mlp.dense_4h_to_h")
     tied = ties(settings, {"embed_out.weight": f"{body}embed_in.weight"}, default=False)
     constants = r"(gpt_neox\.)?layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)"
-    return Plan(config, _builder(config, settings, size(settings, "max_position_embeddings")), table, tied, constants)
+    return Plan(config, _builder(settings, size(settings, "max_position_embeddings")), table, tied, constants)
 
 
 def llama(settings: Settings, tensors: Tensors, architecture: str) -> Plan:
@@ -139,13 +137,13 @@ def llama(settings: Settings, tensors: Tensors, architecture: str) -> Plan:
             table |= dense(f"{ours}.ffn.{part}", f"{theirs}.mlp.{part}_proj", bias=None)
     tied = ties(settings, {"lm_head.weight": f"{body}embed_tokens.weight"}, default=False)
     constants = r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
-    return Plan(config, _builder(config, settings, size(settings, "max_position_embeddings")), table, tied, constants)
+    return Plan(config, _builder(settings, size(settings, "max_position_embeddings")), table, tied, constants)
 
 
-def _builder(config: TransformerConfig, settings: Settings, tokens: int):
+def _builder(settings: Settings, tokens: int):
     vocabulary = size(settings, "vocab_size")
 
-    def build(rngs: Rngs) -> nnx.Module:
+    def build(config: TransformerConfig, rngs: Rngs) -> nnx.Module:
         embedding = TokenEmbedding(vocabulary, config.width, dtype=config.dtype, rngs=rngs)
         return Network(config, embedding=embedding, grid=(tokens,), outputs=vocabulary, rngs=rngs)
 

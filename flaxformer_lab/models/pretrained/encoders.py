@@ -44,7 +44,7 @@ class _Head(NamedTuple):
     """pooling and module of a head, its classes, the table of its leaves, and the tensors that may be left out."""
 
     pooling: str
-    make: Callable[[Rngs], nnx.Module] | None
+    make: Callable[[TransformerConfig, Rngs], nnx.Module] | None
     outputs: int
     table: dict[str, Source]
     ties: dict[str, str]
@@ -130,18 +130,18 @@ def _head(
         vocabulary, (transform, norm_, output) = size(settings, "vocab_size"), masked
         table = dense("head.transform", transform) | norm("head.norm", norm_) | dense("head.output", output)
         tied = ties(settings, {f"{output}.weight": word_table, f"{output}.bias": masked_bias})
-        make = partial(MaskedHead, config, vocabulary, activation=masked_activation)
-        return _Head("off", lambda rngs: make(rngs=rngs), vocabulary, table, tied)
+        options = {"outputs": vocabulary, "activation": masked_activation}
+        return _Head("off", lambda config, rngs: MaskedHead(config, **options, rngs=rngs), vocabulary, table, tied)
     if architecture.endswith("ForSequenceClassification"):
         pooler, classifier, activation_ = pooled
         classes = outputs(tensors, f"{classifier}.bias")
         table = dense("head.pooler", pooler) | dense("head.output", classifier)
-        make = partial(PooledHead, config, classes, activation=activation_)
-        return _Head("class_token", lambda rngs: make(rngs=rngs), classes, table, {})
+        options = {"outputs": classes, "activation": activation_}
+        return _Head("class_token", lambda config, rngs: PooledHead(config, **options, rngs=rngs), classes, table, {})
     if architecture.endswith("ForTokenClassification"):
         return _Head("off", None, outputs(tensors), dense("head", "classifier"), {})
     pooling = settings.get("pooling", {"mode": "off", "normalised": False})  # of sentence-transformers (folder.py)
-    make_head = lambda rngs: EmbeddingHead(normalised=pooling["normalised"])  # noqa: E731
+    make_head = lambda config, rngs: EmbeddingHead(normalised=pooling["normalised"])  # noqa: E731
     return _Head(pooling["mode"], make_head, config.width, {}, {})
 
 
@@ -159,9 +159,9 @@ def _encoder(
     """first: the row of the position table that is the first token's."""
     vocabulary, tokens = size(settings, "vocab_size"), size(settings, "max_position_embeddings") - first
 
-    def build(rngs: Rngs) -> nnx.Module:
+    def build(config: TransformerConfig, rngs: Rngs) -> nnx.Module:
         embedding = TokenEmbedding(vocabulary, config.width, dtype=config.dtype, rngs=rngs)
-        options: dict[str, Any] = {"pooling": head.pooling, "head": head.make and head.make(rngs)}
+        options: dict[str, Any] = {"pooling": head.pooling, "head": head.make and head.make(config, rngs)}
         return Network(config, embedding=embedding, grid=(tokens,), outputs=head.outputs, **options, rngs=rngs)
 
     positions = (f"{body}embeddings.position_embeddings.weight",)

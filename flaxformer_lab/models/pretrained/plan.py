@@ -47,13 +47,14 @@ class Plan:
     """How one model is converted.
 
     Attributes:
+        build: makes the network with this config or, where parts are changed, with another.
         table: from each of our leaf paths to its source.
         ties: from a tensor that a file may leave out to the one that it equals.
         buffers: a pattern of the names that are no weights, or none that the outputs depend on.
     """
 
     config: TransformerConfig
-    build: Callable[[Rngs], nnx.Module]
+    build: Callable[[TransformerConfig, Rngs], nnx.Module]
     table: dict[str, Source]
     ties: dict[str, str] = field(default_factory=dict)
     buffers: str = ""

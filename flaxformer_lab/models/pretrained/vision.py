@@ -6,6 +6,7 @@ import numpy as np
 from flax import nnx
 
 from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.model_config import TransformerConfig
 from flaxformer_lab.models.network import Network
 from flaxformer_lab.models.pretrained.encoders import encoder_config
 from flaxformer_lab.models.pretrained.heads import DistilledEmbedding, DistilledHead
@@ -37,7 +38,7 @@ def vit(settings: Settings, tensors: Tensors, architecture: str) -> Plan:
     tokens = 1 + distilled + (image // patch) ** 2
     classes = outputs(tensors, "cls_classifier.bias" if two_heads else "classifier.bias")
 
-    def build(rngs: Rngs) -> nnx.Module:
+    def build(config: TransformerConfig, rngs: Rngs) -> nnx.Module:
         options = {"bias": True, "class_token": True, "dtype": config.dtype, "rngs": rngs}
         embedding = (DistilledEmbedding if distilled else PatchEmbedding)(patch, channels, config.width, **options)
         head = {"head": DistilledHead(config, classes, rngs=rngs)} if two_heads else {"pooling": "class_token"}
