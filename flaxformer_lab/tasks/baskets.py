@@ -1,0 +1,335 @@
+"""What a user buys next: all items are ranked, from the user's history of baskets or of items."""
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from flaxformer_lab.data.baskets import (
+    Baskets,
+    as_bits,
+    first_purchases,
+    frequent,
+    quantile_of_time,
+    queries_after,
+    read_baskets,
+)
+from flaxformer_lab.functional.metrics import Average, Metrics
+from flaxformer_lab.functional.ranking import recall_and_ndcg
+from flaxformer_lab.model_config import ModelConfig
+from flaxformer_lab.models.network import Network, PureNetwork, functionalize
+from flaxformer_lab.modules.items import NO_ITEM, ItemEmbedding, ItemHead
+from flaxformer_lab.modules.rngs import Rngs
+from flaxformer_lab.registry import register
+from flaxformer_lab.task_config import NextBasketConfig
+from flaxformer_lab.tasks.examples import Arrays, Examples
+from flaxformer_lab.tasks.task import Batch, PrimaryMetric, Task
+
+TOP = 10
+DAY = 24 * 60  # minutes
+NDCG = PrimaryMetric("ndcg", f"NDCG@{TOP}", higher_is_better=True, limits=(0.0, 1.0))
+NO_BASKET = -1
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """The events of each user, in the order of time, and where they are divided.
+
+    first: where a user's own begin, [users + 1]. item, basket: of each event. until: how many of a user's events train.
+    asked: by split, (user, first of the target's events, the one after its last).
+    cut: minutes; no event of training is later.
+    """
+
+    first: Int[np.ndarray, " users_and_one"]
+    item: Int[np.ndarray, " events"]
+    basket: Int[np.ndarray, " events"]
+    until: Int[np.ndarray, " users"]
+    asked: Mapping[str, Int[np.ndarray, "queries 3"]]
+    cut: float
+
+    def history(self, user: int, until: int) -> slice:
+        """The events of a user before event number `until` of theirs."""
+        return slice(self.first[user], self.first[user] + until)
+
+
+def divide(baskets: Baskets, config: NextBasketConfig) -> tuple[Baskets, Sequences]:
+    """The baskets that a config keeps, and their division into training and queries."""
+    if config.split == "last":
+        kept = first_purchases(baskets, config.core)
+        own = kept.of_users()
+        lengths = np.array([sum(kept.sizes[each]) for each in own])
+        asked = {
+            split: np.stack([np.arange(len(own)), lengths - back, lengths - back + 1], axis=1)
+            for split, back in (("validation", 2), ("test", 1))
+        }
+        return kept, _sequences(kept, own, lengths - 2, asked, float(kept.time.max()))
+    kept = frequent(baskets, config.least_rows)
+    own, cut = kept.of_users(), quantile_of_time(kept, config.cut)
+    before = np.array([np.searchsorted(kept.time[each], cut, side="right") for each in own])
+    ends = [np.concatenate([[0], np.cumsum(kept.sizes[each])]) for each in own]
+    stride = max(1, round(1 / config.held_out))
+    held_out = (np.arange(len(own)) % stride == 0) & (before > config.least_baskets)
+    trained = before - held_out
+    asked = {
+        "validation": [
+            (user, ends[user][trained[user]], ends[user][before[user]]) for user in np.flatnonzero(held_out)
+        ],
+        "test": [
+            (query.user, ends[query.user][before[query.user]], ends[query.user][before[query.user] + 1])
+            for query in queries_after(kept, cut, least=config.least_baskets)
+        ],
+    }
+    asked = {split: np.array(each, np.int64).reshape(-1, 3) for split, each in asked.items()}
+    until = np.array([end[number] for end, number in zip(ends, trained, strict=True)])
+    return kept, _sequences(kept, own, until, asked, cut)
+
+
+def _sequences(baskets: Baskets, own: Sequence[np.ndarray], until, asked, cut: float) -> Sequences:
+    order = np.concatenate(own)
+    item = np.concatenate([baskets.items_of(each) for each in order])
+    sizes = np.array([baskets.sizes[each].sum() for each in own])
+    first = np.concatenate([[0], np.cumsum(sizes)])
+    return Sequences(first, item, np.repeat(order, baskets.sizes[order]), until, asked, cut)
+
+
+@register("task", "next_basket", config=NextBasketConfig)
+class NextBasket(Task):
+    """The inputs are `items` [batch, events], their `baskets` [batch, events], and the `places` that are asked about.
+
+    Training asks at every token for what follows, or for the masked items; an evaluation for the target after the last.
+    metadata: `items`, the names of the items, by number.
+    """
+
+    primary_metric = NDCG
+    units = ("users", 1)
+
+    def __init__(self, config: NextBasketConfig, metadata: Mapping[str, Any] | None = None):
+        self._config = config
+        self.metadata = {"items": list(self._divided[0].item_names)} if metadata is None else metadata
+
+    @functools.cached_property
+    def _divided(self) -> tuple[Baskets, Sequences]:
+        return divide(read_baskets(self._config.dataset), self._config)
+
+    @property
+    def num_items(self) -> int:
+        return len(self.metadata["items"])
+
+    @property
+    def _tokens(self) -> int:
+        if self._config.tokens == "basket":
+            return self._config.baskets
+        return self._config.events + (self._config.objective == "masked")  # the mask that an evaluation appends
+
+    # ----------------------------------------------------------------------------------------------- examples
+
+    def examples(self, split: str) -> Examples:
+        arrays = self._training() if split == "train" else self._queries(split)
+
+        def take(arrays: Arrays, rows: Any) -> Arrays:
+            return {name: array[rows] for name, array in arrays.items()}
+
+        return Examples(
+            number=len(arrays["items"]),
+            num_bytes=sum(array.nbytes for array in arrays.values()),
+            load=lambda: arrays,
+            take=take,
+            read=lambda rows: take(arrays, rows),
+        )
+
+    def _training(self) -> Arrays:
+        """Every user's training events in windows, from the last one back; a window of a single basket says nothing."""
+        baskets, sequences = self._divided
+        windows, weights = [], []
+        for user, until in enumerate(sequences.until):
+            end = until
+            while end > 0:
+                own = sequences.history(user, end)
+                items, numbers = window(sequences.item[own], sequences.basket[own], self._config)
+                if len(items) > 1 and (self._config.tokens == "item" or len(np.unique(numbers)) > 1):
+                    windows.append((items, numbers))
+                    weights.append(self._weights(baskets.time[numbers], sequences.cut))
+                end -= len(items)
+        empty = np.zeros((len(windows), 0), np.uint8)
+        return self._stored(windows) | {
+            "event_weights": _padded(weights, self._config.events, 0, np.float32),
+            "seen": empty,
+            "target": empty,
+        }
+
+    def _weights(self, times: Int[np.ndarray, " events"], cut: float) -> Float[np.ndarray, " events"]:
+        if self._config.half_life is None:
+            return np.ones(len(times))
+        return 0.5 ** ((cut - times) / DAY / self._config.half_life)
+
+    def _queries(self, split: str) -> Arrays:
+        _, sequences = self._divided
+        windows, seen, target = [], [], []
+        for user, begin, end in sequences.asked[split]:
+            own, offset = sequences.history(user, begin), sequences.first[user]
+            windows.append(window(sequences.item[own], sequences.basket[own], self._config))
+            seen.append(as_bits(sequences.item[own], self.num_items))
+            target.append(as_bits(sequences.item[offset + begin : offset + end], self.num_items))
+        stored = self._stored(windows)
+        stored["event_weights"] = np.zeros(stored["items"].shape, np.float32)
+        return stored | {"seen": np.stack(seen), "target": np.stack(target)}
+
+    def _stored(self, windows: Sequence[tuple[np.ndarray, np.ndarray]]) -> Arrays:
+        """Items from 1 on, and the number of each one's basket within the window."""
+        events = self._config.events
+        items = _padded([items + 1 for items, _ in windows], events, NO_ITEM, np.int32)
+        numbers = [np.cumsum(np.diff(basket, prepend=basket[:1]) != 0) for _, basket in windows]
+        return {"items": items, "baskets": _padded(numbers, events, NO_BASKET, np.int32)}
+
+    # ------------------------------------------------------------------------------------------------ network
+
+    def network(self, config: ModelConfig) -> PureNetwork:
+        own, items = self._config, self.num_items
+
+        def build(rngs: Rngs) -> Network:
+            symbols = 1 + items + (own.objective == "masked")
+            tokens = own.baskets if own.tokens == "basket" else None
+            return ItemNetwork(
+                config,
+                embedding=ItemEmbedding(symbols, config.width, tokens=tokens, dtype=config.dtype, rngs=rngs),
+                grid=(self._tokens,),
+                outputs=items,
+                head=ItemHead(
+                    items,
+                    config.width,
+                    ages=own.baskets if own.repeats else 0,
+                    tied=own.tied,
+                    bias=config.bias,
+                    rngs=rngs,
+                ),
+                rngs=rngs,
+            )
+
+        return functionalize(build)
+
+    def prepare(self, examples: Batch, keys: Key[Array, " batch"], *, training: bool) -> Batch:
+        items, baskets = (examples[name].astype(jnp.int32) for name in ("items", "baskets"))
+        if training or not examples["target"].shape[1]:
+            asked = (
+                jax.vmap(self._masked)(items, keys)
+                if self._config.objective == "masked"
+                else self._next(items, baskets)
+            )
+            events = asked.pop("events", jnp.arange(items.shape[1])[None])
+            weights = asked.pop("weights") * jnp.take_along_axis(examples["event_weights"], events, axis=1)
+            weights = weights * examples["example_weight"][:, None]
+            return (
+                self._inputs(asked.pop("items", items), baskets, asked.pop("places"))
+                | asked
+                | {"loss_weights": weights}
+            )
+        last = jnp.maximum(
+            jnp.max(baskets, axis=1) if self._config.tokens == "basket" else jnp.sum(items > 0, axis=1) - 1, 0
+        )
+        if self._config.objective == "masked":
+            last = jnp.sum(items > 0, axis=1)
+            items = jnp.pad(items, ((0, 0), (0, 1))).at[jnp.arange(len(items)), last].set(self.num_items + 1)
+        bits = {
+            name: jnp.unpackbits(examples[name], axis=1, count=self.num_items).astype(bool)
+            for name in ("seen", "target")
+        }
+        return self._inputs(items, baskets, last[:, None]) | bits | {"loss_weights": examples["example_weight"]}
+
+    def _inputs(
+        self, items: Int[Array, "batch _"], baskets: Int[Array, "batch _"], places: Int[Array, "batch _"]
+    ) -> Batch:
+        tokens = self._tokens
+        if self._config.tokens == "basket":
+            valid = jnp.arange(tokens)[None] <= jnp.max(baskets, axis=1, keepdims=True)
+        else:
+            items = jnp.pad(items, ((0, 0), (0, tokens - items.shape[1])))
+            valid = items != NO_ITEM
+        valid = valid.at[:, 0].set(True)  # a user without a history has one empty token
+        return {"inputs": {"items": items, "baskets": baskets, "places": places}, "valid": valid}
+
+    def _next(self, items: Int[Array, "batch events"], baskets: Int[Array, "batch events"]) -> Batch:
+        """Each event is predicted at the token before it: the item before, or the basket before, which counts once."""
+        if self._config.tokens == "item":
+            before = jnp.arange(-1, items.shape[1] - 1)[None]
+            places = jnp.broadcast_to(jnp.arange(items.shape[1])[None], items.shape)
+            weights = ((before >= 0) & (items != NO_ITEM)).astype(jnp.float32)
+            before = jnp.broadcast_to(jnp.maximum(before, 0), items.shape)
+        else:
+            places = jnp.broadcast_to(jnp.arange(self._tokens)[None], (len(items), self._tokens))
+            sizes = jnp.sum(baskets[:, :, None] == baskets[:, None, :], axis=2)
+            weights = jnp.where((baskets > 0) & (items != NO_ITEM), 1 / sizes, 0)
+            before = jnp.maximum(baskets - 1, 0)
+        return {"places": places, "targets": items, "at": before, "weights": weights}
+
+    def _masked(self, items: Int[Array, " events"], key: Key[Array, ""]) -> Batch:
+        """Hides a share of the items, at least one (Sun et al. 2019, BERT4Rec, section 3.6)."""
+        number = max(1, round(self._config.mask_rate * len(items)))
+        valid = items != NO_ITEM
+        order = jnp.argsort(jnp.where(valid, jax.random.uniform(key, items.shape), 2.0))[:number]
+        hidden = jnp.arange(number) < jnp.maximum(1, jnp.round(self._config.mask_rate * jnp.sum(valid)))
+        masked = items.at[jnp.where(hidden, order, len(items))].set(self.num_items + 1, mode="drop")
+        return {
+            "items": masked,
+            "places": order,
+            "targets": items[order],
+            "at": jnp.arange(number),
+            "weights": hidden * 1.0,
+            "events": order,
+        }
+
+    def loss_and_metrics(self, scores: Float[Array, "batch places items"], batch: Batch) -> Metrics:
+        weights = batch["loss_weights"]
+        if "target" not in batch:
+            rows = jnp.arange(len(scores))[:, None]
+            target = scores[rows, batch["at"], jnp.maximum(batch["targets"] - 1, 0)]
+            losses = jax.nn.logsumexp(scores, axis=-1)[rows, batch["at"]] - target
+            return {"loss": Average(jnp.sum(losses * weights), jnp.sum(weights))}
+        scores, target, seen = scores[:, 0], batch["target"], batch["seen"]
+        size = jnp.maximum(jnp.sum(target, axis=1), 1)
+        losses = jax.nn.logsumexp(scores, axis=1) - jnp.sum(jnp.where(target, scores, 0), axis=1) / size
+        new = target & ~seen
+        with_new = weights * jnp.any(new, axis=1)
+        recall, ndcg = recall_and_ndcg(scores, target, TOP)
+        recall_new, ndcg_new = recall_and_ndcg(jnp.where(seen, -jnp.inf, scores), new, TOP)
+        pairs = {
+            "loss": (losses, weights),
+            "recall": (recall, weights),
+            "ndcg": (ndcg, weights),
+            "recall_new": (recall_new, with_new),
+            "ndcg_new": (ndcg_new, with_new),
+        }
+        return {name: Average(jnp.sum(values * each), jnp.sum(each)) for name, (values, each) in pairs.items()}
+
+    def input_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        events = self._tokens if self._config.tokens == "item" else self._config.events
+        sizes = {"items": events, "baskets": self._config.events, "places": 1}
+        return {name: jax.ShapeDtypeStruct((batch_size, size), jnp.int32) for name, size in sizes.items()}
+
+
+def window(
+    items: Int[np.ndarray, " events"], baskets: Int[np.ndarray, " events"], config: NextBasketConfig
+) -> tuple[Int[np.ndarray, " last"], Int[np.ndarray, " last"]]:
+    """The last events that fit an example, with the basket of each."""
+    items, baskets = items[-config.events :], baskets[-config.events :]
+    number = np.cumsum(np.diff(baskets, prepend=baskets[:1]) != 0)
+    fits = number > number[-1] - config.baskets if len(number) else slice(None)
+    return items[fits], baskets[fits]
+
+
+def _padded(rows: Sequence[np.ndarray], size: int, filling: int, dtype: Any) -> np.ndarray:
+    padded = np.full((len(rows), size), filling, dtype)
+    for number, row in enumerate(rows):
+        padded[number, : len(row)] = row
+    return padded
+
+
+class ItemNetwork(Network):
+    """A network whose head is given the inputs and the embedding's items."""
+
+    def _head(self, x: Array, inputs: Any) -> Array:
+        return self.head(x, inputs, self.embedding.table)
