@@ -8,7 +8,15 @@ from flaxformer_lab.task_config import TaskConfig
 from flaxformer_lab.tasks import classification, tables  # noqa: F401  the lab's own, in the order of the docs
 
 # isort: split
-from flaxformer_lab.tasks import baskets, detection, forecasting, language_modelling, probes, synthetic  # noqa: F401
+from flaxformer_lab.tasks import (  # noqa: F401
+    baskets,
+    detection,
+    forecasting,
+    language_modelling,
+    marks,
+    probes,
+    synthetic,
+)
 from flaxformer_lab.tasks.task import SPLITS, Bound, PrimaryMetric, Task
 
 

@@ -1,7 +1,7 @@
 """What a user buys next: all items are ranked, from the user's history of baskets or of items."""
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
