@@ -6,6 +6,7 @@ state between blocks), whose cost per token does not depend on the length. Layou
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -90,9 +91,9 @@ def lightning_attention(
     key, block = _zero_padding(key, valid), block or block_size()
     output = blockwise(query, key, value, slopes, block, choice.name)
     if not causal:
-        backwards = blockwise(*(jnp.flip(x, axis=1) for x in (query, key, value)), slopes, block, choice.name)
+        backwards = blockwise(query, key, value, slopes, block, choice.name, True)
         diagonal = jnp.sum(query.astype(jnp.float32) * key.astype(jnp.float32), axis=-1, keepdims=True) * value
-        output = output + jnp.flip(backwards, axis=1) - diagonal
+        output = output.astype(jnp.float32) + backwards - diagonal
     output = output.astype(dtype)
     return (output, choice) if explain else output
 
@@ -182,25 +183,30 @@ def init_state(key: Heads, value: Values, slopes: Slopes, lengths: Int[Array, " 
 # ------------------------------------------------------------------------------------------------ blockwise
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def blockwise(
-    query: Heads, key: Heads, value: Values, slopes: Slopes, block: int, implementation: str = "blockwise"
+    query: Heads,
+    key: Heads,
+    value: Values,
+    slopes: Slopes,
+    block: int,
+    implementation: str = "blockwise",
+    reverse: bool = False,
 ) -> Float[Array, "batch tokens heads value_dim"]:
-    """The causal form, block by block, as float32 (Qin et al. 2024, algorithms 1 and 2).
+    """The causal form (Qin et al. 2024, algorithms 1, 2): block by block as float32, or a kernel in the values' dtype.
 
     Forward, KV = 0: O = ((Q K^T) * M) V + Lq Q KV, then KV <- lambda^B KV + (Lk K)^T V, where Lq = lambda^(i + 1) and
     Lk = lambda^(B - 1 - i) for the i-th of a block's B tokens. The slopes' gradient is computed where it is asked for.
+    reverse: each token sees itself and later tokens.
     """
-    return _forward(query, key, value, slopes, block, implementation)
+    return _forward(query, key, value, slopes, block, implementation, reverse)
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5))
-def _forward(query, key, value, slopes, block, implementation):
+@functools.partial(jax.jit, static_argnums=(4, 5, 6))
+def _forward(query, key, value, slopes, block, implementation, reverse):
     if implementation != "blockwise":
-        interpret = implementation == "interpreted kernel"
-        block = min(block, lightning_kernel.MAX_BLOCK.get(target_platform(), block))
-        return lightning_kernel.forward(query, key, value, block_decays(slopes, block), interpret=interpret)
-    decay_mask, query_decay, key_decay, block_decay = block_decays(slopes, block)
+        return _kernel(slopes, block, implementation)(query, key, value, reverse=reverse)
+    decay_mask, query_decay, key_decay, block_decay = block_decays(slopes, block, reverse)
 
     def step(state: State, inputs: tuple[Array, Array, Array]):
         query, key, value = inputs
@@ -209,25 +215,59 @@ def _forward(query, key, value, slopes, block, implementation):
         output += query_decay * product("bhqd,bhde->bhqe", query, state)
         return block_decay * state + product("bhkd,bhke->bhde", key * key_decay, value), output
 
-    return scan_blocks(step, _zero_state(query, value), (query, key, value), block)[1]
+    return scan_blocks(step, _zero_state(query, value), (query, key, value), block, reverse=reverse)[1]
 
 
-def _forward_with_residuals(query, key, value, slopes, block, implementation):
+def _kernel(slopes: Slopes, block: int, implementation: str) -> Callable[..., Values]:
+    """attend(query, key, value, *, reverse) of the kernel for given slopes."""
+    size, interpret = min(block, lightning_kernel.block_size()), implementation == "interpreted kernel"
+
+    def attend(query: Heads, key: Heads, value: Values, *, reverse: bool) -> Values:
+        decays = block_decays(slopes, size, reverse)
+        return lightning_kernel.attend(query, key, value, decays, reverse=reverse, interpret=interpret)
+
+    return attend
+
+
+def _forward_with_residuals(query, key, value, slopes, block, implementation, reverse):
     """Each argument has the value and whether a gradient of it is asked for."""
     arrays = [argument.value for argument in (query, key, value, slopes)]
-    return _forward(*arrays, block, implementation), (*arrays, arrays[3] if slopes.perturbed else None)
+    residuals = (*arrays, arrays[3] if slopes.perturbed else None)
+    return _forward(*arrays, block, implementation, reverse), residuals
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _backward(block, implementation, residuals, gradient):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _backward(block, implementation, reverse, residuals, gradient):
+    """The gradients of the inputs, and of the slopes where they are asked for."""
+    query, key, value, slopes, differentiated = residuals
+    arrays = (query, key, value, gradient.astype(value.dtype))
+    if implementation == "blockwise":
+        dq, dk, dv = _blockwise_gradients(*arrays, slopes, block, reverse)
+    else:
+        dq, dk, dv = _kernel_gradients(*arrays, _kernel(slopes, block, implementation), reverse)
+    if differentiated is None:
+        return dq, dk, dv, None
+    # The output of a head depends on its own slope alone, so one pass forward gives all derivatives.
+    outputs = lambda slopes: _forward(query, key, value, slopes, block, "blockwise", reverse)  # noqa: E731
+    _, by_slope = jax.jvp(outputs, (slopes,), (jnp.ones_like(slopes),))
+    return dq, dk, dv, jnp.sum(gradient * by_slope, axis=(0, 1, 3)).astype(slopes.dtype)
+
+
+def _kernel_gradients(query, key, value, gradient, attend: Callable[..., Values], reverse: bool):
+    """The kernel again: dQ in the order of the forward pass, dK and dV in the other order."""
+    dq = attend(gradient, value, key, reverse=reverse)
+    dk = attend(value, gradient, query, reverse=not reverse)
+    dv = attend(key, query, gradient, reverse=not reverse)
+    return dq.astype(query.dtype), dk.astype(key.dtype), dv.astype(value.dtype)
+
+
+def _blockwise_gradients(query, key, value, gradient, slopes: Slopes, block: int, reverse: bool):
     """Inside a block dP = (dO V^T) * M, dQ = dP K, dK = dP^T Q, dV = ((Q K^T) * M)^T dO.
 
     Across blocks, a pass in order recomputes KV, for dQ += Lq dO KV^T; a pass in reverse carries D, the gradient of a
     block's final KV: dK += Lk V D^T, dV += (Lk K) D, then D <- lambda^B D + (Lq Q)^T dO.
     """
-    query, key, value, slopes, differentiated = residuals
-    decay_mask, query_decay, key_decay, block_decay = block_decays(slopes, block)
-    arrays = (query, key, value, gradient.astype(value.dtype))
+    decay_mask, query_decay, key_decay, block_decay = block_decays(slopes, block, reverse)
 
     def forward(state: State, inputs: tuple[Array, ...]):
         query, key, value, gradient = inputs
@@ -244,23 +284,21 @@ def _backward(block, implementation, residuals, gradient):
         dstate = block_decay * dstate + product("bhqd,bhqe->bhde", query * query_decay, gradient)
         return dstate, (dk.astype(key.dtype), dv.astype(value.dtype))
 
-    initial = _zero_state(query, value)
-    _, dq = scan_blocks(forward, initial, arrays, block)
-    _, (dk, dv) = scan_blocks(backward, initial, arrays, block, reverse=True)
-    if differentiated is None:
-        return dq, dk, dv, None
-    # The output of a head depends on its own slope alone, so one pass forward gives all derivatives.
-    outputs = lambda slopes: _forward(query, key, value, slopes, block, "blockwise")  # noqa: E731
-    _, by_slope = jax.jvp(outputs, (slopes,), (jnp.ones_like(slopes),))
-    return dq, dk, dv, jnp.sum(gradient * by_slope, axis=(0, 1, 3)).astype(slopes.dtype)
+    initial, arrays = _zero_state(query, value), (query, key, value, gradient)
+    _, dq = scan_blocks(forward, initial, arrays, block, reverse=reverse)
+    _, (dk, dv) = scan_blocks(backward, initial, arrays, block, reverse=not reverse)
+    return dq, dk, dv
 
 
 blockwise.defvjp(_forward_with_residuals, _backward, symbolic_zeros=True)
 
 
-def block_decays(slopes: Slopes, block: int) -> tuple[Array, Array, Array, Array]:
-    """M inside a block, Lq, Lk, and lambda^B, with axes that broadcast over [batch, heads, size, features]."""
-    place = jnp.arange(block)
+def block_decays(slopes: Slopes, block: int, reverse: bool = False) -> tuple[Array, Array, Array, Array]:
+    """M inside a block, Lq, Lk, and lambda^B, with axes that broadcast over [batch, heads, size, features].
+
+    reverse: for tokens that see later tokens.
+    """
+    place = jnp.arange(block)[::-1] if reverse else jnp.arange(block)
     distance = place[:, None] - place[None, :]
     slopes = slopes.astype(jnp.float32)[:, None, None]
     decay_mask = jnp.where((distance >= 0)[None], jnp.exp(-slopes * jnp.maximum(distance, 0)[None]), 0)

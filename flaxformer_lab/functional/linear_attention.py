@@ -77,10 +77,16 @@ def _bidirectional_sums(query: Heads, key: Keys, value: Values, apply_rope: Rope
 
 def _causal_sums(query: Heads, key: Keys, value: Values, apply_rope: Rope):
     """Every token sees the sums up to itself."""
-    no_decay = jnp.zeros(query.shape[2])
-    query_features, key_features = (_rotated(apply_rope, x, value) for x in (query, key))
-    numerator = lightning.blockwise(query_features, key_features, value, no_decay, lightning.block_size())
-    return numerator, _dot(query, jnp.cumsum(key, axis=1))
+    implementation = lightning.choose(query.shape, value.dtype).name
+    options = (jnp.zeros(query.shape[2]), lightning.block_size(), implementation)  # no decay
+    rotated = (_rotated(apply_rope, x, value) for x in (query, key))
+    numerator = lightning.blockwise(*rotated, value, *options)
+    if implementation == "blockwise":
+        return numerator, _dot(query, jnp.cumsum(key, axis=1))
+    # The same sums of values that are 1: a cumulative sum would be as large as the keys in float32.
+    plain = (x.astype(value.dtype) for x in (query, key))
+    denominator = lightning.blockwise(*plain, jnp.ones_like(value[..., :1]), *options)
+    return numerator.astype(jnp.float32), denominator.astype(jnp.float32)
 
 
 def linear_weights(

@@ -10,6 +10,8 @@ import pytest
 from flaxformer_lab.functional import lightning, lightning_kernel
 
 GENERATOR = np.random.default_rng(0)
+# Segments of one block and two groups of columns, where there are as many.
+LAUNCH = lightning_kernel.Launch(columns=16, programs=1000)
 SLOPES = np.array([0.0, 0.4, 5.0])
 
 
@@ -28,26 +30,46 @@ def by_hand(query, key, value, slopes):
     return output
 
 
-@functools.partial(jax.jit, static_argnums=4)
-def interpreted(query, key, value, slopes, platform):
-    decays = lightning.block_decays(slopes, 8)
-    return lightning_kernel.forward(query, key, value, decays, platform=platform, interpret=True)
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def interpreted(query, key, value, slopes, platform, reverse=False):
+    decays = lightning.block_decays(slopes, 8, reverse)
+    options = {"platform": platform, "launch": LAUNCH, "interpret": True, "reverse": reverse}
+    return lightning_kernel.attend(query, key, value, decays, **options)
 
 
+@pytest.fixture(autouse=True)
+def short_segments(monkeypatch):
+    monkeypatch.setattr(lightning_kernel, "MIN_BLOCKS", 1)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
 @pytest.mark.parametrize(("tokens", "head_dim", "value_dim"), [(32, 16, 16), (21, 5, 20), (1, 17, 1)])
-def test_the_kernel_serves_every_size(tokens, head_dim, value_dim, platform):
+def test_the_kernel_serves_every_size(tokens, head_dim, value_dim, platform, reverse):
     heads = heads_of(tokens, head_dim, value_dim)
-    result = interpreted(*(jnp.asarray(x, jnp.float32) for x in (*heads, SLOPES)), platform)
-    expected = by_hand(*heads, SLOPES)
+    result = interpreted(*(jnp.asarray(x, jnp.float32) for x in (*heads, SLOPES)), platform, reverse)
+    in_order = [x[:, ::-1] if reverse else x for x in heads]
+    expected = by_hand(*in_order, SLOPES)
+    expected = expected[:, ::-1] if reverse else expected
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+def test_segments_side_by_side_are_one_pass(monkeypatch):
+    """21 tokens in blocks of 8: one segment of three blocks, or two segments, the last of which is not whole."""
+    heads = [jnp.asarray(x, jnp.float32) for x in heads_of(21, 5, 20)]
+    decays = lightning.block_decays(jnp.asarray(SLOPES, jnp.float32), 8)
+    results = []
+    for of_segment in (3, 2):
+        monkeypatch.setattr(lightning_kernel, "MIN_BLOCKS", of_segment)
+        results.append(lightning_kernel.attend(*heads, decays, platform="gpu", launch=LAUNCH, interpret=True))
+    np.testing.assert_allclose(*results, rtol=1e-5, atol=1e-5 * np.abs(results[0]).max())
 
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
 def test_half_precision_comes_within_a_hundredth(platform):
     heads = [jnp.asarray(x, jnp.bfloat16) for x in heads_of(21, 16, 16)]
     result = interpreted(*heads, jnp.asarray(SLOPES, jnp.float32), platform)
-    assert result.dtype == jnp.float32
+    assert result.dtype == jnp.bfloat16
     expected = by_hand(*(np.asarray(x, np.float64) for x in heads), SLOPES)
     np.testing.assert_allclose(np.asarray(result, np.float64), expected, atol=1e-2 * np.abs(expected).max())
 

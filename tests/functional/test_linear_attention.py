@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from flaxformer_lab.functional import linear_attention as formulas
+from flaxformer_lab.functional.choice import Choice
 from flaxformer_lab.functional.position import rotary
 
 BATCH, TOKENS, HEADS, HEAD_DIM, VALUE_DIM = 2, 7, 2, 4, 3
@@ -102,6 +103,17 @@ def test_half_precision_keeps_its_type_and_comes_within_a_hundredth():
     assert result.dtype == jnp.bfloat16
     expected = np.einsum("bhts,bshd->bthd", weigh(True, None, False), VALUE)
     np.testing.assert_allclose(np.asarray(result, np.float64), expected, atol=1e-2 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 1e-2)])
+def test_on_the_kernel_of_lightning_attention(dtype, tolerance, monkeypatch):
+    monkeypatch.setattr(formulas.lightning, "choose", lambda *arguments: Choice("interpreted kernel", "for this test"))
+    result = jax.jit(lambda *heads: formulas.linear_attention(*heads, causal=True))(
+        *arrays(QUERY, KEY, VALUE, dtype=dtype)
+    )
+    assert result.dtype == dtype
+    expected = np.einsum("bhts,bshd->bthd", weigh(True, None, False), VALUE)
+    np.testing.assert_allclose(np.asarray(result, np.float64), expected, atol=tolerance * np.abs(expected).max())
 
 
 def test_padding_alone_and_features_that_vanish_stay_finite():
