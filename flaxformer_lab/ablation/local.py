@@ -16,9 +16,8 @@ from flaxformer_lab.ablation.grid import Cell
 from flaxformer_lab.ablation.population import Outcome, Population
 from flaxformer_lab.ablation.store import Store
 
-# XLA compiles outside the interpreter's lock, about three programs of a cell at a time; tracing holds the lock, so more
-# cells than this gain nothing.
-CORES_A_CELL, MOST_AHEAD = 3, 6
+# XLA compiles outside the interpreter's lock, about three programs of a cell at a time; tracing holds the lock.
+CORES_A_CELL, MOST_AHEAD = 4, 3
 CELLS_A_CACHE = 10  # after so many cells their programs are dropped, which would fill the memory
 
 
