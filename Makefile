@@ -14,6 +14,9 @@ ARGS ?=
 # half of the files, whose tests share compiled functions, and takes over tests of the other when it is done.
 PYTEST_ARGS ?= --numprocesses=2 --dist=worksteal -m 'not (slow or tpu or cuda)'
 
+# Compiled modules are kept, whatever the environment says: each process would compile the lab again.
+export PYTHONDONTWRITEBYTECODE :=
+
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check --quiet
 REQUIREMENTS := setup.cfg pyproject.toml $(CONSTRAINTS)

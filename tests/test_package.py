@@ -188,6 +188,8 @@ def test_no_file_imports_another_framework():
     for name, tree in FILES.items():
         outside = {other.partition(".")[0] for other in imports(tree, lazy=True)}
         assert not outside & {"tensorflow", "torch", "transformers"}, name
+        # tensorboardX imports PyTorch where that is installed.
+        assert not any(other.startswith("tensorboardX") for other in imports(tree, lazy=False)), name
 
 
 def test_only_files_that_draw_import_matplotlib():

@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from tensorboardX import SummaryWriter
-
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.parsing import flatten, nearest
 from flaxformer_lab.training.folder import write_atomic
@@ -87,7 +85,7 @@ class TensorBoard:
     def __init__(self, destination: Destination):
         self._folder, step = destination.folder / "tensorboard", destination.resumed_step
         self._options = {"purge_step": step + 1} if step else {}
-        self._writer: SummaryWriter | None = None
+        self._writer: Any = None
         self._replica = ""
 
     def write(self, step: int, split: str, metrics: Metrics) -> None:
@@ -108,7 +106,18 @@ class TensorBoard:
         if self._writer is None or replica != self._replica:
             self.close()
             folder = self._folder / replica.replace("%", "%25").replace(os.sep, "%2F")
-            self._writer, self._replica = SummaryWriter(str(folder), **self._options), replica
+            self._writer, self._replica = _summary_writer()(str(folder), **self._options), replica
+
+
+def _summary_writer() -> Any:
+    """tensorboardX's SummaryWriter, without PyTorch: importing that takes seconds, and nothing here needs it."""
+    sys.modules.setdefault("torch", None)
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if sys.modules["torch"] is None:
+            del sys.modules["torch"]
+    return SummaryWriter
 
 
 class Csv:

@@ -1,7 +1,8 @@
 """What the tests of training share: tiny configs, and tasks with networks small enough to compile in no time."""
 
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ from flaxformer_lab.models.network import PureNetwork
 from flaxformer_lab.parsing import override
 from flaxformer_lab.task_config import ImageClassificationConfig, LanguageModellingConfig
 from flaxformer_lab.tasks import Task, make_task
+from flaxformer_lab.training import loop, optimizer, programs
+from flaxformer_lab.training.experiment import Experiment
 from flaxformer_lab.training.state import State, initial_state
 from flaxformer_lab.training.step import make_evaluation_step, make_train_step
 
@@ -78,6 +81,41 @@ RICH = {
 @pytest.fixture(scope="module", autouse=True)
 def data(decoded_once):
     """Most tests here train on the same digits."""
+
+
+@pytest.fixture(scope="module")
+def compiled_once() -> Iterator[None]:
+    """Runs that compile the same share it: updates, evaluation and first state do not depend on all of a config."""
+    made: dict[tuple, Any] = {}
+    originals = {name: getattr(loop, name) for name in ("make_run_steps", "make_evaluate", "first_state")}
+
+    def once(name: str, experiment: Experiment, make: Callable) -> Any:
+        config = experiment.config
+        free = {"evaluate_every": 1, "checkpoint_every": 1, "keep_last": 1, "keep_best": 1}
+        free |= {"steps": 1} if config.optimizer.schedule == "constant" else {}
+        config = dataclasses.replace(config, training=dataclasses.replace(config.training, **free))
+        key = name, repr(config), optimizer.make_schedule, programs.make_train_step  # which some tests replace
+        if key not in made:
+            made[key] = make()
+        return made[key]
+
+    def make_run_steps(experiment: Experiment, examples: Any) -> Any:
+        return once("updates", experiment, lambda: originals["make_run_steps"](experiment, examples))
+
+    def make_evaluate(experiment: Experiment) -> Any:
+        return once("evaluation", experiment, lambda: originals["make_evaluate"](experiment))
+
+    def first_state(experiment: Experiment, checkpoints: Any, initial: Any = None) -> Any:
+        begin = lambda: originals["first_state"](experiment, checkpoints, initial)  # noqa: E731
+        if checkpoints.steps or initial is not None:
+            return begin()
+        state = once("first state", experiment, lambda: jax.device_get(begin()[0]))
+        return jax.device_put(jax.tree.map(np.copy, state), experiment.layout), []  # a copy, which will be donated
+
+    with pytest.MonkeyPatch.context() as patch:
+        for replacement in (make_run_steps, make_evaluate, first_state):
+            patch.setattr(loop, replacement.__name__, replacement)
+        yield
 
 
 def changed(tree: dict, changes: dict):

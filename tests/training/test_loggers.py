@@ -1,13 +1,13 @@
 """Loggers by name, those of a user, and what becomes of one that fails."""
 
 import csv
+import importlib
 import re
 import sys
 import threading
 import types
 
 import pytest
-from tensorboardX.proto.event_pb2 import Event
 
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.training import loggers as loggers_of_the_lab
@@ -45,6 +45,8 @@ def rows(folder):
 
 def scalars(folder):
     """(step, name, value) of every scalar in the TensorBoard files, oldest file first."""
+    from tensorboardX.proto.event_pb2 import Event  # which the logger has imported, without PyTorch
+
     found = []
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         content, place = path.read_bytes(), 0
@@ -62,6 +64,19 @@ def scalars(folder):
 def test_tensorboard_gets_all_values(write, tmp_path):
     write(["tensorboard"], [(2, "train", {"loss": 1.5}), (4, "test", {"loss": 0.25})])
     assert scalars(tmp_path / "tensorboard") == [(2, "train/loss", 1.5), (4, "test/loss", 0.25)]
+
+
+def test_tensorboard_does_without_pytorch(write, tmp_path, monkeypatch):
+    """Importing it takes seconds."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("tensorboardX", "torch")]:
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "torch.py").write_text("raise SystemError('imported')")
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    write(["tensorboard"])
+    assert len(scalars(tmp_path / "tensorboard")) == 4
+    with pytest.raises(SystemError, match="imported"):  # and who wants it finds it
+        importlib.import_module("torch")
 
 
 def test_tensorboard_has_a_run_for_each_replica(write, tmp_path):

@@ -22,6 +22,8 @@ from flaxformer_lab.training.logging import MetricsLog
 from flaxformer_lab.training.loop import train
 from flaxformer_lab.training.termination import Termination
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 
 def lines(folder, split=None):
     """The entries of metrics.jsonl; strictly JSON, so no NaN."""
