@@ -32,10 +32,11 @@ def outcomes(checks):
     return {name: check["outcome"] for name, check in checks.items()}
 
 
-def test_one_check_of_each_kind(run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("commands_too", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_one_check_of_each_kind(run, tmp_path, monkeypatch, commands_too):
     monkeypatch.setattr(commands, "trained", lambda folder, name: training.trained(folder, "images"))
     names = ["precision", "attention.linear", "modules.embeddings_and_positions", "conversion.bert_tokens"]
-    names += ["training.single", "commands.evaluate"]
+    names += ["training.single", "commands.evaluate"] if commands_too else ["training.single"]
     code, checks = run("--in_process", f"--only={','.join(names)}")
     assert (code, outcomes(checks)) == (0, dict.fromkeys(names, "pass"))
     assert (

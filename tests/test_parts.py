@@ -238,7 +238,7 @@ def attention_cases(name, build):
             found["causal"] = not seen[distance < 0].any() and keeps_its_past(module, whole)
             found["decodes"] = decodes(module, module.decode, whole)
         if (heads, tokens, causal, window) == trials[0]:
-            found["crosses"] = crosses(config)
+            found["crosses"] = crosses(config, build)
         if window == 2:
             found["windowed"] = not seen[np.abs(distance) >= 2].any()
         yield Case(config, tokens, tokens - 1, found)
@@ -251,11 +251,11 @@ def keeps_its_past(module, whole):
     return close(changed[0, :half], whole[:half])
 
 
-def crosses(config):
+def crosses(config, build):
     """Whether queries attend to a sequence of another length: some output is moved by each of its tokens."""
     kind, other = registry.lookup("attention", config.attention.kind).build, jnp.asarray(Y[:, :3])
     try:
-        module = kind(config, tokens=TOKENS, crosses=True, memory_tokens=3, rngs=Rngs(0))
+        module = build(lambda: kind(config, tokens=TOKENS, crosses=True, memory_tokens=3, rngs=Rngs(0)))
         moved = jax.jit(jax.jacrev(lambda memory: module(jnp.asarray(X), memory=memory)[0]))(other)
     except (TypeError, ValueError):
         return False

@@ -312,7 +312,7 @@ def test_own_parts_train_load_and_are_measured(tmp_path, own_parts, run_command)
 def test_a_causal_model_without_a_cache_decodes_by_reading_again(tmp_path):
     config = parse_config({"model": {"name": "shift"}, "task": {"name": "associative_recall"}})
     network = make_task(config.task).network(config.model)
-    params, _ = network.init(jax.random.key(0))
+    params, _ = jax.jit(network.init)(jax.random.key(0))
     symbols = jnp.arange(32)[None] % 64
     whole, _ = network.apply(params, {}, symbols)
     logits, cache = network.prefill(params, {}, symbols[:, :3], jnp.array([3]))

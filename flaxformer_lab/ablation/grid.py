@@ -293,6 +293,7 @@ def make_grid(config: AblationConfig, folder: Path, read_recipe: ReadRecipe) -> 
     cells: list[Cell] = []
     dropped: list[tuple[str, str, str]] = []
     needed = _needed(config)
+    cost_of = functools.cache(functools.partial(_cost_of, match=config.match))
     for task, entry in config.tasks.items():
         if config.only is not None and task not in config.only:
             continue
@@ -316,7 +317,7 @@ def make_grid(config: AblationConfig, folder: Path, read_recipe: ReadRecipe) -> 
                 if variant == config.baseline:
                     model = baseline
                 else:
-                    model = _matched(begin[variant], change, baseline, config)
+                    model = _matched(begin[variant], change, baseline, config, cost_of)
             except ConfigError as error:
                 _refuse_unknown(change, error)
                 dropped.append((task, variant, str(error)))
@@ -437,7 +438,14 @@ def cost(config: Config) -> tuple[int, int]:
     return parameters(params), forward_flops(network, params, model_state, task.input_spec(1))
 
 
-def _matched(recipe: Config, change: Change, baseline: Config, ablation: AblationConfig) -> Config:
+def _cost_of(config: Config, match: str) -> int:
+    """The one of both that `match` names; counting the operations of a forward pass takes longer."""
+    return cost(config)[1] if match == "flops" else parameters(make_task(config.task).network(config.model).shapes[0])
+
+
+def _matched(
+    recipe: Config, change: Change, baseline: Config, ablation: AblationConfig, cost_of: Callable[[Config], int]
+) -> Config:
     """The variant, at the width (and hidden units, where it has an FFN) at which it costs what the baseline costs.
 
     Raises:
@@ -446,9 +454,8 @@ def _matched(recipe: Config, change: Change, baseline: Config, ablation: Ablatio
     variant = apply_change(recipe, change)
     if ablation.match == "none" or variant == baseline:
         return variant
-    which = 0 if ablation.match == "parameters" else 1
-    wanted = cost(baseline)[which]
-    if cost(variant)[which] == wanted:
+    wanted = cost_of(baseline)
+    if cost_of(variant) == wanted:
         return variant
     # A head for each feature: the variant sets their number again at every width.
     grows = _heads(variant) == variant.model.width
@@ -459,17 +466,17 @@ def _matched(recipe: Config, change: Change, baseline: Config, ablation: Ablatio
         return apply_change(widened, change) if grows else widened
 
     low, high = 1, max(2, 2 * variant.model.width // unit)
-    while cost(at(high))[which] < wanted:
+    while cost_of(at(high)) < wanted:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if cost(at(middle))[which] < wanted else (low, middle)
-    miss = lambda config: abs(cost(config)[which] / wanted - 1)  # noqa: E731
+        low, high = (middle, high) if cost_of(at(middle)) < wanted else (low, middle)
+    miss = lambda config: abs(cost_of(config) / wanted - 1)  # noqa: E731
     nearest_one = min((at(low), at(high)), key=miss)
     if miss(nearest_one) > ablation.match_tolerance:
-        nearest_one = min((_with_hidden_units(at(units), wanted, which) for units in (low, high)), key=miss)
+        nearest_one = min((_with_hidden_units(at(units), wanted, cost_of) for units in (low, high)), key=miss)
     if miss(nearest_one) > ablation.match_tolerance:
-        has = cost(nearest_one)[which]
+        has = cost_of(nearest_one)
         raise ConfigError(
             f"match={ablation.match}: {UNMATCHED} {ablation.match_tolerance:.0%} of the baseline's {wanted:,}; the "
             f"nearest, model.width={nearest_one.model.width}, has {has:,} ({has / wanted - 1:+.1%}); set "
@@ -478,7 +485,7 @@ def _matched(recipe: Config, change: Change, baseline: Config, ablation: Ablatio
     return nearest_one
 
 
-def _with_hidden_units(config: Config, wanted: int, which: int) -> Config:
+def _with_hidden_units(config: Config, wanted: int, cost_of: Callable[[Config], int]) -> Config:
     """The config with as many hidden units as bring its cost nearest to `wanted`; as it is without an FFN."""
     ffn = getattr(config.model, "ffn", None)
     if ffn is None or ffn.kind not in ("mlp", "gated", "bilinear") or ffn.projection != "dense":
@@ -488,7 +495,7 @@ def _with_hidden_units(config: Config, wanted: int, which: int) -> Config:
         return parse_config(override(as_dict(config), "model.ffn.expansion", hidden / config.model.width))
 
     hidden = config.model.hidden
-    now, more = (cost(with_hidden(each))[which] for each in (hidden, hidden + 1))
+    now, more = (cost_of(with_hidden(each)) for each in (hidden, hidden + 1))
     return with_hidden(max(1, hidden + round((wanted - now) / (more - now))))
 
 

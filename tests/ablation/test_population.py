@@ -107,6 +107,7 @@ def test_real_data_with_dropout_muon_and_moved_images_too(tmp_path):
     np.testing.assert_allclose(right.mean(axis=1), outcome.test["accuracy"])
 
 
+@pytest.mark.slow
 def test_scaling_by_fan_in_too_and_the_programs_serve_other_replicas(tmp_path):
     scaled = PROBE | {"optimizer": {"learning_rate": 0.01, "scaling": "mup", "base_fan_in": 4, "weight_decay": 0.1}}
     population = Population(parse_config(scaled), REPLICAS[:2])

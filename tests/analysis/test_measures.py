@@ -69,7 +69,10 @@ def test_values_have_the_shapes_of_what_they_describe(baseline):
     assert isinstance(baseline["cross_feature_energy"], Estimate) and isinstance(baseline["parameters"], int)
 
 
-@pytest.mark.parametrize("name", BASELINES)
+# A recurrence, a convolution and the two that keep tokens apart stand for the others.
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in ("lstm", "mixer") else ()) for n in BASELINES]
+)
 def test_a_baseline_has_every_measure_that_applies(subject, name):
     model = subject(variants=[name])
     assert model.config.name == name

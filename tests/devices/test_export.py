@@ -44,7 +44,7 @@ def test_the_forward_pass(kind, draw):
 
 def test_the_train_step():
     experiment = make_experiment(with_attention("softmax"), FACTS)
-    state = initial_state(experiment.network, experiment.optimizer, 0)
+    state = jax.jit(lambda: initial_state(experiment.network, experiment.optimizer, 0))()
     weights, rows = np.ones((2, 8), np.float32), np.arange(2, dtype=np.int32)
     batch = {"symbols": SYMBOLS, "loss_weights": weights, "row": rows, "example_weight": weights[:, 0]}
     step = make_train_step(experiment.task, experiment.network, experiment.optimizer, seed=0)

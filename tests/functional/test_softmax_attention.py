@@ -365,7 +365,8 @@ def test_a_query_that_sees_no_key_becomes_0_and_gives_no_gradient(dtype, impleme
         return output, *pull(towards)
 
     exact = [np.asarray(x, np.float64) for x in (*heads, towards)]
-    for causal, window in ((False, None), (True, None), (True, 4), (False, 3)):
+    masks = ((True, 4), (False, None), (True, None), (False, 3))
+    for causal, window in masks if dtype == jnp.float32 else masks[:2]:
         seen = may_see(TOKENS, [TOKENS] * BATCH, causal, window) & valid[:, None]
         output, *gradients = run(causal, window, heads, towards)
         blind = ~seen.any(-1)

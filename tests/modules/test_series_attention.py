@@ -99,8 +99,8 @@ def test_modes_are_kept_beside_the_parameters_and_do_not_train():
         return Network(config, embedding=embedding, grid=(TOKENS,), outputs=1, rngs=rngs)
 
     network = functionalize(build)
-    _, kept = network.init(jax.random.key(0))
-    _, other = network.init(jax.random.key(5))
+    init = jax.jit(network.init)
+    (_, kept), (_, other) = init(jax.random.key(0)), init(jax.random.key(5))
     modes = np.asarray(kept["body"]["blocks"][0]["attention"]["modes"][0])
     assert modes.shape == (3,) and (np.diff(modes) > 0).all() and modes.max() < TOKENS // 2
     assert any((np.asarray(a) != b).any() for a, b in zip(*map(jax.tree.leaves, (kept, other)), strict=True))

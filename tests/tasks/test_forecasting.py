@@ -437,7 +437,7 @@ def test_revin_takes_mean_and_deviation_of_what_was_observed(make):
     """Against a loop; the missing value changes nothing."""
     task = make(instance_norm="revin", tokens="variate", embedding="identity", marks=False)
     network = task.network(LINEAR)
-    params, state = network.init(jax.random.key(0))
+    params, state = jax.jit(network.init)(jax.random.key(0))
     inputs = random_inputs(task)
     inputs["observed"][0, 4, 1] = False
     tokens = np.asarray(network.embed(params, state, inputs))

@@ -260,8 +260,15 @@ def test_recall_is_distributed_as_in_mads_code(examples_of, config):
 FUZZY = [FuzzyRecallConfig(), FuzzyRecallConfig(vocabulary=6, motif=2, sequence_length=24)]
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("config", FUZZY)
+@pytest.mark.parametrize(
+    ("config", "training"),
+    [
+        (FUZZY[0], True),
+        pytest.param(FUZZY[0], False, marks=pytest.mark.slow),
+        (FUZZY[1], True),
+        (FUZZY[1], False),
+    ],
+)
 def test_fuzzy_recall_is_distributed_as_in_mads_code(config, training):
     """Motifs that begin alike, of one size in an evaluation; padding; where the asked pair stands; what counts."""
     rng, pad = np.random.default_rng(4), config.vocabulary - 1

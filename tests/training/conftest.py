@@ -190,7 +190,7 @@ class Case:
 
     def start(self) -> State:
         """A fresh state."""
-        return initial_state(self.network, self.optimizer, 0)
+        return jax.jit(lambda: initial_state(self.network, self.optimizer, 0))()
 
     @functools.cached_property
     def params(self) -> Any:

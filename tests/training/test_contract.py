@@ -260,7 +260,7 @@ def batch_of(experiment, size=16):
 
 def test_an_encoder_decoder_and_its_masks_are_exported_by_name(reversal, tmp_path):
     experiment = make_experiment(reversal())
-    state = initial_state(experiment.network, experiment.optimizer, 0)
+    state = jax.jit(lambda: initial_state(experiment.network, experiment.optimizer, 0))()
     for format in ("stablehlo", "safetensors"):
         exported = export(experiment, state, tmp_path / f"reversal.{format}", format, examples=1)
         assert set(exported.spec) == {"source", "target", "valid.source", "valid.target"}
@@ -271,10 +271,11 @@ def test_an_encoder_decoder_and_its_masks_are_exported_by_name(reversal, tmp_pat
     assert outputs.shape == (2, TARGET, SYMBOLS) and np.abs(outputs[0] - outputs[1]).max() > 1e-6
 
 
-def test_an_encoder_decoder_learns_from_two_padded_sequences(reversal, tmp_path):
+@pytest.mark.parametrize("strategy", ["single", pytest.param("pmap", marks=pytest.mark.slow)])
+def test_an_encoder_decoder_learns_from_two_padded_sequences(reversal, tmp_path, strategy):
     changes = {"optimizer": {"name": "adamw", "learning_rate": 0.02}, "training.batch_size": 64, "training.steps": 150}
     changes |= {"training.steps_per_call": 50, "training.evaluate_every": 150, "training.checkpoint_every": 150}
-    changes |= {"parallelism.strategy": "pmap"}
+    changes |= {"parallelism.strategy": strategy}
     values = train(reversal(changes), tmp_path, quiet=True)
     assert values["accuracy"] > 0.6  # 1 / 6 by chance, 0.3 or so without a view of the source
     run = load_run(tmp_path)
@@ -292,7 +293,7 @@ def test_an_encoder_decoder_learns_from_two_padded_sequences(reversal, tmp_path)
 
 def test_padding_reaches_nothing_and_everything_else_reaches_every_target(reversal):
     experiment = make_experiment(reversal(), strategy=Single())
-    params, _ = experiment.network.init(jax.random.key(0))
+    params, _ = jax.jit(experiment.network.init)(jax.random.key(0))
     batch = batch_of(experiment)
     source, valid = (np.asarray(batch[name]["source"]) for name in ("inputs", "valid"))
 
@@ -426,7 +427,7 @@ def test_more_room_changes_nothing(bags):
     outputs = []
     for capacity in (8, 13):
         experiment = make_experiment(config_of({"name": "bags", "capacity": capacity}, {"position": "off"}))
-        params, _ = experiment.network.init(jax.random.key(0))
+        params, _ = jax.jit(experiment.network.init)(jax.random.key(0))
         examples = experiment.task.examples("test")
         stored = examples.read(np.arange(20)) | {"example_weight": np.ones(20, np.float32)}
 
@@ -471,7 +472,7 @@ def test_a_head_may_read_the_inputs():
         return Network(config, **parts, grid=(5,), outputs=1, rngs=rngs)
 
     network = functionalize(build)
-    params, _ = network.init(jax.random.key(0))
+    params, _ = jax.jit(network.init)(jax.random.key(0))
     x = np.random.default_rng(0).normal(size=(3, 5, 1)).astype(np.float32)
 
     @jax.jit

@@ -116,7 +116,8 @@ def test_a_map_that_narrows_starts_smaller():
     start = {}
     for scaling in ("none", "mup"):
         experiment = make_experiment(config(scaling=scaling))
-        start[scaling] = leaf_paths(initial_state(experiment.network, experiment.optimizer, 0).params)
+        init = jax.jit(lambda each=experiment: initial_state(each.network, each.optimizer, 0))
+        start[scaling] = leaf_paths(init().params)
     narrowing = {
         "body.blocks.0.ffn.up.down.kernel": 2 / 8,
         "body.blocks.0.ffn.down.down.kernel": 2 / 16,
