@@ -302,12 +302,15 @@ def make_grid(config: AblationConfig, folder: Path, read_recipe: ReadRecipe) -> 
         changes = {BASELINE: "", **{n: c for n, c in config.variants.items() if entry.only is None or n in entry.only}}
         changes |= entry.variants
         begin: dict[str, Config] = {}  # what each variant changes
+        recipes: dict[str, tuple[dict[str, Any], Config]] = {}  # by file, read once
         for name, change in changes.items():
             file, change = _without_recipe(change, entry.recipe)
             read = functools.partial(_read, read_recipe, str((folder / file).resolve()), entry.overrides)
-            tree = read({})
-            with _error_context(f"tasks.{task}" + ("" if file == entry.recipe else f", variant {name}")):
-                begin[name] = parse_config(tree)
+            if file not in recipes:
+                tree = read({})
+                with _error_context(f"tasks.{task}" + ("" if file == entry.recipe else f", variant {name}")):
+                    recipes[file] = tree, parse_config(tree)
+            tree, begin[name] = recipes[file]
             changes[name] = _with_what_follows(change, tree, read)
         with _error_context(f"tasks.{task}, baseline {config.baseline}"):
             baseline = apply_change(begin[config.baseline], changes[config.baseline])
