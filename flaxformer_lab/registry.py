@@ -1,4 +1,4 @@
-"""Parts by name: attention kinds, FFN kinds, models, tasks and data sets, the lab's own and those of a user's file.
+"""Parts by name: attention and FFN kinds, models, tasks, data sets, controls; the lab's own and those of a user's file.
 
 A part declares its properties where it is registered; theory, the measures and the rules of the config ask for them. A
 property that is not declared is unknown (None): nothing is concluded from it.
@@ -58,6 +58,11 @@ PROPERTIES: dict[str, dict[str, str]] = {
     },
     "task": {"has_grid": "its tokens lie on a grid of rows and columns"},
     "dataset": {},
+    "control": {
+        "fits": "the names of the tasks that it can learn",
+        "rates": "the grid of rates with which its search begins",
+        "drawn": "what it learns depends on the seed",
+    },
 }
 
 
@@ -79,9 +84,9 @@ _IMPORTED: dict[str, str] = {}  # the text of each file of `import_parts`, by it
 def register(kind: str, name: str, *, config: type | None = None, **properties: Property) -> Callable[[Class], Class]:
     """Class decorator: the config may name the class from now on.
 
-    kind: attention, ffn, model, task or dataset. config: of a model or a task, a frozen dataclass whose `name` is a
-    Literal that holds this name. properties: those of PROPERTIES[kind], each a value or a function of the config and
-    the number of tokens; one that is left out is unknown.
+    kind: attention, ffn, model, task, dataset or control (a function). config: of a model or a task, a frozen
+    dataclass whose `name` is a Literal that holds this name. properties: those of PROPERTIES[kind], each a value or a
+    function of the config and the number of tokens; one that is left out is unknown.
 
     Raises:
         ConfigError: the name is taken, or the kind, a property or the config is unknown or invalid.

@@ -107,7 +107,7 @@ class ImageClassificationConfig(TaskConfig):
 
 @dataclass(frozen=True)
 class TabularConfig(TaskConfig):
-    """Tables: columns are the tokens, and the target is predicted from their mean.
+    """Tables: columns are the tokens (FT-Transformer, Gorishniy et al. 2021), or a row is a single one.
 
     Attributes:
         dataset: `lab_wine`, `lab_breast_cancer`, a data set with a label and a feature of one axis of numbers, or own
@@ -117,6 +117,19 @@ class TabularConfig(TaskConfig):
             the standard deviation; `quantile` maps the ranks to a normal distribution; `none` leaves it as it is.
         missing: what a missing number becomes: an `error`, the `mean` of the training rows, or that with one more
             column for each that lacks values in training, which is 1 where the value is missing (`indicator`).
+        log_scale: scaled columns are multiplied by powers of ten from -log_scale to log_scale, in equal steps and a
+            fixed random order, so that they lie up to 10^(2 log_scale) times apart.
+        tokens: a token is a column, or the whole row (`row`): the sum of its columns' vectors, as the first layer of an
+            MLP has it.
+        pooling: predict from the mean of the tokens, or from a class token that is put before them.
+        numbers: what a number becomes: `linear`, a direction times its value; `piecewise`, how far it lies along each
+            of num_bins quantiles of training, then a linear map; `periodic`, sines and cosines of num_frequencies
+            learned multiples, then a linear map and ReLU (Gorishniy et al. 2022).
+        num_bins: of `piecewise`.
+        num_frequencies: of `periodic`, for each column.
+        frequency_scale: standard deviation of the multiples of `periodic` at the start.
+        members: so many copies of each row, each with weights of its own on its features and a head of its own, go
+            through one body and are trained side by side; their mean predicts (TabM, Gorishniy et al. 2024).
         split_seed: divide all rows into splits of the same sizes again, in a random order of this seed; none takes the
             data set's own splits. A small test split says little, several of them more.
     """
@@ -127,7 +140,22 @@ class TabularConfig(TaskConfig):
     feature: Name | None = None
     scaling: Literal["none", "standard", "quantile"] = "standard"
     missing: Literal["error", "mean", "indicator"] = "error"
+    log_scale: Decay = 0.0
+    tokens: Literal["columns", "row"] = "columns"
+    pooling: Literal["mean", "class_token"] = "mean"
+    numbers: Literal["linear", "piecewise", "periodic"] = "linear"
+    num_bins: AtLeastTwo = 16
+    num_frequencies: AtLeastOne = 16
+    frequency_scale: Positive = 0.1
+    members: AtLeastOne = 1
     split_seed: Seed | None = None
+
+    def rules(self) -> None:
+        """Raises ConfigError when knobs contradict one another."""
+        if self.tokens == "row" and self.pooling == "class_token":
+            raise ConfigError(
+                "task.pooling=class_token with task.tokens=row puts a token before the only one; set task.pooling=mean"
+            )
 
 
 @dataclass(frozen=True)
@@ -135,10 +163,12 @@ class TabularClassificationConfig(TabularConfig):
     """A row's class.
 
     Attributes:
+        metric: what the task is judged by: `accuracy`, or of two classes `auc`, the area under the ROC curve.
         label: which feature has the label; none finds it: `label`, or the only class label or whole number.
     """
 
     name: Literal["tabular_classification"] = "tabular_classification"
+    metric: Literal["accuracy", "auc"] = "accuracy"
     label: Name | None = None
 
 

@@ -16,6 +16,7 @@ import jax
 
 from flaxformer_lab import registry
 from flaxformer_lab.ablation.engine import Event, Listener, Trainer
+from flaxformer_lab.ablation.fitted import Fitted
 from flaxformer_lab.ablation.grid import Cell
 from flaxformer_lab.ablation.population import Outcome, Population, Replica, available_memory
 from flaxformer_lab.ablation.store import Store
@@ -23,7 +24,9 @@ from flaxformer_lab.compilation import compile_small_programs_briefly, use_compi
 from flaxformer_lab.config import as_dict, parse_config
 from flaxformer_lab.errors import ConfigError
 
-Packed = tuple[dict[str, Any], tuple[Replica, ...], dict[str, str]]  # config, replicas, texts of the user's files
+Packed = tuple[
+    dict[str, Any], tuple[Replica, ...], str | None, dict[str, str]
+]  # config, ..., texts of the user's files
 RETRIES = 10  # of a cell whose worker is lost
 POLL_S = 0.2  # between two looks at progress
 
@@ -89,7 +92,7 @@ def _train(
 
 def _packed(cell: Cell) -> Packed:
     """A cell as plain values, which a worker can read before it knows the parts that the config names."""
-    return as_dict(cell.config), cell.replicas, registry.imported_texts()
+    return as_dict(cell.config), cell.replicas, cell.control, registry.imported_texts()
 
 
 def _fetch(ray: ModuleType, reference: Any) -> Outcome:
@@ -125,7 +128,7 @@ class Reports:
 
 def train_cell(number: int, packed: Packed, cpus: int, reports: Any) -> Outcome:
     """Trains one cell, in a worker."""
-    tree, replicas, texts = packed
+    tree, replicas, control, texts = packed
     for path, text in texts.items():
         registry.import_text(path, text)
     with contextlib.suppress(RuntimeError):  # a worker that has done a cell before has chosen its devices
@@ -135,5 +138,6 @@ def train_cell(number: int, packed: Packed, cpus: int, reports: Any) -> Outcome:
     reports.add.remote(number, 0, 0)
     # Other workers of a machine have their shares of its memory.
     memory = available_memory() // (os.cpu_count() or 1) if jax.default_backend() == "cpu" else None
-    population = Population(parse_config(tree), replicas, memory=memory)
+    config = parse_config(tree)
+    population = Fitted(config, control, replicas) if control else Population(config, replicas, memory=memory)
     return population.run(lambda done, total: reports.add.remote(number, done, total))

@@ -93,10 +93,10 @@ def show_plan(grid: Grid, store: Store | None, console: Console) -> None:
         table.add_column(column, justify="right" if column in ("parameters", "forward FLOPs", "updates") else "left")
     work: list[tuple[Cell, float]] = []
     for cell in grid.cells:
-        parameters, flops = cost(cell.config)
+        parameters, flops = cost(cell.config) if cell.control is None else (0, 0)
         finished = store is not None and progress(cell, store, grid.config)[1] is None
         training = cell.config.training
-        if not finished:
+        if not finished and cell.control is None:
             work.append((cell, 3.0 * flops * training.batch_size * training.steps * len(cell.replicas)))
         row = (cell.task, cell.variant, f"{parameters:,}", f"{flops:,}", f"{training.steps:,}")
         table.add_row(*map(Text, row), "finished" if finished else "to do")

@@ -117,9 +117,9 @@ def _store_outcome(cell: Cell, base: Cell, outcome: Outcome, store: Store, confi
 
 def result_of(cell: Cell, outcome: Outcome) -> Result:
     """An outcome as plain JSON; a value that is not finite becomes null."""
-    parameters, flops = cost(cell.config)
+    parameters, flops = cost(cell.config) if cell.control is None else (outcome.parameters, 0)
     task = make_task(cell.config.task)
-    bound, content = task.bound(cell.config.model), task.metadata.get("content")
+    bound, content = None if cell.control else task.bound(cell.config.model), task.metadata.get("content")
     measures = outcome.measures | {name: outcome.test[name] for name in cell.primary_metric.beside}
     result = {
         "task": cell.task,
@@ -168,7 +168,7 @@ def save_kept(
 
     Those of a rate that is no longer the best are removed.
     """
-    if config.keep == "none":
+    if config.keep == "none" or cell.control is not None:
         return []
     before = progress(base, store, config)[0] if cell.extension else None
     whole = result if before is None else joined([before, result])

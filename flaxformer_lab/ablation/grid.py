@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from flaxformer_lab import registry
 from flaxformer_lab.ablation.claim_config import BASELINE, Claim, Text
 from flaxformer_lab.ablation.population import Replica
 from flaxformer_lab.ablation.variants import VARIANTS, apply_variants
@@ -35,11 +36,11 @@ from flaxformer_lab.parsing import (
     override,
     parse,
 )
-from flaxformer_lab.tasks import PrimaryMetric, make_task, primary_metric
+from flaxformer_lab.tasks import PrimaryMetric, controls, make_task, primary_metric
 from flaxformer_lab.training.optimizer import maps_by_rule
 
-# Named variants with commas between them, or a table of overrides. Its key `ablation` may name variants too, and
-# `recipe` the recipe that is changed, instead of the task's.
+# Named variants with commas between them, or a table of overrides. Its key `ablation` may name variants too, `recipe`
+# the recipe that is changed, instead of the task's, and `control` what is fitted instead of a model.
 Change = str | dict[str, Any]
 ReadRecipe = Callable[[str, Mapping[str, Any]], dict[str, Any]]
 Match = Literal["none", "parameters", "flops"]
@@ -89,7 +90,9 @@ class AblationConfig:
         question: what it asks, the title of its report.
         tasks: what is learned, by name: each a recipe (tasks.NAME.recipe=FILE) with overrides and variants of its own.
         variants: what is compared, by name: variants of the lab (`ffn_off,single_head`), or a table of overrides; with
-            the key `recipe`, of another training recipe, in which the task's overrides are set too.
+            the key `recipe`, of another training recipe, in which the task's overrides are set too; with the key
+            `control`, of the task that something is fitted to instead of a model (`trees`), with a grid of rates of its
+            own.
         learning_rates: the grid to begin with. Where the best (on validation, mean over seeds) is its highest or
             lowest, as many rates again are tried beyond it, in the same geometric steps. A single rate is given, not
             searched.
@@ -205,6 +208,7 @@ class Cell:
     """One variant on one task. config: that of every replica, but for seed and learning rate.
 
     extension: how often its grid of rates was extended before. base_key: the key of the cell that it extends.
+    control: what is fitted instead of the config's model (`tasks/controls.py`).
     """
 
     task: str
@@ -213,6 +217,7 @@ class Cell:
     replicas: tuple[Replica, ...]
     extension: int = 0
     base_key: str | None = None
+    control: str | None = None
 
     @property
     def primary_metric(self) -> PrimaryMetric:
@@ -229,7 +234,7 @@ class Cell:
             "format": RESULT_FORMAT,
             "config": _differing(config),
             "replicas": [dataclasses.astuple(replica) for replica in self.replicas],
-        }
+        } | ({} if self.control is None else {"control": self.control})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -314,10 +319,13 @@ def make_grid(config: AblationConfig, folder: Path, read_recipe: ReadRecipe) -> 
             changes[name] = _with_what_follows(change, tree, read)
         with _error_context(f"tasks.{task}, baseline {config.baseline}"):
             baseline = apply_change(begin[config.baseline], changes[config.baseline])
-        resolved: dict[str, Config] = {}
+        resolved: dict[str, tuple[Config, str | None]] = {}
         for variant, change in changes.items():
+            control = None if isinstance(change, str) else change.get("control")
             try:
-                if variant == config.baseline:
+                if control is not None:
+                    model = _controlled(begin[variant], change)
+                elif variant == config.baseline:
                     model = baseline
                 else:
                     model = _matched(begin[variant], change, baseline, config, cost_of)
@@ -325,13 +333,13 @@ def make_grid(config: AblationConfig, folder: Path, read_recipe: ReadRecipe) -> 
                 _refuse_unknown(change, error)
                 dropped.append((task, variant, str(error)))
                 continue
-            same = next((name for name, other in resolved.items() if other == model), None)
+            same = next((name for name, other in resolved.items() if other == (model, control)), None)
             if same is not None:
                 dropped.append((task, variant, f"{SAME} {same}"))
                 continue
-            resolved[variant] = model
+            resolved[variant] = model, control
             if needed is None or (task, variant) in needed:
-                cells.append(Cell(task, variant, _shared(model), replicas_of(config, task)))
+                cells.append(Cell(task, variant, _shared(model), replicas_of(config, task, control), control=control))
     for variant in config.variants if needed is None and config.only is None else ():
         reasons = [why for _, name, why in dropped if name == variant]
         mistakes = [why for why in reasons if SAME not in why and UNMATCHED not in why]
@@ -364,7 +372,8 @@ def _without_recipe(change: Change, default: str) -> tuple[str, Change]:
 
 def _with_what_follows(change: Change, recipe: Mapping[str, Any], read: Callable[[dict[str, Any]], Any]) -> Change:
     """A table of overrides, and before them the values that follow them in the recipe."""
-    table = {} if isinstance(change, str) else flatten({k: v for k, v in change.items() if k != "ablation"})
+    others = ("ablation", "control")
+    table = {} if isinstance(change, str) else flatten({k: v for k, v in change.items() if k not in others})
     if not table:
         return change
     before = flatten(recipe)
@@ -382,7 +391,7 @@ def _needed(config: AblationConfig) -> set[tuple[str, str]] | None:
 def _check_optimizers(cells: Sequence[Cell]) -> None:
     """Raises ConfigError where Muon trains the maps of one variant of a task and AdamW those of another."""
     rules: dict[str, dict[str, str]] = {}  # of each task, a map for each rule
-    for cell in (cell for cell in cells if cell.config.optimizer.name == "muon"):
+    for cell in (cell for cell in cells if cell.config.optimizer.name == "muon" and cell.control is None):
         network, known = make_task(cell.config.task).network(cell.config.model), rules.setdefault(cell.task, {})
         for name, rule in maps_by_rule(cell.config.optimizer, network).items():
             known.setdefault(rule, f"{name} of {cell.variant}")
@@ -415,9 +424,10 @@ def _check_claims(grid: Grid) -> None:
             )
 
 
-def replicas_of(config: AblationConfig, task: str) -> tuple[Replica, ...]:
-    """One replica for each learning rate and seed that a task begins with."""
+def replicas_of(config: AblationConfig, task: str, control: str | None = None) -> tuple[Replica, ...]:
+    """One replica for each learning rate and seed that a task, or a control, begins with."""
     rates = config.tasks[task].learning_rates or config.learning_rates
+    rates = rates if control is None else registry.ask("control", control, "rates") or rates
     return tuple(Replica(seed, rate) for rate in rates for seed in config.seeds)
 
 
@@ -425,12 +435,23 @@ def apply_change(config: Config, change: Change) -> Config:
     """The config with named variants, or with a table of overrides (whose key `ablation` may name variants too)."""
     if isinstance(change, str):
         return apply_variants(config, [name.strip() for name in change.split(",") if name.strip()])
-    table = dict(change)
+    table = {key: value for key, value in change.items() if key != "control"}
     names = table.pop("ablation", "")
     tree = as_dict(apply_change(config, names))
     for key, value in flatten(table).items():
         tree = override(tree, *current_name(config, key, value))
     return parse_config(tree)
+
+
+def _controlled(recipe: Config, change: dict[str, Any]) -> Config:
+    """The config whose task a control is fitted to.
+
+    Raises:
+        ConfigError: there is no such control, or it does not fit the task.
+    """
+    config = apply_change(recipe, change)
+    controls.lookup(change["control"], config.task.name)
+    return config
 
 
 def cost(config: Config) -> tuple[int, int]:
@@ -521,6 +542,8 @@ def _shared(config: Config) -> Config:
 
 def _refuse_unknown(change: Change, error: ConfigError) -> None:
     """A variant that does not exist anywhere is a mistake, not a pair without meaning."""
+    if not isinstance(change, str) and change.get("control") not in (None, *registry.names("control")):
+        raise error
     names = change if isinstance(change, str) else change.get("ablation", "")
     if any(name.strip() and name.strip() not in VARIANTS for name in names.split(",")):
         raise error

@@ -12,6 +12,7 @@ from concurrent import futures
 import jax
 
 from flaxformer_lab.ablation.engine import Event, Listener
+from flaxformer_lab.ablation.fitted import Fitted
 from flaxformer_lab.ablation.grid import Cell
 from flaxformer_lab.ablation.population import Outcome, Population
 from flaxformer_lab.ablation.store import Store
@@ -29,22 +30,24 @@ def train_here(
     with contextlib.ExitStack() as stack:
         compiler = futures.ThreadPoolExecutor(max_workers=ahead_of_it, thread_name_prefix="compile")
         stack.callback(compiler.shutdown, wait=False, cancel_futures=True)
-        ahead: collections.deque[tuple[Cell, futures.Future[Population], contextlib.ExitStack]] = collections.deque()
+        ahead: collections.deque[tuple[Cell, futures.Future[Population | Fitted], contextlib.ExitStack]] = (
+            collections.deque()
+        )
         numbers = itertools.count(1)
 
-        programs: dict[str, Population] = {}  # of the last cells, which their extensions use again
+        programs: dict[str, Population | Fitted] = {}  # of the last cells, which their extensions use again
         bookkeeping = threading.Lock()
 
-        def prepare(cell: Cell) -> Population:
+        def prepare(cell: Cell) -> Population | Fitted:
             key = cell.base_key or cell.key
             with bookkeeping:
                 known = programs.pop(key, None)
             if known is not None and len(known.replicas) == len(cell.replicas):
                 population = known.with_replicas(cell.replicas)
             else:
-                if next(numbers) % CELLS_A_CACHE == 0:
+                if cell.control is None and next(numbers) % CELLS_A_CACHE == 0:
                     jax.clear_caches()
-                population = Population(cell.config, cell.replicas)
+                population = make_population(cell)
             with bookkeeping:
                 programs[key] = population
                 if len(programs) > ahead_of_it + 2:
@@ -60,7 +63,7 @@ def train_here(
                         stack.callback(lock.close)
                         ahead.append((cell, compiler.submit(prepare, cell), lock))
 
-        def outcome(cell: Cell, population: futures.Future[Population]) -> Outcome:
+        def outcome(cell: Cell, population: futures.Future[Population | Fitted]) -> Outcome:
             ready = population.result()
             return ready.run(lambda done, total: listen(Event("progress", cell, done, total)))
 
@@ -77,3 +80,10 @@ def train_here(
 def cells_ahead() -> int:
     """How many cells are compiled at a time while another one trains: one on two cores."""
     return max(1, min(len(os.sched_getaffinity(0)) // CORES_A_CELL, MOST_AHEAD))
+
+
+def make_population(cell: Cell) -> Population | Fitted:
+    """What trains, or fits, a cell's replicas."""
+    if cell.control is not None:
+        return Fitted(cell.config, cell.control, cell.replicas)
+    return Population(cell.config, cell.replicas)

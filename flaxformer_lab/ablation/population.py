@@ -88,6 +88,7 @@ class Outcome:
     seconds: float
     test_examples: Float[np.ndarray, "replicas 2 examples"] | None = None
     device: str = ""
+    parameters: int = 0  # of a control
 
 
 class Population:

@@ -158,7 +158,11 @@ def _grid_as_json(grid: Grid) -> dict[str, Any]:
     """Everything resolved, so that reading it needs no recipe."""
     return {
         "config": as_dict(grid.config),
-        "cells": [{"task": c.task, "variant": c.variant, "config": as_dict(c.config)} for c in grid.cells],
+        "cells": [
+            {"task": c.task, "variant": c.variant, "config": as_dict(c.config)}
+            | ({} if c.control is None else {"control": c.control})
+            for c in grid.cells
+        ],
         "dropped": [list(each) for each in grid.dropped],
     }
 
@@ -172,7 +176,13 @@ def _grid_from_json(tree: dict[str, Any]) -> Grid:
         )
     config = parse_ablation(stored)
     cells = tuple(
-        Cell(each["task"], str(each["variant"]), parse_config(each["config"]), replicas_of(config, each["task"]))
+        Cell(
+            each["task"],
+            str(each["variant"]),
+            parse_config(each["config"]),
+            replicas_of(config, each["task"], each.get("control")),
+            control=each.get("control"),
+        )
         for each in tree["cells"]
     )
     dropped = tuple((str(task), str(variant), str(why)) for task, variant, why in tree["dropped"])

@@ -81,10 +81,13 @@ class CategoryEmbedding(nnx.Module):
 
 
 class RowEmbedding(nnx.Module):
-    """A row of numbers and categories, {"columns": ..., "categories": ...}; the numbers are the first tokens."""
+    """A row of numbers and categories, {"columns": ..., "categories": ...}; the numbers are the first tokens.
 
-    def __init__(self, columns: int, levels: Sequence[int], width: int, *, dtype: str, rngs: Rngs):
-        self.columns = ColumnEmbedding(columns, width, dtype=dtype, rngs=rngs) if columns else None
+    columns: the embedding of the numbers; None where there are none.
+    """
+
+    def __init__(self, columns: nnx.Module | None, levels: Sequence[int], width: int, *, dtype: str, rngs: Rngs):
+        self.columns = columns
         self.categories = CategoryEmbedding(levels, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: dict[str, Array]) -> Float[Array, "batch columns width"]:

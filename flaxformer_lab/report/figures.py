@@ -120,7 +120,7 @@ def all_curves(scores: Sequence[Score], baseline: str, *, against_flops: bool) -
     medians = [seed_range(score.curves)[1] for score in scores]
     across = [score.training_flops if against_flops else np.array(score.steps, float) for score in scores]
     curves = [*enumerate(zip(scores, across, medians, strict=True), 1)]
-    shown = [(number, curve) for number, curve in curves if np.isfinite(curve[2][-1])]
+    shown = [(n, curve) for n, curve in curves if np.isfinite(curve[2][-1]) and curve[1][-1] > 0]  # a control: 0 FLOPs
     axes = _chart_axes(metric, label, [value for _, (_, _, median) in shown for value in median])
     low, high = (pick(pick(x) for _, (_, x, _) in shown) if shown else 1.0 for pick in (min, max))
     if against_flops:

@@ -288,7 +288,8 @@ def _keys(scores: Sequence[Score]) -> Markup:
 def _cost(summary: Summary, scores: Sequence[Score]) -> Markup:
     charts = []
     for label, field in (("parameters", "parameters"), ("forward FLOPs", "forward_flops")):
-        across = {each.variant: Interval(float(getattr(each, field)), math.nan, math.nan) for each in scores}
+        sizes = {each.variant: float(getattr(each, field)) for each in scores}
+        across = {name: Interval(size, math.nan, math.nan) for name, size in sizes.items() if size > 0}
         charts.append(_figure(scatter(scores, across, summary.grid.config.baseline, label, logarithmic=True)))
     return tag("div", charts, class_="pair")
 

@@ -16,6 +16,7 @@ from flaxformer_lab.tasks import (  # noqa: F401
     marks,
     probes,
     synthetic,
+    table_controls,
 )
 from flaxformer_lab.tasks.task import SPLITS, Bound, PrimaryMetric, Task
 
@@ -27,7 +28,7 @@ def make_task(config: TaskConfig, metadata: Mapping[str, Any] | None = None) -> 
 
 def primary_metric(config: TaskConfig) -> PrimaryMetric:
     """The metric that the task which `config.name` names is judged by; reads no data."""
-    return registry.lookup("task", config.name).build.primary_metric
+    return registry.lookup("task", config.name).build.primary_metric_of(config)
 
 
 __all__ = ["SPLITS", "Bound", "PrimaryMetric", "Task", "make_task", "primary_metric"]

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from flaxformer_lab.data.own.address import parse_address
@@ -15,13 +16,15 @@ from flaxformer_lab.data.own.contents import SOURCE_ROW
 from flaxformer_lab.data.own.schema import Schema, table_of
 from flaxformer_lab.data.source import Source, open_split, open_split_again
 from flaxformer_lab.errors import ConfigError, DataError
-from flaxformer_lab.functional.losses import absolute_error, squared_error
+from flaxformer_lab.functional import metrics
+from flaxformer_lab.functional.losses import absolute_error, cross_entropy, squared_error
 from flaxformer_lab.functional.metrics import Metrics, RootMean, RSquared
 from flaxformer_lab.functional.quantiles import fit_quantiles, to_normal
 from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models.network import Network, PureNetwork, functionalize
 from flaxformer_lab.modules.embedding import ColumnEmbedding, RowEmbedding
 from flaxformer_lab.modules.rngs import Rngs
+from flaxformer_lab.modules.table_embedding import MemberHead, PeriodicEmbedding, PiecewiseEmbedding, TableTokens
 from flaxformer_lab.registry import register
 from flaxformer_lab.task_config import TabularClassificationConfig, TabularConfig, TabularRegressionConfig
 from flaxformer_lab.tasks.examples import Arrays, Examples, stored_examples
@@ -38,7 +41,7 @@ from flaxformer_lab.tasks.features import (
     is_row,
     warn_of_change,
 )
-from flaxformer_lab.tasks.task import ACCURACY, R_SQUARED, Batch, Task, loss_and_accuracy
+from flaxformer_lab.tasks.task import ACCURACY, AUC, R_SQUARED, Batch, PrimaryMetric, Task, loss_and_accuracy
 
 COLUMNS, CATEGORIES = "columns", "categories"
 
@@ -48,11 +51,13 @@ class Tabular(Task):
 
     The inputs are the numbers [batch, columns]; of a table with categories a mapping that has those too.
     metadata: `feature`, the name of the columns (None where there are only categories); `mean` and `spread` of the
-    columns in training; `quantiles` where the scaling needs them; `lacking`, the columns that have an indicator;
-    `table`, the schema of a file of the user's own, its `target_column`, and `notes` on it.
+    columns in training; `quantiles` where the scaling needs them; `edges`, of the bins of raw columns; `lacking`, the
+    columns that have an indicator; `table`, the schema of a table whose columns have names, its `target_column`, and
+    `notes` on it.
     """
 
     units = ("rows", 1)
+    is_regression = False
     outputs: int
     _config: TabularConfig
 
@@ -100,6 +105,9 @@ class Tabular(Task):
         fitted = {"mean": mean.tolist(), "spread": np.where(spread > 0, spread, 1.0).tolist()}
         if self._config.scaling == "quantile":
             fitted["quantiles"] = fit_quantiles(columns).T.tolist()
+        if self._config.numbers == "piecewise":
+            shares = np.linspace(0, 1, self._config.num_bins + 1)
+            fitted["edges"] = np.nanquantile(columns, shares, axis=0).T.tolist()
         if self._config.missing == "indicator" and missing.any():
             fitted["lacking"] = np.flatnonzero(missing.any(axis=0)).tolist()
         return fitted
@@ -129,8 +137,8 @@ class Tabular(Task):
         return len(self.metadata["mean"]) + len(self._lacking)
 
     @property
-    def _levels(self) -> tuple[int, ...]:
-        """How many levels each category has."""
+    def levels(self) -> tuple[int, ...]:
+        """How many levels each category has, the one of unknown values included."""
         return tuple(len(category.levels) for category in self._schema.categories) if self._schema else ()
 
     def _name(self, column: int) -> str:
@@ -176,7 +184,7 @@ class Tabular(Task):
                 kinds.setdefault(column.kind, []).append(column.name)
             rows += [[f"of kind {kind}", ", ".join(names)] for kind, names in kinds.items()]
             levels = (f"{each.name} ({len(each.levels)})" for each in self._schema.categories)
-            rows += [[CATEGORIES, f"with their levels: {', '.join(levels)}"]] if self._levels else []
+            rows += [[CATEGORIES, f"with their levels: {', '.join(levels)}"]] if self.levels else []
         return rows + [["note", note] for note in self.metadata.get("notes", ())]
 
     def inputs_of(self, raw: Any) -> Any:
@@ -200,19 +208,60 @@ class Tabular(Task):
     def raw_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         shape = (batch_size, len(self.metadata["mean"]))
         columns = {} if self._feature is None else {self._feature: jax.ShapeDtypeStruct(shape, jnp.float32)}
-        levels = jax.ShapeDtypeStruct((batch_size, len(self._levels)), jnp.int32)
-        return columns | ({CATEGORIES: levels} if self._levels else {})
+        levels = jax.ShapeDtypeStruct((batch_size, len(self.levels)), jnp.int32)
+        return columns | ({CATEGORIES: levels} if self.levels else {})
 
     def network(self, config: ModelConfig) -> PureNetwork:
-        columns, levels = self._num_columns, self._levels
+        own, levels = self._config, self.levels
+        edges = self._edges()
+        arranged = {"as_row": own.tokens == "row", "has_class_token": own.pooling == "class_token"}
+
+        def embedding_of(rngs: Rngs) -> nnx.Module:
+            arguments = {"width": config.width, "dtype": config.dtype, "rngs": rngs}
+            numbers = None
+            if self._num_columns and own.numbers == "piecewise":
+                numbers = PiecewiseEmbedding(edges, **arguments)
+            elif self._num_columns and own.numbers == "periodic":
+                waves = own.num_frequencies, own.frequency_scale
+                numbers = PeriodicEmbedding(self._num_columns, *waves, **arguments)
+            elif self._num_columns:
+                numbers = ColumnEmbedding(self._num_columns, **arguments)
+            parts = RowEmbedding(numbers, levels, **arguments) if levels else numbers
+            if not any(arranged.values()) and own.members == 1:
+                return parts
+            return TableTokens(parts, **arranged, members=own.members, width=config.width, rngs=rngs)
 
         def build(rngs: Rngs) -> Network:
-            arguments = {"width": config.width, "dtype": config.dtype, "rngs": rngs}
-            embedding = RowEmbedding(columns, levels, **arguments) if levels else ColumnEmbedding(columns, **arguments)
-            grid = (columns + len(levels),)
-            return Network(config, embedding=embedding, grid=grid, outputs=self.outputs, pooling="mean", rngs=rngs)
+            embedding, head = embedding_of(rngs), None
+            if own.members > 1:
+                head = MemberHead(own.members, config.width, self.outputs, bias=config.bias, rngs=rngs)
+            tokens = 1 if arranged["as_row"] else self._num_columns + len(levels)
+            grid, outputs = (tokens + arranged["has_class_token"],), {"outputs": self.outputs, "head": head}
+            return Network(config, embedding=embedding, grid=grid, pooling=own.pooling, **outputs, rngs=rngs)
 
         return functionalize(build)
+
+    def _edges(self) -> np.ndarray | None:
+        """The edges of the bins of each column that the network is given; of an indicator, those between 0 and 1."""
+        if "edges" not in self.metadata:
+            return None
+        with jax.ensure_compile_time_eval():
+            scaled = np.asarray(self._scaled(jnp.asarray(np.array(self.metadata["edges"], np.float32).T)))
+        indicators = np.linspace(0, 1, len(scaled))[:, None].repeat(len(self._lacking), axis=1)
+        return np.concatenate([np.sort(scaled, axis=0), indicators], axis=1).T
+
+    def _scaled(self, columns: Float[Array, "batch columns"]) -> Float[Array, "batch columns"]:
+        """Numbers as the scaling wants them; none is missing."""
+        mean, spread = (jnp.asarray(self.metadata[name], jnp.float32)[None] for name in ("mean", "spread"))
+        if self._config.scaling == "standard":
+            columns = (columns - mean) / spread
+        elif self._config.scaling == "quantile":
+            columns = to_normal(columns, jnp.asarray(self.metadata["quantiles"], jnp.float32).T)
+        if self._config.log_scale:
+            number, most = len(self.metadata["mean"]), self._config.log_scale
+            exponents = np.random.Generator(np.random.Philox(key=1)).permutation(np.linspace(-most, most, number))
+            columns = columns * jnp.asarray(10**exponents, jnp.float32)[None]
+        return columns
 
     def prepare(self, examples: Batch, keys: Key[Array, " batch"], *, training: bool) -> Batch:
         del keys, training
@@ -227,26 +276,22 @@ class Tabular(Task):
         columns = None
         if self._feature is not None:
             columns = features[self._feature].astype(jnp.float32)
-            mean, spread = (jnp.asarray(self.metadata[name], jnp.float32)[None] for name in ("mean", "spread"))
-            missing = jnp.isnan(columns)
+            mean, missing = jnp.asarray(self.metadata["mean"], jnp.float32)[None], jnp.isnan(columns)
             columns = jnp.where(missing, mean, columns) if self._config.missing != "error" else columns
-            if self._config.scaling == "standard":
-                columns = (columns - mean) / spread
-            elif self._config.scaling == "quantile":
-                columns = to_normal(columns, jnp.asarray(self.metadata["quantiles"], jnp.float32).T)
+            columns = self._scaled(columns)
             if self._lacking:
                 columns = jnp.concatenate([columns, missing[:, np.array(self._lacking)].astype(jnp.float32)], axis=1)
-        if not self._levels:
+        if not self.levels:
             return columns
         inputs = {} if columns is None else {COLUMNS: columns}
         return inputs | {CATEGORIES: features[CATEGORIES].astype(jnp.int32)}
 
     def input_spec(self, batch_size: int) -> Any:
         columns = jax.ShapeDtypeStruct((batch_size, self._num_columns), jnp.float32)
-        if not self._levels:
+        if not self.levels:
             return columns
         inputs = {} if self._feature is None else {COLUMNS: columns}
-        return inputs | {CATEGORIES: jax.ShapeDtypeStruct((batch_size, len(self._levels)), jnp.int32)}
+        return inputs | {CATEGORIES: jax.ShapeDtypeStruct((batch_size, len(self.levels)), jnp.int32)}
 
 
 @register("task", "tabular_classification", config=TabularClassificationConfig)
@@ -255,6 +300,18 @@ class TabularClassification(Tabular):
 
     primary_metric = ACCURACY
     _config: TabularClassificationConfig
+
+    def __init__(self, config: TabularClassificationConfig, metadata: Mapping[str, Any] | None = None):
+        super().__init__(config, metadata)
+        self.primary_metric = self.primary_metric_of(config)
+        if config.metric == "auc" and self.outputs != 2:
+            raise ConfigError(
+                f"task.metric=auc needs two classes, and {config.dataset} has {self.outputs}; set task.metric=accuracy"
+            )
+
+    @classmethod
+    def primary_metric_of(cls, config: TabularClassificationConfig) -> PrimaryMetric:
+        return AUC if config.metric == "auc" else cls.primary_metric
 
     @property
     def _label(self) -> str:
@@ -286,8 +343,21 @@ class TabularClassification(Tabular):
         data, *rows = super().facts()
         return [data, facts_of_classes(self.metadata.get("target_column", self._label), self.metadata), *rows]
 
-    def loss_and_metrics(self, logits: Float[Array, "batch classes"], batch: Batch) -> Metrics:
-        return loss_and_accuracy(logits, batch)
+    def predictions_of(self, outputs: Float[Array, "batch *members classes"]) -> Float[Array, "batch classes"]:
+        if outputs.ndim == 2:
+            return outputs
+        return jax.nn.logsumexp(jax.nn.log_softmax(outputs), axis=1) - jnp.log(jnp.float32(outputs.shape[1]))
+
+    def loss_and_metrics(self, outputs: Float[Array, "batch *members classes"], batch: Batch) -> Metrics:
+        """The loss is the mean of the members'; everything else is of their mean probabilities."""
+        logits = self.predictions_of(outputs)
+        found = loss_and_accuracy(logits, batch)
+        if outputs.ndim == 3:
+            found["loss"] = cross_entropy(outputs, *_for_members(outputs, batch))
+        if self.primary_metric is AUC:
+            scores = logits[:, 1] - logits[:, 0]
+            found["auc"] = metrics.AUC(scores, batch["targets"], batch["loss_weights"])
+        return found
 
 
 @register("task", "tabular_regression", config=TabularRegressionConfig)
@@ -298,6 +368,7 @@ class TabularRegression(Tabular):
     """
 
     primary_metric = R_SQUARED
+    is_regression = True
     outputs = 1
     _config: TabularRegressionConfig
 
@@ -327,22 +398,35 @@ class TabularRegression(Tabular):
         shown = "mean {target_mean:.4g}, standard deviation {target_spread:.4g} in training".format(**self.metadata)
         return [data, [self.metadata.get("target_column", self.metadata["target"]), shown], *rows]
 
-    def predictions_of(self, outputs: Float[Array, "batch 1"]) -> Float[Array, " batch"]:
-        return outputs[:, 0] * self.metadata["target_spread"] + self.metadata["target_mean"]
+    def predictions_of(self, outputs: Float[Array, "batch *members 1"]) -> Float[Array, " batch"]:
+        return _mean_of_members(outputs) * self.metadata["target_spread"] + self.metadata["target_mean"]
 
     def outputs_of(self, predictions: Float[Array, " batch"]) -> Float[Array, "batch 1"]:
         return ((predictions - self.metadata["target_mean"]) / self.metadata["target_spread"])[:, None]
 
-    def loss_and_metrics(self, outputs: Float[Array, "batch 1"], batch: Batch) -> Metrics:
+    def loss_and_metrics(self, outputs: Float[Array, "batch *members 1"], batch: Batch) -> Metrics:
+        """The loss is the mean of the members'; everything else is of their mean."""
         targets, weights = batch["targets"], batch["loss_weights"]
-        spread = jnp.float32(self.metadata["target_spread"])
-        loss = squared_error(outputs, targets[:, None], weights, variance=1.0)
+        spread, mean = jnp.float32(self.metadata["target_spread"]), _mean_of_members(outputs)
+        loss = error = squared_error(mean[:, None], targets[:, None], weights, variance=1.0)
+        if outputs.ndim == 3:
+            each, counted = _for_members(outputs, batch)
+            loss = squared_error(outputs, each[..., None], counted, variance=1.0)
         return {
             "loss": loss,
-            "r2": RSquared.of(outputs[:, 0], targets, weights),
-            "rmse": RootMean(loss.total * spread**2, loss.weight),
-            "mae": absolute_error(outputs[:, 0] * spread, targets * spread, weights),
+            "r2": RSquared.of(mean, targets, weights),
+            "rmse": RootMean(error.total * spread**2, error.weight),
+            "mae": absolute_error(mean * spread, targets * spread, weights),
         }
+
+
+def _mean_of_members(outputs: Float[Array, "batch *members 1"]) -> Float[Array, " batch"]:
+    return outputs[:, 0] if outputs.ndim == 2 else jnp.mean(outputs[:, :, 0], axis=1)
+
+
+def _for_members(outputs: Float[Array, "batch members outputs"], batch: Batch) -> tuple[Array, Array]:
+    """Targets and weights of an example for each of its members."""
+    return tuple(jnp.broadcast_to(batch[name][:, None], outputs.shape[:2]) for name in ("targets", "loss_weights"))
 
 
 def _check_finite(name: str, target: str, values: np.ndarray, rows: np.ndarray) -> None:

@@ -51,6 +51,7 @@ class PrimaryMetric:
 
 LOSS = PrimaryMetric("loss", "loss", higher_is_better=False)
 ACCURACY = PrimaryMetric("accuracy", "accuracy", higher_is_better=True, limits=(0.0, 1.0))
+AUC = PrimaryMetric("auc", "AUC", higher_is_better=True, limits=(0.0, 1.0))
 R_SQUARED = PrimaryMetric("r2", "R²", higher_is_better=True, limits=(None, 1.0))
 
 
@@ -65,6 +66,12 @@ class Task(abc.ABC):
     primary_metric: PrimaryMetric = LOSS
     units: tuple[str, int]  # what throughput counts, and how many of them an example has: ("tokens", 128)
     overlap: int = 1  # so many examples in a row share data: in intervals over examples they count as one
+
+    @classmethod
+    def primary_metric_of(cls, config: Any) -> PrimaryMetric:
+        """The primary metric of a task with this config."""
+        del config
+        return cls.primary_metric
 
     @abc.abstractmethod
     def examples(self, split: str) -> Examples:
