@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int
 
 from flaxformer_lab import registry
 from flaxformer_lab.errors import ConfigError
@@ -66,7 +67,7 @@ def batches(task: Task, split: str, size: int = CHUNK) -> Iterator[Batch]:
         rows = np.arange(first, min(first + size, examples.number), dtype=np.int32)
         stored = examples.read(examples.evaluation_indices(rows))
         stored |= {"example_weight": np.ones(len(rows), np.float32)}
-        yield jax.tree.map(np.asarray, prepare(stored))
+        yield jax.tree.map(np.asarray, prepare(stored, rows))
 
 
 def whole(task: Task, split: str) -> Batch:
@@ -74,8 +75,12 @@ def whole(task: Task, split: str) -> Batch:
     return jax.tree.map(lambda *parts: np.concatenate(parts), *batches(task, split))
 
 
-def _preparation(task: Task) -> Callable[[Batch], Batch]:
-    return jax.jit(lambda stored: task.prepare(stored, None, training=False))
+def _preparation(task: Task) -> Callable[[Batch, Any], Batch]:
+    def prepare(stored: Batch, rows: Int[Array, " batch"]) -> Batch:
+        keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(0), row))(rows)
+        return task.prepare(stored, keys, training=False)
+
+    return jax.jit(prepare)
 
 
 def evaluate(task: Task, fit: Fit, split: str) -> dict[str, Any]:

@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flaxformer_lab.ablation import local
 from flaxformer_lab.ablation.engine import run_cells
 from flaxformer_lab.ablation.grid import make_grid, parse_ablation
 from flaxformer_lab.ablation.local import train_here
+from flaxformer_lab.ablation.population import Outcome
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.registry import register
 from flaxformer_lab.report.summary import summarise
@@ -36,7 +38,7 @@ def fits(own_parts):
 CONTROLS = {"variants": {"oracle": {"control": "oracle"}, "noise": {"control": "noise"}}, "max_extensions": 1}
 
 
-def test_a_control_has_a_key_and_rates_of_its_own(fits, grid, tmp_path, store):
+def test_a_control_has_a_key_and_rates_of_its_own(fits, grid, store):
     made = grid(CONTROLS)
     cells = [made.cell("near", name) for name in ("baseline", "oracle", "noise")]
     assert len({cell.key for cell in cells}) == 3
@@ -49,8 +51,25 @@ def test_a_control_has_a_key_and_rates_of_its_own(fits, grid, tmp_path, store):
     assert store.read().cells == made.cells
 
 
-def test_a_control_is_fitted_searched_and_reported(fits, grid, store, tmp_path):
+class Untrained:
+    """A population that is done at once."""
+
+    def __init__(self, config, replicas):
+        self.replicas = tuple(replicas)
+
+    def with_replicas(self, replicas):
+        return Untrained(None, replicas)
+
+    def run(self, progress):
+        number = len(self.replicas)
+        validation, test = ({name: np.zeros(shape) for name in ("loss", "r2")} for shape in ((number, 2), number))
+        return Outcome(self.replicas, (2, 4), validation, test, {}, (), seconds=0.0)
+
+
+def test_a_control_is_fitted_searched_and_reported(fits, grid, store, monkeypatch):
+    monkeypatch.setattr(local, "Population", Untrained)
     made = grid(CONTROLS | {"tasks": {"near": {"recipe": "delay.py"}}})
+    store.claim(made)
     run_cells(made, store, lambda event: None, train_here)
     # One fit a rate where no seed matters, and an extension beyond the best rate, at the edge.
     assert fits.count((0, 2.0)) == 1 and (1, 2.0) not in fits and {(0, 1.0), (1, 1.0)} <= set(fits)
