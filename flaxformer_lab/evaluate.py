@@ -1,5 +1,7 @@
 """Evaluates a checkpoint: `python -m flaxformer_lab.evaluate --workdir=runs/digits [--step=N] [--split=test]`.
 
+With --csv=FILE it evaluates a table's model on new rows that have the target, and writes their scores too.
+
 Prints a table and, as its last line, one JSON object. It needs only the run's folder and the data; nothing in the
 folder is executed or unpickled. In Python: `flaxformer_lab.evaluate(workdir)`.
 """
@@ -8,7 +10,9 @@ import json
 
 from absl import flags
 
+from flaxformer_lab import predict
 from flaxformer_lab.command_line import changes_of, command_alone, parse_step, run
+from flaxformer_lab.errors import DataError
 from flaxformer_lab.run import load_run
 from flaxformer_lab.tasks import SPLITS
 from flaxformer_lab.training.logging import Display, shown_while
@@ -20,15 +24,28 @@ def main(overrides: list[str]) -> None:
     """Evaluates what the flags describe."""
     with shown_while("evaluating"):
         loaded = load_run(WORKDIR.value, parse_step(STEP.value), changes_of(overrides))
-        values = loaded.evaluate(SPLIT.value)
+        if CSV.value:
+            found, path = predict.write(loaded, CSV.value, OUTPUT.value)
+            values, part = found.metrics, CSV.value
+        else:
+            values, part = loaded.evaluate(SPLIT.value), SPLIT.value
+    if not values:
+        raise DataError(
+            f"{CSV.value} has no column {loaded.task.metadata['target_column']}, the target, to evaluate on; "
+            "python -m flaxformer_lab.predict scores rows without it"
+        )
     display = Display(steps=1, units=loaded.task.units, batch_size=1)
     rows = [[name, f"{value:.6f}"] for name, value in values.items()]
-    display.table(f"{WORKDIR.value}, step {loaded.step}, {SPLIT.value}", ["metric", "value"], rows)
-    print(json.dumps({"step": loaded.step, "split": SPLIT.value, **values}))
+    display.table(f"{WORKDIR.value}, step {loaded.step}, {part}", ["metric", "value"], rows)
+    if CSV.value:
+        display.print(f"written: {path}")
+    print(json.dumps({"step": loaded.step, "split": part, **values}))
 
 
 if __name__ == "__main__":
     WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
     STEP = flags.DEFINE_string("step", None, "Step of the checkpoint, or best; default: the last one.")
+    CSV = flags.DEFINE_string("csv", None, "New rows of a table, with the target, instead of a split.")
+    OUTPUT = flags.DEFINE_string("output", None, "With --csv: where scores go; default: WORKDIR/predictions/NAME.csv.")
     SPLIT = flags.DEFINE_enum("split", "test", SPLITS, "Which part of the data.")
     run(main)

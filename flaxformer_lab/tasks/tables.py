@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from flaxformer_lab.data.own.address import parse_address
+from flaxformer_lab.data.own.columns import Choices, Table, as_text, column_of, numbers_of
 from flaxformer_lab.data.own.contents import SOURCE_ROW
 from flaxformer_lab.data.own.schema import Schema, table_of
 from flaxformer_lab.data.source import Source, open_split, open_split_again
@@ -27,7 +28,7 @@ from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.modules.table_embedding import MemberHead, PeriodicEmbedding, PiecewiseEmbedding, TableTokens
 from flaxformer_lab.registry import register
 from flaxformer_lab.task_config import TabularClassificationConfig, TabularConfig, TabularRegressionConfig
-from flaxformer_lab.tasks.examples import Arrays, Examples, stored_examples
+from flaxformer_lab.tasks.examples import CHECKED_BYTES, Arrays, Examples, stored_examples
 from flaxformer_lab.tasks.features import (
     check_labels,
     class_names,
@@ -205,6 +206,32 @@ class Tabular(Task):
         self._check_columns("predict", values, np.arange(len(values)))
         return self.preprocess({self._feature: jnp.asarray(values)})
 
+    @property
+    def takes_rows(self) -> bool:
+        """Whether rows of a CSV file can be scored: the columns have names."""
+        return self._schema is not None
+
+    def targets_in(self, table: Table) -> np.ndarray | None:
+        """The prepared targets of new rows; None where the table has not that column.
+
+        Raises:
+            DataError: a value is missing, or is none that training knows.
+        """
+        name = self.metadata["target_column"]
+        if name not in table.columns:
+            return None
+        for row in [row for row, value in enumerate(table.columns[name]) if value is None][:1]:
+            raise table.error(name, row, "it has no value; leave the row out, or the column")
+        return self._read_targets(table, name)
+
+    @abc.abstractmethod
+    def _read_targets(self, table: Table, name: str) -> np.ndarray:
+        """The prepared targets of a column of texts or of Python's own values, of which none is missing."""
+
+    @abc.abstractmethod
+    def scores_of(self, predictions: np.ndarray) -> dict[str, list]:
+        """What is written of each row's prediction, by the name of its column."""
+
     def raw_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         shape = (batch_size, len(self.metadata["mean"]))
         columns = {} if self._feature is None else {self._feature: jax.ShapeDtypeStruct(shape, jnp.float32)}
@@ -309,6 +336,20 @@ class TabularClassification(Tabular):
                 f"task.metric=auc needs two classes, and {config.dataset} has {self.outputs}; set task.metric=accuracy"
             )
 
+    def examples(self, split: str) -> Examples:
+        examples = super().examples(split)
+        needs_both = split == "train" or self.primary_metric is AUC
+        if needs_both and examples.num_bytes <= CHECKED_BYTES:
+            labels = examples.load()[self._label]
+            if (labels == labels[0]).all():
+                name = self.class_names()[int(class_numbers(self.metadata, jnp.asarray(labels[:1]))[0])]
+                wanted = "something to learn" if split == "train" else "both, for task.metric=auc"
+                raise DataError(
+                    f"{self._config.dataset}: all rows of {split} are {name}, and it needs {wanted}; divide "
+                    "the rows in another way"
+                )
+        return examples
+
     @classmethod
     def primary_metric_of(cls, config: TabularClassificationConfig) -> PrimaryMetric:
         return AUC if config.metric == "auc" else cls.primary_metric
@@ -335,6 +376,23 @@ class TabularClassification(Tabular):
 
     def class_names(self) -> list[str]:
         return class_names(self.metadata)
+
+    def _read_targets(self, table: Table, name: str) -> np.ndarray:
+        code = {each: number for number, each in enumerate(self.class_names())}
+        found = np.empty(len(table), np.int32)
+        for row, value in enumerate(table.columns[name]):
+            text = " ".join(as_text(value).split())
+            number = code.get(text, code.get(text.lower()))
+            if number is None:
+                raise table.error(name, row, f"{value!r} is none of the classes {', '.join(list(code)[:10])}")
+            found[row] = number
+        return found
+
+    def scores_of(self, predictions: np.ndarray) -> dict[str, list]:
+        names, shares = self.class_names(), np.asarray(jax.nn.softmax(predictions))
+        target = self.metadata.get("target_column", self._label)
+        best = {f"predicted {target}": [names[number] for number in shares.argmax(axis=1)]}
+        return best | {f"probability of {name}": shares[:, number].tolist() for number, name in enumerate(names)}
 
     def _targets(self, examples: Batch) -> Int[Array, " batch"]:
         return class_numbers(self.metadata, examples[self._label])
@@ -388,6 +446,13 @@ class TabularRegression(Tabular):
     def _check_target(self, name: str, arrays: Arrays, rows: np.ndarray) -> None:
         target = self.metadata["target"]
         _check_finite(name, target, arrays[target], rows)
+
+    def _read_targets(self, table: Table, name: str) -> np.ndarray:
+        values = numbers_of(table, column_of(table, name, Choices(numbers=(name,))))
+        return ((values - self.metadata["target_mean"]) / self.metadata["target_spread"]).astype(np.float32)
+
+    def scores_of(self, predictions: np.ndarray) -> dict[str, list]:
+        return {f"predicted {self.metadata.get('target_column', self.metadata['target'])}": predictions.tolist()}
 
     def _targets(self, examples: Batch) -> Float[Array, " batch"]:
         mean, spread = (jnp.float32(self.metadata[name]) for name in ("target_mean", "target_spread"))

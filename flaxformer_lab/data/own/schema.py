@@ -126,6 +126,8 @@ def table_of(raw: Any) -> Table:
         ConfigError: it is something else, or its columns differ in length.
         DataError: a CSV file that cannot be read.
     """
+    if isinstance(raw, Table):
+        return raw
     if isinstance(raw, str | Path):
         return read_csv(raw)
     if hasattr(raw, "to_dict") and hasattr(raw, "columns"):

@@ -1,0 +1,177 @@
+"""Scores of new rows, from a file to a file; and tables on which little can be learned."""
+
+import csv
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.metrics import log_loss, r2_score
+
+from flaxformer_lab.config import parse_config
+from flaxformer_lab.data.own.address import parse_address
+from flaxformer_lab.data.own.schema import Schema
+from flaxformer_lab.data.own.tables import read
+from flaxformer_lab.errors import ConfigError, DataError
+from flaxformer_lab.predict import predict
+from flaxformer_lab.run import Run, load_run
+from flaxformer_lab.tasks import make_task
+from flaxformer_lab.training.checkpoints import Checkpoints
+from flaxformer_lab.training.experiment import make_experiment
+from flaxformer_lab.training.folder import RunFolder
+from flaxformer_lab.training.state import initial_state
+
+ROWS = 60
+
+
+def write(path, columns):
+    """A CSV of columns by name."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+    return path
+
+
+def columns_of(rows, seed=0):
+    random = np.random.default_rng(seed)
+    size, colour = random.normal(size=rows).round(3), random.choice(["red", "blue"], rows)
+    return {
+        "size": size.tolist(),
+        "always": ["x"] * rows,
+        "colour": colour.tolist(),
+        "kind": np.where(size > 0, "good", "bad").tolist(),
+        "price": (10 * size + (colour == "red")).round(3).tolist(),
+    }
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, Run]:
+    """A classification and a regression as training would leave them before its first update."""
+    root, found = tmp_path_factory.mktemp("predict"), {}
+    path = write(root / "past.csv", columns_of(ROWS))
+    for name, target, other in (("classification", "kind", "price"), ("regression", "price", "kind")):
+        task = {"name": f"tabular_{name}", "dataset": f"csv:{path}?target={target}&drop={other}"}
+        model = {"width": 4, "depth": 0, "norm": {"kind": "off"}, "position": "off"}
+        config = parse_config({"task": task, "model": model, "training": {"steps": 1, "batch_size": 4}})
+        experiment, folder = make_experiment(config), RunFolder(root / name)
+        folder.claim(config, experiment.task.metadata)
+        state = jax.jit(lambda experiment=experiment: initial_state(experiment.network, experiment.optimizer, 0))()
+        with Checkpoints(folder.checkpoints) as checkpoints:
+            checkpoints.save(dataclasses.replace(state, step=jnp.int32(1)), {"loss": 1.0})
+        found[name] = load_run(folder.path)
+    return found
+
+
+def test_each_row_has_the_probability_of_each_class_and_its_figures(runs, tmp_path):
+    columns = columns_of(20, seed=1)
+    columns["colour"][3] = "never seen"
+    found = predict(runs["classification"], write(tmp_path / "new.csv", columns))
+    logits = runs["classification"].predict({name: columns[name] for name in ("size", "colour")})
+    shares = np.asarray(jax.nn.softmax(logits))
+    assert list(found.columns) == ["predicted kind", "probability of bad", "probability of good"]
+    np.testing.assert_allclose(found.columns["probability of good"], shares[:, 1], rtol=1e-6)
+    assert found.columns["predicted kind"] == [("bad", "good")[number] for number in shares.argmax(axis=1)]
+    assert found.lines.tolist() == list(range(2, 22))
+    assert found.metrics["loss"] == pytest.approx(log_loss(columns["kind"], shares), rel=1e-5)
+
+
+def test_the_command_writes_numbers_in_their_own_units(run_command, runs, tmp_path):
+    columns = columns_of(12, seed=2)
+    expected = np.asarray(runs["regression"].predict({name: columns[name] for name in ("size", "colour")}))
+    without = {name: values for name, values in columns.items() if name != "price"}
+    file, output = write(tmp_path / "new.csv", without), tmp_path / "deep" / "scores.csv"
+    folder = runs["regression"].workdir
+    code, out, _ = run_command("flaxformer_lab.predict", f"--workdir={folder}", f"--csv={file}", f"--output={output}")
+    assert code == 0 and out == [f"written: {output}"]
+    head, *rows = csv.reader(output.open())
+    assert head == ["line", "predicted price"] and [row[0] for row in rows] == [str(line) for line in range(2, 14)]
+    np.testing.assert_allclose(np.array([row[1] for row in rows], float), expected, rtol=1e-5)
+
+
+def test_evaluate_takes_new_rows_that_have_the_target(run_command, runs, tmp_path):
+    columns, folder = columns_of(12, seed=2), runs["regression"].workdir
+    file = write(tmp_path / "new.csv", columns)
+    code, out, _ = run_command("flaxformer_lab.evaluate", f"--workdir={folder}", f"--csv={file}")
+    values = json.loads(out[-1])
+    predicted = runs["regression"].predict({name: columns[name] for name in ("size", "colour")})
+    assert code == 0 and values["r2"] == pytest.approx(r2_score(columns["price"], predicted), rel=1e-4)
+    assert (folder / "predictions" / "new.csv").exists()
+    del columns["price"]
+    file = write(tmp_path / "other.csv", columns)
+    code, _, err = run_command("flaxformer_lab.evaluate", f"--workdir={folder}", f"--csv={file}")
+    assert code == 3 and "has no column price, the target, to evaluate on" in err[-1]
+
+
+WRONG = {
+    "another class": (
+        {"kind": ["ugly"] * 3},
+        DataError,
+        r"line 2, column kind: 'ugly' is none of the classes bad, good",
+    ),
+    "no class": ({"kind": ["bad", "", "bad"]}, DataError, "line 3, column kind: it has no value"),
+    "a column too few": ({"colour": None}, ConfigError, "lacks column colour"),
+    "an unknown column": ({"weight": [1, 2, 3]}, ConfigError, "has column weight"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_rows_that_do_not_fit_are_refused(runs, tmp_path, case):
+    change, error, message = WRONG[case]
+    columns = {name: values for name, values in (columns_of(3) | change).items() if values is not None}
+    with pytest.raises(error, match=message):
+        predict(runs["classification"], write(tmp_path / "new.csv", columns))
+
+
+# ------------------------------------------------------------------------------------------ cold cases
+
+
+def task_of(tmp_path, columns, target="kind", name="tabular_classification", options="", **knobs):
+    path = write(tmp_path / "cold.csv", columns)
+    config = parse_config({"task": {"name": name, "dataset": f"csv:{path}?target={target}{options}", **knobs}})
+    return make_task(config.task)
+
+
+def test_a_training_split_of_one_class_is_refused(tmp_path):
+    columns = columns_of(ROWS)
+    columns["part"] = ["train" if kind == "good" else "test" for kind in columns["kind"]]
+    task = task_of(tmp_path, columns, options="&split=column:part&drop=price")
+    with pytest.raises(DataError, match="all rows of train are good, and it needs something to learn"):
+        task.examples("train")
+
+
+def test_a_test_split_of_one_class_has_an_accuracy_and_no_area_under_the_curve(tmp_path):
+    columns = columns_of(ROWS)
+    bad = [row for row, kind in enumerate(columns["kind"]) if kind == "bad"]
+    columns["part"] = ["test" if row in bad[:5] else "train" for row in range(ROWS)]
+    options = "&split=column:part&drop=price"
+    assert task_of(tmp_path, columns, options=options).examples("test").number == 5
+    task = task_of(tmp_path, columns, options=options, metric="auc")
+    with pytest.raises(DataError, match=r"all rows of test are bad, and it needs both, for task\.metric=auc"):
+        task.examples("test")
+
+
+def test_a_constant_column_and_a_copy_of_the_target_are_named(tmp_path):
+    columns = columns_of(ROWS)
+    columns["copy"] = columns["price"]
+    task = task_of(tmp_path, columns, target="price", name="tabular_regression", options="&drop=kind")
+    facts = " ".join(str(row) for row in task.facts())
+    assert "always is left out: it is always x" in facts and "copy equals the target, price, a likely leak" in facts
+
+
+def test_ten_thousand_categories_are_levels_of_one_column(tmp_path):
+    """Those that training has; the others are unknown, level 0."""
+    random = np.random.default_rng(0)
+    columns = {"user": [f"u{user}" for user in random.permutation(np.repeat(np.arange(10_000), 2))]}
+    columns |= {"size": random.normal(size=20_000).tolist(), "kind": random.choice(["good", "bad"], 20_000).tolist()}
+    path = write(tmp_path / "many.csv", columns)
+    contents = read(parse_address(f"csv:{path}?target=kind&rare=1"))
+    rows = {split: [example["source_row"] - 2 for example in contents.splits[split]()] for split in ("train", "test")}
+    seen = {columns["user"][row] for row in rows["train"]}
+    (category,) = Schema.from_json(contents.metadata["table"]).categories
+    assert 8_000 < len(seen) < 10_000 and set(category.levels) == seen | {"unknown"}
+    codes = [example["categories"][0] for example in contents.splits["test"]()]
+    found = [category.levels[code] if code else "unknown" for code in codes]
+    assert found == [user if (user := columns["user"][row]) in seen else "unknown" for row in rows["test"]]
