@@ -11,14 +11,13 @@ Where `drawn` is False no seed matters, and each rate is fitted once. A variant 
 task: `{"control": "linear", "task": {"scaling": "quantile"}}`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
 
 from flaxformer_lab import registry
 from flaxformer_lab.errors import ConfigError
@@ -61,13 +60,13 @@ def lookup(name: str, task_name: str) -> Control:
 
 def batches(task: Task, split: str, size: int = CHUNK) -> Iterator[Batch]:
     """All examples of a split, prepared as in an evaluation, as NumPy arrays; the last batch may be smaller."""
-    examples = task.examples(split)
-    prepare = _preparation(task)
+    examples, key = task.examples(split), jax.random.key(0)
     for first in range(0, examples.number, size):
         rows = np.arange(first, min(first + size, examples.number), dtype=np.int32)
         stored = examples.read(examples.evaluation_indices(rows))
         stored |= {"example_weight": np.ones(len(rows), np.float32)}
-        yield jax.tree.map(np.asarray, prepare(stored, rows))
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
+        yield jax.tree.map(np.asarray, task.prepare(jax.tree.map(jnp.asarray, stored), keys, training=False))
 
 
 def whole(task: Task, split: str) -> Batch:
@@ -75,38 +74,24 @@ def whole(task: Task, split: str) -> Batch:
     return jax.tree.map(lambda *parts: np.concatenate(parts), *batches(task, split))
 
 
-def _preparation(task: Task) -> Callable[[Batch, Any], Batch]:
-    def prepare(stored: Batch, rows: Int[Array, " batch"]) -> Batch:
-        keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(0), row))(rows)
-        return task.prepare(stored, keys, training=False)
-
-    return jax.jit(prepare)
-
-
 def evaluate(task: Task, fit: Fit, split: str) -> dict[str, Any]:
     """The task's metrics of a split, exact over batches; and `examples`, where the primary metric is an average.
 
     `examples` [2, examples]: what each example adds to it, and its weight.
     """
-    measured, states = _measured(task), []
+    states, primary = [], task.primary_metric.name
+    average = lambda pair: task.loss_and_metrics(*pair)[primary]  # noqa: E731
     for batch in batches(task, split):
         outputs = jax.tree.map(jnp.asarray, fit.predict(batch["inputs"]))
-        states.append(jax.device_get(measured(outputs, {k: v for k, v in batch.items() if k != "inputs"})))
+        batch = {name: jax.tree.map(jnp.asarray, value) for name, value in batch.items() if name != "inputs"}
+        figures = task.loss_and_metrics(outputs, batch)
+        if isinstance(figures[primary], metrics.Average):
+            figures |= {"examples": metrics.PerExample.of(average, (outputs, batch))}
+        states.append(jax.device_get(figures))
     return metrics.compute(states)
 
 
-def _measured(task: Task) -> Callable[[Any, Batch], metrics.Metrics]:
-    def measure(outputs: Any, batch: Batch) -> metrics.Metrics:
-        figures, primary = task.loss_and_metrics(outputs, batch), task.primary_metric.name
-        if not isinstance(figures[primary], metrics.Average):
-            return figures
-        average = lambda pair: task.loss_and_metrics(*pair)[primary]  # noqa: E731
-        return figures | {"examples": metrics.PerExample.of(average, (outputs, batch))}
-
-    return jax.jit(measure)
-
-
-def best_on_validation(task: Task, fits: Iterator[Fit] | list[Fit]) -> Fit:
+def best_on_validation(task: Task, fits: Sequence[Fit]) -> Fit:
     """The fit whose primary metric is best on validation; of equals the first."""
     metric = task.primary_metric
     sign = 1 if metric.higher_is_better else -1

@@ -13,7 +13,7 @@ from flaxformer_lab.tasks.tables import TabularClassification
 
 METADATA = {"feature": "columns", "label": "label", "num_classes": 2, "mean": [0.0] * 3, "spread": [1.0] * 3}
 METADATA |= {"edges": [[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [0.0, 0.5, 1.0]]}
-MODEL = {"width": 8, "depth": 1, "attention": {"num_heads": 2}, "position": "off"}
+MODEL = {"width": 8, "depth": 0, "attention": {"num_heads": 2}, "position": "off"}
 X = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
 
 
