@@ -1,4 +1,7 @@
-"""Objects in scenes: a detector on canvases of 64 x 64 with one to four digits among clutter."""
+"""DETR in scenes of 64 x 64 pixels, with one to four digits among clutter.
+
+Command: python train.py --config=configs/scenes.py
+"""
 
 from ml_collections import ConfigDict
 

@@ -34,10 +34,11 @@ IMPORT = flags.DEFINE_multi_string(
 PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the whole config as JSON, and end.")
 
 
-def run(main: Callable[[list[str]], None], config: type | None = None) -> None:
+def run(main: Callable[[list[str]], None], config: type | None = None, rest: str | None = None) -> None:
     """Runs a command: parses flags, passes the `--config.KEY=VALUE` arguments to `main`, maps errors to exit codes.
 
-    config: the dataclass whose keys the command takes; None where it takes none.
+    config: the dataclass whose keys the command takes; None where it takes none. rest: the flag, one that may be
+    repeated, that takes arguments which are no flags; None where there must be none.
     """
     arguments, overrides = _split_overrides(sys.argv[1:])
     try:
@@ -56,7 +57,9 @@ def run(main: Callable[[list[str]], None], config: type | None = None) -> None:
             return
         _refuse_repeated(arguments)
         left = flags.FLAGS([sys.argv[0], *arguments])
-        if left[1:]:
+        if rest is not None:
+            flags.FLAGS[rest].value = [*flags.FLAGS[rest].value, *left[1:]]
+        elif left[1:]:
             raise ConfigError(f"{left[1]} is not understood; every argument is a flag: --name=value (see --help)")
         if PRINT_CONFIG.value and config is None:
             raise ConfigError("--print_config: this command takes no config; WORKDIR/config.json has that of the run")
