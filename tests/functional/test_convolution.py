@@ -61,3 +61,9 @@ def test_windows_by_hand():
     assert causal == [[0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4]]
     assert even == [[0, 1], [1, 2], [2, 3], [3, 4]]
     assert square == [0, 1, 2, 0, 3, 4, 0, 0, 0]
+
+
+def test_a_stride_leaves_rows_and_columns_out():
+    images = np.asarray(IMAGES, np.float32)
+    whole, strided = neighbourhood_2d(images, 3), neighbourhood_2d(images, 3, 2)
+    np.testing.assert_array_equal(strided, np.asarray(whole)[:, ::2, ::2])

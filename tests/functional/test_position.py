@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxformer_lab.functional.position import rotary, sinusoidal
+from flaxformer_lab.functional.position import rotary, sinusoidal, sinusoidal_2d
 
 
 def test_sinusoidal_follows_its_formula():
@@ -54,3 +54,12 @@ def test_rotary_of_some_features_with_another_base():
         number = (x[..., pair] + 1j * x[..., pair + 2]) * np.exp(1j * np.arange(5)[None, :, None] / 50 ** (pair / 2))
         np.testing.assert_allclose(result[..., pair], number.real, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(result[..., pair + 2], number.imag, rtol=1e-5, atol=1e-5)
+
+
+def test_a_place_on_a_grid_is_its_row_beside_its_column():
+    table = sinusoidal_2d(2, 3, 8)
+    assert table.shape == (6, 8)
+    for number in range(6):
+        row, column = divmod(number, 3)
+        expected = np.concatenate([sinusoidal(2, 4)[row], sinusoidal(3, 4)[column]])
+        np.testing.assert_allclose(table[number], expected, rtol=1e-6)
