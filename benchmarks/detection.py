@@ -210,9 +210,8 @@ def main() -> None:
         rows.append(row)
         low, high = row.get("range", ("", ""))
         shown = rates.get(peer, missing.get(peer))
-        print(
-            f"| {detector} | {rates.get(detector, missing.get(detector))} | {peer} | {shown} | {row.get('ratio', '')} ({low} to {high}) |"
-        )
+        own, ratio = rates.get(detector, missing.get(detector)), f"{row.get('ratio', '')} ({low} to {high})"
+        print(f"| {detector} | {own} | {peer} | {shown} | {ratio} |", flush=True)
     if arguments.rounds >= 5:
         packages = ("jax", "jaxlib", "torch", "torchvision", "transformers")
         head = {"machine": machine("cpu"), "versions": versions(packages), "batch": arguments.batch}
