@@ -46,6 +46,7 @@ def _other(detector: str) -> dict:
 
 ANCHORS = {"faster_rcnn": _other("faster_rcnn")}
 PARTS = {
+    "NMS": {"task": {"nms": 0.5}},
     "dense": _other("dense"),
     "no self-attention": {"model": {"self_attention": False}},
     "no self-attention, NMS": {"model": {"self_attention": False}, "task": {"nms": 0.5}},

@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 
+from flaxformer_lab import registry
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.data.own.address import parse_address
 from flaxformer_lab.data.own.coco import read
@@ -142,3 +144,66 @@ def test_more_objects_than_there_is_room_for_are_refused(tmp_path):
 def test_a_data_set_without_boxes_is_refused():
     with pytest.raises(ConfigError, match="lab_digits has no objects/bbox, which detection needs; it has image, label"):
         task("lab_digits")
+
+
+# ------------------------------------------------------------------------------------- a data set as TFDS has VOC
+
+
+class LikeVOC(tfds.core.GeneratorBasedBuilder):
+    """The features of tensorflow-datasets' voc, with images of two sizes; example n has n % 3 objects."""
+
+    name = "like_voc"
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "image/filename": tfds.features.Text(),
+            "objects": tfds.features.Sequence(
+                {
+                    "label": tfds.features.ClassLabel(names=["cat", "dog"]),
+                    "bbox": tfds.features.BBoxFeature(),
+                    "pose": tfds.features.ClassLabel(names=["left", "right"]),
+                    "is_truncated": np.bool_,
+                    "is_difficult": np.bool_,
+                }
+            ),
+            "labels": tfds.features.Sequence(tfds.features.ClassLabel(names=["cat", "dog"])),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {split: self._generate_examples() for split in ("train", "validation", "test")}
+
+    def _generate_examples(self):
+        for number in range(6):
+            found = [
+                {
+                    "label": place,
+                    "bbox": tfds.features.BBox(ymin=0.1, xmin=0.2, ymax=0.5, xmax=0.3 + place / 4),
+                    "pose": 0,
+                    "is_truncated": False,
+                    "is_difficult": place == 1,
+                }
+                for place in range(number % 3)
+            ]
+            image = np.full((8 + number, 12, 3), 20 * number, np.uint8)
+            yield number, {"image": image, "image/filename": f"{number}.jpg", "objects": found, "labels": [0]}
+
+
+def test_a_data_set_like_voc_is_read_by_the_same_task(own_parts, monkeypatch, tmp_path):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    registry.register("dataset", "like_voc")(LikeVOC)
+    found = task("like_voc", capacity=2, queries=2)
+    source = found.examples("test")
+    batch = found.prepare(source.read(np.arange(6)) | {"example_weight": np.ones(6)}, None, training=False)
+    kinds = np.asarray(batch["kind"])
+    assert sorted(kinds.tolist()) == sorted([[0, 0], [1, 0], [1, 2]] * 2)  # a difficult one is set aside
+    np.testing.assert_allclose(
+        np.asarray(batch["objects"].boxes)[kinds[:, 0] == 1, 0], [[0.2, 0.1, 0.3, 0.5]] * 4, rtol=1e-5
+    )
+    assert not np.asarray(batch["objects"].valid)[:, 1].any() and batch["inputs"].shape == (6, 16, 32, 3)
+    with pytest.raises(DataError, match="there is room for"):
+        make_task(found._config.__class__(dataset="like_voc", capacity=1), found.metadata).examples("test").read(
+            np.arange(6)
+        )

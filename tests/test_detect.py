@@ -1,0 +1,105 @@
+"""The command `detect`: what it prints and draws, from a run with few updates."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from flaxformer_lab.analysis import detection_figures as figures
+from flaxformer_lab.analysis.objects import shares_inside
+from flaxformer_lab.config import parse_config
+from flaxformer_lab.functional.detection import Objects
+from flaxformer_lab.tasks import make_task
+from flaxformer_lab.training.loop import train
+
+CONFIG = {
+    "task": {
+        "name": "scenes",
+        "canvas": 16,
+        "items": (1, 2),
+        "item_size": 8.0,
+        "scale": (0.8, 1.2),
+        "queries": 4,
+        "detections": 6,
+        "evaluation_examples": 8,
+    },
+    "model": {"name": "encoder_decoder", "width": 8, "depth": 1, "encoder_depth": 1, "attention": {"num_heads": 2}},
+    "training": {"steps": 2, "batch_size": 8, "evaluate_every": 2, "checkpoint_every": 2},
+}
+
+
+def detect(*arguments):
+    command = [sys.executable, "-m", "flaxformer_lab.detect", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+
+
+@pytest.mark.slow
+def test_images_become_boxes_and_pictures(tmp_path):
+    train(parse_config(CONFIG), tmp_path / "run", quiet=True)
+    Image.fromarray(np.arange(20 * 40, dtype=np.uint8).reshape(20, 40)).save(tmp_path / "a.png")
+    found = detect(f"--workdir={tmp_path / 'run'}", str(tmp_path / "a.png"), "--score=0")
+    assert found.returncode == 0, found.stderr
+    printed = json.loads(found.stdout.splitlines()[-1])
+    assert [each["image"] for each in printed["images"]] == ["a.png"] and printed["step"] == 2
+    boxes = np.array([each["box"] for each in printed["images"][0]["objects"]])
+    assert boxes.shape == (4, 4) and (boxes >= 0).all() and boxes[:, 2].max() > 20  # in the image's own pixels
+    folder = tmp_path / "run" / "detections" / "2"
+    assert sorted(path.name for path in folder.iterdir()) == ["detections.png", "query_attention.png"]
+
+    found = detect(f"--workdir={tmp_path / 'run'}", "--split=validation", "--examples=3")
+    printed = json.loads(found.stdout.splitlines()[-1])
+    assert len(printed["images"]) == 3
+    assert {"area", "gradient", "decoder.blocks.0.cross_attention.weights"} <= printed["inside"].keys()
+    for share in printed["inside"].values():
+        assert all(0 <= share[kind] <= 1 for kind in ("trained", "untrained"))
+
+    missing = detect(f"--workdir={tmp_path / 'run'}", str(tmp_path / "no.png"))
+    assert missing.returncode == 1 and "no.png cannot be read as an image" in missing.stderr
+
+
+def test_attention_and_gradients_inside_are_shares_of_their_sums():
+    """On a network whose weights are known: it looks at the first cell alone, and its scores follow from it."""
+    task = make_task(parse_config({"task": CONFIG["task"]}).task, {"image_shape": [16, 16, 1], "num_classes": 2})
+
+    class Known:
+        def apply(self, params, model_state, images, **_):
+            score = images[:, :8, :8].sum(axis=(1, 2, 3))[:, None, None]
+            logits = jax.numpy.concatenate([score, -score, -score], axis=-1)
+            return {"logits": logits, "boxes": jax.numpy.full((*logits.shape[:2], 4), 0.5)}, model_state
+
+        def run_with_cache(self, params, model_state, images, *, names):
+            weights = jax.numpy.zeros((len(images), 2, 1, 4)).at[..., 0].set(0.75).at[..., 3].set(0.25)
+            values = {
+                "decoder.blocks.0.cross_attention.weights": weights,
+                "decoder.blocks.0.attention.weights": weights,
+            }
+            return self.apply(params, model_state, images)[0], values
+
+    boxes = np.array(
+        [[[0, 0, 0.5, 0.5], [0, 0, 0, 0]], [[0.5, 0.5, 1, 1], [0, 0, 0, 0]], [[0, 0, 0, 0]] * 2], np.float32
+    )
+    valid = np.array([[True, False], [True, False], [False, False]])
+    images = np.random.default_rng(0).normal(size=(3, 16, 16, 1)).astype(np.float32) * 0.01
+    batch = {"inputs": images, "objects": Objects(boxes, np.zeros((3, 2), np.int32), valid)}
+    found = shares_inside(task, Known(), {}, {}, batch)
+    np.testing.assert_allclose(found["area"], [0.25, 0.25])
+    np.testing.assert_allclose(found["gradient"], [1, 0], atol=1e-6)
+    np.testing.assert_allclose(found["decoder.blocks.0.cross_attention.weights"], [0.75, 0.25], atol=1e-6)
+    assert len(found) == 3  # queries that look at queries look at no place
+
+
+def test_pictures_show_every_box_and_its_name():
+    image = np.zeros((16, 16, 1), np.float32)
+    box = np.array([0.25, 0.25, 0.5, 0.75])
+    figure = figures.detections([image], [[(box, 1, 0.5)]], [[(box, 0, None), (box, 1, None)]], ["cat", "dog"])
+    found, true = figure.axes
+    assert [text.get_text() for text in found.texts] == ["dog 0.50"]
+    assert [text.get_text() for text in true.texts] == ["cat", "dog"]
+    assert found.patches[0].get_xy() == (3.5, 3.5) and found.patches[0].get_height() == 8
+    maps = {"decoder.blocks.0.cross_attention.weights": np.ones((2, 2, 2))}
+    assert len(figures.query_attention(image, maps, [(box, "query 0"), (box, "query 1")]).axes) == 2
+    assert len(figures.winning_anchors(image, np.tile(box, (9, 1)), box[None]).axes[0].patches) == 9
