@@ -23,6 +23,10 @@ Measure = Literal[
     "attention_entropy",
     "head_diversity",
     "mae",
+    "object_attention",
+    "object_attention_untrained",
+    "object_saliency",
+    "object_saliency_untrained",
 ]
 Text = Annotated[Name, Rule("must be printable", str.isprintable)]
 

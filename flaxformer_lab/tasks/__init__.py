@@ -13,11 +13,13 @@ from flaxformer_lab.tasks import (  # noqa: F401
     detection,
     forecasting,
     language_modelling,
-    marks,
     probes,
     synthetic,
     table_controls,
 )
+
+# isort: split
+from flaxformer_lab.tasks import marks, scene_classification  # noqa: F401
 from flaxformer_lab.tasks.task import SPLITS, Bound, PrimaryMetric, Task
 
 
