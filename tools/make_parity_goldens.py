@@ -35,6 +35,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
+    ResNetConfig,
+    ResNetForImageClassification,
     RobertaConfig,
     RobertaForMaskedLM,
     RobertaForSequenceClassification,
@@ -66,6 +68,8 @@ ROBERTA = {**ODD, **ODD_TOKENS, "max_position_embeddings": 17, "layer_norm_eps":
 DISTILBERT = {"dim": 30, "n_layers": 2, "n_heads": 3, "hidden_dim": 42, "vocab_size": 61, "max_position_embeddings": 15}
 LLAMA = ODD | ODD_TOKENS | {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 10, "rms_norm_eps": 0.02}
 NEOX_ROTATION = {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.6}
+RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 2], "layer_type": "basic", "num_labels": 5}
+BOTTLENECKS = {**RESNET, "embedding_size": 4, "hidden_sizes": [16, 32], "layer_type": "bottleneck", "num_channels": 1}
 MODELS |= {
     "bert_body": BertModel(BertConfig(**ODD, **ODD_TOKENS)),
     "roberta_masked": RobertaForMaskedLM(RobertaConfig(**ROBERTA)),
@@ -75,6 +79,8 @@ MODELS |= {
     "deit": DeiTForImageClassification(DeiTConfig(**ODD, **ODD_IMAGES, num_labels=7)),
     "deit_teacher": DeiTForImageClassificationWithTeacher(DeiTConfig(**ODD, **ODD_IMAGES, num_labels=7)),
     "gpt_neox": GPTNeoXForCausalLM(GPTNeoXConfig(**ODD, **ODD_TOKENS, rope_parameters=NEOX_ROTATION)),
+    "resnet": ResNetForImageClassification(ResNetConfig(**RESNET)),
+    "resnet_bottleneck": ResNetForImageClassification(ResNetConfig(**BOTTLENECKS)),
     "llama": LlamaForCausalLM(LlamaConfig(**LLAMA, rope_parameters={"rope_type": "default", "rope_theta": 300.0})),
 }
 
@@ -98,8 +104,9 @@ def make(model: PreTrainedModel, seed: int) -> Golden:
     rng = np.random.default_rng(seed)
     randomize(model, rng)
     batch, config, valid = 3, model.config, None
-    if config.model_type in ("vit", "deit"):
-        inputs = rng.standard_normal((batch, config.image_size, config.image_size, config.num_channels), np.float32)
+    if config.model_type in ("vit", "deit", "resnet"):
+        side = getattr(config, "image_size", IMAGES["image_size"])
+        inputs = rng.standard_normal((batch, side, side, config.num_channels), np.float32)
         options = {"pixel_values": torch.from_numpy(inputs).permute(0, 3, 1, 2)}
     else:
         # RoBERTa's table begins with two rows of padding, and symbol 1 is padding in any place.
@@ -117,6 +124,7 @@ def make(model: PreTrainedModel, seed: int) -> Golden:
         model.save_pretrained(folder)
         weights = load_file(Path(folder) / "model.safetensors")
         settings = json.loads((Path(folder) / "config.json").read_text())
+    settings |= {"image_size": side} if config.model_type == "resnet" else {}
     return Golden(weights, settings, inputs, valid, logits)
 
 
@@ -125,9 +133,12 @@ def randomize(model: torch.nn.Module, rng: np.random.Generator) -> None:
     """Draws every parameter again, with a variance that makes each one visible in the logits."""
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            center = 1 if type(module).__name__.endswith("Norm") and name == "weight" else 0
+            center = 1 if "Norm" in type(module).__name__ and name == "weight" else 0
             draw = center + 0.3 * rng.standard_normal(parameter.shape, np.float32)
             parameter.copy_(torch.from_numpy(draw))
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.copy_(torch.from_numpy(0.3 * rng.standard_normal(module.num_features, np.float32)))
+            module.running_var.copy_(torch.from_numpy(rng.uniform(0.5, 2, module.num_features).astype(np.float32)))
 
 
 def save(golden: Golden, path: Path) -> None:

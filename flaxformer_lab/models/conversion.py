@@ -2,11 +2,11 @@
 
     settings = json.loads(Path("gpt2/config.json").read_text())
     converted = from_huggingface("gpt2/model.safetensors", settings)
-    logits, _ = converted.network.apply(converted.params, {}, symbols)
+    logits, _ = converted.network.apply(converted.params, converted.model_state, symbols)
 
 Text models take symbols [batch, tokens]; BERT and its kin take the attention_mask as `valid`, and every token is in
-segment 0. ViT and DeiT take images [batch, rows, columns, channels]. Dropout is left out: it does not change the
-logits. `models/pretrained/` says of each family where its tensors go.
+segment 0. ViT, DeiT and ResNet take images [batch, rows, columns, channels]. Dropout is left out: it does not change
+the logits. `models/pretrained/` says of each family where its tensors go.
 """
 
 import functools
@@ -23,7 +23,7 @@ from jaxtyping import Array
 
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.functional.trees import leaf_paths
-from flaxformer_lab.model_config import TransformerConfig
+from flaxformer_lab.model_config import ResNetConfig, TransformerConfig
 from flaxformer_lab.models.network import PureNetwork, Tree, functionalize
 from flaxformer_lab.models.pretrained import decoders, encoders, vision
 from flaxformer_lab.models.pretrained.plan import Plan, Settings, Source, Tensors, undo
@@ -32,11 +32,12 @@ from flaxformer_lab.parsing import nearest
 
 
 class Converted(NamedTuple):
-    """The config, the network, and its parameters (float32)."""
+    """The config, the network, its parameters (float32), and its state: averages of batches, which only ResNet has."""
 
-    config: TransformerConfig
+    config: TransformerConfig | ResNetConfig
     network: PureNetwork
     params: Tree
+    model_state: Tree
 
     def __repr__(self) -> str:
         return f"Converted({self.config.name} of width {self.config.width}, {self.network})"
@@ -52,6 +53,7 @@ PLANS: dict[str, Callable[[Settings, Tensors, str], Plan]] = {
     "deit": vision.vit,
     "gpt_neox": decoders.gpt_neox,
     "llama": decoders.llama,
+    "resnet": vision.resnet,
 }
 _HEADS = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "Model")
 ARCHITECTURES = {
@@ -63,6 +65,7 @@ ARCHITECTURES = {
     "deit": ("DeiTForImageClassification", "DeiTForImageClassificationWithTeacher"),
     "gpt_neox": ("GPTNeoXForCausalLM",),
     "llama": ("LlamaForCausalLM",),
+    "resnet": ("ResNetForImageClassification",),
 }
 
 
@@ -85,9 +88,13 @@ def from_huggingface(
     """
     plan, tensors = planned(_load(weights), settings, drop)
     network = functionalize(functools.partial(plan.build, plan.config))
-    shapes, _ = network.shapes
-    leaves = [_make_leaf(path, like.shape, plan.table[path], tensors) for path, like in leaf_paths(shapes).items()]
-    return Converted(plan.config, network, jax.tree.unflatten(jax.tree.structure(shapes), leaves))
+
+    def filled(shapes: Tree, table: Mapping[str, Source]) -> Tree:
+        leaves = [_make_leaf(path, like.shape, table[path], tensors) for path, like in leaf_paths(shapes).items()]
+        return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+
+    params, model_state = map(filled, network.shapes, (plan.table, plan.state))
+    return Converted(plan.config, network, params, model_state)
 
 
 def to_huggingface(
@@ -95,7 +102,7 @@ def to_huggingface(
 ) -> dict[str, np.ndarray]:
     """The tensors of `weights` with those that the parameters of its network (`from_huggingface`) say instead.
 
-    In the types that they had; what the network does not use stays as it is.
+    In the types that they had; what the network does not use, and its state, stay as they are.
 
     Raises:
         ConfigError: as in `from_huggingface`; parameters of another network; a bias for which the file has no place;
@@ -201,7 +208,7 @@ def _with_ties(tensors: Tensors, ties: dict[str, str]) -> Tensors:
 
 
 def _check_names(tensors: Tensors, plan: Plan, architecture: str, allow_extra: bool = False) -> None:
-    known = {name for source in plan.table.values() for name in source.names}
+    known = {name for source in (*plan.table.values(), *plan.state.values()) for name in source.names}
     missing = known - tensors.keys()
     extra = {name for name in tensors.keys() - known - set(plan.ties.values()) if not re.fullmatch(plan.buffers, name)}
     problems, extra = [], set() if allow_extra else extra

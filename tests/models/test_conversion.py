@@ -21,7 +21,7 @@ GOLDENS = Path(__file__).parent.parent / "goldens"
 NAMES = ("gpt2", "bert_tokens", "bert_masked", "bert_sequence", "vit")
 ODD = (
     *("bert_body", "roberta_masked", "roberta_sequence", "distilbert_masked", "distilbert_sequence"),
-    *("deit", "deit_teacher", "gpt_neox", "llama"),
+    *("deit", "deit_teacher", "gpt_neox", "llama", "resnet", "resnet_bottleneck"),
 )
 
 
@@ -67,7 +67,8 @@ def converted(name: str) -> Converted:
 
 
 def logits_of(reference: Golden, model: Converted) -> np.ndarray:
-    return np.asarray(jax.jit(model.network.apply)(model.params, {}, reference.inputs, valid=reference.valid)[0])
+    apply = jax.jit(model.network.apply)
+    return np.asarray(apply(model.params, model.model_state, reference.inputs, valid=reference.valid)[0])
 
 
 def assert_parity(reference: Golden, model: Converted) -> None:
@@ -134,7 +135,8 @@ def test_every_leaf_has_a_source_and_every_source_a_leaf(name):
     reference = golden(name)
     architecture = reference.settings["architectures"][0]
     plan = PLANS[reference.settings["model_type"]](reference.settings, reference.weights, architecture)
-    assert set(plan.table) == set(leaf_paths(converted(name).params))
+    model = converted(name)
+    assert set(plan.table) == set(leaf_paths(model.params)) and set(plan.state) == set(leaf_paths(model.model_state))
 
 
 @pytest.mark.parametrize("name", NAMES + ODD)

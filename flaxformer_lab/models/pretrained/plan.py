@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from flaxformer_lab.errors import ConfigError
-from flaxformer_lab.model_config import TransformerConfig
+from flaxformer_lab.model_config import ResNetConfig, TransformerConfig
 from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.parsing import parse
 
@@ -49,15 +49,17 @@ class Plan:
     Attributes:
         build: makes the network with this config or, where parts are changed, with another.
         table: from each of our leaf paths to its source.
+        state: likewise for what is no parameter.
         ties: from a tensor that a file may leave out to the one that it equals.
         buffers: a pattern of the names that are no weights, or none that the outputs depend on.
     """
 
-    config: TransformerConfig
-    build: Callable[[TransformerConfig, Rngs], nnx.Module]
+    config: TransformerConfig | ResNetConfig
+    build: Callable[[Any, Rngs], nnx.Module]
     table: dict[str, Source]
     ties: dict[str, str] = field(default_factory=dict)
     buffers: str = ""
+    state: dict[str, Source] = field(default_factory=dict)
 
 
 # ------------------------------------------------------------------------------------------- sources

@@ -1,4 +1,4 @@
-"""ViT and DeiT: pre-norm, with a class token."""
+"""ViT and DeiT: pre-norm, with a class token; and ResNet."""
 
 from functools import partial
 
@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 
 from flaxformer_lab.errors import ConfigError
-from flaxformer_lab.model_config import TransformerConfig
+from flaxformer_lab.model_config import ResNetConfig, TransformerConfig
 from flaxformer_lab.models.network import Network
 from flaxformer_lab.models.pretrained.encoders import encoder_config
 from flaxformer_lab.models.pretrained.heads import DistilledEmbedding, DistilledHead
@@ -19,11 +19,15 @@ from flaxformer_lab.models.pretrained.plan import (
     dense,
     norm,
     outputs,
+    require,
     same,
     size,
 )
-from flaxformer_lab.modules.embedding import PatchEmbedding
+from flaxformer_lab.models.resnet import BOTTLENECK
+from flaxformer_lab.modules.convolution import PoolingStem
+from flaxformer_lab.modules.embedding import PatchEmbedding, StemEmbedding
 from flaxformer_lab.modules.rngs import Rngs
+from flaxformer_lab.parsing import parse
 
 
 def vit(settings: Settings, tensors: Tensors, architecture: str) -> Plan:
@@ -77,4 +81,52 @@ def _flattened(kernel: np.ndarray, *, window: tuple[int, int, int]) -> np.ndarra
     """A convolution's [width, channel, row, column] as a map of flat patches [row x column x channel, width]."""
     if kernel.shape[1:] != window:
         raise ValueError("the convolution has another window")
+    return _window_first(kernel)
+
+
+def _window_first(kernel: np.ndarray) -> np.ndarray:
+    """A convolution's [features out, in, row, column] as a map of flat windows [row x column x in, features out]."""
     return kernel.transpose(2, 3, 1, 0).reshape(-1, len(kernel))
+
+
+def resnet(settings: Settings, tensors: Tensors, architecture: str) -> Plan:
+    """ResNet (He et al. 2016): batch normalisation, and a stage of twice the features after each halving.
+
+    Its files do not say how large images are; settings["image_size"] may, 224 by default.
+    """
+    del architecture
+    require(settings, downsample_in_first_stage=False, downsample_in_bottleneck=False, hidden_act="relu")
+    width, channels = (size(settings, key) for key in ("embedding_size", "num_channels"))
+    image = size({"image_size": 224} | dict(settings), "image_size")
+    depths, sizes, block = (settings.get(key) for key in ("depths", "hidden_sizes", "layer_type"))
+    if block not in ("basic", "bottleneck"):
+        raise ConfigError(f"layer_type={block!r} cannot be expressed by our config; choose basic or bottleneck")
+    wider = BOTTLENECK if block == "bottleneck" else 1
+    if not isinstance(depths, list) or sizes != [wider * width * 2**stage for stage in range(len(depths))]:
+        raise ConfigError(
+            f"hidden_sizes={sizes!r} with embedding_size={width} and depths={depths!r} cannot be expressed by our "
+            f"config; choose a model whose first stage has {wider * width} features, and each other stage twice as many"
+        )
+    config, classes = parse(ResNetConfig, {"width": width, "depths": depths, "block": block}, "model"), "classifier.1"
+
+    def build(config: ResNetConfig, rngs: Rngs) -> nnx.Module:
+        stem = PoolingStem(config, channels, rngs=rngs)
+        embedding = StemEmbedding(stem, config.width, class_token=False, dtype=config.dtype, rngs=rngs)
+        options = {"grid": (-(-image // 4),) * 2, "outputs": outputs(tensors, f"{classes}.bias"), "pooling": "mean"}
+        return Network(config, embedding=embedding, **options, rngs=rngs)
+
+    body = body_prefix("resnet.", tensors)
+    names = {"embedding.stem": f"{body}embedder.embedder"}  # ours to theirs
+    for number, (stage, place) in enumerate((s, p) for s, blocks in enumerate(config.depths) for p in range(blocks)):
+        ours, theirs = f"body.blocks.{number}", f"{body}encoder.stages.{stage}.layers.{place}"
+        parts = {f"parts.{part}": f"layer.{part}" for part in range(2 if block == "basic" else 3)}
+        changes = not place and (stage > 0 or wider > 1)
+        parts |= {"shortcut": "shortcut"} if changes else {}
+        names |= {f"{ours}.{our}": f"{theirs}.{their}" for our, their in parts.items()}
+    table, state = dense("head", classes), {}
+    for our, their in names.items():
+        table[f"{our}.convolution.map.kernel"] = Source(_window_first, (f"{their}.convolution.weight",))
+        table |= norm(f"{our}.norm", f"{their}.normalization")
+        for average, name in (("mean", "running_mean"), ("variance", "running_var")):
+            state[f"{our}.norm.{average}"] = Source(same, (f"{their}.normalization.{name}",))
+    return Plan(config, build, table, buffers=r".*\.num_batches_tracked", state=state)
