@@ -486,13 +486,13 @@ class AutoIntConfig(ModelConfig):
     """Attention over fields, with a linear map beside it and ReLU after it (Song et al. 2019).
 
     Attributes:
-        num_heads: of the attention; they divide the width.
+        heads: of the attention; they divide the width.
     """
 
     name: Literal["autoint"] = "autoint"
     width: AtLeastOne = 16
     depth: Depth = 3
-    num_heads: AtLeastOne = 2
+    heads: AtLeastOne = 2
     bias: bool = True
     dtype: Literal["float32", "bfloat16"] = "float32"
     precision: Precision = "highest"
@@ -501,10 +501,8 @@ class AutoIntConfig(ModelConfig):
 
     def rules(self) -> None:
         """Raises ConfigError when knobs contradict one another."""
-        if self.width % self.num_heads:
-            raise ConfigError(
-                f"model.num_heads={self.num_heads} does not divide model.width={self.width}; choose a divisor"
-            )
+        if self.width % self.heads:
+            raise ConfigError(f"model.heads={self.heads} does not divide model.width={self.width}; choose a divisor")
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,11 @@ from flaxformer_lab.config import Config, as_dict, parse_config
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.model_config import (
     AttentionConfig,
+    AutoIntConfig,
     ConvNeXtConfig,
     ConvolutionConfig,
     FactorizationMachineConfig,
+    FieldProductsConfig,
     MixerConfig,
     MLPConfig,
     RecurrentConfig,
@@ -24,6 +26,7 @@ from flaxformer_lab.model_config import (
 from flaxformer_lab.parsing import flatten, nearest, override
 from flaxformer_lab.task_config import (
     AssociativeRecallConfig,
+    ClickConfig,
     CompressionConfig,
     DelayConfig,
     ForecastingConfig,
@@ -34,7 +37,9 @@ from flaxformer_lab.task_config import (
     MarkedTokenConfig,
     MemorizationConfig,
     NearestConfig,
+    NextBasketConfig,
     NoisyRecallConfig,
+    PlantedCrossesConfig,
     PlantedInteractionsConfig,
     PointersConfig,
     ProductConfig,
@@ -247,6 +252,8 @@ MODELS = {
     "mixer": MixerConfig,
     "resnet": ResNetConfig,
     "convnext": ConvNeXtConfig,
+    "field_products": FieldProductsConfig,
+    "autoint": AutoIntConfig,
 }
 
 TASKS = {
@@ -254,6 +261,8 @@ TASKS = {
     "tabular_classification": TabularClassificationConfig,
     "tabular_regression": TabularRegressionConfig,
     "forecasting": ForecastingConfig,
+    "click": ClickConfig,
+    "planted_crosses": PlantedCrossesConfig,
     "product": ProductConfig,
     "rotation": RotationConfig,
     "pointers": PointersConfig,
@@ -275,6 +284,7 @@ CAUSAL_TASKS = {
     "in_context_recall": InContextRecallConfig,
     "fuzzy_recall": FuzzyRecallConfig,
     "noisy_recall": NoisyRecallConfig,
+    "next_basket": NextBasketConfig,
 }
 
 

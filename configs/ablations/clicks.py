@@ -17,7 +17,7 @@ DEEP = (256, 128)
 
 def _linear(width: int, **task: object) -> dict:
     """Fields that are only added up, whatever their width, but for what `task` puts beside."""
-    model = {"name": "autoint", "width": width, "depth": 0, "num_heads": 1}
+    model = {"name": "autoint", "width": width, "depth": 0, "heads": 1}
     return {"model": model, "task": {"readout": "sum", "own_weights": False} | task}
 
 
@@ -25,7 +25,7 @@ def _deep(width: int) -> dict:
     return _linear(width, deep=DEEP, own_weights=True)
 
 
-AUTOINT = {"name": "autoint", "depth": 3, "num_heads": 2}
+AUTOINT = {"name": "autoint", "depth": 3, "heads": 2}
 TRANSFORMER = {"name": "transformer", "depth": 2, "position": "off", "attention": {"num_heads": 2}}
 VARIANTS = {
     "linear": _linear(1),

@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         {
             "task": {"name": "click"},
-            "model": {"name": "autoint", "width": 16, "depth": 3, "num_heads": 2},
+            "model": {"name": "autoint", "width": 16, "depth": 3, "heads": 2},
             "optimizer": {"learning_rate": 0.003, "warmup_steps": 20, "schedule": "cosine"},
             "training": {
                 "steps": 200,

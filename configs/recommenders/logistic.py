@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         {
             "task": {"name": "click", "readout": "sum", "own_weights": False},
-            "model": {"name": "autoint", "width": 1, "depth": 0, "num_heads": 1},
+            "model": {"name": "autoint", "width": 1, "depth": 0, "heads": 1},
             "optimizer": {"learning_rate": 0.01, "warmup_steps": 20, "schedule": "cosine"},
             "training": {
                 "steps": 200,

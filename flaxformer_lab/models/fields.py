@@ -45,7 +45,7 @@ class InteractingLayer(nnx.Module):
     """Attention over the fields, a linear map beside it, ReLU."""
 
     def __init__(self, config: AutoIntConfig, *, rngs: Rngs):
-        width, self._heads = config.width, config.num_heads
+        width, self._heads = config.width, config.heads
         self.query, self.key, self.value, self.residual = (
             normal(rngs, (width, width), width, ("width", None), width) for _ in range(4)
         )

@@ -20,7 +20,7 @@ from flaxformer_lab.modules.sharding import MESH_AXES
 
 GOLDENS = Path(__file__).parent.parent / "goldens"
 LEVELS, WIDTH, DEEP = (5, 3, 7), 4, (6, 5)
-AUTOINT = {"name": "autoint", "width": WIDTH, "depth": 2, "num_heads": 2}
+AUTOINT = {"name": "autoint", "width": WIDTH, "depth": 2, "heads": 2}
 PRODUCTS = {"name": "field_products", "width": WIDTH}
 CASES = {
     "fm": (PRODUCTS, {"readout": "sum"}),
