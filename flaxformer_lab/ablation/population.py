@@ -289,9 +289,9 @@ class Population:
 
         Of the trained model, and of one with weights that training could have started from; nothing without objects.
         """
-        if "objects" not in prepared:
+        if "object_pixels" not in prepared:
             return {}
-        network, inputs, pixels = self._experiment.network, prepared["inputs"], prepared["objects"]
+        network, inputs, pixels = self._experiment.network, prepared["inputs"], prepared["object_pixels"]
         found = {}
         for name, variables in (("", (params, model_state)), ("_untrained", network.init(jax.random.key(0)))):
             _, offered = network.run_with_cache(*variables, inputs, names=("*.attention.weights",))

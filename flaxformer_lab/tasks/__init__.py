@@ -17,12 +17,10 @@ from flaxformer_lab.tasks import (  # noqa: F401
     marks,
     planted_crosses,
     probes,
+    scene_classification,
     synthetic,
     table_controls,
 )
-
-# isort: split
-from flaxformer_lab.tasks import marks, scene_classification  # noqa: F401
 from flaxformer_lab.tasks.task import SPLITS, Bound, PrimaryMetric, Task
 
 

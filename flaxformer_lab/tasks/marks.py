@@ -71,7 +71,7 @@ class TwoMarks(Probe):
             "inputs": images,
             "targets": labels,
             "loss_weights": examples["example_weight"],
-            "objects": objects,
+            "object_pixels": objects,
         }
 
     def network(self, config: ModelConfig) -> PureNetwork:

@@ -44,7 +44,7 @@ class SceneClassification(Task):
             "inputs": 2 * scene.image[..., None] - 1,
             "targets": scene.labels[:, 0],
             "loss_weights": examples["example_weight"],
-            "objects": coverage(scene.boxes, scene.valid, canvas, canvas, fine=1),
+            "object_pixels": coverage(scene.boxes, scene.valid, canvas, canvas, fine=1),
         }
 
     def network(self, config: ModelConfig) -> PureNetwork:

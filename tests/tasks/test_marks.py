@@ -27,7 +27,7 @@ def drawn(relation, number=64):
 @pytest.mark.parametrize(("relation", "first", "second"), [("alike", 0, 2), ("order", 1, 3)])
 def test_the_class_is_how_the_right_kind_follows_the_left_one(relation, first, second):
     batch, places, kinds = drawn(relation), set(), set()
-    for image, label, objects in zip(batch["inputs"], batch["targets"], batch["objects"], strict=True):
+    for image, label, objects in zip(batch["inputs"], batch["targets"], batch["object_pixels"], strict=True):
         cells = image.reshape(ROWS, 2, COLUMNS, 2).swapaxes(1, 2)
         (row, other), (left, right) = np.nonzero(np.abs(cells).sum(axis=(2, 3)))
         assert row == other and right - left == DISTANCE

@@ -19,7 +19,7 @@ def test_the_class_is_that_of_the_item_and_its_box_is_the_object():
     assert batch["inputs"].shape == (12, 16, 16, 1) and task.metadata["num_classes"] == 10
     np.testing.assert_array_equal(batch["targets"], scene.labels[:, 0])
     bright = np.asarray(batch["inputs"][..., 0]) > 0
-    inside = np.asarray(batch["objects"]) > 0
+    inside = np.asarray(batch["object_pixels"]) > 0
     assert bright.any(axis=(1, 2)).all() and not (bright & ~inside).any()  # without clutter all ink is the item's
     assert 0.05 < inside.mean() < 0.6
 
