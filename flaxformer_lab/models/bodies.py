@@ -17,6 +17,7 @@ from flaxformer_lab.models import resnet as _resnet  # noqa: F401
 from flaxformer_lab.models import encoder_decoder as _encoder_decoder  # noqa: F401
 from flaxformer_lab.models import autoformer as _autoformer  # noqa: F401
 from flaxformer_lab.models import fields as _fields  # noqa: F401
+from flaxformer_lab.models import timemixer as _timemixer  # noqa: F401
 
 # isort: on
 from flaxformer_lab.modules.rngs import Rngs
