@@ -16,6 +16,7 @@ from flaxformer_lab.tasks import (  # noqa: F401
     language_modelling,
     marks,
     planted_crosses,
+    pretrained,
     probes,
     scene_classification,
     synthetic,
