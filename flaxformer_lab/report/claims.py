@@ -40,7 +40,7 @@ class Finding:
     """What a comparison found: the difference with its interval, and the answer. digits: of a score, in print.
 
     corrected_p: of a difference as far from the threshold, by chance. failed: seeds that failed while others of the
-    same cell did not; rest: the difference of the others, if any. why_open: what keeps an open answer from being decided.
+    same cell did not; rest: the difference of the others, if any. why_open: what keeps an open answer undecided.
     """
 
     comparison: Comparison

@@ -128,14 +128,16 @@ def all_curves(scores: Sequence[Score], baseline: str, *, against_flops: bool) -
     else:
         axes.set_xlim(0, 1.25 * high)
         axes.xaxis.set_major_locator(MaxNLocator(5))
-    for _, (score, x, median) in reversed(shown):  # the baseline, which is the first, above the others
+    drawn = [(x, np.clip(median, *axes.get_ylim())) for _, (_, x, median) in shown]
+    for (_, (score, x, median)), points in reversed([*zip(shown, drawn, strict=True)]):  # the first, above the others
         is_baseline = score.variant == baseline
         looks = {"color": COLOURS["baseline" if is_baseline else "variant"], "linewidth": 2.4 if is_baseline else 1.4}
-        (line,) = axes.plot(x, np.clip(median, *axes.get_ylim()), clip_on=False, **looks)
+        (line,) = axes.plot(*points, clip_on=False, **looks)
         annotate(line, "curve", with_minus_signs(_describe_line(score, x, median)))
     if shown:
-        ends = [(x[-1], np.clip(median[-1], *axes.get_ylim())) for _, (_, x, median) in shown]
-        _draw_numbers(axes, [number for number, _ in shown], axes.transData.transform(ends), TO_THE_RIGHT)
+        ends = [(x[-1], y[-1]) for x, y in drawn]
+        lines = [axes.transData.transform(np.stack(each, axis=-1)) for each in drawn]
+        _draw_numbers(axes, [number for number, _ in shown], axes.transData.transform(ends), TO_THE_RIGHT, lines)
     every = "; ".join(_describe_line(*curve) for _, curve in curves)
     return as_svg(axes.get_figure(), with_minus_signs(f"Validation {format_label(metric)} against {label}: {every}"))
 
@@ -385,17 +387,24 @@ def _draw_points(
         looks = {"markerfacecolor": face, "markeredgecolor": edge, "markersize": size, "markeredgewidth": width}
         (mark,) = axes.plot(across, up, "o", clip_on=False, **looks)
         annotate(mark, "point", with_minus_signs(_describe_point(score, interval)))
-    _draw_numbers(axes, [number for number, *_ in points], pixels)
+    ends = [((a, mid), (b, mid)) for (a, _, b), (_, mid, _) in zip(x, y, strict=True)]
+    ends += [((mid, a), (mid, b)) for (_, mid, _), (a, _, b) in zip(x, y, strict=True)]
+    lines = [axes.transData.transform(each) for each in ends if np.isfinite(each).all()]
+    _draw_numbers(axes, [number for number, *_ in points], pixels, lines=lines)
 
 
 def _draw_numbers(
-    axes: Axes, numbers: Sequence[int], points: Float[np.ndarray, "points 2"], angles: Sequence[int] = ALL_AROUND
+    axes: Axes,
+    numbers: Sequence[int],
+    points: Float[np.ndarray, "points 2"],
+    angles: Sequence[int] = ALL_AROUND,
+    lines: Sequence[Float[np.ndarray, "corners 2"]] = (),
 ) -> None:
     """The variant's number beside each point, in pixels; with a line to it where there was no room."""
     in_pixels = {"xycoords": "figure pixels", "textcoords": "figure pixels"}
-    places = label_places(points, axes.bbox.padded(4), angles)
+    places = label_places(points, axes.bbox.padded(4), angles, lines)
     for number, place, label_place in zip(numbers, points, places, strict=True):
-        is_far = np.linalg.norm(label_place - place) > 16
+        is_far = np.linalg.norm(label_place - place) > 24
         line = {"arrowstyle": "-", "color": COLOURS["level"], "linewidth": 0.7} if is_far else None
         looks = {"ha": "center", "va": "center", "color": COLOURS["ink"], "arrowprops": line}
         annotate(axes.annotate(str(number), place, label_place, **in_pixels, **looks), "mark-label")
@@ -419,23 +428,39 @@ def _set_logarithmic(axes: Axes, low: Number, high: Number) -> None:
 
 
 def label_places(
-    points: Float[np.ndarray, "points 2"], box: BboxBase, angles: Sequence[int] = ALL_AROUND
+    points: Float[np.ndarray, "points 2"],
+    box: BboxBase,
+    angles: Sequence[int] = ALL_AROUND,
+    lines: Sequence[Float[np.ndarray, "corners 2"]] = (),
 ) -> Float[np.ndarray, "points 2"]:
     """Where the label of each point is centred: inside the box, near the point, over no other label or point.
 
-    angles: the directions in which it may lie, in eighths of a half turn, the best first.
+    angles: the directions in which it may lie, in eighths of a half turn, the best first. lines: over none of them,
+    where there is room.
     """
     offsets = [
         radius * np.array([1.2 * math.cos(angle * math.pi / 8), math.sin(angle * math.pi / 8)])
         for radius in (12, 19, 28, 38, 49, 61, 75)
         for angle in angles
     ]
-    taken = list(points)
+    taken, along = list(points), np.concatenate([np.empty((0, 2)), *map(_along, lines)])
     for point in points:
         places = [point + offset for offset in offsets if box.contains(*(point + offset))]
-        free = (p for p in places if np.all(np.any(np.abs(np.array(taken) - p) > (LABEL_WIDTH, LABEL_HEIGHT), axis=1)))
-        taken.append(next(free, point))
+        free = [place for place in places if _is_clear(place, np.array(taken), (LABEL_WIDTH, LABEL_HEIGHT))]
+        best = (place for place in free[: len(angles)] if _is_clear(place, along, (LABEL_WIDTH / 2, LABEL_HEIGHT / 2)))
+        taken.append(next(best, free[0] if free else point))
     return np.array(taken[len(points) :])
+
+
+def _is_clear(place: Float[np.ndarray, " 2"], others: Float[np.ndarray, "others 2"], size: tuple[float, float]) -> bool:
+    return bool(np.all(np.any(np.abs(others - place) > size, axis=1)))
+
+
+def _along(line: Float[np.ndarray, "corners 2"]) -> Float[np.ndarray, "points 2"]:
+    """Points of a line, two pixels apart."""
+    lengths = np.append(0.0, np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1)))
+    at = np.arange(0.0, lengths[-1], 2.0)
+    return np.stack([np.interp(at, lengths, line[:, axis]) for axis in (0, 1)], axis=-1)
 
 
 def _describe_point(score: Score, x: Interval) -> str:

@@ -179,7 +179,7 @@ def _rates(scores: Sequence[Score], id_: str) -> list[Markup]:
 
     rows = [tag("tr", tag("th", breakable(s.variant), scope="row"), [cell(s, rate) for rate in rates]) for s in scores]
     label = f"Validation {format_label(scores[0].metric)} by learning rate on {scores[0].task}"
-    table = tag("table", tag("thead", head), tag("tbody", rows), class_="results")
+    table = tag("table", tag("thead", head), tag("tbody", rows), class_="results rates")
     return [_heading("Score by learning rate", f"{id_}-rates"), scrolling(label, table)]
 
 

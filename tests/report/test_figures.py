@@ -9,6 +9,7 @@ import pytest
 from matplotlib.transforms import Bbox
 
 from flaxformer_lab.report.figures import (
+    TO_THE_RIGHT,
     all_curves,
     label_places,
     metric_range,
@@ -113,6 +114,19 @@ def test_labels_stay_inside_and_near():
     places = label_places(corners, box)
     assert all(box.contains(*place) for place in places)
     assert np.linalg.norm(places - corners, axis=1).max() < 16
+
+
+def test_a_number_lies_beside_the_lines_of_its_interval_and_of_longer_curves():
+    box, point = Bbox([[0, 0], [300, 200]]), np.array([[150.0, 100.0]])
+    interval = [np.array([[100.0, 100.0], [200.0, 100.0]]), np.array([[150.0, 50.0], [150.0, 150.0]])]
+    (across, up) = np.abs(label_places(point, box, lines=interval)[0] - point[0])
+    assert across > 6 and up > 5
+    longer = np.array([[0.0, 100.0], [300.0, 100.0]])
+    (place,) = label_places(point, box, TO_THE_RIGHT, [longer])
+    assert abs(place[1] - 100) > 5 and abs(label_places(point, box, TO_THE_RIGHT)[0, 1] - 100) < 1
+    # Where lines are everywhere a label still has a place of its own.
+    everywhere = [np.array([[0.0, y], [300.0, y]]) for y in range(0, 200, 6)]
+    assert np.linalg.norm(label_places(point, box, TO_THE_RIGHT, everywhere)[0] - point[0]) > 10
 
 
 @pytest.mark.parametrize(("low", "high"), [(5200, 13600), (90, 2100), (1, 10**6), (70, 70)])
