@@ -140,6 +140,8 @@ FAULTS = (
         ("nothing subtracted", "else _difference(found, less)", "else found"),
         ("scores for measures", "if quantity.measure is None:", "if True:"),
         ("failures do not matter", "rest is not None and answer != _answer(comparison, rest, 0.0)", "False"),
+        ("nobody succeeded, nobody failed", "elif failed == len(values):", "elif False:"),
+        ("shares beyond 1", "measure_limits(quantity.measure)", "(None, None)"),
         ("failures of one side only", "more.succeeded & less.succeeded", "less.succeeded"),
         ("two seeds decide", "elif len(values) < FEWEST_SEEDS:", "elif False:"),
         ("open means no", '(True, False) if answer == "open"', '(False,) if answer == "open"'),

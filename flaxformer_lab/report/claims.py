@@ -30,7 +30,14 @@ from flaxformer_lab.report.statistics import (
     holm,
     paired_p_value,
 )
-from flaxformer_lab.report.summary import Score, Summary, at_equal_flops, difference_limits, difference_of_examples
+from flaxformer_lab.report.summary import (
+    Score,
+    Summary,
+    at_equal_flops,
+    difference_limits,
+    difference_of_examples,
+    measure_limits,
+)
 
 Answer = Literal["yes", "no", "open"]
 
@@ -327,5 +334,5 @@ def _values_of_task(quantity: Quantity, summary: Summary) -> _Values | None:
     succeeded = score.succeeded if score.succeeded.any() else np.ones(len(score.values), bool)
     if quantity.measure is None:
         return _Values(score.values, score.examples, succeeded, score.metric.limits, score.metric.digits)
-    values = score.measures.get(quantity.measure)
-    return None if values is None else _Values(values, None, np.ones(len(values), bool), (None, None), 3)
+    values, limits = score.measures.get(quantity.measure), measure_limits(quantity.measure)
+    return None if values is None else _Values(values, None, np.ones(len(values), bool), limits, 3)

@@ -270,6 +270,11 @@ def difference_limits(limits: Limits) -> Limits:
     return (None, None) if low is None or high is None else (low - high, high - low)
 
 
+def measure_limits(name: str) -> Limits:
+    """Between which a measure of mixing lies: shares between 0 and 1, errors above 0."""
+    return (0, None) if name.endswith("_error") else (0, 1)
+
+
 def difference_of_examples(ours: Examples, theirs: Examples) -> Examples:
     """What each test example adds to a difference; None where either is not known."""
     return None if ours is None or theirs is None or len(ours) != len(theirs) else ours - theirs

@@ -34,7 +34,7 @@ from flaxformer_lab.report.formatting import (
 )
 from flaxformer_lab.report.markup import Markup, breakable, scrolling, tag
 from flaxformer_lab.report.statistics import Interval, bootstrap_interval
-from flaxformer_lab.report.summary import Score, Summary, intervals_beside
+from flaxformer_lab.report.summary import Score, Summary, intervals_beside, measure_limits
 
 MIXING = {"cross_feature_energy": "cross-feature energy", "cross_token_energy": "cross-token energy"}
 NOTHING = "–"
@@ -179,7 +179,7 @@ def _rates(scores: Sequence[Score], id_: str) -> list[Markup]:
 
     rows = [tag("tr", tag("th", breakable(s.variant), scope="row"), [cell(s, rate) for rate in rates]) for s in scores]
     label = f"Validation {format_label(scores[0].metric)} by learning rate on {scores[0].task}"
-    table = tag("table", tag("thead", head), tag("tbody", rows), class_="results rates")
+    table = tag("table", tag("thead", head), tag("tbody", rows), class_="results numbers")
     return [_heading("Score by learning rate", f"{id_}-rates"), scrolling(label, table)]
 
 
@@ -248,7 +248,7 @@ def _mixing(summary: Summary, scores: Sequence[Score], id_: str) -> list[Markup]
     charts = [
         _figure(scatter(scores, across, summary.grid.config.baseline, label))
         for name, label in MIXING.items()
-        if (across := {s.variant: bootstrap_interval(s.measures[name]) for s in scores if name in s.measures})
+        if (across := {s.variant: _measure_interval(s, name) for s in scores if name in s.measures})
     ]
     return [
         _heading("Score and mixing", f"{id_}-mixing"),
@@ -263,21 +263,22 @@ def _mixing(summary: Summary, scores: Sequence[Score], id_: str) -> list[Markup]
     ]
 
 
+def _measure_interval(score: Score, name: str) -> Interval:
+    return bootstrap_interval(score.measures[name], limits=measure_limits(name))
+
+
 def _measures(scores: Sequence[Score], names: Sequence[str]) -> Markup:
     head = tag("tr", tag("th", "variant", scope="col"), [tag("th", breakable(name), scope="col") for name in names])
     rows = [
         tag(
             "tr",
             tag("th", breakable(score.variant), scope="row"),
-            [
-                _interval_cell(bootstrap_interval(score.measures[name])) if name in score.measures else _cell("")
-                for name in names
-            ],
+            [_interval_cell(_measure_interval(score, name)) if name in score.measures else _cell("") for name in names],
         )
         for score in scores
     ]
     label = f"Measures on {scores[0].task}"
-    return scrolling(label, tag("table", tag("thead", head), tag("tbody", rows), class_="results"))
+    return scrolling(label, tag("table", tag("thead", head), tag("tbody", rows), class_="results numbers"))
 
 
 def _keys(scores: Sequence[Score]) -> Markup:

@@ -130,6 +130,14 @@ def test_a_measure_can_decide(decided):
     assert decided(0.9, None, claim, {"cross_feature_energy": 0.05}).verdict == "undecided"  # the same in each seed
 
 
+@pytest.mark.parametrize(("measure", "ends"), [("cross_feature_energy", True), ("token_equivariance_error", False)])
+def test_the_interval_of_a_share_ends_at_1_and_that_of_an_error_does_not(decided, measure, ends):
+    asked = Comparison("first", "is it?", Quantity("near", BASELINE, measure), None, 0.1)
+    varied = [{measure: value} for value in (0.99, 1.0, 0.4, 1.0, 0.98)]
+    (finding,) = decided(0.9, None, dataclasses.replace(CLAIM, comparisons=(asked,)), varied).findings
+    assert (finding.interval.high == 1.0) == ends and finding.interval.high >= 1.0
+
+
 def test_exactly_nothing_is_not_more_than_nothing(decided):
     energy = Comparison("first", "does energy cross?", Quantity("near", BASELINE, "cross_feature_energy"), None, 0.0)
     claim = dataclasses.replace(CLAIM, comparisons=(energy,))
