@@ -102,8 +102,8 @@ def to_huggingface(
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The tensors of `weights` with those that the parameters of its network (`from_huggingface`) say instead.
 
-    In the types that they had; what the network does not use, and its state, stay as they are. Beside them the settings,
-    which say tie_word_embeddings=false where training moved tied tensors apart.
+    In the types that they had; what the network does not use, and its state, stay as they are. Beside them the
+    settings, which say tie_word_embeddings=false where training moved tied tensors apart.
 
     Raises:
         ConfigError: as in `from_huggingface`; parameters of another network; a bias for which the file has no place.
