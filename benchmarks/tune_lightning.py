@@ -5,7 +5,7 @@
 
 All candidates compile at the same time, in threads. One whose result differs from float64 by more than a hundredth of
 the largest number is dropped. The others take turns, forward and in reverse (of which the gradients consist); the
-least median wins. It writes flaxformer_lab/functional/lightning_launches.json, and all times with their errors into
+least median wins. It writes flaxformer_lab/functional/lightning_launches.py, and all times with their errors into
 benchmarks/results/tune_lightning_gpu.json.
 """
 
@@ -25,10 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 from contest import versions, write_result
 
-from flaxformer_lab.functional import lightning, lightning_kernel
+from flaxformer_lab.functional import lightning, lightning_kernel, lightning_launches
 from flaxformer_lab.functional.lightning_kernel import Launch
+from flaxformer_lab.functional.lightning_launches import LAUNCHES
 
-TABLE = Path(lightning_kernel.__file__).with_name("lightning_launches.json")
+TABLE = Path(lightning_kernel.__file__).with_name("lightning_launches.py")
 TOLERANCE = 1e-2  # of the largest number, in bfloat16
 
 
@@ -161,8 +162,9 @@ def main() -> None:
     if arguments.quick:
         return
     device, best = jax.devices()[0].device_kind, ranked[0].launch
-    table = json.loads(TABLE.read_text()) | {device: best._asdict()}
-    TABLE.write_text(json.dumps(table, indent=2) + "\n")
+    table = LAUNCHES | {device: best._asdict()}
+    rows = "".join(f"    {json.dumps(name)}: {json.dumps(launch)},\n" for name, launch in table.items())
+    TABLE.write_text(f'"""{lightning_launches.__doc__}"""\n\nLAUNCHES = {{\n{rows}}}\n')
     print(f"the best is written to {TABLE}")
     rows = [
         {**each.launch._asdict(), "ms": round(1e3 * each.median, 4), "error": float(f"{each.error:.2e}")}

@@ -132,6 +132,8 @@ EVERYTHING = tree_of(
         "model.dtype": "bfloat16",
         "model.remat": True,
         "model.precision": "high",
+        "model.attention.rotary_base": 500.0,
+        "model.attention.rotary_share": 0.5,
         "optimizer.name": "adamw",
         "optimizer.scaling": "mup",
         "optimizer.base_fan_in": 16,
@@ -155,6 +157,8 @@ EVERYTHING = tree_of(
         "training.deterministic": False,
         "training.init_from": "runs/first",
         "training.init_only": ["body"],
+        "training.train_only": ["head"],
+        "training.lora_rank": 2,
         "parallelism.strategy": "mesh",
         "parallelism.mesh.data": 2,
         "parallelism.mesh.fsdp": 4,
@@ -178,6 +182,7 @@ def test_every_key_that_is_given_is_kept():
         "model.attention.mix_axes",
         "model.attention.residual_scores",
         "model.causal",
+        "model.parallel",
         "optimizer.name",
     }
 
@@ -310,8 +315,8 @@ def test_every_task_by_its_name_alone(name):
 
 
 def test_no_other_models_and_tasks_are_offered():
-    assert choices("model.name") == {*MODELS, "encoder_decoder", "autoformer"}
-    assert choices("task.name") == {*TASKS, *CAUSAL_TASKS}
+    assert choices("model.name") == {*MODELS, "encoder_decoder", "autoformer", "timemixer"}
+    assert choices("task.name") == {*TASKS, *CAUSAL_TASKS, "detection", "pretrained", "scenes"}
 
 
 @pytest.mark.parametrize(

@@ -292,6 +292,7 @@ def test_own_parts_train_load_and_are_measured(tmp_path, own_parts, run_command)
     subject = loaded.subject(examples=2)
     assert left_out(subject) == {
         "attention": "model.name=shift does not declare whether it has_token_weights",
+        "channels": "it does not forecast a series",
         "depth": "model.name=shift has no depth here",
         "head_importance": "model.name=shift has no attention heads here",
     }

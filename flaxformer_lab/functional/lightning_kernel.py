@@ -10,8 +10,6 @@ dQ = A(dO, V, K), dK = A'(V, dO, Q) and dV = A'(K, Q, dO).
 """
 
 import functools
-import json
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -19,6 +17,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
+from flaxformer_lab.functional.lightning_launches import LAUNCHES
 from flaxformer_lab.functional.platform import target_device_kind, target_platform
 from flaxformer_lab.functional.products import kernel_precision
 
@@ -59,16 +58,9 @@ class Launch(NamedTuple):
     programs: int = 1024
 
 
-# The best launch of each device that was measured, written by benchmarks/tune_lightning.py.
-LAUNCHES = {
-    device: Launch(**launch)
-    for device, launch in json.loads(Path(__file__).with_name("lightning_launches.json").read_text()).items()
-}
-
-
 def launch_of(device: str | None = None) -> Launch:
     """The launch for a device, by default the one that programs will run on."""
-    return LAUNCHES.get(device or target_device_kind(), Launch())
+    return Launch(**LAUNCHES.get(device or target_device_kind(), {}))
 
 
 def block_size(platform: str | None = None) -> int:
