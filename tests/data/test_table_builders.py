@@ -53,7 +53,7 @@ def test_every_row_is_in_one_split_with_its_own_target(prepared_cache, dataset):
     for split in SPLITS:
         source = open_split(dataset, split)
         seen.append(source.load()["source_row"])
-        for line, found, value in decoded(source, every=500):
+        for line, found, value in decoded(source, every=1000):
             row = row_of(lines, line)
             assert target(row) == pytest.approx(float(value), rel=1e-6)
             for name, each in found.items():
@@ -97,7 +97,7 @@ def test_mended_diamonds_differ_in_the_two_slips_alone(prepared_cache):
 
 def test_packed_rows_can_be_split_again(prepared_cache):
     own, again = (
-        np.concatenate([opened("lab_shuttle", split).load()["source_row"] for split in SPLITS])
+        np.concatenate([opened("lab_appliances_table", split).load()["source_row"] for split in SPLITS])
         for opened in (open_split, lambda dataset, split: open_split_again(dataset, split, 3))
     )
     assert (own != again).any()
