@@ -113,8 +113,8 @@ class ImageClassificationConfig(TaskConfig):
 
 
 @dataclass(frozen=True)
-class TabularConfig(TaskConfig):
-    """Tables: columns are the tokens (FT-Transformer, Gorishniy et al. 2021), or a row is a single one.
+class TableConfig(TaskConfig):
+    """Which table is read, and how its numbers are scaled.
 
     Attributes:
         dataset: `lab_wine`, `lab_breast_cancer`, a data set with a label and a feature of one axis of numbers, or own
@@ -126,17 +126,6 @@ class TabularConfig(TaskConfig):
             column for each that lacks values in training, which is 1 where the value is missing (`indicator`).
         log_scale: scaled columns are multiplied by powers of ten from -log_scale to log_scale, in equal steps and a
             fixed random order, so that they lie up to 10^(2 log_scale) times apart.
-        tokens: a token is a column, or the whole row (`row`): the sum of its columns' vectors, as the first layer of an
-            MLP has it.
-        pooling: predict from the mean of the tokens, or from a class token that is put before them.
-        numbers: what a number becomes: `linear`, a direction times its value; `piecewise`, how far it lies along each
-            of num_bins quantiles of training, then a linear map; `periodic`, sines and cosines of num_frequencies
-            learned multiples, then a linear map and ReLU (Gorishniy et al. 2022).
-        num_bins: of `piecewise`.
-        num_frequencies: of `periodic`, for each column.
-        frequency_scale: standard deviation of the multiples of `periodic` at the start.
-        members: so many copies of each row, each with weights of its own on its features and a head of its own, go
-            through one body and are trained side by side; their mean predicts (TabM, Gorishniy et al. 2024).
         split_seed: divide all rows into splits of the same sizes again, in a random order of this seed; none takes the
             data set's own splits. A small test split says little, several of them more.
     """
@@ -148,6 +137,27 @@ class TabularConfig(TaskConfig):
     scaling: Literal["none", "standard", "quantile"] = "standard"
     missing: Literal["error", "mean", "indicator"] = "error"
     log_scale: Decay = 0.0
+    split_seed: Seed | None = None
+
+
+@dataclass(frozen=True)
+class TabularConfig(TableConfig):
+    """Tables: columns are the tokens (FT-Transformer, Gorishniy et al. 2021), or a row is a single one.
+
+    Attributes:
+        tokens: a token is a column, or the whole row (`row`): the sum of its columns' vectors, as the first layer of an
+            MLP has it.
+        pooling: predict from the mean of the tokens, or from a class token that is put before them.
+        numbers: what a number becomes: `linear`, a direction times its value; `piecewise`, how far it lies along each
+            of num_bins quantiles of training, then a linear map; `periodic`, sines and cosines of num_frequencies
+            learned multiples, then a linear map and ReLU (Gorishniy et al. 2022).
+        num_bins: of `piecewise`.
+        num_frequencies: of `periodic`, for each column.
+        frequency_scale: standard deviation of the multiples of `periodic` at the start.
+        members: so many copies of each row, each with weights of its own on its features and a head of its own, go
+            through one body and are trained side by side; their mean predicts (TabM, Gorishniy et al. 2024).
+    """
+
     tokens: Literal["columns", "row"] = "columns"
     pooling: Literal["mean", "class_token"] = "mean"
     numbers: Literal["linear", "piecewise", "periodic"] = "linear"
@@ -155,7 +165,6 @@ class TabularConfig(TaskConfig):
     num_frequencies: AtLeastOne = 16
     frequency_scale: Positive = 0.1
     members: AtLeastOne = 1
-    split_seed: Seed | None = None
 
     def rules(self) -> None:
         """Raises ConfigError when knobs contradict one another."""
@@ -219,7 +228,7 @@ class FieldKnobs(TaskConfig):
 
 
 @dataclass(frozen=True)
-class ClickConfig(FieldKnobs, TabularConfig):
+class ClickConfig(FieldKnobs, TableConfig):
     """Whether something happens, a click or a late arrival, by the fields of a record.
 
     Attributes:
@@ -228,6 +237,8 @@ class ClickConfig(FieldKnobs, TabularConfig):
     """
 
     name: Literal["click"] = "click"
+    numbers = "linear"  # a multiple of the field's vector
+
     dataset: Name = "lab_flight_fields"
     label: Name | None = None
 

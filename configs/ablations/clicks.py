@@ -5,7 +5,7 @@ divided and with flights divided at random. Beside a linear model with a weight 
 of vectors (a factorization machine), a perceptron on the vectors, attention over them, and width alone.
 
 Command: python -m flaxformer_lab.ablate --config=configs/ablations/clicks.py --workdir=runs/clicks
-Short form: --config.seeds=0,1,2 --config.max_extensions=0 --config.decide=C6
+Short: --config=configs/ablations/clicks.py:short, the cells that the claim needs, two rates and two epochs of flights.
 """
 
 from ml_collections import ConfigDict
@@ -52,8 +52,8 @@ MIXED = {
 }
 
 
-def _flights(split: str, variants: dict) -> dict:
-    return {
+def _flights(split: str, variants: dict, **more: object) -> dict:
+    return more | {
         "recipe": "../recommenders/fm.py",
         "overrides": {"task": {"dataset": f"lab_flight_fields/{split}"}, "training": {"steps_per_call": 50}},
         "learning_rates": (0.001, 0.003, 0.01),
@@ -106,8 +106,8 @@ CLAIMS = (
             ),
             _loss(
                 "attention",
-                "planted: do they beat attention over wide vectors?",
-                *("planted", "crosses", "AutoInt, width of 128", PLANTED, BECAUSE),
+                "planted: do they beat attention over vectors of 16?",
+                *("planted", "crosses", "AutoInt", PLANTED, BECAUSE),
             ),
             _loss(
                 "day",
@@ -143,24 +143,28 @@ CLAIMS = (
 )
 
 
-def get_config() -> ConfigDict:
-    """The ablation."""
+def get_config(form: str = "full") -> ConfigDict:
+    """The ablation, or its `short` form."""
+    planted = {
+        "recipe": "../probes/planted_crosses.py",
+        "overrides": {},
+        "learning_rates": (0.003, 0.01, 0.03),
+        "variants": WIDE,
+        "threshold": 0.9,
+    }
+    tasks = {"planted": planted, "by day": _flights("by_day", MIXED), "by rows": _flights("by_rows", MIXED)}
+    if form == "short":
+        planted["variants"] = {"linear, width of 128": WIDE["linear, width of 128"]}
+        for split in ("by day", "by rows"):
+            tasks[split] |= {"learning_rates": (0.003, 0.01), "variants": {}}
+            tasks[split] |= {"only": ("linear", "crosses", "perceptron, width of 128")}
+            tasks[split]["overrides"]["training"] |= {"steps": 134, "evaluate_every": 67, "steps_per_call": 67}
     return ConfigDict(
         {
             "question": "Do wide embeddings replace crosses made by hand?",
-            "tasks": {
-                "planted": {
-                    "recipe": "../probes/planted_crosses.py",
-                    "overrides": {},
-                    "learning_rates": (0.003, 0.01, 0.03),
-                    "variants": WIDE,
-                    "threshold": 0.9,
-                },
-                "by day": _flights("by_day", MIXED),
-                "by rows": _flights("by_rows", MIXED),
-            },
+            "tasks": tasks,
             "variants": VARIANTS,
-            "max_extensions": 1,
+            "max_extensions": 0 if form == "short" else 1,
             "score_tolerance": 0.005,
             "seeds": (0, 1, 2, 3, 4),
             "claims": CLAIMS,

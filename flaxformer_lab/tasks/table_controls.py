@@ -17,7 +17,7 @@ from flaxformer_lab.registry import register
 from flaxformer_lab.tasks.controls import Fit, whole
 from flaxformer_lab.tasks.tables import CATEGORIES, COLUMNS, Tabular
 
-TABLES = ("tabular_classification", "tabular_regression")
+TABLES = ("tabular_classification", "tabular_regression", "click")
 LEAVES = (15, 63)  # of a tree
 MOST_TREES = 200
 MOST_BINS = 255  # of a column, and so levels of a category, in scikit-learn's trees

@@ -12,7 +12,8 @@ from flaxformer_lab.config import parse_config
 from flaxformer_lab.data.source import open_split
 from flaxformer_lab.errors import ConfigError, LabError
 from flaxformer_lab.functional import metrics
-from flaxformer_lab.tasks import make_task
+from flaxformer_lab.predict import predict
+from flaxformer_lab.tasks import controls, make_task
 
 LOGISTIC = {"name": "autoint", "width": 1, "depth": 0, "heads": 1}
 
@@ -130,3 +131,14 @@ def test_planted_crosses_have_the_share_that_adding_up_cannot_see():
     for task_knobs, bounded in (({}, True), ({"crosses": 64}, False), ({"deep": (8,)}, False)):
         config = parse_config({"task": {"name": "planted_crosses", **task_knobs}, "model": LOGISTIC})
         assert (make_task(config.task).bound(config.model) is not None) is bounded
+
+
+def test_new_rows_of_a_file_get_scores_and_a_control_gives_what_the_task_measures(trained, table, tmp_path):
+    path = tmp_path / "new.csv"
+    path.write_text("a,b,c,n,click\nx,x,z,0.1,yes\nx,y,z,0.2,no\nnew,y,z,0.2,no\n")
+    found = predict(trained, path)
+    assert found.columns["predicted click"][:2] == ["yes", "no"] and found.metrics["auc"] == 1
+    assert found.as_csv().splitlines()[0] == "line,predicted click,probability of yes"
+    task = trained.task
+    fit = controls.lookup("linear", "click")(task, 0, 1.0)
+    assert controls.evaluate(task, fit, "test")["auc"] < 0.75  # it sees no cross
