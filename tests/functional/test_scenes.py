@@ -52,8 +52,12 @@ def test_counts_scales_and_overlaps_are_within_the_knobs(scenes):
 
 def test_clutter_and_noise_change_the_image_and_no_box():
     items = Items(jnp.asarray(ITEM), jnp.asarray(MARGINS[None]), jnp.array([7]), 0, 1)
-    draw = lambda **knobs: draw_scene(jax.random.key(3), items, **KNOBS | knobs)  # noqa: E731
-    plain, crowded, noisy = draw(), draw(clutter=2), draw(noise=0.1)
+
+    @jax.jit
+    def draw(key):
+        return [draw_scene(key, items, **KNOBS | knobs) for knobs in ({}, {"clutter": 2}, {"noise": 0.1})]
+
+    plain, crowded, noisy = jax.device_get(draw(jax.random.key(3)))
     assert np.sum(crowded.image > plain.image + 0.5) > 20 and np.all(crowded.image >= plain.image)
     assert np.std((noisy.image - plain.image)[plain.image == 0]) > 0.04
     for other in (crowded, noisy):

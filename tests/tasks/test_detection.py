@@ -68,10 +68,11 @@ def built(detector):
     task = make_task(config.task, first.metadata)
     network, batch = task.network(config.model), draw(jnp.arange(8, dtype=jnp.int32), jax.random.key(0))
 
-    @jax.jit
-    def run(batch):
-        params, state = network.init(jax.random.key(1))
+    generator, (shapes, state) = np.random.default_rng(0), network.shapes
+    params = jax.tree.map(lambda leaf: 0.3 * generator.normal(size=leaf.shape).astype(np.float32), shapes)
 
+    @jax.jit
+    def run(params, batch):
         def loss(params):
             outputs, _ = network.apply(params, state, batch["inputs"], training=True)
             metrics = task.loss_and_metrics(outputs, batch)
@@ -80,7 +81,7 @@ def built(detector):
         (_, (metrics, outputs)), gradient = jax.value_and_grad(loss, has_aux=True)(params)
         return gradient, metrics, outputs
 
-    return Built(task, network, batch, *jax.device_get(run(batch)))
+    return Built(task, network, batch, *jax.device_get(run(params, batch)))
 
 
 @pytest.mark.parametrize("detector", DETECTORS)
