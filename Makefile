@@ -74,7 +74,7 @@ ablation: $(call installed,) ## train every variant on every probe, with interva
 	@$(RUN) -m flaxformer_lab.ablate $(call default,--config,configs/ablations/cross_dimension.py) \
 	    $(call default,--workdir,runs/cross_dimension) $(ARGS)
 
-forecasting: $(call installed,) ## forecasters beside a linear map, small, into runs/forecasting-short (10 minutes on 2 cores)
+forecasting: $(call installed,) ## forecasters beside a linear map, small, into runs/forecasting-short (sized for 10 minutes)
 	@$(RUN) -m flaxformer_lab.ablate $(call default,--config,configs/ablations/forecasting.py:short) \
 	    $(call default,--workdir,runs/forecasting-short) $(ARGS)
 

@@ -5,10 +5,10 @@ shifted distribution. Every model predicts the next 96 steps from the last 96, w
 search for a rate. `linear` and `linear, level` are solved and not trained: their rows are the bar.
 
 Command: python -m flaxformer_lab.ablate --config=configs/ablations/forecasting.py --workdir=runs/forecasting
-    make forecasting: `forecasting.py:short`, narrow models and few updates on two data sets, in 10 minutes on 2 cores
+    make forecasting: `forecasting.py:short`, narrow models, few updates, two data sets; sized for 10 minutes on 2 cores
     `forecasting.py:full`: horizons of 24, 96 and 336 from lookbacks of 96 and 336
     `forecasting.py:published`: the recipes within the budgets of published figures, three seeds
-Hardware: HARDWARE
+Hardware: a GPU; on one H200 that other work shared, a PatchTST took 340 s and the other 25 searches were not begun.
 Result: docs/results/forecasting.md, of the values in docs/results/forecasting.csv.gz.
 """
 
