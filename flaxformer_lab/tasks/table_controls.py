@@ -129,7 +129,9 @@ def lightgbm(task: Tabular, seed: int, rate: float) -> Fit:
     try:
         import lightgbm as library
     except ImportError as error:
-        raise ConfigError("control=lightgbm needs the package lightgbm: pip install lightgbm") from error
+        raise ConfigError(
+            "control=lightgbm needs the package lightgbm: pip install -e '.[lightgbm]' in the lab's folder"
+        ) from error
     train, validation = whole(task, "train"), whole(task, "validation")
     numbers = _parts(train["inputs"])[0].shape[1]
     kind = library.LGBMRegressor if task.is_regression else library.LGBMClassifier

@@ -1,5 +1,7 @@
 """Controls: what is fitted without gradients, held against scikit-learn; and as rows of an ablation."""
 
+import importlib.util
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -107,6 +109,16 @@ def test_trees_beat_a_linear_map_where_columns_interact(few_trees, kind):
     fits = (controls.lookup(each, name)(task, 0, 0.3) for each in ("trees", "linear"))
     tree, line = (controls.evaluate(task, fit, "test")[metric] for fit in fits)
     assert tree > line + 0.03
+
+
+def test_lightgbm_is_named_where_it_is_not_installed_and_else_learns_what_trees_learn(few_trees):
+    task = regression()
+    fit = controls.lookup("lightgbm", "tabular_regression")
+    if importlib.util.find_spec("lightgbm") is None:
+        with pytest.raises(ConfigError, match=r"control=lightgbm needs the package lightgbm: pip install -e"):
+            fit(task, 0, 0.3)
+        return
+    assert controls.evaluate(task, fit(task, 0, 0.3), "test")["r2"] > 0.8
 
 
 MONOTONE = {
