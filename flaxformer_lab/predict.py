@@ -2,7 +2,7 @@
 
 Writes a CSV with a line for each row: its line in the file and what the model says, a number, or the class and the
 probability of each. Where the file has the target too, its metrics are printed, as `python -m flaxformer_lab.evaluate
---csv=FILE` does.
+--csv=FILE` does. Of purchases, with the columns user, basket and item, it writes the ten best items for each user.
 """
 
 import csv
@@ -26,6 +26,7 @@ from flaxformer_lab.training.folder import write_atomic
 from flaxformer_lab.training.logging import Display, shown_while
 
 CHUNK = 4096  # rows at once
+TOP = 10  # items of a ranking that are written
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ def predict(loaded: Run, path: str | Path) -> Scores:
         DataError: a file or a value that cannot be used.
     """
     task = loaded.task
+    if hasattr(task, "histories_in"):
+        return _ranked(loaded, table_of(path))
     if not getattr(task, "takes_rows", False):
         raise ConfigError(
             f"predict scores the rows of tables whose columns have names; this run's task is {loaded.config.task.name} "
@@ -75,6 +78,21 @@ def predict(loaded: Run, path: str | Path) -> Scores:
             batch = {"targets": jnp.asarray(targets[rows]), "loss_weights": jnp.ones(len(some))}
             states.append(jax.device_get(task.loss_and_metrics(outputs, batch)))
     return Scores(table.lines, task.scores_of(np.concatenate(parts)), metrics.compute(states) if states else {})
+
+
+def _ranked(loaded: Run, table: Table) -> Scores:
+    """The best items for each user of a table of purchases; the line is that of the user's last one."""
+    histories, names = loaded.task.histories_in(table), loaded.task.metadata["items"]
+    scores = np.asarray(loaded.task.predictions_of(loaded.predict_preprocessed(histories.inputs)))
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
+    rows = [(user, row, rank) for row, user in enumerate(histories.users) for rank in range(best.shape[1])]
+    columns = {
+        "user": [user for user, _, _ in rows],
+        "rank": [rank + 1 for _, _, rank in rows],
+        "item": [names[best[row, rank]] for _, row, rank in rows],
+        "score": [float(scores[row, best[row, rank]]) for _, row, rank in rows],
+    }
+    return Scores(np.repeat(histories.lines, best.shape[1]), columns, {})
 
 
 def write(loaded: Run, path: str, output: str | None) -> tuple[Scores, Path]:

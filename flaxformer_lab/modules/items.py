@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from flaxformer_lab.functional.linear import add_bias, matmul
 from flaxformer_lab.modules.projection import normal, zeros
@@ -29,6 +29,22 @@ class ItemEmbedding(nnx.Module):
         if self._tokens is None:
             return vectors
         return mean_of_groups(vectors, inputs["baskets"], self._tokens)
+
+    def valid(self, inputs: Inputs) -> Bool[Array, "batch tokens"]:
+        """`valid_tokens` of these inputs."""
+        return valid_tokens(inputs, self._tokens)
+
+
+def valid_tokens(inputs: Inputs, tokens: int | None) -> Bool[Array, "batch tokens"]:
+    """Which tokens are no filling; the first one always counts: a user without a history has one empty token.
+
+    tokens: how many baskets there are; None: items are tokens.
+    """
+    if tokens is None:
+        valid = inputs["items"] != NO_ITEM
+    else:
+        valid = jnp.arange(tokens)[None] <= jnp.max(inputs["baskets"], axis=1, keepdims=True)
+    return valid.at[:, 0].set(True)
 
 
 def mean_of_groups(

@@ -9,6 +9,7 @@ from flaxformer_lab.tasks import classification, tables  # noqa: F401  the lab's
 
 # isort: split
 from flaxformer_lab.tasks import (  # noqa: F401
+    basket_controls,
     baskets,
     clicks,
     detection,

@@ -1,14 +1,18 @@
 """Rankings that need no gradient: popularity, a user's own habits, transitions, and EASE: the bar for a model."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.functional.ranking import recall_and_ndcg
+from flaxformer_lab.modules.items import NO_ITEM
 from flaxformer_lab.parsing import nearest
+from flaxformer_lab.registry import register
 from flaxformer_lab.tasks.baskets import DAY, TOP, NextBasket, Sequences
+from flaxformer_lab.tasks.controls import Control, Fit
 
 CONTROLS = ("popularity", "recent_popularity", "personal", "markov", "ease")
 RECENT_DAYS = 30
@@ -111,3 +115,27 @@ def evaluate(task: NextBasket, scores: Scores, split: str = "test") -> dict[str,
             values[f"recall{suffix}"].append(np.asarray(recall))
             values[f"ndcg{suffix}"].append(np.asarray(ndcg))
     return {name: float(np.mean(np.concatenate(each))) for name, each in values.items()}
+
+
+def _control(name: str) -> Control:
+    """A control as a row of an ablation: it sees of a history what the model sees (`task.events`, `task.baskets`)."""
+
+    def fitted(task: NextBasket, seed: int, rate: float) -> Fit:
+        del seed, rate
+        scores = fit(task, name)
+
+        def predict(inputs: Any) -> Float[np.ndarray, "batch 1 items"]:
+            rows = []
+            for items, when in zip(inputs["items"], inputs["baskets"], strict=True):
+                own = items[: len(when)] != NO_ITEM
+                rows.append(scores(items[: len(when)][own] - 1, when[own]))
+            ranks = np.argsort(np.argsort(-np.stack(rows), axis=1, kind="stable"), axis=1)
+            return -ranks[:, None].astype(np.float32)  # in float32 the scores themselves would tie
+
+        return Fit(predict)
+
+    return fitted
+
+
+for _name in CONTROLS:
+    register("control", _name, fits=("next_basket",), rates=(1.0,), drawn=False)(_control(_name))

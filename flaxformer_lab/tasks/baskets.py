@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,11 +20,14 @@ from flaxformer_lab.data.baskets import (
     queries_after,
     read_baskets,
 )
+from flaxformer_lab.data.own.columns import Table, as_text
+from flaxformer_lab.data.own.schema import table_of
+from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.functional.metrics import Average, Metrics
 from flaxformer_lab.functional.ranking import recall_and_ndcg
 from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models.network import Network, PureNetwork, functionalize
-from flaxformer_lab.modules.items import NO_ITEM, ItemEmbedding, ItemHead
+from flaxformer_lab.modules.items import NO_ITEM, ItemEmbedding, ItemHead, valid_tokens
 from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.registry import register
 from flaxformer_lab.task_config import NextBasketConfig
@@ -34,6 +38,15 @@ TOP = 10
 DAY = 24 * 60  # minutes
 NDCG = PrimaryMetric("ndcg", f"NDCG@{TOP}", higher_is_better=True, limits=(0.0, 1.0))
 NO_BASKET = -1
+
+
+@dataclass(frozen=True)
+class Histories:
+    """What users bought before. lines: where the last purchase of each stands. inputs: of the network."""
+
+    users: tuple[str, ...]
+    lines: Int[np.ndarray, " users"]
+    inputs: Batch
 
 
 @dataclass(frozen=True)
@@ -126,6 +139,11 @@ class NextBasket(Task):
         return len(self.metadata["items"])
 
     @property
+    def _baskets(self) -> int | None:
+        """How many tokens there are, where they are baskets."""
+        return self._config.baskets if self._config.tokens == "basket" else None
+
+    @property
     def _tokens(self) -> int:
         if self._config.tokens == "basket":
             return self._config.baskets
@@ -198,10 +216,9 @@ class NextBasket(Task):
 
         def build(rngs: Rngs) -> Network:
             symbols = 1 + items + (own.objective == "masked")
-            tokens = own.baskets if own.tokens == "basket" else None
             return ItemNetwork(
                 config,
-                embedding=ItemEmbedding(symbols, config.width, tokens=tokens, dtype=config.dtype, rngs=rngs),
+                embedding=ItemEmbedding(symbols, config.width, tokens=self._baskets, dtype=config.dtype, rngs=rngs),
                 grid=(self._tokens,),
                 outputs=items,
                 head=ItemHead(
@@ -233,29 +250,28 @@ class NextBasket(Task):
                 | asked
                 | {"loss_weights": weights}
             )
-        last = jnp.maximum(
-            jnp.max(baskets, axis=1) if self._config.tokens == "basket" else jnp.sum(items > 0, axis=1) - 1, 0
-        )
-        if self._config.objective == "masked":
-            last = jnp.sum(items > 0, axis=1)
-            items = jnp.pad(items, ((0, 0), (0, 1))).at[jnp.arange(len(items)), last].set(self.num_items + 1)
         bits = {
             name: jnp.unpackbits(examples[name], axis=1, count=self.num_items).astype(bool)
             for name in ("seen", "target")
         }
-        return self._inputs(items, baskets, last[:, None]) | bits | {"loss_weights": examples["example_weight"]}
+        return self._asking(examples) | bits | {"loss_weights": examples["example_weight"]}
+
+    def _asking(self, examples: Batch) -> Batch:
+        """Inputs that ask for what follows a history: at its last token, or at a mask after it."""
+        items, baskets = (examples[name].astype(jnp.int32) for name in ("items", "baskets"))
+        number = jnp.sum(items != NO_ITEM, axis=1)
+        last = jnp.max(baskets, axis=1) if self._config.tokens == "basket" else number - 1
+        if self._config.objective == "masked":
+            last = number
+            items = jnp.pad(items, ((0, 0), (0, 1))).at[jnp.arange(len(items)), last].set(self.num_items + 1)
+        return self._inputs(items, baskets, jnp.maximum(last, 0)[:, None])
 
     def _inputs(
         self, items: Int[Array, "batch _"], baskets: Int[Array, "batch _"], places: Int[Array, "batch _"]
     ) -> Batch:
-        tokens = self._tokens
-        if self._config.tokens == "basket":
-            valid = jnp.arange(tokens)[None] <= jnp.max(baskets, axis=1, keepdims=True)
-        else:
-            items = jnp.pad(items, ((0, 0), (0, tokens - items.shape[1])))
-            valid = items != NO_ITEM
-        valid = valid.at[:, 0].set(True)  # a user without a history has one empty token
-        return {"inputs": {"items": items, "baskets": baskets, "places": places}, "valid": valid}
+        items = jnp.pad(items, ((0, 0), (0, self.input_spec(1)["items"].shape[1] - items.shape[1])))
+        inputs = {"items": items, "baskets": baskets, "places": places}
+        return {"inputs": inputs, "valid": valid_tokens(inputs, self._baskets)}
 
     def _next(self, items: Int[Array, "batch events"], baskets: Int[Array, "batch events"]) -> Batch:
         """Each event is predicted at the token before it: the item before, or the basket before, which counts once."""
@@ -298,7 +314,8 @@ class NextBasket(Task):
         size = jnp.maximum(jnp.sum(target, axis=1), 1)
         losses = jax.nn.logsumexp(scores, axis=1) - jnp.sum(jnp.where(target, scores, 0), axis=1) / size
         new = target & ~seen
-        with_new = weights * jnp.any(new, axis=1)
+        # Where no target has anything new, the value is 0: a NaN would end a run.
+        with_new = weights * jnp.any(new, axis=1) + 1e-30
         recall, ndcg = recall_and_ndcg(scores, target, TOP)
         recall_new, ndcg_new = recall_and_ndcg(jnp.where(seen, -jnp.inf, scores), new, TOP)
         pairs = {
@@ -309,6 +326,49 @@ class NextBasket(Task):
             "ndcg_new": (ndcg_new, with_new),
         }
         return {name: Average(jnp.sum(values * each), jnp.sum(each)) for name, (values, each) in pairs.items()}
+
+    # --------------------------------------------------------------------------------------------- new purchases
+
+    def histories_in(self, table: Table) -> "Histories":
+        """The users of a table with the columns `user`, `basket` and `item`, in the order of time.
+
+        An item that training has not seen is left out; a user of whom nothing is left is ranked all the same.
+
+        Raises:
+            ConfigError: a column is missing.
+        """
+        lacking = [name for name in ("user", "basket", "item") if name not in table.columns]
+        if lacking:
+            raise ConfigError(
+                f"{table.path} lacks {', '.join(lacking)}; purchases need the columns user, basket and item, a line "
+                "for each item, in the order of time"
+            )
+        number = {name: place for place, name in enumerate(self.metadata["items"])}
+        events: dict[str, list[tuple[int, str]]] = {}
+        lines: dict[str, int] = {}
+        columns = (map(as_text, table.columns[name]) for name in ("user", "basket", "item"))
+        for line, user, basket, item in zip(table.lines, *columns, strict=True):
+            lines[user] = int(line)
+            events.setdefault(user, [])
+            if item in number:
+                events[user].append((number[item], basket))
+        own = [np.array([item for item, _ in each], np.int64) for each in events.values()]
+        codes = [np.unique([basket for _, basket in each], return_inverse=True)[1] for each in events.values()]
+        stored = self._stored([window(*pair, self._config) for pair in zip(own, codes, strict=True)])
+        inputs = self._asking(jax.tree.map(jnp.asarray, stored))["inputs"]
+        return Histories(tuple(events), np.array(list(lines.values())), inputs)
+
+    def inputs_of(self, raw: Any) -> Any:
+        """The inputs of purchases, a CSV file or a mapping of lists with `user`, `basket` and `item`."""
+        if isinstance(raw, str | Path) or (isinstance(raw, Mapping) and "item" in raw):
+            return self.histories_in(table_of(raw)).inputs
+        return raw
+
+    def predictions_of(self, outputs: Float[Array, "batch 1 items"]) -> Float[Array, "batch items"]:
+        return outputs[:, 0]
+
+    def outputs_of(self, predictions: Float[Array, "batch items"]) -> Float[Array, "batch 1 items"]:
+        return predictions[:, None]
 
     def input_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         events = self._tokens if self._config.tokens == "item" else self._config.events
@@ -334,7 +394,10 @@ def _padded(rows: Sequence[np.ndarray], size: int, filling: int, dtype: Any) -> 
 
 
 class ItemNetwork(Network):
-    """A network whose head is given the inputs and the embedding's items."""
+    """A network that sees by itself what fills up, and whose head is given the inputs and the embedding's items."""
+
+    def __call__(self, inputs: Any, *, valid: Any = None, **options: Any) -> Float[Array, "batch places items"]:
+        return super().__call__(inputs, valid=self.embedding.valid(inputs) if valid is None else valid, **options)
 
     def _head(self, x: Array, inputs: Any) -> Array:
         return self.head(x, inputs, self.embedding.table)
