@@ -17,7 +17,7 @@ QUARTER = 15  # minutes
 
 @register("dataset", "lab_flight_fields")
 class LabFlightFields(LabFlights):
-    """The flights of `lab_flights` by ten categories, of which seven have tens and three thousands of levels.
+    """The flights of `lab_flights` by ten categories, of which two have thousands of levels.
 
     `by_day` divides days as `lab_flights` does; `by_rows` flights at random, so that a test flight's day has been seen.
     `group` is the day: the unit of the split, and of the bootstrap.
