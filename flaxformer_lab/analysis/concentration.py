@@ -1,11 +1,14 @@
 """Where a model looks: how much of its attention, and of its output's gradient, lies inside the objects of an image."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from flaxformer_lab.analysis.sight import patch_side
+from flaxformer_lab.models.network import PureNetwork
 
 Tree = Any  # a pytree of arrays
 Pixels = Float[Array, "batch rows columns"]
@@ -29,10 +32,7 @@ def covered_tokens(objects: Pixels, tokens: int) -> Float[Array, "batch tokens"]
     Raises:
         ValueError: no patches of one size are so many.
     """
-    batch, rows, columns = objects.shape
-    size = round((rows * columns / tokens) ** 0.5)
-    if size == 0 or rows % size or columns % size or rows * columns != tokens * size**2:
-        raise ValueError(f"{tokens} tokens are no square patches of {rows} x {columns} pixels")
+    (batch, rows, columns), size = objects.shape, patch_side(tokens, *objects.shape[1:])
     patches = objects.reshape(batch, rows // size, size, columns // size, size)
     return jnp.mean(patches, axis=(2, 4)).reshape(batch, -1)
 
@@ -51,10 +51,18 @@ def saliency(
     return jnp.sum(jnp.abs(gradient), axis=-1)
 
 
-def has_token_places(objects: Pixels, tokens: int) -> bool:
-    """Whether so many tokens are square patches of the image."""
-    try:
-        jax.eval_shape(lambda each: covered_tokens(each, tokens), objects)
-    except ValueError:
-        return False
-    return True
+def layer_saliency(
+    network: PureNetwork, params: Tree, model_state: Tree, inputs: Tree, names: Sequence[str]
+) -> dict[str, Float[Array, "batch tokens"]]:
+    """|d (largest logit) / d intermediate value|, summed over features, for each of the named values.
+
+    The values are those that the network offers; each is moved by a small amount that a hook adds.
+    """
+    _, values = network.run_with_cache(params, model_state, inputs, names=names)
+    zeros = jax.tree.map(jnp.zeros_like, {name: values[name] for name in names})
+
+    def largest(moved: dict[str, Array]) -> Float[Array, ""]:
+        hooks = {name: lambda x, move=move: x + move for name, move in moved.items()}
+        return jnp.sum(jnp.max(network.run_with_hooks(params, model_state, inputs, hooks), axis=-1))
+
+    return jax.tree.map(lambda leaf: jnp.sum(jnp.abs(leaf), axis=-1), jax.grad(largest)(zeros))

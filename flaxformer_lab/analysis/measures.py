@@ -1,5 +1,6 @@
 """Every measure by name: what it needs of a model, and what it gives."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +13,24 @@ from jaxtyping import Array
 from flaxformer_lab import registry
 from flaxformer_lab.analysis import attention_maps, rank, symmetry
 from flaxformer_lab.analysis.anova import functional_anova
+from flaxformer_lab.analysis.concentration import (
+    attention_received,
+    concentration,
+    covered_tokens,
+    layer_saliency,
+    saliency,
+)
 from flaxformer_lab.analysis.estimate import Estimate, ratio
 from flaxformer_lab.analysis.hessian import hessian_interaction
 from flaxformer_lab.analysis.importance import head_importance
 from flaxformer_lab.analysis.jacobian import mixing_energy
+from flaxformer_lab.analysis.sight import (
+    attention_distance,
+    field_radius,
+    field_share,
+    receptive_field,
+    token_places,
+)
 from flaxformer_lab.analysis.subject import Subject
 from flaxformer_lab.errors import MeasureError
 from flaxformer_lab.functional.trees import leaf_paths
@@ -175,6 +190,60 @@ def _attention(subject: Subject, num_random_vectors: int) -> Values:
     return values
 
 
+def _sight(subject: Subject, num_random_vectors: int) -> Values:
+    """By layer: how far attention looks, and from how far pixels reach the token in the middle, in pixels."""
+    del num_random_vectors
+    rows, columns = subject.batch["inputs"].shape[1:3]
+    values: Values = {}
+    for layer, weights in subject.intermediates_named("attention.weights").items():
+        if weights.shape[-1] == subject.vectors.shape[1]:
+            places = jnp.asarray(token_places(weights.shape[-1], rows, columns))
+            values[f"{layer}.attention_distance_in_pixels"] = np.asarray(attention_distance(weights, places))
+    for name, one in (("", subject), ("_at_initialization", subject.at_initialization())):
+        fields = _receptive_fields(one, rows, columns)
+        values[f"receptive_radius{name}"] = np.array([float(radius) for radius, _ in fields])
+        values[f"receptive_share{name}"] = np.array([float(field_share(field)) for _, field in fields])
+        values[f"receptive_field{name}"] = np.asarray(fields[-1][1])
+    return values
+
+
+def _receptive_fields(subject: Subject, rows: int, columns: int) -> list[tuple[Array, Array]]:
+    """Of each layer's token in the middle, the radius and the field."""
+    found = []
+    for layer, value in subject.intermediates_named("output").items():
+        places = token_places(value.shape[1], rows, columns)
+        token = int(np.argmin(np.linalg.norm(places - [(rows - 1) / 2, (columns - 1) / 2], axis=1)))
+
+        def output(images: Array, name: str = f"{layer}.output") -> Array:
+            run = subject.network.run_with_cache(subject.params, subject.model_state, images, names=(name,))
+            return run[1][name]
+
+        field = jax.jit(functools.partial(receptive_field, output, token=token))(subject.batch["inputs"])
+        found.append((field_radius(field, jnp.asarray(places[token])), field))
+    return found
+
+
+def _objects(subject: Subject, num_random_vectors: int) -> Values:
+    """By layer: how much more of attention and of gradients lies in objects than by their area."""
+    del num_random_vectors
+    inside, values = subject.batch["object_pixels"], {}
+    names = [f"{layer}.output" for layer in subject.intermediates_named("output")]
+
+    def of(one: Subject) -> dict[str, list[Array]]:
+        run = one.network, one.params, one.model_state, one.batch["inputs"]
+        attention = [attention_received(w) for w in one.intermediates_named("attention.weights").values()]
+        whole = saliency(lambda x: one.network.apply(one.params, one.model_state, x)[0], one.batch["inputs"])
+        by_layer = layer_saliency(*run, names)
+        return {"object_attention": attention, "object_saliency": [whole, *(by_layer[name] for name in names)]}
+
+    for name, one in (("", subject), ("_at_initialization", subject.at_initialization())):
+        for measured, shown in of(one).items():
+            pairs = [(each, inside if each.ndim == 3 else covered_tokens(inside, each.shape[1])) for each in shown]
+            if pairs:
+                values[f"{measured}{name}"] = np.array([float(concentration(*pair)) for pair in pairs])
+    return values
+
+
 def _depth(subject: Subject, num_random_vectors: int) -> Values:
     del num_random_vectors
     layers = [subject.vectors, *subject.intermediates_named("output").values()]
@@ -259,18 +328,42 @@ def _needs_layers(subject: Subject) -> str | None:
     return None if getattr(subject.config, "depth", 0) else f"model.name={subject.config.name} has no depth here"
 
 
+def _needs_patches(subject: Subject) -> str | None:
+    inputs = subject.batch["inputs"]
+    if not isinstance(inputs, jax.Array | np.ndarray) or inputs.ndim != 4:
+        return "its inputs are no images"
+    try:
+        token_places(subject.vectors.shape[1], *inputs.shape[1:3])
+    except ValueError as error:
+        return str(error)
+    return _needs_layers(subject)
+
+
+def _needs_objects(subject: Subject) -> str | None:
+    return _needs_patches(subject) if "object_pixels" in subject.batch else "its examples do not say where objects are"
+
+
+def _needs_equal_tokens(subject: Subject) -> str | None:
+    found = jax.eval_shape(subject.body, subject.vectors).shape
+    if found == subject.vectors.shape:
+        return None
+    return f"its body turns {subject.vectors.shape[1:]} tokens and features into {found[1:]}"
+
+
 def _needs_two_examples(subject: Subject) -> str | None:
     return None if len(subject.vectors) > 1 else "one example alone has no average over examples; take more"
 
 
 MEASURES: dict[str, Measure] = {
-    "mixing": Measure(_mixing),
-    "mixing_at_initialization": Measure(_initial_mixing),
+    "mixing": Measure(_mixing, _needs_equal_tokens),
+    "mixing_at_initialization": Measure(_initial_mixing, _needs_equal_tokens),
     "channels": Measure(_channels, _needs_channels),
     "interaction": Measure(_interaction, lambda subject: _needs_two_examples(subject) or _needs_few_inputs(subject)),
     "hessian": Measure(_hessian, _needs_two_examples),
-    "symmetry": Measure(_symmetry),
+    "symmetry": Measure(_symmetry, _needs_equal_tokens),
     "attention": Measure(_attention, _needs_weights),
+    "sight": Measure(_sight, _needs_patches),
+    "objects": Measure(_objects, _needs_objects),
     "depth": Measure(_depth, _needs_layers),
     "head_importance": Measure(_importance, _needs_heads),
     "cost": Measure(_cost),

@@ -116,8 +116,12 @@ def evidence_of_benchmark(
 
 
 def as_debate(topics: Sequence[Topic], evidence: Sequence[Evidence]) -> str:
-    """The page. Of several pieces of evidence on a claim the first gives its verdict; the same make the same bytes."""
-    known = {topic.name: [each for each in evidence if each.claim == topic.name] for topic in topics}
+    """The page. Of several pieces of evidence on a claim the first that decides gives its verdict.
+
+    The same evidence makes the same bytes.
+    """
+    decisive = sorted(evidence, key=lambda each: each.verdict == "undecided")
+    known = {topic.name: [each for each in decisive if each.claim == topic.name] for topic in topics}
     verdicts = [known[topic.name][0].verdict if known[topic.name] else "open" for topic in topics]
     counts = ", ".join(f"{verdicts.count(each)} {each}" for each in dict.fromkeys((*SIGNS, "open")) if each in verdicts)
     entries = [
