@@ -271,8 +271,9 @@ def difference_limits(limits: Limits) -> Limits:
 
 
 def measure_limits(name: str) -> Limits:
-    """Between which a measure of mixing lies: shares between 0 and 1, errors above 0."""
-    return (0, None) if name.endswith("_error") else (0, 1)
+    """Between which a measure lies: shares between 0 and 1; errors, and shares divided by an area, above 0."""
+    has_no_highest = name == "mae" or name.endswith("_error") or name.startswith("object_")
+    return (0, None) if has_no_highest else (0, 1)
 
 
 def difference_of_examples(ours: Examples, theirs: Examples) -> Examples:

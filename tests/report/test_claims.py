@@ -18,7 +18,7 @@ from flaxformer_lab.command_line import read_recipe
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.report.claims import conclusion_of, decide, decide_all, values_of
 from flaxformer_lab.report.statistics import bootstrap_interval
-from flaxformer_lab.report.summary import Summary, score_of, summarise
+from flaxformer_lab.report.summary import Summary, measure_limits, score_of, summarise
 from flaxformer_lab.report.write import as_markdown
 
 COMPARISON = Comparison("first", "does it?", Quantity("near"), Quantity("near", "ffn_off"), 0.2)
@@ -342,6 +342,18 @@ def test_a_quantity_of_several_tasks_is_their_mean_with_the_error_of_all_their_e
         ("far", BASELINE),
         ("near", "ffn_off"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("measure", "limits"),
+    [
+        ("attention_entropy", (0, 1)),
+        ("token_equivariance_error", (0, None)),
+        ("object_attention_untrained", (0, None)),  # 4 where a quarter of the image has all of it
+    ],
+)
+def test_the_interval_of_a_measure_stays_inside_of_what_it_can_be(measure, limits):
+    assert measure_limits(measure) == limits
 
 
 # ------------------------------------------------------------------------------- the claims of configs/ablations
