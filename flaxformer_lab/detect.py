@@ -19,6 +19,7 @@ from flaxformer_lab.command_line import changes_of, parse_step, run
 from flaxformer_lab.data.image_files import read_image
 from flaxformer_lab.errors import ConfigError, RunError
 from flaxformer_lab.functional.detection import Detections, grid_anchors
+from flaxformer_lab.modules.detection import STRIDE
 from flaxformer_lab.run import Run, load_run
 from flaxformer_lab.tasks import SPLITS
 from flaxformer_lab.tasks.detection import ObjectTask
@@ -83,7 +84,7 @@ def draw(loaded: Run, images: np.ndarray, found: Detections, outputs: Any, value
         there = [np.flatnonzero(true.valid[row]) for row in rows]
         truth = [[(true.boxes[row, k], true.labels[row, k], None) for k in there[row]] for row in rows]
     drawn = {"detections": figures.detections(images, shown, truth, task.class_names())}
-    grid = tuple(side // 8 for side in images.shape[1:3])
+    grid = tuple(side // STRIDE for side in images.shape[1:3])
     if "proposals" in outputs:
         best = np.argsort(-outputs["anchor_scores"][0])[: figures.MOST_SHOWN]
         config = loaded.config.task

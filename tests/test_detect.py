@@ -88,7 +88,10 @@ def test_attention_and_gradients_inside_are_shares_of_their_sums():
     found = shares_inside(task, Known(), {}, {}, batch)
     np.testing.assert_allclose(found["area"], [0.25, 0.25])
     np.testing.assert_allclose(found["gradient"], [1, 0], atol=1e-6)
-    np.testing.assert_allclose(found["decoder.blocks.0.cross_attention.weights"], [0.75, 0.25], atol=1e-6)
+    # Cells are centred 3.5 pixels before: 5 of their 8 rows and columns are in the box of their corner, 3 in the next.
+    inside, beside = (5 / 8) ** 2, (3 / 8) ** 2
+    expected = [0.75 * inside + 0.25 * beside, 0.25 * inside]
+    np.testing.assert_allclose(found["decoder.blocks.0.cross_attention.weights"], expected, atol=1e-6)
     assert len(found) == 3  # queries that look at queries look at no place
 
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from flaxformer_lab.analysis.figures import COLOURS
+from flaxformer_lab.modules.detection import BEFORE_CENTRE
 
 MOST_SHOWN = 8  # images, queries or layers of one figure
 FOUND, TRUE, ANCHOR = "#ffb000", "#4cc9f0", "#9d9d9d"
@@ -52,8 +53,10 @@ def query_attention(
             axes = grid[query, column]
             _show(axes, image)
             rows, columns = image.shape[:2]
-            extent = (-0.5, columns - 0.5, rows - 0.5, -0.5)
+            before = 0.5 + BEFORE_CENTRE
+            extent = (-before, columns - before, rows - before, -before)
             axes.imshow(weights[layer][query], cmap=COLOURS, alpha=0.6, extent=extent, interpolation="nearest", vmin=0)
+            axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
             _draw_box(axes, image, boxes[query][0], FOUND, boxes[query][1])
             if not query:
                 axes.set_title(layer.replace("decoder.blocks.", "decoder block ").split(".")[0], fontsize=8)

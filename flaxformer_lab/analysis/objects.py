@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from flaxformer_lab.functional.boxes import coverage
 from flaxformer_lab.functional.detection import ABSENT, Objects
 from flaxformer_lab.models.network import PureNetwork
+from flaxformer_lab.modules.detection import BEFORE_CENTRE, STRIDE
 from flaxformer_lab.tasks.detection import ObjectTask
 
 Tree = Any  # a pytree of arrays
@@ -25,7 +26,8 @@ def shares_inside(
 
     `area`: of the image. `blocks.N.attention.weights` and so on: of the attention that a layer's queries pay to the
     image's tokens, mean over heads; of a DETR's decoder, over the queries that find something, each by its score.
-    `gradient`: of |d score / d pixel|, for the sum of the scores of all that is found.
+    `gradient`: of |d score / d pixel|, for the sum of the scores of all that is found. A token stands for the pixels
+    around which its convolutions are centred.
     """
     rows, columns, _ = task.metadata["image_shape"]
     objects: Objects = batch["objects"]
@@ -48,9 +50,10 @@ def shares_inside(
                 if not fnmatch.fnmatchcase(name, "*cross_attention*"):
                     continue  # queries to queries: no place
                 paid = paid * importance[:, :, None]
-            grid = rows // 8, columns // 8
+            grid = rows // STRIDE, columns // STRIDE
             if paid.shape[-1] == grid[0] * grid[1]:
-                cells = coverage(objects.boxes, objects.valid, *grid)
+                moved = objects.boxes + BEFORE_CENTRE / jnp.array([columns, rows] * 2, jnp.float32)[None, None]
+                cells = coverage(moved, objects.valid, *grid)
                 found[name] = _inside(jnp.sum(paid, axis=1).reshape(-1, *grid), cells)
         return found
 

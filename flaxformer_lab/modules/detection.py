@@ -18,6 +18,9 @@ from flaxformer_lab.modules.sharding import read
 
 STRIDES = (2, 2, 2, 1)
 STRIDE = 8  # of all convolutions together
+# Each strided convolution is centred on the first of its two rows, as PyTorch's with padding 1 is; so the features of a
+# cell are centred so many pixels before its own centre.
+BEFORE_CENTRE = 3.5
 TokenVectors = Float[Array, "batch tokens width"]
 Grid = tuple[int, int]
 RARE = -4.6  # the logit at which classes of places start: a probability of 0.01 (Lin et al. 2017, 4.1)
