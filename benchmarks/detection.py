@@ -62,7 +62,7 @@ def ours(detector: str, batch: int) -> Work:
     }
     made.prepare = lambda *_, **__: prepared
     network = made.network(config.model)
-    optimizer = make_optimizer(config.optimizer, 1000, network.fans)
+    optimizer = make_optimizer(config.optimizer, 1000, fans=network.fans)
     step = jax.jit(make_train_step(made, network, optimizer, seed=0), donate_argnums=0)
     state = initial_state(network, optimizer, 0)
     rows = {"row": jnp.arange(batch, dtype=jnp.int32)}
