@@ -58,7 +58,7 @@ def test_images_become_boxes_and_pictures(tmp_path):
         assert all(0 <= share[kind] <= 1 for kind in ("trained", "untrained"))
 
     missing = detect(f"--workdir={tmp_path / 'run'}", str(tmp_path / "no.png"))
-    assert missing.returncode == 1 and "no.png cannot be read as an image" in missing.stderr
+    assert missing.returncode == 3 and "no.png cannot be read as an image" in missing.stderr
 
 
 def test_attention_and_gradients_inside_are_shares_of_their_sums():
