@@ -56,6 +56,7 @@ class TaskEntry:
         recipe: a training recipe, relative to the ablation's own file.
         overrides: keys set in it, for every variant.
         learning_rates: those to begin with here; none for the ablation's.
+        seeds: those of this task; none for the ablation's. Where five leave an answer open, one task may have more.
         variants: more variants, for this task alone.
         only: of the common variants, these; none for all.
         threshold: the validation score to which the steps are counted.
@@ -67,6 +68,7 @@ class TaskEntry:
     only: tuple[Name, ...] | None = None
     threshold: float | None = None
     learning_rates: Annotated[tuple[Positive, ...], DISTINCT] | None = None
+    seeds: Annotated[tuple[Seed, ...], DISTINCT] | None = None
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,10 @@ class AblationConfig:
         if not self.factors:
             return {}
         return {pair: " + ".join(pair) for pair in itertools.product(*(factor.levels for factor in self.factors))}
+
+    def seeds_of(self, task: str) -> tuple[int, ...]:
+        """The seeds that a task's variants are trained with."""
+        return self.tasks[task].seeds or self.seeds
 
     @property
     def decided_claims(self) -> tuple[Claim, ...]:
@@ -428,7 +434,7 @@ def replicas_of(config: AblationConfig, task: str, control: str | None = None) -
     """One replica for each learning rate and seed that a task, or a control, begins with."""
     rates = config.tasks[task].learning_rates or config.learning_rates
     rates = rates if control is None else registry.ask("control", control, "rates") or rates
-    return tuple(Replica(seed, rate) for rate in rates for seed in config.seeds)
+    return tuple(Replica(seed, rate) for rate in rates for seed in config.seeds_of(task))
 
 
 def apply_change(config: Config, change: Change) -> Config:

@@ -15,6 +15,7 @@ from flaxformer_lab.report.formatting import (
     format_interval,
     format_reach,
     format_reasons,
+    format_seeds,
     format_threshold,
     sentence,
     with_minus_signs,
@@ -86,9 +87,8 @@ def evidence_of(name: str, summary: Summary, decision: Decision) -> Evidence:
     tables = [(f"table of {task}", f"{name}.html#task-{numbers[task]}") for task in tasks if task in numbers]
     trained = {task: summary.grid.cell(task, summary.grid.config.baseline) for task in tasks}
     steps = [f"{cell.config.training.steps:,} on {task}" for task, cell in trained.items() if cell is not None]
-    measured = (
-        f"Measured with {format_count(len(summary.grid.config.seeds), 'seed')} a variant; updates: {', '.join(steps)}."
-    )
+    seeds = format_seeds(summary.grid.config, tasks.keys() & numbers.keys())
+    measured = f"Measured with {seeds} a variant; updates: {', '.join(steps)}."
     return Evidence(
         decision.claim.name,
         decision.claim.statement,

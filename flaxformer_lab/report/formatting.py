@@ -3,9 +3,10 @@
 import collections
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from flaxformer_lab.ablation.claim_config import BASELINE
+from flaxformer_lab.ablation.grid import AblationConfig
 from flaxformer_lab.report.claims import Decision, Finding
 from flaxformer_lab.report.designs import Factorial
 from flaxformer_lab.report.statistics import Interval
@@ -229,6 +230,12 @@ def format_clarity(difference: Difference) -> str:
 def format_count(number: int, noun: str) -> str:
     """1 seed, 2 seeds."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def format_seeds(config: AblationConfig, tasks: Iterable[str]) -> str:
+    """5 seeds; 5 to 10 seeds where tasks have seeds of their own."""
+    counts = [len(config.seeds_of(task)) for task in tasks]
+    return format_count(max(counts), "seed") if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)} seeds"
 
 
 def with_minus_signs(text: str) -> str:

@@ -20,6 +20,7 @@ from flaxformer_lab.report.formatting import (
     format_provenance,
     format_reach,
     format_search,
+    format_seeds,
     format_threshold,
     in_words,
     lead,
@@ -105,7 +106,7 @@ def _header(summary: Summary, decisions: tuple[Decision, ...]) -> Markup:
     setting = (
         format_count(len(config.tasks), "task"),
         format_count(len(variants(summary)), "variant"),
-        format_count(len(config.seeds), "seed"),
+        format_seeds(config, config.tasks),
         format_search(summary),
         f"baseline: {config.baseline}",
         *([f"matched by {config.match}"] if config.match != "none" else []),
@@ -319,14 +320,15 @@ def _provenance(summary: Summary) -> Markup:
 
 
 def _reading(summary: Summary) -> Markup:
-    seeds = len(summary.grid.config.seeds)
+    config = summary.grid.config
+    fewest = min(len(config.seeds_of(task)) for task in config.tasks)
     notes = (
         ("Score", "The mean over seeds on test examples, at the learning rate that was best on validation."),
         (
             "Interval",
-            f"95%, by the studentised bootstrap over {format_count(seeds, 'seed')}, and over test examples where all "
-            "seeds have the same ones; inside the limits of the score. Without at least two seeds, where they are all "
-            f"alike, or where a run is not finite, there is none. {_coverage(seeds)}",
+            f"95%, by the studentised bootstrap over {format_seeds(config, config.tasks)}, and over test examples "
+            "where all seeds have the same ones; inside the limits of the score. Without at least two seeds, where "
+            f"they are all alike, or where a run is not finite, there is none. {_coverage(fewest)}",
         ),
         (
             "Failures",

@@ -14,6 +14,7 @@ from flaxformer_lab.command_line import read_recipe
 from flaxformer_lab.config import Config, as_dict, parse_config
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.parsing import flatten, override
+from flaxformer_lab.report.formatting import format_seeds
 
 
 def pairs(grid):
@@ -104,6 +105,19 @@ def test_a_variant_may_be_another_recipe_with_the_same_task(recipe):
     config = made.cell("near", "convolution").config
     assert (config.model.name, config.model.width, config.model.kernel_size, config.task.tokens) == ("cnn_1d", 16, 5, 7)
     assert made.cell("near", BASELINE).config.model.name == "transformer"
+
+
+def test_a_task_may_have_seeds_of_its_own(grid):
+    made = grid({"tasks": {"near": {"recipe": "delay.py", "seeds": [7, 8, 9]}, "far": {"recipe": "delay.py"}}})
+    assert [[*dict.fromkeys(r.seed for r in made.cell(t, BASELINE).replicas)] for t in ("near", "far")] == [
+        [7, 8, 9],
+        [0, 1],
+    ]
+    assert (
+        format_seeds(made.config, ["near", "far"]) == "2 to 3 seeds" and format_seeds(made.config, ["far"]) == "2 seeds"
+    )
+    with pytest.raises(ConfigError, match=r"tasks\.near\.seeds=.*none of them twice"):
+        grid({"tasks": {"near": {"recipe": "delay.py", "seeds": [0, 0]}}})
 
 
 def test_one_optimizer_trains_the_maps_of_all_variants_of_a_task(grid, recipe):

@@ -6,7 +6,7 @@ weight decay 0, 0.1.
 Command: python train.py --config=configs/probes/mad/compression.py
 Variants to try: --config.optimizer.weight_decay=0.1, --config.optimizer.learning_rate=5e-4
 Hardware: 2 cores of an AMD EPYC, no accelerator.
-Time: 1.5 hours by 0.27 s per update, timed over 40 updates; not run to the end.
+Time: 0.41 CPU seconds per update, timed over 8 updates beside other work; not run to the end (20,000).
 """
 
 from ml_collections import ConfigDict

@@ -6,7 +6,8 @@ weight decay 0, 0.1.
 Command: python train.py --config=configs/probes/mad/fuzzy_recall.py
 Variants to try: --config.optimizer.weight_decay=0.1, --config.optimizer.learning_rate=5e-4
 Hardware: 2 cores of an AMD EPYC, no accelerator.
-Time: 5.6 hours by 1.01 s per update, timed over 40 updates; not run to the end.
+Time: 5.6 hours by 1.01 s per update, timed over 40 updates with the sequences of an earlier version; not run
+to the end.
 """
 
 from ml_collections import ConfigDict
