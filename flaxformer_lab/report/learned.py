@@ -143,12 +143,13 @@ def _features(found: Findings) -> Decided | None:
         _row("is more than half of the FFN's?", _over([e[1] for e in energies]), 0.5),
     ]
     answers = [row.answer for row in rows]
-    if answers[0] == "yes" and answers[2] == "yes":
-        verdict, reason = "refuted", "features mix in both, and the model needs both: attention's own maps mix them too"
+    if answers[0] == "yes":
+        verdict, reason = (
+            "refuted",
+            "attention mixes features by its own maps, and the model needs it to; the FFN mixes too",
+        )
     elif answers[0] == "no" and answers[2] == "yes":
         verdict, reason = "supported", "only the FFN's mixing of features is needed"
-    elif answers[0] == "yes" and answers[2] == "no":
-        verdict, reason = "refuted", "the mixing of features in attention is needed, that in the FFN is not"
     else:
         verdict, reason = "undecided", "one of the two costs is not clear, or neither is needed"
     return "C18", "In a real pretrained model features mix in the FFN, not in attention.", verdict, reason, rows
@@ -189,7 +190,7 @@ def _scales(found: Findings) -> Decided:
             else "features are uncorrelated, but some are wider"
         )
     else:
-        reason = "features are correlated from the first table on, and inside the model some are several times as wide as others"
+        reason = "features are correlated from the first table on, and inside some are several times as wide as others"
         verdict = "refuted"
     statement = "Embeddings' dimensions are orthogonal and evenly scaled by default."
     return "C19", statement, verdict, reason, rows
@@ -215,7 +216,7 @@ def _linear(found: Findings) -> Decided | None:
     answers = [row.answer for row in rows]
     if answers[0] == "yes" and answers[2] == "no":
         verdict, reason = "supported", "affine maps explain the blocks, and the model does its work with them"
-    elif answers[2] == "yes" and answers[-1] == "no":
+    elif answers[0] == "yes" and answers[2] == "yes" and answers[-1] == "no":
         verdict = "supported only when"
         reason = "one block is looked at: any one may be affine, but a model of affine blocks loses what it is for"
     elif answers[2] == "yes":
