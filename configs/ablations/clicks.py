@@ -85,8 +85,8 @@ CLAIMS = (
         "comparisons": (
             _loss(
                 "width",
-                "planted: do hand-made crosses beat vectors of 128 that are only added up?",
-                *("planted", "crosses", "linear, width of 128", PLANTED, BECAUSE),
+                "planted: do hand-made crosses beat fields that are added up, as vectors of any width can at most?",
+                *("planted", "crosses", "linear", PLANTED, BECAUSE),
             ),
             _loss(
                 "narrow",
@@ -144,7 +144,7 @@ def get_config(form: str = "planted") -> ConfigDict:
         "recipe": "../probes/planted_crosses.py",
         "overrides": {},
         "learning_rates": (0.003, 0.01, 0.03),
-        "variants": {"linear, width of 128": WIDE["linear, width of 128"]} if form == "planted" else WIDE,
+        "variants": {} if form == "planted" else WIDE,
         "threshold": 0.9,
     }
     flights = {"by day": _flights("by_day"), "by rows": _flights("by_rows")} if form == "full" else {}
