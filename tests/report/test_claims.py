@@ -426,6 +426,7 @@ def test_every_threshold_has_its_reason(path):
         ("C5 of context", (True, True, True, True, True), "supported"),
         ("C5 of context", (False, False, False, False, False), "refuted"),
         ("C16 of context", (False, False, True, True, True, True), "supported only when"),
+        ("C16 of context", (False, True, True, True, True, True), "supported only when"),
         ("C16 of context", (False, False, False, False, True, True), "supported only when"),
         ("C16 of context", (True, True, True, True, True, True), "supported"),
         ("C16 of context", (False, False, True, True, False, False), "refuted"),
