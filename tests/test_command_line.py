@@ -11,14 +11,13 @@ import jax
 import pytest
 from absl.testing import flagsaver
 
-from flaxformer_lab import command_line
+from flaxformer_lab import command_line, registry
 from flaxformer_lab.ablation.grid import make_grid, parse_ablation
 from flaxformer_lab.ablation.learned import is_learned, parse_learned
 from flaxformer_lab.ablation.variants import VARIANTS
 from flaxformer_lab.cache import cache_folder
 from flaxformer_lab.command_line import load_config, read_recipe
 from flaxformer_lab.errors import ConfigError, DataError, NonFiniteError, RunError
-from flaxformer_lab.model_config import ConvolutionConfig, TimeMixerConfig, TransformerConfig
 
 REPOSITORY = Path(__file__).parents[1]
 DIGITS, SPEECHES = (str(REPOSITORY / "configs" / f"{name}.py") for name in ("digits", "speeches"))
@@ -146,6 +145,8 @@ def test_every_variant_fits_the_recipes_or_says_why_not(path, name):
     reasons = {
         "channel_attention": r"model\.attention\.kind=channel .* cannot be causal; set model\.causal=false",
         "cnn_2d": r"model\.causal=true with model\.name=cnn_2d: .*; set model\.causal=false or model\.name=cnn_1d",
+        "resnet": r"model\.name=resnet needs a grid of patches",
+        "convnext": r"model\.name=convnext needs a grid of patches",
         "mixer": r"task\.objective=next_token with model\.name=mixer lets a token see .*; choose another model\.name",
     }
     if path == SPEECHES and name in reasons:
@@ -161,12 +162,15 @@ def test_every_recipe_in_the_repository_is_valid():
     recipes = [path for path in found if path not in ablations]
     assert len(recipes) >= 2 and ablations
     for path in recipes:
-        assert isinstance(load_config(str(path), []).model, TransformerConfig | ConvolutionConfig | TimeMixerConfig)
+        assert load_config(str(path), []).model.name in registry.names("model")
     for path in ablations:
         if is_learned(read_recipe(str(path))):
             assert parse_learned(read_recipe(str(path))).question
             continue
-        assert make_grid(parse_ablation(read_recipe(str(path))), path.parent, read_recipe).cells
+        try:
+            assert make_grid(parse_ablation(read_recipe(str(path))), path.parent, read_recipe).cells
+        except DataError as error:  # data from the network, where there is none
+            assert "cannot be downloaded" in str(error) and path.stem == "vision_full"
 
 
 @pytest.mark.parametrize("overrides", [[], ["--config.model.width=32", "--config.model.depth=1"]], ids=["plain", "set"])

@@ -21,6 +21,8 @@ from flaxformer_lab.ablation.store import Store
 CORES_A_CELL, MOST_AHEAD = 4, 3
 CELLS_A_CACHE = 10  # after so many cells their programs are dropped, which would fill the memory
 
+Prepared = Population | Fitted
+
 
 def train_here(
     waiting: collections.deque[Cell], store: Store, listen: Listener
@@ -30,15 +32,13 @@ def train_here(
     with contextlib.ExitStack() as stack:
         compiler = futures.ThreadPoolExecutor(max_workers=ahead_of_it, thread_name_prefix="compile")
         stack.callback(compiler.shutdown, wait=False, cancel_futures=True)
-        ahead: collections.deque[tuple[Cell, futures.Future[Population | Fitted], contextlib.ExitStack]] = (
-            collections.deque()
-        )
+        ahead: collections.deque[tuple[Cell, futures.Future[Prepared], contextlib.ExitStack]] = collections.deque()
         numbers = itertools.count(1)
 
-        programs: dict[str, Population | Fitted] = {}  # of the last cells, which their extensions use again
+        programs: dict[str, Prepared] = {}  # of the last cells, which their extensions use again
         bookkeeping = threading.Lock()
 
-        def prepare(cell: Cell) -> Population | Fitted:
+        def prepare(cell: Cell) -> Prepared:
             key = cell.base_key or cell.key
             with bookkeeping:
                 known = programs.pop(key, None)
@@ -63,7 +63,7 @@ def train_here(
                         stack.callback(lock.close)
                         ahead.append((cell, compiler.submit(prepare, cell), lock))
 
-        def outcome(cell: Cell, population: futures.Future[Population | Fitted]) -> Outcome:
+        def outcome(cell: Cell, population: futures.Future[Prepared]) -> Outcome:
             ready = population.result()
             return ready.run(lambda done, total: listen(Event("progress", cell, done, total)))
 
@@ -82,7 +82,7 @@ def cells_ahead() -> int:
     return max(1, min(len(os.sched_getaffinity(0)) // CORES_A_CELL, MOST_AHEAD))
 
 
-def make_population(cell: Cell) -> Population | Fitted:
+def make_population(cell: Cell) -> Prepared:
     """What trains, or fits, a cell's replicas."""
     if cell.control is not None:
         return Fitted(cell.config, cell.control, cell.replicas)

@@ -99,12 +99,12 @@ def is_transformer(model):
     return model.get("name", "transformer") == "transformer"
 
 
-def forward_of(model=None, task=None, *, masked=False, tokens=TOKENS):
+def forward_of(model=None, task=None, *, masked=False, tokens=TOKENS, **more):
     """A model whose weights are never looked at."""
     model = {"width": 8} | (model or {})
     if is_transformer(model):
         model = {"depth": 1, "attention": {"num_heads": 2}} | model
-    facts = FACTS | SERIES | {"mean": [0.0] * tokens, "spread": [1.0] * tokens}
+    facts = FACTS | SERIES | {"items": ["tea", "pot", "cup"], "mean": [0.0] * tokens, "spread": [1.0] * tokens} | more
     experiment = make_experiment(parse_config({"task": task or TABLE, "model": model}), facts)
     variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), experiment.network.shapes)
     mask = jax.ShapeDtypeStruct((1, TOKENS), bool) if masked else None
@@ -151,13 +151,16 @@ def test_each_task(task):
     """What it takes: raw features where there are some, else the network's inputs."""
     name = task["name"]
     config = registry.lookup("task", name).config()
-    forward = forward_of({"depth": 0, "causal": config.causal is True}, task | ROOM.get(name, {}))
+    detects = name in ("detection", "scenes")
+    model = {"name": "encoder_decoder"} if detects else {"depth": 0, "causal": config.causal is True}
+    facts = {"image_shape": [16, 8, 1]} if detects else {}
+    forward = forward_of(model, task | ROOM.get(name, {}), **facts)
     if name in RAW:
         assert list(forward.spec) == RAW[name]
     else:
         assert jax.tree.leaves(forward.spec) == jax.tree.leaves(forward.experiment.task.input_spec(1))
     outputs = jax.eval_shape(lambda arrays: forward(**arrays), any_number_of(forward.spec))
-    assert str(outputs.shape[0]) == "batch"
+    assert {str(leaf.shape[0]) for leaf in jax.tree.leaves(outputs)} == {"batch"}
 
 
 DECODING = [knobs for knobs in attention_cases() if knobs.get("causal") or "num_kv_heads" in knobs]
