@@ -21,7 +21,7 @@ class Metric(Protocol):
     """The state of one metric: a pytree of arrays.
 
     additive: whether states add up, leaf by leaf; the leaves of other states have examples as their first axis.
-    merge(states) -> one state, on the host. compute() -> the value, of a merged state.
+    merge(states) -> one state, on the host. compute() -> the value, of a merged state, or several values by name.
     """
 
     additive: ClassVar[bool]
@@ -29,7 +29,7 @@ class Metric(Protocol):
     @classmethod
     def merge(cls, states: Sequence["Metric"]) -> "Metric": ...
 
-    def compute(self) -> float: ...
+    def compute(self) -> float | dict[str, float]: ...
 
 
 Metrics = dict[str, Any]  # a Metric by name
@@ -142,19 +142,19 @@ class RSquared(NamedTuple):
         return 1 - errors / variation
 
 
-class _Gathered:
+class Gathered:
     """A state that keeps every example's leaves, and is merged by concatenation."""
 
     additive: ClassVar[bool] = False
 
     @classmethod
-    def merge(cls, states: Sequence["_Gathered"]) -> "_Gathered":
+    def merge(cls, states: Sequence["Gathered"]) -> "Gathered":
         return jax.tree.map(lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves]), *states)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class PerExample(_Gathered):
+class PerExample(Gathered):
     """What each example adds to an `Average`; examples of weight 0 are left out."""
 
     totals: Leaf
@@ -173,7 +173,7 @@ class PerExample(_Gathered):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class AUC(_Gathered):
+class AUC(Gathered):
     """Area under the ROC curve, exact: P(score of a positive > score of a negative), a tie counts half.
 
     NaN where one of the two kinds is missing, a score is NaN, or a label is neither 0 nor 1.
@@ -196,7 +196,7 @@ class AUC(_Gathered):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class NDCG(_Gathered):
+class NDCG(Gathered):
     """Normalised discounted cumulative gain at `top`, averaged over groups (users) that have a relevant example.
 
     DCG = sum over the first `top` of relevance / log2(1 + rank), divided by that of the best order (Jarvelin and
@@ -262,8 +262,12 @@ def reduce_over(metrics: Metrics, axis_name: str | None) -> Metrics:
 
 
 def compute(batches: Sequence[Mapping[str, Metric]]) -> dict[str, float]:
-    """The value of each metric over all batches."""
-    return {name: type(first).merge([batch[name] for batch in batches]).compute() for name, first in batches[0].items()}
+    """The value of each metric over all batches; a metric of several values gives each by its own name."""
+    values: dict[str, Any] = {}
+    for name, first in batches[0].items():
+        value = type(first).merge([batch[name] for batch in batches]).compute()
+        values |= value if isinstance(value, dict) else {name: value}
+    return values
 
 
 def compute_by_step(history: Metrics, count: int) -> dict[str, np.ndarray]:
