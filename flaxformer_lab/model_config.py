@@ -344,12 +344,14 @@ class EncoderDecoderConfig(TransformerConfig):
         distil: a convolution with pooling between the encoder's blocks halves its tokens (Informer).
         masked: the decoder's attention to itself hides later tokens, whether or not its kind claims to be causal
             (Informer).
+        self_attention: the decoder's tokens attend to one another; without it, to the other sequence alone.
     """
 
     name: Literal["encoder_decoder"] = "encoder_decoder"
     encoder_depth: Depth = 2
     distil: bool = False
     masked: bool = False
+    self_attention: bool = True
 
     def rules(self) -> None:
         """Raises ConfigError when knobs contradict one another."""

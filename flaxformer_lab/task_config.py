@@ -272,6 +272,98 @@ class SceneConfig(TaskConfig):
             )
 
 
+@dataclass(frozen=True)
+class DetectorConfig(TaskConfig):
+    """What finds the objects: four convolutions with stride 8, the model, and a head.
+
+    Attributes:
+        detector: `detr` (queries attend to the image, each becomes one object or none; needs
+            model.name=encoder_decoder), `faster_rcnn` (anchors, proposals, then their classes), or `dense` (no anchors:
+            every place says what is there, as FCOS).
+        queries: of `detr`; at least as many as an image has objects.
+        nms: of two detections of one class whose IoU is above it, the one with the lower score is dropped. None takes
+            the detector's own: 0.5, and for `detr` 1, which drops none.
+        detections: the most of an image.
+        anchor_sizes: of `faster_rcnn`: roots of the areas of the anchors, in pixels.
+        anchor_ratios: their heights over their widths.
+        proposals: of `faster_rcnn`: how many boxes of an image its second stage looks at.
+        size_bounds: the sides, in pixels, of the squares that part small objects from medium and large ones, by which
+            metrics are reported.
+    """
+
+    detector: Literal["detr", "faster_rcnn", "dense"] = "detr"
+    queries: AtLeastOne = 16
+    nms: Annotated[float, Rule("must be above 0 and at most 1", lambda value: 0 < value <= 1)] | None = None
+    detections: Annotated[int, Rule("must be from 1 to 100", lambda value: 1 <= value <= 100)] = 32
+    anchor_sizes: tuple[Positive, ...] = (8.0, 13.0, 20.0)
+    anchor_ratios: tuple[Positive, ...] = (1.0, 2.0)
+    proposals: AtLeastOne = 32
+    size_bounds: tuple[Positive, ...] = (32.0, 96.0)
+
+    def rules(self) -> None:
+        """Raises ConfigError when knobs contradict one another."""
+        for knob in ("anchor_sizes", "anchor_ratios"):
+            if not getattr(self, knob):
+                raise ConfigError(f"task.{knob} is empty; give at least one number, like 16")
+        if len(self.size_bounds) != 2 or self.size_bounds[0] >= self.size_bounds[1]:
+            shown = ",".join(map(str, self.size_bounds))
+            raise ConfigError(f"task.size_bounds={shown} must be two numbers, the smaller one first, like 32,96")
+
+    def check(self, sides: tuple[int, ...], capacity: int, what: str) -> None:
+        """Raises ConfigError where images of such sides, or so many objects, do not fit the detector."""
+        for side in [side for side in sides if side % 8]:
+            raise ConfigError(
+                f"task.{what}={','.join(map(str, sides))}: {side} is no multiple of 8, the stride of the convolutions; "
+                f"choose {8 * max(1, round(side / 8))}"
+            )
+        if self.detector == "detr" and self.queries < capacity:
+            raise ConfigError(
+                f"task.queries={self.queries} cannot find {capacity} objects, which an image may have; set at least "
+                f"{capacity}"
+            )
+
+
+@dataclass(frozen=True)
+class ScenesConfig(DetectorConfig, SceneConfig):
+    """Objects are found in scenes that are drawn for every update."""
+
+    name: Literal["scenes"] = "scenes"
+    size_bounds: tuple[Positive, ...] = (11.0, 16.0)
+
+    def rules(self) -> None:
+        """Raises ConfigError when knobs contradict one another."""
+        SceneConfig.rules(self)
+        DetectorConfig.rules(self)
+        self.check((self.canvas,), self.items[1], "canvas")
+
+
+@dataclass(frozen=True)
+class DetectionConfig(DetectorConfig):
+    """Objects are found in images that have a box and a class for each.
+
+    Attributes:
+        dataset: a data set of tensorflow-datasets with `objects` (`voc/2007`, `coco/2017`), or own files:
+            `coco:PATH`, a JSON file in the format of COCO, or a folder with one for each split.
+        image_size: rows and columns, multiples of 8, to which every image is stretched.
+        capacity: the most objects of an image; there is room for so many in each.
+    """
+
+    name: Literal["detection"] = "detection"
+    dataset: Name = "voc/2007"
+    image_size: tuple[AtLeastOne, ...] = (128, 128)
+    capacity: AtLeastOne = 32
+    queries: AtLeastOne = 50
+    anchor_sizes: tuple[Positive, ...] = (16.0, 32.0, 64.0)
+
+    def rules(self) -> None:
+        """Raises ConfigError when knobs contradict one another."""
+        super().rules()
+        if len(self.image_size) != 2:
+            shown = ",".join(map(str, self.image_size))
+            raise ConfigError(f"task.image_size={shown} must be two numbers, rows and columns, like 128,128")
+        self.check(self.image_size, self.capacity, "image_size")
+
+
 # ----------------------------------------------------------------------------- probes with continuous inputs
 
 

@@ -37,12 +37,16 @@ def max_pool_halves(
 
 
 def neighbourhood_2d(
-    x: Float[Array, "batch rows columns features"], kernel_size: int
-) -> Float[Array, "batch rows columns {kernel_size}*{kernel_size}*features"]:
-    """Each position's square neighbourhood concatenated row by row, with zeros beyond the edges."""
+    x: Float[Array, "batch rows columns features"], kernel_size: int, stride: int = 1
+) -> Float[Array, "batch new_rows new_columns {kernel_size}*{kernel_size}*features"]:
+    """Each position's square neighbourhood concatenated row by row, with zeros beyond the edges.
+
+    stride: only every so many-th row and column, which must divide both, begins one.
+    """
     before = kernel_size // 2
     pad = (before, kernel_size - 1 - before)
     padded = jnp.pad(x, ((0, 0), pad, pad, (0, 0)))
     rows, columns = x.shape[1:3]
     shifts = [(row, column) for row in range(kernel_size) for column in range(kernel_size)]
-    return jnp.concatenate([padded[:, row : row + rows, column : column + columns] for row, column in shifts], axis=-1)
+    parts = [padded[:, row : row + rows : stride, column : column + columns : stride] for row, column in shifts]
+    return jnp.concatenate(parts, axis=-1)

@@ -14,6 +14,16 @@ def sinusoidal(tokens: int, width: int) -> Float[Array, "{tokens} {width}"]:
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
+def sinusoidal_2d(rows: int, columns: int, width: int) -> Float[Array, "{rows}*{columns} {width}"]:
+    """The `sinusoidal` table of the row in the first half of the features, and that of the column in the second.
+
+    Row by row; width must be a multiple of four (Carion et al. 2020, A.4).
+    """
+    row, column = (sinusoidal(size, width // 2) for size in (rows, columns))
+    row = jnp.repeat(row, columns, axis=0)
+    return jnp.concatenate([row, jnp.tile(column, (rows, 1))], axis=-1)
+
+
 @jax.jit
 def rotary(
     x: Float[Array, "batch tokens heads head_dim"], first: Int[Array, " batch"] | None = None

@@ -76,6 +76,9 @@ class EncoderDecoder(nnx.Module):
         attention = dataclasses.replace(config.attention, mix_axes=False)
         encoder = dataclasses.replace(config, depth=config.encoder_depth, causal=False, attention=attention)
         decoder = dataclasses.replace(config, causal=config.causal or config.masked)
+        if not config.self_attention:
+            kinds = {"kind": "off", "cross_kind": config.attention.kind_of_cross}
+            decoder = dataclasses.replace(decoder, attention=dataclasses.replace(config.attention, **kinds))
         self._distils = config.distil
         kind = DistillingTransformer if config.distil else Transformer
         self.encoder = kind(encoder, grid=grid["source"], rngs=rngs)

@@ -1,0 +1,224 @@
+"""Objects in images: the detectors, and the tasks on which they are compared."""
+
+import abc
+import functools
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.functional import detection as formulas
+from flaxformer_lab.functional.average_precision import DetectionScores
+from flaxformer_lab.functional.detection import Detections, Losses, Objects
+from flaxformer_lab.functional.metrics import Average, Metrics
+from flaxformer_lab.model_config import ModelConfig
+from flaxformer_lab.models.network import Network, PureNetwork, functionalize
+from flaxformer_lab.modules.detection import STRIDE, Backbone, PlaceHead, QueryEmbedding, QueryHead, RegionHead
+from flaxformer_lab.modules.rngs import Rngs
+from flaxformer_lab.registry import lookup, register
+from flaxformer_lab.task_config import DetectorConfig, ScenesConfig
+from flaxformer_lab.tasks.examples import Examples
+from flaxformer_lab.tasks.scenes import Scenes
+from flaxformer_lab.tasks.task import Batch, PrimaryMetric, Task
+
+AP = PrimaryMetric("ap", "AP", higher_is_better=True, limits=(0.0, 1.0))
+Outputs = dict[str, Any]  # of one image
+
+
+class Detector(abc.ABC):
+    """A way to find objects: the head, the losses and the detections of one image.
+
+    image: rows, columns and channels. The body between the backbone and the head is the run's model.
+    """
+
+    nms: ClassVar[float | None] = 0.5
+    two_sequences: ClassVar[bool] = False
+
+    def __init__(self, config: DetectorConfig, image: tuple[int, ...], classes: int):
+        self._config, self._image, self._classes = config, image, classes
+        self._grid = (image[0] // STRIDE, image[1] // STRIDE)
+        nms = config.nms or self.nms
+        self._select = {"number": config.detections, "nms": None if nms == 1 else nms}
+
+    def network(self, config: ModelConfig) -> PureNetwork:
+        """Raises ConfigError where the model takes two sequences and the detector one, or the other way round."""
+        if getattr(lookup("model", config.name).build, "two_sequences", False) != self.two_sequences:
+            other = "encoder_decoder" if self.two_sequences else "cnn_2d or transformer"
+            raise ConfigError(
+                f"task.detector={self._config.detector} cannot use model.name={config.name}; choose model.name={other}"
+            )
+        if config.width % 4:
+            raise ConfigError(f"model.width={config.width} must be a multiple of 4 for task.name={self._config.name}")
+
+        def build(rngs: Rngs) -> Network:
+            backbone = Backbone(self._image[2], config.width, bias=config.bias, dtype=config.dtype, rngs=rngs)
+            embedding, grid = self.embedding(config, backbone, rngs)
+            head = self.head(config, rngs)
+            return Network(config, embedding=embedding, grid=grid, outputs=0, head=head, rngs=rngs)
+
+        return functionalize(build)
+
+    def embedding(self, config: ModelConfig, backbone: Backbone, rngs: Rngs) -> tuple[nnx.Module, Any]:
+        """What makes the body's inputs of images, and the grid of its tokens."""
+        del config, rngs
+        return backbone, self._grid
+
+    @abc.abstractmethod
+    def head(self, config: ModelConfig, rngs: Rngs) -> nnx.Module:
+        """What makes outputs of the body's."""
+
+    @abc.abstractmethod
+    def losses(self, outputs: Outputs, objects: Objects) -> Losses:
+        """The parts of the loss of one image, whose sum it is."""
+
+    @abc.abstractmethod
+    def detections(self, outputs: Outputs) -> Detections:
+        """What is found in one image."""
+
+
+class DETR(Detector):
+    """Queries attend to the image and to one another (Carion et al. 2020); the loss is of the last block alone."""
+
+    nms, two_sequences = None, True
+
+    def embedding(self, config: ModelConfig, backbone: Backbone, rngs: Rngs) -> tuple[nnx.Module, Any]:
+        queries = self._config.queries
+        embedding = QueryEmbedding(backbone, self._grid, queries, config.width, dtype=config.dtype, rngs=rngs)
+        return embedding, {"source": self._grid, "target": (queries,)}
+
+    def head(self, config: ModelConfig, rngs: Rngs) -> nnx.Module:
+        return QueryHead(config.width, self._classes, bias=config.bias, rngs=rngs)
+
+    def losses(self, outputs: Outputs, objects: Objects) -> Losses:
+        return formulas.set_losses(outputs["logits"], outputs["boxes"], objects)
+
+    def detections(self, outputs: Outputs) -> Detections:
+        return formulas.set_detections(outputs["logits"], outputs["boxes"], **self._select)
+
+
+class Dense(Detector):
+    """Every place of the grid says what is there: one stage, no anchors (Tian et al. 2019)."""
+
+    def head(self, config: ModelConfig, rngs: Rngs) -> nnx.Module:
+        return PlaceHead(config.width, self._classes, bias=config.bias, rngs=rngs)
+
+    def losses(self, outputs: Outputs, objects: Objects) -> Losses:
+        return formulas.place_losses(outputs["logits"], outputs["code"], outputs["quality"], objects, self._grid)
+
+    def detections(self, outputs: Outputs) -> Detections:
+        arrays = outputs["logits"], outputs["code"], outputs["quality"]
+        return formulas.place_detections(*arrays, self._grid, **self._select)
+
+
+class FasterRCNN(Detector):
+    """Anchors become proposals, and proposals objects (Ren et al. 2015), trained together.
+
+    Unlike the paper's, training adds no true boxes to the proposals, and no draw decides which of them count.
+    """
+
+    @property
+    def _anchors(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        return self._config.anchor_sizes, self._config.anchor_ratios
+
+    def head(self, config: ModelConfig, rngs: Rngs) -> nnx.Module:
+        options = {"grid": self._grid, "anchors": self._anchors, "image": self._image[:2], "bias": config.bias}
+        return RegionHead(config.width, self._classes, regions=self._config.proposals, rngs=rngs, **options)
+
+    def losses(self, outputs: Outputs, objects: Objects) -> Losses:
+        anchors = formulas.grid_anchors(self._grid, *self._anchors, self._image[:2])
+        first = formulas.anchor_losses(outputs["anchor_scores"], outputs["anchor_code"], anchors, objects)
+        second = formulas.region_losses(outputs["logits"], outputs["code"], outputs["proposals"], objects)
+        return first | second
+
+    def detections(self, outputs: Outputs) -> Detections:
+        arrays = outputs["logits"], outputs["code"], outputs["proposals"]
+        return formulas.region_detections(*arrays, **self._select)
+
+
+DETECTORS: dict[str, type[Detector]] = {"detr": DETR, "faster_rcnn": FasterRCNN, "dense": Dense}
+
+
+class ObjectTask(Task):
+    """Objects are found in images from -1 to 1.
+
+    metadata: `image_shape` with channels, `num_classes` and, where they have names, `class_names`.
+    """
+
+    primary_metric = AP
+    units = ("images", 1)
+    metadata: Mapping[str, Any]
+    _config: DetectorConfig
+
+    @functools.cached_property
+    def detector(self) -> Detector:
+        """The detector of the config, for these images and classes."""
+        image = tuple(self.metadata["image_shape"])
+        return DETECTORS[self._config.detector](self._config, image, self.metadata["num_classes"])
+
+    def network(self, config: ModelConfig) -> PureNetwork:
+        return self.detector.network(config)
+
+    def loss_and_metrics(self, outputs: Outputs, batch: Batch) -> Metrics:
+        """The loss and its parts, means over images; and `DetectionScores`."""
+        objects, weights = batch["objects"], batch["loss_weights"]
+        losses = jax.vmap(self.detector.losses)(outputs, objects)
+        losses = {"loss": sum(losses.values()), **losses}
+        found = self.detections(outputs)
+        columns, rows = self.metadata["image_shape"][1], self.metadata["image_shape"][0]
+        scores = DetectionScores(
+            *(found.boxes, found.scores, found.labels, objects.boxes, objects.labels, batch["kind"], weights),
+            unit=(float(columns), float(rows)),
+            bounds=tuple(map(float, self._config.size_bounds)),
+        )
+        average = lambda each: Average(jnp.sum(each * weights), jnp.sum(weights))  # noqa: E731
+        return {name: average(each) for name, each in losses.items()} | {"detections": scores}
+
+    def detections(self, outputs: Outputs) -> Detections:
+        """What is found in each image of a batch."""
+        return jax.vmap(self.detector.detections)(outputs)
+
+    def predictions_of(self, outputs: Outputs) -> dict[str, Any]:
+        """`boxes`, `scores` and `labels` of each image, from the highest score down; and the `outputs` themselves."""
+        return {**self.detections(outputs)._asdict(), "outputs": outputs}
+
+    def outputs_of(self, predictions: dict[str, Any]) -> Outputs:
+        return predictions["outputs"]
+
+    def class_names(self) -> list[str]:
+        names = self.metadata.get("class_names")
+        return list(names or map(str, range(self.metadata["num_classes"])))
+
+    def input_spec(self, batch_size: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch_size, *self.metadata["image_shape"]), jnp.float32)
+
+
+@register("task", "scenes", config=ScenesConfig, has_grid=True)
+class SceneDetection(ObjectTask):
+    """Items in scenes that are drawn for every update (`functional/scenes.py`)."""
+
+    def __init__(self, config: ScenesConfig, metadata: Mapping[str, Any] | None = None):
+        self._config, self._scenes = config, Scenes(config)
+        image = {"image_shape": [config.canvas, config.canvas, 1]}
+        self.metadata = image | self._scenes.metadata if metadata is None else metadata
+
+    def examples(self, split: str) -> Examples:
+        return self._scenes.examples(split)
+
+    def prepare(self, examples: Batch, keys: Key[Array, " batch"], *, training: bool) -> Batch:
+        del training
+        scene = self._scenes.draw(examples["index"], keys)
+        return {
+            "inputs": _scaled(scene.image[..., None]),
+            "objects": Objects(scene.boxes, scene.labels, scene.valid),
+            "kind": scene.valid.astype(jnp.int32),
+            "loss_weights": examples["example_weight"],
+        }
+
+
+def _scaled(images: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """From 0..1 to -1..1."""
+    return 2 * images - 1
