@@ -47,7 +47,7 @@ class DetectionScores(Gathered):
     def compute(self) -> dict[str, float]:
         """`ap` (mean over thresholds), `ap50`, `ap75`, `ar` (recall, likewise), `ap` and `ar` by size; `duplicates`.
 
-        NaN where no object counts, and everywhere where a score is NaN. `duplicates`: of the detections with a score
+        What no object counts for is left out; a score that is NaN makes all values NaN. `duplicates`: of the detections with a score
         above 0.5 that cover an object of their class (IoU of 0.5 at least), the share that come too late: another one
         with a higher score has covered it.
 
@@ -62,8 +62,8 @@ class DetectionScores(Gathered):
         values = {}
         for place, size in enumerate(SIZES):
             values |= {f"ap{size}": _mean(precision[:, place]), f"ar{size}": _mean(recall[:, place])}
-        values |= {"ap50": _mean(precision[0, 0]), "ap75": _mean(precision[5, 0])}
-        return values | {"duplicates": matched.duplicates()}
+        values |= {"ap50": _mean(precision[0, 0]), "ap75": _mean(precision[5, 0]), "duplicates": matched.duplicates()}
+        return {name: value for name, value in values.items() if not math.isnan(value)}
 
     def _matched(self, kept: Bool[np.ndarray, " images"]) -> "_Matched":
         """Every detection beside the object that it found, in each image from the highest score down."""

@@ -1,16 +1,22 @@
 """Objects in images: the detectors, and the tasks on which they are compared."""
 
 import abc
+import dataclasses
 import functools
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.data.image_files import read_image, resize_image
+from flaxformer_lab.data.source import open_split
+from flaxformer_lab.errors import ConfigError, DataError
 from flaxformer_lab.functional import detection as formulas
 from flaxformer_lab.functional.average_precision import DetectionScores
 from flaxformer_lab.functional.detection import Detections, Losses, Objects
@@ -20,8 +26,9 @@ from flaxformer_lab.models.network import Network, PureNetwork, functionalize
 from flaxformer_lab.modules.detection import STRIDE, Backbone, PlaceHead, QueryEmbedding, QueryHead, RegionHead
 from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.registry import lookup, register
-from flaxformer_lab.task_config import DetectorConfig, ScenesConfig
-from flaxformer_lab.tasks.examples import Examples
+from flaxformer_lab.task_config import DetectionConfig, DetectorConfig, ScenesConfig
+from flaxformer_lab.tasks.examples import Arrays, Examples, stored_examples
+from flaxformer_lab.tasks.features import content_of, warn_of_change
 from flaxformer_lab.tasks.scenes import Scenes
 from flaxformer_lab.tasks.task import Batch, PrimaryMetric, Task
 
@@ -192,6 +199,27 @@ class ObjectTask(Task):
         names = self.metadata.get("class_names")
         return list(names or map(str, range(self.metadata["num_classes"])))
 
+    def inputs_of(self, raw: Any) -> Float[Array, "batch rows columns channels"]:
+        """Of images from 0 to 255 [batch, rows, columns, channels], the path of an image file, or a list of paths.
+
+        Each is stretched to the size that the model was trained on; a coloured one becomes grey where it saw grey ones.
+        """
+        raw = [raw] if isinstance(raw, str | os.PathLike) else raw
+        images = [read_image(Path(each)) if isinstance(each, str | os.PathLike) else np.asarray(each) for each in raw]
+        rows, columns, channels = self.metadata["image_shape"]
+        for image in images:
+            if image.ndim != 3 or 0 in image.shape or image.shape[-1] not in (1, 3):
+                raise ConfigError(
+                    f"predict: an image of shape {image.shape} is not (rows, columns, 1 or 3 channels), each at least 1"
+                )
+            if image.dtype != np.uint8:
+                raise ConfigError(f"predict: images of {image.dtype}; give whole numbers from 0 to 255 (uint8)")
+        if channels == 1:
+            images = [image.mean(axis=-1, keepdims=True) for image in images]
+        images = [np.broadcast_to(image, (*image.shape[:2], channels)) for image in images]
+        sized = np.stack([resize_image(image.astype(np.float32), (rows, columns)) for image in images])
+        return _scaled(jnp.asarray(sized) / 255)
+
     def input_spec(self, batch_size: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch_size, *self.metadata["image_shape"]), jnp.float32)
 
@@ -217,6 +245,92 @@ class SceneDetection(ObjectTask):
             "kind": scene.valid.astype(jnp.int32),
             "loss_weights": examples["example_weight"],
         }
+
+
+@register("task", "detection", config=DetectionConfig, has_grid=True)
+class ImageDetection(ObjectTask):
+    """Objects in images of a data set, which has `image` and `objects` as tensorflow-datasets has COCO and VOC.
+
+    Images are stretched to `task.image_size`. Crowds, and objects that VOC calls difficult, are not learned, and
+    detections of them neither count nor are wrong.
+    """
+
+    def __init__(self, config: DetectionConfig, metadata: Mapping[str, Any] | None = None):
+        self._config = config
+        self.metadata = self._read_metadata() if metadata is None else metadata
+
+    def _read_metadata(self) -> dict[str, Any]:
+        source = open_split(self._config.dataset, "train")
+        objects = dict(source.info.features.items()).get("objects")
+        parts = getattr(objects, "feature", None)
+        lacking = [name for name in ("bbox", "label") if parts is None or name not in parts]
+        image = source.info.features["image"] if "image" in source.info.features else None
+        if lacking or image is None:
+            raise ConfigError(
+                f"task.dataset={self._config.dataset} has no {'image' if image is None else 'objects/' + lacking[0]}, "
+                f"which detection needs; it has {', '.join(source.info.features)}; choose voc/2007 or coco:FOLDER"
+            )
+        metadata = source.info.metadata or {}
+        if metadata.get("most_objects", 0) > self._config.capacity:
+            raise ConfigError(
+                f"task.capacity={self._config.capacity}: {metadata['most_objects_file']} has "
+                f"{metadata['most_objects']} objects; set task.capacity={metadata['most_objects']}"
+            )
+        names = parts["label"].names
+        aside = [name for name in ("is_crowd", "is_difficult") if name in parts]
+        found = {"image_shape": [*self._config.image_size, image.shape[-1]], "num_classes": len(names)}
+        return found | {"class_names": names, "aside": aside} | content_of(source)
+
+    def examples(self, split: str) -> Examples:
+        capacity = {f"objects/{part}": (self._config.capacity,) for part in ("bbox", "label", *self.metadata["aside"])}
+        source = open_split(self._config.dataset, split, capacity)
+        warn_of_change(source, self.metadata)
+        source = dataclasses.replace(source, image_size=tuple(self._config.image_size))
+        return stored_examples(source, functools.partial(self._check, source.name))
+
+    def _check(self, name: str, arrays: Arrays, rows: Any) -> None:
+        """Raises DataError where an object has a box or a class that cannot be."""
+        boxes, shape = arrays["objects/bbox"], arrays["objects/bbox_shape"]
+        shown = np.arange(boxes.shape[1])[None] < shape
+        size = boxes[..., 2:] - boxes[..., :2]
+        wrong = {
+            "has no area": (size <= 0).any(axis=-1),
+            "lies outside of its image": ((boxes < 0) | (boxes > 1)).any(axis=-1),
+            "is not finite": ~np.isfinite(boxes).all(axis=-1),
+        }
+        for what, where in wrong.items():
+            for row, place in np.argwhere(where & shown)[:1]:
+                raise DataError(
+                    f"{name}: box {place} of example {rows[row]}, (y0, x0, y1, x1) = {boxes[row, place].tolist()}, "
+                    f"{what}; correct it, or take it out of the data set"
+                )
+        labels = arrays["objects/label"]
+        for row, place in np.argwhere(shown & ((labels < 0) | (labels >= self.metadata["num_classes"])))[:1]:
+            raise DataError(
+                f"{name}: object {place} of example {rows[row]} has the class {labels[row, place]}, which is none of "
+                f"0 to {self.metadata['num_classes'] - 1}; correct it"
+            )
+
+    def facts(self) -> list[list[Any]]:
+        rows, columns, channels = self.metadata["image_shape"]
+        return [["data set", self._config.dataset], ["images", f"stretched to {rows} x {columns} x {channels}"]]
+
+    def prepare(self, examples: Batch, keys: Key[Array, " batch"], *, training: bool) -> Batch:
+        del keys, training
+        y0, x0, y1, x1 = jnp.moveaxis(examples["objects/bbox"], -1, 0)
+        shown = jnp.arange(self._config.capacity)[None] < examples["objects/bbox_shape"]
+        aside = sum(examples[f"objects/{name}"].astype(jnp.int32) for name in self.metadata["aside"])
+        kind = jnp.where(shown, 1 + jnp.minimum(aside, 1), 0)
+        boxes = jnp.stack([x0, y0, x1, y1], axis=-1)
+        return {
+            "inputs": self.preprocess(examples),
+            "objects": Objects(boxes, examples["objects/label"].astype(jnp.int32), kind == 1),
+            "kind": kind,
+            "loss_weights": examples["example_weight"],
+        }
+
+    def preprocess(self, features: Batch) -> Array:
+        return _scaled(features["image"].astype(jnp.float32) / 255)
 
 
 def _scaled(images: Float[Array, "*batch"]) -> Float[Array, "*batch"]:

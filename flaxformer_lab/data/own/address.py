@@ -1,4 +1,4 @@
-"""The addresses of a user's own files: `csv:PATH?target=NAME`, `images:FOLDER`, `text:PATH`, `npz:PATH`."""
+"""The addresses of a user's own files: `csv:PATH?target=NAME`, `images:FOLDER`, `text:PATH`, `npz:PATH` and so on."""
 
 import dataclasses
 import hashlib
@@ -28,6 +28,7 @@ TABLE = {
 }
 # The options of each kind, and their meaning.
 OPTIONS: dict[str, dict[str, str]] = {
+    "coco": SPLIT,
     "csv": TABLE | {"delimiter": "between values, where it is not found: `,`, `;`, `tab`, `|`"},
     "images": SPLIT,
     "npz": SPLIT,

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from flaxformer_lab.data.own import images, npz, tables, text
+from flaxformer_lab.data.own import coco, images, npz, tables, text
 from flaxformer_lab.data.own.address import Address
 from flaxformer_lab.data.own.contents import Contents, files_below
 from flaxformer_lab.errors import DataError
 
 kinds: dict[str, Callable[[Address], Contents]] = {
+    "coco": coco.read,
     "csv": tables.read,
     "images": images.read,
     "npz": npz.read,
