@@ -236,6 +236,7 @@ class SceneConfig(TaskConfig):
     Attributes:
         items_dataset: images with labels, bright on black, that items are taken from: `lab_digits`, `fashion_mnist`.
         item_images: of each split, so many of its images are items, from the first on.
+        classes: of the classes of these images, the first so many; none for all.
         canvas: rows and columns of a scene, in pixels.
         items: the fewest and the most items of a scene.
         item_size: pixels along each side of an item's image at scale 1.
@@ -248,6 +249,7 @@ class SceneConfig(TaskConfig):
 
     items_dataset: Name = "lab_digits"
     item_images: AtLeastOne = 1000
+    classes: AtLeastOne | None = None
     canvas: AtLeastOne = 64
     items: tuple[AtLeastOne, ...] = (1, 4)
     item_size: Positive = 20.0

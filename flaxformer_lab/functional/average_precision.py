@@ -47,9 +47,9 @@ class DetectionScores(Gathered):
     def compute(self) -> dict[str, float]:
         """`ap` (mean over thresholds), `ap50`, `ap75`, `ar` (recall, likewise), `ap` and `ar` by size; `duplicates`.
 
-        What no object counts for is left out; a score that is NaN makes all values NaN. `duplicates`: of the detections with a score
-        above 0.5 that cover an object of their class (IoU of 0.5 at least), the share that come too late: another one
-        with a higher score has covered it.
+        What no object counts for is left out; a score that is NaN makes all values NaN. `duplicates`: of the
+        detections with a score above 0.5 that cover an object of their class (IoU of 0.5 at least), the share that come
+        too late: another one with a higher score has covered it.
 
         Raises:
             ValueError: more than 100 detections of an image: COCO would leave out the others.

@@ -55,14 +55,16 @@ def draw_scene(
     common; an item for which none of `PLACES` places is free is left out, of the image and of the boxes. clutter: how
     many quarters of other images lie about. noise: standard deviation of Gaussian noise.
     """
-    count_key, item_key, clutter_key, noise_key = jax.random.split(key, 4)
     capacity = count[1]
-    number = jax.random.randint(count_key, (), count[0], capacity + 1)
-    chosen, side = _choose(item_key, items, capacity, size, scale)
+    # One draw for all: each call of the generator is compiled by itself.
+    draws = jax.random.uniform(key, (1 + 2 * (capacity + clutter) + 2 * PLACES * capacity + 4 * clutter,))
+    ends = (1, 1 + 2 * capacity, 1 + 2 * (1 + PLACES) * capacity)
+    of_count, of_items, of_places, of_clutter = jnp.split(draws, ends)
+    number = count[0] + jnp.floor(of_count[0] * (capacity - count[0] + 1)).astype(jnp.int32)
+    chosen, side = _choose(of_items.reshape(2, -1), items, size, scale)
     tight = items.boxes[chosen] * side[:, None]  # in pixels of the item's own frame
     extent = tight[:, 2:] - tight[:, :2]
-    places = jax.random.uniform(jax.random.fold_in(item_key, 2), (capacity, PLACES, 2))
-    corners = places * (canvas - extent)[:, None]
+    corners = of_places.reshape(capacity, PLACES, 2) * (canvas - extent)[:, None]
     candidates = jnp.concatenate([corners, corners + extent[:, None]], axis=-1)
 
     def place(boxes: Float[Array, "capacity 4"], index: Int[Array, ""]):
@@ -79,29 +81,27 @@ def draw_scene(
     drawn = items.images[chosen] * valid[:, None, None]
     layers = [_render(drawn, boxes[:, :2] - tight[:, :2], side, canvas)]
     if clutter:
-        layers.append(_clutter(clutter_key, items, clutter, size, scale, canvas))
+        layers.append(_clutter(of_clutter.reshape(6, -1), items, size, scale, canvas))
     image = jnp.max(jnp.concatenate(layers), axis=0)
     if noise:
-        image = jnp.clip(image + noise * jax.random.normal(noise_key, image.shape), 0, 1)
+        image = jnp.clip(image + noise * jax.random.normal(jax.random.fold_in(key, 1), image.shape), 0, 1)
     return Scene(image, boxes / canvas, jnp.where(valid, items.labels[chosen], 0), valid)
 
 
-def _choose(key: Key[Array, ""], items: Items, number: int, size: float, scale: tuple[float, float]):
-    """Which items, and how many pixels along a side each has."""
-    # Uniform below `items.number`, which may be traced.
-    share = jax.random.uniform(key, (number,))
-    chosen = items.first + jnp.floor(share * items.number).astype(jnp.int32)
-    return chosen, size * jax.random.uniform(jax.random.fold_in(key, 1), (number,), minval=scale[0], maxval=scale[1])
+def _choose(draws: Float[Array, "2 number"], items: Items, size: float, scale: tuple[float, float]):
+    """Which items, and how many pixels along a side each has, of uniform draws."""
+    chosen = items.first + jnp.floor(draws[0] * items.number).astype(jnp.int32)
+    return chosen, size * (scale[0] + (scale[1] - scale[0]) * draws[1])
 
 
 def _clutter(
-    key: Key[Array, ""], items: Items, number: int, size: float, scale: tuple[float, float], canvas: int
+    draws: Float[Array, "6 number"], items: Items, size: float, scale: tuple[float, float], canvas: int
 ) -> Float[Array, "number canvas canvas"]:
-    """A random quarter of each of some random images, at random places."""
-    chosen, side = _choose(key, items, number, size, scale)
-    corner = jax.random.uniform(jax.random.fold_in(key, 2), (number, 2)) * (canvas - side)[:, None]
+    """A random quarter of each of some random images, at random places, of uniform draws."""
+    chosen, side = _choose(draws[:2], items, size, scale)
+    corner = draws[2:4].T * (canvas - side)[:, None]
     rows, columns = items.images.shape[1:]
-    low, left = jax.random.bernoulli(jax.random.fold_in(key, 3), shape=(2, number, 1))
+    low, left = draws[4:, :, None] < 0.5
     kept = ((jnp.arange(rows)[None] >= rows // 2) == low)[:, :, None]
     kept = kept & ((jnp.arange(columns)[None] >= columns // 2) == left)[:, None]
     return _render(items.images[chosen] * kept, corner, side, canvas)

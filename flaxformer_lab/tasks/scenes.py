@@ -1,6 +1,7 @@
 """Scenes as a source of examples: what items they are made of, and one scene for each number of an example."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +45,10 @@ class Scenes:
                     f"task.items_dataset={self._config.items_dataset} has no {name} of fixed shape, which items need; "
                     f"it has {', '.join(source.info.features)}; choose lab_digits, fashion_mnist or the like"
                 )
-        return classes_of(source, "label")
+        found = classes_of(source, "label")
+        number = min(self._config.classes or found["num_classes"], found["num_classes"])
+        names = {"class_names": found["class_names"][:number]} if "class_names" in found else {}
+        return {"num_classes": number} | names
 
     def class_names(self) -> list[str]:
         """What each class is called."""
@@ -57,8 +61,10 @@ class Scenes:
         for split in SPLITS:
             source = open_split(self._config.items_dataset, split)
             read = source.read(np.arange(min(self._config.item_images, len(source))))
-            images.append(read["image"].reshape(*read["image"].shape[:3], -1).mean(axis=-1))
-            labels.append(read["label"].astype(np.int32))
+            chosen = read["label"] < (self._config.classes or math.inf)
+            image = read["image"][chosen]
+            images.append(image.reshape(*image.shape[:3], -1).mean(axis=-1))  # grey
+            labels.append(read["label"][chosen].astype(np.int32))
             ranges[split] = (first, len(labels[-1]))
             first += len(labels[-1])
         images = np.concatenate(images).astype(np.float32)

@@ -1,0 +1,161 @@
+"""Does attention detect by brute force? Claim C17: queries beside anchors and places, in scenes of one to four digits.
+
+All detectors share four convolutions of stride 8. DETR's queries attend to the 6 x 6 tokens and to one another, and an
+exact assignment gives each object one of them. Faster R-CNN has anchors, proposals and RoIAlign; the dense detector
+asks every place. `few, longer` has four times the updates of `few`; `many` has more items, which overlap more.
+
+Command: python -m flaxformer_lab.ablate --config=configs/ablations/detection.py --workdir=runs/detection
+"""
+
+from ml_collections import ConfigDict
+
+SOURCE = "the debate that founded the lab: docs/science.md"
+STEPS = 1500
+TENTH = "a tenth of the range of AP, five times what reports call equal (0.02)"
+SIGN = "the sign alone is asked for"
+DETR = {
+    "name": "encoder_decoder",
+    "width": 64,
+    "encoder_depth": 1,
+    "depth": 2,
+    "attention": {"num_heads": 4, "head_dim": None},
+    "ffn": {"expansion": 2.0},
+    "position": "off",
+}
+SCENES = {
+    "canvas": 48,
+    "items": (1, 4),
+    "item_size": 18.0,
+    "scale": (0.7, 1.3),
+    "classes": 4,
+    "clutter": 1,
+    "queries": 16,
+    "detections": 16,
+    "proposals": 16,
+    "anchor_sizes": (8.0, 13.0),
+    "size_bounds": (10.0, 14.0),
+    "evaluation_examples": 512,
+}
+
+
+def _other(detector: str) -> dict:
+    """Another detector, whose body is one residual block of convolutions."""
+    return {"ablation": "cnn_2d", "task": {"detector": detector}, "model": {"depth": 1}}
+
+
+ANCHORS = {"faster_rcnn": _other("faster_rcnn")}
+PARTS = {
+    "dense": _other("dense"),
+    "no self-attention": {"model": {"self_attention": False}},
+    "no self-attention, NMS": {"model": {"self_attention": False}, "task": {"nms": 0.5}},
+    "no encoder": {"model": {"encoder_depth": 0}},
+    "4 queries": {"task": {"queries": 4}},
+    "1 head": {"model": {"attention": {"num_heads": 1}}},
+    "32 queries": {"task": {"queries": 32}},
+}
+
+
+def _entry(steps: int, variants: dict, **task: object) -> dict:
+    training = {"steps": steps, "batch_size": 32, "evaluate_every": steps // 5, "checkpoint_every": steps}
+    return {
+        "recipe": "../scenes.py",
+        "overrides": {
+            "task": SCENES | task,
+            "model": DETR,
+            "optimizer": {"name": "adamw", "warmup_steps": 100, "clip_norm": 1.0},
+            "training": training | {"evaluate_batch_size": 256, "steps_per_call": 100},
+        },
+        "variants": variants,
+        "threshold": 0.5,
+    }
+
+
+def _score(task: str, variant: str = "baseline") -> dict:
+    return {"task": task, "variant": variant}
+
+
+def _compared(name: str, question: str, more: dict, less: dict, threshold: float = 0.0) -> dict:
+    because = TENTH if threshold else SIGN
+    return {
+        "name": name,
+        "question": question,
+        "more": more,
+        "less": less,
+        "threshold": threshold,
+        "because": because,
+    }
+
+
+CLAIMS = (
+    {
+        "name": "C17",
+        "statement": "Attention detects by brute force: with enough computation it finds every target, as anchors do.",
+        "source": SOURCE,
+        "comparisons": (
+            _compared(
+                "behind",
+                "at equal updates, are anchors ahead of queries by a tenth?",
+                _score("few", "faster_rcnn"),
+                _score("few"),
+                0.1,
+            ),
+            _compared(
+                "computation",
+                "do queries gain a tenth from four times the updates?",
+                _score("few, longer"),
+                _score("few"),
+                0.1,
+            ),
+            _compared(
+                "still behind",
+                "with four times the updates, are anchors still ahead by a tenth?",
+                _score("few, longer", "faster_rcnn"),
+                _score("few, longer"),
+                0.1,
+            ),
+            _compared(
+                "queries",
+                "do 32 queries find more than 4, one for each possible object?",
+                _score("few", "32 queries"),
+                _score("few", "4 queries"),
+            ),
+            _compared(
+                "suppression",
+                "without attention among queries, does suppression help?",
+                _score("few", "no self-attention, NMS"),
+                _score("few", "no self-attention"),
+            ),
+        ),
+        "conclusions": (
+            {
+                "verdict": "supported",
+                "reason": "queries gain from computation until anchors are no longer ahead",
+                "when": {"computation": "yes", "still behind": "no"},
+            },
+            {
+                "verdict": "supported only when",
+                "reason": "computation is what queries lack: they gain from it, though anchors stay ahead at the same "
+                "number of updates",
+                "when": {"computation": "yes", "still behind": "yes"},
+            },
+            {"verdict": "refuted", "reason": "four times the computation does not help queries"},
+        ),
+    },
+)
+
+
+def get_config() -> ConfigDict:
+    """The ablation."""
+    return ConfigDict(
+        {
+            "question": "Does attention detect by brute force?",
+            "tasks": {
+                "few": _entry(STEPS, ANCHORS | PARTS),
+                "few, longer": _entry(4 * STEPS, ANCHORS),
+                "many": _entry(STEPS, ANCHORS, items=(3, 6), overlap=0.6),
+            },
+            "learning_rates": (0.002,),
+            "seeds": (0, 1, 2, 3, 4),
+            "claims": CLAIMS,
+        }
+    )
