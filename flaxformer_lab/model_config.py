@@ -395,6 +395,7 @@ class AutoformerConfig(EncoderDecoderConfig):
 
     Attributes:
         distil: must be false.
+        remat: must be false.
         position: must be `off`.
         moving_average: steps of the moving average that is the trend; of several, a mixture is learned.
         seasonal_norm: the norm after the last block is less its mean over the tokens.
@@ -410,6 +411,12 @@ class AutoformerConfig(EncoderDecoderConfig):
         super().rules()
         if not self.moving_average:
             raise ConfigError("model.moving_average is empty; give one or more numbers of steps, like 25")
+        if self.remat or self.norm.kind != "layernorm":
+            knob, needed = ("remat=true", "false") if self.remat else (f"norm.kind={self.norm.kind}", "layernorm")
+            raise ConfigError(
+                f"model.{knob} with model.name=autoformer, whose blocks have no norms and keep what they compute; set "
+                f"it to {needed}: the norm after the last block is a LayerNorm"
+            )
         if self.distil or self.causal:
             knob = "distil" if self.distil else "causal"
             raise ConfigError(
@@ -641,3 +648,29 @@ class ConvNeXtConfig(ModelConfig):
     def reach(self) -> int:
         """How many patches up or left an input can still be seen."""
         return self.depth * (self.kernel_size // 2)
+
+
+@dataclass(frozen=True)
+class TimeMixerConfig(ModelConfig):
+    """TimeMixer (Wang et al. 2024): MLPs over time that mix coarser and finer copies of a series; for forecasting.
+
+    Attributes:
+        depth: number of blocks.
+        scales: coarser copies, each of the means of two steps of the one before.
+        expansion: hidden units of the MLP over features, per feature of the model.
+        activation: of the hidden units.
+        moving_average: steps of the moving average that is the trend; of several, a mixture is learned.
+    """
+
+    name: Literal["timemixer"] = "timemixer"
+    width: AtLeastOne = 16
+    depth: Depth = 2
+    scales: AtLeastOne = 3
+    expansion: Positive = 2.0
+    activation: Activation = "gelu"
+    moving_average: tuple[AtLeastOne, ...] = (25,)
+    bias: bool = True
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "highest"
+
+    causal = False

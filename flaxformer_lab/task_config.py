@@ -243,7 +243,7 @@ class ForecastingConfig(TaskConfig):
     marks: bool = True
     instance_norm: Literal["off", "last", "revin", "affine"] = "off"
     decomposition: tuple[AtLeastOne, ...] = ()
-    embedding: Literal["dense", "identity"] = "dense"
+    embedding: Literal["dense", "identity", "circular"] = "dense"
     head: Literal["flat", "mean", "last"] = "flat"
     individual: bool = False
     label_length: AtLeastOne = 48
@@ -256,6 +256,11 @@ class ForecastingConfig(TaskConfig):
             raise ConfigError(
                 f"task.patch_length={self.patch_length} is more than task.lookback={self.lookback}; lower the one or "
                 "raise the other"
+            )
+        if self.embedding == "circular" and (self.tokens != "step" or self.decomposition):
+            raise ConfigError(
+                f"task.embedding=circular is of steps and their neighbours, not of task.tokens={self.tokens} with "
+                f"task.decomposition={self.decomposition}; set task.tokens=step and no decomposition, or dense"
             )
         levels = self.quantiles
         rise = all(low < high for low, high in itertools.pairwise((0.0, *levels, 1.0)))

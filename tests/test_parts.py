@@ -292,8 +292,25 @@ def encoder_decoder_cases(name, build):
         yield Case(config, TOKENS, TOKENS - 1, found)
 
 
+def timemixer_cases(build):
+    """The tokens of the finest scale, where the coarser one is given; they reach each other through it and back."""
+    config = registry.configs("model")["timemixer"](width=WIDTH, depth=2, scales=1, moving_average=(3,))
+    half = TOKENS // 2
+    model = build(lambda: make_body(config, grid={"0": (TOKENS,), "1": (half,)}, rngs=Rngs(0)))
+
+    def function(x):
+        return model({"0": x, "1": jnp.broadcast_to(Y[:, :half], (len(x), half, WIDTH))})["0"]
+
+    _, seen, *_ = numbers(without_intermediates(function))
+    found = {"causal": not np.triu(seen, 1).any(), "decodes": hasattr(model, "decode")}
+    yield Case(config, TOKENS, TOKENS - 1, found)
+
+
 def model_cases(name, build):
     """Each knob that a property may depend on, one after another, where the model has it."""
+    if name == "timemixer":
+        yield from timemixer_cases(build)
+        return
     if takes_two_sequences(name):
         yield from encoder_decoder_cases(name, build)
         return

@@ -19,7 +19,11 @@ import numpy as np
 import torch
 from neuralforecast.common import _modules as nf
 from neuralforecast.losses.pytorch import MAE
-from neuralforecast.models.patchtst import TSTEncoder
+from neuralforecast.models.dlinear import DLinear
+from neuralforecast.models.itransformer import iTransformer
+from neuralforecast.models.nlinear import NLinear
+from neuralforecast.models.patchtst import PatchTST, TSTEncoder
+from neuralforecast.models.timemixer import TimeMixer
 from neuralforecast.models.vanillatransformer import VanillaTransformer
 from transformers import PatchTSTConfig
 from transformers.models.autoformer.modeling_autoformer import AutoformerAttention
@@ -206,6 +210,50 @@ def transformer() -> Arrays:
     return forecaster(build, 13)
 
 
+def dlinear() -> Arrays:
+    """neuralforecast's: one map of the season and one of the trend."""
+    model = DLinear(h=5, input_size=12, moving_avg_window=5, loss=MAE())
+    call = lambda module, series: module({"insample_y": series})  # noqa: E731
+    return case(call, {"series": (3, 12, 1)}, model, 20)
+
+
+def nlinear() -> Arrays:
+    """neuralforecast's: a map of what is left without the last value."""
+    call = lambda module, series: module({"insample_y": series})  # noqa: E731
+    return case(call, {"series": (3, 12, 1)}, NLinear(h=5, input_size=12, loss=MAE()), 21)
+
+
+def patchtst() -> Arrays:
+    """neuralforecast's whole model in training: RevIN, patches with a padded end, two blocks, a flat head.
+
+    Its RevIN subtracts the last value by default; the paper's code subtracts the mean.
+    """
+    options = {"patch_len": 4, "stride": 3, "encoder_layers": 2, "n_heads": HEADS, "hidden_size": WIDTH}
+    options |= {"linear_hidden_size": 12, "dropout": 0.0, "fc_dropout": 0.0, "head_dropout": 0.0, "attn_dropout": 0.0}
+    model = PatchTST(h=5, input_size=13, revin_subtract_last=False, loss=MAE(), **options).train()
+    call = lambda module, series: module({"insample_y": series})  # noqa: E731
+    return case(call, {"series": (3, 13, 1)}, model, 22)
+
+
+def itransformer() -> Arrays:
+    """neuralforecast's, of three series: a norm after each part and one at the end.
+
+    Without RevIN, which it computes in place, so that there is no gradient by the series.
+    """
+    options = {"hidden_size": WIDTH, "n_heads": HEADS, "e_layers": 2, "d_ff": 12, "dropout": 0.0, "factor": 1}
+    model = iTransformer(h=5, input_size=11, n_series=3, use_norm=False, loss=MAE(), **options).eval()
+    call = lambda module, series: module({"insample_y": series})  # noqa: E731
+    return case(call, {"series": (2, 11, 3)}, model, 23)
+
+
+def timemixer() -> Arrays:
+    """neuralforecast's, each of two channels by itself, at three scales; other than at powers of two it fails."""
+    options = {"d_model": WIDTH, "d_ff": 12, "e_layers": 2, "moving_avg": 3, "down_sampling_layers": 2, "dropout": 0.0}
+    model = TimeMixer(h=5, input_size=12, n_series=2, channel_independence=1, loss=MAE(), **options).eval()
+    call = lambda module, series: module({"insample_y": series, "futr_exog": None})  # noqa: E731
+    return case(call, {"series": (2, 12, 2)}, model, 24)
+
+
 def decomposition() -> Arrays:
     """neuralforecast's; an even window would make the series shorter."""
     module = nf.SeriesDecomp(5)
@@ -232,6 +280,11 @@ CASES: dict[str, Callable[[], Arrays]] = {
     "fedformer": fedformer,
     "transformer": transformer,
     "decomposition": decomposition,
+    "dlinear": dlinear,
+    "nlinear": nlinear,
+    "patchtst": patchtst,
+    "itransformer": itransformer,
+    "timemixer": timemixer,
 }
 
 

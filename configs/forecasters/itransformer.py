@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
                 "depth": 2,
                 "attention": {"num_heads": 8},
                 "ffn": {"expansion": 2.0},
-                "norm": {"placement": "post"},
+                "norm": {"placement": "post", "outer": "end", "epsilon": 1e-5},
                 "position": "off",
                 "dropout": 0.1,
             },

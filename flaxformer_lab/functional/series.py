@@ -24,6 +24,12 @@ def series_patches(
     return jnp.stack(steps, axis=2).reshape(x.shape[0], count, length * x.shape[2])
 
 
+def average_pairs(x: Float[Array, "batch steps channels"]) -> Float[Array, "batch half channels"]:
+    """The means of two steps each; an odd last step is left out."""
+    even = x[:, : x.shape[1] // 2 * 2]
+    return (even[:, ::2] + even[:, 1::2]) / 2
+
+
 def instance_statistics(
     x: Float[Array, "batch steps channels"], observed: Bool[Array, "batch steps channels"], epsilon: float
 ) -> tuple[Float[Array, "batch 1 channels"], Float[Array, "batch 1 channels"]]:

@@ -16,6 +16,7 @@ from flaxformer_lab.models import mixer as _mixer  # noqa: F401
 from flaxformer_lab.models import resnet as _resnet  # noqa: F401
 from flaxformer_lab.models import encoder_decoder as _encoder_decoder  # noqa: F401
 from flaxformer_lab.models import autoformer as _autoformer  # noqa: F401
+from flaxformer_lab.models import timemixer as _timemixer  # noqa: F401
 
 # isort: on
 from flaxformer_lab.modules.rngs import Rngs

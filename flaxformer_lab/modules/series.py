@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from flaxformer_lab.functional.decomposition import decompose_series
 from flaxformer_lab.functional.products import einsum
 from flaxformer_lab.functional.series import instance_statistics, num_patches, series_patches
+from flaxformer_lab.modules.distilling import CircularConvolution
 from flaxformer_lab.modules.projection import PROJECTIONS, Dense, normal, ones, zeros
 from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.modules.sharding import read
@@ -101,25 +102,52 @@ class InstanceNorm(nnx.Module):
         return forecasts * spread + level
 
 
+class StepEmbedding(nnx.Module):
+    """A circular convolution of the series plus a linear map of the calendar, without biases (Zhou et al. 2021)."""
+
+    def __init__(self, channels: int, marks: int, width: int, *, rngs: Rngs):
+        self.values = CircularConvolution(channels, width, bias=False, rngs=rngs)
+        self.calendar = Dense(marks, width, axes=(None, "width"), bias=False, rngs=rngs) if marks else None
+
+    def __call__(self, series: Series, marks: Float[Array, "batch steps marks"]) -> Float[Array, "batch steps width"]:
+        return self.values(series) if self.calendar is None else self.values(series) + self.calendar(marks)
+
+
+def by_channel(
+    series: Series, marks: Float[Array, "batch steps marks"], targets: tuple[int, ...]
+) -> tuple[Float[Array, "sequences steps 1"], Float[Array, "sequences steps marks"]]:
+    """The channels `targets` one after another, [batch * targets, steps, 1], and the marks for each."""
+    series, number = jnp.swapaxes(series[..., np.array(targets)], 1, 2), len(targets)
+    batch, steps = marks.shape[:2]
+    marks = jnp.broadcast_to(marks[:, None], (batch, number, *marks.shape[1:]))
+    return series.reshape(batch * number, steps, 1), marks.reshape(batch * number, *marks.shape[2:])
+
+
 class SeriesEmbedding(nnx.Module):
-    """Windows to token vectors; marks of the calendar are more features of a patch, or more tokens beside variates."""
+    """Windows to token vectors; marks of the calendar are more features of a patch, or more tokens beside variates.
+
+    kind: of a map of each token's numbers, or `circular`: a step and its two neighbours.
+    """
 
     def __init__(
         self, layout: Layout, kind: str, width: int, *, norm: InstanceNorm, bias: bool, dtype: str, rngs: Rngs
     ):
-        self._layout, self._dtype = layout, jnp.dtype(dtype)
+        self._layout, self._dtype, self._circular = layout, jnp.dtype(dtype), kind == "circular"
         self.norm = norm
-        self.projection = PROJECTIONS[kind](layout.features, width, axes=(None, "width"), bias=bias, rngs=rngs)
+        if self._circular:
+            self.projection = StepEmbedding(
+                1 if layout.independent else layout.channels, layout.marks, width, rngs=rngs
+            )
+        else:
+            self.projection = PROJECTIONS[kind](layout.features, width, axes=(None, "width"), bias=bias, rngs=rngs)
 
     def __call__(self, inputs: Inputs) -> Float[Array, "sequences tokens width"]:
         layout, series = self._layout, self.norm(inputs)
         marks = inputs["marks"][:, : layout.lookback, : layout.marks].astype(jnp.float32)
         if layout.independent:
-            series = series[..., np.array(layout.targets)]
-            channels, batch = len(layout.targets), series.shape[0]
-            series = jnp.swapaxes(series, 1, 2).reshape(batch * channels, layout.lookback, 1)
-            marks = jnp.broadcast_to(marks[:, None], (batch, channels, *marks.shape[1:]))
-            marks = marks.reshape(batch * channels, *marks.shape[2:])
+            series, marks = by_channel(series, marks, layout.targets)
+        if self._circular:
+            return self.projection(series.astype(self._dtype), marks.astype(self._dtype))
         rows = jnp.concatenate([series, marks], axis=-1)
         parts = decompose_series(rows, layout.kernel_sizes) if layout.kernel_sizes else (rows,)
         if layout.kind == "variate":

@@ -15,20 +15,9 @@ from flaxformer_lab.modules.decomposition import Decomposition
 from flaxformer_lab.modules.distilling import CircularConvolution
 from flaxformer_lab.modules.projection import Dense
 from flaxformer_lab.modules.rngs import Rngs
-from flaxformer_lab.modules.series import Forecasts, Inputs, InstanceNorm
+from flaxformer_lab.modules.series import Forecasts, Inputs, InstanceNorm, StepEmbedding
 
 Series = Float[Array, "batch steps channels"]
-
-
-class StepEmbedding(nnx.Module):
-    """A circular convolution of the series plus a linear map of the calendar, without biases."""
-
-    def __init__(self, channels: int, marks: int, width: int, *, rngs: Rngs):
-        self.values = CircularConvolution(channels, width, bias=False, rngs=rngs)
-        self.calendar = Dense(marks, width, axes=(None, "width"), bias=False, rngs=rngs) if marks else None
-
-    def __call__(self, series: Series, marks: Float[Array, "batch steps marks"]) -> Float[Array, "batch steps width"]:
-        return self.values(series) if self.calendar is None else self.values(series) + self.calendar(marks)
 
 
 class SourceTargetEmbedding(nnx.Module):

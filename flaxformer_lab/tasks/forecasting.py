@@ -23,11 +23,12 @@ from flaxformer_lab.data.series import (
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.functional import forecast_errors
 from flaxformer_lab.functional.metrics import Metrics
-from flaxformer_lab.model_config import ModelConfig
+from flaxformer_lab.model_config import ModelConfig, TimeMixerConfig
 from flaxformer_lab.models.network import Network, PureNetwork, functionalize
 from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.modules.series import ForecastHead, InstanceNorm, Layout, SeriesEmbedding
 from flaxformer_lab.modules.series_decoder import DecoderHead, SourceTargetEmbedding, TrendHead
+from flaxformer_lab.modules.series_scales import ScaleEmbedding, ScaleHead
 from flaxformer_lab.parsing import nearest
 from flaxformer_lab.registry import lookup, register
 from flaxformer_lab.task_config import ForecastingConfig
@@ -163,6 +164,8 @@ class Forecasting(Task):
 
     def network(self, config: ModelConfig) -> PureNetwork:
         task, layout = self._config, self.layout
+        if isinstance(config, TimeMixerConfig):
+            return self._network_of_scales(config)
         if getattr(lookup("model", config.name).build, "two_sequences", False):
             return self._network_with_decoder(config)
         if task.embedding == "identity" and layout.features != config.width:
@@ -239,6 +242,27 @@ class Forecasting(Task):
             else:
                 head = DecoderHead(config.width, layout.targets, **shared)
             grid = {"source": (task.lookback,), "target": (task.label_length + task.horizon,)}
+            return Network(config, embedding=embedding, grid=grid, outputs=task.horizon, head=head, rngs=rngs)
+
+        return functionalize(build)
+
+    def _network_of_scales(self, config: TimeMixerConfig) -> PureNetwork:
+        """The window and coarser copies of it, each with a norm of its own."""
+        task, layout = self._config, self.layout
+        if task.tokens != "step" or task.channels != "independent" or task.lookback < 2**config.scales:
+            raise ConfigError(
+                f"model.name=timemixer reads steps of each channel by itself, at {config.scales} more scales "
+                f"(model.scales): set task.tokens=step (not {task.tokens}), task.channels=independent (not "
+                f"{task.channels}) and task.lookback to at least {2**config.scales} (not {task.lookback})"
+            )
+        steps = tuple(task.lookback // 2**scale for scale in range(config.scales + 1))
+
+        def build(rngs: Rngs) -> Network:
+            norms = [InstanceNorm(task.instance_norm, layout.channels) for _ in steps]
+            embedding = ScaleEmbedding(layout, config.width, norms=norms, dtype=config.dtype, rngs=rngs)
+            shared = {"quantiles": len(task.quantiles) or None, "norm": norms[0], "rngs": rngs}
+            head = ScaleHead(steps, config.width, layout.targets, task.horizon, bias=config.bias, **shared)
+            grid = {str(scale): (number,) for scale, number in enumerate(steps)}
             return Network(config, embedding=embedding, grid=grid, outputs=task.horizon, head=head, rngs=rngs)
 
         return functionalize(build)

@@ -57,7 +57,7 @@ def assert_close(result, expected):
 
 
 def test_every_model_of_the_config_is_there():
-    assert set(registry.names("model")) == set(SMALL) | {"encoder_decoder", "autoformer", "resnet"}
+    assert set(registry.names("model")) == set(SMALL) | {"encoder_decoder", "autoformer", "resnet", "timemixer"}
 
 
 # ------------------------------------------------------------------------------------------- by their formulas

@@ -24,6 +24,7 @@ from flaxformer_lab.modules.distilling import Distilling
 from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.modules.series import InstanceNorm
 from flaxformer_lab.modules.series_decoder import DecoderHead, SourceTargetEmbedding, TrendHead
+from flaxformer_lab.tasks.forecasting import Forecasting
 
 GOLDENS = Path(__file__).parent.parent / "goldens"
 LOOKBACK, LABEL = 12, 6
@@ -418,3 +419,118 @@ def test_fedformer():
     named = {f"{place}.modes.{number}": reference.rest[f"{name}_modes"] for place, number, name in modes}
     state = jax.tree.map(lambda x: x.astype(jnp.int32), nested(named, network.shapes[1]))
     assert_model_parity(reference, network, flat, state)
+
+
+# ------------------------------------------------------------------------------------- whole tasks, one shot
+
+
+def encoder_weights(w, theirs, ours, names, up, down, norms):
+    """Two blocks of a Transformer."""
+    found = {}
+    for i in range(2):
+        peer, block = f"{theirs}.{i}", f"{ours}.{i}"
+        found |= attention(w, f"{peer}.{names[0]}.", f"{block}.attention", 2, names[1:])
+        found |= dense(w, f"{peer}.{up}", f"{block}.ffn.up") | dense(w, f"{peer}.{down}", f"{block}.ffn.down")
+        for part, name in zip(("attention", "ffn"), norms, strict=True):
+            found |= norm(w, f"{peer}.{name}", f"{block}.{part}_norm")
+    return found
+
+
+def dlinear(w):
+    season, trend = (w[f"linear_{name}.weight"].T for name in ("season", "trend"))
+    bias = w["linear_season.bias"] + w["linear_trend.bias"]
+    return {"head.map.kernel": np.concatenate([season, trend]), "head.map.bias": bias}
+
+
+def patchtst(w):
+    w = {name.removeprefix("model.").removeprefix("backbone."): each for name, each in w.items()}
+    names = ("self_attn", *PATCHTST_NAMES)
+    found = encoder_weights(w, "encoder.layers", "body.blocks", names, "ff.0", "ff.3", ("norm_attn.1", "norm_ffn.1"))
+    found |= dense(w, "W_P", "embedding.projection") | {"body.position": w["W_pos"]}
+    # There a feature's patches lie side by side, and here a patch's features.
+    kernel = w["head.linear.weight"].T
+    kernel = kernel.reshape(8, 5, 5).transpose(1, 0, 2).reshape(40, 5)
+    return found | {"head.map.kernel": kernel, "head.map.bias": w["head.linear.bias"]}
+
+
+def itransformer(w):
+    names = ("attention", *NF)
+    found = encoder_weights(w, "encoder.attn_layers", "body.blocks", names, "conv1", "conv2", ("norm1", "norm2"))
+    found |= norm(w, "encoder.norm", "body.norm") | dense(w, "projector", "head.map")
+    return found | dense(w, "enc_embedding.value_embedding", "embedding.projection")
+
+
+def timemixer(w):
+    found = dense(w, "enc_embedding.value_embedding.tokenConv", "embedding.steps.values.map", bias=False)
+    found |= dense(w, "projection_layer", "head.map")
+    for scale in range(3):
+        theirs = f"normalize_layers.{scale}.affine"
+        found |= {f"embedding.norms.{scale}.scale": w[f"{theirs}_weight"]}
+        found |= {f"embedding.norms.{scale}.shift": w[f"{theirs}_bias"]}
+        found |= dense(w, f"predict_layers.{scale}", f"head.times.{scale}")
+    for block in range(2):
+        theirs, ours = f"pdm_blocks.{block}", f"body.blocks.{block}"
+        pairs = [("out_cross_layer", "features")]
+        for i in range(2):  # their trends begin at the coarsest scale
+            pairs.append((f"mixing_multi_scale_season.down_sampling_layers.{i}", f"seasons.{i}"))
+            pairs.append((f"mixing_multi_scale_trend.up_sampling_layers.{i}", f"trends.{1 - i}"))
+        for peer, mine in pairs:
+            found |= dense(w, f"{theirs}.{peer}.0", f"{ours}.{mine}.up")
+            found |= dense(w, f"{theirs}.{peer}.2", f"{ours}.{mine}.down")
+    return found
+
+
+LINEAR = {"depth": 0, "norm": {"kind": "off"}, "position": "off"}
+TWO_BLOCKS = {"width": 8, "depth": 2, "ffn": {"expansion": 1.5}}
+VARIATES = {"tokens": "variate", "embedding": "identity"}
+WHOLE = {  # their weights as ours, the task and the model
+    "dlinear": (dlinear, VARIATES | {"decomposition": [5]}, LINEAR | {"width": 24}),
+    "nlinear": (lambda w: dense(w, "linear", "head.map"), VARIATES | {"instance_norm": "last"}, LINEAR | {"width": 12}),
+    "patchtst": (
+        patchtst,
+        {"tokens": "patch", "patch_length": 4, "patch_stride": 3, "channels": "independent", "instance_norm": "revin"},
+        TWO_BLOCKS
+        | {"attention": {"num_heads": 2, "residual_scores": True}, "norm": PATCHTST | {"placement": "post"}}
+        | {"position": "uniform"},
+    ),
+    "itransformer": (
+        itransformer,
+        {"tokens": "variate"},
+        TWO_BLOCKS
+        | {"attention": {"num_heads": 2}, "position": "off"}
+        | {"norm": {"placement": "post", "outer": "end", "epsilon": 1e-5}},
+    ),
+    "timemixer": (
+        timemixer,
+        {"tokens": "step", "channels": "independent", "instance_norm": "affine"},
+        {"name": "timemixer", "width": 8, "depth": 2, "scales": 2, "expansion": 1.5, "moving_average": [3]},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_whole_forecaster(name):
+    """Gradients by the weights alone: neuralforecast takes a window's mean and deviation as constants."""
+    flat, task, model = WHOLE[name]
+    reference = golden(name)
+    series = jnp.asarray(reference.inputs["series"])
+    channels = series.shape[2]
+    shared = {"name": "forecasting", "lookback": series.shape[1], "horizon": 5, "marks": False}
+    config = parse_config({"task": shared | task, "model": model})
+    places = list(range(channels))
+    metadata = {"channels": [*map(str, places)], "targets": places, "step": 3600, "season": 24}
+    metadata |= dict.fromkeys(("mean", "spread", "seasonal_error"), [1.0] * channels)
+    forecasting = Forecasting(config.task, metadata)
+    network = forecasting.network(config.model)
+    inputs = {"series": series, "observed": jnp.ones(series.shape, bool)}
+    inputs["marks"] = jnp.zeros((*forecasting.input_spec(len(series))["marks"].shape,))
+    state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), network.shapes[1])
+    training = name == "patchtst"  # BatchNorm as in training
+
+    def run(params):
+        return network.apply(params, state, inputs, training=training)[0]
+
+    convert = lambda named: [nested(flat(named), network.shapes[0])]  # noqa: E731
+    if name == "dlinear":  # one bias of ours is two of theirs, with the same gradient
+        reference.gradients["linear_trend.bias"][:] = 0
+    assert_parity(reference, run, *map_tree(convert(reference.weights)), convert=convert)

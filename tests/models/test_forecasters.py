@@ -15,8 +15,9 @@ from flaxformer_lab.models.encoder_decoder import DistillingTransformer
 from flaxformer_lab.modules.decomposition import Decomposition
 from flaxformer_lab.modules.distilling import CircularConvolution
 from flaxformer_lab.modules.rngs import Rngs
-from flaxformer_lab.modules.series import InstanceNorm
+from flaxformer_lab.modules.series import InstanceNorm, Layout
 from flaxformer_lab.modules.series_decoder import SourceTargetEmbedding, TrendHead
+from flaxformer_lab.modules.series_scales import ScaleEmbedding
 from flaxformer_lab.parsing import override
 from flaxformer_lab.tasks.forecasting import Forecasting
 
@@ -111,6 +112,7 @@ def test_autoformer_takes_no_padding_and_no_positions():
     with pytest.raises(ConfigError, match="takes no padding"):
         body(x, valid={"source": jnp.ones((1, 6), bool), "target": None})
     for knobs, text in (({"position": "learned"}, "choose from off"), ({"distil": True}, "distil=true"),
+                        ({"remat": True}, "remat=true with"), ({"norm": {"kind": "off"}}, "norm.kind=off with"),
                         ({"moving_average": []}, "moving_average is empty")):  # fmt: skip
         with pytest.raises(ConfigError, match=text):
             model_config(name="autoformer", **knobs)
@@ -130,7 +132,8 @@ METADATA |= {"seasonal_error": [1.0] * 3, "step": 3600, "season": 24}
 
 @pytest.mark.parametrize(
     ("name", "knobs"),
-    [("informer", {}), ("autoformer", {"task.quantiles": (0.1, 0.5, 0.9)}), ("fedformer", {}), ("patchtst", {}),
+    [("informer", {}), ("fedformer", {}), ("patchtst", {}),
+     ("autoformer", {"task.quantiles": (0.1, 0.5, 0.9)}), ("timemixer", {"task.quantiles": (0.1, 0.5, 0.9)}),
      ("fedformer", {"model.attention.kind": "wavelet", "model.attention.mix_axes": False})],
 )  # fmt: skip
 def test_a_recipe_makes_a_network_that_forecasts_its_targets(name, knobs):
@@ -151,6 +154,32 @@ def test_a_recipe_makes_a_network_that_forecasts_its_targets(name, knobs):
     gradients, outputs = jax.eval_shape(jax.grad(loss, has_aux=True), *network.shapes, spec)
     assert outputs.shape == (2, 96, 2) + ((3,) if "task.quantiles" in knobs else ())
     assert jax.tree.structure(gradients) == jax.tree.structure(network.shapes[0])
+
+
+def test_timemixer_reads_steps_of_each_channel_by_itself():
+    config = parse_config({"task": {"name": "forecasting", "tokens": "step"}, "model": {"name": "timemixer"}})
+    with pytest.raises(
+        ConfigError, match=r"set task.tokens=step \(not step\), task.channels=independent \(not mixed\)"
+    ):
+        Forecasting(config.task, METADATA).network(config.model)
+
+
+def test_a_coarser_scale_has_means_of_two_steps():
+    """Each scale is standardised by itself, and an odd last step is left out."""
+    layout = Layout("patch", independent=True, lookback=5, channels=2, targets=(1,), marks=1)
+    norms = [InstanceNorm("revin", 2) for _ in range(2)]
+    embedding = ScaleEmbedding(layout, WIDTH, norms=norms, dtype="float32", rngs=Rngs(0))
+    x = series(3, 5, 2)
+    inputs = {"series": x, "observed": np.ones(x.shape, bool), "marks": series(3, 9, 1)}
+    found = embedding(jax.tree.map(jnp.asarray, inputs))
+    calendar = np.asarray(embedding.steps.calendar.kernel[...])
+    pooled = np.stack([x[:, 0:2].mean(axis=1), x[:, 2:4].mean(axis=1)], axis=1)
+    first = inputs["marks"][:, [0, 2]]
+    for rows, marks, tokens in ((x, inputs["marks"][:, :5], found["0"]), (pooled, first, found["1"])):
+        level, spread = rows.mean(axis=1, keepdims=True), np.sqrt(rows.var(axis=1, keepdims=True) + 1e-5)
+        rows = ((rows - level) / spread)[:, :, 1:]
+        expected = np.asarray(embedding.steps.values(jnp.asarray(rows))) + marks @ calendar
+        np.testing.assert_allclose(tokens, expected, atol=1e-5)
 
 
 def test_a_decoder_reads_steps_of_all_channels():

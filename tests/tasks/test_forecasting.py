@@ -477,6 +477,20 @@ def test_dlinear_has_a_linear_map_of_the_season_and_one_of_the_trend(make):
         np.testing.assert_allclose(forecast(inputs)[0, :, channel], expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("channels", ["mixed", "independent"])
+def test_a_circular_embedding_reads_a_step_and_its_neighbours(make, channels):
+    task = make(tokens="step", embedding="circular", channels=channels)
+    network, inputs = task.network(SMALL), random_inputs(task)
+    params, state = network.init(jax.random.key(0))
+    tokens = np.asarray(network.embed(params, state, inputs))
+    projection = params["embedding"]["projection"]
+    kernel, calendar = (np.asarray(each["kernel"]) for each in (projection["values"]["map"], projection["calendar"]))
+    rows = inputs["series"] if channels == "mixed" else inputs["series"].transpose(0, 2, 1).reshape(6, LOOKBACK, 1)
+    marks = inputs["marks"][:, :LOOKBACK].repeat(1 if channels == "mixed" else 3, axis=0)
+    around = np.concatenate([np.roll(rows, 1, axis=1), rows, np.roll(rows, -1, axis=1)], axis=2)
+    np.testing.assert_allclose(tokens, around @ kernel + marks @ calendar, atol=1e-5)
+
+
 def test_patches_of_season_and_trend_have_twice_the_numbers(make):
     task, _, forecast = built(make, SMALL, decomposition=(3, 7), **LAYOUTS["patch"])
     assert task.layout.features == 5 * 2 * (3 + 3) and forecast(random_inputs(task)).shape == (2, HORIZON, 3)
@@ -565,6 +579,10 @@ def test_an_identity_embedding_needs_the_width_of_its_tokens(make):
         (
             {"tokens": "patch", "patch_length": 40, "lookback": 31},
             r"task.patch_length=40 is more than task.lookback=31",
+        ),
+        (
+            {"embedding": "circular", "tokens": "patch"},
+            r"task.embedding=circular is of steps.*not of task.tokens=patch",
         ),
         ({"quantiles": (0.1, 0.9)}, r"task.quantiles=0.1,0.9 must rise from above 0 to below 1, with 0.5 among them"),
         ({"quantiles": (0.5, 0.1)}, r"task.quantiles=0.5,0.1 must rise"),
