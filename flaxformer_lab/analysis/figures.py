@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 COLOURS = matplotlib.colormaps["cividis"].with_extremes(bad="lightgrey")
 MOST_HEADS, MOST_LAYERS = 16, 24  # shown in one figure
-FIGURES = ("feature_mixing", "token_mixing", "attention_maps", "depth")
+FIGURES = ("feature_mixing", "token_mixing", "channel_mixing", "attention_maps", "depth")
 
 
 def save_figures(values: Mapping[str, object], folder: Path, title: str) -> list[Path]:
@@ -30,7 +30,7 @@ def save_figures(values: Mapping[str, object], folder: Path, title: str) -> list
 def draw(values: Mapping[str, object], title: str) -> dict[str, Figure]:
     """Those of FIGURES that the values allow."""
     figures = {}
-    for axis in ("feature", "token"):
+    for axis in ("feature", "token", "channel"):
         if f"{axis}_energy" in values:
             figures[f"{axis}_mixing"] = energy_map(values[f"{axis}_energy"], axis, title)
     maps = _by_layer(values, "attention_map")

@@ -7,11 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from flaxformer_lab import registry
 from flaxformer_lab.analysis import attention_maps, rank, symmetry
 from flaxformer_lab.analysis.anova import functional_anova
-from flaxformer_lab.analysis.estimate import Estimate
+from flaxformer_lab.analysis.estimate import Estimate, ratio
 from flaxformer_lab.analysis.hessian import hessian_interaction
 from flaxformer_lab.analysis.importance import head_importance
 from flaxformer_lab.analysis.jacobian import mixing_energy
@@ -21,6 +22,7 @@ from flaxformer_lab.functional.trees import leaf_paths
 from flaxformer_lab.model_config import TransformerConfig
 from flaxformer_lab.models.cost import compiled_bytes, forward_flops, parameters
 from flaxformer_lab.parsing import nearest
+from flaxformer_lab.tasks.forecasting import Forecasting
 
 Values = dict[str, Any]  # floats, Estimates, and arrays for the figures
 EXACT_ROWS = 1024  # up to this many Jacobian rows or Hessian columns all are computed, beyond that they are sampled
@@ -76,6 +78,43 @@ def _mixing(subject: Subject, num_random_vectors: int) -> Values:
         "cross_token_energy": tokens.cross,
         "feature_energy": features.matrix,
         "token_energy": tokens.matrix,
+    }
+
+
+def _channels(subject: Subject, num_random_vectors: int) -> Values:
+    """Of a forecast's Jacobian by the window: what comes from other channels, and from steps before the last one.
+
+    Each row of a target has random signs over the horizon, whose squared gradient has the energy of all of its steps as
+    its mean (Hutchinson 1990).
+    """
+    inputs, targets = subject.batch["inputs"], subject.task.layout.targets
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (max(1, num_random_vectors // 8), subject.task.horizon))
+
+    def forecasts(series: Array) -> Array:
+        y = subject.network.apply(subject.params, subject.model_state, inputs | {"series": series})[0]
+        return y if y.ndim == 3 else y[..., y.shape[3] // 2]
+
+    @jax.jit
+    def energies(series: Array, signs: Array) -> Array:
+        """[targets, batch, lookback, channels]."""
+        y, pull = jax.vjp(forecasts, series)
+
+        def add(total: Array, number: Array) -> tuple[Array, None]:
+            sign, target = signs[number // len(targets)], number % len(targets)
+            row = jnp.zeros_like(y).at[:, :, target].set(jnp.broadcast_to(sign[None], y.shape[:2]))
+            return total.at[target].add(jnp.square(pull(row)[0])), None
+
+        empty = jnp.zeros((len(targets), *series.shape))
+        return jax.lax.scan(add, empty, jnp.arange(len(signs) * len(targets)))[0] / len(signs)
+
+    energy = np.asarray(energies(inputs["series"], jnp.asarray(signs, jnp.float32)), np.float64)
+    own = np.arange(energy.shape[3]) == np.array(targets)[:, None]
+    of_example = energy.sum(axis=(0, 2, 3))
+    return {
+        "cross_channel_energy": ratio(np.einsum("tblc,tc->b", energy, ~own), of_example),
+        "cross_time_energy": ratio(energy[:, :, :-1].sum(axis=(0, 2, 3)), of_example),
+        "channel_energy": energy.sum(axis=2).mean(axis=1),
+        "time_energy": energy.sum(axis=3).mean(axis=1),
     }
 
 
@@ -183,6 +222,10 @@ def _cost(subject: Subject, num_random_vectors: int) -> Values:
 OUTPUT_MAPS = ("attention.output.kernel", "attention.output.scale")
 
 
+def _needs_channels(subject: Subject) -> str | None:
+    return None if isinstance(subject.task, Forecasting) else "it does not forecast a series"
+
+
 def _needs_weights(subject: Subject) -> str | None:
     config = subject.config
     weighs = registry.ask("model", config.name, "has_token_weights", config, subject.vectors.shape[1])
@@ -223,6 +266,7 @@ def _needs_two_examples(subject: Subject) -> str | None:
 MEASURES: dict[str, Measure] = {
     "mixing": Measure(_mixing),
     "mixing_at_initialization": Measure(_initial_mixing),
+    "channels": Measure(_channels, _needs_channels),
     "interaction": Measure(_interaction, lambda subject: _needs_two_examples(subject) or _needs_few_inputs(subject)),
     "hessian": Measure(_hessian, _needs_two_examples),
     "symmetry": Measure(_symmetry),

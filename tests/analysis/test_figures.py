@@ -12,6 +12,7 @@ def values(layers=3, heads=4, tokens=16, width=64):
     return {
         "feature_energy": np.eye(width) + GENERATOR.random((width, width)) / width,
         "token_energy": np.eye(tokens),
+        "channel_energy": GENERATOR.random((3, 5)),
         "rank_residual": np.linspace(1, 0.5, layers + 1),
         "stable_rank": np.full(layers + 1, 3.0),
         "scale_heterogeneity": np.full(layers + 1, 0.2),

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,8 +11,11 @@ import pytest
 from flaxformer_lab.analysis import measures, rank
 from flaxformer_lab.analysis.estimate import Estimate
 from flaxformer_lab.analysis.measures import MEASURES, as_json, measure
+from flaxformer_lab.analysis.subject import Subject
+from flaxformer_lab.config import parse_config
 from flaxformer_lab.errors import MeasureError
 from flaxformer_lab.functional.trees import leaf_paths
+from flaxformer_lab.tasks.forecasting import Forecasting
 
 PLANTED = {"name": "planted_interactions", "features": 4, "interaction_share": 0.5}
 RECALL = {"name": "associative_recall", "vocabulary": 16, "sequence_length": 8, "pairs": 1}
@@ -191,7 +195,7 @@ def test_averages_over_examples_need_two(subject):
     one = subject(examples=1)
     with pytest.raises(MeasureError, match="one example alone"):
         measure(one, ["interaction"])
-    assert {name for name, each in MEASURES.items() if each.misfit(one)} == {"interaction", "hessian"}
+    assert {name for name, each in MEASURES.items() if each.misfit(one)} == {"interaction", "hessian", "channels"}
 
 
 def test_the_anova_of_many_inputs_is_refused(subject, monkeypatch):
@@ -234,6 +238,39 @@ def test_symbols_of_a_larger_vocabulary_are_refused(subject):
 
 
 # -------------------------------------------------------------------------------------------------- JSON
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_what_a_forecast_takes_from_other_channels_and_earlier_steps(mixed):
+    """Of linear maps, from their weights. One step is forecast, so that no random sign matters."""
+    lookback, channels, targets = 4, 3, (2, 0)
+    knobs = {"tokens": "patch", "patch_length": lookback, "patch_stride": lookback, "patch_padding": False}
+    task = {"name": "forecasting", "lookback": lookback, "horizon": 1, "embedding": "identity", "marks": False}
+    task |= knobs if mixed else {"tokens": "variate"}
+    width = lookback * (channels if mixed else 1)
+    model = {"width": width, "depth": 0, "norm": {"kind": "off"}, "position": "off"}
+    config = parse_config({"task": task, "model": model})
+    metadata = {"channels": ["a", "b", "c"], "targets": targets, "step": 3600, "season": 24}
+    forecasting = Forecasting(config.task, metadata | dict.fromkeys(("mean", "spread", "seasonal_error"), [1.0] * 3))
+    network = forecasting.network(config.model)
+    draw = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: jnp.asarray(draw.normal(size=leaf.shape), jnp.float32), network.shapes[0])
+    spec = forecasting.input_spec(2)
+    inputs = {name: jnp.asarray(draw.normal(size=leaf.shape), leaf.dtype) for name, leaf in spec.items()}
+    found = measure(Subject(config.model, forecasting, network, params, {}, {"inputs": inputs}), ["channels"])
+    squares = np.asarray(params["head"]["map"]["kernel"], float) ** 2
+    expected = np.zeros((2, lookback, channels))
+    for place, target in enumerate(targets):
+        if mixed:
+            expected[place] = squares[:, place].reshape(lookback, channels)
+        else:
+            expected[place, :, target] = squares[:, 0]
+    np.testing.assert_allclose(found["channel_energy"], expected.sum(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(found["time_energy"], expected.sum(axis=2), rtol=1e-5)
+    other = expected.sum() - sum(expected[place, :, target].sum() for place, target in enumerate(targets))
+    assert found["cross_channel_energy"].value == pytest.approx(other / expected.sum(), rel=1e-5)
+    assert found["cross_time_energy"].value == pytest.approx(expected[:, :-1].sum() / expected.sum(), rel=1e-5)
+    assert (found["cross_channel_energy"].value == 0) is not mixed
 
 
 def test_json_holds_what_was_measured(baseline):
