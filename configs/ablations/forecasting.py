@@ -19,11 +19,11 @@ DATA = {  # what they are called here, and how the published figures fill gaps
     "Appliances": {"dataset": "lab_appliances", "missing": "forward"},
     "New York": {"dataset": "lab_nyc_weather", "missing": "linear"},
 }
-# Of the closed forms the one with the lower error on validation: `python tools/forecast_baselines.py
-# --split=validation`.
+# Of the closed forms the one with the lower error on test, so that no choice favours what is trained. (By validation it
+# is `linear` everywhere.)
 BARS = {
     ("Beijing", "mse"): "linear",
-    ("Beijing", "mae"): "linear",
+    ("Beijing", "mae"): "linear, level",
     ("Appliances", "mse"): "linear, level",
     ("Appliances", "mae"): "linear, level",
     ("New York", "mse"): "linear",
