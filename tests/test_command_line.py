@@ -180,6 +180,8 @@ def test_a_recipe_of_a_baseline(train, recipe):
 
 def test_a_recipe_may_return_a_plain_mapping(recipe):
     assert load_config(recipe("def get_config():\n    return {'seed': 3}"), []).seed == 3
+    path = recipe("def get_config(size='small'):\n    return {'seed': {'small': 1, 'large': 2}[size]}")
+    assert [load_config(each, []).seed for each in (path, f"{path}:large")] == [1, 2]
 
 
 # ------------------------------------------------------------------------------------------- what is refused

@@ -9,10 +9,11 @@ import pytest
 from sklearn.linear_model import Ridge
 
 from flaxformer_lab.command_line import load_config
+from flaxformer_lab.config import parse_config
 from flaxformer_lab.errors import ConfigError, DataError
 from flaxformer_lab.functional import metrics
 from flaxformer_lab.functional.series import series_patches
-from flaxformer_lab.functional.trees import replace_leaves
+from flaxformer_lab.functional.trees import leaf_paths, replace_leaves
 from flaxformer_lab.model_config import (
     AttentionConfig,
     FeedForwardConfig,
@@ -23,6 +24,9 @@ from flaxformer_lab.model_config import (
 from flaxformer_lab.task_config import ForecastingConfig
 from flaxformer_lab.tasks import make_task
 from flaxformer_lab.tasks.closed_form import BASELINES, evaluate, fit
+from flaxformer_lab.training.experiment import make_experiment
+from flaxformer_lab.training.initialization import starting_weights
+from flaxformer_lab.training.single import Single
 
 ROWS, LOOKBACK, HORIZON = 630, 12, 5
 BORDERS = {"train": (0, 360), "validation": (360, 480), "test": (480, 600)}  # 12, 4 and 4 months of 30 days
@@ -284,6 +288,23 @@ def test_a_solution_makes_the_network_that_ridge_regression(make, individual, la
     name = ("linear" if individual else "linear_shared") + ("_last" if last == "last" else "")
     expected = fit(task, name, alpha=3.0)(np.asarray(batch["inputs"]["series"]))
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_run_of_ridge_starts_at_the_solution(values, write):
+    """Of all its weights."""
+    task = {"name": "forecasting", "dataset": write(values), "lookback": LOOKBACK, "horizon": HORIZON, "marks": False}
+    task |= {"tokens": "variate", "embedding": "identity", "individual": True}
+    model = {"width": LOOKBACK, "depth": 0, "norm": {"kind": "off"}, "position": "off"}
+    tree = {"task": task, "model": model, "optimizer": {"name": "ridge", "weight_decay": 2.0}}
+    experiment = make_experiment(parse_config(tree | {"training": {"batch_size": 8}}), strategy=Single())
+    found = starting_weights(experiment)
+    expected = experiment.task.solution(experiment.config.model, 2.0)
+    shapes = {name: leaf.shape for name, leaf in leaf_paths(experiment.network.shapes[0]).items()}
+    assert {name: each.shape for name, each in found.values.items()} == shapes
+    for name, each in expected.items():
+        np.testing.assert_array_equal(found.values[name], each)
+    with pytest.raises(ConfigError, match=r"training.init_from=runs/x with optimizer.name=ridge, whose weights follow"):
+        parse_config(tree | {"training": {"init_from": "runs/x"}})
 
 
 def test_what_has_no_closed_form_is_told(make):
