@@ -17,7 +17,7 @@ from flaxformer_lab.ablation.variants import VARIANTS
 from flaxformer_lab.cache import cache_folder
 from flaxformer_lab.command_line import load_config, read_recipe
 from flaxformer_lab.errors import ConfigError, DataError, NonFiniteError, RunError
-from flaxformer_lab.model_config import ConvolutionConfig, TransformerConfig
+from flaxformer_lab.model_config import ConvolutionConfig, TimeMixerConfig, TransformerConfig
 
 REPOSITORY = Path(__file__).parents[1]
 DIGITS, SPEECHES = (str(REPOSITORY / "configs" / f"{name}.py") for name in ("digits", "speeches"))
@@ -160,7 +160,7 @@ def test_every_recipe_in_the_repository_is_valid():
     recipes = [path for path in found if path not in ablations]
     assert len(recipes) >= 2 and ablations
     for path in recipes:
-        assert isinstance(load_config(str(path), []).model, TransformerConfig | ConvolutionConfig)
+        assert isinstance(load_config(str(path), []).model, TransformerConfig | ConvolutionConfig | TimeMixerConfig)
     for path in ablations:
         assert make_grid(parse_ablation(read_recipe(str(path))), path.parent, read_recipe).cells
 
