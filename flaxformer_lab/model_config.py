@@ -5,12 +5,13 @@ The registered parts declare which kinds of attention and FFN there are, and wha
 docs/knobs.md is generated from the `Attributes:` of these dataclasses by tools/knobs_page.py.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from flaxformer_lab import registry
 from flaxformer_lab.errors import ConfigError
-from flaxformer_lab.parsing import AtLeastOne, Choices, Depth, Positive, Rate
+from flaxformer_lab.parsing import NOT_EMPTY, AtLeastOne, Choices, Depth, Positive, Rate
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh", "identity"]
 # Of float32 products, by JAX's names. GPUs and TPUs can multiply float32 faster in fewer bits; a CPU never does.
@@ -447,6 +448,8 @@ class ConvolutionConfig(ModelConfig):
         kernel_size: tokens (or rows and columns) that one convolution sees.
         dilation: in each block these tokens are so many times as far apart as in the block before; 2 makes a temporal
             convolutional network (Bai et al. 2018).
+        position: a learned table that is added to the tokens, or none; zeros beyond the edges tell a convolution its
+            place as well, as far as it sees.
         activation: between the two convolutions of a block.
     """
 
@@ -455,6 +458,7 @@ class ConvolutionConfig(ModelConfig):
     depth: Depth = 4
     kernel_size: AtLeastOne = 3
     dilation: AtLeastOne = 1
+    position: Literal["learned", "off"] = "off"
     activation: Activation = "gelu"
     norm: NormConfig = field(default_factory=NormConfig)
     bias: bool = True
@@ -524,3 +528,90 @@ class MixerConfig(ModelConfig):
     precision: Precision = "highest"
 
     causal = False
+
+
+@dataclass(frozen=True)
+class ImageNormConfig:
+    """Normalisation of a ResNet.
+
+    Attributes:
+        kind: of each feature over the batch (`batchnorm`), of groups of features over an image (`groupnorm`), of a
+            position's features (`layernorm`), or not at all.
+        groups: of `groupnorm`, where they divide the features; else as many as divide both.
+        epsilon: added to the variance.
+    """
+
+    kind: Literal["batchnorm", "groupnorm", "layernorm", "off"] = "batchnorm"
+    groups: AtLeastOne = 8
+    epsilon: Positive = 1e-5
+
+
+@dataclass(frozen=True)
+class ResNetConfig(ModelConfig):
+    """ResNet (He et al. 2016) on a grid of patches; task.stem makes the first features.
+
+    Attributes:
+        width: features of the stem; a stage has twice those of the stage before.
+        depths: number of blocks in each stage; a stage has half the rows and columns of the one before.
+        block: `basic`, two 3 x 3 convolutions; or `bottleneck`, a 3 x 3 one between two dense maps, whose output has
+            four times the features.
+        kernel_size: rows and columns that a convolution sees.
+        activation: after each convolution, and after the sum with the skip connection.
+    """
+
+    name: Literal["resnet"] = "resnet"
+    width: AtLeastOne = 32
+    depths: Annotated[tuple[AtLeastOne, ...], NOT_EMPTY] = (2, 2)
+    block: Literal["basic", "bottleneck"] = "basic"
+    kernel_size: AtLeastOne = 3
+    activation: Activation = "relu"
+    norm: ImageNormConfig = field(default_factory=ImageNormConfig)
+    bias: bool = True
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "highest"
+
+    causal = False
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return sum(self.depths)
+
+    @property
+    def reach(self) -> float:
+        """How many patches up or left an input can still be seen; all of them through the statistics of an image."""
+        if self.norm.kind == "groupnorm":
+            return math.inf
+        convolutions = 2 if self.block == "basic" else 1
+        apart = sum(blocks * 2**stage for stage, blocks in enumerate(self.depths))
+        return convolutions * apart * (self.kernel_size // 2)
+
+
+@dataclass(frozen=True)
+class ConvNeXtConfig(ModelConfig):
+    """ConvNeXt (Liu et al. 2022) without halving: a depthwise convolution, a norm and an MLP in each block.
+
+    Attributes:
+        depth: number of blocks.
+        kernel_size: rows and columns that a convolution sees.
+        expansion: hidden units of the MLP, per feature of the model.
+        activation: of the hidden units.
+    """
+
+    name: Literal["convnext"] = "convnext"
+    width: AtLeastOne = 64
+    depth: Depth = 4
+    kernel_size: AtLeastOne = 7
+    expansion: Positive = 4.0
+    activation: Activation = "gelu"
+    norm: NormConfig = field(default_factory=NormConfig)
+    bias: bool = True
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "highest"
+
+    causal = False
+
+    @property
+    def reach(self) -> int:
+        """How many patches up or left an input can still be seen."""
+        return self.depth * (self.kernel_size // 2)

@@ -12,11 +12,13 @@ from flaxformer_lab.config import Config, as_dict, parse_config
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.model_config import (
     AttentionConfig,
+    ConvNeXtConfig,
     ConvolutionConfig,
     FactorizationMachineConfig,
     MixerConfig,
     MLPConfig,
     RecurrentConfig,
+    ResNetConfig,
     TransformerConfig,
 )
 from flaxformer_lab.parsing import flatten, nearest, override
@@ -41,6 +43,7 @@ from flaxformer_lab.task_config import (
     SelectiveCopyConfig,
     TabularClassificationConfig,
     TabularRegressionConfig,
+    TwoMarksConfig,
 )
 
 LANGUAGE = {"task": {"name": "language_modelling"}, "model": {"causal": True}}
@@ -241,6 +244,8 @@ MODELS = {
     "lstm": RecurrentConfig,
     "gru": RecurrentConfig,
     "mixer": MixerConfig,
+    "resnet": ResNetConfig,
+    "convnext": ConvNeXtConfig,
 }
 
 TASKS = {
@@ -256,6 +261,7 @@ TASKS = {
     "planted_interactions": PlantedInteractionsConfig,
     "delay": DelayConfig,
     "marked_token": MarkedTokenConfig,
+    "two_marks": TwoMarksConfig,
     "associative_recall": AssociativeRecallConfig,
     "selective_copy": SelectiveCopyConfig,
     "compression": CompressionConfig,

@@ -300,7 +300,9 @@ def model_cases(name, build):
     kind = registry.lookup("model", name).config
     knobs = {knob.name for knob in dataclasses.fields(kind)}
     bare = {"width": WIDTH, "bias": False, "depth": 1, "norm": NormConfig(kind="off"), "position": "off"}
+    bare |= {"depths": (1,), "kernel_size": 3}
     trials = [{}, {"depth": 0}, {"depth": 2}, {"bias": True}, {"norm": NormConfig()}, {"kernel_size": 1}]
+    trials += [{"depths": (2,)}, {"position": "learned"}]
     trials += [{"norm": NormConfig(kind="batchnorm"), "activation": "tanh"}]
     trials += [{"activation": kind, "causal": causal} for kind in ("identity", "tanh") for causal in (False, True)]
     if kind is TransformerConfig:

@@ -118,6 +118,8 @@ VARIANTS: dict[str, Variant] = {
     ),
     "cnn_1d": Variant("convolutions along the tokens", {"model": _baseline("cnn_1d")}),
     "cnn_2d": Variant("convolutions over an image's grid of patches", {"model": _baseline("cnn_2d")}),
+    "resnet": Variant("residual convolutions in stages over an image's grid", {"model": _baseline("resnet")}),
+    "convnext": Variant("depthwise convolutions and MLPs over an image's grid", {"model": _baseline("convnext")}),
     "lstm": Variant("a recurrence with a gated memory", {"model": _baseline("lstm")}),
     "gru": Variant("a recurrence with gates", {"model": _baseline("gru")}),
     "mixer": Variant("learned maps over tokens, then over features", {"model": _baseline("mixer")}),

@@ -200,6 +200,17 @@ def open_split_again(dataset: str, split: str, seed: int) -> Source:
     return dataclasses.replace(sources[number], name=name, examples=_Chosen([every[row] for row in rows]))
 
 
+def first_examples(source: Source, number: int) -> Source:
+    """The first examples of a source.
+
+    Raises:
+      DataError: it has fewer.
+    """
+    if number > len(source):
+        raise DataError(f"{source.name} has {len(source)} examples, not {number}; ask for as many at most")
+    return dataclasses.replace(source, examples=_Chosen([(source.examples, row) for row in range(number)]))
+
+
 class _Chosen(Sequence):
     """Examples of several sources, each by its source and its row there; read as TFDS's sources are."""
 

@@ -1,5 +1,8 @@
 """Convolution as a dense map of each position's neighbourhood: one matrix product on every device."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -37,12 +40,43 @@ def max_pool_halves(
 
 
 def neighbourhood_2d(
-    x: Float[Array, "batch rows columns features"], kernel_size: int
-) -> Float[Array, "batch rows columns {kernel_size}*{kernel_size}*features"]:
-    """Each position's square neighbourhood concatenated row by row, with zeros beyond the edges."""
+    x: Float[Array, "batch rows columns features"], kernel_size: int, stride: int = 1
+) -> Float[Array, "batch rows_out columns_out {kernel_size}*{kernel_size}*features"]:
+    """The square neighbourhood of every `stride`-th position concatenated row by row, with zeros beyond the edges."""
+    return jnp.concatenate(_windows(x, kernel_size, stride, 0.0), axis=-1)
+
+
+def max_pool_2d(
+    x: Float[Array, "batch rows columns features"], kernel_size: int, stride: int
+) -> Float[Array, "batch rows_out columns_out features"]:
+    """The maximum of the square neighbourhood of every `stride`-th position, feature by feature."""
+    return functools.reduce(jnp.maximum, _windows(x, kernel_size, stride, float(jnp.finfo(x.dtype).min)))
+
+
+def _windows(
+    x: Float[Array, "batch rows columns features"], kernel_size: int, stride: int, beyond: float
+) -> list[Float[Array, "batch rows_out columns_out features"]]:
+    """For each place of a square window, what lies there; the window is centred at every `stride`-th position."""
     before = kernel_size // 2
     pad = (before, kernel_size - 1 - before)
-    padded = jnp.pad(x, ((0, 0), pad, pad, (0, 0)))
+    padded = jnp.pad(x, ((0, 0), pad, pad, (0, 0)), constant_values=beyond)
     rows, columns = x.shape[1:3]
     shifts = [(row, column) for row in range(kernel_size) for column in range(kernel_size)]
-    return jnp.concatenate([padded[:, row : row + rows, column : column + columns] for row, column in shifts], axis=-1)
+    return [padded[:, row : row + rows : stride, column : column + columns : stride] for row, column in shifts]
+
+
+def depthwise_2d(
+    x: Float[Array, "batch rows columns features"], kernel: Float[Array, "size size features"]
+) -> Float[Array, "batch rows columns features"]:
+    """Each feature's weighted sum over its own square neighbourhood, with zeros beyond the edges."""
+    before = kernel.shape[0] // 2
+    pad = (before, kernel.shape[0] - 1 - before)
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel[:, :, None].astype(x.dtype),
+        window_strides=(1, 1),
+        padding=(pad, pad),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+        preferred_element_type=x.dtype,
+    )

@@ -62,6 +62,22 @@ def batch_statistics(
     return mean, total(jnp.sum(squares, axes)) / count, count
 
 
+def group_norm(
+    x: Float[Array, "batch *tokens features"],
+    groups: int,
+    scale: Float[Array, " features"],
+    bias: Float[Array, " features"] | None,
+    epsilon: float,
+) -> Float[Array, "batch *tokens features"]:
+    """(x - mean) / sqrt(var + epsilon) * scale + bias, over all tokens and a group of features (Wu and He 2018)."""
+    grouped = x.astype(jnp.float32).reshape(x.shape[0], -1, groups, x.shape[-1] // groups)
+    rows = jnp.swapaxes(grouped, 1, 2)
+    y = standardised(rows.reshape(*rows.shape[:2], -1), epsilon, True).reshape(rows.shape)
+    y = jnp.swapaxes(y, 1, 2).reshape(x.shape)
+    y = y * over_features(scale, y)
+    return (y if bias is None else y + over_features(bias, y)).astype(x.dtype)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def standardised(x: Float[Array, "*batch features"], epsilon: float, centred: bool) -> Float[Array, "*batch features"]:
     """(x - mean) / sqrt(var + epsilon), or x / sqrt(mean x^2 + epsilon) without `centred`.

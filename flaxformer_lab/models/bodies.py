@@ -13,6 +13,7 @@ from flaxformer_lab.models import mlp as _mlp  # noqa: F401
 from flaxformer_lab.models import convolution as _convolution  # noqa: F401
 from flaxformer_lab.models import recurrent as _recurrent  # noqa: F401
 from flaxformer_lab.models import mixer as _mixer  # noqa: F401
+from flaxformer_lab.models import resnet as _resnet  # noqa: F401
 from flaxformer_lab.models import encoder_decoder as _encoder_decoder  # noqa: F401
 from flaxformer_lab.models import autoformer as _autoformer  # noqa: F401
 

@@ -1,17 +1,21 @@
 """The convolutional baseline: residual blocks over a sequence, or over an image's grid of patches."""
 
+import math
+
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from flaxformer_lab import registry
 from flaxformer_lab.functional.convolution import neighbourhood_1d, neighbourhood_2d
 from flaxformer_lab.functional.feedforward import ACTIVATIONS
+from flaxformer_lab.functional.linear import broadcast_parameter
 from flaxformer_lab.model_config import ConvolutionConfig
 from flaxformer_lab.models import theory
 from flaxformer_lab.modules.intermediates import DISABLED, Intermediates
 from flaxformer_lab.modules.norm import make_norm
-from flaxformer_lab.modules.projection import Dense
+from flaxformer_lab.modules.projection import Dense, normal
 from flaxformer_lab.modules.rngs import Rngs
+from flaxformer_lab.modules.sharding import read
 
 TokenVectors = Float[Array, "batch tokens width"]
 
@@ -49,7 +53,7 @@ class ConvolutionBlock(nnx.Module):
 
 
 _DECLARED = {
-    "odd": theory.layers_are_odd,
+    "odd": lambda config, tokens: config.position == "off" and theory.layers_are_odd(config, tokens),
     "affine": theory.layers_are_affine,
     "mixes_features": theory.layers_mix_features,
     "causal": theory.config_causal,
@@ -67,7 +71,8 @@ class ConvolutionalNetwork(nnx.Module):
     """Blocks, and a final norm."""
 
     def __init__(self, config: ConvolutionConfig, *, grid: tuple[int, ...], rngs: Rngs):
-        options = {"grid": grid, "rngs": rngs}
+        options, size = {"grid": grid, "rngs": rngs}, (math.prod(grid), config.width)
+        self.position = normal(rngs, size, config.width, (None, "width")) if config.position == "learned" else None
         self.blocks = nnx.List([ConvolutionBlock(config, layer=layer, **options) for layer in range(config.depth)])
         self.norm = make_norm(config)
 
@@ -80,6 +85,8 @@ class ConvolutionalNetwork(nnx.Module):
         intermediates: Intermediates = DISABLED,
     ) -> TokenVectors:
         del keys  # there is no dropout
+        if self.position is not None:
+            x = x + broadcast_parameter(read(self.position)[: x.shape[1]], x.shape, x.dtype)
         x = intermediates.hook_point("input", x)
         for number, block in enumerate(self.blocks):
             x = intermediates.within(f"blocks.{number}").hook_point("output", block(x, valid))

@@ -54,7 +54,8 @@ class Network(nnx.Module):
         self.precision = config.precision
         self.embedding = embedding
         self.body = make_body(config, grid=grid, rngs=rngs)
-        self.head = head or Dense(config.width, outputs, axes=("width", None), bias=config.bias, rngs=rngs)
+        features = getattr(self.body, "features_out", config.width)
+        self.head = head or Dense(features, outputs, axes=("width", None), bias=config.bias, rngs=rngs)
 
     def __call__(
         self,

@@ -114,10 +114,28 @@ class PatchEmbedding(nnx.Module):
 
     def __call__(self, images: Float[Array, "batch rows columns channels"]) -> Float[Array, "batch tokens width"]:
         tokens = self.projection(patches(images.astype(self._dtype), self._patch_size))
-        if self.class_token is None:
-            return tokens
-        first = broadcast_parameter(read(self.class_token), (tokens.shape[0], 1, tokens.shape[2]), tokens.dtype)
-        return jnp.concatenate([first, tokens], axis=1)
+        return _with_class_token(tokens, self.class_token)
+
+
+class StemEmbedding(nnx.Module):
+    """Images to tokens by a stem, [batch, rows, columns, features] from and to, whose positions are the tokens."""
+
+    def __init__(self, stem: nnx.Module, width: int, *, class_token: bool, dtype: str, rngs: Rngs):
+        self._dtype, self.stem = jnp.dtype(dtype), stem
+        self.class_token = normal(rngs, (width,), 1, ("width",)) if class_token else None
+
+    def __call__(self, images: Float[Array, "batch rows columns channels"]) -> Float[Array, "batch tokens width"]:
+        x = self.stem(images.astype(self._dtype))
+        return _with_class_token(x.reshape(x.shape[0], -1, x.shape[-1]), self.class_token)
+
+
+def _with_class_token(
+    tokens: Float[Array, "batch tokens width"], class_token: nnx.Param | None
+) -> Float[Array, "batch *tokens width"]:
+    if class_token is None:
+        return tokens
+    first = broadcast_parameter(read(class_token), (tokens.shape[0], 1, tokens.shape[2]), tokens.dtype)
+    return jnp.concatenate([first, tokens], axis=1)
 
 
 def patches(images: Float[Array, "batch rows columns channels"], size: int) -> Float[Array, "batch tokens features"]:

@@ -1,5 +1,7 @@
 """Normalisation layers, selected by name."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -88,11 +90,25 @@ class BatchNorm(nnx.Module):
         return normalization.batch_norm(x, mean, variance, read(self.scale), read(self.bias), self._epsilon)
 
 
+class GroupNorm(nnx.Module):
+    """Each image is normalised by itself, over all positions and a group of `config.norm.groups`."""
+
+    def __init__(self, config: ModelConfig, features: int | None = None, axis: str = "width"):
+        features = features or config.width
+        self._epsilon, self._groups = config.norm.epsilon, math.gcd(config.norm.groups, features)
+        self.scale = ones((features,), (axis,))
+        self.bias = zeros((features,), (axis,)) if config.bias else None
+
+    def __call__(self, x: Float[Array, "batch *tokens features"], valid: Valid | None = None) -> Features:
+        return normalization.group_norm(x, self._groups, read(self.scale), read(self.bias), self._epsilon)
+
+
 NORMS: dict[str, type[nnx.Module]] = {
     "layernorm": LayerNorm,
     "rmsnorm": RMSNorm,
     "srmsnorm": SimpleRMSNorm,
     "batchnorm": BatchNorm,
+    "groupnorm": GroupNorm,
 }
 
 

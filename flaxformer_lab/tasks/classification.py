@@ -15,12 +15,14 @@ from jaxtyping import Array, Float, Int, Key, Shaped
 
 from flaxformer_lab.data.image_files import read_image, resize_image
 from flaxformer_lab.data.own.contents import SOURCE_ROW
-from flaxformer_lab.data.source import Source, open_split
+from flaxformer_lab.data.source import Source, first_examples, open_split
 from flaxformer_lab.errors import ConfigError, DataError
+from flaxformer_lab.functional import augmentation
 from flaxformer_lab.functional.metrics import Metrics
 from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models.network import Network, PureNetwork, functionalize
-from flaxformer_lab.modules.embedding import PatchEmbedding
+from flaxformer_lab.modules.convolution import ConvolutionStem, PoolingStem
+from flaxformer_lab.modules.embedding import PatchEmbedding, StemEmbedding
 from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.registry import register
 from flaxformer_lab.task_config import ImageClassificationConfig
@@ -56,12 +58,18 @@ class ImageClassification(Task):
         self.metadata = self._read_metadata() if metadata is None else metadata
         self._feature = self.metadata.get("feature", "image")
         self._label = self.metadata.get("label", "label")
-        rows, columns, _ = self.metadata["image_shape"]
+        rows, columns, _ = self._shape
         if rows % config.patch_size or columns % config.patch_size:
             fitting = [size for size in range(1, min(rows, columns) + 1) if rows % size == columns % size == 0]
+            border = f" with a border of {config.border}" if config.border else ""
             raise ConfigError(
                 f"task.patch_size={config.patch_size} does not divide the {rows} x {columns} images of "
-                f"{config.dataset}; choose one of {', '.join(map(str, fitting))}"
+                f"{config.dataset}{border}; choose one of {', '.join(map(str, fitting))}"
+            )
+        if config.cutout > min(rows, columns):
+            raise ConfigError(
+                f"task.cutout={config.cutout} is more than the {rows} x {columns} pixels of an image; choose a "
+                f"smaller one, like {min(rows, columns) // 4}"
             )
 
     def _read_metadata(self) -> dict[str, Any]:
@@ -121,6 +129,12 @@ class ImageClassification(Task):
         )
 
     @property
+    def _shape(self) -> tuple[int, int, int]:
+        """Rows, columns and channels of what the network is given: the border included."""
+        rows, columns, channels = self.metadata["image_shape"]
+        return rows + 2 * self._config.border, columns + 2 * self._config.border, channels
+
+    @property
     def _pixel_range(self) -> tuple[int | float, int | float]:
         return tuple(self.metadata.get("pixel_range", (0, 255)))
 
@@ -134,6 +148,8 @@ class ImageClassification(Task):
     def examples(self, split: str) -> Examples:
         source = self._open(split)
         warn_of_change(source, self.metadata)
+        if split == "train" and self._config.training_examples is not None:
+            source = first_examples(source, self._config.training_examples)
         return stored_examples(source, functools.partial(self._check_examples, source.name))
 
     def _check_examples(self, name: str, arrays: Arrays, rows: Any) -> None:
@@ -204,24 +220,14 @@ class ImageClassification(Task):
         return resize_image(image, size) if size and image.ndim == 3 else image
 
     def network(self, config: ModelConfig) -> PureNetwork:
-        rows, columns, channels = self.metadata["image_shape"]
+        rows, columns, _ = self._shape
         class_token = self._config.pooling == "class_token"
-        patch_size = self._config.patch_size
-        grid = (rows // patch_size, columns // patch_size)
+        grid = (rows // self._config.patch_size, columns // self._config.patch_size)
 
         def build(rngs: Rngs) -> Network:
-            embedding = PatchEmbedding(
-                patch_size,
-                channels,
-                config.width,
-                bias=config.bias,
-                class_token=class_token,
-                dtype=config.dtype,
-                rngs=rngs,
-            )
             return Network(
                 config,
-                embedding=embedding,
+                embedding=self._embedding(config, class_token=class_token, rngs=rngs),
                 grid=(math.prod(grid) + 1,) if class_token else grid,
                 outputs=self.metadata["num_classes"],
                 pooling=self._config.pooling,
@@ -230,25 +236,34 @@ class ImageClassification(Task):
 
         return functionalize(build)
 
+    def _embedding(self, config: ModelConfig, *, class_token: bool, rngs: Rngs) -> PatchEmbedding | StemEmbedding:
+        patch_size, channels = self._config.patch_size, self._shape[-1]
+        options = {"class_token": class_token, "dtype": config.dtype, "rngs": rngs}
+        if self._config.stem == "patches":
+            return PatchEmbedding(patch_size, channels, config.width, bias=config.bias, **options)
+        if self._config.stem == "convolutions":
+            return StemEmbedding(ConvolutionStem(config, patch_size, channels, rngs=rngs), config.width, **options)
+        return StemEmbedding(PoolingStem(config, channels, rngs=rngs), config.width, **options)
+
     def prepare(self, examples: Batch, keys: Key[Array, " batch"], *, training: bool) -> Batch:
+        images, config = self.preprocess(examples), self._config
+        batch = {"targets": self._targets(examples), "loss_weights": examples["example_weight"]}
+        if not training:
+            return batch | {"inputs": augmentation.shifted(images, keys, config.evaluation_shift)}
+        images = augmentation.cropped(images, keys, config.crop)
+        images = augmentation.flipped(images, keys) if config.flip else images
+        images = augmentation.shifted(images, keys, config.shift)
+        images = augmentation.cut_out(images, keys, config.cutout)
+        return augmentation.mixed(batch | {"inputs": images}, keys, config.mixup)
+
+    def preprocess(self, features: Batch) -> Array:
         low, high = self._pixel_range
-        images = examples[self._feature].astype(jnp.float32)
+        images = features[self._feature].astype(jnp.float32)
         # An image may lack the axis of channels.
         images = images.reshape(images.shape[0], *self.metadata["image_shape"])
         images = (images - low) / ((high - low) / 2) - 1
-        if training and self._config.shift:
-            images = jax.vmap(_shifted, in_axes=(0, 0, None))(images, keys, self._config.shift)
-        return {
-            "inputs": images,
-            "targets": self._targets(examples),
-            "loss_weights": examples["example_weight"],
-        }
-
-    def preprocess(self, features: Batch) -> Array:
-        (batch, *_), (label, weight) = features[self._feature].shape, (self._label, "example_weight")
-        examples = features | {label: jnp.zeros(batch, jnp.int32), weight: jnp.ones(batch)}
-        keys = jax.random.wrap_key_data(jnp.zeros((batch, 2), jnp.uint32))  # evaluation draws nothing
-        return self.prepare(examples, keys, training=False)["inputs"]
+        border = (self._config.border,) * 2
+        return jnp.pad(images, ((0, 0), border, border, (0, 0)), constant_values=-1.0) if border[0] else images
 
     def class_names(self) -> list[str]:
         return class_names(self.metadata)
@@ -257,20 +272,15 @@ class ImageClassification(Task):
         return class_numbers(self.metadata, examples[self._label])
 
     def loss_and_metrics(self, logits: Float[Array, "batch classes"], batch: Batch) -> Metrics:
-        return loss_and_accuracy(logits, batch)
+        metrics = loss_and_accuracy(logits, batch)
+        if "other_targets" not in batch:
+            return metrics
+        other = {"targets": batch["other_targets"], "loss_weights": batch["other_weights"]}
+        return jax.tree.map(jnp.add, metrics, loss_and_accuracy(logits, other))
 
     def input_spec(self, batch_size: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((batch_size, *self.metadata["image_shape"]), jnp.float32)
+        return jax.ShapeDtypeStruct((batch_size, *self._shape), jnp.float32)
 
     def raw_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         dtype = jax.dtypes.canonicalize_dtype(self.metadata.get("pixel_type", "uint8"))
         return {self._feature: jax.ShapeDtypeStruct((batch_size, *self.metadata["image_shape"]), dtype)}
-
-
-def _shifted(
-    image: Float[Array, "rows columns channels"], key: Key[Array, ""], largest: int
-) -> Float[Array, "rows columns channels"]:
-    """The image moved by up to `largest` pixels each way; its edge pixels fill the gap."""
-    padded = jnp.pad(image, ((largest, largest), (largest, largest), (0, 0)), mode="edge")
-    row, column = jax.random.randint(key, (2,), 0, 2 * largest + 1)
-    return jax.lax.dynamic_slice(padded, (row, column, 0), image.shape)

@@ -51,8 +51,8 @@ INPUTS = {
     "image": jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 1)), jnp.float32),
     "language": jnp.array([[0, 1, 4, 4], [3, 3, 0, 2]]),
 }
-BASELINES = ("mlp", "factorization_machine", "cnn_1d", "cnn_2d", "lstm", "gru", "mixer")
-IMPOSSIBLE = {("language", "channel_attention"), ("language", "cnn_2d"), ("language", "mixer")}
+BASELINES = ("mlp", "factorization_machine", "cnn_1d", "cnn_2d", "resnet", "convnext", "lstm", "gru", "mixer")
+IMPOSSIBLE = {("language", name) for name in ("channel_attention", "cnn_2d", "resnet", "convnext", "mixer")}
 CASES = [case for case in itertools.product(RECIPES, VARIANTS) if case not in IMPOSSIBLE]
 
 
@@ -138,7 +138,8 @@ def test_every_golden_belongs_to_a_variant():
 @functools.cache
 def logits_of(draw, recipe, *names):
     _, network, abstract = build(recipe, *names)
-    return np.asarray(network.apply(draw(abstract), {}, INPUTS[recipe])[0])
+    state = jax.tree.map(lambda like: jnp.ones(like.shape), network.shapes[1])  # of a BatchNorm
+    return np.asarray(network.apply(draw(abstract), state, INPUTS[recipe])[0])
 
 
 @pytest.mark.parametrize(("recipe", "name"), CASES)
@@ -211,6 +212,9 @@ BODIES = {
     "factorization_machine": lambda w, L, t, b: w * w + b * w + w * w,
     "cnn_1d": lambda w, L, t, b: L * 2 * (3 * w * w + b * w) + (L + 1) * w * (1 + b),
     "cnn_2d": lambda w, L, t, b: L * 2 * (9 * w * w + b * w) + (L + 1) * w * (1 + b),
+    # Stages of two blocks of two convolutions, each with a norm; the second stage has one more for its shortcut.
+    "resnet": lambda w, L, t, b: 9 * (4 + 2 + 3 * 4) * w * w + 2 * w * w + (4 + 5 * 2) * w * (1 + b),
+    "convnext": lambda w, L, t, b: L * (49 * w + b * w + w * (1 + b) + 8 * w * w + b * 5 * w) + w * (1 + b),
     "lstm": lambda w, L, t, b: L * 4 * (2 * w * w + b * w),
     "gru": lambda w, L, t, b: L * (3 * (2 * w * w + b * w) + b * w),
     "mixer": lambda w, L, t, b: L * (2 * 32 * t + b * (32 + t) + 2 * 4 * w * w + b * 5 * w) + (2 * L + 1) * w * (1 + b),
@@ -223,7 +227,8 @@ def test_parameters_of_a_baseline(recipe, name):
     leaves = leaf_paths(build(recipe, name)[2])
     body = sum(int(np.prod(leaf.shape)) for path, leaf in leaves.items() if path.startswith("body."))
     assert body == BODIES[name](w, L, t, b)
-    outside = {path: leaf for path, leaf in leaves.items() if not path.startswith("body.")}
+    wider = ("head.kernel",) if name == "resnet" else ()  # its last stage has more features
+    outside = {path: leaf for path, leaf in leaves.items() if not path.startswith("body.") and path not in wider}
     assert outside == {path: leaf for path, leaf in leaf_paths(build(recipe)[2]).items() if path in outside}
 
 

@@ -21,6 +21,7 @@ SMALL = {
     "factorization_machine": {},
     "cnn_1d": {"depth": 2},
     "cnn_2d": {"depth": 2},
+    "convnext": {"depth": 2, "expansion": 2.0},
     "lstm": {"depth": 2},
     "gru": {"depth": 2},
     "mixer": {"depth": 2, "token_hidden": 6, "expansion": 2.0},
@@ -32,7 +33,8 @@ def make(body):
     """Makes a small model by its name; its grid is 2 x 2 where it needs one."""
 
     def make(name, **knobs):
-        return body({"name": name} | SMALL[name] | knobs, (2, 2) if name == "cnn_2d" else (TOKENS,))
+        has_grid = registry.ask("model", name, "needs_grid")
+        return body({"name": name} | SMALL[name] | knobs, (2, 2) if has_grid else (TOKENS,))
 
     return make
 
@@ -55,7 +57,7 @@ def assert_close(result, expected):
 
 
 def test_every_model_of_the_config_is_there():
-    assert set(registry.names("model")) == set(SMALL) | {"encoder_decoder", "autoformer"}
+    assert set(registry.names("model")) == set(SMALL) | {"encoder_decoder", "autoformer", "resnet"}
 
 
 # ------------------------------------------------------------------------------------------- by their formulas
@@ -300,6 +302,9 @@ def test_half_precision_is_close_to_float32(make, stream, name):
         *((name, {"norm.epsilon": 0.1}) for name in ("cnn_2d", "mixer")),
         *((name, {"kernel_size": 2}) for name in ("cnn_1d", "cnn_2d")),
         ("cnn_1d", {"causal": True}),
+        ("cnn_2d", {"position": "learned"}),
+        ("convnext", {"kernel_size": 2}),
+        ("convnext", {"expansion": 1.0}),
         ("mixer", {"token_hidden": 3}),
         ("mixer", {"expansion": 1.0}),
     ],

@@ -1,0 +1,100 @@
+"""Two marks of an image, so many cells apart: whoever is near-sighted cannot tell how they are related."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from flaxformer_lab.functional.metrics import Metrics
+from flaxformer_lab.model_config import ModelConfig
+from flaxformer_lab.models import theory
+from flaxformer_lab.models.network import Network, PureNetwork, functionalize
+from flaxformer_lab.modules.embedding import PatchEmbedding
+from flaxformer_lab.modules.rngs import Rngs
+from flaxformer_lab.registry import register
+from flaxformer_lab.task_config import TwoMarksConfig
+from flaxformer_lab.tasks.probe import Probe
+from flaxformer_lab.tasks.task import ACCURACY, Batch, Bound, loss_and_accuracy
+
+KINDS = 4  # of marks: which pixel of a cell is bright, clockwise
+CORNERS = ((0, 0), (0, 1), (1, 1), (1, 0))
+
+
+@register("task", "two_marks", config=TwoMarksConfig, has_grid=True)
+class TwoMarks(Probe):
+    """Is the right mark of the left one's kind (`alike`), or does it come after it (`order`)? Two classes.
+
+    Theorem: where no token sees both marks, the mean over tokens, and so the difference of the logits, is a(left, its
+    place) + b(right, its place). Either mark alone says nothing of the class, so the cross-entropy, which is convex in
+    that difference, is at least log 2: what trains on it stays at chance. Any such sum is right in 3 of 4 cases at
+    most, since among four pairs of marks that share their left and right marks crosswise one is wrong. Condition: twice
+    `theory.reach` in patches is less than the distance between the marks' patches, and nothing else joins tokens.
+
+    Theorem: a network that gives the same for its tokens in every order cannot tell a pair from its mirror image. The
+    classes of `alike` do not change with it, those of `order` do: it is right in half of the cases.
+    """
+
+    primary_metric = ACCURACY
+    units = ("images", 1)
+    _config: TwoMarksConfig
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        return 2 * self._config.rows, 2 * self._config.columns, 1
+
+    def draw(self, key: Key[Array, ""]) -> tuple[Float[Array, "rows columns 1"], Int[Array, ""], Float[Array, "1"]]:
+        """An image with marks from 1 (the bright pixel) to -1 on 0, its class 0 or 1, and the weight of one answer."""
+        config = self._config
+        row_key, column_key, kind_key, label_key, noise_key = jax.random.split(key, 5)
+        row = jax.random.randint(row_key, (), 0, config.rows)
+        column = jax.random.randint(column_key, (), 0, config.columns - config.distance)
+        left = jax.random.randint(kind_key, (), 0, KINDS)
+        label = jax.random.randint(label_key, (), 0, 2)
+        right = left + 2 * label + (1 if config.relation == "order" else 0)
+        places = jnp.stack([column, column + config.distance])
+        kinds = jnp.stack([left, right % KINDS])
+        image = jnp.zeros((config.rows, 2, config.columns, 2))  # row of cells, of pixels, column of cells, of pixels
+        image = image.at[row, :, places].set(_marks()[kinds])
+        image = image.reshape(self._shape) + config.noise * jax.random.normal(noise_key, self._shape)
+        return image, label, jnp.ones((1,))
+
+    def prepare(self, examples: Batch, keys: Key[Array, " batch"], *, training: bool) -> Batch:
+        batch = super().prepare(examples, keys, training=training)
+        return batch | {"loss_weights": batch["loss_weights"][:, 0]}
+
+    def network(self, config: ModelConfig) -> PureNetwork:
+        rows, columns, channels = self._shape
+        patch_size = self._config.patch_size
+
+        def build(rngs: Rngs) -> Network:
+            options = {"bias": config.bias, "class_token": False, "dtype": config.dtype, "rngs": rngs}
+            embedding = PatchEmbedding(patch_size, channels, config.width, **options)
+            grid = rows // patch_size, columns // patch_size
+            return Network(config, embedding=embedding, grid=grid, outputs=2, pooling="mean", rngs=rngs)
+
+        return functionalize(build)
+
+    def loss_and_metrics(self, logits: Float[Array, "batch 2"], batch: Batch) -> Metrics:
+        return loss_and_accuracy(logits, batch)
+
+    def input_spec(self, batch_size: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch_size, *self._shape), jnp.float32)
+
+    def bound(self, config: ModelConfig) -> Bound | None:
+        rows, columns, _ = self._shape
+        patch_size = self._config.patch_size
+        sight = theory.reach(config, rows * columns // patch_size**2)
+        # The patches of two cells are so many apart at least, wherever the cells lie.
+        apart = math.floor(2 * self._config.distance / patch_size) if patch_size > 1 else 2 * self._config.distance - 1
+        if 2 * sight < apart:
+            return Bound("accuracy", 0.75, "no token sees both marks, and no sum over tokens is right more often")
+        return None
+
+
+def _marks() -> Float[Array, "4 2 2"]:
+    """A cell for each kind: 1 at its corner, else -1."""
+    marks = jnp.full((KINDS, 2, 2), -1.0)
+    for kind, corner in enumerate(CORNERS):
+        marks = marks.at[kind, corner[0], corner[1]].set(1.0)
+    return marks
