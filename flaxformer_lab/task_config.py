@@ -259,6 +259,52 @@ class ForecastingConfig(TaskConfig):
             )
 
 
+# ------------------------------------------------------------------------------------------- objects in images
+
+
+@dataclass(frozen=True)
+class SceneConfig(TaskConfig):
+    """Scenes that are drawn for every update: items scattered over a canvas, among clutter.
+
+    Attributes:
+        items_dataset: images with labels, bright on black, that items are taken from: `lab_digits`, `fashion_mnist`.
+        item_images: of each split, so many of its images are items, from the first on.
+        canvas: rows and columns of a scene, in pixels.
+        items: the fewest and the most items of a scene.
+        item_size: pixels along each side of an item's image at scale 1.
+        scale: the smallest and the largest scale of an item.
+        overlap: of two boxes, the largest share of the smaller one that both may cover.
+        clutter: how many pieces of other images lie about, each a quarter of one.
+        noise: standard deviation of noise on pixels from 0 to 1.
+        evaluation_examples: examples of the validation split, and of the test split.
+    """
+
+    items_dataset: Name = "lab_digits"
+    item_images: AtLeastOne = 1000
+    canvas: AtLeastOne = 64
+    items: tuple[AtLeastOne, ...] = (1, 4)
+    item_size: Positive = 20.0
+    scale: tuple[Positive, ...] = (0.5, 1.5)
+    overlap: Annotated[float, Rule("must be from 0 to 1", lambda value: 0 <= value <= 1)] = 0.3
+    clutter: NonNegative = 2
+    noise: Decay = 0.05
+    evaluation_examples: AtLeastOne = 1024
+
+    def rules(self) -> None:
+        """Raises ConfigError when knobs contradict one another."""
+        for knob, value in (("items", self.items), ("scale", self.scale)):
+            if len(value) != 2 or value[0] > value[1]:
+                raise ConfigError(
+                    f"task.{knob}={','.join(map(str, value))} must be two numbers, the smaller one first, like 1,4"
+                )
+        largest = self.item_size * self.scale[1]
+        if largest > self.canvas:
+            raise ConfigError(
+                f"task.item_size={self.item_size:g} at the largest task.scale={self.scale[1]:g} is {largest:g} pixels, "
+                f"more than task.canvas={self.canvas}; lower one of them, or raise the canvas"
+            )
+
+
 # ----------------------------------------------------------------------------- probes with continuous inputs
 
 
