@@ -21,6 +21,21 @@ from flaxformer_lab.parsing import (
     Seed,
 )
 
+
+def _check_patches(stem: str, patch: int) -> None:
+    """Raises ConfigError where a stem cannot make one token of each patch."""
+    if stem == "convolutions" and patch & (patch - 1):
+        raise ConfigError(
+            f"task.stem=convolutions halves rows and columns, which does not lead to task.patch_size={patch}; choose "
+            "1, 2, 4, 8, ..., or task.stem=patches"
+        )
+    if stem == "pooling" and patch != 4:
+        raise ConfigError(
+            f"task.stem=pooling makes a quarter of the rows and columns, not those of task.patch_size={patch}; set "
+            "task.patch_size=4, or choose task.stem=convolutions"
+        )
+
+
 Share = Annotated[float, Rule("must be above 0 and at most 1", lambda value: 0 < value <= 1)]
 
 
@@ -84,17 +99,8 @@ class ImageClassificationConfig(TaskConfig):
 
     def rules(self) -> None:
         """Raises ConfigError when knobs contradict one another."""
-        limits, patch = self.pixel_range, self.patch_size
-        if self.stem == "convolutions" and patch & (patch - 1):
-            raise ConfigError(
-                f"task.stem=convolutions halves rows and columns, which does not lead to task.patch_size={patch}; "
-                "choose 1, 2, 4, 8, ..., or task.stem=patches"
-            )
-        if self.stem == "pooling" and patch != 4:
-            raise ConfigError(
-                f"task.stem=pooling makes a quarter of the rows and columns, not those of task.patch_size={patch}; set "
-                "task.patch_size=4, or choose task.stem=convolutions"
-            )
+        limits = self.pixel_range
+        _check_patches(self.stem, self.patch_size)
         if limits is not None and (len(limits) != 2 or limits[0] >= limits[1]):
             raise ConfigError(
                 f"task.pixel_range={','.join(map(str, limits))} must be two numbers, the lower one first, like 0,255"
@@ -305,6 +311,39 @@ class SceneConfig(TaskConfig):
             )
 
 
+@dataclass(frozen=True)
+class SceneClassificationConfig(SceneConfig):
+    """The class of the one item of a scene, which has clutter around it.
+
+    Attributes:
+        items: must be 1,1.
+        patch_size: pixels along each side of a patch.
+        stem: what makes a token of its pixels, as in image_classification.
+    """
+
+    name: Literal["scene_classification"] = "scene_classification"
+    canvas: AtLeastOne = 32
+    items: tuple[AtLeastOne, ...] = (1, 1)
+    item_size: Positive = 12.0
+    scale: tuple[Positive, ...] = (0.75, 1.25)
+    patch_size: AtLeastOne = 4
+    stem: Literal["patches", "convolutions", "pooling"] = "patches"
+
+    def rules(self) -> None:
+        """Raises ConfigError when knobs contradict one another."""
+        super().rules()
+        if self.items != (1, 1):
+            raise ConfigError(
+                f"task.items={','.join(map(str, self.items))} with task.name={self.name}, which asks for the class of "
+                "one; set task.items=1,1"
+            )
+        _check_patches(self.stem, self.patch_size)
+        if self.canvas % self.patch_size:
+            raise ConfigError(
+                f"task.patch_size={self.patch_size} does not divide task.canvas={self.canvas}; choose a divisor of it"
+            )
+
+
 # ----------------------------------------------------------------------------- probes with continuous inputs
 
 
@@ -492,7 +531,7 @@ class TwoMarksConfig(TaskConfig):
         distance: cells from the left mark to the right one.
         relation: `alike`: the two are of one kind, or of opposite ones; `order`: the right one's kind comes after the
             left one's, or before, so that the class turns round with the marks.
-        noise: standard deviation of what is added to every pixel.
+        noise: standard deviation of what is added to the pixels of the marks, which are 1 or -1.
         patch_size: pixels along each side of a patch; 2 for a token a cell.
         evaluation_examples: examples of the validation split, and of the test split.
     """

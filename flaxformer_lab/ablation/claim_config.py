@@ -22,6 +22,10 @@ Measure = Literal[
     "feature_equivariance_error",
     "attention_entropy",
     "head_diversity",
+    "object_attention",
+    "object_attention_untrained",
+    "object_saliency",
+    "object_saliency_untrained",
 ]
 Text = Annotated[Name, Rule("must be printable", str.isprintable)]
 

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 
 from flaxformer_lab import registry
 from flaxformer_lab.ablation.provenance import describe_devices
-from flaxformer_lab.analysis import attention_maps, symmetry
+from flaxformer_lab.analysis import attention_maps, objects, symmetry
 from flaxformer_lab.analysis.jacobian import cross_shares
 from flaxformer_lab.compilation import compile_at
 from flaxformer_lab.config import Config
@@ -265,16 +265,43 @@ class Population:
             return {}
         x = network.embed(params, model_state, prepared["inputs"]).astype(jnp.float32)
         body = functools.partial(network.body, params, model_state)
+        looks = self._looks(params, model_state, prepared)
+        if jax.eval_shape(body, x).shape != x.shape:  # what reaches what is asked of equal numbers of tokens
+            return looks
         features, tokens = cross_shares(body, x, RANDOM_VECTORS, jax.random.key(0))
         generator = np.random.default_rng(0)
         orders = (generator.permutation(size) for size in x.shape[1:])
         by_token, by_feature = symmetry.equivariance_errors(body, x, *orders)
-        return {
-            "cross_feature_energy": features,
-            "cross_token_energy": tokens,
-            "token_equivariance_error": by_token,
-            "feature_equivariance_error": by_feature,
-        } | self._attention_measures(body, x, prepared["loss_weights"])
+        return (
+            {
+                "cross_feature_energy": features,
+                "cross_token_energy": tokens,
+                "token_equivariance_error": by_token,
+                "feature_equivariance_error": by_feature,
+            }
+            | looks
+            | self._attention_measures(body, x, prepared["loss_weights"])
+        )
+
+    def _looks(self, params: Tree, model_state: Tree, prepared: Tree) -> dict[str, Array]:
+        """How much more of the attention and of the gradient lies inside of objects than by their area.
+
+        Of the trained model, and of one with weights that training could have started from; nothing without objects.
+        """
+        if "objects" not in prepared:
+            return {}
+        network, inputs, pixels = self._experiment.network, prepared["inputs"], prepared["objects"]
+        found = {}
+        for name, variables in (("", (params, model_state)), ("_untrained", network.init(jax.random.key(0)))):
+            _, offered = network.run_with_cache(*variables, inputs, names=("*.attention.weights",))
+            given = [objects.attention_received(weights) for weights in offered.values() if weights.ndim == 4]
+            places = [objects.covered_tokens(pixels, each.shape[1]) for each in given]
+            if given:
+                shares = [objects.concentration(*each) for each in zip(given, places, strict=True)]
+                found[f"object_attention{name}"] = jnp.mean(jnp.stack(shares))
+            shown = objects.saliency(lambda x, variables=variables: network.apply(*variables, x)[0], inputs)
+            found[f"object_saliency{name}"] = objects.concentration(shown, pixels)
+        return found
 
     def _attention_measures(self, body: Callable[..., Array], x: Array, asked: Array) -> dict[str, Array]:
         """The entropy of the attention weights and the diversity of heads, means over layers; nothing without weights.

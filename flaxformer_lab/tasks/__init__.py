@@ -8,7 +8,10 @@ from flaxformer_lab.task_config import TaskConfig
 from flaxformer_lab.tasks import classification, tables  # noqa: F401  the lab's own, in the order of the docs
 
 # isort: split
-from flaxformer_lab.tasks import forecasting, language_modelling, marks, probes, synthetic  # noqa: F401
+from flaxformer_lab.tasks import forecasting, language_modelling, probes, synthetic  # noqa: F401
+
+# isort: split
+from flaxformer_lab.tasks import marks, scene_classification  # noqa: F401
 from flaxformer_lab.tasks.task import SPLITS, Bound, PrimaryMetric, Task
 
 

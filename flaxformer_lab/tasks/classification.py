@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,10 +19,7 @@ from flaxformer_lab.errors import ConfigError, DataError
 from flaxformer_lab.functional import augmentation
 from flaxformer_lab.functional.metrics import Metrics
 from flaxformer_lab.model_config import ModelConfig
-from flaxformer_lab.models.network import Network, PureNetwork, functionalize
-from flaxformer_lab.modules.convolution import ConvolutionStem, PoolingStem
-from flaxformer_lab.modules.embedding import PatchEmbedding, StemEmbedding
-from flaxformer_lab.modules.rngs import Rngs
+from flaxformer_lab.models.network import PureNetwork
 from flaxformer_lab.registry import register
 from flaxformer_lab.task_config import ImageClassificationConfig
 from flaxformer_lab.tasks.examples import Arrays, Examples, stored_examples
@@ -39,6 +35,7 @@ from flaxformer_lab.tasks.features import (
     is_label,
     warn_of_change,
 )
+from flaxformer_lab.tasks.images import image_network
 from flaxformer_lab.tasks.task import ACCURACY, Batch, Task, loss_and_accuracy
 
 
@@ -220,30 +217,9 @@ class ImageClassification(Task):
         return resize_image(image, size) if size and image.ndim == 3 else image
 
     def network(self, config: ModelConfig) -> PureNetwork:
-        rows, columns, _ = self._shape
-        class_token = self._config.pooling == "class_token"
-        grid = (rows // self._config.patch_size, columns // self._config.patch_size)
-
-        def build(rngs: Rngs) -> Network:
-            return Network(
-                config,
-                embedding=self._embedding(config, class_token=class_token, rngs=rngs),
-                grid=(math.prod(grid) + 1,) if class_token else grid,
-                outputs=self.metadata["num_classes"],
-                pooling=self._config.pooling,
-                rngs=rngs,
-            )
-
-        return functionalize(build)
-
-    def _embedding(self, config: ModelConfig, *, class_token: bool, rngs: Rngs) -> PatchEmbedding | StemEmbedding:
-        patch_size, channels = self._config.patch_size, self._shape[-1]
-        options = {"class_token": class_token, "dtype": config.dtype, "rngs": rngs}
-        if self._config.stem == "patches":
-            return PatchEmbedding(patch_size, channels, config.width, bias=config.bias, **options)
-        if self._config.stem == "convolutions":
-            return StemEmbedding(ConvolutionStem(config, patch_size, channels, rngs=rngs), config.width, **options)
-        return StemEmbedding(PoolingStem(config, channels, rngs=rngs), config.width, **options)
+        task = self._config
+        options = {"patch_size": task.patch_size, "stem": task.stem, "pooling": task.pooling}
+        return image_network(config, self._shape, outputs=self.metadata["num_classes"], **options)
 
     def prepare(self, examples: Batch, keys: Key[Array, " batch"], *, training: bool) -> Batch:
         images, config = self.preprocess(examples), self._config

@@ -9,11 +9,10 @@ from jaxtyping import Array, Float, Int, Key
 from flaxformer_lab.functional.metrics import Metrics
 from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models import theory
-from flaxformer_lab.models.network import Network, PureNetwork, functionalize
-from flaxformer_lab.modules.embedding import PatchEmbedding
-from flaxformer_lab.modules.rngs import Rngs
+from flaxformer_lab.models.network import PureNetwork
 from flaxformer_lab.registry import register
 from flaxformer_lab.task_config import TwoMarksConfig
+from flaxformer_lab.tasks.images import image_network
 from flaxformer_lab.tasks.probe import Probe
 from flaxformer_lab.tasks.task import ACCURACY, Batch, Bound, loss_and_accuracy
 
@@ -45,6 +44,11 @@ class TwoMarks(Probe):
 
     def draw(self, key: Key[Array, ""]) -> tuple[Float[Array, "rows columns 1"], Int[Array, ""], Float[Array, "1"]]:
         """An image with marks from 1 (the bright pixel) to -1 on 0, its class 0 or 1, and the weight of one answer."""
+        image, label, _ = self._draw(key)
+        return image, label, jnp.ones((1,))
+
+    def _draw(self, key: Key[Array, ""]) -> tuple[Float[Array, "rows columns 1"], Int[Array, ""], Array]:
+        """An image, its class, and where the marks are [rows, columns]."""
         config = self._config
         row_key, column_key, kind_key, label_key, noise_key = jax.random.split(key, 5)
         row = jax.random.randint(row_key, (), 0, config.rows)
@@ -54,26 +58,24 @@ class TwoMarks(Probe):
         right = left + 2 * label + (1 if config.relation == "order" else 0)
         places = jnp.stack([column, column + config.distance])
         kinds = jnp.stack([left, right % KINDS])
-        image = jnp.zeros((config.rows, 2, config.columns, 2))  # row of cells, of pixels, column of cells, of pixels
-        image = image.at[row, :, places].set(_marks()[kinds])
-        image = image.reshape(self._shape) + config.noise * jax.random.normal(noise_key, self._shape)
-        return image, label, jnp.ones((1,))
+        cells = jnp.zeros((config.rows, 2, config.columns, 2))  # row of cells, of pixels, column of cells, of pixels
+        marks = _marks()[kinds] + config.noise * jax.random.normal(noise_key, (2, 2, 2))
+        image = cells.at[row, :, places].set(marks).reshape(self._shape)
+        return image, label, cells.at[row, :, places].set(1.0).reshape(self._shape[:2])
 
     def prepare(self, examples: Batch, keys: Key[Array, " batch"], *, training: bool) -> Batch:
-        batch = super().prepare(examples, keys, training=training)
-        return batch | {"loss_weights": batch["loss_weights"][:, 0]}
+        del training
+        keys = jax.vmap(jax.random.fold_in)(keys, examples["index"])
+        images, labels, objects = jax.vmap(self._draw)(keys)
+        return {
+            "inputs": images,
+            "targets": labels,
+            "loss_weights": examples["example_weight"],
+            "objects": objects,
+        }
 
     def network(self, config: ModelConfig) -> PureNetwork:
-        rows, columns, channels = self._shape
-        patch_size = self._config.patch_size
-
-        def build(rngs: Rngs) -> Network:
-            options = {"bias": config.bias, "class_token": False, "dtype": config.dtype, "rngs": rngs}
-            embedding = PatchEmbedding(patch_size, channels, config.width, **options)
-            grid = rows // patch_size, columns // patch_size
-            return Network(config, embedding=embedding, grid=grid, outputs=2, pooling="mean", rngs=rngs)
-
-        return functionalize(build)
+        return image_network(config, self._shape, patch_size=self._config.patch_size, outputs=2)
 
     def loss_and_metrics(self, logits: Float[Array, "batch 2"], batch: Batch) -> Metrics:
         return loss_and_accuracy(logits, batch)

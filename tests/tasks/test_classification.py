@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 import tensorflow_datasets as tfds
 
 from flaxformer_lab.config import parse_config
@@ -120,6 +121,79 @@ def test_a_move_follows_from_the_key_of_the_image_alone(stored):
     np.testing.assert_array_equal(half, whole[40:])
     others = prepare(task, stored, jax.random.split(jax.random.key(2), 64), training=True)["inputs"]
     assert not np.array_equal(others, whole)
+
+
+def test_a_border_gives_room_in_which_evaluation_moves_images_too(stored):
+    task, keys = make(border=2, evaluation_shift=2), jax.random.split(jax.random.key(1), 64)
+    assert task.input_spec(3).shape == (3, 12, 12, 1) and task.raw_spec(3)["image"].shape == (3, 8, 8, 1)
+    still, moves = np.asarray(prepare(task, stored, keys, training=True)["inputs"]), set()
+    np.testing.assert_allclose(still[:, 2:-2, 2:-2], np.asarray(stored["image"], np.float32) / 127.5 - 1, atol=1e-6)
+    assert np.all(still[:, :2] == -1) and np.all(still[:, :, -2:] == -1)
+    now = np.asarray(prepare(task, stored, keys, training=False)["inputs"])
+    for before, after in zip(still, now, strict=True):
+        ways = [(row, column) for row in range(-2, 3) for column in range(-2, 3)]
+        moves |= {way for way in ways if np.array_equal(np.roll(before, way, axis=(0, 1)), after)}
+    assert len(moves) > 15  # of 25
+    np.testing.assert_allclose(task.preprocess(stored), still, atol=1e-6)  # what a user gives is not moved
+
+
+def test_training_takes_the_first_examples_alone():
+    few, all_ = make(training_examples=100), make()
+    assert [few.examples(split).number for split in SPLITS] == [100, 300, 300]
+    rows = np.array([0, 99])
+    np.testing.assert_array_equal(few.examples("train").read(rows)["image"], all_.examples("train").read(rows)["image"])
+    with pytest.raises(DataError, match=r"has 1197 examples, not 1198; ask for as many at most"):
+        make(training_examples=1198).examples("train")
+
+
+def test_training_images_pass_through_every_change_that_is_asked_for(stored):
+    keys, changes = jax.random.split(jax.random.key(1), 64), {"flip": True, "crop": 0.5, "cutout": 2, "mixup": 0.5}
+    plain = np.asarray(prepare(make(), stored, keys, training=True)["inputs"])
+    everything = make(**changes)
+    for knob, value in changes.items():
+        one = prepare(make(**{knob: value}), stored, keys, training=True)
+        assert not np.array_equal(one["inputs"], plain), knob
+    np.testing.assert_allclose(prepare(everything, stored, keys, training=False)["inputs"], plain, atol=1e-6)
+
+
+def test_the_loss_of_a_mixture_is_that_of_both_labels_by_their_shares():
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(3, 10)), jnp.float32)
+    own, other, share = np.array([1, 2, 3]), np.array([2, 1, 3]), np.array([0.25, 0.75, 1.0], np.float32)
+    batch = {"targets": own, "loss_weights": share, "other_targets": other, "other_weights": 1 - share}
+    metrics = make().loss_and_metrics(logits, jax.tree.map(jnp.asarray, batch))
+    logs = np.asarray(jax.nn.log_softmax(logits))
+    expected = -sum(share[n] * logs[n, own[n]] + (1 - share[n]) * logs[n, other[n]] for n in range(3))
+    np.testing.assert_allclose(metrics["loss"].total, expected, rtol=1e-5)
+    assert metrics["loss"].weight == metrics["accuracy"].weight == 3
+
+
+@pytest.mark.parametrize(("stem", "patch_size"), [("convolutions", 1), ("convolutions", 4), ("pooling", 4)])
+def test_a_stem_makes_as_many_tokens_as_there_are_patches(stem, patch_size):
+    network = make(stem=stem, patch_size=patch_size).network(TransformerConfig(width=8, depth=1))
+    params, state = jax.eval_shape(network.init, jax.random.key(0))
+    images = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32)
+    assert jax.eval_shape(network.embed, params, state, images).shape == (2, (8 // patch_size) ** 2, 8)
+
+
+def test_the_stem_of_convolutions_is_what_its_parts_are(draw):
+    """Two halvings by 3 x 3 windows whose features double, each with LayerNorm and GELU, and a dense map."""
+    network = make(stem="convolutions", patch_size=4).network(TransformerConfig(width=8, depth=0, position="off"))
+    params = draw(network.shapes[0])
+    images = np.random.default_rng(0).normal(size=(1, 8, 8, 1)).astype(np.float32)
+    p = {path: np.asarray(leaf, np.float64) for path, leaf in leaf_paths(params).items()}
+    x = images.astype(np.float64)
+    for layer in range(2):
+        size = x.shape[1] // 2
+        padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        name, y = f"embedding.stem.convolutions.{layer}.map", np.zeros((1, size, size, 4 * (layer + 1)))
+        for row, column in np.ndindex(size, size):
+            window = padded[0, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3].reshape(-1)
+            y[0, row, column] = window @ p[f"{name}.kernel"] + p[f"{name}.bias"]
+        y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-6)
+        y = y * p[f"embedding.stem.norms.{layer}.scale"] + p[f"embedding.stem.norms.{layer}.bias"]
+        x = y * scipy.stats.norm.cdf(y)
+    x = x.reshape(1, 4, 8) @ p["embedding.stem.output.kernel"] + p["embedding.stem.output.bias"]
+    np.testing.assert_allclose(network.embed(params, {}, jnp.asarray(images)), x, rtol=1e-3, atol=1e-4)
 
 
 def test_uniform_logits_lose_the_log_of_the_number_of_classes():
