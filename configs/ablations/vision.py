@@ -259,7 +259,7 @@ def get_config() -> ConfigDict:
                 "moved digits": _digits({"border": 2, "evaluation_shift": 2}, {"cnn_2d": "cnn_2d"}),
                 "scenes": _entry(
                     "scenes",
-                    800,
+                    600,
                     scenes,
                     {"width": 32, "depth": 2, "attention": {"num_heads": 4}, "ffn": {"expansion": 2.0}},
                     {"cnn_2d": "cnn_2d"},
