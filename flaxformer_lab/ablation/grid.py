@@ -322,7 +322,7 @@ def make_grid(config: AblationConfig, folder: Path, read_recipe: ReadRecipe) -> 
             resolved[variant] = model
             if needed is None or (task, variant) in needed:
                 cells.append(Cell(task, variant, _shared(model), replicas_of(config, task)))
-    for variant in config.variants if needed is None else ():
+    for variant in config.variants if needed is None and config.only is None else ():
         reasons = [why for _, name, why in dropped if name == variant]
         mistakes = [why for why in reasons if SAME not in why and UNMATCHED not in why]
         if reasons == mistakes != [] and not any(cell.variant == variant for cell in cells):

@@ -40,7 +40,7 @@ class Finding:
     """What a comparison found: the difference with its interval, and the answer. digits: of a score, in print.
 
     corrected_p: of a difference as far from the threshold, by chance. failed: seeds that failed while others of the
-    same cell did not; rest: the difference of the others. why_open: what keeps an open answer from being decided.
+    same cell did not; rest: the difference of the others, if any. why_open: what keeps an open answer from being decided.
     """
 
     comparison: Comparison
@@ -198,7 +198,7 @@ def _measure(comparison: Comparison, summary: Summary) -> _Measured:
         comparison,
         found,
         interval=of(found.values),
-        rest=None if found.succeeded.all() else of(found.values[found.succeeded]),
+        rest=None if found.succeeded.all() or not found.succeeded.any() else of(found.values[found.succeeded]),
         at_edge=tuple(name for name, score in cells.items() if score.rate_edge is not None),
         not_converged=tuple(name for name, score in cells.items() if score.converged is False),
     )
@@ -219,6 +219,8 @@ def _answered(measured: _Measured, corrected_p: float) -> Finding:
         answer, why = "open", "a run is not finite"
     elif np.isnan(interval.low):
         answer, why = "open", "all seeds are alike"
+    elif failed == len(values):
+        answer, why = "open", "no seed reaches the task's threshold in both cells"
     elif rest is not None and answer != _answer(comparison, rest, 0.0):
         answer, why = "open", f"{failed} of {len(values)} seeds failed, and the others answer otherwise"
     elif answer == "open" and _answer(comparison, interval, 0.0) != "open":

@@ -74,6 +74,10 @@ def test_chosen_claims_need_no_other_cells(grid, claim):
 
 def test_some_tasks_alone(grid, claim):
     assert {cell.task for cell in grid({"only": ["far"], "claims": [claim]}).cells} == {"far"}
+    # A variant that fits none of these fits another.
+    whole = {"recipe": "delay.py", "overrides": {"model": {"causal": False}}}
+    tasks = {"tasks": {"near": {"recipe": "delay.py"}, "whole": whole}, "variants": {"channel": "channel_attention"}}
+    assert pairs(grid(tasks | {"only": ["near"]})) == [("near", BASELINE)]
     with pytest.raises(ConfigError, match="only names fare, which is not among tasks: did you mean far"):
         grid({"only": ["fare"]})
     with pytest.raises(ConfigError, match="only and decide leave nothing to train"):

@@ -230,6 +230,14 @@ def test_seeds_that_fail_must_not_turn_an_answer(decided):
     assert finding.failed == 0 and finding.rest is None  # without a threshold no seed fails
 
 
+@pytest.mark.filterwarnings("error")  # the mean of no seeds is none
+def test_seeds_that_fail_on_one_side_each_leave_nothing_to_compare(decided):
+    decision = decided([0.95, 0.95, 0.94, 0.5, 0.5], [0.2, 0.21, 0.2, 0.95, 0.96], threshold=0.9)
+    (finding,) = decision.findings
+    assert finding.failed == 5 and finding.rest is None
+    assert decision.verdict == "undecided" and "no seed reaches the task's threshold in both cells" in decision.reason
+
+
 def test_a_variant_that_never_reaches_the_threshold_has_not_failed(decided):
     (finding,) = decided(0.8 + SPREAD, 0.5, threshold=0.95).findings
     assert finding.failed == 0 and finding.answer == "yes"
