@@ -13,20 +13,21 @@ Weights = Float[Array, "batch heads tokens tokens"]
 
 @functools.partial(jax.jit, static_argnames=("causal", "window"))
 def entropy(
-    weights: Weights,
+    weights: Float[Array, "#batch heads tokens tokens"],
     *,
     causal: bool = False,
     window: int | None = None,
-    asked: Float[Array, "batch tokens"] | None = None,
+    asked: Float[Array, "#batch tokens"] | None = None,
 ) -> Float[Array, " heads"]:
     """-sum a log a / log n, where n tokens are visible to the query: 1 for equal weights, 0 for a single token.
 
     The mean over examples and over queries that see at least two tokens, weighted by `asked`; NaN where none does.
+    Weights that all examples share have a batch of one.
     """
     visible = jnp.sum(mean_weights(1, weights.shape[-1], causal=causal, window=window)[0, 0] > 0, axis=-1)
     positive = jnp.where(weights > 0, weights, 1.0)
     share = -jnp.sum(positive * jnp.log(positive), axis=-1) / jnp.log(jnp.maximum(visible, 2))[None, None]
-    counts = jnp.broadcast_to(1.0 if asked is None else asked[:, None], share.shape) * (visible > 1)[None, None]
+    counts = jnp.ones_like(share) * (1.0 if asked is None else asked[:, None]) * (visible > 1)[None, None]
     return jnp.sum(share * counts, axis=(0, 2)) / jnp.sum(counts, axis=(0, 2))
 
 

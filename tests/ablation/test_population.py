@@ -1,5 +1,6 @@
 """Each replica of a population is the same run alone."""
 
+import copy
 import dataclasses
 import types
 
@@ -21,7 +22,9 @@ from flaxformer_lab.analysis.jacobian import mixing_energy
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.parsing import override
 from flaxformer_lab.run import load_run
+from flaxformer_lab.training.experiment import make_experiment
 from flaxformer_lab.training.loop import train
+from flaxformer_lab.training.parallelism import Single
 
 PROBE = {
     "task": {"name": "delay", "tokens": 4, "features": 4, "evaluation_examples": 64},
@@ -148,6 +151,17 @@ def test_measures_are_those_of_the_saved_run(population, tmp_path):
     entropies = -jnp.sum(asked * jnp.log(jnp.maximum(asked, 1e-30)), axis=-1) / np.log([[[2, 3, 4]]])
     assert population.measures["attention_entropy"][2] == pytest.approx(float(entropies.mean()), abs=1e-5)
     assert population.measures["head_diversity"][2] == pytest.approx(float(head_diversity(asked)), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["static", "random", "mean", "linear"])
+def test_every_kind_of_weights_is_measured(kind, ready):
+    """Also weights that all examples share."""
+    config, other = parse_config(override(PROBE, "model.attention.kind", kind)), copy.copy(ready)
+    other.config, other._experiment = config, make_experiment(config, strategy=Single())
+    state = other._experiment.abstract_state
+    prepared = {"inputs": jax.ShapeDtypeStruct((16, 4, 4), jnp.float32), "loss_weights": jnp.ones((16, 4))}
+    found = jax.eval_shape(other._measures, state.params, state.model_state, prepared)
+    assert len(found) == 6 and {each.shape for each in found.values()} == {()}
 
 
 def test_a_saved_replica_is_an_ordinary_run_that_can_go_on(population, tmp_path):

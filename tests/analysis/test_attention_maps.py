@@ -42,6 +42,13 @@ def test_entropy_is_that_of_the_queries_that_are_asked():
     np.testing.assert_allclose(entropy(sharp, asked=asked), [1 / 3], rtol=1e-6)
 
 
+def test_entropy_of_weights_that_all_examples_share_is_that_of_each():
+    shared, asked = drawn(2, batch=1), jnp.asarray(np.random.default_rng(1).uniform(size=(3, TOKENS)), jnp.float32)
+    each = jnp.broadcast_to(shared, (3, *shared.shape[1:]))
+    np.testing.assert_allclose(entropy(shared, asked=asked), entropy(each, asked=asked), rtol=1e-6)
+    np.testing.assert_allclose(entropy(shared), entropy(each), rtol=1e-6)
+
+
 def test_entropy_is_the_mean_over_examples_and_queries():
     weights = np.asarray(drawn(2), np.float64)
     expected = [
