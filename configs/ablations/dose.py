@@ -2,11 +2,12 @@
 
 Between them block-diagonal maps (blocks of b features), maps of low rank r, Monarch maps (two block-diagonal ones with
 a shuffle between) and fixed ones (Hadamard). Two probes whose curves theory gives (a random rotation: b / d and r / d;
-a product of the first two features, which a block of two holds), handwritten digits, and text with a small model.
+a product of the first two features, which a block of two holds), handwritten digits, and text with a small model that
+trains until its validation curves are flat.
 
 Command: python -m flaxformer_lab.ablate --config=configs/ablations/dose.py --workdir=runs/dose
-Variants to try: --config.only=rotation,product; --config.match=parameters
-Hardware: 2 cores of an AMD EPYC, no accelerator.
+Short form, without text: --only=rotation,product,digits
+Variants to try: --config.match=parameters
 """
 
 from ml_collections import ConfigDict
@@ -34,8 +35,8 @@ def _outputs(part: str, knobs: dict) -> dict:
     return {"output": knobs["projection"]} if part == "attention" else {}
 
 
-def _entry(recipe: str, steps: int, evaluations: int, width: int, parts: tuple[str, ...], **more: dict) -> dict:
-    training = {"steps": steps, "batch_size": 64, "evaluate_every": steps // evaluations, "checkpoint_every": steps}
+def _entry(recipe: str, steps: int, batch_size: int, width: int, parts: tuple[str, ...], **more: dict) -> dict:
+    training = {"steps": steps, "batch_size": batch_size, "evaluate_every": steps // 10, "checkpoint_every": steps}
     return {
         "recipe": f"../{recipe}.py",
         "overrides": {
@@ -43,7 +44,7 @@ def _entry(recipe: str, steps: int, evaluations: int, width: int, parts: tuple[s
             "model": {"width": width} | more.get("model", {}),
             # One rate suits maps of all structures, so that the grid rarely grows.
             "optimizer": {"name": "adamw", "scaling": "mup", "base_fan_in": width, "warmup_steps": 20},
-            "training": training | {"evaluate_batch_size": 300 if recipe == "digits" else 1024},
+            "training": training | {"steps_per_call": 50, "evaluate_batch_size": 300 if recipe == "digits" else 1024},
         },
         "variants": _doses(width, *parts),
     }
@@ -59,12 +60,12 @@ def get_config() -> ConfigDict:
             "question": "How much mixing of features is enough?",
             "tasks": {
                 "rotation": _entry(
-                    "probes/rotation", 300, 10, 16, ("attention",), task=probe | {"features": 16, "rotation": "random"}
+                    "probes/rotation", 300, 64, 16, ("attention",), task=probe | {"features": 16, "rotation": "random"}
                 ),
                 "product": _entry(
                     "probes/product",
                     400,
-                    10,
+                    64,
                     8,
                     ("ffn",),
                     task=probe | apart | {"tokens": 1},
@@ -75,9 +76,9 @@ def get_config() -> ConfigDict:
                         "norm": {"kind": "off"},
                     },
                 ),
-                "digits": _entry("digits", 400, 10, 32, ("attention", "ffn"), model={"depth": 2}),
+                "digits": _entry("digits", 400, 32, 32, ("attention", "ffn"), model={"depth": 2}),
                 "speeches": _entry(
-                    "speeches", 1000, 4, 32, ("attention", "ffn"), task={"sequence_length": 32}, model=text
+                    "speeches", 3000, 32, 32, ("attention", "ffn"), task={"sequence_length": 32}, model=text
                 ),
             },
             "series": {
