@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 SOURCE = "the debate that founded the lab: docs/science.md"
 RECURRENT = {"lstm": "lstm", "gru": "gru"}
+RATES = (0.001, 0.003, 0.01, 0.03, 0.1)  # tasks begin with those that their variants want
 MORE = 0.2
 FIFTH = "a fifth of the score's range is ten times what reports call equal (0.02): who loses it lacks what is asked"
 SIGN = "the sign alone is asked for"
@@ -38,17 +39,17 @@ def _entry(recipe: str, steps: int, task: dict, model: dict, variants: dict, rat
     }
 
 
-def _marked(tokens: int, distance: int, hidden: int, variants: dict) -> dict:
+def _marked(tokens: int, distance: int, steps: int, rates: tuple[float, ...], hidden: int, variants: dict) -> dict:
     """With as many hidden units as make the parameters those of a convolution of some width."""
     task = {"tokens": tokens, "distance": distance, "evaluation_examples": 1024}
     model = {"width": 16, "depth": 2, "attention": {"num_heads": 2}, "ffn": {"expansion": hidden / 16}}
-    return _entry("probes/long_range", 600, task, model, variants, (0.003, 0.01, 0.03))
+    return _entry("probes/long_range", steps, task, model, variants, rates)
 
 
 def _recall(length: int, variants: dict) -> dict:
     """Two pairs; the questions come at random places, all as likely."""
     task = {"vocabulary": 16, "sequence_length": length, "pairs": 2, "power": 1.0, "evaluation_examples": 1024}
-    return _entry("probes/recall", 400, task, {"width": 32}, variants, (0.01, 0.03, 0.1))
+    return _entry("probes/recall", 600, task, {"width": 32}, variants, RATES[:4])
 
 
 def _more(name: str, question: str, task: str, variant: str, threshold: float = MORE) -> dict:
@@ -156,22 +157,24 @@ def get_config() -> ConfigDict:
         {
             "question": "Does attention capture more context than convolutions and recurrences?",
             "tasks": {
-                "near": _marked(16, 4, 70, {"cnn_1d": "cnn_1d"}),
-                "far": _marked(32, 24, 66, kernels | RECURRENT),
+                "near": _marked(16, 4, 600, RATES[1:4], 70, {"cnn_1d": "cnn_1d"}),
+                "far": _marked(32, 24, 1200, RATES[1:], 66, kernels | RECURRENT),
                 "recall": _recall(12, {"cnn_1d, kernel of 5": _convolution(5)} | RECURRENT),
                 "recall, 3 times as far": _recall(36, RECURRENT),
                 "digits": _entry(
                     "digits",
-                    400,
+                    1200,
                     {},
                     {"width": 16, "depth": 2, "ffn": {"expansion": 69 / 16}},
                     {"cnn_2d": "cnn_2d"},
-                    (0.003, 0.01, 0.03),
+                    RATES[1:],
                 ),
             },
             "match": "parameters",
             "match_tolerance": 0.035,
-            "seeds": (0, 1, 2, 3, 4),
+            "score_tolerance": 0.01,  # who only guesses does so at every rate
+            # With the seeds 0 to 4 and half of these updates both claims stayed open: some seeds were late.
+            "seeds": tuple(range(5, 15)),
             "claims": CLAIMS,
         }
     )
