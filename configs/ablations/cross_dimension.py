@@ -303,7 +303,7 @@ CLAIMS = (
             _compare(
                 "one",
                 "does it learn with a single token?",
-                _score("product_of_three with one token"),
+                _score("product_of_three, one token"),
                 None,
                 0.2,
                 NONLINEAR,
@@ -311,7 +311,7 @@ CLAIMS = (
             _compare(
                 "norm",
                 "does it learn with a single token and a norm?",
-                _score("product_of_three with one token", "RMSNorm"),
+                _score("product_of_three, one token", "RMSNorm"),
                 None,
                 0.2,
                 NONLINEAR,
@@ -410,7 +410,7 @@ def get_config() -> ConfigDict:
                     only=("ffn_off", "linear_ffn"),
                 ),
                 "product_of_three": _entry("product_of_three", 400, model=small, threshold=0.5),
-                "product_of_three with one token": _entry(
+                "product_of_three, one token": _entry(
                     "product_of_three",
                     2000,
                     task={"tokens": 1},
