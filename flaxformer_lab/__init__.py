@@ -18,7 +18,15 @@ from flaxformer_lab.version import __version__
 
 if TYPE_CHECKING:
     from flaxformer_lab.ablation.variants import VARIANTS
-    from flaxformer_lab.api import ablate, evaluate, load_config, measure
+    from flaxformer_lab.api import (
+        ablate,
+        evaluate,
+        load_config,
+        load_pretrained,
+        measure,
+        pretrained_config,
+        save_pretrained,
+    )
     from flaxformer_lab.export.formats import load_exported
     from flaxformer_lab.models.conversion import from_huggingface
     from flaxformer_lab.models.hooks import ablate_ffn, ablate_head
@@ -35,15 +43,26 @@ __all__ = [
     "from_huggingface",
     "load_config",
     "load_exported",
+    "load_pretrained",
     "load_run",
     "measure",
+    "pretrained_config",
     "register",
+    "save_pretrained",
     "train",
 ]
 
 _MODULES = {
     "ablation.variants": ["VARIANTS"],
-    "api": ["ablate", "evaluate", "load_config", "measure"],
+    "api": [
+        "ablate",
+        "evaluate",
+        "load_config",
+        "load_pretrained",
+        "measure",
+        "pretrained_config",
+        "save_pretrained",
+    ],
     "export.formats": ["load_exported"],
     "models.conversion": ["from_huggingface"],
     "models.hooks": ["ablate_ffn", "ablate_head"],

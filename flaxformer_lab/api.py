@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from rich.console import Console
 
 from flaxformer_lab import command_line
@@ -16,11 +18,20 @@ from flaxformer_lab.ablation.local import train_here
 from flaxformer_lab.ablation.store import Store
 from flaxformer_lab.analysis.measures import Values
 from flaxformer_lab.command_line import OVERRIDE, read_recipe, split_names
-from flaxformer_lab.config import Config
+from flaxformer_lab.config import Config, as_dict, parse_config
 from flaxformer_lab.errors import AblationError
+from flaxformer_lab.functional.trees import replace_leaves
+from flaxformer_lab.models.lora import merged
+from flaxformer_lab.models.pretrained.folder import read_folder, write_folder
 from flaxformer_lab.report.write import Report, write_report
 from flaxformer_lab.run import Run, load_run
+from flaxformer_lab.tasks import make_task
+from flaxformer_lab.tasks.pretrained import Pretrained
+from flaxformer_lab.training.experiment import make_experiment
+from flaxformer_lab.training.initialization import initial_weights
 from flaxformer_lab.training.loggers import Callback, Logger, check_loggers
+from flaxformer_lab.training.single import Single
+from flaxformer_lab.training.state import State
 
 
 def load_config(
@@ -123,6 +134,62 @@ def raise_failures(report: Report, store: Store) -> None:
             f"{cell.variant}: {error}; details are in {store.path / 'cells'}/*.failed.json, and the same command "
             "tries them again"
         )
+
+
+def pretrained_config(path: str | Path, changes: Mapping[str, Any] | None = None) -> Config:
+    """The config of a pretrained model's folder, which `train` fine-tunes; `changes` by dotted key.
+
+    Raises:
+        ConfigError, RunError: as in `load_pretrained`; an invalid change.
+    """
+    path = str(Path(path).expanduser().absolute())
+    task = {"name": "pretrained", "folder": path}
+    task |= {"classes": changes["task.classes"]} if changes and "task.classes" in changes else {}
+    made = make_task(parse_config({"task": task}).task)
+    tree = {
+        "task": task,
+        "model": as_dict(made.plan.config),
+        "training": {"init_from": path} | ({"init_only": ["embedding", "body"]} if "classes" in task else {}),
+        "parallelism": {"strategy": "single"},
+    }
+    return load_config(tree, changes)
+
+
+def load_pretrained(path: str | Path, changes: Mapping[str, Any] | None = None) -> Run:
+    """A pretrained model as a run, from a folder as the Hugging Face hub has it, or one of sentence-transformers.
+
+    Nothing is downloaded, executed or unpickled. changes: of its config by dotted key, like {"task.dataset": ...}.
+
+    Raises:
+        ConfigError: no such folder, code or pickles in it, another architecture or head than `ARCHITECTURES`, or a
+            setting that our config cannot express.
+        RunError: a damaged file.
+    """
+    experiment = make_experiment(pretrained_config(path, changes), strategy=Single())
+    shapes, taken = experiment.network.shapes, initial_weights(experiment.config.training, experiment.abstract_state)
+    params, model_state = shapes if not taken.drawn else experiment.network.init(jax.random.key(experiment.config.seed))
+    params = jax.tree.map(jnp.asarray, replace_leaves(params, taken.values))
+    return Run(experiment, State(jnp.zeros((), jnp.int32), params, model_state, ()), Path(path))
+
+
+def save_pretrained(run: Run, path: str | Path) -> Path:
+    """Writes a run that began as a pretrained model as a folder like the one that it came from; returns it.
+
+    transformers reads it and gives the same outputs. LoRA's products are added to the weights. What the network does
+    not use (a pooler) is copied. The folder that the run came from must still be there.
+
+    Raises:
+        ConfigError: the run is of another task, the folder exists and is not empty, or parameters that the files have
+            no place for.
+    """
+    task = run.task
+    if not isinstance(task, Pretrained):
+        raise ConfigError(
+            f"save_pretrained writes runs of task.name=pretrained, and this one is of {run.config.task.name}"
+        )
+    if run.config.model != task.plan.config:
+        raise ConfigError("save_pretrained: parts of the model were changed, which config.json cannot express")
+    return write_folder(read_folder(run.config.task.folder), merged(run.params), Path(path), run.config.task.classes)
 
 
 def _opened(run: Run | str | Path) -> Run:

@@ -74,9 +74,14 @@ class TrainingConfig:
         input: `device` keeps the whole data set on the device, `stream` reads it from the host; `auto` decides by size.
         deterministic: the same config gives the same bytes on the same machine, which costs some speed on GPUs;
             none means true in float32 and false in bfloat16.
-        init_from: a run's folder or a .safetensors file, from whose arrays a new run starts, matched by dotted names.
+        init_from: a run's folder, a .safetensors file or a pretrained model's folder (docs/pretrained.md), from whose
+            arrays a new run starts, matched by dotted names.
         init_only: which arrays to take: names, parts of the network (`body`, `embedding`) or patterns (`*.ffn.*`);
             all that are there by default.
+        train_only: which arrays are trained, in the same words; the others stay as they start. All by default, or
+            `lora,head` with lora_rank.
+        lora_rank: rank of a product of two matrices that is added to each dense map of the body (LoRA, Hu et al. 2022);
+            0 adds none.
     """
 
     steps: AtLeastOne = 1000
@@ -92,6 +97,13 @@ class TrainingConfig:
     deterministic: bool | None = None
     init_from: Name | None = None
     init_only: tuple[Name, ...] = ()
+    train_only: tuple[Name, ...] = ()
+    lora_rank: NonNegative = 0
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """What is trained; nothing named means all."""
+        return self.train_only or (("lora", "head") if self.lora_rank else ())
 
     def rules(self) -> None:
         """Raises ConfigError when keys contradict one another."""

@@ -14,7 +14,6 @@ from flaxformer_lab.command_line import changes_of, run
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.models.decoding import Decoder
 from flaxformer_lab.run import Run, load_run
-from flaxformer_lab.task_config import LanguageModellingConfig
 
 
 def generate(
@@ -28,7 +27,7 @@ def generate(
         ConfigError: the run is not a next-token language model, a prompt is empty, or the temperature is negative.
     """
     task = loaded.config.task
-    if not isinstance(task, LanguageModellingConfig) or task.objective != "next_token":
+    if loaded.task.context is None:
         raise ConfigError(f"generate needs a model of task.objective=next_token; this run's task is {task.name}")
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not prompts or not all(prompts):
@@ -41,8 +40,8 @@ def generate(
             f"--temperature={temperature} must not be negative; 1 is the model's own distribution, 0 the most likely"
         )
     variables = loaded.params, loaded.state.model_state
-    decoder = Decoder(loaded.model, *variables, context=task.sequence_length, temperature=temperature)
-    texts = [_Text(loaded, task.tokenizer) for _ in prompts]
+    decoder = Decoder(loaded.model, *variables, context=loaded.task.context, temperature=temperature)
+    texts = [_Text(loaded) for _ in prompts]
     for symbols in decoder.write([loaded.task.encode(prompt) for prompt in prompts], length, seed):
         yield [text.of(row) for text, row in zip(texts, symbols, strict=True)]
 
@@ -50,9 +49,10 @@ def generate(
 class _Text:
     """Decodes symbols to text piece by piece: a character may take several bytes, and a piece may end between them."""
 
-    def __init__(self, loaded: Run, tokenizer: str):
+    def __init__(self, loaded: Run):
         bytes_ = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self.of = (lambda row: bytes_.decode(bytes(row.tolist()))) if tokenizer == "bytes" else loaded.task.decode
+        in_bytes = getattr(loaded.config.task, "tokenizer", None) == "bytes"
+        self.of = (lambda row: bytes_.decode(bytes(row.tolist()))) if in_bytes else loaded.task.decoder()
 
 
 def main(overrides: list[str]) -> None:

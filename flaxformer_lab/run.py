@@ -96,6 +96,7 @@ class Run:
                 vocabulary.
         """
         self._refuse_misfit(inputs)
+        valid = self.task.valid_of(inputs) if valid is None else valid
         return self._apply(*self._variables, inputs, valid)
 
     def run_with_cache(
@@ -108,7 +109,9 @@ class Run:
         Raises:
             ConfigError, DataError: as in `predict`.
         """
-        outputs, values = self._apply_and_collect(*self._variables, self._inputs(raw), valid, names=tuple(names))
+        inputs = self._inputs(raw)
+        valid = self.task.valid_of(inputs) if valid is None else valid
+        outputs, values = self._apply_and_collect(*self._variables, inputs, valid, names=tuple(names))
         return self.task.predictions_of(outputs), dict(values)
 
     def run_with_hooks(self, raw: Tree, hooks: NamedHooks, valid: Tree = None) -> Tree:
@@ -120,7 +123,9 @@ class Run:
         Raises:
             ConfigError: a name that the model does not offer, a hook that returns another shape, or as in `predict`.
         """
-        inputs, valid = jax.tree.map(jax.numpy.asarray, (self._inputs(raw), valid))
+        inputs = self._inputs(raw)
+        valid = self.task.valid_of(inputs) if valid is None else valid
+        inputs, valid = jax.tree.map(jax.numpy.asarray, (inputs, valid))
         outputs = self.model.run_with_hooks(*self._variables, inputs, hooks, valid=valid)
         return self.task.predictions_of(outputs)
 
@@ -174,7 +179,7 @@ class Run:
 
     def subject(self, split: str = "test", examples: int = 64) -> Subject:
         """The model with the first examples of a split, for the functions of `analysis`."""
-        _, batch = first_examples(self.experiment, split, examples)
+        batch = self.task.unpadded(first_examples(self.experiment, split, examples)[1])
         return Subject(self.config.model, self.task, self.model, self.params, self.state.model_state, batch)
 
     def generate(

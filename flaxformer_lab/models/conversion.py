@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -92,14 +92,14 @@ def from_huggingface(
 
 def to_huggingface(
     params: Tree, weights: str | os.PathLike | Mapping[str, np.ndarray], settings: Settings
-) -> dict[str, np.ndarray]:
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The tensors of `weights` with those that the parameters of its network (`from_huggingface`) say instead.
 
-    In the types that they had; what the network does not use stays as it is.
+    In the types that they had; what the network does not use stays as it is. Beside them the settings, which say
+    tie_word_embeddings=false where training moved tied tensors apart.
 
     Raises:
-        ConfigError: as in `from_huggingface`; parameters of another network; a bias for which the file has no place;
-            tied tensors that training moved apart.
+        ConfigError: as in `from_huggingface`; parameters of another network; a bias for which the file has no place.
     """
     original = _load(weights)
     plan, tensors = planned(original, settings, allow_extra=True)
@@ -116,15 +116,11 @@ def to_huggingface(
             raise ConfigError(f"{path} cannot be written into {_listed(source.names)}: {error}") from error
         changed |= made
     for copy, name in plan.ties.items():
-        if copy in original or copy == name:
-            continue
-        if not np.array_equal(changed[copy], changed.get(name, changed[copy])):
-            raise ConfigError(
-                f"{copy} and {name} are one tensor in this model, and training moved them apart; train with a tied "
-                "head frozen (training.train_only), or save with tie_word_embeddings=false"
-            )
         changed.setdefault(name, changed[copy])
-    return {name: changed.get(name, tensor).astype(tensor.dtype) for name, tensor in original.items()}
+    apart = any(not np.array_equal(changed[copy], changed[name]) for copy, name in plan.ties.items())
+    kept = original | {copy: tensors[copy] for copy in plan.ties} if apart else original
+    written = {name: changed.get(name, tensor).astype(tensor.dtype) for name, tensor in kept.items()}
+    return written, {**settings, **({"tie_word_embeddings": False} if apart else {})}
 
 
 def planned(
@@ -135,11 +131,7 @@ def planned(
     Raises:
         ConfigError: as in `from_huggingface`; with allow_extra not for tensors that the network does not use.
     """
-    kind = settings.get("model_type")
-    if not isinstance(kind, str) or kind not in PLANS:
-        raise ConfigError(
-            f"model_type={kind!r} cannot be converted: {nearest(str(kind), PLANS)}choose {', '.join(PLANS)}"
-        )
+    kind = _kind(settings)
     for key in ("num_hidden_layers", "n_layer", "n_layers"):
         depth = settings.get(key)
         if isinstance(depth, int) and depth > len(tensors):
@@ -147,7 +139,7 @@ def planned(
                 f"{key}={depth} with {len(tensors)} tensors: each layer has several; use the config.json that belongs "
                 "to the weights"
             )
-    architecture = _architecture(settings, tensors)
+    architecture = architecture_of(settings, tensors)
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(drop)}
     plan = PLANS[kind](settings, tensors, architecture)
     tensors = _with_ties(tensors, plan.ties)
@@ -155,9 +147,19 @@ def planned(
     return plan, tensors
 
 
-def _architecture(settings: Settings, tensors: Tensors) -> str:
+def _kind(settings: Settings) -> str:
+    """The family."""
+    kind = settings.get("model_type")
+    if not isinstance(kind, str) or kind not in PLANS:
+        raise ConfigError(
+            f"model_type={kind!r} cannot be converted: {nearest(str(kind), PLANS)}choose {', '.join(PLANS)}"
+        )
+    return kind
+
+
+def architecture_of(settings: Settings, tensors: Tensors) -> str:
     """The class that wrote the files, as the settings name it; by the tensors where they do not and only one fits."""
-    kind, given = settings["model_type"], settings.get("architectures")
+    kind, given = _kind(settings), settings.get("architectures")
     supported = ARCHITECTURES[kind]
     if given is None and kind == "bert":
         if any(name.startswith("cls.predictions.") for name in tensors):

@@ -14,6 +14,7 @@ from flaxformer_lab.tasks import (  # noqa: F401
     forecasting,
     language_modelling,
     marks,
+    pretrained,
     probes,
     synthetic,
 )

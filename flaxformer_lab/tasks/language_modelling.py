@@ -1,7 +1,7 @@
 """Language modelling by characters or bytes: predict the next token, or the masked ones (Devlin et al. 2019)."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -106,6 +106,10 @@ class LanguageModelling(Task):
                 raise ConfigError(f"predict: text {number} has {len(each)} symbols; this model takes {size}")
         return np.stack(symbols).astype(np.int32)
 
+    @property
+    def context(self) -> int | None:
+        return self._config.sequence_length if self._config.objective == "next_token" else None
+
     def facts(self) -> list[list[Any]]:
         tokens = f"{self.metadata['num_symbols']} symbols ({self._config.tokenizer})"
         return [["data set", self._config.dataset], ["text", tokens]]
@@ -126,6 +130,10 @@ class LanguageModelling(Task):
         if self._config.tokenizer == "bytes":
             return bytes(int(symbol) for symbol in symbols).decode("utf-8", errors="replace")
         return "".join(self.metadata["symbols"][int(symbol)] for symbol in symbols)
+
+    def decoder(self) -> Callable[[Integer[np.ndarray, " length"]], str]:
+        """A function that decodes a text piece by piece."""
+        return self.decode
 
     @functools.lru_cache(maxsize=3)  # noqa: B019 a task lives as long as its run
     def _text(self, split: str) -> str:

@@ -114,6 +114,20 @@ class Task(abc.ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has a raw_spec and no preprocess")
 
+    def valid_of(self, inputs: Any) -> Any:
+        """Which tokens of the inputs are not padding, where the inputs themselves say so; None: all of them."""
+        del inputs
+        return None
+
+    def unpadded(self, batch: Batch) -> Batch:
+        """A prepared batch as the measures take it, who would take padding for tokens."""
+        return batch
+
+    @property
+    def context(self) -> int | None:
+        """The most symbols that a next one is predicted from; None where none is."""
+        return None
+
     def class_names(self) -> list[str] | None:
         """What each output stands for; None where they are no classes, or have no names."""
         return None

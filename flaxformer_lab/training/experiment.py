@@ -8,6 +8,7 @@ import jax
 import optax
 
 from flaxformer_lab.config import Config, parse_config
+from flaxformer_lab.models.lora import with_lora
 from flaxformer_lab.models.network import PureNetwork
 from flaxformer_lab.tasks import Task, make_task
 from flaxformer_lab.training.optimizer import make_optimizer, make_schedule
@@ -59,6 +60,9 @@ def make_experiment(
     network = task.network(config.model)
     if config.optimizer.scaling == "mup":
         network = scale_initial_weights(network)
-    optimizer = make_optimizer(config.optimizer, config.training.steps, fans=network.fans)
+    if config.training.lora_rank:
+        network = with_lora(network, config.training.lora_rank)
+    train_only = config.training.trained
+    optimizer = make_optimizer(config.optimizer, config.training.steps, fans=network.fans, train_only=train_only)
     strategy.check(network, task.input_spec(1))
     return Experiment(config, task, network, schedule, optimizer, strategy)

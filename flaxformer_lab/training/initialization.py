@@ -1,6 +1,5 @@
 """Where a run starts: its newest checkpoint, or fresh weights, some of them from `training.init_from` by name."""
 
-import fnmatch
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ import numpy as np
 
 from flaxformer_lab.config import TrainingConfig
 from flaxformer_lab.errors import ConfigError, RunError
-from flaxformer_lab.functional.trees import leaf_paths
+from flaxformer_lab.functional.trees import is_named, leaf_paths
+from flaxformer_lab.models.pretrained.folder import is_pretrained, read_folder
 from flaxformer_lab.models.tensors import load_tensors
 from flaxformer_lab.training.checkpoints import Checkpoints
 from flaxformer_lab.training.experiment import Experiment, make_experiment
@@ -57,7 +57,8 @@ def initial_weights(config: TrainingConfig, abstract: State) -> InitialWeights |
         return None
     found = _read(config.init_from)
     wanted = leaf_paths(abstract.params) | leaf_paths(abstract.model_state)
-    taken = [name for name in wanted if name in found and _is_admitted(name, config.init_only)]
+    only = config.init_only
+    taken = [name for name in wanted if name in found and (not only or is_named(name, only))]
     if not taken:
         raise ConfigError(
             f"training.init_from={config.init_from} has no array that this model takes"
@@ -128,16 +129,14 @@ def restore_run(
                 raise
 
 
-def _is_admitted(name: str, patterns: tuple[str, ...]) -> bool:
-    """Whether a pattern is the name, a part above it (`body`), or a wildcard that fits it (`*.ffn.*`)."""
-    return not patterns or any(name == p or name.startswith(f"{p}.") or fnmatch.fnmatch(name, p) for p in patterns)
-
-
 def _read(source: str) -> Arrays:
-    """Every array of a safetensors file, or of the last checkpoint in a run's folder."""
+    """Every array of a safetensors file, of the last checkpoint of a run, or of a pretrained model's folder."""
     path = Path(source).expanduser()
     if not path.exists():
         raise RunError(f"training.init_from={source} does not exist; name a run's folder or a .safetensors file")
+    if path.is_dir() and not (path / "checkpoints").exists() and is_pretrained(path):
+        params = read_folder(path).convert().params
+        return {name: np.asarray(leaf) for name, leaf in leaf_paths(params).items()}
     is_run = path.is_dir() and ((path / "checkpoints").exists() or not any(path.glob("*.safetensors")))
     if not is_run:
         return load_tensors(path, "training.init_from")

@@ -1,6 +1,7 @@
 """Update rules and learning-rate schedules, from optax, selected by name."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,7 +10,8 @@ from jaxtyping import Array, Float
 from optax.contrib import MuonDimensionNumbers, muon
 
 from flaxformer_lab.config import OptimizerConfig
-from flaxformer_lab.functional.trees import leaf_paths
+from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.functional.trees import is_named, leaf_paths, replace_leaves
 from flaxformer_lab.models.network import PureNetwork
 from flaxformer_lab.modules.projection import Fans
 from flaxformer_lab.training.scaling import scale_by_fan_in
@@ -39,21 +41,41 @@ def make_schedule(config: OptimizerConfig, steps: int, peak: Peak | None = None)
 
 
 def make_optimizer(
-    config: OptimizerConfig, steps: int, peak: Peak | None = None, *, fans: Mapping[str, Fans] | None = None
+    config: OptimizerConfig,
+    steps: int,
+    peak: Peak | None = None,
+    *,
+    fans: Mapping[str, Fans] | None = None,
+    train_only: Sequence[str] = (),
 ) -> optax.GradientTransformation:
     """The update rule that `config.name` names, after clipping by the global norm where the config asks for it.
 
-    fans: of the network's maps, by which `config.scaling` scales their rates.
+    fans: of the network's maps, by which `config.scaling` scales their rates. train_only: as `training.train_only`.
     """
     schedule = make_schedule(config, steps, peak)
     rule = {"adamw": _adamw, "muon": _muon, "sgd": _sgd, "ridge": _ridge}[config.name](config, schedule)
     if config.scaling == "mup":
         rule = optax.chain(rule, scale_by_fan_in(fans or {}, config.base_fan_in))
-    return rule if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
+    rule = rule if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
+    if not train_only:
+        return rule
+    rules = {"trained": rule, "kept": optax.set_to_zero()}
+    return optax.partition(rules, functools.partial(_trained_or_kept, train_only=tuple(train_only)))
+
+
+def _trained_or_kept(params: Tree, train_only: tuple[str, ...]) -> Tree:
+    """Raises ConfigError where nothing is trained."""
+    labels = {name: "trained" if is_named(name, train_only) else "kept" for name in leaf_paths(params)}
+    if "trained" not in labels.values():
+        raise ConfigError(
+            f"training.train_only={','.join(train_only)} names no array of this model, so nothing would be trained; it "
+            f"has {', '.join(list(labels)[:4])} and more"
+        )
+    return replace_leaves(params, labels)
 
 
 def make_population_optimizer(
-    config: OptimizerConfig, steps: int, fans: Mapping[str, Fans]
+    config: OptimizerConfig, steps: int, fans: Mapping[str, Fans], train_only: Sequence[str] = ()
 ) -> optax.GradientTransformation:
     """The same rule with its peak learning rate in the state, where each replica has its own.
 
@@ -61,7 +83,7 @@ def make_population_optimizer(
     """
 
     def rule(learning_rate: Peak) -> optax.GradientTransformation:
-        return make_optimizer(config, steps, learning_rate, fans=fans)
+        return make_optimizer(config, steps, learning_rate, fans=fans, train_only=train_only)
 
     return optax.inject_hyperparams(rule)(learning_rate=config.learning_rate)
 

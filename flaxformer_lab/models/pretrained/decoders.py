@@ -17,16 +17,15 @@ from flaxformer_lab.models.pretrained.plan import (
     dense,
     fused,
     model_config,
-    no_bias,
     norm,
     require,
     rotation,
     same,
     size,
     ties,
-    transposed,
 )
 from flaxformer_lab.modules.embedding import TokenEmbedding
+from flaxformer_lab.modules.projection import Dense
 from flaxformer_lab.modules.rngs import Rngs
 
 
@@ -49,8 +48,7 @@ def gpt2(settings: Settings, tensors: Tensors, architecture: str) -> Plan:
         "embedding.table": Source(same, (f"{body}wte.weight",)),
         "body.position": Source(same, (f"{body}wpe.weight",)),
         **norm("body.norm", f"{body}ln_f"),
-        "head.kernel": Source(transposed, ("lm_head.weight",)),
-        "head.bias": Source(no_bias, ("lm_head.weight",)),
+        **dense("head", "lm_head", bias=None),
     }
     for number in range(config.depth):
         ours, theirs = f"body.blocks.{number}", f"{body}h.{number}"
@@ -84,8 +82,7 @@ def gpt_neox(settings: Settings, tensors: Tensors, architecture: str) -> Plan:
     table = {
         "embedding.table": Source(same, (f"{body}embed_in.weight",)),
         **norm("body.norm", f"{body}final_layer_norm"),
-        "head.kernel": Source(transposed, ("embed_out.weight",)),
-        "head.bias": Source(no_bias, ("embed_out.weight",)),
+        **dense("head", "embed_out", bias=None),
     }
     for number in range(config.depth):
         ours, theirs = f"body.blocks.{number}", f"{body}layers.{number}"
@@ -145,7 +142,8 @@ def _builder(settings: Settings, tokens: int):
 
     def build(config: TransformerConfig, rngs: Rngs) -> nnx.Module:
         embedding = TokenEmbedding(vocabulary, config.width, dtype=config.dtype, rngs=rngs)
-        return Network(config, embedding=embedding, grid=(tokens,), outputs=vocabulary, rngs=rngs)
+        head = Dense(config.width, vocabulary, axes=("width", None), bias=False, rngs=rngs)
+        return Network(config, embedding=embedding, grid=(tokens,), outputs=vocabulary, head=head, rngs=rngs)
 
     return build
 

@@ -129,7 +129,7 @@ def _head(
     if architecture.endswith("ForMaskedLM"):
         vocabulary, (transform, norm_, output) = size(settings, "vocab_size"), masked
         table = dense("head.transform", transform) | norm("head.norm", norm_) | dense("head.output", output)
-        tied = ties(settings, {f"{output}.weight": word_table, f"{output}.bias": masked_bias})
+        tied = ties(settings, {f"{output}.weight": word_table}) | {f"{output}.bias": masked_bias}
         options = {"outputs": vocabulary, "activation": masked_activation}
         return _Head("off", lambda config, rngs: MaskedHead(config, **options, rngs=rngs), vocabulary, table, tied)
     if architecture.endswith("ForSequenceClassification"):

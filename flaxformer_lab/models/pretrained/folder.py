@@ -4,7 +4,6 @@ Files are read, never executed or unpickled: config.json, *.safetensors, tokeniz
 modules.json. What a folder names it must hold: names with a path are refused.
 """
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,9 +12,10 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from flaxformer_lab.errors import ConfigError, RunError
-from flaxformer_lab.models.conversion import Converted, from_huggingface
+from flaxformer_lab.models.conversion import Converted, from_huggingface, planned, to_huggingface
 from flaxformer_lab.models.pretrained.plan import Settings, Tensors
 from flaxformer_lab.models.tensors import load_tensors
 
@@ -33,7 +33,7 @@ class PretrainedFolder:
 
     settings: config.json, with `pooling` where the folder is one of sentence-transformers.
     tokenizer: the text of tokenizer.json, or None. max_length: tokens that the model was made for.
-    preprocessing: preprocessor_config.json, of images. path: where config.json and the weights are.
+    preprocessing: preprocessor_config.json, of images. path: where the weights are, root or a folder in it.
     """
 
     path: Path
@@ -41,6 +41,7 @@ class PretrainedFolder:
     tokenizer: str | None
     max_length: int | None
     preprocessing: dict[str, Any]
+    root: Path
 
     def tensors(self) -> Tensors:
         """Every tensor of the files.
@@ -104,6 +105,7 @@ def read_folder(path: str | Path) -> PretrainedFolder:
             f"pretrained={path} is no folder here, and nothing is downloaded; get one with `hf download NAME "
             "--local-dir FOLDER` and name that folder"
         )
+    root = path
     path, pooling = _sentence_transformers(path) if (path / "modules.json").is_file() else (path, None)
     if not (path / "config.json").is_file():
         raise ConfigError(f"pretrained={path} has no config.json; name a folder as save_pretrained writes it")
@@ -120,6 +122,7 @@ def read_folder(path: str | Path) -> PretrainedFolder:
         _read_text(tokenizer) if tokenizer.is_file() else None,
         min(lengths) - offset if lengths else None,
         _read_json(images) if images.is_file() else {},
+        root,
     )
 
 
@@ -243,6 +246,32 @@ def _read_json(file: Path, kind: type = dict) -> Any:
     return value
 
 
-def with_settings(folder: PretrainedFolder, **settings: Any) -> PretrainedFolder:
-    """The folder with other settings."""
-    return dataclasses.replace(folder, settings={**folder.settings, **settings})
+def write_folder(source: PretrainedFolder, params: Any, path: Path, classes: int | None = None) -> Path:
+    """Writes `source` again, with these parameters; classes: of a new head.
+
+    Raises:
+        ConfigError: the folder exists and is not empty, or as in `to_huggingface`.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"{path} exists and is not empty; choose another folder")
+    tensors, settings = source.tensors(), dict(source.settings)
+    if classes is not None:
+        plan, _ = planned(tensors, settings, allow_extra=True)
+        tensors = dict(with_classes(tensors, plan.table, classes))
+        settings["id2label"] = {str(number): f"LABEL_{number}" for number in range(classes)}
+        settings["label2id"] = {name: int(number) for number, name in settings["id2label"].items()}
+        settings.pop("num_labels", None)
+    written, settings = to_huggingface(params, tensors, settings)
+    root = source.root
+    for file in sorted(root.rglob("*")):
+        small = file.suffix in (".json", ".txt", ".model") and not file.name.endswith(".index.json")
+        if file.is_file() and small and not any(part.startswith(".") for part in file.relative_to(root).parts):
+            target = path / file.relative_to(root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(file.read_bytes())
+    target = path / source.path.relative_to(root)
+    target.mkdir(parents=True, exist_ok=True)
+    settings.pop("pooling", None)
+    (target / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    save_file({name: np.ascontiguousarray(each) for name, each in written.items()}, target / WEIGHTS, {"format": "pt"})
+    return path
