@@ -20,9 +20,10 @@ from flaxformer_lab.ablation.cluster import cluster
 from flaxformer_lab.ablation.display import show_plan
 from flaxformer_lab.ablation.engine import Trainer
 from flaxformer_lab.ablation.grid import AblationConfig, make_grid, parse_ablation
+from flaxformer_lab.ablation.learned import is_learned
 from flaxformer_lab.ablation.local import train_here
 from flaxformer_lab.ablation.store import Store
-from flaxformer_lab.api import raise_failures, run_grid
+from flaxformer_lab.api import dissect, raise_failures, run_grid
 from flaxformer_lab.command_line import (
     PRINT_CONFIG,
     changes_of,
@@ -54,6 +55,9 @@ def main(overrides: list[str]) -> None:
         jax.config.update("jax_num_cpu_devices", DEVICES.value or len(os.sched_getaffinity(0)))
     overrides = _written_out(overrides)
     tree = overridden(read_recipe(CONFIG.value, changes_of(overrides)), overrides)
+    if is_learned(tree):  # nothing is trained: a pretrained model is cut
+        dissect(tree, WORKDIR.value)
+        return
     if {"task", "model"} & tree.keys() and "tasks" not in tree:
         raise ConfigError(
             f"--config={CONFIG.value} is the recipe of one run: python -m flaxformer_lab.train --config={CONFIG.value} "

@@ -14,15 +14,18 @@ from flaxformer_lab.ablation.curves import entries_of, loggers_of
 from flaxformer_lab.ablation.display import ProgressDisplay
 from flaxformer_lab.ablation.engine import Event, Trainer, run_cells
 from flaxformer_lab.ablation.grid import Grid, make_grid, parse_ablation
+from flaxformer_lab.ablation.learned import parse_learned, run_cuts
 from flaxformer_lab.ablation.local import train_here
+from flaxformer_lab.ablation.provenance import describe_devices, provenance
 from flaxformer_lab.ablation.store import Store
 from flaxformer_lab.analysis.measures import Values
 from flaxformer_lab.command_line import OVERRIDE, read_recipe, split_names
 from flaxformer_lab.config import Config, as_dict, parse_config
-from flaxformer_lab.errors import AblationError
+from flaxformer_lab.errors import AblationError, ConfigError
 from flaxformer_lab.functional.trees import replace_leaves
 from flaxformer_lab.models.lora import merged
 from flaxformer_lab.models.pretrained.folder import read_folder, write_folder
+from flaxformer_lab.report.learned import write_learned
 from flaxformer_lab.report.write import Report, write_report
 from flaxformer_lab.run import Run, load_run
 from flaxformer_lab.tasks import make_task
@@ -98,6 +101,24 @@ def ablate(
     report = run_grid(grid, store, contextlib.nullcontext(train_here), console, loggers, callbacks)
     raise_failures(report, store)
     return report
+
+
+def dissect(tree: Mapping[str, Any], workdir: str | Path | None) -> Path:
+    """Cuts a pretrained model as a recipe like configs/ablations/pretrained.py says; returns the report's file.
+
+    What is judged already stays: the same call goes on where an earlier one stopped. workdir: results.csv, report.md,
+    report.html and figures go there.
+
+    Raises:
+        ConfigError: an invalid recipe, no workdir, or a model or ratings that are not installed.
+    """
+    config = parse_learned(tree)
+    if workdir is None:
+        raise ConfigError("--workdir is missing: name the folder for the results, like --workdir=runs/pretrained")
+    folder = Path(workdir).expanduser().absolute()
+    rows = run_cuts(config, folder, provenance(describe_devices()))
+    write_learned(rows, folder, "report")
+    return folder / "report.md"
 
 
 def run_grid(

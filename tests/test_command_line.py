@@ -13,6 +13,7 @@ from absl.testing import flagsaver
 
 from flaxformer_lab import command_line
 from flaxformer_lab.ablation.grid import make_grid, parse_ablation
+from flaxformer_lab.ablation.learned import is_learned, parse_learned
 from flaxformer_lab.ablation.variants import VARIANTS
 from flaxformer_lab.cache import cache_folder
 from flaxformer_lab.command_line import load_config, read_recipe
@@ -162,6 +163,9 @@ def test_every_recipe_in_the_repository_is_valid():
     for path in recipes:
         assert isinstance(load_config(str(path), []).model, TransformerConfig | ConvolutionConfig)
     for path in ablations:
+        if is_learned(read_recipe(str(path))):
+            assert parse_learned(read_recipe(str(path))).question
+            continue
         assert make_grid(parse_ablation(read_recipe(str(path))), path.parent, read_recipe).cells
 
 

@@ -1,6 +1,7 @@
 """Decides the debate: trains every ablation that carries claims, and writes docs/results/ from what they found.
 
-Command: make debate, or python tools/debate.py [NAME ...], with names of configs/ablations/
+Command: make debate, or python tools/debate.py [NAME ...], with names of configs/ablations/ (by its name alone:
+`pretrained`, which needs the extra of that name)
 Trains one ablation after another into runs/NAME (the same command goes on where it stopped), keeps each one's values
 as docs/results/NAME.csv.gz, and then does what --from_results does.
 
@@ -26,10 +27,12 @@ from pathlib import Path
 import readme_figure
 
 from flaxformer_lab.ablation.grid import make_grid, parse_ablation
+from flaxformer_lab.ablation.learned import is_learned, read_rows
 from flaxformer_lab.ablation.store import Store
 from flaxformer_lab.command_line import read_recipe
 from flaxformer_lab.report.claims import decide_all
 from flaxformer_lab.report.debate import Evidence, Topic, as_debate, evidence_of, evidence_of_benchmark
+from flaxformer_lab.report.learned import write_learned
 from flaxformer_lab.report.page import as_page
 from flaxformer_lab.report.results import RESULTS, restore
 from flaxformer_lab.report.summary import summarise
@@ -106,8 +109,15 @@ TOPICS = (
 @functools.cache
 def configs() -> dict[str, tuple[Path, int]]:
     """Every ablation's file and number of claims, the fewest first: their word on a claim comes before others'."""
-    found = {path.stem: (path, len(read_recipe(str(path)).get("claims", ()))) for path in ABLATIONS.glob("*.py")}
+    recipes = {path: read_recipe(str(path)) for path in ABLATIONS.glob("*.py")}
+    found = {path.stem: (path, len(tree.get("claims", ()))) for path, tree in recipes.items() if not is_learned(tree)}
     return dict(sorted(found.items(), key=lambda each: (each[1][1], each[0])))
+
+
+@functools.cache
+def cut_models() -> dict[str, Path]:
+    """The ablations of what is learned, which need packages of their own and are made by name alone."""
+    return {path.stem: path for path in sorted(ABLATIONS.glob("*.py")) if is_learned(read_recipe(str(path)))}
 
 
 def with_claims() -> list[str]:
@@ -120,7 +130,8 @@ def train(names: Sequence[str]) -> int:
     unfinished = 0
     for name in names:
         workdir, start = ROOT / "runs" / name, time.monotonic()
-        flags = f"--config={configs()[name][0].relative_to(ROOT)}", f"--workdir={workdir.relative_to(ROOT)}"
+        path = cut_models()[name] if name in cut_models() else configs()[name][0]
+        flags = f"--config={path.relative_to(ROOT)}", f"--workdir={workdir.relative_to(ROOT)}"
         code = subprocess.run([sys.executable, "-m", "flaxformer_lab.ablate", *flags], cwd=ROOT, check=False).returncode
         print(f"{name}: exit code {code} after {time.monotonic() - start:.0f} s", flush=True)
         if code > 128 or code < 0:  # ended by a signal: so does the rest
@@ -174,6 +185,9 @@ def write_all(output: Path, *, html: bool = True) -> list[str]:
             found = [*pool.map(write, kept)]
     else:
         found = [*map(write, kept)]
+    for name in cut_models():
+        if (BOOKS / f"{name}.csv.gz").exists():
+            found.append(write_learned(read_rows(BOOKS / f"{name}.csv.gz", gzip.open), output, name, html=html))
     evidence = [each for one in (*found, evidence_of_cost()) for each in one]
     (output / "debate.html").write_text(as_debate(TOPICS, evidence), encoding="utf-8")
     readme_figure.write(output / readme_figure.REPORT.name, output / readme_figure.FIGURE.name)
@@ -187,7 +201,7 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--from_results", action="store_true", help="train nothing")
     parser.add_argument("--output", type=Path, default=BOOKS, help="folder for the reports")
     arguments = parser.parse_args(given)
-    unknown = set(arguments.names) - configs().keys()
+    unknown = set(arguments.names) - configs().keys() - cut_models().keys()
     if unknown:
         parser.error(f"{', '.join(unknown)}: no such ablation; choose from {', '.join(configs())}")
     unfinished = 0 if arguments.from_results else train(arguments.names or with_claims())

@@ -1,0 +1,439 @@
+"""The report on an ablation of what is learned: tables by cut and layer, figures, and verdicts on claims C18 to C20.
+
+It follows from the rows of results.csv alone; the same rows make the same bytes.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from scipy import stats
+
+from flaxformer_lab.report.debate import Evidence, Row
+from flaxformer_lab.report.formatting import format_interval, format_p_value, with_minus_signs
+from flaxformer_lab.report.markup import Markup, scrolling, tag
+from flaxformer_lab.report.page import page_of
+from flaxformer_lab.report.statistics import SIGNIFICANT, Interval, holm
+
+SETS = ("WordSim", "SimLex", "Lee")
+COST = 0.05  # of a correlation, which removing one block changes by up to 0.09 either way
+FACTS = ("command", "versions", "device", "commit")
+TITLE = "What do the parts of a pretrained encoder do?"
+# One figure each: the cost of a cut by layer; and measures by layer.
+LINES = ("attention removed", "FFN removed", "uniform attention", "linear FFN", "linear block", "block removed")
+COLOURS = ("#0b6e99", "#c2410c", "#7c3aed", "#d97706", "#15803d", "#64748b")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A cut in a place: the scores, their differences from the intact model, p after Holm's correction, and words."""
+
+    cut: str
+    layer: str
+    scores: dict[str, float]
+    differences: dict[str, Interval]
+    corrected_p: dict[str, float]
+    kept: float
+
+    @property
+    def verdict(self) -> str:
+        """better, worse, both, or open, over the three sets."""
+        sure = [self.differences[name].mean for name in SETS if self.corrected_p[name] < SIGNIFICANT]
+        if not sure:
+            return "open"
+        return "worse" if max(sure) < 0 else "better" if min(sure) > 0 else "both"
+
+    @property
+    def cost(self) -> Interval:
+        """What the cut costs on average over the three sets, positive where it is worse; errors are added up."""
+        means = [-self.differences[name].mean for name in SETS]
+        errors = [(self.differences[name].high - self.differences[name].low) / 2 for name in SETS]
+        half = float(np.sqrt(np.sum(np.square(errors)))) / len(SETS)
+        mean = float(np.mean(means))
+        return Interval(mean, mean - half, mean + half)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All cuts, and the measures by what they are of: the embeddings' rows and the layers'."""
+
+    cuts: tuple[Judged, ...]
+    measures: dict[str, dict[str, Any]]
+
+    def cut(self, name: str, layer: str = "all") -> Judged | None:
+        """One cut; None where it has not been made."""
+        return next((each for each in self.cuts if (each.cut, each.layer) == (name, layer)), None)
+
+    @property
+    def layers(self) -> list[str]:
+        """The numbers of the layers that were measured."""
+        return [name for name in self.measures if name.isdigit()]
+
+
+def findings_of(rows: Sequence[dict[str, Any]]) -> Findings:
+    """What the rows say; each p is corrected for all cuts and sets."""
+    cuts = [row for row in rows if row["cut"] not in ("measures", "provenance")]
+    p_values = [row["scores"][name]["p"] for row in cuts if row["cut"] != "intact" for name in SETS]
+    corrected = iter(holm([np.nan if p is None else p for p in p_values]))
+    judged = []
+    for row in cuts:
+        scores, intact = row["scores"], row["cut"] == "intact"
+        judged.append(
+            Judged(
+                row["cut"],
+                row["layer"],
+                {name: scores[name]["value"] for name in SETS},
+                {name: Interval(*(scores[name][key] for key in ("difference", "low", "high"))) for name in SETS},
+                {name: 1.0 if intact else float(next(corrected)) for name in SETS},
+                row["kept"],
+            )
+        )
+    return Findings(tuple(judged), {row["layer"]: row for row in rows if row["cut"] == "measures"})
+
+
+# --------------------------------------------------------------------------------------------- claims
+
+
+def decide_learned(found: Findings, name: str = "pretrained") -> list[Evidence]:
+    """What the ablation says of C18, C19 and C20; nothing where its measures or cuts are missing."""
+    links = (("tables", f"{name}.html#cuts"), ("raw numbers", f"{name}.csv.gz"))
+    decided = [_features(found), _scales(found), _linear(found)] if found.measures else []
+    conditions = (
+        "Measured on MiniLM-L6 (six layers, 384 features), which makes sentence embeddings: judged by WordSim-353, "
+        "SimLex-999 and Lee's documents. Intervals: of scores by the paired bootstrap over pairs, of measures over "
+        "tokens or layers; nothing was trained.",
+    )
+    return [
+        Evidence(claim, statement, verdict, reason, tuple(rows), conditions, links)
+        for claim, statement, verdict, reason, rows in filter(None, decided)
+    ]
+
+
+Decided = tuple[str, str, str, str, list[Row]]
+
+
+def _row(question: str, interval: Interval, threshold: float, unit: str = "") -> Row:
+    answer = "yes" if interval.low > threshold else "no" if interval.high <= threshold else "open"
+    said = f"{format_interval(interval)}{unit}, threshold {threshold:g}"
+    return Row(question, interval, threshold, answer, said)
+
+
+def _features(found: Findings) -> Decided | None:
+    """C18."""
+    attention, values = found.cut("per-dimension QK and OV"), found.cut("per-dimension OV")
+    ffn, energies = found.cut("FFN of single features"), [found.measures[layer]["energy"] for layer in found.layers]
+    if attention is None or ffn is None or values is None:
+        return None
+    rows = [
+        _row(
+            "does it cost more than 0.05 to keep attention from mixing features (in QK and OV)?", attention.cost, COST
+        ),
+        _row("does that of the values alone (OV)?", values.cost, COST),
+        _row("does it cost more than 0.05 to keep the FFN from mixing features?", ffn.cost, COST),
+        _row(
+            "is more than half of attention's Jacobian between different features?",
+            _over([e[0] for e in energies]),
+            0.5,
+        ),
+        _row("is more than half of the FFN's?", _over([e[1] for e in energies]), 0.5),
+    ]
+    answers = [row.answer for row in rows]
+    if answers[0] == "yes" and answers[2] == "yes":
+        verdict, reason = "refuted", "features mix in both, and the model needs both: attention's own maps mix them too"
+    elif answers[0] == "no" and answers[2] == "yes":
+        verdict, reason = "supported", "only the FFN's mixing of features is needed"
+    elif answers[0] == "yes" and answers[2] == "no":
+        verdict, reason = "refuted", "the mixing of features in attention is needed, that in the FFN is not"
+    else:
+        verdict, reason = "undecided", "one of the two costs is not clear, or neither is needed"
+    return "C18", "In a real pretrained model features mix in the FFN, not in attention.", verdict, reason, rows
+
+
+def _scales(found: Findings) -> Decided:
+    """C19."""
+    words, first = found.measures["word vectors"], found.measures["first block's input"]
+    drawn = found.measures["drawn from N(0, 1)"]["correlation"][0]
+    inside = max(found.layers, key=lambda layer: found.measures[layer]["scale_ratio"][0])
+    rows = []
+    for name, row in (("word vectors", words), ("the first block's input", first)):
+        ratio = [value / drawn for value in row["correlation"]]
+        rows.append(
+            _row(
+                f"are features of {name} more than twice as correlated as independent ones?",
+                Interval(*ratio),
+                2.0,
+                " times",
+            )
+        )
+        scale = Interval(*row["scale_ratio"])
+        rows.append(_row(f"is a feature of {name} more than twice as wide as the median one?", scale, 2.0, " times"))
+    scale = Interval(*found.measures[inside]["scale_ratio"])
+    rows.append(
+        _row(f"is a feature after block {inside} more than twice as wide as the median one?", scale, 2.0, " times")
+    )
+    answers = [row.answer for row in rows]
+    if "open" in answers:
+        verdict, reason = "undecided", "a figure is too near to its threshold"
+    elif set(answers) == {"no"}:
+        verdict, reason = "supported", "features are nearly uncorrelated and of one scale everywhere"
+    elif "no" in answers[:2] and answers[4] == "no":
+        verdict = "supported only when"
+        reason = "one of the two is meant: " + (
+            "scales are even, but features are correlated"
+            if answers[0] == "yes"
+            else "features are uncorrelated, but some are wider"
+        )
+    else:
+        reason = (
+            "features are correlated, and some are many times as wide as others: nothing makes them even by default"
+        )
+        verdict = "refuted"
+    statement = "Embeddings' dimensions are orthogonal and evenly scaled by default."
+    return "C19", statement, verdict, reason, rows
+
+
+def _linear(found: Findings) -> Decided | None:
+    """C20."""
+    whole = found.cut("linear block")
+    if whole is None:
+        return None
+    r2 = {name: [found.measures[layer]["r2"][name] for layer in found.layers] for name in ("block", "change")}
+    worst = {name: min(values, key=lambda each: each[0]) for name, values in r2.items()}
+    one = [found.cut("linear block", layer) for layer in found.layers]
+    rows = [
+        _row("does an affine map explain more than 0.9 of every block's output?", Interval(*worst["block"]), 0.9),
+        _row("does it explain more than 0.9 of what a block changes?", Interval(*worst["change"]), 0.9),
+        _row("does it cost more than 0.05 to make every block affine?", whole.cost, COST),
+    ]
+    costs = [each.cost for each in one if each is not None]
+    if costs:
+        highest = max(costs, key=lambda each: each.mean)
+        rows.append(_row("does it cost more than 0.05 to make the worst single block affine?", highest, COST))
+    answers = [row.answer for row in rows]
+    if answers[0] == "yes" and answers[2] == "no":
+        verdict, reason = "supported", "affine maps explain the blocks, and the model does its work with them"
+    elif answers[2] == "yes" and answers[-1] == "no":
+        verdict = "supported only when"
+        reason = "one block is looked at: any one may be affine, but a model of affine blocks loses what it is for"
+    elif answers[2] == "yes":
+        verdict, reason = "refuted", "affine maps leave part of the blocks unexplained, and that part is needed"
+    else:
+        verdict, reason = "undecided", "the cost is too near to its threshold"
+    return "C20", "A real Transformer block is nearly linear.", verdict, reason, rows
+
+
+def _over(values: Sequence[float]) -> Interval:
+    """The mean over layers with Student's interval."""
+    mean, error = float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * error
+    return Interval(mean, mean - half, mean + half)
+
+
+# --------------------------------------------------------------------------------------------- tables
+
+
+CUT_COLUMNS = (
+    "cut",
+    "layer",
+    *SETS,
+    *(f"{name}: difference [95%], p (Holm)" for name in SETS),
+    "neighbours kept",
+    "over three sets",
+)
+
+
+def cut_rows(found: Findings) -> list[list[str]]:
+    """A row a cut, as text."""
+    rows = []
+    for each in found.cuts:
+        differences = [
+            ""
+            if each.cut == "intact"
+            else f"{format_interval(each.differences[name], signed=True)}, {format_p_value(each.corrected_p[name])}"
+            for name in SETS
+        ]
+        scores = [f"{each.scores[name]:.3f}" for name in SETS]
+        verdict = "" if each.cut == "intact" else each.verdict
+        rows.append([each.cut, each.layer, *scores, *differences, f"{each.kept:.2f}", verdict])
+    return rows
+
+
+MEASURE_COLUMNS = (
+    *("layer", "attention: cross-feature energy (drawn)", "FFN: the same", "rank W_qk (drawn)", "rank W_ov (drawn)"),
+    *("attention to first and last (their share)", "widest feature / median", "largest / median size", "massive share"),
+    *("one feature's share of squares", "R2 attention", "R2 FFN", "R2 block", "R2 of its change"),
+)
+
+
+def measure_rows(found: Findings) -> list[list[str]]:
+    """A row a layer, as text."""
+    rows = []
+    for layer in found.layers:
+        m = found.measures[layer]
+        energies = [f"{m['energy'][k]:.3f} ({m['energy_drawn'][k]:.3f})" for k in (0, 1)]
+        ranks = [f"{np.mean(m[f'rank_{part}']):.1f} ({m[f'rank_{part}_drawn']:.1f})" for part in ("qk", "ov")]
+        sinks = f"{m['sinks'][0]:.2f} ({m['sinks'][1]:.2f})"
+        scales = [
+            f"{m['scale_ratio'][0]:.1f}",
+            f"{m['largest']:.0f}",
+            f"{m['massive_share']:.1e}",
+            f"{m['outlier_share']:.3f}",
+        ]
+        r2 = [f"{m['r2'][name][0]:.3f}" for name in ("attention", "FFN", "block", "change")]
+        rows.append([layer, *energies, *ranks, sinks, *scales, *r2])
+    return rows
+
+
+VECTOR_COLUMNS = (
+    "vectors",
+    "root mean square correlation",
+    "widest feature / median",
+    "largest / median size",
+    "participation",
+)
+
+
+def vector_rows(found: Findings) -> list[list[str]]:
+    """A row for each kind of vectors before the first block, and for what each block gives."""
+    rows = []
+    for name, m in found.measures.items():
+        title = f"after block {name}" if name.isdigit() else name
+        both = [format_interval(Interval(*m[key])) for key in ("correlation", "scale_ratio")]
+        rows.append([title, *both, f"{m['largest']:.1f}", f"{m['participation']:.3f}"])
+    return rows
+
+
+def as_markdown(found: Findings, evidence: Sequence[Evidence], provenance: Sequence[tuple[str, str]] = ()) -> str:
+    """The report as Markdown."""
+    claims = [
+        [
+            each.claim,
+            each.statement,
+            f"**{each.verdict}**",
+            each.reason,
+            "; ".join(f"{row.question} {row.answer}: {row.said}" for row in each.rows),
+        ]
+        for each in evidence
+    ]
+    parts = [f"# {TITLE}", ""]
+    parts += [_table(("claim", "statement", "verdict", "because", "answers [95% interval]"), claims), ""]
+    parts += ["## Cuts", "", _table(CUT_COLUMNS, cut_rows(found)), "", "## Layers", ""]
+    parts += [_table(MEASURE_COLUMNS, measure_rows(found)), "", "## Vectors", ""]
+    parts += [_table(VECTOR_COLUMNS, vector_rows(found)), "", "## How it was made", ""]
+    return "\n".join([*parts, *(f"- {name}: {text}" for name, text in provenance)]) + "\n"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(columns)} |", f"| {' | '.join(['---'] * len(columns))} |"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def as_learned_page(found: Findings, evidence: Sequence[Evidence], provenance: Sequence[tuple[str, str]] = ()) -> str:
+    """The report as one HTML page."""
+    claims = [
+        tag(
+            "article",
+            tag("h3", f"{each.claim}: {each.verdict}"),
+            tag("blockquote", tag("p", each.statement)),
+            tag("p", with_minus_signs(f"{each.reason}.")),
+            tag("ol", [tag("li", with_minus_signs(f"{row.question} {row.answer}: {row.said}")) for row in each.rows]),
+        )
+        for each in evidence
+    ]
+    sections = [
+        ("cuts", "Cuts", _html_table(CUT_COLUMNS, cut_rows(found))),
+        ("layers", "Layers", _html_table(MEASURE_COLUMNS, measure_rows(found))),
+        ("vectors", "Vectors", _html_table(VECTOR_COLUMNS, vector_rows(found))),
+        ("provenance", "How it was made", tag("ul", [tag("li", f"{name}: {text}") for name, text in provenance])),
+    ]
+    content = [tag("section", tag("h2", title, id=id_), part) for id_, title, part in sections]
+    header = tag("header", tag("h1", TITLE))
+    return page_of(
+        TITLE, [header, tag("main", claims, content, id="results", tabindex="-1")], "Made by flaxformer_lab."
+    )
+
+
+def _html_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
+    head = tag("thead", tag("tr", [tag("th", name, scope="col") for name in columns]))
+    body = [
+        tag("tr", tag("th", row[0], scope="row"), [tag("td", with_minus_signs(cell)) for cell in row[1:]])
+        for row in rows
+    ]
+    return scrolling(columns[0], tag("table", head, tag("tbody", body)))
+
+
+def write_learned(rows: Sequence[dict[str, Any]], folder: Path, name: str, *, html: bool = True) -> list[Evidence]:
+    """Writes NAME.md and, with `html`, NAME.html and NAME_*.svg into a folder; returns what is said of the claims."""
+    found = findings_of(rows)
+    evidence = decide_learned(found, name)
+    facts = [(key, text) for row in rows if row["cut"] == "provenance" for key, text in row.items() if key in FACTS]
+    (folder / f"{name}.md").write_text(as_markdown(found, evidence, facts), encoding="utf-8")
+    if html:
+        (folder / f"{name}.html").write_text(as_learned_page(found, evidence, facts), encoding="utf-8")
+        for part, picture in figures(found).items() if found.layers else ():
+            (folder / f"{name}_{part}.svg").write_text(picture, encoding="utf-8")
+    return evidence
+
+
+# -------------------------------------------------------------------------------------------- figures
+
+
+def figures(found: Findings) -> dict[str, str]:
+    """SVG files by name: what cuts cost by layer, and what is measured by layer."""
+    layers = found.layers
+    numbers = [int(layer) for layer in layers]
+    with matplotlib.rc_context({"svg.hashsalt": "flaxformer_lab", "svg.fonttype": "none", "font.size": 9}):
+        cuts = Figure(figsize=(6.4, 3.6), layout="constrained")
+        axes = cuts.add_subplot()
+        for name, colour in zip(LINES, COLOURS, strict=True):
+            judged = [found.cut(name, layer) for layer in layers]
+            known = [(number, each.cost) for number, each in zip(numbers, judged, strict=True) if each is not None]
+            if known:
+                x, means = [number for number, _ in known], [cost.mean for _, cost in known]
+                errors = [[cost.mean - cost.low for _, cost in known], [cost.high - cost.mean for _, cost in known]]
+                axes.errorbar(x, means, errors, label=name, color=colour, marker="o", markersize=4, capsize=2)
+        axes.axhline(0, color="#888888", linewidth=0.8)
+        axes.set(xlabel="layer", ylabel="cost, mean of three correlations", xticks=numbers)
+        axes.legend(frameon=False, fontsize=8)
+        measures = Figure(figsize=(9.6, 3.0), layout="constrained")
+        panels = measures.subplots(1, 3)
+        rows = [found.measures[layer] for layer in layers]
+        for name, colour in (
+            ("attention", COLOURS[0]),
+            ("FFN", COLOURS[1]),
+            ("block", COLOURS[4]),
+            ("change", COLOURS[5]),
+        ):
+            panels[0].plot(numbers, [row["r2"][name][0] for row in rows], label=name, color=colour, marker="o")
+        panels[0].set(title="best affine fit, R2", ylim=(0, 1.02))
+        for part, k, colour in (("attention", 0, COLOURS[0]), ("FFN", 1, COLOURS[1])):
+            panels[1].plot(numbers, [row["energy"][k] for row in rows], label=part, color=colour, marker="o")
+            drawn = [row["energy_drawn"][k] for row in rows]
+            panels[1].plot(numbers, drawn, label=f"{part}, drawn weights", color=colour, linestyle="--")
+        panels[1].set(title="cross-feature energy", ylim=(0.5, 1.02))
+        panels[2].plot(
+            numbers,
+            [row["scale_ratio"][0] for row in rows],
+            label="widest feature / median",
+            color=COLOURS[2],
+            marker="o",
+        )
+        panels[2].plot(
+            numbers, [row["largest"] for row in rows], label="largest / median size", color=COLOURS[3], marker="o"
+        )
+        panels[2].set(title="uneven scales", yscale="log")
+        for panel in panels:
+            panel.set(xlabel="layer", xticks=numbers)
+            panel.legend(frameon=False, fontsize=7)
+        return {"cuts": _svg(cuts), "measures": _svg(measures)}
+
+
+def _svg(figure: Figure) -> str:
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    return "\n".join(line.rstrip() for line in file.getvalue().decode().splitlines()) + "\n"
