@@ -152,7 +152,7 @@ class Bench:
                 "off_diagonal": learned.off_diagonal_share(maps),
                 "off_diagonal_drawn": learned.off_diagonal_share(drawn_maps),
                 "sinks": (total[:2] / total[2]).tolist(),
-                "r2": {
+                "explained": {
                     name: _r2_of(self.fit(number, *pair), rng)
                     for name, pair in {
                         "attention": ("attention.input", "attention.output"),

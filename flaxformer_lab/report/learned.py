@@ -202,7 +202,7 @@ def _linear(found: Findings) -> Decided | None:
     whole = found.cut("linear block")
     if whole is None:
         return None
-    r2 = {name: [found.measures[layer]["r2"][name] for layer in found.layers] for name in ("block", "change")}
+    r2 = {name: [found.measures[layer]["explained"][name] for layer in found.layers] for name in ("block", "change")}
     worst = {name: min(values, key=lambda each: each[0]) for name, values in r2.items()}
     one = [found.cut("linear block", layer) for layer in found.layers]
     rows = [
@@ -284,7 +284,7 @@ def measure_rows(found: Findings) -> list[list[str]]:
             f"{m['massive_share']:.1e}",
             f"{m['outlier_share']:.3f}",
         ]
-        r2 = [f"{m['r2'][name][0]:.3f}" for name in ("attention", "FFN", "block", "change")]
+        r2 = [f"{m['explained'][name][0]:.3f}" for name in ("attention", "FFN", "block", "change")]
         rows.append([layer, *energies, *ranks, sinks, *scales, *r2])
     return rows
 
@@ -409,7 +409,7 @@ def figures(found: Findings) -> dict[str, str]:
             ("block", COLOURS[4]),
             ("change", COLOURS[5]),
         ):
-            panels[0].plot(numbers, [row["r2"][name][0] for row in rows], label=name, color=colour, marker="o")
+            panels[0].plot(numbers, [row["explained"][name][0] for row in rows], label=name, color=colour, marker="o")
         panels[0].set(title="best affine fit, R2", ylim=(0, 1.02))
         for part, k, colour in (("attention", 0, COLOURS[0]), ("FFN", 1, COLOURS[1])):
             panels[1].plot(numbers, [row["energy"][k] for row in rows], label=part, color=colour, marker="o")

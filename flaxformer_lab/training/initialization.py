@@ -11,12 +11,13 @@ import numpy as np
 
 from flaxformer_lab.config import TrainingConfig
 from flaxformer_lab.errors import ConfigError, RunError
-from flaxformer_lab.functional.trees import is_named, leaf_paths
+from flaxformer_lab.functional.trees import leaf_paths
 from flaxformer_lab.models.pretrained.folder import is_pretrained, read_folder
 from flaxformer_lab.models.tensors import load_tensors
 from flaxformer_lab.training.checkpoints import Checkpoints
 from flaxformer_lab.training.experiment import Experiment, make_experiment
 from flaxformer_lab.training.folder import RunFolder, changed, require_free
+from flaxformer_lab.training.naming import is_named
 from flaxformer_lab.training.parallelism import Strategy, make_strategy
 from flaxformer_lab.training.single import Single
 from flaxformer_lab.training.state import State, initial_state

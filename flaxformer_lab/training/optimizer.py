@@ -11,9 +11,10 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from flaxformer_lab.config import OptimizerConfig
 from flaxformer_lab.errors import ConfigError
-from flaxformer_lab.functional.trees import is_named, leaf_paths, replace_leaves
+from flaxformer_lab.functional.trees import leaf_paths, replace_leaves
 from flaxformer_lab.models.network import PureNetwork
 from flaxformer_lab.modules.projection import Fans
+from flaxformer_lab.training.naming import is_named
 from flaxformer_lab.training.scaling import scale_by_fan_in
 
 Tree = Any  # a pytree of arrays
