@@ -256,10 +256,6 @@ class Bench:
         }
         for name, change in whole.items():
             yield cut(name, "all", change)
-        for rank in self._asked.ranks:
-            params = functools.partial(surgery.with_rank, self.params, self.config, list(range(depth)), rank)
-            yield Cut(f"query-key products of rank {rank}", "all", lambda: base, params)
-        yield cut("static attention", "all", self._static, self._with_places)
         linear = {
             "linear FFN": lambda n: {"ffn": self._affine(n, "ffn.input", "ffn.output")},
             "linear attention output": lambda n: {"attention": self._affine(n, "attention.input", "attention.output")},
@@ -276,6 +272,10 @@ class Bench:
         }
         for name, change in single.items():
             yield cut(name, "all", change, self._with_diagonals)
+        for rank in self._asked.ranks:
+            params = functools.partial(surgery.with_rank, self.params, self.config, list(range(depth)), rank)
+            yield Cut(f"query-key products of rank {rank}", "all", lambda: base, params)
+        yield cut("static attention", "all", self._static, self._with_places)
         for number in range(depth):
             yield cut("per-dimension OV", str(number), single["per-dimension OV"], self._with_diagonals)
         for number in range(depth):
@@ -451,7 +451,7 @@ def run_cuts(
 ) -> list[dict[str, Any]]:
     """Judges every cut that the folder does not have yet, and measures the model; returns the rows of its results.csv.
 
-    facts: how this is made, for the last row. only: names of cuts; all by default.
+    facts: how this is made, for the last row. only: names of cuts, `measures` among them; all by default.
 
     Raises:
         ConfigError: the model or the ratings are not here, or a folder that is not of this ablation.
@@ -469,7 +469,7 @@ def run_cuts(
         append_row(cosines, row)
         rows.append(row)
         say(f"{cut.name}, layer {cut.place}: {time.process_time() - start:.1f} s of CPU time")
-    if not any(row["cut"] == "measures" for row in rows):
+    if not any(row["cut"] == "measures" for row in rows) and (not only or "measures" in only):
         for row in bench.measures():
             append_row(cosines, row)
             rows.append(row)

@@ -189,9 +189,7 @@ def _scales(found: Findings) -> Decided:
             else "features are uncorrelated, but some are wider"
         )
     else:
-        reason = (
-            "features are correlated, and some are many times as wide as others: nothing makes them even by default"
-        )
+        reason = "features are correlated from the first table on, and inside the model some are several times as wide as others"
         verdict = "refuted"
     statement = "Embeddings' dimensions are orthogonal and evenly scaled by default."
     return "C19", statement, verdict, reason, rows
