@@ -465,6 +465,49 @@ class FactorizationMachineConfig(ModelConfig):
 
 
 @dataclass(frozen=True)
+class FieldProductsConfig(ModelConfig):
+    """The products of every two tokens, by feature (Rendle 2010); over the fields of a record, with a head that sums.
+
+    Attributes:
+        width: features of a field's vector.
+    """
+
+    name: Literal["field_products"] = "field_products"
+    width: AtLeastOne = 16
+    bias: bool = True
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "highest"
+
+    causal = False
+
+
+@dataclass(frozen=True)
+class AutoIntConfig(ModelConfig):
+    """Attention over fields, with a linear map beside it and ReLU after it (Song et al. 2019).
+
+    Attributes:
+        num_heads: of the attention; they divide the width.
+    """
+
+    name: Literal["autoint"] = "autoint"
+    width: AtLeastOne = 16
+    depth: Depth = 3
+    num_heads: AtLeastOne = 2
+    bias: bool = True
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "highest"
+
+    causal = False
+
+    def rules(self) -> None:
+        """Raises ConfigError when knobs contradict one another."""
+        if self.width % self.num_heads:
+            raise ConfigError(
+                f"model.num_heads={self.num_heads} does not divide model.width={self.width}; choose a divisor"
+            )
+
+
+@dataclass(frozen=True)
 class ConvolutionConfig(ModelConfig):
     """Residual convolutions over the tokens.
 

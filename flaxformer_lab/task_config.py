@@ -23,6 +23,7 @@ from flaxformer_lab.parsing import (
 )
 
 Share = Annotated[float, Rule("must be above 0 and at most 1", lambda value: 0 < value <= 1)]
+ShareOrNone = Annotated[float, Rule("must be from 0 to 1", lambda value: 0 <= value <= 1)]
 
 
 class TaskConfig:
@@ -155,6 +156,44 @@ class TabularRegressionConfig(TabularConfig):
     name: Literal["tabular_regression"] = "tabular_regression"
     dataset: Name = "lab_diabetes"
     target: Name | None = None
+
+
+@dataclass(frozen=True)
+class FieldKnobs(TaskConfig):
+    """How the fields of a record become one number; the fields are the tokens.
+
+    Attributes:
+        fields: each level of a field has a vector of its own (`indexed`), or shares `buckets` of them (`hashed`).
+        buckets: vectors that all fields share, where they are hashed.
+        crosses: every pair of categories is one more field, hashed into so many vectors; 0 makes none.
+        embedding_scale: standard deviation of the vectors at the start.
+        own_weights: each level has a weight of its own in the output, beside its vector.
+        readout: the output is the sum of the body's, or a weighted one of all (`flat`), or of their mean over the
+            fields (`mean`).
+        deep: hidden units of a perceptron beside the body, on the vectors of all fields; none leaves it out.
+    """
+
+    fields: Literal["indexed", "hashed"] = "indexed"
+    buckets: AtLeastTwo = 2**14
+    crosses: NonNegative = 0
+    embedding_scale: Positive = 0.01
+    own_weights: bool = True
+    readout: Literal["sum", "flat", "mean"] = "flat"
+    deep: tuple[AtLeastOne, ...] = ()
+
+
+@dataclass(frozen=True)
+class ClickConfig(FieldKnobs, TabularConfig):
+    """Whether something happens, a click or a late arrival, by the fields of a record.
+
+    Attributes:
+        dataset: `lab_flight_fields`, or any table with a label of two classes (`csv:PATH?target=NAME`).
+        label: which feature has the label; none finds it: `label`, or the only class label or whole number.
+    """
+
+    name: Literal["click"] = "click"
+    dataset: Name = "lab_flight_fields"
+    label: Name | None = None
 
 
 @dataclass(frozen=True)
@@ -604,8 +643,28 @@ class PlantedInteractionsConfig(ProbeConfig):
 
     name: Literal["planted_interactions"] = "planted_interactions"
     features: AtLeastTwo = 8
-    interaction_share: Annotated[float, Rule("must be from 0 to 1", lambda value: 0 <= value <= 1)] = 0.909
+    interaction_share: ShareOrNone = 0.909
     coefficient_seed: NonNegative = 0
+
+
+@dataclass(frozen=True)
+class PlantedCrossesConfig(FieldKnobs):
+    """P8 over fields: a number for each level, and one for each pair of levels of two fields, added up.
+
+    Attributes:
+        number: of fields.
+        levels: of each field, all as likely.
+        interaction_share: the pairs' share of the variance.
+        coefficient_seed: of the numbers.
+        evaluation_examples: examples of the validation split, and of the test split.
+    """
+
+    name: Literal["planted_crosses"] = "planted_crosses"
+    number: AtLeastTwo = 4
+    levels: AtLeastTwo = 16
+    interaction_share: ShareOrNone = 0.5
+    coefficient_seed: NonNegative = 0
+    evaluation_examples: AtLeastOne = 4096
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from tensorflow_datasets.core.download.download_manager import NonMatchingChecks
 
 from flaxformer_lab import registry
 from flaxformer_lab.cache import cache_folder
-from flaxformer_lab.data import basket_builder, series_builders, table_builders  # noqa: F401  registers the lab's own
+from flaxformer_lab.data import basket_builder, field_builders, series_builders, table_builders  # noqa: F401  registers the lab's own
 from flaxformer_lab.data.builders import CHECKSUMS, format_checksums, parse_checksums
 from flaxformer_lab.data.own import builder as own
 from flaxformer_lab.data.own.address import OPTIONS, Address, parse_address

@@ -1,10 +1,10 @@
 """How the fields of a record meet: in pairs (factorization machines), and by attention (AutoInt)."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flaxformer_lab.functional.products import matmul
-from flaxformer_lab.functional.softmax import softmax
+from flaxformer_lab.functional.products import einsum, matmul
 
 
 def products_with_others(x: Float[Array, "batch fields width"]) -> Float[Array, "batch fields width"]:
@@ -24,10 +24,10 @@ def interacting_layer(
     residual: Float[Array, "width width"],
     heads: int,
 ) -> Float[Array, "batch fields width"]:
-    """Attention over the fields without scaling, added to a linear map of them, and ReLU (Song et al. 2019, eq. 5-8)."""
+    """Attention over the fields without scaling, plus a linear map of them, then ReLU (Song et al. 2019, eq. 5-8)."""
     q, k, v = (_split(matmul(x, kernel), heads) for kernel in (query, key, value))
-    weights = softmax(jnp.einsum("bihd,bjhd->bhij", q, k))
-    attended = jnp.einsum("bhij,bjhd->bihd", weights, v).reshape(x.shape)
+    weights = jax.nn.softmax(einsum("bihd,bjhd->bhij", q, k))
+    attended = einsum("bhij,bjhd->bihd", weights, v).reshape(x.shape)
     return jnp.maximum(attended + matmul(x, residual), 0)
 
 

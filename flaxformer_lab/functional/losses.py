@@ -22,6 +22,17 @@ def cross_entropy(
 
 
 @jax.jit
+def binary_cross_entropy(
+    logits: Float[Array, "*batch"], targets: Int[Array, "*batch"], weights: Float[Array, "*batch"]
+) -> Average:
+    """-log sigmoid(logit) of a target 1, -log sigmoid(-logit) of a target 0, in nats."""
+    logits = logits.astype(jnp.float32)
+    losses = jax.nn.softplus(jnp.where(targets == 1, -logits, logits))
+    losses = jnp.where(counts_outside(targets, 2, weights), jnp.nan, losses)
+    return Average(jnp.sum(losses * weights), jnp.sum(weights))
+
+
+@jax.jit
 def squared_error(
     outputs: Float[Array, "*batch features"],
     targets: Float[Array, "*batch features"],

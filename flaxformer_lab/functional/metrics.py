@@ -188,10 +188,58 @@ class AUC(Gathered):
         if np.any((weights != 0) & (np.isnan(scores) | ~np.isin(labels, (0, 1)))):
             return math.nan
         _, rank = np.unique(scores, return_inverse=True)
-        positive, negative = (np.bincount(rank, weights * (labels == kind)) for kind in (1, 0))
-        below = np.cumsum(negative) - negative
-        pairs = positive.sum() * negative.sum()
-        return float(positive @ (below + negative / 2) / pairs) if pairs else math.nan
+        return _area_under_roc(rank, labels, weights)
+
+
+def _area_under_roc(rank: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
+    """From the ranks of the scores, equal ones for a tie."""
+    positive, negative = (np.bincount(rank, weights * (labels == kind)) for kind in (1, 0))
+    below = np.cumsum(negative) - negative
+    pairs = positive.sum() * negative.sum()
+    return float(positive @ (below + negative / 2) / pairs) if pairs else math.nan
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class AUCError(_Gathered):
+    """The standard error of `AUC`, from `draws` samples of groups with replacement (Efron 1979), always the same ones.
+
+    Examples of a group (a day, a user) belong together: drawn one by one they would seem more certain than they are.
+    Where each example is a group, it is what more and more draws tend to (DeLong et al. 1988). NaN where the AUC is.
+    """
+
+    scores: Leaf
+    labels: Leaf
+    weights: Leaf
+    groups: Leaf
+    draws: int = dataclasses.field(default=200, metadata={"static": True})
+
+    def compute(self) -> float:
+        if math.isnan(AUC(self.scores, self.labels, self.weights).compute()):
+            return math.nan
+        kept = np.asarray(self.weights) > 0
+        scores, labels, weights, groups = (
+            np.asarray(each)[kept] for each in (self.scores, self.labels, self.weights, self.groups)
+        )
+        _, rank = np.unique(scores, return_inverse=True)
+        names, group = np.unique(groups, return_inverse=True)
+        if len(names) == len(scores):
+            return _delong_error(rank, labels)
+        generator, values = np.random.Generator(np.random.Philox(key=0)), []
+        for _ in range(self.draws):
+            times = np.bincount(generator.integers(len(names), size=len(names)), minlength=len(names))
+            values.append(_area_under_roc(rank, labels, weights * times[group]))
+        return float(np.nanstd(values, ddof=1))
+
+
+def _delong_error(rank: np.ndarray, labels: np.ndarray) -> float:
+    """From how each positive is placed among the negatives, and each negative among the positives."""
+    variance = 0.0
+    for kind in (1, 0):
+        other = np.bincount(rank, labels != kind)
+        placed = (np.cumsum(other) - other / 2)[rank[labels == kind]] / other.sum()
+        variance += np.var(placed, ddof=1) / len(placed) if len(placed) > 1 else math.nan
+    return math.sqrt(variance)
 
 
 @jax.tree_util.register_dataclass

@@ -1,4 +1,4 @@
-"""How good a ranking of all items is, for each example by itself, so that averages over batches and devices are exact."""
+"""How good a ranking of all items is, for each example by itself: so averages over batches and devices are exact."""
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ def recall_and_ndcg(
     (Jarvelin and Kekalainen 2002). Of equal scores the first item ranks higher. 0 where nothing is relevant, NaN where
     a score is.
     """
+    top = min(top, scores.shape[-1])
     _, best = jax.lax.top_k(scores, top)
     hits = jnp.take_along_axis(relevant, best, axis=-1).astype(jnp.float32)
     possible = jnp.minimum(jnp.sum(relevant, axis=-1), top)

@@ -10,6 +10,7 @@ from flaxformer_lab.model_config import ModelConfig
 # isort: off
 from flaxformer_lab.models import transformer as _transformer  # noqa: F401
 from flaxformer_lab.models import mlp as _mlp  # noqa: F401
+from flaxformer_lab.models import fields as _fields  # noqa: F401
 from flaxformer_lab.models import convolution as _convolution  # noqa: F401
 from flaxformer_lab.models import recurrent as _recurrent  # noqa: F401
 from flaxformer_lab.models import mixer as _mixer  # noqa: F401

@@ -7,8 +7,8 @@ One table of rules says which mesh axes divide an axis of an array; an axis that
   stage 3).
 - sequence: tokens. Where queries meet keys, keys and values are gathered, and their gradient is reduce-scattered (Dubey
   et al. 2024, Llama 3, section 3.3.2).
-- tensor: heads and hidden units, with one sum over devices after each part of a block (Shoeybi et al. 2019); and the rows
-  of a table of fields: each device looks up those that it has, and one sum over devices brings them together.
+- tensor: heads and hidden units, with one sum over devices after each part of a block (Shoeybi et al. 2019); and the
+  rows of a table of fields: each device looks up those that it has, and one sum over devices brings them together.
 
 Collectives over fsdp are explicit (`shard_map`): what a compiler finds by itself differs from device to device.
 """

@@ -10,10 +10,12 @@ from flaxformer_lab.tasks import classification, tables  # noqa: F401  the lab's
 # isort: split
 from flaxformer_lab.tasks import (  # noqa: F401
     baskets,
+    clicks,
     detection,
     forecasting,
     language_modelling,
     marks,
+    planted_crosses,
     probes,
     synthetic,
 )

@@ -40,7 +40,8 @@ NO_BASKET = -1
 class Sequences:
     """The events of each user, in the order of time, and where they are divided.
 
-    first: where a user's own begin, [users + 1]. item, basket: of each event. until: how many of a user's events train.
+    first: where a user's own begin, [users + 1]. item, basket: of each event. until: how many of a user's events train;
+    before: how many are known when the test's queries are asked.
     asked: by split, (user, first of the target's events, the one after its last).
     cut: minutes; no event of training is later.
     """
@@ -49,6 +50,7 @@ class Sequences:
     item: Int[np.ndarray, " events"]
     basket: Int[np.ndarray, " events"]
     until: Int[np.ndarray, " users"]
+    before: Int[np.ndarray, " users"]
     asked: Mapping[str, Int[np.ndarray, "queries 3"]]
     cut: float
 
@@ -67,7 +69,7 @@ def divide(baskets: Baskets, config: NextBasketConfig) -> tuple[Baskets, Sequenc
             split: np.stack([np.arange(len(own)), lengths - back, lengths - back + 1], axis=1)
             for split, back in (("validation", 2), ("test", 1))
         }
-        return kept, _sequences(kept, own, lengths - 2, asked, float(kept.time.max()))
+        return kept, _sequences(kept, own, lengths - 2, lengths - 1, asked, float(kept.time.max()))
     kept = frequent(baskets, config.least_rows)
     own, cut = kept.of_users(), quantile_of_time(kept, config.cut)
     before = np.array([np.searchsorted(kept.time[each], cut, side="right") for each in own])
@@ -85,16 +87,18 @@ def divide(baskets: Baskets, config: NextBasketConfig) -> tuple[Baskets, Sequenc
         ],
     }
     asked = {split: np.array(each, np.int64).reshape(-1, 3) for split, each in asked.items()}
-    until = np.array([end[number] for end, number in zip(ends, trained, strict=True)])
-    return kept, _sequences(kept, own, until, asked, cut)
+    until, known = (
+        np.array([end[number] for end, number in zip(ends, each, strict=True)]) for each in (trained, before)
+    )
+    return kept, _sequences(kept, own, until, known, asked, cut)
 
 
-def _sequences(baskets: Baskets, own: Sequence[np.ndarray], until, asked, cut: float) -> Sequences:
+def _sequences(baskets: Baskets, own: Sequence[np.ndarray], until, before, asked, cut: float) -> Sequences:
     order = np.concatenate(own)
     item = np.concatenate([baskets.items_of(each) for each in order])
     sizes = np.array([baskets.sizes[each].sum() for each in own])
     first = np.concatenate([[0], np.cumsum(sizes)])
-    return Sequences(first, item, np.repeat(order, baskets.sizes[order]), until, asked, cut)
+    return Sequences(first, item, np.repeat(order, baskets.sizes[order]), until, before, asked, cut)
 
 
 @register("task", "next_basket", config=NextBasketConfig)
@@ -110,10 +114,11 @@ class NextBasket(Task):
 
     def __init__(self, config: NextBasketConfig, metadata: Mapping[str, Any] | None = None):
         self._config = config
-        self.metadata = {"items": list(self._divided[0].item_names)} if metadata is None else metadata
+        self.metadata = {"items": list(self.divided[0].item_names)} if metadata is None else metadata
 
     @functools.cached_property
-    def _divided(self) -> tuple[Baskets, Sequences]:
+    def divided(self) -> tuple[Baskets, Sequences]:
+        """The baskets that the config keeps, and how they are divided."""
         return divide(read_baskets(self._config.dataset), self._config)
 
     @property
@@ -144,7 +149,7 @@ class NextBasket(Task):
 
     def _training(self) -> Arrays:
         """Every user's training events in windows, from the last one back; a window of a single basket says nothing."""
-        baskets, sequences = self._divided
+        baskets, sequences = self.divided
         windows, weights = [], []
         for user, until in enumerate(sequences.until):
             end = until
@@ -168,7 +173,7 @@ class NextBasket(Task):
         return 0.5 ** ((cut - times) / DAY / self._config.half_life)
 
     def _queries(self, split: str) -> Arrays:
-        _, sequences = self._divided
+        _, sequences = self.divided
         windows, seen, target = [], [], []
         for user, begin, end in sequences.asked[split]:
             own, offset = sequences.history(user, begin), sequences.first[user]

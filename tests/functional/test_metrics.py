@@ -1,3 +1,4 @@
+import functools
 import itertools
 import math
 
@@ -11,6 +12,7 @@ from flaxformer_lab.functional.losses import explained_variance
 from flaxformer_lab.functional.metrics import (
     AUC,
     NDCG,
+    AUCError,
     Average,
     MacroF1,
     PerExample,
@@ -156,3 +158,25 @@ def test_what_has_no_weight_does_not_matter():
     expected = sklearn.roc_auc_score(LABELS, SCORES, sample_weight=weights)
     assert value([AUC(scores, np.where(weights == 0, -1, LABELS), weights)]) == pytest.approx(expected, rel=1e-12)
     assert value([NDCG(GROUPS, scores, LABELS, weights)]) == value([NDCG(GROUPS, SCORES, LABELS, weights)])
+
+
+def test_the_error_of_an_auc_is_that_of_drawing_whole_groups():
+    generator = np.random.default_rng(0)
+    groups, ones = np.repeat(np.arange(30), 20), np.ones(600)
+    labels = (generator.random(600) < 0.3).astype(int)
+    scores = labels + np.repeat(generator.normal(size=30), 20) + generator.normal(size=600)  # each group has an offset
+    state, values = AUCError(scores, labels, ones, groups, draws=400), []
+    for _ in range(400):
+        rows = np.concatenate([np.flatnonzero(groups == group) for group in generator.integers(30, size=30)])
+        values.append(sklearn.roc_auc_score(labels[rows], scores[rows]))
+    assert state.compute() == pytest.approx(np.std(values), rel=0.15)
+    parts = batches(functools.partial(AUCError, draws=400), scores, labels, ones, groups, parts=(0, 250, 600))
+    assert value(parts) == state.compute()
+
+
+def test_the_error_of_an_auc_of_independent_examples_is_the_limit_of_drawing_them():
+    ones = np.ones(90)
+    alone = AUCError(SCORES, LABELS, ones, np.arange(90)).compute()
+    drawn = AUCError(SCORES, LABELS, ones, np.append(np.arange(89), 88), draws=2000).compute()  # but for one pair
+    assert alone == pytest.approx(drawn, rel=0.1)
+    assert math.isnan(AUCError(SCORES, ones, ones, np.arange(90)).compute())  # one class alone

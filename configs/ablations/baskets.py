@@ -1,0 +1,57 @@
+"""Which models rank what a user buys next, and what of it is new to the user?
+
+By time, the first basket of 1,259 users after nine of ten items were bought, from all that came before that moment;
+at an earlier moment, on which the half-life of the training's weights was chosen; and leaving out each user's last first
+purchase, the control that shows an artefact: what comes last on an invoice lies in the basket before.
+
+Command: python -m flaxformer_lab.ablate --config=configs/ablations/baskets.py --workdir=runs/baskets
+Short form: --only="by time" --config.seeds=0 --config.max_extensions=0
+"""
+
+from ml_collections import ConfigDict
+
+RATES = (0.001, 0.003, 0.01)
+NEXT = {"tokens": "item", "events": 100, "baskets": 64, "repeats": False, "half_life": None}
+MASKED = {"task": NEXT | {"objective": "masked"}, "model": {"causal": False}, "training": {"steps": 1200}}
+GRU = {"ablation": "gru", "task": NEXT}
+
+
+def _entry(recipe: str, variants: dict, **task: object) -> dict:
+    return {
+        "recipe": f"../recommenders/{recipe}.py",
+        "overrides": {"task": task, "training": {"steps_per_call": 50}},
+        "learning_rates": RATES,
+        "variants": variants,
+    }
+
+
+def get_config() -> ConfigDict:
+    """The ablation."""
+    return ConfigDict(
+        {
+            "question": "Which models rank what a user buys next?",
+            "tasks": {
+                "by time": _entry(
+                    "baskets",
+                    {
+                        "no repeats": {"task": {"repeats": False}},
+                        "attention off": "attention_off",
+                        "per dimension": "per_dimension",
+                        "SASRec": {"task": NEXT},
+                        "SASRec, half-life": {"task": NEXT | {"half_life": 30.0}},
+                        "GRU4Rec": GRU,
+                        "BERT4Rec": MASKED,
+                    },
+                ),
+                "earlier": _entry(
+                    "baskets",
+                    {"no half-life": {"task": {"half_life": None}}}
+                    | {f"half-life of {days}": {"task": {"half_life": float(days)}} for days in (15, 60, 120)},
+                    cut=0.8,
+                ),
+                "leave one out": _entry("sasrec", {"GRU4Rec": "gru"}, split="last"),
+            },
+            "max_extensions": 0,
+            "seeds": (0, 1, 2, 3, 4),
+        }
+    )

@@ -1,0 +1,26 @@
+"""DeepFM (Guo et al. 2017): a factorization machine and a perceptron on the same vectors of ten fields.
+
+Command: python train.py --config=configs/recommenders/deepfm.py
+Variants to try: --config.task.dataset=lab_flight_fields/by_rows, --config.model.width=64
+Hardware: 2 cores of an AMD EPYC, no accelerator.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The training run."""
+    return ConfigDict(
+        {
+            "task": {"name": "click", "readout": "sum", "deep": (256, 128)},
+            "model": {"name": "field_products", "width": 16},
+            "optimizer": {"learning_rate": 0.001, "warmup_steps": 20, "schedule": "cosine"},
+            "training": {
+                "steps": 200,
+                "batch_size": 1024,
+                "evaluate_every": 50,
+                "checkpoint_every": 200,
+                "evaluate_batch_size": 4096,
+            },
+        }
+    )

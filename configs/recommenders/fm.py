@@ -1,0 +1,26 @@
+"""A factorization machine on ten fields (Rendle 2010): is a flight late by more than 15 minutes?
+
+Command: python train.py --config=configs/recommenders/fm.py
+Variants to try: --config.task.dataset=lab_flight_fields/by_rows, --config.model.width=64
+Hardware: 2 cores of an AMD EPYC, no accelerator.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The training run."""
+    return ConfigDict(
+        {
+            "task": {"name": "click", "readout": "sum"},
+            "model": {"name": "field_products", "width": 16},
+            "optimizer": {"learning_rate": 0.003, "warmup_steps": 20, "schedule": "cosine"},
+            "training": {
+                "steps": 200,
+                "batch_size": 1024,
+                "evaluate_every": 50,
+                "checkpoint_every": 200,
+                "evaluate_batch_size": 4096,
+            },
+        }
+    )
