@@ -1,7 +1,7 @@
 """Which models rank what a user buys next, and what of it is new to the user?
 
 By time, the first basket of 1,259 users after nine of ten items were bought, from all that came before that moment;
-at an earlier moment, on which the half-life of the training's weights was chosen; and leaving out each user's last first
+at an earlier moment, on which the half-life of the weights was chosen; and leaving out each user's last first
 purchase, the control that shows an artefact: what comes last on an invoice lies in the basket before.
 
 Command: python -m flaxformer_lab.ablate --config=configs/ablations/baskets.py --workdir=runs/baskets

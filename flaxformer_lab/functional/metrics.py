@@ -201,7 +201,7 @@ def _area_under_roc(rank: np.ndarray, labels: np.ndarray, weights: np.ndarray) -
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class AUCError(_Gathered):
+class AUCError(Gathered):
     """The standard error of `AUC`, from `draws` samples of groups with replacement (Efron 1979), always the same ones.
 
     Examples of a group (a day, a user) belong together: drawn one by one they would seem more certain than they are.
