@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from flaxformer_lab import registry
@@ -12,11 +13,12 @@ from flaxformer_lab.analysis import measures
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.run import load_run
 from flaxformer_lab.tasks import make_task
+from flaxformer_lab.tasks.controls import whole
 from flaxformer_lab.training.loop import train
 
 REPOSITORY = Path(__file__).parents[1]
 TEXT = (REPOSITORY / "docs" / "extending.md").read_text()
-EXAMPLE, MODEL = (block.split("```")[0] for block in TEXT.split("```python\n")[1:])
+EXAMPLE, MODEL, CONTROL = (block.split("```")[0] for block in TEXT.split("```python\n")[1:])
 COMMANDS = re.findall(r"^python (?:-m )?([\w.]+?)(?:\.py)? (.*)$", TEXT, re.MULTILINE)
 SMALL = {
     "task.sequence_length": 32,
@@ -88,6 +90,16 @@ def test_the_model_of_the_docs_learns_a_delay(own_parts, tmp_path):
 
 
 @pytest.mark.usefixtures("decoded_once")
+def test_the_control_of_the_docs_predicts_the_shares_of_the_classes(own_parts):
+    scope: dict = {}
+    exec(compile(CONTROL, "docs/extending.md", "exec"), scope)
+    task = make_task(parse_config({"task": {"name": "tabular_classification", "dataset": "lab_wine"}}).task)
+    fit = registry.lookup("control", "majority").build(task, 0, 1.0)
+    targets = whole(task, "train")["targets"]
+    shares = np.exp(fit.predict(np.zeros((2, 1))))
+    np.testing.assert_allclose(shares, [np.bincount(targets) / len(targets)] * 2, rtol=1e-6)
+
+
 def test_the_commands_of_the_docs_and_what_they_say_without_the_import(place, own_parts, command_texts, monkeypatch):
     # One measure that it has and the one that it lacks; the others are known from other models.
     monkeypatch.setattr(measures, "MEASURES", {name: measures.MEASURES[name] for name in ("mixing", "attention")})

@@ -295,6 +295,8 @@ def test_own_parts_train_load_and_are_measured(tmp_path, own_parts, run_command)
         "channels": "it does not forecast a series",
         "depth": "model.name=shift has no depth here",
         "head_importance": "model.name=shift has no attention heads here",
+        "objects": "its examples do not say where objects are",
+        "sight": "its inputs are no images",
     }
     values = measure(subject, ["symmetry", "cost"])
     assert values["oddness"] == pytest.approx(0, abs=1e-6) and values["parameters"] == 8 * 8 + 2 * 3 * 8

@@ -204,8 +204,8 @@ FAULTS = (
         ),
         (
             "examples of all rates",
-            "outcome.test_examples[rates == rate]",
-            "outcome.test_examples",
+            "blocks[rates == rate].sum(axis=0)",
+            "blocks.sum(axis=0)",
         ),
     ),
     *_faults(
@@ -214,8 +214,8 @@ FAULTS = (
         ("twins are cells", "if same is not None:", "if False:"),
         (
             "matched by the other cost",
-            'which = 0 if ablation.match == "parameters" else 1',
-            'which = 1 if ablation.match == "parameters" else 0',
+            'return cost(config)[1] if match == "flops" else',
+            'return cost(config)[1] if match != "flops" else',
         ),
         ("only is ignored", "if entry.only is None or n in entry.only}", "if True}"),
         ("claims about nothing", "    _check_claims(grid)\n    if not", "    if not"),

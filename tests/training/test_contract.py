@@ -573,7 +573,6 @@ def test_a_folder_of_shards_is_a_source_as_well(first, tmp_path):
     for number, name in enumerate(whole, start=1):
         save_file({name: whole[name]}, tmp_path / f"model-0000{number}-of-00002.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text("{}")
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     initial, found = start(config_of(DIGITS, {}, {"training.init_from": str(tmp_path)}))
     assert set(initial.values) == set(whole)
     for name, values in whole.items():
