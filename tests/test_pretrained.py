@@ -20,17 +20,25 @@ from flaxformer_lab.models.pretrained.folder import is_pretrained, read_folder
 from tests.pretrained_folders import read_golden, write_golden, write_sentence_transformer
 
 pytest.importorskip("tokenizers")
-SHORT = {"task.sequence_length": 12}
+
+
+def short(folder: Path) -> dict[str, object]:
+    """Windows of 12 symbols from a small text beside the folder."""
+    return {"task.sequence_length": 12, "task.dataset": f"text:{folder.parent / 'text.txt'}"}
 
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory):
-    return write_golden(tmp_path_factory.mktemp("gpt2") / "model", "gpt2")
+    folder = tmp_path_factory.mktemp("gpt2")
+    (folder / "text.txt").write_text(
+        "\n\n".join(f"ABC, {number} DEF ABCDEFGHI {number} JKLM." for number in range(200))
+    )
+    return write_golden(folder / "model", "gpt2")
 
 
 @pytest.fixture(scope="module")
 def run(gpt2):
-    return load_pretrained(gpt2, SHORT)
+    return load_pretrained(gpt2, short(gpt2))
 
 
 def logits_of(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -134,7 +142,7 @@ def test_a_new_head_on_images(tmp_path):
 @pytest.fixture(scope="module")
 def tuned(gpt2, tmp_path_factory):
     changes = {"training.steps": 2, "training.batch_size": 4, "training.evaluate_every": 2, "training.lora_rank": 2}
-    config = pretrained_config(gpt2, SHORT | changes | {"optimizer.learning_rate": 0.1})
+    config = pretrained_config(gpt2, short(gpt2) | changes | {"optimizer.learning_rate": 0.1})
     return train(config, tmp_path_factory.mktemp("tuned") / "run", quiet=True)
 
 
@@ -169,7 +177,7 @@ def test_saved_it_is_what_it_was(tuned, tmp_path):
 
 
 def test_what_is_not_trained_must_be_named_right(gpt2, tmp_path):
-    config = pretrained_config(gpt2, SHORT | {"training.train_only": "heads"})
+    config = pretrained_config(gpt2, short(gpt2) | {"training.train_only": "heads"})
     with pytest.raises(
         ConfigError, match=r"training.train_only=heads names no array .* it has body.blocks.0.attention.output.bias"
     ):

@@ -97,6 +97,7 @@ def test_the_retail_data_has_the_counts_of_its_recipe(retail):
     assert same == pytest.approx(0.917, abs=0.001)  # what comes last on an invoice has others before it there
 
 
+@pytest.mark.slow
 def test_controls_reach_what_was_measured_elsewhere():
     task = make_task(NextBasketConfig())
     for name, measured in (("recent_popularity", (0.100, 0.104)), ("personal", (0.296, 0.304))):
