@@ -16,9 +16,9 @@ import jax
 
 from flaxformer_lab import registry
 from flaxformer_lab.ablation.engine import Event, Listener, Trainer
-from flaxformer_lab.ablation.fitted import Fitted
 from flaxformer_lab.ablation.grid import Cell
-from flaxformer_lab.ablation.population import Outcome, Population, Replica, available_memory
+from flaxformer_lab.ablation.local import make_population
+from flaxformer_lab.ablation.population import Outcome, Replica, available_memory
 from flaxformer_lab.ablation.store import Store
 from flaxformer_lab.compilation import compile_small_programs_briefly, use_compilation_cache
 from flaxformer_lab.config import as_dict, parse_config
@@ -138,6 +138,5 @@ def train_cell(number: int, packed: Packed, cpus: int, reports: Any) -> Outcome:
     reports.add.remote(number, 0, 0)
     # Other workers of a machine have their shares of its memory.
     memory = available_memory() // (os.cpu_count() or 1) if jax.default_backend() == "cpu" else None
-    config = parse_config(tree)
-    population = Fitted(config, control, replicas) if control else Population(config, replicas, memory=memory)
+    population = make_population(parse_config(tree), control, replicas, memory=memory)
     return population.run(lambda done, total: reports.add.remote(number, done, total))

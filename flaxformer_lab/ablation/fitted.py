@@ -11,8 +11,7 @@ from flaxformer_lab.ablation.population import Outcome, Replica
 from flaxformer_lab.ablation.provenance import describe_devices
 from flaxformer_lab.config import Config
 from flaxformer_lab.tasks import controls, make_task
-
-EXAMPLES = "examples"  # among the figures of a split: those of each example
+from flaxformer_lab.tasks.task import EXAMPLES
 
 
 class Fitted:

@@ -6,16 +6,18 @@ import functools
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
+from typing import Any
 
 import jax
 
 from flaxformer_lab.ablation.engine import Event, Listener
 from flaxformer_lab.ablation.fitted import Fitted
 from flaxformer_lab.ablation.grid import Cell
-from flaxformer_lab.ablation.population import Outcome, Population
+from flaxformer_lab.ablation.population import Outcome, Population, Replica
 from flaxformer_lab.ablation.store import Store
+from flaxformer_lab.config import Config
 
 # XLA compiles outside the interpreter's lock, about three programs of a cell at a time; tracing holds the lock.
 CORES_A_CELL, MOST_AHEAD = 4, 3
@@ -47,7 +49,7 @@ def train_here(
             else:
                 if cell.control is None and next(numbers) % CELLS_A_CACHE == 0:
                     jax.clear_caches()
-                population = make_population(cell)
+                population = make_population(cell.config, cell.control, cell.replicas)
             with bookkeeping:
                 programs[key] = population
                 if len(programs) > ahead_of_it + 2:
@@ -82,8 +84,8 @@ def cells_ahead() -> int:
     return max(1, min(len(os.sched_getaffinity(0)) // CORES_A_CELL, MOST_AHEAD))
 
 
-def make_population(cell: Cell) -> Prepared:
-    """What trains, or fits, a cell's replicas."""
-    if cell.control is not None:
-        return Fitted(cell.config, cell.control, cell.replicas)
-    return Population(cell.config, cell.replicas)
+def make_population(config: Config, control: str | None, replicas: Sequence[Replica], **options: Any) -> Prepared:
+    """What trains a cell's replicas (`options` as for `Population`), or fits them where a control takes their place."""
+    if control is not None:
+        return Fitted(config, control, replicas)
+    return Population(config, replicas, **options)

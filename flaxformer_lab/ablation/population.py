@@ -35,6 +35,7 @@ from flaxformer_lab.models.footprint import program_bytes
 from flaxformer_lab.modules.intermediates import Intermediates
 from flaxformer_lab.task_config import TaskConfig
 from flaxformer_lab.tasks import SPLITS, make_task
+from flaxformer_lab.tasks.task import EXAMPLES
 from flaxformer_lab.training.checkpoints import Checkpoints
 from flaxformer_lab.training.experiment import Experiment, make_experiment
 from flaxformer_lab.training.feeds import (
@@ -54,7 +55,6 @@ from flaxformer_lab.training.state import RngStream, Seed, State, initial_state
 from flaxformer_lab.training.step import example_keys
 
 Tree = Any  # a pytree of arrays
-EXAMPLES = "examples"  # among the figures of a split: those of each example
 MEASURED_EXAMPLES, RANDOM_VECTORS = 16, 64  # for the shares of cross energy of each replica
 
 
@@ -253,12 +253,10 @@ class Population:
     def _figures(self, params: Tree, model_state: Tree, prepared: Tree):
         experiment = self._experiment
         outputs, _ = experiment.network.apply(params, model_state, prepared["inputs"], valid=prepared.get("valid"))
-        figures, primary = experiment.task.loss_and_metrics(outputs, prepared), experiment.task.primary_metric.name
         # Generated examples hold nothing: each seed draws its own, and the spread of seeds has their error in it.
-        if not self._examples["test"].num_bytes or not isinstance(figures[primary], metrics.Average):
-            return figures
-        average = lambda pair: experiment.task.loss_and_metrics(*pair)[primary]  # noqa: E731
-        return figures | {EXAMPLES: metrics.PerExample.of(average, (outputs, prepared))}
+        if not self._examples["test"].num_bytes:
+            return experiment.task.loss_and_metrics(outputs, prepared)
+        return experiment.task.metrics_and_examples(outputs, prepared)
 
     def _measures(self, params: Tree, model_state: Tree, prepared: Tree) -> dict[str, Array]:
         """What a replica mixes, on a few examples of its own; nothing where they are padded or of two sequences."""

@@ -79,15 +79,11 @@ def evaluate(task: Task, fit: Fit, split: str) -> dict[str, Any]:
 
     `examples` [2, examples]: what each example adds to it, and its weight.
     """
-    states, primary = [], task.primary_metric.name
-    average = lambda pair: task.loss_and_metrics(*pair)[primary]  # noqa: E731
+    states = []
     for batch in batches(task, split):
         outputs = jax.tree.map(jnp.asarray, fit.predict(batch["inputs"]))
         batch = {name: jax.tree.map(jnp.asarray, value) for name, value in batch.items() if name != "inputs"}
-        figures = task.loss_and_metrics(outputs, batch)
-        if isinstance(figures[primary], metrics.Average):
-            figures |= {"examples": metrics.PerExample.of(average, (outputs, batch))}
-        states.append(jax.device_get(figures))
+        states.append(jax.device_get(task.metrics_and_examples(outputs, batch)))
     return metrics.compute(states)
 
 

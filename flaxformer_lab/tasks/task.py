@@ -11,13 +11,14 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from flaxformer_lab.functional.losses import accuracy, cross_entropy
-from flaxformer_lab.functional.metrics import Metrics
+from flaxformer_lab.functional.metrics import Average, Metrics, PerExample
 from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models.network import PureNetwork
 from flaxformer_lab.tasks.examples import Examples
 
 Batch = dict[str, Any]  # pytrees of arrays whose first axis is the batch
 SPLITS = ("train", "validation", "test")
+EXAMPLES = "examples"  # among the metrics of a split: those of each example
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,14 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def loss_and_metrics(self, outputs: Any, batch: Batch) -> Metrics:
         """`loss`, an `Average`, and other metrics, from the network's outputs and the prepared batch."""
+
+    def metrics_and_examples(self, outputs: Any, batch: Batch) -> Metrics:
+        """As `loss_and_metrics`, and EXAMPLES: what each example adds to the primary metric, where that is an `Average`."""
+        figures, primary = self.loss_and_metrics(outputs, batch), self.primary_metric.name
+        if not isinstance(figures[primary], Average):
+            return figures
+        average = lambda pair: self.loss_and_metrics(*pair)[primary]  # noqa: E731
+        return figures | {EXAMPLES: PerExample.of(average, (outputs, batch))}
 
     def facts(self) -> list[list[Any]]:
         """What a user should check of the data before a run, (what, value) in words."""
