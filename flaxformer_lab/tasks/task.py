@@ -95,7 +95,7 @@ class Task(abc.ABC):
         """`loss`, an `Average`, and other metrics, from the network's outputs and the prepared batch."""
 
     def metrics_and_examples(self, outputs: Any, batch: Batch) -> Metrics:
-        """As `loss_and_metrics`, and EXAMPLES: what each example adds to the primary metric, where that is an `Average`."""
+        """As `loss_and_metrics`, and EXAMPLES: what each adds to the primary metric, where that is an `Average`."""
         figures, primary = self.loss_and_metrics(outputs, batch), self.primary_metric.name
         if not isinstance(figures[primary], Average):
             return figures
