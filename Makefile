@@ -93,9 +93,11 @@ mutants: $(call installed,test) ## plant faults in what judges an ablation, and 
 coverage: $(call installed,) ## simulate how often intervals hold the truth, and write the table in docs/science.md
 	@$(RUN) tools/coverage.py $(ARGS)
 
-parity: $(call installed,parity forecast-parity) ## write the parity tests' golden files again (installs PyTorch)
+parity: $(call installed,parity forecast-parity field-parity detection-parity) ## write the parity tests' golden files again (installs PyTorch)
 	@$(RUN) tools/make_parity_goldens.py $(ARGS)
 	@$(RUN) tools/make_forecast_goldens.py $(ARGS)
+	@$(RUN) tools/make_field_goldens.py
+	@$(RUN) tools/make_detection_goldens.py
 
 first-steps: ## do what the README's first screen says in a fresh clone, and compare the figures (half an hour)
 	@tools/first_steps.sh $(ARGS)

@@ -1,6 +1,8 @@
 """Writes tests/goldens/detection_scores.npz: made-up detections, and what `pycocotools` 2.0.x says of them.
 
-Run it where pycocotools is installed: `pip install pycocotools numpy && python tools/make_detection_goldens.py`.
+    python tools/make_detection_goldens.py
+
+Needs the extra `detection-parity`, which `make parity` installs.
 """
 
 import contextlib

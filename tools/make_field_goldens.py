@@ -2,7 +2,7 @@
 
     python tools/make_field_goldens.py
 
-Needs `deepctr-torch` 0.3.0 and PyTorch, which `make parity` installs. Each case is one file,
+Needs the extras `parity` and `field-parity`, which `make parity` installs. Each case is one file,
 `tests/goldens/fields_NAME.npz`: `levels` [records, fields], `weights/` as PyTorch names them, `logits` [records], and
 `gradients/` of sum(logits * cotangent) by each weight.
 """
