@@ -1,8 +1,9 @@
 """Finds objects with a trained detector: `python -m flaxformer_lab.detect --workdir=runs/scenes image.png ...`.
 
 Prints one JSON object: each image with its objects (box in pixels, class, score). Draws the boxes, what DETR's queries
-attend to, and the anchors that won, into WORKDIR/detections/STEP/. Without images it takes the first examples of
---split, draws the truth beside, and says how much attention and gradient lie inside of objects.
+attend to, and the anchors that won, into WORKDIR/detections/STEP/ and into the run's TensorBoard, if it has one.
+Without images it takes the first examples of --split, draws the truth beside, and says how much attention and gradient
+lie inside of objects.
 """
 
 import json
@@ -24,6 +25,7 @@ from flaxformer_lab.run import Run, load_run
 from flaxformer_lab.tasks import SPLITS
 from flaxformer_lab.tasks.detection import ObjectTask
 from flaxformer_lab.training.evaluation import first_examples
+from flaxformer_lab.training.loggers import add_figures
 from flaxformer_lab.training.logging import Display, shown_while
 
 
@@ -59,6 +61,8 @@ def main(overrides: list[str]) -> None:
     folder = loaded.workdir / "detections" / str(loaded.step)
     for path in save(drawn, folder):
         display.print(f"written: {path}")
+    if (loaded.workdir / "tensorboard").is_dir():
+        add_figures(loaded.workdir, loaded.step, {f"detections/{name}": figure for name, figure in drawn.items()})
     shares = {name: {"trained": trained, "untrained": untrained} for name, (trained, untrained) in inside.items()}
     print(json.dumps({"step": loaded.step, "images": report} | ({"inside": shares} if shares else {})))
 

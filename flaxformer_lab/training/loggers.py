@@ -109,6 +109,14 @@ class TensorBoard:
             self._writer, self._replica = _summary_writer()(str(folder), **self._options), replica
 
 
+def add_figures(folder: Path, step: int, figures: Mapping[str, Any]) -> None:
+    """Adds Matplotlib's figures to the TensorBoard of a run's folder, by name; they stay open."""
+    # Files of one second have one name but for the suffix.
+    with _summary_writer()(str(folder / "tensorboard"), filename_suffix=".figures") as writer:
+        for name, figure in figures.items():
+            writer.add_figure(name, figure, step, close=False)
+
+
 def _summary_writer() -> Any:
     """tensorboardX's SummaryWriter, without PyTorch: importing that takes seconds, and nothing here needs it."""
     sys.modules.setdefault("torch", None)

@@ -11,7 +11,7 @@ import pytest
 
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.training import loggers as loggers_of_the_lab
-from flaxformer_lab.training.loggers import Destination, Loggers, ReplicaSplit, check_loggers
+from flaxformer_lab.training.loggers import Destination, Loggers, ReplicaSplit, add_figures, check_loggers
 
 ENTRIES = [
     (2, "train", {"loss": 1.5}),
@@ -77,6 +77,16 @@ def test_tensorboard_does_without_pytorch(write, tmp_path, monkeypatch):
     assert len(scalars(tmp_path / "tensorboard")) == 4
     with pytest.raises(SystemError, match="imported"):  # and who wants it finds it
         importlib.import_module("torch")
+
+
+def test_tensorboard_gets_figures(write, tmp_path):
+    from matplotlib.figure import Figure
+
+    write(["tensorboard"], [(2, "train", {"loss": 1.5})])
+    figure = Figure((1, 1), dpi=20)
+    figure.subplots().imshow([[0, 1]])
+    add_figures(tmp_path, 3, {"boxes": figure})
+    assert [(step, tag) for step, tag, _ in scalars(tmp_path / "tensorboard")] == [(2, "train/loss"), (3, "boxes")]
 
 
 def test_tensorboard_has_a_run_for_each_replica(write, tmp_path):
