@@ -109,7 +109,7 @@ def draw(loaded: Run, images: np.ndarray, found: Detections, outputs: Any, value
 def compared(loaded: Run, batch: Any) -> dict[str, tuple[float, float]]:
     """Shares inside of objects, of the trained network and of one that has not learned."""
     network, seed = loaded.model, loaded.config.seed
-    both = [(loaded.params, loaded.state.model_state), network.init(jax.random.key(seed))]
+    both = [(loaded.params, loaded.state.model_state), jax.jit(network.init)(jax.random.key(seed))]
     trained, untrained = (shares_inside(loaded.task, network, *variables, batch) for variables in both)
     order = [AREA, *(name for name in trained if name != AREA)]
     return {name: (float(trained[name].mean()), float(untrained[name].mean())) for name in order}

@@ -1,5 +1,6 @@
 """Where a model looks: how much of its attention, and of its output's gradient, lies inside the objects of an image."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ Tree = Any  # a pytree of arrays
 Pixels = Float[Array, "batch rows columns"]
 
 
+@jax.jit
 def concentration(shown: Float[Array, "batch *places"], objects: Float[Array, "batch *places"]) -> Float[Array, ""]:
     """The share of what is shown that lies in objects, divided by their share of the area: 1 where it is spread evenly.
 
@@ -26,6 +28,7 @@ def concentration(shown: Float[Array, "batch *places"], objects: Float[Array, "b
     return jnp.sum(jnp.where(counts, share, 0)) / jnp.sum(counts)
 
 
+@functools.partial(jax.jit, static_argnames="tokens")
 def covered_tokens(objects: Pixels, tokens: int) -> Float[Array, "batch tokens"]:
     """How much of each token's patch objects cover; tokens are square patches of the image, row by row.
 
@@ -37,6 +40,7 @@ def covered_tokens(objects: Pixels, tokens: int) -> Float[Array, "batch tokens"]
     return jnp.mean(patches, axis=(2, 4)).reshape(batch, -1)
 
 
+@jax.jit
 def attention_received(weights: Float[Array, "batch heads queries keys"]) -> Float[Array, "batch keys"]:
     """What each token is given, the mean over heads and queries."""
     return jnp.mean(weights, axis=(1, 2))
@@ -47,8 +51,13 @@ def saliency(
     inputs: Float[Array, "batch ... channels"],
 ) -> Float[Array, "batch ..."]:
     """|d (largest logit) / d input|, summed over channels (Simonyan et al. 2014)."""
-    gradient = jax.grad(lambda x: jnp.sum(jnp.max(apply(x), axis=-1)))(inputs)
-    return jnp.sum(jnp.abs(gradient), axis=-1)
+
+    @jax.jit
+    def run(inputs: Array) -> Array:
+        gradient = jax.grad(lambda x: jnp.sum(jnp.max(apply(x), axis=-1)))(inputs)
+        return jnp.sum(jnp.abs(gradient), axis=-1)
+
+    return run(inputs)
 
 
 def layer_saliency(
@@ -58,11 +67,15 @@ def layer_saliency(
 
     The values are those that the network offers; each is moved by a small amount that a hook adds.
     """
-    _, values = network.run_with_cache(params, model_state, inputs, names=names)
-    zeros = jax.tree.map(jnp.zeros_like, {name: values[name] for name in names})
+    values = jax.eval_shape(lambda: network.run_with_cache(params, model_state, inputs, names=names)[1])
 
-    def largest(moved: dict[str, Array]) -> Float[Array, ""]:
-        hooks = {name: lambda x, move=move: x + move for name, move in moved.items()}
-        return jnp.sum(jnp.max(network.run_with_hooks(params, model_state, inputs, hooks), axis=-1))
+    @jax.jit
+    def run(params: Tree, model_state: Tree, inputs: Tree) -> dict[str, Array]:
+        def largest(moved: dict[str, Array]) -> Float[Array, ""]:
+            hooks = {name: lambda x, move=move: x + move for name, move in moved.items()}
+            return jnp.sum(jnp.max(network.run_with_hooks(params, model_state, inputs, hooks), axis=-1))
 
-    return jax.tree.map(lambda leaf: jnp.sum(jnp.abs(leaf), axis=-1), jax.grad(largest)(zeros))
+        zeros = {name: jnp.zeros(values[name].shape, values[name].dtype) for name in names}
+        return jax.tree.map(lambda leaf: jnp.sum(jnp.abs(leaf), axis=-1), jax.grad(largest)(zeros))
+
+    return run(params, model_state, inputs)

@@ -34,6 +34,7 @@ def token_places(tokens: int, rows: int, columns: int) -> Float[np.ndarray, "tok
     return ((grid + 0.5) * size - 0.5).reshape(-1, 2)
 
 
+@jax.jit
 def attention_distance(
     weights: Float[Array, "batch heads tokens tokens"], places: Float[Array, "tokens 2"]
 ) -> Float[Array, " heads"]:
@@ -57,6 +58,7 @@ def receptive_field(
     return jnp.mean(jnp.sum(jnp.abs(jax.grad(output)(images)), axis=-1), axis=0)
 
 
+@jax.jit
 def field_radius(field: Field, place: Float[Array, "2"]) -> Float[Array, ""]:
     """The mean distance of a field's mass from a place, in pixels."""
     rows, columns = jnp.arange(field.shape[0]) - place[0], jnp.arange(field.shape[1]) - place[1]
@@ -64,6 +66,7 @@ def field_radius(field: Field, place: Float[Array, "2"]) -> Float[Array, ""]:
     return jnp.sum(field * apart) / jnp.sum(field)
 
 
+@jax.jit
 def field_share(field: Field, least: float = 0.0455) -> Float[Array, ""]:
     """The share of the pixels that count at least so much beside the one that counts most.
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -93,7 +94,7 @@ def evaluate(task: NextBasket, scores: Scores, split: str = "test") -> dict[str,
     """The task's metrics of a split."""
     _, sequences = task.divided
     values: dict[str, list[np.ndarray]] = {name: [] for name in ("recall", "ndcg", "recall_new", "ndcg_new")}
-    asked = sequences.asked[split]
+    asked, measure = sequences.asked[split], jax.jit(recall_and_ndcg, static_argnums=2)
     for first in range(0, len(asked), CHUNK):
         chunk = asked[first : first + CHUNK]
         ranked = np.zeros((len(chunk), task.num_items))
@@ -111,7 +112,7 @@ def evaluate(task: NextBasket, scores: Scores, split: str = "test") -> dict[str,
         ):
             # float32 would tie what float64 tells apart: ranks stand for the scores.
             order = np.argsort(np.argsort(-each, axis=1, kind="stable"), axis=1)
-            recall, ndcg = recall_and_ndcg(-order[kept].astype(np.float32), relevant[kept], TOP)
+            recall, ndcg = measure(-order[kept].astype(np.float32), relevant[kept], TOP)
             values[f"recall{suffix}"].append(np.asarray(recall))
             values[f"ndcg{suffix}"].append(np.asarray(ndcg))
     return {name: float(np.mean(np.concatenate(each))) for name, each in values.items()}

@@ -79,11 +79,11 @@ def evaluate(task: Task, fit: Fit, split: str) -> dict[str, Any]:
 
     `examples` [2, examples]: what each example adds to it, and its weight.
     """
-    states = []
+    states, measure = [], jax.jit(task.metrics_and_examples)
     for batch in batches(task, split):
         outputs = jax.tree.map(jnp.asarray, fit.predict(batch["inputs"]))
         batch = {name: jax.tree.map(jnp.asarray, value) for name, value in batch.items() if name != "inputs"}
-        states.append(jax.device_get(task.metrics_and_examples(outputs, batch)))
+        states.append(jax.device_get(measure(outputs, batch)))
     return metrics.compute(states)
 
 

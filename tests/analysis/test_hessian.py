@@ -70,8 +70,9 @@ def test_the_share_is_that_of_the_whole_hessian():
         return jnp.sum(jnp.tanh(x @ jnp.asarray(np.random.default_rng(1).normal(size=(5, 3)), x.dtype)), axis=1)
 
     x = normals(50, 5)
-    hessians = np.asarray(jax.vmap(jax.hessian(lambda one: function(one[None])[0]))(x), np.float64)
-    gradients = np.asarray(jax.vmap(jax.grad(lambda one: function(one[None])[0]))(x), np.float64)
+    one = lambda x: function(x[None])[0]  # noqa: E731
+    both = jax.jit(lambda x: (jax.vmap(jax.hessian(one))(x), jax.vmap(jax.grad(one))(x)))
+    hessians, gradients = (np.asarray(each, np.float64) for each in both(x))
     pairs = sum((hessians[:, i, j] ** 2).mean() for i in range(5) for j in range(i))
     main = np.sum(gradients.mean(axis=0) ** 2 - gradients.var(axis=0, ddof=1) / 50)
     assert hessian_interaction(function, x).value == pytest.approx(pairs / (pairs + main), rel=1e-4)

@@ -98,7 +98,7 @@ def test_symbols_are_measured_from_their_vectors_on(subject):
 def test_the_scalar_is_the_output_itself_where_there_is_one(subject):
     model = subject(task=PLANTED)
     function, x = model.scalar
-    expected, _ = model.network.apply(model.params, model.model_state, model.batch["inputs"])
+    expected, _ = jax.jit(model.network.apply)(model.params, model.model_state, model.batch["inputs"])
     np.testing.assert_allclose(function(x), expected[:, 0, 0], rtol=1e-5, atol=1e-6)
 
 
@@ -116,7 +116,7 @@ def test_the_scalar_sees_only_tokens_that_the_task_asks_about(subject):
 
 def test_depth_is_measured_on_what_each_block_hands_on(subject, baseline):
     model = subject()
-    inner = model.network.intermediates(model.params, model.model_state, model.batch["inputs"])
+    inner = jax.jit(model.network.intermediates)(model.params, model.model_state, model.batch["inputs"])
     for place, x in enumerate([model.vectors, inner["blocks.0.output"]]):
         assert baseline["rank_residual"][place] == pytest.approx(float(jnp.mean(rank.rank_residual(x))), rel=1e-4)
 

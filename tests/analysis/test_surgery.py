@@ -33,8 +33,9 @@ def cut(model, *changes, params=None, base=None):
 
 def outputs(model, **hooks):
     converted, inputs, valid = model
-    found = converted.network.with_hooks({name.replace("__", "."): hook for name, hook in hooks.items()})
-    return np.asarray(found.apply(converted.params, {}, inputs, valid=valid)[0])[np.asarray(valid)]
+    hooked = converted.network.with_hooks({name.replace("__", "."): hook for name, hook in hooks.items()})
+    apply = jax.jit(lambda params: hooked.apply(params, {}, inputs, valid=valid)[0])
+    return np.asarray(apply(converted.params))[np.asarray(valid)]
 
 
 def close(found, expected):

@@ -40,12 +40,13 @@ def test_it_equals_the_loops(tokens, shared):
 
 
 def test_a_gradient_goes_through_the_weights_of_the_delays_to_queries_and_keys():
-    inputs = [jnp.asarray(x, jnp.float32) for x in heads(6, batch=1)]
+    inputs = [x.astype(np.float32) for x in heads(6, batch=1)]
 
+    @jax.jit
     def total(*inputs):
         return jnp.sum(jnp.sin(autocorrelation.autocorrelation_attention(*inputs, factor=2.0)))
 
-    gradient = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(*inputs)
+    gradient = jax.device_get(jax.jit(jax.grad(total, argnums=(0, 1, 2)))(*inputs))
     step, direction = 1e-2, [GENERATOR.normal(size=x.shape).astype(np.float32) for x in inputs]
     ahead, back = (total(*(x + s * d for x, d in zip(inputs, direction, strict=True))) for s in (step, -step))
     expected = sum(float(np.sum(g * d)) for g, d in zip(gradient, direction, strict=True))

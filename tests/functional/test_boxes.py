@@ -31,7 +31,7 @@ def overlap(a, b):
 def test_iou_and_giou_of_every_pair():
     generator = np.random.default_rng(0)
     a, b = random_boxes(generator, 20), random_boxes(generator, 30)
-    found, general = jax.jit(lambda a, b: (of.iou(a, b), of.giou(a, b)))(a, b)
+    found, general = jax.device_get(jax.jit(lambda a, b: (of.iou(a, b), of.giou(a, b)))(a, b))
     for i, j in itertools.product(range(20), range(30)):
         both, union, around = overlap(a[i], b[j])
         expected = both / union if union else 0
@@ -41,12 +41,18 @@ def test_iou_and_giou_of_every_pair():
 
 def test_giou_draws_a_box_that_is_apart_towards_the_other():
     """Where IoU is 0 and flat."""
-    here, there = jnp.array([[0.0, 0.0, 1.0, 1.0]]), jnp.array([[3.0, 0.0, 4.0, 1.0]])
-    assert not np.any(jax.grad(lambda box: of.iou(box, there).sum())(here))
-    gradient = jax.grad(lambda box: of.giou(box, there).sum())(here)
-    assert gradient[0, 2] > 0
-    empty = jax.grad(lambda box: of.giou(box, box).sum())(jnp.zeros((1, 4)))
-    assert np.all(np.isfinite(empty))
+    here, there = np.array([[0.0, 0.0, 1.0, 1.0]], np.float32), np.array([[3.0, 0.0, 4.0, 1.0]], np.float32)
+
+    @jax.jit
+    def gradients(box, other):
+        return (
+            jax.grad(lambda box: of.iou(box, other).sum())(box),
+            jax.grad(lambda box: of.giou(box, other).sum())(box),
+            jax.grad(lambda box: of.giou(box, box).sum())(jnp.zeros((1, 4))),
+        )
+
+    flat, gradient, empty = jax.device_get(gradients(here, there))
+    assert not np.any(flat) and gradient[0, 2] > 0 and np.all(np.isfinite(empty))
 
 
 def test_codes_and_centres_lead_back():
@@ -91,7 +97,7 @@ def test_suppression_keeps_what_a_greedy_loop_keeps(by_label):
 
 def test_coverage_is_the_share_of_a_cell_inside_of_any_valid_box():
     boxes = jnp.array([[0.0, 0.0, 0.5, 0.25], [0.25, 0.0, 0.75, 0.5], [0.0, 0.0, 1.0, 1.0]])
-    found = of.coverage(boxes, jnp.array([True, True, False]), 2, 4)
+    valid = jnp.array([True, True, False])
+    found, pixels = jax.jit(lambda: (of.coverage(boxes, valid, 2, 4), of.coverage(boxes, valid, 8, 8, fine=1)))()
     np.testing.assert_array_equal(found, [[0.5, 1, 1, 0], [0, 0, 0, 0]])
-    pixels = of.coverage(boxes, jnp.array([True, True, False]), 8, 8, fine=1)
-    assert pixels.sum() == 4 * 4 + 2 * 2
+    assert np.sum(pixels) == 4 * 4 + 2 * 2

@@ -35,6 +35,8 @@ def iou(a, b):
 
 # ---------------------------------------------------------------------------------------------- a set of queries
 
+SET_LOSSES = jax.jit(jax.vmap(of.set_losses))
+
 
 @pytest.fixture(scope="module")
 def queries(generator):
@@ -44,7 +46,7 @@ def queries(generator):
 
 def test_losses_of_a_set_are_the_papers(generator, queries):
     truth = objects(generator)
-    found = jax.jit(jax.vmap(of.set_losses))(*queries, truth)
+    found = jax.device_get(SET_LOSSES(*queries, truth))
     for image, (logits, boxes) in enumerate(zip(*queries, strict=True)):
         shown = np.flatnonzero(truth.valid[image])
         probability, corners = special.softmax(logits, axis=-1), np.asarray(formulas.to_corners(boxes))
@@ -69,18 +71,21 @@ def test_losses_of_a_set_are_the_papers(generator, queries):
 def test_the_order_of_objects_and_of_padding_does_not_matter(generator, queries):
     truth = objects(generator)
     other = of.Objects(*(each[:, ::-1] for each in truth))
-    losses = jax.jit(jax.vmap(of.set_losses))
-    for name, values in losses(*queries, truth).items():
-        np.testing.assert_allclose(values, losses(*queries, other)[name], rtol=1e-4)
+    for name, values in SET_LOSSES(*queries, truth).items():
+        np.testing.assert_allclose(values, SET_LOSSES(*queries, other)[name], rtol=1e-4)
 
 
 def test_the_gradient_moves_the_matched_query_alone_towards_its_object():
     truth = of.Objects(jnp.array([[0.2, 0.2, 0.4, 0.4]]), jnp.array([1]), jnp.array([True]))
-    boxes = jnp.array([[0.8, 0.8, 0.2, 0.2], [0.5, 0.5, 0.2, 0.2]])
-    logits = jnp.zeros((2, CLASSES + 1))
-    gradient = jax.grad(lambda boxes: sum(of.set_losses(logits, boxes, truth).values()))(boxes)
+    boxes = np.array([[0.8, 0.8, 0.2, 0.2], [0.5, 0.5, 0.2, 0.2]], np.float32)
+    logits = np.zeros((2, CLASSES + 1), np.float32)
+
+    def gradients(logits, boxes):
+        towards = jax.grad(lambda boxes: sum(of.set_losses(logits, boxes, truth).values()))(boxes)
+        return towards, jax.grad(lambda logits: of.set_losses(logits, boxes, truth)["class_loss"])(logits)
+
+    gradient, pull = jax.device_get(jax.jit(gradients)(logits, boxes))
     assert not np.any(gradient[0]) and gradient[1, 0] > 0 and gradient[1, 1] > 0
-    pull = jax.grad(lambda logits: of.set_losses(logits, boxes, truth)["class_loss"])(logits)
     assert pull[1, 1] < 0 and pull[0, CLASSES] < 0 and pull[1, CLASSES] > 0
 
 
@@ -89,7 +94,8 @@ def test_the_gradient_moves_the_matched_query_alone_towards_its_object():
 
 def test_every_object_has_a_place_and_each_place_the_smallest_of_its_own(generator):
     truth = objects(generator)
-    chosen, has = jax.jit(jax.vmap(functools.partial(of.place_targets, grid=GRID)))(truth)
+    targets = jax.jit(jax.vmap(functools.partial(of.place_targets, grid=GRID)))
+    chosen, has = jax.device_get(targets(truth))
     for image in range(16):
         for place, (row, column) in enumerate(itertools.product(range(4), range(4))):
             x, y = (column + 0.5) / 4, (row + 0.5) / 4
@@ -103,16 +109,15 @@ def test_every_object_has_a_place_and_each_place_the_smallest_of_its_own(generat
             if own:
                 assert chosen[image, place] == min(own)[1]
     alone = of.Objects(truth.boxes[:, :1], truth.labels[:, :1], truth.valid[:, :1])
-    assert np.array_equal(
-        np.any(jax.vmap(functools.partial(of.place_targets, grid=GRID))(alone)[1], 1), alone.valid[:, 0]
-    )
+    assert np.array_equal(np.any(targets(alone)[1], 1), alone.valid[:, 0])
 
 
 def test_the_true_code_of_a_place_leads_to_its_box():
     box = np.array([[0.3, 0.1, 0.6, 0.9]], np.float32)
-    points = np.asarray(of.grid_points(2, 4))
+    points = np.asarray(jax.jit(of.grid_points, static_argnums=(0, 1))(2, 4))
     code = np.concatenate([(np.array([[0.45, 0.5]]) - points) * [4, 2], np.log(np.full((8, 2), [0.3 * 4, 0.8 * 2]))], 1)
-    np.testing.assert_allclose(of.place_boxes(code.astype(np.float32), (2, 4)), np.repeat(box, 8, 0), atol=1e-5)
+    found = jax.jit(of.place_boxes, static_argnums=1)(code.astype(np.float32), (2, 4))
+    np.testing.assert_allclose(found, np.repeat(box, 8, 0), atol=1e-5)
 
 
 def test_focal_loss_is_the_papers():
@@ -166,8 +171,8 @@ def test_losses_of_anchors_are_the_papers(generator):
 
 
 def test_an_anchor_counts_by_the_chance_that_it_would_be_drawn():
-    positive, negative = jnp.arange(600) < 200, jnp.arange(600) >= 300
-    weights = np.asarray(of._expected_sample(positive, negative, 256))
+    positive, negative = np.arange(600) < 200, np.arange(600) >= 300
+    weights = np.asarray(jax.jit(of._expected_sample, static_argnums=2)(positive, negative, 256))
     np.testing.assert_allclose(weights, np.repeat([128 / 200, 0, 128 / 300], [200, 100, 300]), rtol=1e-5)
 
 
@@ -204,35 +209,34 @@ def test_losses_of_regions_are_the_papers(generator):
 
 
 def test_the_best_are_selected_and_the_rest_is_padding():
-    boxes = jnp.array([[0.0, 0, 0.5, 0.5], [0, 0, 0.5, 0.45], [0.5, 0.5, 1.2, 1]])
-    scores, labels = jnp.array([0.3, 0.9, 0.6]), jnp.array([1, 1, 0])
-    found = of.select(boxes, scores, labels, number=4, nms=0.5)
+    select = jax.jit(of.select, static_argnames=("number", "nms"))
+    boxes = np.array([[0.0, 0, 0.5, 0.5], [0, 0, 0.5, 0.45], [0.5, 0.5, 1.2, 1]], np.float32)
+    scores, labels = np.array([0.3, 0.9, 0.6], np.float32), np.array([1, 1, 0])
+    found = jax.device_get(select(boxes, scores, labels, number=4, nms=0.5))
     np.testing.assert_allclose(found.scores, [0.9, 0.6, -np.inf, -np.inf])
     np.testing.assert_array_equal(found.labels[:2], [1, 0])
     np.testing.assert_allclose(found.boxes[1], [0.5, 0.5, 1, 1])  # inside of the image
-    whole = of.select(boxes, scores, labels, number=2, nms=None)
+    whole = select(boxes, scores, labels, number=2, nms=None)
     np.testing.assert_allclose(whole.scores, [0.9, 0.6])
-    kept = of.select(boxes, scores, jnp.array([0, 1, 0]), number=3, nms=0.5)  # of different classes
-    np.testing.assert_allclose(kept.scores, [0.9, 0.6, 0.3])
+    kept = select(boxes, scores, np.array([0, 1, 0]), number=4, nms=0.5)  # of different classes
+    np.testing.assert_allclose(kept.scores, [0.9, 0.6, 0.3, -np.inf])
 
 
 def test_outputs_that_say_the_truth_are_decoded_to_it():
-    box = jnp.array([[0.1, 0.2, 0.5, 0.6]])
-    certain = jnp.full((1, CLASSES + 1), -9.0).at[0, 2].set(9)
-    options = {"number": 1, "nms": None}
-    for found in (
-        of.set_detections(certain, formulas.to_centres(box), **options),
-        of.place_detections(
-            certain[:, :-1], formulas.encode(box, jnp.array([[0.0, 0, 1, 1]])), jnp.array([9.0]), (1, 1), **options
-        ),
-        of.region_detections(
-            certain,
-            jnp.zeros((1, CLASSES, 4))
-            .at[0, 2]
-            .set(formulas.encode(box[0], jnp.array([0.0, 0, 1, 1])) * jnp.array([10.0, 10, 5, 5])),
-            of.Detections(jnp.array([[0.0, 0, 1, 1]]), jnp.ones(1), jnp.zeros(1, jnp.int32)),
-            **options,
-        ),
-    ):
+    box, options = jnp.array([[0.1, 0.2, 0.5, 0.6]]), {"number": 1, "nms": None}
+
+    @jax.jit
+    def detections():
+        certain, whole = jnp.full((1, CLASSES + 1), -9.0).at[0, 2].set(9), jnp.array([[0.0, 0, 1, 1]])
+        code = formulas.encode(box, whole)
+        regions = jnp.zeros((1, CLASSES, 4)).at[0, 2].set(code[0] * jnp.array([10.0, 10, 5, 5]))
+        proposals = of.Detections(whole, jnp.ones(1), jnp.zeros(1, jnp.int32))
+        return (
+            of.set_detections(certain, formulas.to_centres(box), **options),
+            of.place_detections(certain[:, :-1], code, jnp.array([9.0]), (1, 1), **options),
+            of.region_detections(certain, regions, proposals, **options),
+        )
+
+    for found in jax.device_get(detections()):
         np.testing.assert_allclose(found.boxes, box, atol=1e-5)
         assert found.labels[0] == 2 and found.scores[0] > 0.99

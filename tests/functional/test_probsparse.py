@@ -49,18 +49,24 @@ def arrays(*values):
 def test_it_equals_the_loops(causal, valid):
     options = {"factor": 1.0, "causal": causal, "valid": arrays(valid)[0], "query_valid": arrays(valid)[0]}
     heads = [jnp.asarray(x, jnp.float32) for x in (QUERY, KEY, VALUE)]
-    run = jax.jit(lambda *heads: probsparse.probsparse_attention(*heads, jnp.asarray(SAMPLED), **options))
+    sampled = jnp.asarray(SAMPLED)
+
+    @jax.jit
+    def run(query, key, value):
+        weights = probsparse.probsparse_weights(query, key, sampled, **options)
+        return probsparse.probsparse_attention(query, key, value, sampled, **options), weights
+
     expected = naive(QUERY, KEY, VALUE, SAMPLED, 2, causal, valid, valid)
     seen = np.ones((BATCH, QUERIES, 1, 1)) if valid is None else valid[:, :, None, None]
-    np.testing.assert_allclose(run(*heads) * seen, expected * seen, atol=1e-5)
-    weights = probsparse.probsparse_weights(*heads[:2], jnp.asarray(SAMPLED), **options)
+    result, weights = jax.device_get(run(*heads))
+    np.testing.assert_allclose(result * seen, expected * seen, atol=1e-5)
     np.testing.assert_allclose(np.einsum("bhqk,bkhd->bqhd", weights, VALUE) * seen, expected * seen, atol=1e-5)
 
 
 def test_queries_meet_another_sequence():
     key, value, sampled = KEY[:, :4], VALUE[:, :4], SAMPLED % 4
     heads = [jnp.asarray(x, jnp.float32) for x in (QUERY, key, value)]
-    result = probsparse.probsparse_attention(*heads, jnp.asarray(sampled), factor=1.0)
+    result = jax.jit(lambda *x: probsparse.probsparse_attention(*x, jnp.asarray(sampled), factor=1.0))(*heads)
     np.testing.assert_allclose(result, naive(QUERY, key, value, sampled, 2), atol=1e-5)
 
 

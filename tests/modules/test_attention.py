@@ -168,7 +168,7 @@ def test_query_key_and_value_each_keep_blocks_apart(make, num_heads):
         return [part.reshape(-1) for part in module.project_qkv(token[None, None])]
 
     block = np.kron(np.eye(WIDTH // 2), np.ones((2, 2)))
-    for moved in jax.jacrev(parts)(jnp.ones(WIDTH)):
+    for moved in jax.jit(jax.jacrev(parts))(np.ones(WIDTH, np.float32)):
         np.testing.assert_array_equal(np.asarray(moved) != 0, block)
 
 

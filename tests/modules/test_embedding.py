@@ -1,5 +1,6 @@
 """Embeddings against naive loops."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def test_vectors_are_of_the_dtype_asked_for_and_parameters_stay_float32():
     tokens = TokenEmbedding(7, 5, dtype="bfloat16", rngs=Rngs(0))
     image = PatchEmbedding(2, 3, 5, bias=True, class_token=True, dtype="bfloat16", rngs=Rngs(0))
     vectors = FeatureEmbedding("dense", 3, 5, bias=True, dtype="bfloat16", rngs=Rngs(0))
-    assert tokens(jnp.zeros((1, 2), int)).dtype == image(jnp.asarray(IMAGES)).dtype == jnp.bfloat16
-    assert vectors(jnp.asarray(IMAGES[0])).dtype == jnp.bfloat16
+    of_tokens, of_image = jax.eval_shape(tokens, jnp.zeros((1, 2), int)), jax.eval_shape(image, IMAGES)
+    assert of_tokens.dtype == of_image.dtype == jax.eval_shape(vectors, IMAGES[0]).dtype == jnp.bfloat16
     assert vectors.projection.kernel.dtype == jnp.float32
     assert tokens.table.dtype == image.projection.kernel.dtype == image.class_token.dtype == jnp.float32

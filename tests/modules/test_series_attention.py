@@ -76,10 +76,14 @@ def test_autocorrelation_trains_with_one_set_of_delays(make):
 @pytest.mark.parametrize(("kind", "axes"), [("probsparse", (0, 2, 1, 3)), ("frequency", (0, 2, 3, 1))])
 def test_mixed_axes_merge_heads_in_the_order_of_memory(make, kind, axes):
     plain, mixed = (make({"kind": kind, "mix_axes": mix_axes}) for mix_axes in (False, True))
-    collected = Intermediates()
-    plain(X, intermediates=collected)
-    heads = np.asarray(collected.values["z"]).transpose(axes).reshape(X.shape)
-    np.testing.assert_allclose(mixed(X), mixed.output(jnp.asarray(heads)), atol=1e-5)
+
+    @jax.jit
+    def run(x):
+        plain(x, intermediates=(collected := Intermediates()))
+        heads = collected.values["z"].transpose(axes).reshape(x.shape)
+        return mixed(x), mixed.output(heads)
+
+    np.testing.assert_allclose(*run(X), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["probsparse", "autocorrelation", "frequency", "wavelet"])
@@ -104,7 +108,7 @@ def test_modes_are_kept_beside_the_parameters_and_do_not_train():
     modes = np.asarray(kept["body"]["blocks"][0]["attention"]["modes"][0])
     assert modes.shape == (3,) and (np.diff(modes) > 0).all() and modes.max() < TOKENS // 2
     assert any((np.asarray(a) != b).any() for a, b in zip(*map(jax.tree.leaves, (kept, other)), strict=True))
-    params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), network.shapes[0])
+    params = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), network.shapes[0])
     train = jax.jit(lambda state: network.apply(params, state, X, training=True))
     outputs, after = train(kept)
     jax.tree.map(np.testing.assert_array_equal, after, kept)
@@ -122,10 +126,15 @@ def test_frequency_weights_start_as_in_the_papers_code(crosses):
 
 def test_cross_attention_of_frequencies_is_the_formula(make):
     module = make({"kind": "frequency", "modes": 2}, crosses=True, memory_tokens=6)
-    query, key = module.project_qkv(X, X[:, :6])
-    modes = [each[...] for each in module.modes]
-    mixed = frequency.fourier_cross_attention(query, key, *module.kernel(), *modes)
-    np.testing.assert_allclose(module(X, memory=X[:, :6]), module.output(mixed.reshape(X.shape)), atol=1e-6)
+
+    @jax.jit
+    def run(x, memory):
+        query, key = module.project_qkv(x, memory)
+        modes = [each[...] for each in module.modes]
+        mixed = frequency.fourier_cross_attention(query, key, *module.kernel(), *modes)
+        return module(x, memory=memory), module.output(mixed.reshape(x.shape))
+
+    np.testing.assert_allclose(*run(X, X[:, :6]), atol=1e-6)
 
 
 def test_a_sequence_of_another_length_is_refused(make):

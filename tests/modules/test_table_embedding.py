@@ -1,9 +1,12 @@
 """Rows as tokens: what each arrangement makes of the columns' vectors, and what members share."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.errors import ConfigError
@@ -21,25 +24,29 @@ def network_of(model=MODEL, **knobs):
     config = parse_config({"task": {"name": "tabular_classification", **knobs}, "model": model})
     task = make_task(config.task, METADATA)
     network = task.network(config.model)
-    return task, network, network.init(jax.random.key(1))
+    return task, network, jax.device_get(jax.jit(network.init)(jax.random.key(1)))
+
+
+def stages(network, params, state, x):
+    """Tokens, what the body makes of them, and outputs."""
+    tokens = network.embed(params, state, x)
+    return tokens, network.body(params, state, tokens), network.apply(params, state, x)[0]
 
 
 def test_a_row_is_the_sum_of_its_columns():
     _, columns, variables = network_of()
-    vectors = columns.embed(*variables, X)
+    vectors = np.asarray(jax.jit(columns.embed)(*variables, X))
     _, row, (params, state) = network_of(tokens="row")
-    found = row.embed({**params, "embedding": {"parts": variables[0]["embedding"]}}, state, X)
+    found = jax.jit(row.embed)({**params, "embedding": {"parts": variables[0]["embedding"]}}, state, X)
     np.testing.assert_allclose(found, vectors.sum(axis=1, keepdims=True) / np.sqrt(3), rtol=1e-5, atol=1e-6)
 
 
 def test_a_class_token_comes_first_and_is_read():
     _, network, (params, state) = network_of(pooling="class_token")
-    tokens = network.embed(params, state, X)
+    tokens, body, outputs = jax.device_get(jax.jit(functools.partial(stages, network))(params, state, X))
     assert tokens.shape == (5, 4, 8)
     np.testing.assert_array_equal(tokens[:, 0], np.tile(params["embedding"]["class_token"], (5, 1)))
-    body = network.body(params, state, tokens)
     head = params["head"]
-    outputs, _ = network.apply(params, state, X)
     np.testing.assert_allclose(outputs, body[:, 0] @ head["kernel"] + head["bias"][None], rtol=1e-4, atol=1e-5)
 
 
@@ -47,16 +54,20 @@ def test_a_class_token_comes_first_and_is_read():
 def test_each_column_has_a_map_of_its_own(numbers, shape):
     _, network, (params, state) = network_of(numbers=numbers, num_bins=2)
     assert leaf_paths(params)["embedding.directions"].shape == shape
-    moved = jax.jacobian(lambda x: network.embed(params, state, x[None])[0].sum(axis=1))(jnp.asarray(X[0]))
+    moved = jax.jit(jax.jacobian(lambda x: network.embed(params, state, x[None])[0].sum(axis=1)))(X[0])
     np.testing.assert_array_equal(np.asarray(moved) != 0, np.eye(3, dtype=bool))
 
 
 def test_members_share_the_body_and_have_heads_of_their_own():
     task, network, (params, state) = network_of(members=3)
     assert set(np.unique(params["embedding"]["scales"])) == {-1.0, 1.0}
-    outputs, _ = network.apply(params, state, X)
+
+    def outputs_and_gradient(params):
+        total = lambda p: (lambda y: (y[:, 1].sum(), y))(network.apply(p, state, X)[0])  # noqa: E731
+        return jax.grad(total, has_aux=True)(params)
+
+    grads, outputs = jax.device_get(jax.jit(outputs_and_gradient)(params))
     assert outputs.shape == (5, 3, 2) and len(np.unique(np.asarray(outputs)[0, :, 0])) == 3
-    grads = jax.grad(lambda p: network.apply(p, state, X)[0][:, 1].sum())(params)
     by_member = np.abs(grads["head"]["kernels"]).sum(axis=(1, 2))
     assert by_member[1] > 0 and by_member[0] == by_member[2] == 0
     assert np.abs(grads["embedding"]["parts"]["directions"]).sum() > 0
@@ -65,14 +76,15 @@ def test_members_share_the_body_and_have_heads_of_their_own():
     scale = params["embedding"]["scales"][1]
     parts = jax.tree.map(lambda leaf: leaf * scale[None], params["embedding"]["parts"])
     head = {"kernel": params["head"]["kernels"][1], "bias": params["head"]["biases"][1]}
-    expected, _ = single.apply({**params, "embedding": parts, "head": head}, base_state, X)
+    expected, _ = jax.jit(single.apply)({**params, "embedding": parts, "head": head}, base_state, X)
     np.testing.assert_allclose(outputs[:, 1], expected, rtol=1e-4, atol=1e-5)
     # The mean of probabilities predicts, and the loss is the mean of the members'.
-    probabilities = np.asarray(jax.nn.softmax(outputs))
-    np.testing.assert_allclose(np.exp(task.predictions_of(outputs)), probabilities.mean(axis=1), rtol=1e-5)
+    probabilities = scipy.special.softmax(outputs, axis=-1)
+    np.testing.assert_allclose(np.exp(jax.jit(task.predictions_of)(outputs)), probabilities.mean(axis=1), rtol=1e-5)
     targets = np.array([0, 1, 1, 0, 1])
     batch = {"targets": jnp.asarray(targets), "loss_weights": jnp.array([1.0, 1, 1, 1, 0])}
-    found = {name: metric.compute() for name, metric in task.loss_and_metrics(outputs, batch).items()}
+    measured = jax.device_get(jax.jit(task.loss_and_metrics)(outputs, batch))
+    found = {name: metric.compute() for name, metric in measured.items()}
     each = -np.log(probabilities[np.arange(4)[:, None], np.arange(3)[None], targets[:4, None]])
     assert found["loss"] == pytest.approx(each.mean(), rel=1e-5)
     assert found["accuracy"] == np.mean(probabilities.mean(axis=1).argmax(axis=1)[:4] == targets[:4])

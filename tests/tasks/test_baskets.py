@@ -4,7 +4,6 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -68,16 +67,15 @@ def network_of(task, **model):
 
 
 def prepared(task, split, rows=slice(None), training=False):
-    stored = {name: jnp.asarray(array[rows]) for name, array in task.examples(split).load().items()}
-    stored["example_weight"] = jnp.ones(len(stored["items"]))
+    stored = {name: array[rows] for name, array in task.examples(split).load().items()}
+    stored["example_weight"] = np.ones(len(stored["items"]), np.float32)
     keys = jax.random.split(jax.random.key(0), len(stored["items"]))
-    return jax.jit(functools.partial(task.prepare, training=training))(stored, keys)
+    return jax.device_get(jax.jit(functools.partial(task.prepare, training=training))(stored, keys))
 
 
 def scores_of(network, params, batch):
-    return jax.jit(lambda *given: network.apply(params, {}, given[0], valid=given[1])[0])(
-        batch["inputs"], batch["valid"]
-    )
+    apply = jax.jit(lambda *given: network.apply(params, {}, given[0], valid=given[1])[0])
+    return np.asarray(apply(batch["inputs"], batch["valid"]))
 
 
 def test_the_retail_data_has_the_counts_of_its_recipe(retail):
@@ -142,9 +140,9 @@ def test_training_asks_at_each_token_for_what_follows(tokens):
     """The loss is that of a plain loop over baskets, each of which counts once, or over items."""
     task = make_task(config_of(tokens=tokens, half_life=10.0))
     network, batch = network_of(task), prepared(task, "train", slice(8), training=True)
-    params, _ = network.init(jax.random.key(1))
+    params, _ = jax.jit(network.init)(jax.random.key(1))
     scores = scores_of(network, params, batch)
-    found = task.loss_and_metrics(scores, batch)["loss"]
+    found = jax.jit(task.loss_and_metrics)(scores, batch)["loss"]
     stored, total, weight = task.examples("train").load(), 0.0, 0.0
     log_shares = np.asarray(jax.nn.log_softmax(scores))
     for row in range(8):
@@ -183,12 +181,12 @@ def test_masks_hide_a_share_of_the_items_and_an_evaluation_appends_one():
 
 def test_scores_do_not_depend_on_later_baskets_nor_on_what_fills_up():
     task = make_task(config_of(repeats=True))
-    network, inputs = network_of(task), jax.tree.map(jnp.asarray, prepared(task, "train", slice(6), training=True))
-    params, _ = network.init(jax.random.key(1))
+    network, inputs = network_of(task), prepared(task, "train", slice(6), training=True)
+    params, _ = jax.jit(network.init)(jax.random.key(1))
     scores = jax.jit(lambda given: network.apply(params, {}, given)[0])
     whole = np.asarray(scores(inputs["inputs"]))
     numbers = np.asarray(inputs["inputs"]["baskets"])
-    later = jnp.where(numbers >= 2, 1 + (inputs["inputs"]["items"] + 2) % task.num_items, inputs["inputs"]["items"])
+    later = np.where(numbers >= 2, 1 + (inputs["inputs"]["items"] + 2) % task.num_items, inputs["inputs"]["items"])
     changed = np.asarray(scores(inputs["inputs"] | {"items": later}))
     np.testing.assert_allclose(changed[:, :2], whole[:, :2], atol=1e-5)
     assert np.abs(changed - whole)[numbers.max(axis=1) >= 2].max() > 1e-3
@@ -196,7 +194,8 @@ def test_scores_do_not_depend_on_later_baskets_nor_on_what_fills_up():
 
 def test_repeats_are_purchases_weighed_by_how_many_baskets_ago_they_were():
     task = make_task(config_of(repeats=True))
-    params, _ = (network := network_of(task, depth=0, bias=False)).init(jax.random.key(1))
+    network = network_of(task, depth=0, bias=False)
+    params, _ = jax.jit(network.init)(jax.random.key(1))
     params = jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf if path[-1].key == "recency" else 0 * leaf, params
     )
@@ -216,14 +215,14 @@ def test_metrics_are_those_of_all_queries_whatever_the_batches():
     task = make_task(config_of())
     batch = prepared(task, "test")
     number = len(batch["target"])
-    scores = jax.random.normal(jax.random.key(0), (number, 1, task.num_items))
+    scores = np.random.default_rng(0).normal(size=(number, 1, task.num_items)).astype(np.float32)
     parts = [slice(0, 3), slice(3, number)]
     measure = jax.jit(task.loss_and_metrics)
     states = [measure(scores[part], jax.tree.map(lambda leaf, p=part: leaf[p], batch)) for part in parts]
     whole = metrics.compute([measure(scores, batch)])
     assert metrics.compute(states) == pytest.approx(whole, rel=1e-5)
     control = {(user, begin): row for row, (user, begin, _) in enumerate(task.divided[1].asked["test"])}
-    ranked = iter(np.asarray(scores[:, 0]))
+    ranked = iter(scores[:, 0])
     assert len(control) == number
     found = basket_controls.evaluate(task, lambda own, when: next(ranked))
     assert {name: whole[name] for name in found} == pytest.approx(found, rel=1e-5)
@@ -233,11 +232,10 @@ def test_a_user_without_a_history_is_ranked_all_the_same():
     for knobs in ({"repeats": True}, {"tokens": "item", "objective": "masked"}):
         task = make_task(config_of(**knobs))
         network = network_of(task)
-        empty = jax.tree.map(lambda spec: jnp.zeros(spec.shape, spec.dtype), task.input_spec(2))
+        empty = jax.tree.map(lambda spec: np.zeros(spec.shape, spec.dtype), task.input_spec(2))
         empty["baskets"] = empty["baskets"] - 1
-        scores, _ = network.apply(
-            network.init(jax.random.key(0))[0], {}, empty, valid=jnp.zeros((2, task._tokens), bool)
-        )
+        params, _ = jax.jit(network.init)(jax.random.key(0))
+        scores = scores_of(network, params, {"inputs": empty, "valid": np.zeros((2, task._tokens), bool)})
         assert scores.shape == (2, 1, task.num_items) and np.isfinite(scores).all()
 
 

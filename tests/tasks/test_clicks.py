@@ -65,9 +65,9 @@ def test_a_factorization_machine_finds_the_cross_and_its_figures_are_scikit_lear
     found = trained.evaluate("test")
     assert found["auc"] > 0.95
     source = open_split(trained.config.task.dataset, "test").load()
-    inputs = trained.task.preprocess({name: jnp.asarray(source[name]) for name in ("columns", "categories")})
+    inputs = jax.jit(trained.task.preprocess)({name: source[name] for name in ("columns", "categories")})
     outputs = trained.predict_preprocessed(inputs)
-    shares = np.asarray(trained.task.predictions_of(outputs))
+    shares = np.asarray(jax.jit(trained.task.predictions_of)(outputs))
     assert found["auc"] == pytest.approx(roc_auc_score(source["label"], shares), abs=1e-6)
     assert found["loss"] == pytest.approx(log_loss(source["label"], shares.astype(np.float64)), rel=1e-4)
     np.testing.assert_allclose(trained.task.outputs_of(jnp.asarray(shares)), outputs, rtol=1e-2, atol=1e-2)
@@ -100,28 +100,30 @@ def test_a_linear_model_of_fields_is_scikit_learns_logistic_regression(table):
     config = config_of(table, LOGISTIC, readout="sum", own_weights=False)
     task = make_task(config.task)
     network = task.network(config.model)
-    params, _ = network.init(jax.random.key(0))
+    params, _ = jax.jit(network.init)(jax.random.key(0))
     assert params.keys() == {"embedding", "head"} and params["head"].keys() == {"bias"}
     stored = task.examples("train").load()
-    inputs = task.preprocess({name: jnp.asarray(stored[name]) for name in ("columns", "categories")})
+    inputs = jax.device_get(jax.jit(task.preprocess)({name: stored[name] for name in ("columns", "categories")}))
     levels = np.asarray(inputs["categories"])
     design = np.concatenate([inputs["columns"], *(np.eye(5)[levels[:, place]] for place in range(3))], axis=1)
     peer = LogisticRegression(C=1e4, max_iter=2000).fit(design, stored["label"])
 
+    @jax.jit
     def loss(params):
         logits = network.apply(params, {}, inputs)[0][:, 0]
         return jnp.mean(jax.nn.softplus(jnp.where(stored["label"] == 1, -logits, logits)))
 
-    step = jax.jit(lambda params: jax.tree.map(lambda leaf, slope: leaf - 2.0 * slope, params, jax.grad(loss)(params)))
-    for _ in range(800):
-        params = step(params)
+    def step(_, params):
+        return jax.tree.map(lambda leaf, slope: leaf - 2.0 * slope, params, jax.grad(loss)(params))
+
+    params = jax.jit(lambda params: jax.lax.fori_loop(0, 800, step, params))(params)
     assert float(loss(params)) == pytest.approx(log_loss(stored["label"], peer.predict_proba(design)), abs=1e-3)
 
 
 def test_planted_crosses_have_the_share_that_adding_up_cannot_see():
     task = make_task(parse_config({"task": {"name": "planted_crosses", "number": 3, "levels": 4}}).task)
     levels = np.stack(np.meshgrid(*[np.arange(4)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
-    values = np.asarray(jax.vmap(task.truth)(jnp.asarray(levels)))[:, 0, 0]
+    values = np.asarray(jax.jit(jax.vmap(task.truth))(levels))[:, 0, 0]
     assert values.mean() == pytest.approx(0, abs=1e-6) and values.var() == pytest.approx(1, abs=1e-5)
     own = [np.eye(4)[levels[:, place]] for place in range(3)]
     pairs = [np.einsum("ri,rj->rij", own[i], own[j]).reshape(64, 16) for i, j in ((0, 1), (0, 2), (1, 2))]

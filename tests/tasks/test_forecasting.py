@@ -75,7 +75,7 @@ def batch_of(task, split="test", rows=None):
     examples = task.examples(split)
     rows = np.arange(examples.number, dtype=np.int32) if rows is None else np.asarray(rows, np.int32)
     stored = examples.read(rows) | {"example_weight": np.ones(len(rows), np.float32)}
-    return jax.tree.map(jnp.asarray, task.prepare(stored, None, training=False))
+    return jax.device_get(jax.jit(lambda stored: task.prepare(stored, None, training=False))(stored))
 
 
 def filled_forward(values):
@@ -167,12 +167,12 @@ def test_the_metrics_are_those_of_the_papers(make, values):
                 scaled.append(abs(error) / seasonal[channel])
                 percentages.append(200 * abs(error) / (abs(value) + abs(mean[channel])))
     batch = batch_of(task)
-    found = metrics.compute([task.loss_and_metrics(jnp.zeros_like(batch["targets"]), batch)])
+    found = metrics.compute([jax.jit(task.loss_and_metrics)(jnp.zeros_like(batch["targets"]), batch)])
     expected = {"mse": squares, "mae": absolutes, "mase": scaled, "smape": percentages, f"mse_at_{HORIZON}": last}
     for name, each in expected.items():
         np.testing.assert_allclose(found[name], np.mean(each), rtol=1e-4)
     assert found["loss"] == found["mse"]
-    by_absolutes = make(loss="mae").loss_and_metrics(jnp.zeros_like(batch["targets"]), batch)
+    by_absolutes = jax.jit(make(loss="mae").loss_and_metrics)(jnp.zeros_like(batch["targets"]), batch)
     assert float(by_absolutes["loss"].total) == float(by_absolutes["mae"].total)
 
 
@@ -225,11 +225,12 @@ def test_a_head_of_quantiles_has_a_map_for_each_level(make, individual):
     task, params, forecast = built(make, LINEAR, targets=("c", "a"), marks=False, quantiles=(0.2, 0.5), **knobs)
     single, _, _ = built(make, LINEAR, targets=("c", "a"), marks=False, **knobs)
     inputs, network = random_inputs(task), single.network(LINEAR)
+    apply = jax.jit(lambda weights: network.apply(weights, network.shapes[1], inputs)[0])
     found = np.asarray(forecast(inputs))
     assert found.shape == (2, HORIZON, 2, 2)
     for level in (0, 1):
         weights = jax.tree.map(lambda leaf, level=level: leaf[..., level::2], params)
-        expected, _ = network.apply(weights, network.shapes[1], inputs)
+        expected = apply(weights)
         np.testing.assert_allclose(found[..., level], expected, atol=1e-4)
 
 
@@ -416,7 +417,7 @@ def test_patches_are_slices(steps, length, stride, padded):
     x = np.random.default_rng(0).normal(size=(2, steps, 3)).astype(np.float32)
     rows = np.concatenate([x, x[:, -1:].repeat(stride, axis=1)], axis=1) if padded else x
     expected = [rows[:, first : first + length] for first in range(0, rows.shape[1] - length + 1, stride)]
-    found = series_patches(jnp.asarray(x), length, stride, padded=padded)
+    found = jax.jit(lambda x: series_patches(x, length, stride, padded=padded))(x)
     np.testing.assert_array_equal(found, np.stack(expected, axis=1).reshape(2, len(expected), -1))
 
 
@@ -502,8 +503,8 @@ def test_dlinear_has_a_linear_map_of_the_season_and_one_of_the_trend(make):
 def test_a_circular_embedding_reads_a_step_and_its_neighbours(make, channels):
     task = make(tokens="step", embedding="circular", channels=channels)
     network, inputs = task.network(SMALL), random_inputs(task)
-    params, state = network.init(jax.random.key(0))
-    tokens = np.asarray(network.embed(params, state, inputs))
+    params, state = jax.jit(network.init)(jax.random.key(0))
+    tokens = np.asarray(jax.jit(network.embed)(params, state, inputs))
     projection = params["embedding"]["projection"]
     kernel, calendar = (np.asarray(each["kernel"]) for each in (projection["values"]["map"], projection["calendar"]))
     rows = inputs["series"] if channels == "mixed" else inputs["series"].transpose(0, 2, 1).reshape(6, LOOKBACK, 1)

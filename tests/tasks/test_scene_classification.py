@@ -15,7 +15,7 @@ def test_the_class_is_that_of_the_item_and_its_box_is_the_object():
     examples = {"index": jnp.arange(12), "example_weight": jnp.ones(12)}
     keys = jax.random.split(jax.random.key(0), 12)
     batch = jax.jit(lambda *given: task.prepare(*given, training=True))(examples, keys)
-    scene = task._scenes.draw(examples["index"], keys)
+    scene = jax.jit(task._scenes.draw)(examples["index"], keys)
     assert batch["inputs"].shape == (12, 16, 16, 1) and task.metadata["num_classes"] == 10
     np.testing.assert_array_equal(batch["targets"], scene.labels[:, 0])
     bright = np.asarray(batch["inputs"][..., 0]) > 0
