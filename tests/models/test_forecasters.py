@@ -134,7 +134,8 @@ METADATA |= {"seasonal_error": [1.0] * 3, "step": 3600, "season": 24}
     ("name", "knobs"),
     [("informer", {}), ("fedformer", {}), ("patchtst", {}),
      ("autoformer", {"task.quantiles": (0.1, 0.5, 0.9)}), ("timemixer", {"task.quantiles": (0.1, 0.5, 0.9)}),
-     ("fedformer", {"model.attention.kind": "wavelet", "model.attention.mix_axes": False})],
+     pytest.param("fedformer", {"model.attention.kind": "wavelet", "model.attention.mix_axes": False},
+                  marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_a_recipe_makes_a_network_that_forecasts_its_targets(name, knobs):
     (path,) = (path for path in RECIPES if path.stem == name)
@@ -171,7 +172,7 @@ def test_a_coarser_scale_has_means_of_two_steps():
     embedding = ScaleEmbedding(layout, WIDTH, norms=norms, dtype="float32", rngs=Rngs(0))
     x = series(3, 5, 2)
     inputs = {"series": x, "observed": np.ones(x.shape, bool), "marks": series(3, 9, 1)}
-    found = embedding(jax.tree.map(jnp.asarray, inputs))
+    found = jax.device_get(jax.jit(embedding)(inputs))
     calendar = np.asarray(embedding.steps.calendar.kernel[...])
     pooled = np.stack([x[:, 0:2].mean(axis=1), x[:, 2:4].mean(axis=1)], axis=1)
     first = inputs["marks"][:, [0, 2]]

@@ -729,6 +729,7 @@ def test_everything_that_scrolls_can_be_reached_by_keyboard(finished, opened):
     assert view.evaluate("document.activeElement.getBoundingClientRect().left") >= 0
 
 
+@pytest.mark.slow
 def test_paper_is_light_and_nothing_is_cut_off(finished, opened):
     view, _ = opened(finished.page, width=720, scheme="dark")
     view.emulate_media(media="print")

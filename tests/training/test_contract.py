@@ -134,6 +134,7 @@ def test_the_state_survives_an_interruption(undisturbed, trained, tmp_path):
         np.testing.assert_array_equal(leaf, trained[name])
 
 
+@pytest.mark.slow
 def test_each_replica_has_a_state_of_its_own(undisturbed, trained):
     outcome = train_population(normalised(), [Replica(3, 0.1), Replica(4, 0.02)])
     found = [leaf_paths(state.params) | leaf_paths(state.model_state) for state in outcome.states]
@@ -258,6 +259,7 @@ def batch_of(experiment, size=16):
     return jax.jit(lambda: prepare(jax.tree.map(jnp.asarray, stored), jax.random.split(jax.random.key(1), size)))()
 
 
+@pytest.mark.slow
 def test_an_encoder_decoder_and_its_masks_are_exported_by_name(reversal, tmp_path):
     experiment = make_experiment(reversal())
     state = jax.jit(lambda: initial_state(experiment.network, experiment.optimizer, 0))()
@@ -271,7 +273,8 @@ def test_an_encoder_decoder_and_its_masks_are_exported_by_name(reversal, tmp_pat
     assert outputs.shape == (2, TARGET, SYMBOLS) and np.abs(outputs[0] - outputs[1]).max() > 1e-6
 
 
-@pytest.mark.parametrize("strategy", ["single", pytest.param("pmap", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["single", "pmap"])
 def test_an_encoder_decoder_learns_from_two_padded_sequences(reversal, tmp_path, strategy):
     changes = {"optimizer": {"name": "adamw", "learning_rate": 0.02}, "training.batch_size": 64, "training.steps": 150}
     changes |= {"training.steps_per_call": 50, "training.evaluate_every": 150, "training.checkpoint_every": 150}
@@ -418,6 +421,7 @@ def test_examples_of_any_length_are_learned_from(bags, tmp_path, source):
         load_run(tmp_path / source).subject()
 
 
+@pytest.mark.slow
 def test_padding_is_not_measured_as_if_it_were_tokens_in_a_population(bags):
     outcome = train_population(config_of({"name": "bags"}, {"position": "off"}), [Replica(0, 0.1), Replica(1, 0.1)])
     assert outcome.measures == {} and np.all(np.isfinite(outcome.test["accuracy"]))
@@ -534,7 +538,8 @@ def test_a_run_starts_from_the_weights_of_another_in_whole_or_in_part(first, tra
             np.testing.assert_array_equal(leaf, trained[name] if fits(name) else fresh[name])
 
 
-@pytest.mark.parametrize("strategy", [pytest.param("single", marks=pytest.mark.slow), "mesh"])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["single", "mesh"])
 def test_what_was_taken_and_what_was_drawn_is_shown_once(first, trained_first, tmp_path, capsys, strategy):
     changes = {"training.init_from": str(first), "training.init_only": ["body", "embedding"], "training.steps": 2}
     changes |= {"optimizer.learning_rate": 1e-30, "parallelism.strategy": strategy}
@@ -551,6 +556,7 @@ def test_what_was_taken_and_what_was_drawn_is_shown_once(first, trained_first, t
     assert "initial weights" not in capsys.readouterr().out  # a run that goes on has its own
 
 
+@pytest.mark.slow
 def test_replicas_start_from_the_same_weights(first, trained_first):
     config = digits({"training.init_from": str(first), "training.init_only": ["body"]})
     outcome = train_population(config, [Replica(0, 1e-30), Replica(1, 1e-30)])

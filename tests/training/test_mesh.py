@@ -141,6 +141,7 @@ def replicas_alone(seeds):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [pytest.param({"data": 4}, marks=SLOW), {"fsdp": 2, "sequence": 2}], ids=str)
 def test_a_population_on_a_mesh_trains_like_each_replica_alone(sizes, assert_close):
     """Two seeds under vmap, every parameter of each of them where the table says."""
@@ -203,10 +204,8 @@ def test_every_kind_of_attention_works_on_tokens_in_shares(attention):
         np.testing.assert_allclose(figures[1][name], figures[0][name], rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [pytest.param("block", marks=SLOW), *(pytest.param(n, marks=SLOW) for n in ("low_rank", "hadamard")), "monarch"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["block", "low_rank", "hadamard", "monarch"])
 def test_every_structured_map_works_on_a_mesh(kind):
     """Its blocks sharded, where the width is."""
     knobs = {"projection": kind, "block_size": 4, "rank": 4}

@@ -59,6 +59,7 @@ def best_rates(scaling, kinds=tuple(STRUCTURES), **sizes):
     return [int(np.argmin(np.nan_to_num(final_losses(kind, scaling, **sizes), nan=np.inf))) for kind in kinds]
 
 
+@pytest.mark.slow
 def test_maps_of_all_structures_have_the_same_best_rate():
     sizes = {"width": BASE, "steps": 60, "seeds": 2}
     found = best_rates("mup", **sizes)

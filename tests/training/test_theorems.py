@@ -85,7 +85,8 @@ def test_block_and_low_rank_maps_learn_a_rotation_as_far_as_their_laws(maps):
 POINTERS = {"name": "pointers", "tokens": 6, "features": 4, "pointers": 2}
 
 
-@pytest.mark.parametrize("heads", [pytest.param(1, marks=SLOW), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("heads", [1, 2])
 def test_heads_follow_as_many_pointers_as_there_are_heads(heads):
     model = PLAIN | {"width": 24, "depth": 1, "attention": {"num_heads": heads, "head_dim": 8}}
     score, bound = fit(POINTERS, model, steps=200)
@@ -118,7 +119,8 @@ def test_associative_recall_needs_two_layers(depth, lowest, highest):
     assert lowest <= score <= highest
 
 
-@pytest.mark.parametrize("size", ["small", pytest.param("whole", marks=SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["small", "whole"])
 def test_associative_recall_without_token_mixing_is_a_guess(size):
     task = RECALL if size == "small" else {"name": "associative_recall"}
     model = {"width": 16, "depth": 1, "attention": {"kind": "off"}, "causal": True}
@@ -134,9 +136,8 @@ def test_associative_recall_of_the_recipes_size_needs_two_layers(depth, lowest, 
     assert lowest <= score <= highest
 
 
-@pytest.mark.parametrize(
-    ("kind", "lowest", "highest"), [pytest.param("softmax", 0.9, 1.0, marks=SLOW), ("off", -0.05, 0.01)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "lowest", "highest"), [("softmax", 0.9, 1.0), ("off", -0.05, 0.01)])
 def test_a_delay_needs_a_token_mixer(kind, lowest, highest):
     model = {"width": 16, "depth": 1, "attention": {"kind": kind, "num_heads": 2}, "causal": True}
     score, bound = fit({"name": "delay", "tokens": 4, "features": 4}, model, steps=200, learning_rate=2e-2)
