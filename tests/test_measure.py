@@ -83,6 +83,7 @@ def test_what_is_measured_are_the_examples_of_evaluation(trained, split):
     assert float(total / weight) == pytest.approx(run.evaluate(split)["loss"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_two_calls_write_the_same_bytes(measure, folder):
     target = folder / "measures" / "4" / "measures.json"
     arguments = [f"--workdir={folder}", "--measures=depth,symmetry", "--examples=8"]

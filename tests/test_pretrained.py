@@ -127,6 +127,7 @@ def test_rated_pairs_judge_sentence_vectors(tmp_path):
         run.evaluate("test")
 
 
+@pytest.mark.slow
 def test_a_new_head_on_images(tmp_path):
     folder = write_golden(tmp_path / "deit", "deit", tokenizer=False)
     run = load_pretrained(folder, {"task.classes": 10})

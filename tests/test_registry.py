@@ -280,6 +280,7 @@ def test_a_model_without_depth_has_its_own_theory():
     assert far.bound(config).value == 0 and near.bound(config) is None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shift")
 def test_own_parts_train_load_and_are_measured(tmp_path, own_parts, run_command):
     config = parse_config(TINY)

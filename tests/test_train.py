@@ -109,6 +109,7 @@ def test_who_reads_only_the_first_lines_ends_the_command_quietly(command, length
     assert (ended.returncode, ended.stderr, len(ended.stdout.splitlines())) == (0, "", length)
 
 
+@pytest.mark.slow
 def test_a_terminal_of_ascii_shows_the_rest_as_escapes(tmp_path):
     recipe = tmp_path / "recipe.py"
     recipe.write_text("def get_config():\n    return {'task': {'dataset': 'größe'}}", encoding="utf-8")

@@ -123,7 +123,9 @@ def test_without_ray_the_error_says_how_to_get_it(monkeypatch):
     ("address", "message"),
     [
         ("host:1", r"--ray_address=host:1: no cluster answers there \(nobody listens\)"),
-        (None, r"--engine=ray: no cluster could be made on this machine \(nobody listens\)"),
+        pytest.param(
+            None, r"--engine=ray: no cluster could be made on this machine \(nobody listens\)", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_where_no_cluster_answers_the_error_says_so(monkeypatch, address, message):

@@ -95,6 +95,7 @@ def test_a_replica_is_the_run_alone(population, tmp_path, number):
     assert population.test_examples is None  # each seed draws its own
 
 
+@pytest.mark.slow
 def test_real_data_with_dropout_muon_and_moved_images_too(tmp_path):
     replicas = REPLICAS[1:]
     outcome = train_population(parse_config(DIGITS), replicas)

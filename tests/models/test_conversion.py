@@ -87,6 +87,7 @@ def test_logits_equal_those_of_transformers(name):
     assert_parity(golden(name), converted(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES + ODD)
 def test_logits_equal_those_of_fresh_transformers_models(name):
     pytest.importorskip("torch")

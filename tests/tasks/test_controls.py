@@ -102,7 +102,7 @@ def few_trees(monkeypatch):
     monkeypatch.setattr(table_controls, "LEAVES", (4, 8))
 
 
-@pytest.mark.parametrize("kind", [classification, regression])
+@pytest.mark.parametrize("kind", [pytest.param(classification, marks=pytest.mark.slow), regression])
 def test_trees_beat_a_linear_map_where_columns_interact(few_trees, kind):
     task = kind()
     metric, name = task.primary_metric.name, kind().metadata and f"tabular_{kind.__name__}"
@@ -127,7 +127,7 @@ MONOTONE = {
 }
 
 
-@pytest.mark.parametrize("change", MONOTONE)
+@pytest.mark.parametrize("change", ["powers of ten", pytest.param("an exponential", marks=pytest.mark.slow)])
 def test_trees_are_exactly_the_same_after_a_monotone_map_of_each_column(few_trees, monkeypatch, change):
     """On values that training has: a threshold between two of them may move on the way to values that it has not."""
     seen = {name: {**split, "columns": SPLITS["train"]["columns"][: ROWS[name]]} for name, split in SPLITS.items()}

@@ -257,14 +257,15 @@ def test_recall_is_distributed_as_in_mads_code(examples_of, config):
     assert stats.chi2_contingency(firsts[:, firsts.sum(axis=0) > 0]).pvalue > 1e-3
 
 
+SLOW = pytest.mark.slow
 FUZZY = [FuzzyRecallConfig(), FuzzyRecallConfig(vocabulary=6, motif=2, sequence_length=24)]
 
 
 @pytest.mark.parametrize(
     ("config", "training"),
     [
-        (FUZZY[0], True),
-        pytest.param(FUZZY[0], False, marks=pytest.mark.slow),
+        pytest.param(FUZZY[0], True, marks=SLOW),
+        pytest.param(FUZZY[0], False, marks=SLOW),
         (FUZZY[1], True),
         (FUZZY[1], False),
     ],
@@ -312,7 +313,9 @@ def test_fuzzy_keys_are_permutations_that_may_begin_alike(examples_of):
     assert {len(each) for each in firsts.values()} == {30}  # 6 x 5 of each first token
 
 
-@pytest.mark.parametrize("kind", [InContextRecallConfig, NoisyRecallConfig, FuzzyRecallConfig])
+@pytest.mark.parametrize(
+    "kind", [InContextRecallConfig, *(pytest.param(k, marks=SLOW) for k in (NoisyRecallConfig, FuzzyRecallConfig))]
+)
 def test_training_predicts_every_next_token_and_an_evaluation_what_was_asked(kind):
     task, index = make_task(kind()), jnp.arange(4, dtype=jnp.int32)
     prepare = jax.jit(task.prepare, static_argnames="training")

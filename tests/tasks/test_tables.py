@@ -213,6 +213,7 @@ def test_predictions_are_the_same_from_every_form(run, rows, tmp_path):
         run.predict([{"rooms": 3}])
 
 
+@pytest.mark.slow
 def test_an_exported_model_predicts_prices_too(run, tmp_path):
     exported = run.export(tmp_path / "prices.stablehlo", examples=8)
     raw = row_of(run)

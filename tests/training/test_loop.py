@@ -188,6 +188,7 @@ def test_every_strategy_is_a_run(plain, finished, tmp_path, parallelism):
 # ----------------------------------------------------------------------------------------------- resuming
 
 
+@pytest.mark.slow
 def test_a_checkpoint_goes_on_on_any_devices(rich, straight, tmp_path, assert_same, assert_close):
     """Stopped twice, and each time resumed in another way; what is restored is what was saved, bit for bit."""
     folder, _ = straight
