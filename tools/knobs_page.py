@@ -24,7 +24,7 @@ OPENING = """# Knobs
 Every key of a config can be set on the command line: `--config.model.attention.kind=mean`. The parser is strict: an
 unknown key, a value out of range or two keys that contradict each other end the command with exit code 2 and an error
 that names the nearest valid key or the rule, before anything is written. The source is `flaxformer_lab/config.py`,
-`flaxformer_lab/model_config.py` and `flaxformer_lab/task_config.py`.
+`flaxformer_lab/model_config.py` and `flaxformer_lab/task_config/`.
 """
 MODELS = """
 ## Other models
