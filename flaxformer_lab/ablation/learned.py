@@ -34,6 +34,7 @@ from flaxformer_lab.parsing import AtLeastOne, Name, parse
 
 LENGTHS = (3, 4, 6, 16, 48, 64, 96, 128, 160, 256)  # texts are padded to one of these, each compiled once
 ROWS = 512
+CALIBRATION_TOKENS = 160  # that a document is cut to where parts are looked at
 NEIGHBOURS = 5
 
 
@@ -179,8 +180,13 @@ class Bench:
         documents = file.read_text(encoding="utf-8", errors="replace").splitlines()
         words = sorted({word for line in documents for word in line.split() if word.isalpha() and word.islower()})
         chosen = np.random.default_rng(0).choice(len(words), 400, replace=False)
-        long = self.tokenizer.batch(documents[:32])[:, :160]
+        long = self.tokenizer.batch(documents[:32])[:, :CALIBRATION_TOKENS]
         return {"documents": long, "words": self.tokenizer.batch([words[n] for n in sorted(chosen)])}
+
+    @functools.cached_property
+    def _places(self) -> int:
+        """Tokens of the longest text."""
+        return max(symbols.shape[1] for symbols in (*self.symbols.values(), self.calibration["documents"]))
 
     @functools.cached_property
     def activations(self) -> list[dict[str, np.ndarray]]:
@@ -207,8 +213,8 @@ class Bench:
         return [layer | {"change": layer["output"] - layer["input"]} for layer in found]
 
     def _summed_by_place(self, weights: np.ndarray, valid: np.ndarray) -> np.ndarray:
-        """Weights [heads, 160, 160] added over texts."""
-        summed = np.zeros((weights.shape[1], 160, 160), np.float32)
+        """Weights [heads, places, places] added over texts."""
+        summed = np.zeros((weights.shape[1], self._places, self._places), np.float32)
         kept = np.einsum("bhqk,bq->hqk", weights, valid.astype(np.float32))
         summed[:, : kept.shape[1], : kept.shape[2]] = kept
         return summed
@@ -364,7 +370,7 @@ class Bench:
         return {"static": jnp.asarray(mean), "weights": jnp.array([0.0, 0.0, 1.0])}
 
     def _with_places(self) -> list[Layer]:
-        return [surgery.intact(self.config, tokens=160)] * self.config.depth
+        return [surgery.intact(self.config, tokens=self._places)] * self.config.depth
 
     def _with_matrices(self) -> list[Layer]:
         layer = surgery.intact(self.config)
