@@ -162,11 +162,11 @@ def get_config() -> ConfigDict:
                 "recall 3 times as far": _recall(36, RECURRENT),
                 "digits": _entry(
                     "digits",
-                    400,
+                    1200,
                     {},
                     {"width": 16, "depth": 2, "ffn": {"expansion": 69 / 16}},
                     {"cnn_2d": "cnn_2d"},
-                    (0.003, 0.01, 0.03),
+                    (0.01, 0.03, 0.1),
                 ),
             },
             "match": "parameters",
