@@ -76,7 +76,7 @@ def test_characters_of_several_bytes_survive_the_pieces(monkeypatch):
         run.model.apply,
         run.model.embed,
         run.model.body,
-        prefill=lambda params, state, inputs, lengths: (logits_at(lengths - 1), lengths),
+        prefill=lambda params, state, inputs, lengths, room=None: (logits_at(lengths - 1), lengths),
         decode=lambda params, state, inputs, cache: (logits_at(cache), cache + 1),
     )
     monkeypatch.setattr(Run, "model", network)

@@ -160,8 +160,9 @@ class PureNetwork:
     of the mapped axis `axis_name` where there is one; else it is used and returned as it is.
     embed(params, model_state, inputs) -> token vectors; body(params, model_state, vectors, *, valid, intermediates)
     -> token vectors: the two halves of `apply`; measures of mixing look at the body.
-    prefill(params, model_state, inputs, lengths) -> (logits, cache); decode(params, model_state, inputs, cache) ->
-    (logits, cache): a causal network token by token (`Network.prefill`, `Network.decode`).
+    prefill(params, model_state, inputs, lengths, *, room) -> (logits, cache); decode(params, model_state, inputs,
+    cache) -> (logits, cache): a causal network token by token (`Network.prefill`, `Network.decode`). room: tokens that
+    the cache has slots for, at least those of the inputs; None: as many as the network has.
     precision: of the float32 products (`model.precision`), for callers that trace more than these functions.
     vocabulary: how many symbols the embedding has; None where the inputs are not symbols. These
     functions refuse other symbols where they see their values; inside `jax.jit` such symbols give NaN.
@@ -231,7 +232,7 @@ class PureNetwork:
 
             return call
 
-        def refuse(*_: Any) -> NoReturn:
+        def refuse(*_: Any, **__: Any) -> NoReturn:
             raise ConfigError("a network with hooks cannot decode with a cache, which they do not see; use apply")
 
         functions = {name: hooked(getattr(bare, name)) for name in ("apply", "body")}
@@ -292,9 +293,13 @@ def functionalize(build: Callable[[Rngs], nnx.Module]) -> PureNetwork:
         return nnx.merge(graph, params, model_state).body(vectors, **options)
 
     @at_precision(precision)
-    def prefill(params: Tree, model_state: Tree, inputs: Array, lengths: Array) -> tuple[Array, Tree]:
+    def prefill(
+        params: Tree, model_state: Tree, inputs: Array, lengths: Array, *, room: int | None = None
+    ) -> tuple[Array, Tree]:
         _check_symbols(inputs, vocabulary)
-        return nnx.merge(graph, params, model_state).prefill(inputs, lengths)
+        network = nnx.merge(graph, params, model_state)
+        network.set_attributes(room=room, raise_if_not_found=False)
+        return network.prefill(inputs, lengths)
 
     @at_precision(precision)
     def decode(params: Tree, model_state: Tree, inputs: Array, cache: Tree) -> tuple[Array, Tree]:

@@ -148,8 +148,13 @@ def greedy(name, draw, text, length):
     return written
 
 
+def whole_texts(decoder, prompts, length, seed=0):
+    """The pieces put together: [texts, length]."""
+    return np.stack([np.concatenate(pieces) for pieces in zip(*decoder.write(prompts, length, seed), strict=True)])
+
+
 def texts(name, draw, prompts, length, temperature=0.0, seed=0):
-    return np.concatenate(list(decoder(name, draw, temperature).write(prompts, length, seed)), axis=1)
+    return whole_texts(decoder(name, draw, temperature), prompts, length, seed)
 
 
 @pytest.mark.parametrize(
@@ -186,11 +191,11 @@ def test_short_texts_are_read_without_padding_to_the_whole_context(draw, name, l
     read = []
     network, params = build(name, draw)
     counting = dataclasses.replace(
-        network, prefill=lambda *rest: (read.append(rest[2].shape[1]), network.prefill(*rest))[1]
+        network, prefill=lambda *rest, **room: (read.append(rest[2].shape[1]), network.prefill(*rest, **room))[1]
     )
     decoder = Decoder(counting, params, {}, context=TOKENS, temperature=0.0)
     for length, padded in lengths.items():
-        found = np.concatenate(list(decoder.write([INPUTS[0, :length]], 3)), axis=1)
+        found = whole_texts(decoder, [INPUTS[0, :length]], 3)
         assert found[0].tolist() == greedy(name, draw, INPUTS[0, :length], 3)
         assert padded in read
 
@@ -208,9 +213,60 @@ def test_draws_follow_the_seed_and_the_place_and_no_other_text(draw):
 def test_draws_have_the_distribution_of_the_logits(draw):
     logits = whole("softmax", draw)(INPUTS)[0, -1]
     expected = np.exp(logits / 2) / np.exp(logits / 2).sum()
-    found = next(decoder("softmax", draw, 2.0).write([INPUTS[0]] * 4000, 1))[:, 0]
+    network, params = build("softmax", draw)
+    decoder = Decoder(network, params, {}, context=TOKENS, temperature=2.0, batch_size=4000)
+    found = whole_texts(decoder, [INPUTS[0]] * 4000, 1)[:, 0]
     shares = np.bincount(found, minlength=SYMBOLS) / len(found)
     np.testing.assert_allclose(shares, expected, atol=0.04)
+
+
+@pytest.mark.parametrize("name", ["softmax", "mean, window", "static"])
+def test_waiting_texts_take_the_rows_of_finished_ones(draw, name, monkeypatch):
+    """Seven texts of all lengths in three rows, with a cache that grows: each text is the one that is written alone."""
+    monkeypatch.setattr(decoding, "FEWEST_SLOTS", 2)
+    network, params = build(name, draw)
+    prompts = [INPUTS[row, :length] for row, length in ((0, 1), (1, 9), (0, 4), (1, 2), (1, 7), (0, 9), (0, 3))]
+    several = Decoder(network, params, {}, context=TOKENS, temperature=0.0, batch_size=3)
+    found = whole_texts(several, prompts, 14)
+    for text, prompt in zip(found, prompts, strict=True):
+        assert text.tolist() == greedy(name, draw, prompt, 14)
+
+
+def test_draws_do_not_depend_on_the_number_of_rows(draw):
+    network, params = build("softmax", draw)
+    prompts = [INPUTS[0, :3], INPUTS[1], INPUTS[0, :6]]
+    one = Decoder(network, params, {}, context=TOKENS, temperature=1.5, batch_size=1)
+    np.testing.assert_array_equal(whole_texts(one, prompts, 14, 4), texts("softmax", draw, prompts, 14, 1.5, 4))
+
+
+def test_the_next_stride_is_asked_for_before_the_last_is_read(draw, monkeypatch):
+    read, asked = [], []
+    pieces = decoding._pieces
+    monkeypatch.setattr(decoding, "_pieces", lambda *rest: (read.append(len(asked)), pieces(*rest))[1])
+    waiting = decoder("softmax", draw)
+    go_on = waiting._go_on
+    monkeypatch.setitem(waiting.__dict__, "_go_on", lambda *rest: (asked.append(0), go_on(*rest))[1])
+    list(waiting.write([INPUTS[0, :3]], 20))
+    assert len(read) == len(asked)
+    assert read == [*range(2, len(asked) + 1), len(asked)]
+
+
+def test_a_cache_has_room_for_what_is_known_alone(draw, monkeypatch):
+    """The slots of the first block while a text grows from 3 to 9 symbols, in strides of 6."""
+    monkeypatch.setattr(decoding, "FEWEST_SLOTS", 3)
+    network, params = build("softmax", draw)
+    slots = []
+
+    def decode(params, model_state, symbols, cache):
+        slots.append(cache["blocks"][0][0].shape[1])
+        return network.decode(params, model_state, symbols, cache)
+
+    seen = Decoder(dataclasses.replace(network, decode=decode), params, {}, context=TOKENS, temperature=0.0)
+    seen.__dict__["_variables"] = params, {}
+    monkeypatch.setattr(seen, "_stride", 2)
+    found = whole_texts(seen, [INPUTS[0, :1]], 12)
+    assert found[0].tolist() == greedy("softmax", draw, INPUTS[0, :1], 12)
+    assert slots == [3, 6, 9]
 
 
 def test_programs_are_compiled_once(draw):
@@ -218,13 +274,13 @@ def test_programs_are_compiled_once(draw):
     traced = []
 
     def counted(name):
-        return lambda *arguments: (traced.append(name), getattr(network, name)(*arguments))[1]
+        return lambda *inputs, **room: (traced.append(name), getattr(network, name)(*inputs, **room))[1]
 
     counting = dataclasses.replace(network, prefill=counted("prefill"), decode=counted("decode"))
     decoder = Decoder(counting, params, {}, context=TOKENS, temperature=0.0)
     for length in (3, 8, 23):
         list(decoder.write([INPUTS[0, :length]], length))
-        assert sorted(traced) == ["decode", "prefill"]
+        assert sorted(traced) == ["decode", "decode", "prefill", "prefill"]  # once to see the types of the parameters
 
 
 @pytest.mark.parametrize("prompts", [[], [INPUTS[0], INPUTS[1, :0]]])

@@ -60,6 +60,7 @@ class Attention(nnx.Module):
     parts = 3
     names = ("q", "k", "v")  # of the last `parts` heads, as hooks know them
     draws = False
+    room: int | None = None  # tokens that a new cache has slots for; None: as many as a sequence has
     mixes_axes = False  # whether it knows attention.mix_axes
 
     def __init__(
@@ -111,6 +112,10 @@ class Attention(nnx.Module):
         heads = map(intermediates.hook_point, self.names[-self.parts :], self.project_qkv(x, memory))
         mixed = intermediates.hook_point("z", self.mix(*heads, valid=valid, intermediates=intermediates, **options))
         return self.output_projection(x, mixed)
+
+    @property
+    def _slots_of_new_cache(self) -> int:
+        return self._slots if self.room is None else min(self._slots, self.room)
 
     def project_qkv(self, x: TokenVectors, memory: Float[Array, "batch memory width"] | None = None) -> list[AnyHeads]:
         """Query, key and value (or the value alone) as heads; key and value from `memory` where there is one."""
@@ -225,12 +230,12 @@ class SoftmaxAttention(Attention):
         return shard_map_attention(attend, query, key, value, valid=valid)
 
     def init_cache(self, query: Heads, key: KVHeads, value: KVHeads, lengths: Positions) -> Cache:
-        return [ring_buffer.fill(x, lengths, self._slots) for x in (self.apply_rope(key), value)]
+        return [ring_buffer.fill(x, lengths, self._slots_of_new_cache) for x in (self.apply_rope(key), value)]
 
     def decode_step(self, query: Heads, key: KVHeads, value: KVHeads, cache: Cache, position: Positions):
         query, key = self.apply_rope(query, position), self.apply_rope(key, position)
         keys, values = (ring_buffer.update(*pair, position) for pair in zip(cache, (key, value), strict=True))
-        seen = ring_buffer.slot_positions(position, self._slots) >= 0
+        seen = ring_buffer.slot_positions(position, keys.shape[1]) >= 0
         return ring_buffer.attend(ring_buffer.slot_scores(query, keys), values, seen), [keys, values]
 
 

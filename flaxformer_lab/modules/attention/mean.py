@@ -29,15 +29,16 @@ class MeanAttention(Attention):
 
     def init_cache(self, value: KVHeads, lengths: Positions) -> Cache:
         if self._window is not None:
-            return ring_buffer.fill(value, lengths, self._slots)
+            return ring_buffer.fill(value, lengths, self._slots_of_new_cache)
         valid = jnp.arange(value.shape[1])[None] < lengths[:, None]
         return jnp.sum(value.astype(jnp.float32) * valid[:, :, None, None], axis=1, keepdims=True)
 
     def decode_step(self, value: KVHeads, cache: Cache, position: Positions):
         if self._window is not None:
             cache = ring_buffer.update(cache, value, position)
-            equal = jnp.zeros((value.shape[0], self._heads, self._slots))
-            return ring_buffer.attend(equal, cache, ring_buffer.slot_positions(position, self._slots) >= 0), cache
+            slots = cache.shape[1]
+            equal = jnp.zeros((value.shape[0], self._heads, slots))
+            return ring_buffer.attend(equal, cache, ring_buffer.slot_positions(position, slots) >= 0), cache
         cache = cache + value.astype(jnp.float32)
         mean = cache / (position + 1).astype(jnp.float32)[:, None, None, None]
         return repeat_kv_heads(mean.astype(value.dtype), self._heads), cache

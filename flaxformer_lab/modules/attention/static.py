@@ -44,11 +44,11 @@ class StaticAttention(Attention):
         return apply_weights(intermediates.hook_point("weights", weights), repeat_kv_heads(value, self._heads))
 
     def init_cache(self, value: KVHeads, lengths: Positions) -> Cache:
-        return ring_buffer.fill(value, lengths, self._slots)
+        return ring_buffer.fill(value, lengths, self._slots_of_new_cache)
 
     def decode_step(self, value: KVHeads, cache: Cache, position: Positions):
         cache = ring_buffer.update(cache, value, position)
-        held = ring_buffer.slot_positions(position, self._slots)
+        held = ring_buffer.slot_positions(position, cache.shape[1])
         rows = jnp.swapaxes(self.score_table()[:, position], 0, 1)
         scores = jnp.take_along_axis(rows, jnp.maximum(held, 0)[:, None], axis=-1)
         return ring_buffer.attend(scores.astype(jnp.float32), cache, held >= 0), cache
