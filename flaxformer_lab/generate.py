@@ -12,19 +12,32 @@ from absl import flags
 
 from flaxformer_lab.command_line import changes_of, run
 from flaxformer_lab.errors import ConfigError
-from flaxformer_lab.models.decoding import Decoder
+from flaxformer_lab.models.decoding import BATCH_SIZE, Decoder
 from flaxformer_lab.run import Run, load_run
+
+WEIGHTS = ("trained", "int8")
 
 
 def generate(
-    loaded: Run, prompts: str | Sequence[str], length: int, *, temperature: float = 1.0, seed: int = 0
+    loaded: Run,
+    prompts: str | Sequence[str],
+    length: int,
+    *,
+    temperature: float = 1.0,
+    seed: int = 0,
+    weights: str = "trained",
+    batch_size: int = BATCH_SIZE,
 ) -> Iterator[list[str]]:
-    """Yields the continuation of each prompt, a few symbols at a time: one piece of text for each.
+    """Yields the continuation of each prompt, a few symbols at a time: one piece of text for each, often an empty one.
 
     The pieces add up to `length` symbols, the same ones for the same seed; temperature 0 takes the most likely ones.
 
+    weights: `trained`, or `int8`, which approximates each matrix of the blocks and the head in 8 bits, for devices that
+    take most of a step's time to read the weights. batch_size: the most texts at once; others wait for their turn.
+
     Raises:
-        ConfigError: the run is not a next-token language model, a prompt is empty, or the temperature is negative.
+        ConfigError: the run is not a next-token language model, a prompt is empty, or the temperature is negative; or
+            weights of another kind, or no texts at once.
     """
     task = loaded.config.task
     if loaded.task.context is None:
@@ -39,8 +52,13 @@ def generate(
         raise ConfigError(
             f"--temperature={temperature} must not be negative; 1 is the model's own distribution, 0 the most likely"
         )
-    variables = loaded.params, loaded.state.model_state
-    decoder = Decoder(loaded.model, *variables, context=loaded.task.context, temperature=temperature)
+    if weights not in WEIGHTS:
+        raise ConfigError(f"--weights={weights} is not one of {', '.join(WEIGHTS)}")
+    if batch_size < 1:
+        raise ConfigError(f"--batch_size={batch_size} must be at least 1: how many texts are written at once")
+    loaded = loaded.quantized() if weights == "int8" else loaded
+    variables, options = (loaded.params, loaded.state.model_state), {"temperature": temperature}
+    decoder = Decoder(loaded.model, *variables, context=loaded.task.context, batch_size=batch_size, **options)
     texts = [_Text(loaded) for _ in prompts]
     for symbols in decoder.write([loaded.task.encode(prompt) for prompt in prompts], length, seed):
         yield [text.of(row) for text, row in zip(texts, symbols, strict=True)]
@@ -58,7 +76,9 @@ class _Text:
 def main(overrides: list[str]) -> None:
     """Generates by the flags: prints one text as it is written, several texts when all are done."""
     prompts, loaded = PROMPT.value, load_run(WORKDIR.value, changes=changes_of(overrides))
-    pieces = generate(loaded, prompts, LENGTH.value, temperature=TEMPERATURE.value, seed=SEED.value)
+    options = {"temperature": TEMPERATURE.value, "seed": SEED.value}
+    options |= {"weights": WEIGHTS_KIND.value, "batch_size": BATCH.value}
+    pieces = generate(loaded, prompts, LENGTH.value, **options)
     if len(prompts) > 1:
         continued = zip(prompts, *pieces, strict=True)
         sys.stdout.write("\n\n".join("".join(text) for text in continued) + "\n")
@@ -78,4 +98,6 @@ if __name__ == "__main__":
         "temperature", 1.0, "0: the most likely symbol; below 1: less random; above 1: more random."
     )
     SEED = flags.DEFINE_integer("seed", 0, "Seed of the draws.", lower_bound=0)
+    WEIGHTS_KIND = flags.DEFINE_enum("weights", "trained", WEIGHTS, "int8: matrices in 8 bits, half the bytes of 16.")
+    BATCH = flags.DEFINE_integer("batch_size", BATCH_SIZE, "Texts at once; others wait.", lower_bound=1)
     run(main)

@@ -19,6 +19,7 @@ from flaxformer_lab.config import Config
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.models.hooks import NamedHooks
 from flaxformer_lab.models.network import PureNetwork
+from flaxformer_lab.models.quantization import quantized
 from flaxformer_lab.tasks import Task
 from flaxformer_lab.training import loop
 from flaxformer_lab.training.evaluation import first_examples, make_evaluate
@@ -182,17 +183,30 @@ class Run:
         batch = self.task.unpadded(first_examples(self.experiment, split, examples)[1])
         return Subject(self.config.model, self.task, self.model, self.params, self.state.model_state, batch)
 
+    def quantized(self) -> "Run":
+        """This run with its dense maps in 8 bits (`models.quantization.quantized`), for forward passes alone."""
+        params = quantized(self.model, self.params)
+        return dataclasses.replace(self, state=dataclasses.replace(self.state, params=params))
+
     def generate(
-        self, prompts: str | Sequence[str], length: int = 400, *, temperature: float = 1.0, seed: int = 0
+        self,
+        prompts: str | Sequence[str],
+        length: int = 400,
+        *,
+        temperature: float = 1.0,
+        seed: int = 0,
+        **options: Any,
     ) -> str | list[str]:
         """The continuation of each prompt by `length` symbols, as `generate.generate` draws them.
+
+        options: `weights` and `batch_size`, as there.
 
         Raises:
             ConfigError: the run is no next-token language model, a prompt is empty, or the temperature is negative.
         """
         from flaxformer_lab.generate import generate
 
-        pieces = zip(*generate(self, prompts, length, temperature=temperature, seed=seed), strict=True)
+        pieces = zip(*generate(self, prompts, length, temperature=temperature, seed=seed, **options), strict=True)
         texts = ["".join(each) for each in pieces]
         return texts[0] if isinstance(prompts, str) else texts
 

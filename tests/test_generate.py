@@ -149,5 +149,10 @@ def test_a_run_writes_whole_texts():
     pieces = list(generate(run, ["ab", "c"], 6, seed=3))
     assert run.generate(["ab", "c"], 6, seed=3) == ["".join(text) for text in zip(*pieces, strict=True)]
     assert run.generate("ab", 6, seed=3) == "".join(piece for (piece,) in generate(run, "ab", 6, seed=3))
+    assert run.generate(["ab", "c"], 6, seed=3, batch_size=1) == run.generate(["ab", "c"], 6, seed=3)
+    with pytest.raises(ConfigError, match="--weights=int4 is not one of trained, int8"):
+        run.generate("ab", 6, weights="int4")
+    with pytest.raises(ConfigError, match="--batch_size=0 must be at least 1"):
+        run.generate("ab", 6, batch_size=0)
     with pytest.raises(ConfigError, match="cannot decode with a cache"):
         run.with_hooks({"output": abs}).generate("ab", 6)

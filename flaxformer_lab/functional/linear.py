@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from flaxformer_lab.functional.int8 import Int8Matrix, int8_matmul
 from flaxformer_lab.functional.products import cast_for_product, product_precision
 from flaxformer_lab.functional.products import matmul as matmul_at_precision
 
@@ -67,9 +68,11 @@ def _cast_backward(shape, dtype, parameter, gradient):
 
 
 def matmul(
-    x: Float[Array, "*batch features_in"], kernel: Float[Array, "features_in features_out"]
+    x: Float[Array, "*batch features_in"], kernel: Float[Array, "features_in features_out"] | Int8Matrix
 ) -> Float[Array, "*batch features_out"]:
     """x W: every output feature is a weighted sum of all input features."""
+    if isinstance(kernel, Int8Matrix):
+        return int8_matmul(x, kernel)
     return matmul_at_precision(x, kernel) if x.dtype == kernel.dtype else _matmul(x, kernel)
 
 

@@ -30,7 +30,8 @@ def narrowed(function: Callable[..., Any], params: Tree, *arguments: Tree) -> Tr
     for number in _follow(jaxpr, numbers, reads):
         reads[number].add(None)  # returned as it is
     types = [next(iter(reads[number])) if len(reads[number]) == 1 else None for number in range(len(leaves))]
-    types = [dtype if dtype in NARROW else leaf.dtype for dtype, leaf in zip(types, leaves, strict=True)]
+    is_cast = lambda dtype, leaf: dtype in NARROW and leaf.dtype == jnp.float32  # noqa: E731
+    types = [dtype if is_cast(dtype, leaf) else leaf.dtype for dtype, leaf in zip(types, leaves, strict=True)]
     if types == [leaf.dtype for leaf in leaves]:
         return params
     cast = lambda leaves: [leaf.astype(dtype) for leaf, dtype in zip(leaves, types, strict=True)]  # noqa: E731

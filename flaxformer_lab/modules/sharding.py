@@ -24,6 +24,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from flaxformer_lab.functional import linear
+from flaxformer_lab.functional.int8 import Int8Matrix
 from flaxformer_lab.modules import torus
 
 Axes = tuple[str | None, ...]
@@ -164,6 +165,8 @@ def read(parameter: nnx.Param | None) -> Array | None:
     if parameter is None:
         return None
     value, axes = parameter[...], _axes(parameter)
+    if isinstance(value, Int8Matrix):
+        return value.astype(value.dtype)
     if axes is None:
         return value
     return jax.lax.with_sharding_constraint(_with_sharded_gradient(value, axes), compute_spec(axes))
