@@ -34,7 +34,8 @@ class Contestant:
     def ask(self, request: str, *arguments: Any) -> Any:
         """Sends a request and returns the answer.
 
-        request: `prepare` with a case, `time` with the least seconds, `peak`, or `call` with a function and arguments.
+        request: `prepare` with a case, `time` with the least seconds, `peak`, `work` with a function of the work, or
+            `call` with a function and arguments.
 
         Raises:
             ModuleNotFoundError: what the contestant needs is not installed.
@@ -75,6 +76,8 @@ def _serve(connection, build: Callable[..., Work], settings: dict[str, Any]) -> 
                 for _ in range(2):
                     work()
                 answer = None
+            elif request == "work":
+                answer = arguments[0](work)
             elif request == "call":
                 function, *rest = arguments
                 answer = function(*rest)

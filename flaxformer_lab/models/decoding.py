@@ -29,7 +29,7 @@ Symbols = Int[Array, "rows _"]
 
 STRIDE = 16  # symbols drawn in one compiled call: a call costs as much as one symbol of a small network
 SHORTEST = 32  # texts are padded to this length times a power of two, each compiled once
-FEWEST_SLOTS = 128  # a cache has room for this number of tokens times a power of two, each compiled once
+FEWEST_SLOTS = 256  # a cache has room for this number of tokens times a power of two, each compiled once
 BATCH_SIZE = 64  # texts at once
 # Of a single row XLA for GPUs makes sums of products instead of matrix products: more kernels, and all products of a
 # matrix are written before they are summed.
