@@ -59,7 +59,7 @@ def test_the_planted_share_is_found(share):
     assert abs(found - share) < 4 * error < 0.16
 
 
-@pytest.mark.parametrize("inputs", [16, 128])
+@pytest.mark.parametrize("inputs", [16, pytest.param(128, marks=pytest.mark.slow)])
 def test_interaction_of_high_order_among_many_inputs(inputs):
     """f = prod (1 + c x_i) has V_i = c^2 of (1 + c^2)^n - 1; products of residuals alone would be off by far more."""
     squared = 2 / inputs

@@ -177,7 +177,8 @@ def one_update(config, weight):
     return strategy.fetch(step(strategy.place_state(start_of(experiment), layout), strategy.split(batch, 0))[1])
 
 
-@pytest.mark.parametrize("sizes", [pytest.param({"data": 4}, marks=SLOW), {"fsdp": 2, "sequence": 2}], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [{"data": 4}, {"fsdp": 2, "sequence": 2}], ids=str)
 def test_padding_may_lie_anywhere(sizes):
     """Four devices with 2, 1, 0 and 1 examples that count."""
     weight = [1, 1, 0, 1, 0, 0, 1, 0]
@@ -189,7 +190,7 @@ def test_padding_may_lie_anywhere(sizes):
 
 
 KINDS = (
-    {"kind": "softmax", "window": 5},
+    pytest.param({"kind": "softmax", "window": 5}, marks=SLOW),
     pytest.param({"kind": "linear"}, marks=SLOW),
     {"kind": "lightning"},
     pytest.param({"kind": "mean"}, marks=SLOW),

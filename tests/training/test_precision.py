@@ -172,7 +172,7 @@ STRATEGIES = {
 @pytest.mark.parametrize(
     "parts",
     [
-        pytest.param(parts, id=name, marks=SLOW if name in ("data", "pmap", "fsdp") else ())
+        pytest.param(parts, id=name, marks=SLOW if name in ("data", "pmap", "fsdp", "accumulated") else ())
         for name, parts in STRATEGIES.items()
     ],
 )

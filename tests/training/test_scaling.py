@@ -112,6 +112,7 @@ def test_each_map_has_a_rate_in_proportion_to_one_over_its_fan_in():
     assert FAN_IN.keys() < updates["none"].keys()
 
 
+@pytest.mark.slow
 def test_a_map_that_narrows_starts_smaller():
     """With a standard deviation of sqrt(min(d_in, d_out)) / d_in instead of 1 / sqrt(d_in)."""
     start = {}
