@@ -1,0 +1,274 @@
+"""Primitives of JAX against what onnxruntime computes, and files of 8 and 16 bits."""
+
+import sys
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from flaxformer_lab.config import parse_config
+from flaxformer_lab.errors import ConfigError, RunError
+from flaxformer_lab.export import formats, onnx, onnx_int8
+from flaxformer_lab.export.formats import load_exported
+from flaxformer_lab.run import load_run
+from flaxformer_lab.training.loop import train
+
+runtime = pytest.importorskip("onnxruntime")
+ONNX = pytest.importorskip("onnx")
+
+W = np.random.default_rng(1).normal(size=(6, 5)).astype(np.float32)
+FILTERS = np.random.default_rng(2).normal(size=(3, 2, 3, 4)).astype(np.float32)
+TABLE = np.arange(21, dtype=np.float32).reshape(7, 3)
+
+
+def windowed_scatter(a, i):
+    """A window of two elements of each row goes to a place that the row chooses."""
+    numbers = lax.ScatterDimensionNumbers((1,), (), (1,), (0,), (0,))
+    return lax.scatter_add(a[:, 0], i[:, :1] + 3, a[:, 1, :2], numbers, mode="drop")
+
+
+# Of x [batch, 4, 6], positive; y like x, of both signs; i [batch, 3], from -2 to 8.
+FUNCTIONS = {
+    "add, sub, mul, div": lambda x, y, i: (x + y - 2 * y) / x,
+    "scalars and vectors": lambda x, y, i: 3 - x * np.arange(6, dtype=np.float32)[None, None],
+    "max, min, clamp": lambda x, y, i: jnp.maximum(x, y) + jnp.minimum(y, 0.1) + jnp.clip(y, -0.2, 0.3),
+    "pow, square, cube, inverse": lambda x, y, i: x**1.7 + y**2 + y**3 + x**-1,
+    "exp, log, log1p, expm1": lambda x, y, i: jnp.exp(y) + jnp.log(x) + jnp.log1p(x) + jnp.expm1(y),
+    "log1p, expm1 near 0": lambda x, y, i: 1e6 * (jnp.log1p(1e-6 * y) + jnp.expm1(1e-6 * x)),
+    "tanh, logistic, erf, erfc": lambda x, y, i: jnp.tanh(y) + jax.nn.sigmoid(y) + lax.erf(y) + lax.erfc(y),
+    "sqrt, rsqrt, abs, sign, neg": lambda x, y, i: jnp.sqrt(x) + lax.rsqrt(x) + abs(y) + jnp.sign(y) - y,
+    "floor, ceil, round": lambda x, y, i: jnp.floor(3 * y) + jnp.ceil(y) + jnp.round(3 * y),
+    "sin, cos": lambda x, y, i: jnp.sin(y) + jnp.cos(y),
+    "activations": lambda x, y, i: jax.nn.gelu(y, approximate=False) + jax.nn.relu(y) + jax.nn.silu(y),
+    "softmax": lambda x, y, i: jax.nn.softmax(y, axis=1) + jax.nn.logsumexp(y, axis=-1, keepdims=True),
+    "comparisons, where": lambda x, y, i: jnp.where((y > 0) & ~(x <= 0.9) | (y == x), x, y) + (y >= x) + (y < 0.3),
+    "not equal, xor": lambda x, y, i: jnp.where((i != 2) ^ (i > 0), 1.0, 0.0),
+    "select of three": lambda x, y, i: lax.select_n(jnp.clip(i, 0, 2), 1.0 * i, 2.0 * i, 3.0 * i),
+    "finite": lambda x, y, i: jnp.where(jnp.isfinite(jnp.where(y > 0, y / 0, y)) & ~jnp.isnan(y), 1.0, 2.0),
+    "remainder, whole numbers": lambda x, y, i: lax.rem(i, jnp.int32(3)) + i // 2 + jnp.minimum(i, 4) * i,
+    "casts": lambda x, y, i: (3 * y).astype(jnp.int32) + (i > 0).sum(axis=1).astype(jnp.float32)[:, None, None],
+    "broadcast": lambda x, y, i: jnp.broadcast_to(x[:, :1], x.shape) * jnp.ones((4, 1))[None] + jnp.zeros(x.shape),
+    "reshape, transpose": lambda x, y, i: x.reshape(-1, 6).T.reshape(6, -1, 4).transpose(1, 2, 0),
+    "concatenate, stack, split": lambda x, y, i: jnp.stack(jnp.split(jnp.concatenate([x, y], 2), 3, axis=2), 1),
+    "tile, flip": lambda x, y, i: jnp.tile(x, (1, 2, 1))[:, ::-1],
+    "slices": lambda x, y, i: x[:, 1:4:2, -3:] + x[:, :1, :3],
+    "pad": lambda x, y, i: lax.pad(y, jnp.float32(2), ((0, 0, 0), (1, -1, 0), (-1, 2, 1))),
+    "edges": lambda x, y, i: jnp.pad(y, ((0, 0), (2, 1), (0, 0)), mode="edge"),
+    "sums": lambda x, y, i: y.sum((1, 2)) + y.mean(axis=1).max(axis=1) + y.min((1, 2)) + jnp.prod(x[:, :, 0], axis=1),
+    "any, all": lambda x, y, i: jnp.any(y > 1, axis=1) + 2 * jnp.all(y < 1, axis=1),
+    "sum of what is repeated": lambda x, y, i: jnp.broadcast_to(x[:, :1], x.shape).sum(axis=1),
+    "argmax, argmin": lambda x, y, i: jnp.argmax(y, axis=1) + jnp.argmin(y, axis=1),
+    "cumsum": lambda x, y, i: jnp.cumsum(y, axis=1) + lax.cumsum(y, axis=2, reverse=True),
+    "top_k": lambda x, y, i: jnp.concatenate(lax.top_k(jnp.floor(y), 4), axis=2),
+    "sort, argsort": lambda x, y, i: jnp.sort(y, axis=1) + jnp.argsort(jnp.floor(y), axis=1),
+    "dense": lambda x, y, i: x @ W,
+    "dense from the left": lambda x, y, i: jnp.einsum("fo,btf->otb", W, x),
+    "dense over two axes": lambda x, y, i: jnp.tensordot(x, np.arange(48.0, dtype=np.float32).reshape(4, 6, 2), 2),
+    "products in a batch": lambda x, y, i: jnp.einsum("bqf,bkf->bkq", x, y),
+    "products of several axes": lambda x, y, i: jnp.einsum(
+        "bthf,bshf->bhts", x.reshape(-1, 4, 2, 3), y.reshape(-1, 4, 2, 3)
+    ),
+    "vectors": lambda x, y, i: jnp.einsum("btf,btf->bt", x, y) + y[0, 0] @ x[0, 1],
+    "convolution 1d, strided": lambda x, y, i: lax.conv_general_dilated(
+        x, FILTERS[0, :1, :1].repeat(6, 1).repeat(3, 0), (2,), [(1, 0)], dimension_numbers=("NWC", "WIO", "NWC")
+    ),
+    "convolution 2d, in groups": lambda x, y, i: lax.conv_general_dilated(
+        x.reshape(-1, 4, 2, 3),
+        FILTERS[:, :, :1].repeat(3, 3),
+        (1, 1),
+        "SAME",
+        rhs_dilation=(2, 1),
+        feature_group_count=3,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    ),
+    "rows of a table": lambda x, y, i: jnp.asarray(TABLE).at[i].get(mode="fill", fill_value=7.0),
+    "rows, clipped": lambda x, y, i: jnp.asarray(TABLE).at[i].get(mode="clip"),
+    "rows of an axis within": lambda x, y, i: jnp.take(x, jnp.abs(i[0]) % 4, axis=1, mode="clip"),
+    "take along an axis": lambda x, y, i: jnp.take_along_axis(y, (jnp.abs(i) % 6)[:, None], axis=2),
+    "take without filling": lambda x, y, i: jnp.nan_to_num(jnp.take_along_axis(y, i[:, None], axis=2), nan=5.0),
+    "elements by row": lambda x, y, i: x[jnp.arange(x.shape[0]), jnp.abs(i[:, 0]) % 4],
+    "dynamic slice": lambda x, y, i: lax.dynamic_slice(y, (0, i[0, 0], 2), (y.shape[0], 3, 2)),
+    "dynamic update": lambda x, y, i: lax.dynamic_update_slice(x, y[:, :2, :3], (0, i[0, 1], i[0, 2])),
+    "scatter": lambda x, y, i: x.at[jnp.arange(x.shape[0]), i[:, 0]].set(5.0),
+    "scatter, added": lambda x, y, i: jnp.zeros((9,)).at[i.reshape(-1)].add(1.0)[None] + x[:, 0, :1],
+    "scatter, windows": lambda x, y, i: windowed_scatter(x, i),
+    "positions": lambda x, y, i: jnp.arange(x.shape[0])[:, None] * jnp.arange(3)[None],
+    "size of the batch": lambda x, y, i: x / jnp.float32(x.shape[0]),
+    "random numbers": lambda x, y, i: x + jax.random.normal(jax.random.fold_in(jax.random.key(0), 3), (4, 6))[None],
+    "scan": lambda x, y, i: lax.scan(lambda c, a: (c * 0.9 + a @ W[:, :1], c + a), x[:, 0, :1], x.swapaxes(0, 1))[1],
+    "scan, reversed": lambda x, y, i: lax.scan(lambda c, a: (c + a, c * a), x[:, 0], y.swapaxes(0, 1), reverse=True)[1],
+    "loop of a known length": lambda x, y, i: lax.fori_loop(0, 3, lambda n, a: a * 0.5 + n + y, x),
+    "loop until": lambda x, y, i: lax.while_loop(lambda a: a.sum() < 100, lambda a: a * 2 + x, x),
+    "map": lambda x, y, i: lax.map(lambda row: row * W[0, 0] + 1, x.swapaxes(0, 1)),
+    "custom gradient": lambda x, y, i: jax.nn.relu6(y) + jax.checkpoint(jnp.sin)(x),
+    "16 bits": lambda x, y, i: (x.astype(jnp.bfloat16) * 2).astype(jnp.float32) - x.astype(jnp.float16),
+}
+# Which a file does in float32.
+LOOSE = {"16 bits": 2e-2}
+
+
+def arguments(batch):
+    """x, y and i for so many examples."""
+    rng = np.random.default_rng(batch)
+    x = rng.uniform(0.3, 2, (batch, 4, 6)).astype(np.float32)
+    return {
+        "x": x,
+        "y": rng.normal(size=x.shape).astype(np.float32),
+        "i": rng.integers(-2, 9, (batch, 3)).astype(np.int32),
+    }
+
+
+def written(functions):
+    """An ONNX file whose outputs are those of the functions."""
+    (batch,) = jax.export.symbolic_shape("batch")
+    spec = {k: jax.ShapeDtypeStruct((batch, *v.shape[1:]), v.dtype) for k, v in arguments(2).items()}
+    every = lambda variables, arrays: {str(n): f(**arrays) for n, f in enumerate(functions.values())}  # noqa: E731
+    return onnx.write_graph(every, {}, spec, batch)
+
+
+@pytest.fixture(scope="module")
+def computed():
+    """By function: outputs of onnxruntime and of JAX, for a batch of 3 and one of 1."""
+    session = onnx.open_session(written(FUNCTIONS))
+    names = [each.name for each in session.get_outputs()]
+    found = {}
+    with jax.numpy_rank_promotion("allow"):
+        for batch in (3, 1):
+            arrays = arguments(batch)
+            outputs = dict(zip(names, session.run(names, arrays), strict=True))
+            expected = jax.jit(lambda a: [f(**a) for f in FUNCTIONS.values()])(arrays)
+            for number, (name, value) in enumerate(zip(FUNCTIONS, expected, strict=True)):
+                found.setdefault(name, []).append((outputs[str(number)], np.asarray(value)))
+    return found
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_each_primitive(computed, name):
+    for found, expected in computed[name]:
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, rtol=LOOSE.get(name, 3e-6), atol=LOOSE.get(name, 3e-6))
+    assert np.ptp(computed[name][0][1]) > 0
+
+
+def test_what_no_primitive_of_onnx_computes_is_named():
+    with pytest.raises(ConfigError, match="the primitive fft has no form in ONNX here"):
+        written({"fft": lambda x, y, i: jnp.fft.rfft(x).real})
+    with pytest.raises(ConfigError, match="no whole number of times the batch"):
+        written({"half": lambda x, y, i: jnp.zeros((x.shape[0] + 1,)) + x[0, 0, 0]})
+
+
+# ------------------------------------------------------------------------------------------------ whole models
+
+DIGITS = {
+    "task": {"name": "image_classification", "dataset": "lab_digits", "patch_size": 2},
+    "model": {"width": 32, "depth": 1, "attention": {"num_heads": 2}},
+    "optimizer": {"learning_rate": 0.005, "warmup_steps": 10},
+    "training": {"steps": 120, "batch_size": 64, "evaluate_batch_size": 300, "steps_per_call": 120},
+    "parallelism": {"strategy": "single"},
+}
+
+
+@pytest.fixture(scope="module")
+def digits(decoded_once, tmp_path_factory):
+    """A run that has learned something."""
+    folder = tmp_path_factory.mktemp("digits") / "run"
+    train(parse_config(DIGITS), folder, quiet=True)
+    return load_run(folder)
+
+
+@pytest.fixture(scope="module")
+def exported(digits, tmp_path_factory):
+    """By name: files of each precision; not to be written."""
+    folder = tmp_path_factory.mktemp("files")
+    options = {"float32": {}, "float16": {"precision": "float16"}, "int8": {"precision": "int8"}}
+    options["calibrated"] = {"precision": "int8", "calibrate": 64}
+    return {
+        name: digits.export(folder / f"{name}.onnx", "onnx", examples=300, **each) for name, each in options.items()
+    }
+
+
+def test_score_and_size_of_each_precision(digits, exported):
+    sizes = {name: each.description["bytes"] for name, each in exported.items()}
+    assert (
+        sizes["float16"] < 0.7 * sizes["float32"] and max(sizes["int8"], sizes["calibrated"]) < 0.7 * sizes["float32"]
+    )
+    stored = digits.task.examples("validation").load()
+    labels = np.asarray(stored["label"][:300])
+    of_run = np.mean(np.asarray(digits.predict(stored["image"][:300])).argmax(axis=1) == labels)
+    assert of_run > 0.8
+    for name, each in exported.items():
+        right = np.mean(np.argmax(load_exported(each.path).predict(stored["image"][:300]), axis=1) == labels)
+        parity = each.description["parity"]
+        assert parity["score"] == "accuracy" and parity["lost"] == pytest.approx(of_run - right, abs=1e-6)
+        assert abs(of_run - right) <= 0.01, name
+        assert each.description["latency"]["seconds"] > 0
+    parity = exported["float32"].description["parity"]
+    assert parity["largest_difference"] <= parity["tolerance"] < 1e-3
+    assert exported["int8"].description["parity"]["tolerance"] is None
+
+
+def test_weights_are_those_of_products_so_that_a_quantiser_finds_them(digits, exported):
+    graph = ONNX.load(exported["float32"].path).graph
+    kinds = {node.op_type for node in graph.node}
+    names = {each.name for each in graph.initializer}
+    assert "Einsum" not in kinds and "MatMul" in kinds
+    assert {"params.body.blocks.0.ffn.up.kernel", "params.head.kernel"} <= names
+    dense = {node.input[1] for node in graph.node if node.op_type == "MatMul"}
+    assert "params.body.blocks.0.ffn.up.kernel" in dense
+    quantised = ONNX.load(exported["int8"].path).graph
+    large = [each for each in quantised.initializer if np.prod(each.dims) >= 1000]
+    assert large and {each.data_type for each in large} == {ONNX.TensorProto.INT8}
+
+
+def test_a_file_that_does_not_shrink_is_refused():
+    small = written({"add": lambda x, y, i: x + y})
+    for examples in (None, [arguments(2)]):
+        with pytest.raises(ConfigError, match=r"--int8: the file has not shrunk \(\d+ bytes, then \d+\)"):
+            onnx_int8.quantise(small, examples)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"format": "stablehlo", "precision": "int8"}, "--format=stablehlo has parameters of float32, not int8"),
+        ({"format": "onnx", "precision": "int4"}, "--format=onnx has parameters of float32, float16, int8, not int4"),
+        ({"format": "onnx", "calibrate": 8}, "--calibrate=8 measures the scales of int8, not of float32; pass --int8"),
+    ],
+)
+def test_precisions_that_a_format_does_not_have(digits, tmp_path, options, error):
+    suffix = formats.FORMATS[options["format"]].suffix
+    with pytest.raises(ConfigError, match=error):
+        digits.export(tmp_path / f"a{suffix}", **options)
+
+
+def test_without_the_packages_the_error_says_what_to_install(digits, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ConfigError, match=r"needs the packages onnx and onnxruntime: pip install -e '\.\[onnx\]'"):
+        digits.export(tmp_path / "a.onnx", "onnx")
+
+
+def test_a_graph_that_reaches_outside_is_not_read(exported, tmp_path):
+    model = ONNX.load(exported["float32"].path)
+    foreign = ONNX.ModelProto.FromString(model.SerializeToString())
+    foreign.graph.node[0].domain = "elsewhere"
+    outside = ONNX.ModelProto.FromString(model.SerializeToString())
+    tensor = outside.graph.initializer[0]
+    tensor.data_location = ONNX.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../../etc/passwd")
+    for changed in (foreign, outside):
+        (tmp_path / "a.onnx").write_bytes(changed.SerializeToString())
+        with pytest.raises(RunError, match=r"a.onnx (calls operators of|keeps arrays in other files)"):
+            onnx.read(tmp_path / "a.onnx")
+
+
+def test_the_command_prints_size_score_and_latency(digits, run_command):
+    arguments = (f"--workdir={digits.workdir}", "--format=onnx", "--int8", "--examples=20")
+    code, out, _ = run_command("flaxformer_lab.export", *arguments)
+    shown = "\n".join(out)
+    assert code == 0 and "one example on 1 thread" in shown and "accuracy lost" in shown and "points" in shown
+    assert f"{digits.workdir.name}-120-int8.onnx" in shown
+    code, _, err = run_command("flaxformer_lab.export", *arguments, "--float16")
+    assert code == 2 and "--int8 and --float16 are two precisions of one file; choose one" in err[0]
