@@ -214,7 +214,7 @@ class Run:
         """Writes the model with its preprocessing as one file, and compares it with this run (docs/export.md).
 
         format: stablehlo, a program that plain JAX runs; onnx, a graph for onnxruntime; safetensors, the weights by
-            name. options: `overwrite`, `examples`, `precision`, `calibrate`, as in `export.write.export`.
+            name. options: `overwrite`, `examples`, `precision`, `calibrate`, `decode`, as in `export.write.export`.
 
         Raises:
             ConfigError, RunError, DataError: as there.

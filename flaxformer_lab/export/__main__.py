@@ -14,6 +14,7 @@ beside it describes inputs, outputs and classes. Prints a table and, as its last
   python -m flaxformer_lab.export --workdir=runs/digits --format=onnx --int8
   python -m flaxformer_lab.export --workdir=runs/digits --format=onnx --int8 --calibrate=256 --out=digits.onnx
   python -m flaxformer_lab.export --workdir=runs/digits --format=safetensors --overwrite
+  python -m flaxformer_lab.export --workdir=runs/speeches --format=onnx --decode
 In Python: `run.export(path, format="stablehlo")`, `flaxformer_lab.load_exported(path)`; more in docs/export.md.
 """
 
@@ -40,8 +41,9 @@ def main(overrides: list[str]) -> None:
     path, suffix = OUT.value, FORMATS[FORMAT.value].suffix if FORMAT.value in FORMATS else ""
     if path is None:
         name = f"{loaded.workdir.name}-{loaded.step}" + ("" if precision == "float32" else f"-{precision}")
+        name += "-decode" if DECODE.value else ""
         path = Path(WORKDIR.value) / "export" / f"{name}{suffix}"
-    options = {"overwrite": OVERWRITE.value, "examples": EXAMPLES.value}
+    options = {"overwrite": OVERWRITE.value, "examples": EXAMPLES.value, "decode": DECODE.value}
     exported = loaded.export(path, FORMAT.value, precision=precision, calibrate=CALIBRATE.value, **options)
     description, parity = exported.description, exported.description["parity"]
     display = Display(steps=1, units=loaded.task.units, batch_size=1)
@@ -85,6 +87,7 @@ if __name__ == "__main__":
     )
     INT8 = flags.DEFINE_bool("int8", False, "8-bit weights of products and convolutions.")
     FLOAT16 = flags.DEFINE_bool("float16", False, "16-bit parameters; the arithmetic stays float32.")
+    DECODE = flags.DEFINE_bool("decode", False, "Of a language model: one step of decoding, with its cache.")
     CALIBRATE = flags.DEFINE_integer(
         "calibrate",
         0,

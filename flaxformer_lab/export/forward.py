@@ -1,10 +1,12 @@
 """A trained model as one function of arrays by name, from raw examples to outputs; each format writes and reads it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from flaxformer_lab.errors import ConfigError
@@ -58,6 +60,66 @@ class Forward:
         else:
             arrays = {name: stored[name].reshape(-1, *like.shape[1:]) for name, like in raw.items()}
         return arrays | _by_mask(prepared.get("valid"))
+
+
+@dataclass(frozen=True)
+class DecodeStep(Forward):
+    """One step of decoding: the last symbol of each text and its cache in, the next symbol's logits and the cache out.
+
+    A text begins with a cache of zeros. Its arrays are called `past_NAME` before the step and `present_NAME` after it.
+    """
+
+    @property
+    def _cache(self) -> Tree:
+        """The cache of one text. Some arrays have several rows for it, one for each head.
+
+        Raises:
+            ConfigError: the model takes no symbols, or is not causal.
+        """
+        network, wanted = self.experiment.network, super().spec
+        if list(wanted) != ["inputs"] or wanted["inputs"].ndim != 2 or wanted["inputs"].dtype != jnp.int32:
+            raise ConfigError(f"--decode is for models of texts, not for task.name={self.experiment.config.task.name}")
+        symbols = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1, 1), (1,))]
+        return jax.eval_shape(network.prefill, *network.shapes, *symbols)[1]
+
+    @property
+    def spec(self) -> Spec:
+        rows = {name: leaf.shape if leaf.shape[0] == 1 else (1, *leaf.shape) for name, leaf in self._leaves().items()}
+        cache = {name: jax.ShapeDtypeStruct(rows[name], leaf.dtype) for name, leaf in self._leaves().items()}
+        return {"symbols": jax.ShapeDtypeStruct((1,), jnp.int32)} | cache
+
+    def _leaves(self) -> dict[str, Any]:
+        return {f"{PAST}{name}".translate(NAMES): leaf for name, leaf in leaf_paths(self._cache).items()}
+
+    def __call__(self, symbols: Array, **cache: Array) -> dict[str, Array]:
+        leaves, spec = self._leaves(), self.spec
+        before = [cache[name].reshape(-1, *leaf.shape[1:]) for name, leaf in leaves.items()]
+        variables = jax.tree.map(jnp.asarray, (self.params, self.model_state))
+        before = jax.tree.unflatten(jax.tree.structure(self._cache), before)
+        logits, after = self.experiment.network.decode(*variables, symbols, before)
+        after = {
+            name: leaf.reshape(-1, *spec[name].shape[1:])
+            for name, leaf in zip(leaves, jax.tree.leaves(after), strict=True)
+        }
+        return {"logits": logits} | {name.replace(PAST, PRESENT, 1): leaf for name, leaf in after.items()}
+
+    def over_texts(self, step: Callable[..., Tree]) -> Callable[..., np.ndarray]:
+        """Logits at each symbol of whole texts [batch, tokens, symbols], by one step of a file after another."""
+
+        def predict(inputs: Array) -> np.ndarray:
+            texts, logits = np.asarray(inputs), []
+            arrays = {name: np.zeros((len(texts), *like.shape[1:]), like.dtype) for name, like in self.spec.items()}
+            for symbols in texts.T:
+                outputs = by_name(jax.device_get(step(**arrays | {"symbols": symbols})), "outputs")
+                logits.append(outputs.pop("logits"))
+                arrays = {name.replace(PRESENT, PAST, 1): leaf for name, leaf in outputs.items()}
+            return np.stack(logits, axis=1)
+
+        return predict
+
+
+PAST, PRESENT = "past_", "present_"
+NAMES = str.maketrans(".", "_", "[]")
 
 
 def by_name(tree: Tree, name: str) -> dict[str, Any]:

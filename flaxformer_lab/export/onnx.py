@@ -5,6 +5,7 @@ session = onnxruntime.InferenceSession("digits.onnx")
 (logits,) = session.run(None, {"image": images})
 """
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -59,7 +60,7 @@ def encode(forward: Forward, precision: str = "float32", calibration: Iterable[A
     variables = {"params": forward.params, "model_state": forward.model_state}
 
     def program(variables: Tree, arrays: dict[str, Array]) -> Tree:
-        return Forward(forward.experiment, **variables, valid=forward.valid)(**arrays)
+        return dataclasses.replace(forward, **variables)(**arrays)
 
     try:
         with portable_forms():

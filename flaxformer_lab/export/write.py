@@ -14,7 +14,7 @@ from jaxtyping import Array
 from flaxformer_lab.config import as_dict
 from flaxformer_lab.errors import ConfigError, RunError
 from flaxformer_lab.export.formats import FORMATS, Exported, Format, description_of, fingerprint
-from flaxformer_lab.export.forward import Forward, Spec, Tree, by_name
+from flaxformer_lab.export.forward import DecodeStep, Forward, Spec, Tree, by_name
 from flaxformer_lab.functional import metrics
 from flaxformer_lab.parsing import nearest
 from flaxformer_lab.tasks.task import Batch
@@ -57,6 +57,7 @@ def export(
     examples: int = 256,
     precision: str = "float32",
     calibrate: int = 0,
+    decode: bool = False,
 ) -> Exported:
     """Writes a model to `path` in one of FORMATS and a description to `path`.json; returns it as it was read back.
 
@@ -64,6 +65,7 @@ def export(
         and the others as one batch.
     precision: of the parameters: float32, float16 or int8, as the format has them.
     calibrate: on how many training examples the scales of int8 activations are measured; 0 measures them at each call.
+    decode: of a language model one step of decoding with its cache, in place of the model of whole texts.
 
     Raises:
         ConfigError: an unknown format, a path that does not end as its files do or that exists, or a model that cannot
@@ -80,6 +82,10 @@ def export(
         )
     if calibrate and precision != "int8":
         raise ConfigError(f"--calibrate={calibrate} measures the scales of int8, not of {precision}; pass --int8")
+    if decode and (format == "safetensors" or calibrate):
+        raise ConfigError(
+            "--decode writes a step as stablehlo or onnx, and not with --calibrate; leave one of them out"
+        )
     if not overwrite and path.exists():
         raise ConfigError(f"{path} exists; choose another --out, or pass --overwrite")
     partial = path.with_name(f"{path.stem}.{os.getpid()}.partial{path.suffix}")
@@ -90,16 +96,17 @@ def export(
         stored, prepared = first_examples(experiment, SPLIT, examples)
         masks = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, bool), prepared.get("valid"))
         forward = Forward(experiment, *jax.device_get((state.params, state.model_state)), masks)
-        options = {}
+        written, options = DecodeStep(**vars(forward)) if decode else forward, {}
         if precision != "float32":
             options = {"precision": precision, "calibration": _calibration(forward, calibrate) if calibrate else None}
-        content = chosen.encode(forward, **options)
+        content = chosen.encode(written, **options)
         with _reports_unwritable(path), partial.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         spec, function = chosen.read(partial)
-        outputs, parity = _compare(forward, function, stored, prepared, precision)
+        whole = written.over_texts(function) if decode else function
+        outputs, parity = _compare(forward, whole, stored, prepared, precision)
         allowed = np.inf if parity.tolerance is None else parity.tolerance
         # `not <=`, so that a NaN is no parity.
         if not parity.largest_difference <= allowed:
@@ -110,9 +117,14 @@ def export(
         description = {"format": format, "precision": precision, "file": path.name, **fingerprint(partial)}
         if chosen.latency:
             one = {name: np.asarray(leaf[:1]) for name, leaf in forward.arrays_of(stored, prepared).items()}
+            if decode:
+                one = {name: np.zeros(like.shape, like.dtype) for name, like in spec.items()}
             description["latency"] = {"seconds": chosen.latency(partial, one), "batch": 1, "threads": 1}
         if calibrate:
             description["calibration_examples"] = calibrate
+        if decode:
+            outputs = jax.eval_shape(lambda arrays: written(**arrays), written.spec)
+            description["decode"] = "past_*: zeros at first, then what the last step gave as present_*"
         description |= _describe(experiment, state, spec, outputs) | {"parity": parity._asdict()}
         description |= {"platforms": list(chosen.platforms)} if chosen.platforms else {}
         with _reports_unwritable(path):

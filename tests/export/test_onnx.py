@@ -272,3 +272,47 @@ def test_the_command_prints_size_score_and_latency(digits, run_command):
     assert f"{digits.workdir.name}-120-int8.onnx" in shown
     code, _, err = run_command("flaxformer_lab.export", *arguments, "--float16")
     assert code == 2 and "--int8 and --float16 are two precisions of one file; choose one" in err[0]
+
+
+# ---------------------------------------------------------------------------------------------------- decoding
+
+TEXT = {
+    "task": {"name": "language_modelling", "sequence_length": 16},
+    "model": {"width": 16, "depth": 1, "causal": True, "attention": {"num_heads": 2, "window": 5}},
+    "training": {"steps": 2, "batch_size": 4, "steps_per_call": 2},
+    "parallelism": {"strategy": "single"},
+}
+
+
+@pytest.fixture(scope="module")
+def speeches(decoded_once, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("speeches") / "run"
+    train(parse_config(TEXT), folder, quiet=True)
+    return load_run(folder)
+
+
+@pytest.mark.parametrize("format", ["onnx", "stablehlo"])
+def test_steps_of_decoding_write_the_same_text_as_the_run(speeches, tmp_path, format):
+    """Greedily, two texts at once, from a cache of zeros."""
+    path = tmp_path / f"step{formats.FORMATS[format].suffix}"
+    step = speeches.export(path, format, decode=True, examples=3)
+    symbols, prompts = step.description["metadata"]["symbols"], ["My fe", "o be "]
+    assert [each["shape"][0] for each in step.description["inputs"]] == ["batch"] * len(step.spec)
+    texts = [list(prompt) for prompt in prompts]
+    arrays = {name: np.zeros((2, *like.shape[1:]), like.dtype) for name, like in step.spec.items()}
+    for place in range(15):
+        arrays["symbols"] = np.array([symbols.index(text[place]) for text in texts], np.int32)
+        outputs = dict(step.predict(arrays))
+        logits = outputs.pop("logits")
+        arrays.update({name.replace("present_", "past_"): leaf for name, leaf in outputs.items()})
+        if place >= 4:
+            for text, row in zip(texts, np.asarray(logits), strict=True):
+                text.append(symbols[int(row.argmax())])
+    assert ["".join(text[5:]) for text in texts] == speeches.generate(prompts, 11, temperature=0.0)
+
+
+def test_what_cannot_decode_is_refused(digits, speeches, tmp_path):
+    with pytest.raises(ConfigError, match=r"--decode is for models of texts, not for task\.name=image_classification"):
+        digits.export(tmp_path / "a.onnx", "onnx", decode=True)
+    with pytest.raises(ConfigError, match="--decode writes a step as stablehlo or onnx"):
+        speeches.export(tmp_path / "a.safetensors", "safetensors", decode=True)
