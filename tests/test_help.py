@@ -15,8 +15,8 @@ from flaxformer_lab.parsing import known_keys
 
 REPOSITORY = Path(__file__).parents[1]
 DIGITS = str(REPOSITORY / "configs" / "digits.py")
-COMMANDS = ["train", "flaxformer_lab.train", "flaxformer_lab.ablate"]
-WITH_CONFIG = COMMANDS[:3]
+COMMANDS = ["train", "flaxformer_lab.train", "flaxformer_lab.ablate", "flaxformer_lab.roofline"]
+WITH_CONFIG = COMMANDS[:4]
 COMMANDS += [f"flaxformer_lab.{name}" for name in ("evaluate", "export", "forecast", "generate", "measure", "report")]
 
 

@@ -63,9 +63,9 @@ def compiled(name: str, place: str) -> dict[str, float]:
     import jax.numpy as jnp
 
     from flaxformer_lab.config import MeshConfig, parse_config
+    from flaxformer_lab.training.absent_devices import abstract_batch, compile_train_step, h100s, tpus
     from flaxformer_lab.training.experiment import make_experiment
     from flaxformer_lab.training.mesh import Mesh
-    from tools.absent_devices import compile_train_step, h100s, tpus
 
     size, where = SIZES[name], PLACES[place]
     devices = h100s(where.number) if place.startswith("h100") else tpus(place)
@@ -78,7 +78,7 @@ def compiled(name: str, place: str) -> dict[str, float]:
     }
     mesh = Mesh(MeshConfig(data=where.data, fsdp=where.fsdp), devices)
     experiment = make_experiment(parse_config(tree), {"num_symbols": SYMBOLS}, mesh)
-    program = compile_train_step(experiment, devices, jnp.uint16)
+    program = compile_train_step(experiment, devices, abstract_batch(experiment, jnp.uint16))
     memory = program.compiled.memory_analysis()
     program_bytes = collections.Counter({"held": memory.argument_size_in_bytes, "temporary": memory.temp_size_in_bytes})
     for each in program.collectives:

@@ -8,15 +8,17 @@ for a network write in a thread of their own.
 import csv
 import importlib
 import io
+import itertools
 import os
 import queue
 import re
 import secrets
+import statistics
 import sys
 import threading
 import time
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -118,14 +120,45 @@ def add_figures(folder: Path, step: int, figures: Mapping[str, Any]) -> None:
 
 
 def _summary_writer() -> Any:
-    """tensorboardX's SummaryWriter, without PyTorch: importing that takes seconds, and nothing here needs it."""
+    """tensorboardX's SummaryWriter."""
+    return _tensorboardx().SummaryWriter
+
+
+def _tensorboardx() -> Any:
+    """tensorboardX without PyTorch: importing that takes seconds, and nothing here needs it."""
     sys.modules.setdefault("torch", None)
     try:
-        from tensorboardX import SummaryWriter
+        import tensorboardX.proto.event_pb2
     finally:
         if sys.modules["torch"] is None:
             del sys.modules["torch"]
-    return SummaryWriter
+    return tensorboardX
+
+
+def seconds_per_update(folder: Path) -> float | None:
+    """Seconds of an update, by when the values of each compiled call were written to TensorBoard's files in `folder`.
+
+    The median over calls, so that evaluations between them do not count; None where there are no three calls.
+    """
+    parse, seconds = _tensorboardx().proto.event_pb2.Event.FromString, []
+    for path in sorted(folder.glob("events.*")):
+        events = [parse(record) for record in _records(path.read_bytes())]
+        times = [(e.step, e.wall_time) for e in events if any(v.tag == "train/loss" for v in e.summary.value)]
+        # The first call is compiled.
+        pairs = itertools.pairwise(times[1:])
+        seconds += [(late - early) / (end - begin) for (begin, early), (end, late) in pairs if end > begin]
+    return statistics.median(seconds) if seconds else None
+
+
+def _records(contents: bytes) -> Iterator[bytes]:
+    """The records of a TFRecord file, without what a crash left half written: length, checksum, data, checksum."""
+    start = 0
+    while start + 12 <= len(contents):
+        end = start + 12 + int.from_bytes(contents[start : start + 8], "little")
+        if end > len(contents):
+            return
+        yield contents[start + 12 : end]
+        start = end + 4
 
 
 class Csv:

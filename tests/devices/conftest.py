@@ -20,11 +20,11 @@ from flaxformer_lab.ablation.variants import apply_variants
 from flaxformer_lab.config import Config, MeshConfig, parse_config
 from flaxformer_lab.functional.trees import leaf_paths
 from flaxformer_lab.parsing import override
+from flaxformer_lab.training.absent_devices import Program, abstract_batch, compile_for, compile_train_step
 from flaxformer_lab.training.experiment import Experiment, make_experiment
 from flaxformer_lab.training.mesh import Mesh
 from flaxformer_lab.training.single import Single
 from flaxformer_lab.training.step import make_evaluation_step, make_train_step
-from tools.absent_devices import Program, abstract_batch, compile_for, compile_train_step
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "collectives"
 
@@ -126,7 +126,8 @@ def experiment() -> Callable[..., Experiment]:
 
 @functools.cache
 def _train_step(devices: tuple[jax.Device, ...], changes: str, sizes: str, variants: str) -> Program:
-    return compile_train_step(_experiment(devices, changes, sizes, variants), devices, jnp.uint8)
+    experiment = _experiment(devices, changes, sizes, variants)
+    return compile_train_step(experiment, devices, abstract_batch(experiment, jnp.uint8))
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tools.absent_devices import Program
+from flaxformer_lab.training.absent_devices import Program
 
 # One line of a program: how many arrays of which kind and type it sends, and the bytes that a device receives.
 LINES = {

@@ -7,7 +7,7 @@ import pytest
 
 from flaxformer_lab.functional.lightning import lightning_attention
 from flaxformer_lab.functional.softmax_attention import softmax_attention
-from tools.absent_devices import h100s
+from flaxformer_lab.training.absent_devices import h100s
 
 pytestmark = pytest.mark.cuda
 

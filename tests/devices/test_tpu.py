@@ -10,7 +10,7 @@ import pytest
 from flaxformer_lab.functional.lightning import lightning_attention
 from flaxformer_lab.functional.softmax_attention import softmax_attention
 from flaxformer_lab.modules.torus import learn_rings, psum_scatter
-from tools.absent_devices import compile_for, tpus
+from flaxformer_lab.training.absent_devices import compile_for, tpus
 
 pytestmark = pytest.mark.tpu
 

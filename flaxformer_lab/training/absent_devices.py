@@ -140,11 +140,8 @@ def _among(options: str, num_devices: int) -> int:
     return len(listed[1].split(",")) if listed else num_devices
 
 
-def compile_train_step(experiment: Experiment, devices: tuple[jax.Device, ...], batch_dtype: jnp.dtype) -> Program:
-    """One update of a language model or an image classifier, as its strategy (single or mesh) runs it.
-
-    batch_dtype: dtype of the stored symbols or pixels.
-    """
+def compile_train_step(experiment: Experiment, devices: tuple[jax.Device, ...], batch: Tree) -> Program:
+    """One update as the experiment's strategy (single or mesh) runs it. batch: its shapes, like `abstract_batch`'s."""
     strategy = experiment.strategy
     mesh = strategy.mesh if isinstance(strategy, Mesh) else jax.sharding.Mesh(devices, ("single",))
     whole = jax.sharding.NamedSharding(mesh, jax.P())
@@ -152,22 +149,29 @@ def compile_train_step(experiment: Experiment, devices: tuple[jax.Device, ...], 
     state = experiment.abstract_state
     layout = experiment.layout or jax.tree.map(lambda _: whole, state)
     place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
-    batch = jax.tree.map(lambda leaf: place(leaf, rows), abstract_batch(experiment, batch_dtype))
-    step = make_train_step(experiment.task, experiment.network, experiment.optimizer, seed=0)
-    return compile_for(
-        mesh, step, jax.tree.map(place, state, layout), batch, donate_argnums=0, out_shardings=(layout, whole)
-    )
+    batch = jax.tree.map(lambda leaf: place(leaf, rows), batch)
+    parts = experiment.task, experiment.network, experiment.optimizer
+    step = make_train_step(*parts, seed=0, accumulate=experiment.config.training.accumulate)
+    arguments = jax.tree.map(place, state, layout), batch
+    options = {"donate_argnums": 0, "out_shardings": (layout, whole), "deterministic": experiment.config.deterministic}
+    return compile_for(mesh, step, *arguments, **options)
 
 
-def compile_for(mesh: jax.sharding.Mesh, function: Callable[..., Tree], *arguments: Tree, **options: Any) -> Program:
+def compile_for(
+    mesh: jax.sharding.Mesh,
+    function: Callable[..., Tree],
+    *arguments: Tree,
+    deterministic: bool = True,
+    **options: Any,
+) -> Program:
     """Compiles a function of shapes by `jax.jit` with these options for the devices of a mesh."""
     with jax.set_mesh(mesh):
         lowered = jax.jit(function, **options).lower(*arguments)
-        return Program(lowered.compile(compiler_options=deterministic_options()), mesh.size)
+        return Program(lowered.compile(compiler_options=deterministic_options(deterministic)), mesh.size)
 
 
 def abstract_batch(experiment: Experiment, dtype: jnp.dtype) -> Tree:
-    """The shapes of a batch as its task stores it."""
+    """The shapes of a batch as a language model or an image classifier stores it; dtype: of symbols or pixels."""
     task, size = experiment.config.task, experiment.config.training.batch_size
     if task.name == "image_classification":
         image = tuple(experiment.task.metadata["image_shape"])
