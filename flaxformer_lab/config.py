@@ -65,6 +65,8 @@ class TrainingConfig:
         steps: optimizer updates in the whole run.
         batch_size: examples in one update, over all devices.
         accumulate: micro-batches whose gradients are added before one update.
+        loss_chunk: tokens of a device whose logits are in memory at once, in a language model's loss and its gradient;
+            none means all of them up to 4 GiB of float32 logits, else as many as fit in 1 GiB.
         evaluate_every: updates between evaluations on the validation split.
         evaluate_batch_size: examples in one evaluation batch.
         checkpoint_every: updates between checkpoints.
@@ -87,6 +89,7 @@ class TrainingConfig:
     steps: AtLeastOne = 1000
     batch_size: AtLeastOne = 64
     accumulate: AtLeastOne = 1
+    loss_chunk: AtLeastOne | None = None
     evaluate_every: AtLeastOne = 100
     evaluate_batch_size: AtLeastOne = 256
     checkpoint_every: AtLeastOne = 1000

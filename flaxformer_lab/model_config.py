@@ -176,6 +176,8 @@ class TransformerConfig(ModelConfig):
         precision: of float32 products on GPUs and TPUs: `highest` is float32; `high` is TF32 or three bfloat16
             passes; `default` is the device's fastest.
         remat: recompute each block in the backward pass, which saves memory.
+        remat_policy: what a block that is recomputed keeps all the same (`jax.checkpoint_policies`): nothing, the
+            results of all matrix products, or of those without batch axes, which attention's scores have.
     """
 
     name: Literal["transformer"] = "transformer"
@@ -193,6 +195,7 @@ class TransformerConfig(ModelConfig):
     dtype: Literal["float32", "bfloat16"] = "float32"
     precision: Precision = "highest"
     remat: bool = False
+    remat_policy: Literal["nothing", "dots", "dots_with_no_batch_dims"] = "nothing"
 
     @property
     def head_dim(self) -> int:
@@ -222,6 +225,11 @@ class TransformerConfig(ModelConfig):
             raise ConfigError(
                 "model.attention.kind=off and model.ffn.kind=off leave every block empty; keep one of them, "
                 "or set model.depth=0 for embedding and head alone"
+            )
+        if self.remat_policy != "nothing" and not self.remat:
+            raise ConfigError(
+                f"model.remat_policy={self.remat_policy} with model.remat=false, where blocks keep everything; set "
+                "model.remat=true or leave model.remat_policy at nothing"
             )
         if self.causal and self.norm.kind == "batchnorm":
             raise ConfigError(

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 from absl import flags
 
 from flaxformer_lab.analysis.roofline import NAMES, Cost, Device, cost_of_update, find_device, roofline, stored_batch
@@ -35,6 +36,7 @@ command_alone(__name__)
 
 def main(overrides: list[str]) -> None:
     """Prints what the flags describe."""
+    jax.config.update("jax_platforms", "cpu")  # nothing runs, and a compiler's plugin would look for its device
     if (CONFIG.value is None) == (WORKDIR.value is None):
         raise ConfigError("give --config=FILE, a recipe, or --workdir=DIR, a run's folder, and not both")
     reached, metadata = None, None

@@ -131,6 +131,7 @@ EVERYTHING = tree_of(
         "model.dropout": 0.1,
         "model.dtype": "bfloat16",
         "model.remat": True,
+        "model.remat_policy": "dots",
         "model.precision": "high",
         "model.attention.rotary_base": 500.0,
         "model.attention.rotary_share": 0.5,
@@ -147,6 +148,7 @@ EVERYTHING = tree_of(
         "training.steps": 11,
         "training.batch_size": 12,
         "training.accumulate": 2,
+        "training.loss_chunk": 9,
         "training.evaluate_every": 3,
         "training.evaluate_batch_size": 4,
         "training.checkpoint_every": 5,
@@ -820,6 +822,10 @@ CONTRADICTIONS = {
     "no room for two pairs of motifs": (
         {"task.name": "fuzzy_recall", "task.sequence_length": 12, "model.causal": True},
         ["task.sequence_length=12 leaves no room", "choose at least 13"],
+    ),
+    "a policy without rematerialisation": (
+        {"model.remat_policy": "dots"},
+        ["model.remat_policy=dots with model.remat=false", "set model.remat=true"],
     ),
     "accumulation that does not divide": (
         {"training.accumulate": 3},

@@ -157,7 +157,8 @@ def cost_of_update(experiment: Experiment, batch: Tree, device: str, *, compile:
     compile: ask the device's compiler for the bytes, where it is installed; it takes a minute for a large model.
     """
     parts = experiment.task, experiment.network, experiment.optimizer
-    step = make_train_step(*parts, seed=0, accumulate=experiment.config.training.accumulate)
+    training = experiment.config.training
+    step = make_train_step(*parts, seed=0, accumulate=training.accumulate, loss_chunk=training.loss_chunk)
     with jax.sharding.use_abstract_mesh(CPU):  # a library's attention would hide its products
         flops, num_bytes = count_products(step, experiment.abstract_state, batch)
     devices = absent_devices(device) if compile else None

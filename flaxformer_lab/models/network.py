@@ -20,6 +20,7 @@ from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models.bodies import Grid, make_body
 from flaxformer_lab.models.hooks import NamedHooks, pairs, resolve
 from flaxformer_lab.modules.intermediates import DISABLED, Hook, Intermediates
+from flaxformer_lab.modules.lazy_logits import lazy_logits
 from flaxformer_lab.modules.projection import Dense, Fans
 from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.modules.sharding import Axes
@@ -64,14 +65,23 @@ class Network(nnx.Module):
         valid: Tree = None,
         keys: Key[Array, " batch"] | None = None,
         intermediates: Intermediates = DISABLED,
+        loss_chunk: int | None = None,
     ) -> Tree:
-        """Outputs in float32. valid: which tokens are not padding, [batch, tokens]; None: all of them."""
+        """Outputs in float32. valid: which tokens are not padding, [batch, tokens]; None: all of them.
+
+        loss_chunk: the outputs may be `LazyLogits`, computed by so many rows at a time, or AUTOMATIC (a number that
+        fits the size); None: they are logits.
+        """
         if getattr(self.embedding, "class_token", None) is not None and valid is not None:
             valid = jnp.pad(valid, ((0, 0), (1, 0)), constant_values=True)
         x = self.embedding(inputs)
         x = self.body(x, valid=valid, keys=_one_per_sequence(keys, x), intermediates=intermediates)
         valid = valid["target"] if isinstance(valid, dict) else valid
-        outputs = self._head(self._pool(x, valid), inputs)
+        x = self._pool(x, valid)
+        lazy = None if loss_chunk is None else lazy_logits(x, self.head, loss_chunk)
+        if lazy is not None:
+            return lazy
+        outputs = self._head(x, inputs)
         return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), outputs)
 
     def _head(self, x: Array, inputs: Tree) -> Tree:
@@ -155,7 +165,8 @@ class PureNetwork:
     init(key) -> (params, model_state). params are what the optimizer moves; model_state is the rest (often empty).
     shapes: the same pair as shapes and types. axes: the names of each parameter's axes, by its dotted name.
     fans: of each parameter that is a map over features, by its dotted name.
-    apply(params, model_state, inputs, *, valid, keys, intermediates, training, axis_name) -> (outputs, model_state):
+    apply(params, model_state, inputs, *, valid, keys, intermediates, loss_chunk, training, axis_name) ->
+    (outputs, model_state):
     inputs and outputs are pytrees. With training=True a state such as BatchNorm's averages is updated, over all devices
     of the mapped axis `axis_name` where there is one; else it is used and returned as it is.
     embed(params, model_state, inputs) -> token vectors; body(params, model_state, vectors, *, valid, intermediates)

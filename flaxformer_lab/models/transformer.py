@@ -31,6 +31,13 @@ from flaxformer_lab.modules.sharding import (
 TokenVectors = Float[Array, "batch tokens width"]
 Valid = Bool[Array, "batch tokens"]
 
+# What a rematerialised block keeps. A gathered parameter is no product, so none of these keeps one.
+REMAT_POLICIES = {
+    "nothing": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots_with_no_batch_dims": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
 
 @registry.register(
     "model",
@@ -93,7 +100,8 @@ class Transformer(nnx.Module):
     ) -> TokenVectors:
         run, remat = Block.__call__, self._config.remat
         if (remat or sharded_over("fsdp")) and not intermediates.hooks:  # which would see tracers inside
-            run = functools.partial(_rematerialised, policy=None if remat else save_all_but_gathered_parameters)
+            policy = REMAT_POLICIES[self._config.remat_policy] if remat else save_all_but_gathered_parameters
+            run = functools.partial(_rematerialised, policy=policy)
         x = with_logical_constraint(self._embed_positions(x, valid), "batch", "tokens", None)
         x = intermediates.hook_point("input", x)
         masks = {"valid": valid, "memory": memory, "memory_valid": memory_valid}
@@ -171,13 +179,13 @@ def _rematerialised(
     block: Block,
     x: TokenVectors,
     *,
-    policy: Callable[..., bool] | None,
+    policy: Callable[..., bool],
     intermediates: Intermediates,
     **inputs: Array | None,
 ) -> TokenVectors:
     """The block with its activations recomputed in the backward pass instead of kept (Chen et al. 2016).
 
-    policy: which of them are kept (`jax.checkpoint_policies`); None keeps nothing.
+    policy: which of them are kept.
     """
     graph, parameters, state = nnx.split(block, nnx.Param, ...)
 

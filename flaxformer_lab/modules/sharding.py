@@ -14,6 +14,7 @@ Collectives over fsdp are explicit (`shard_map`): what a compiler finds by itsel
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -287,7 +288,7 @@ def _gathered_backward(function, axes, dtype, residuals, gradient):
     x, shard = residuals
     dx = None if function.input_gradient is None else function.input_gradient(gradient, _all_gather(shard, axes, dtype))
     inner = function.axes_of_x(axes)
-    rows = _row_places(x.shape[: x.ndim - len(inner)])
+    rows = row_places(x.shape[: x.ndim - len(inner)])
     summed = tuple(place for place in jax.tree.leaves(rows) if place != "fsdp" and sharded_over(place))
 
     def local_gradient(x: Array, gradient: Array) -> Array:
@@ -313,7 +314,16 @@ def _all_gather(shard: Array, axes: Axes, dtype: jnp.dtype) -> Array:
     return jax.shard_map(gather, in_specs=param_spec(axes), out_specs=compute_spec(axes), check_vma=False)(shard)
 
 
-def _row_places(shape: tuple[int, ...]) -> list[str | tuple[str, ...] | None]:
+def local_rows(shape: tuple[int, ...]) -> int | None:
+    """How many rows of activations [batch, tokens] a device has; None where the devices do not divide the batch."""
+    if not on_a_mesh():
+        return math.prod(shape)
+    if _divided("batch", shape[0]) is None:
+        return None
+    return math.prod(shape) // math.prod(_devices_along(place or ()) for place in row_places(shape))
+
+
+def row_places(shape: tuple[int, ...]) -> list[str | tuple[str, ...] | None]:
     """The mesh axes of the first axes of activations: [batch], [batch, tokens], or [batch, rows, columns]."""
     places = [_divided("batch", shape[0]), *(None,) * (len(shape) - 1)]
     if len(shape) == 2:

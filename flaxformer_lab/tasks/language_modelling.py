@@ -15,6 +15,7 @@ from flaxformer_lab.functional.metrics import Metrics
 from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models.network import Network, PureNetwork, functionalize
 from flaxformer_lab.modules.embedding import TokenEmbedding
+from flaxformer_lab.modules.lazy_logits import LazyLogits
 from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.registry import register
 from flaxformer_lab.task_config import LanguageModellingConfig
@@ -30,6 +31,7 @@ class LanguageModelling(Task):
     """Text as one stream of symbols, cut into windows; the loss is in nats per symbol."""
 
     primary_metric = ACCURACY
+    takes_lazy_logits = True
 
     def __init__(self, config: LanguageModellingConfig, metadata: Mapping[str, Any] | None = None):
         self._config = config
@@ -89,7 +91,7 @@ class LanguageModelling(Task):
         changed = jnp.where(kind < 0.8, number, jnp.where(kind < 0.9, random, symbols))
         return jnp.where(chosen, changed, symbols), chosen.astype(jnp.float32)
 
-    def loss_and_metrics(self, logits: Float[Array, "batch tokens symbols"], batch: Batch) -> Metrics:
+    def loss_and_metrics(self, logits: Float[Array, "batch tokens symbols"] | LazyLogits, batch: Batch) -> Metrics:
         return loss_and_accuracy(logits, batch)
 
     def input_spec(self, batch_size: int) -> jax.ShapeDtypeStruct:

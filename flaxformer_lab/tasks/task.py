@@ -14,6 +14,7 @@ from flaxformer_lab.functional.losses import accuracy, cross_entropy
 from flaxformer_lab.functional.metrics import Average, Metrics, PerExample
 from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models.network import PureNetwork
+from flaxformer_lab.modules.lazy_logits import LazyLogits
 from flaxformer_lab.tasks.examples import Examples
 
 Batch = dict[str, Any]  # pytrees of arrays whose first axis is the batch
@@ -66,6 +67,7 @@ class Task(abc.ABC):
     metadata: Mapping[str, Any]
     primary_metric: PrimaryMetric = LOSS
     units: tuple[str, int]  # what throughput counts, and how many of them an example has: ("tokens", 128)
+    takes_lazy_logits: bool = False  # `loss_and_metrics` does, in place of logits
     overlap: int = 1  # so many examples in a row share data: in intervals over examples they count as one
 
     @classmethod
@@ -196,8 +198,11 @@ class Task(abc.ABC):
         return None
 
 
-def loss_and_accuracy(logits: Float[Array, "batch *tokens classes"], batch: Batch) -> Metrics:
+def loss_and_accuracy(logits: Float[Array, "batch *tokens classes"] | LazyLogits, batch: Batch) -> Metrics:
     """Cross-entropy in nats, and the share of the largest logits that are the target's; each weighs `loss_weights`."""
+    if isinstance(logits, LazyLogits):
+        loss, correct = logits.loss_and_accuracy(batch["targets"], batch["loss_weights"])
+        return {"loss": loss, "accuracy": correct}
     arguments = (logits, batch["targets"], batch["loss_weights"])
     return {"loss": cross_entropy(*arguments), "accuracy": accuracy(*arguments)}
 

@@ -151,7 +151,8 @@ def compile_train_step(experiment: Experiment, devices: tuple[jax.Device, ...], 
     place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
     batch = jax.tree.map(lambda leaf: place(leaf, rows), batch)
     parts = experiment.task, experiment.network, experiment.optimizer
-    step = make_train_step(*parts, seed=0, accumulate=experiment.config.training.accumulate)
+    training = experiment.config.training
+    step = make_train_step(*parts, seed=0, accumulate=training.accumulate, loss_chunk=training.loss_chunk)
     arguments = jax.tree.map(place, state, layout), batch
     options = {"donate_argnums": 0, "out_shardings": (layout, whole), "deterministic": experiment.config.deterministic}
     return compile_for(mesh, step, *arguments, **options)

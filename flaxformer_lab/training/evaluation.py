@@ -20,8 +20,9 @@ Values = dict[str, float]
 def make_evaluate(experiment: Experiment) -> Callable[[Tree, Tree, Examples], Values]:
     """Returns `evaluate(params, model_state, examples)`: the metrics of a whole split, from placed parameters."""
     config, strategy = experiment.config, experiment.strategy
+    options = {"axis_name": strategy.axis_name, "loss_chunk": config.training.loss_chunk}
     evaluation_step = strategy.compile(
-        make_evaluation_step(experiment.task, experiment.network, seed=config.seed, axis_name=strategy.axis_name)
+        make_evaluation_step(experiment.task, experiment.network, seed=config.seed, **options)
     )
     local_rows = strategy.process_local_rows(config.training.evaluate_batch_size)
 

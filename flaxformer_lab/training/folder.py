@@ -20,6 +20,7 @@ FREE_KEYS = (
     "training.keep_last",
     "training.keep_best",
     "training.steps_per_call",
+    "training.loss_chunk",
     "training.input",
     "model.remat",
     "parallelism.",

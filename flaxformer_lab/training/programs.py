@@ -29,6 +29,7 @@ def run_steps_of(experiment: Experiment, examples: Examples) -> Callable[..., tu
     @jax.jit  # traced once, for the shapes of its metrics and for the loop alike
     def train_step(seed: Seed, state: State, batch: Tree) -> tuple[State, Metrics]:
         options = {"accumulate": config.training.accumulate, "axis_name": experiment.strategy.axis_name}
+        options |= {"loss_chunk": config.training.loss_chunk}
         step = make_train_step(experiment.task, experiment.network, experiment.optimizer, seed=seed, **options)
         return step(state, batch)
 

@@ -16,6 +16,7 @@ from jaxtyping import Array, Int, Key
 from flaxformer_lab.functional.metrics import Average, Metrics, additive, reduce_over
 from flaxformer_lab.functional.products import at_precision
 from flaxformer_lab.models.network import PureNetwork
+from flaxformer_lab.modules.lazy_logits import AUTOMATIC
 from flaxformer_lab.tasks.task import Batch, Task
 from flaxformer_lab.training.state import RngStream, Seed, State, Tree, stream_key
 
@@ -30,13 +31,15 @@ def make_train_step(
     seed: Seed,
     accumulate: int = 1,
     axis_name: str | None = None,
+    loss_chunk: int | None = None,
 ) -> Callable[[State, Batch], tuple[State, Metrics]]:
     """Returns `train_step(state, batch) -> (state, metrics)`.
 
     The gradient is that of the summed loss over the summed weight of the whole batch: sums over micro-batches, then
     over the devices of `axis_name`, come before the one division. Metrics that add up are reduced in the same way; the
-    others are for evaluation alone.
+    others are for evaluation alone. loss_chunk: as `training.loss_chunk`.
     """
+    options = loss_options(task, loss_chunk)
 
     def loss_sum(params: Tree, model_state: Tree, batch: Batch, step: Int[Array, ""]) -> tuple[Array, Any]:
         prepared = task.prepare(batch, example_keys(seed, RngStream.PREPARE, step, batch["row"]), training=True)
@@ -48,8 +51,10 @@ def make_train_step(
             keys=example_keys(seed, RngStream.DROPOUT, step, batch["row"]),
             training=True,
             axis_name=axis_name,
+            **options,
         )
-        metrics = additive(task.loss_and_metrics(outputs, prepared))
+        with jax.named_scope("loss"):
+            metrics = additive(task.loss_and_metrics(outputs, prepared))
         return metrics["loss"].total, (metrics, model_state)
 
     # The backward pass and the optimizer are traced outside the network's own functions.
@@ -66,24 +71,34 @@ def make_train_step(
             sums = jax.lax.psum(sums, axis_name)
         gradient, metrics = sums
         weight = metrics["loss"].weight
-        gradient = jax.tree.map(lambda leaf: leaf / jnp.maximum(weight, 1e-30), gradient)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        metrics = metrics | {"gradient_norm": Average(optax.tree.norm(gradient), jnp.ones(()))}
-        params = optax.apply_updates(state.params, updates)
+        with jax.named_scope("optimizer"):
+            gradient = jax.tree.map(lambda leaf: leaf / jnp.maximum(weight, 1e-30), gradient)
+            updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+            metrics = metrics | {"gradient_norm": Average(optax.tree.norm(gradient), jnp.ones(()))}
+            params = optax.apply_updates(state.params, updates)
         return State(state.step + 1, params, model_state, opt_state), metrics
 
     return train_step
 
 
+def loss_options(task: Task, loss_chunk: int | None) -> dict[str, int]:
+    """How `PureNetwork.apply` lets a task compute its loss in chunks, where the task can."""
+    return {"loss_chunk": loss_chunk or AUTOMATIC} if task.takes_lazy_logits else {}
+
+
 def make_evaluation_step(
-    task: Task, network: PureNetwork, *, seed: Seed, axis_name: str | None = None
+    task: Task, network: PureNetwork, *, seed: Seed, axis_name: str | None = None, loss_chunk: int | None = None
 ) -> Callable[[Tree, Tree, Batch], Metrics]:
-    """Returns `evaluation_step(params, model_state, batch) -> metrics`, the states of one batch, without dropout."""
+    """Returns `evaluation_step(params, model_state, batch) -> metrics`, the states of one batch, without dropout.
+
+    loss_chunk: as `training.loss_chunk`.
+    """
+    options = loss_options(task, loss_chunk)
 
     @at_precision(network.precision)
     def evaluation_step(params: Tree, model_state: Tree, batch: Batch) -> Metrics:
         prepared = task.prepare(batch, example_keys(seed, RngStream.EVALUATE, 0, batch["row"]), training=False)
-        outputs, _ = network.apply(params, model_state, prepared["inputs"], valid=prepared.get("valid"))
+        outputs, _ = network.apply(params, model_state, prepared["inputs"], valid=prepared.get("valid"), **options)
         return reduce_over(task.loss_and_metrics(outputs, prepared), axis_name)
 
     return evaluation_step

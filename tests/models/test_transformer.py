@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.functional.position import sinusoidal
@@ -359,6 +360,27 @@ def test_rematerialisation_recomputes_in_the_backward_pass(transformer, stream):
         return str(gradient).count("checkpoint") + str(gradient).count("remat")
 
     assert checkpoints(transformer({"remat": True})) > 0 == checkpoints(transformer())
+
+
+def test_a_policy_keeps_products_and_leaves_the_gradient_as_it_is(transformer, stream):
+    """Of attention's two products with batch axes one is needed again, the scores; the last product never is."""
+
+    def of(knobs):
+        small = transformer({"depth": 1, **knobs})
+        return small, jax.grad(lambda params: jnp.sum(small.apply(params, stream) ** 2))
+
+    def products(knobs):
+        small, gradient = of(knobs)
+        live, _ = dce_jaxpr((traced := jax.make_jaxpr(gradient)(small.params).jaxpr), [True] * len(traced.outvars))
+        return str(live).count("dot_general[")
+
+    policies = ("nothing", "dots_with_no_batch_dims", "dots")
+    counts = [products({"remat": True, "remat_policy": policy}) for policy in policies]
+    assert counts[0] > counts[1] > counts[2] == products({})
+    small, plain = of({})
+    results = [jax.jit(of({"remat": True, "remat_policy": policy})[1])(small.params) for policy in policies[1:]]
+    for result in results:
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), result, plain(small.params))
 
 
 def test_dropout_follows_the_examples_keys_through_every_block(transformer, stream):
