@@ -37,6 +37,10 @@ WITHOUT_A_TPU = {
 
 KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
 COLLECTIVE = re.compile(rf" = (?P<shapes>\S.*?) (?P<kind>{KINDS})(?P<start>-start)?\(.*?\)(?P<options>.*)")
+# A collective, or an operation that a device works at meanwhile.
+WORK = re.compile(
+    rf"%([\w.-]+) = \S.*? ((?:{KINDS})(?:-start|-done)?|fusion|custom-call|dot|convolution|while)\((?:%([\w.-]+))?"
+)
 SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "u16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8}
 
@@ -108,6 +112,24 @@ class Program:
                 shapes = shapes[len(shapes) // 2 :]  # operands, results
             among = _among(match["options"], self.num_devices)
             found += [Collective(match["kind"], dtype, _bytes(dtype, dims), among) for dtype, dims in shapes]
+        return found
+
+    @functools.cached_property
+    def hidden_by(self) -> list[tuple[str, int]]:
+        """Of each collective its kind, and how many operations run between its start and its end.
+
+        0 for one that is not asynchronous: the device waits for it.
+        """
+        found, started = [], {}
+        for number, line in enumerate(filter(WORK.search, self.text.splitlines())):
+            name, opcode, operand = WORK.search(line).groups()
+            kind = opcode.removesuffix("-start").removesuffix("-done")
+            if opcode.endswith("-start"):
+                started[name] = number
+            elif opcode.endswith("-done"):
+                found.append((kind, number - started[operand] - 1))
+            elif kind in KINDS.split("|"):
+                found.append((kind, 0))
         return found
 
     @property

@@ -47,3 +47,14 @@ def test_an_asynchronous_gather_that_is_written_in_parts_counts_once():
 def test_kernels_are_what_is_called():
     lines = ('%a = f32[] custom-call(%x), custom_call_target="tpu_custom_call"', "%b = f32[] add(%x, %y)")
     assert program(*lines).kernels == {"tpu_custom_call"}
+
+
+def test_what_runs_beside_a_collective():
+    lines = (
+        "%g = (bf16[2]{0}, bf16[8]{0}) all-gather-start(%x), replica_groups={{0,1,2,3}}",
+        "%a = f32[8]{0} fusion(%x), kind=kLoop, calls=%b",
+        "%s = f32[8]{0} all-reduce(%a), to_apply=%sum",
+        '%c = f32[8]{0} custom-call(%a), custom_call_target="__cublas$gemm"',
+        "%d = bf16[8]{0} all-gather-done(%g)",
+    )
+    assert program(*lines).hidden_by == [("all-reduce", 0), ("all-gather", 3)]

@@ -61,6 +61,12 @@ def test_fsdp_sends_what_theory_says(gpus, train_step, experiment, fused, assert
     assert_fsdp(experiment(gpus, fused, fsdp=8), train_step(gpus, fused, fsdp=8))
 
 
+def test_fsdp_computes_while_it_sends(gpus, train_step, fused):
+    hidden = train_step(gpus, fused, fsdp=8).hidden_by
+    assert {kind for kind, _ in hidden} >= {"all-gather", "reduce-scatter"}
+    assert all(operations for _, operations in hidden)
+
+
 @pytest.mark.parametrize("tokens", [2048, 32768])
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernels_at_any_length(gpu, compile_attention, name, tokens):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.special import expit, ndtr
 
+from flaxformer_lab.functional import feedforward
 from flaxformer_lab.functional.feedforward import ACTIVATIONS, gate, per_feature_mlp
 from flaxformer_lab.model_config import FeedForwardConfig
 
@@ -60,3 +61,21 @@ def test_per_feature_mlp_without_biases():
     x, up, down = jnp.array([[2.0, -1.0]]), jnp.array([[1.0, 3.0], [0.5, -2.0]]), jnp.array([[1.0, 1.0], [4.0, 0.5]])
     result = jax.jit(lambda x: per_feature_mlp(x, up, None, down, None, ACTIVATIONS["relu"]))(x)
     assert result.tolist() == [[2 * 1 + 6 * 1, 0 * 4 + 2 * 0.5]]
+
+
+def test_gelu_by_tanh_as_gpus_and_tpus_compute_it(monkeypatch):
+    """Value, slope and curvature against the formula in float64; the curvature is the difference of slopes."""
+    monkeypatch.setattr(feedforward, "target_platform", lambda: "gpu")
+    x = np.linspace(-6, 6, 97)
+
+    def by_hand(x):
+        scale = np.sqrt(2 / np.pi)
+        t = np.tanh(scale * (x + 0.044715 * x**3))
+        return x * (1 + t) / 2, (1 + t) / 2 + x / 2 * (1 - t**2) * scale * (1 + 3 * 0.044715 * x**2)
+
+    one, gelu = jnp.asarray(x, jnp.float32), feedforward.ACTIVATIONS["gelu_tanh"]
+    slope = jax.grad(lambda x: jnp.sum(gelu(x)))
+    np.testing.assert_allclose(gelu(one), by_hand(x)[0], atol=1e-6)
+    np.testing.assert_allclose(slope(one), by_hand(x)[1], atol=1e-6)
+    curvature = (by_hand(x + 1e-5)[1] - by_hand(x - 1e-5)[1]) / 2e-5
+    np.testing.assert_allclose(jax.jvp(slope, (one,), (jnp.ones_like(one),))[1], curvature, atol=1e-5)
