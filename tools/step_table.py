@@ -41,14 +41,12 @@ def compiled(case: str) -> dict[str, Any]:
 
     jax.config.update("jax_persistent_cache_min_compile_time_secs", float("inf"))
     from flaxformer_lab.analysis.hlo import parse_hlo
-    from flaxformer_lab.analysis.roofline import DEVICES, absent_devices, compiler_name, count_products
+    from flaxformer_lab.analysis.roofline import DEVICES, absent_devices, compiler_name, products_of_update
     from flaxformer_lab.config import parse_config
-    from flaxformer_lab.models.cost import CPU
     from flaxformer_lab.parsing import override
     from flaxformer_lab.training.absent_devices import abstract_batch, compile_train_step
     from flaxformer_lab.training.experiment import make_experiment
     from flaxformer_lab.training.single import Single
-    from flaxformer_lab.training.step import make_train_step
 
     device, changes = CASES[case]
     tree: dict[str, Any] = {
@@ -70,9 +68,7 @@ def compiled(case: str) -> dict[str, Any]:
         return {}
     experiment = make_experiment(parse_config(tree), {"num_symbols": SYMBOLS}, Single())
     batch = abstract_batch(experiment, jnp.uint16)
-    step = make_train_step(experiment.task, experiment.network, experiment.optimizer, seed=0)
-    with jax.sharding.use_abstract_mesh(CPU):
-        flops, _ = count_products(step, experiment.abstract_state, batch)
+    flops, _ = products_of_update(experiment, batch)
     program = compile_train_step(experiment, devices, batch)
     module, memory = parse_hlo(program.text), program.compiled.memory_analysis()
     return {

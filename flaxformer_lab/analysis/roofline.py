@@ -156,16 +156,25 @@ def cost_of_update(experiment: Experiment, batch: Tree, device: str, *, compile:
 
     compile: ask the device's compiler for the bytes, where it is installed; it takes a minute for a large model.
     """
-    parts = experiment.task, experiment.network, experiment.optimizer
-    training = experiment.config.training
-    step = make_train_step(*parts, seed=0, accumulate=training.accumulate, loss_chunk=training.loss_chunk)
-    with jax.sharding.use_abstract_mesh(CPU):  # a library's attention would hide its products
-        flops, num_bytes = count_products(step, experiment.abstract_state, batch)
+    flops, num_bytes = products_of_update(experiment, batch)
     devices = absent_devices(device) if compile else None
     if devices is None:
         return Cost(flops, num_bytes, "traced program, a lower bound", {})
     module = parse_hlo(compile_train_step(experiment, devices, batch).text)
     return Cost(flops, module.num_bytes, compiler_name(device), module.by_group)
+
+
+def products_of_update(experiment: Experiment, batch: Tree) -> tuple[dict[str, int], int]:
+    """`count_products` of one update."""
+    config = experiment.config
+    parts = experiment.task, experiment.network, experiment.optimizer
+    options = {"accumulate": config.training.accumulate, "loss_chunk": config.training.loss_chunk}
+    step = make_train_step(*parts, seed=0, **options)
+    with jax.sharding.use_abstract_mesh(CPU):  # a library's attention would hide its products
+        flops, num_bytes = count_products(step, experiment.abstract_state, batch)
+    if config.model.dtype != "float32":  # a CPU casts some 16-bit factors to float32, which other devices do not
+        flops["bfloat16"] = flops.get("bfloat16", 0) + flops.pop("default", 0)
+    return flops, num_bytes
 
 
 def absent_devices(name: str) -> tuple[jax.Device, ...] | None:

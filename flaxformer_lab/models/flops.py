@@ -25,7 +25,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 TRANSCENDENTAL = frozenset("exp log log1p expm1 tanh erf rsqrt sqrt cbrt sin cos tan pow atan2".split())
 MOVING = frozenset(
     "broadcast_in_dim reshape transpose squeeze expand_dims slice dynamic_slice dynamic_update_slice concatenate pad "
-    "scatter rev iota copy copy_p optimization_barrier stop_gradient split top_k get swap program_id device_put "
+    "scatter rev iota copy copy_p optimization_barrier stop_gradient name split top_k get swap program_id device_put "
     "all_gather all_to_all ppermute axis_index pcast pvary sharding_constraint reduce_precision random_wrap "
     "random_unwrap".split()
 )

@@ -22,6 +22,7 @@ from flaxformer_lab.modules.norm import make_norm
 from flaxformer_lab.modules.projection import normal, uniform
 from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.modules.sharding import (
+    PRODUCT,
     read,
     save_all_but_gathered_parameters,
     sharded_over,
@@ -32,10 +33,11 @@ TokenVectors = Float[Array, "batch tokens width"]
 Valid = Bool[Array, "batch tokens"]
 
 # What a rematerialised block keeps. A gathered parameter is no product, so none of these keeps one.
+_maps = jax.checkpoint_policies.save_only_these_names(PRODUCT)
 REMAT_POLICIES = {
     "nothing": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_saveable,
-    "dots_with_no_batch_dims": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(jax.checkpoint_policies.dots_saveable, _maps),
+    "dots_with_no_batch_dims": _maps,
 }
 
 

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
@@ -33,6 +34,7 @@ Spec = jax.sharding.PartitionSpec
 Heads = Float[Array, "batch tokens heads features"]
 KVHeads = Float[Array, "batch tokens kv_heads features"]
 
+PRODUCT = "product"  # as `jax.checkpoint_policies` knows the results of `matmul`
 MESH_AXES = ("data", "fsdp", "sequence", "tensor")
 LOGICAL_AXIS_RULES = {
     "batch": ("data", "fsdp"),
@@ -175,7 +177,8 @@ def read(parameter: nnx.Param | None) -> Array | None:
 
 def matmul(x: Float[Array, "*batch features_in"], kernel: nnx.Param) -> Float[Array, "*batch features_out"]:
     """x W in x's type."""
-    return _apply(_MATMUL, x, kernel, x.dtype)
+    # Named for the policies of rematerialisation, which do not see into a function with a gradient of its own.
+    return checkpoint_name(_apply(_MATMUL, x, kernel, x.dtype), PRODUCT)
 
 
 def take_rows(table: nnx.Param, indices: Int[Array, "*batch"], dtype: DTypeLike) -> Float[Array, "*batch features"]:

@@ -116,9 +116,9 @@ class Program:
 
     @functools.cached_property
     def hidden_by(self) -> list[tuple[str, int]]:
-        """Of each collective its kind, and how many operations run between its start and its end.
+        """Of each collective of a GPU its kind, and how many operations run between its start and its end.
 
-        0 for one that is not asynchronous: the device waits for it.
+        0 for one that is not asynchronous: the device waits for it. (libtpu fuses asynchronous ones with products.)
         """
         found, started = [], {}
         for number, line in enumerate(filter(WORK.search, self.text.splitlines())):
