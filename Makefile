@@ -78,7 +78,7 @@ forecasting: $(call installed,) ## forecasters beside a linear map, small, into 
 	@$(RUN) -m flaxformer_lab.ablate $(call default,--config,configs/ablations/forecasting.py:short) \
 	    $(call default,--workdir,runs/forecasting-short) $(ARGS)
 
-debate: $(call installed,) ## train every ablation that carries claims, and write docs/results; ARGS=--from_results: write it again, in a minute
+debate: $(call installed,onnx) ## train every ablation that carries claims, and write docs/results; ARGS=--from_results: write it again, in a minute
 	@$(RUN) tools/debate.py $(ARGS)
 
 probes: $(call installed,) ## train every probe and write the table in docs/science.md

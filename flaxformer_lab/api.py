@@ -23,6 +23,7 @@ from flaxformer_lab.analysis.measures import Values
 from flaxformer_lab.command_line import OVERRIDE, read_recipe, split_names
 from flaxformer_lab.config import Config, as_dict, parse_config
 from flaxformer_lab.errors import AblationError, ConfigError
+from flaxformer_lab.export.onnx import require as require_onnx
 from flaxformer_lab.functional.trees import replace_leaves
 from flaxformer_lab.models.lora import merged
 from flaxformer_lab.models.pretrained.folder import read_folder, write_folder
@@ -137,6 +138,8 @@ def run_grid(
     measure_again: of what `config.exports` asks for, also what was measured already.
     """
     check_loggers(loggers, callbacks)
+    if grid.config.exports:
+        require_onnx()  # before anything is trained
     with trainer as train, contextlib.ExitStack() as stack:
         store.claim(grid)
         log = stack.enter_context(loggers_of(grid, store, loggers, callbacks, quiet=console.quiet))

@@ -99,7 +99,7 @@ TOPICS = (
     Topic(
         "C21",
         "At the edge CNNs still beat Transformers.",
-        "the values of configs/ablations/edge.py: scores against bytes, FLOPs and latency, in float32 and int8",
+        "scores against bytes, FLOPs and latency, in float32 and int8",
     ),
     Topic(
         "C22",
