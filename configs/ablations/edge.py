@@ -9,6 +9,7 @@ Fashion-MNIST (tools/fetch_fashion_mnist.py places its files).
 
 Command: python -m flaxformer_lab.ablate --config=configs/ablations/edge.py --workdir=runs/edge
 On a machine where nothing else runs, --measure_again then measures the files again.
+Hardware: 2 CPU cores, shared with other work: 16 minutes. Result: docs/results/edge.md.
 """
 
 from itertools import product
@@ -31,7 +32,7 @@ ABLATIONS = {
 }
 TRANSFORMERS = ("ViT", "linear attention", "lightning attention")
 COSTS = ("bytes", "flops", "latency")
-# The seeds of a cell share their graph; on a busy machine their latencies differed by up to 1.08, a third of this.
+# The seeds of a cell share their graph; on a busy machine their latencies differed by 1.08 in the median cell.
 LATENCY_RATIO = 1.25
 
 
