@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flaxformer_lab.errors import ConfigError, RunError
-from flaxformer_lab.export import stablehlo, weights
+from flaxformer_lab.export import onnx, stablehlo, weights
 from flaxformer_lab.export.forward import Forward, Spec, Tree, check_arrays
 from flaxformer_lab.training.folder import read_json
 
@@ -29,6 +29,7 @@ class Format(NamedTuple):
 
 FORMATS = {
     "stablehlo": Format(".stablehlo", stablehlo.encode, stablehlo.read, stablehlo.PLATFORMS),
+    "onnx": Format(".onnx", onnx.encode, onnx.read, onnx.PLATFORMS),
     "safetensors": Format(".safetensors", weights.encode, weights.read),
 }
 

@@ -1,0 +1,164 @@
+"""ONNX: the whole model as a graph for onnxruntime, on any machine or in a browser, with a batch of any size.
+
+import onnxruntime
+session = onnxruntime.InferenceSession("digits.onnx")
+(logits,) = session.run(None, {"image": images})
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.export
+import numpy as np
+from jaxtyping import Array
+
+from flaxformer_lab.errors import ConfigError, RunError
+from flaxformer_lab.export.forward import Forward, Spec, Tree, by_name
+from flaxformer_lab.functional.platform import portable_forms
+from flaxformer_lab.functional.trees import leaf_paths
+
+PLATFORMS = ("onnxruntime",)
+MOST_BYTES = 2**31 - 2**24  # the container (Protocol Buffers) ends at 2 GiB; the rest is for the nodes
+
+
+def require() -> None:
+    """Raises ConfigError where the packages of ONNX are missing."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "--format=onnx needs the packages onnx and onnxruntime: pip install -e '.[onnx]' in the lab's folder"
+        ) from error
+
+
+def encode(forward: Forward, *, float16: bool = False) -> bytes:
+    """The bytes of the file. float16: parameters take 2 bytes each; the arithmetic is float32 all the same.
+
+    Raises:
+        ConfigError: a package is missing, a part of the model has no form in ONNX or does not allow a batch of any
+            size, or the parameters are too large for one file.
+    """
+    require()
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves((forward.params, forward.model_state)))
+    if size > MOST_BYTES:
+        raise ConfigError(
+            f"--format=onnx holds at most {MOST_BYTES:,} bytes of parameters, not {size:,}; choose safetensors"
+        )
+    (batch,) = jax.export.symbolic_shape("batch")
+    spec = {name: jax.ShapeDtypeStruct((batch, *like.shape[1:]), like.dtype) for name, like in forward.spec.items()}
+    variables = {"params": forward.params, "model_state": forward.model_state}
+
+    def program(variables: Tree, arrays: dict[str, Array]) -> Tree:
+        return Forward(forward.experiment, **variables, valid=forward.valid)(**arrays)
+
+    try:
+        with portable_forms():
+            return write_graph(program, variables, spec, batch, float16=float16)
+    except Exception as error:  # a user's part may fail in any way
+        reason = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+        raise ConfigError(
+            f"--format=onnx: this model cannot become a graph of ONNX with a batch of any size: {reason}; "
+            "try --format=stablehlo, or --format=safetensors for its weights"
+        ) from error
+
+
+def write_graph(
+    function: Callable[[Tree, Tree], Tree], variables: Tree, spec: Tree, batch: Any, *, float16: bool = False
+) -> bytes:
+    """function(variables, arrays) as an ONNX file, whose inputs and outputs have dotted names.
+
+    variables: NumPy arrays, which become constants. spec: the arrays as shapes and types. batch: the size that is not
+    known, as `jax.export.symbolic_shape` makes it.
+    """
+    from flaxformer_lab.export import onnx_graph
+    from flaxformer_lab.export.onnx_operators import translate
+
+    traced = jax.jit(function).trace(variables, spec)
+    graph = onnx_graph.Graph(batch, float16=float16)
+    constants = {name: np.asarray(leaf) for name, leaf in leaf_paths(variables).items()}
+    graph.constant_names = {id(leaf): name for name, leaf in constants.items()}
+    inputs = [graph.input(name, like.shape, like.dtype) for name, like in by_name(spec, "inputs").items()]
+    given = [graph.arithmetic(each) for each in (*constants.values(), *inputs)]
+    made = translate(graph, traced.jaxpr, given)
+    outputs = []
+    for (name, like), value in zip(by_name(traced.out_info, "outputs").items(), made, strict=True):
+        outputs.append(graph.output(name, graph.whole(value, like.shape), like.dtype))
+    return graph.model(outputs).SerializeToString()
+
+
+def read(path: Path) -> tuple[Spec, Callable[..., Tree]]:
+    """The inputs of a file's graph, by name, and the graph as a function.
+
+    Raises:
+        ConfigError: the packages of ONNX are missing.
+        RunError: the file is damaged, of another kind, or reaches for other files or operators.
+    """
+    require()
+    import onnx
+
+    content = path.read_bytes()
+    try:
+        model = onnx.load_model_from_string(content)
+        onnx.checker.check_model(model)
+    except Exception as error:  # bytes that are no model fail in any way
+        raise RunError(f"{path} is damaged, or no graph of ONNX: {type(error).__name__}: {error}") from error
+    session = open_session(content)
+    inputs = session.get_inputs()
+    spec = {each.name: jax.ShapeDtypeStruct((1, *each.shape[1:]), TYPES[each.type]) for each in inputs}
+    names = [each.name for each in session.get_outputs()]
+
+    def function(**arrays: np.ndarray) -> Tree:
+        return _tree(dict(zip(names, session.run(names, arrays), strict=True)))
+
+    return spec, function
+
+
+TYPES = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(uint8)": np.dtype(np.uint8),
+    "tensor(int32)": np.dtype(np.int32),
+    "tensor(int64)": np.dtype(np.int64),
+    "tensor(bool)": np.dtype(bool),
+}
+
+
+def open_session(content: bytes | Path | str, threads: int = 0) -> Any:
+    """An onnxruntime session on the CPU. threads: how many; 0 takes all cores."""
+    require()
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    content = str(content) if isinstance(content, Path) else content
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def latency(path: str | Path, arrays: dict[str, np.ndarray], repeats: int = 50) -> float:
+    """Median seconds of one call of a file on one thread, after a tenth of the calls as a warm-up."""
+    session = open_session(Path(path), threads=1)
+    seconds = []
+    for _ in range(repeats + repeats // 10 + 1):
+        start = time.perf_counter()
+        session.run(None, arrays)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[-repeats:])
+
+
+def _tree(arrays: dict[str, np.ndarray]) -> Tree:
+    """Nested dictionaries of dotted names; a single output that is called so is the tree."""
+    if list(arrays) == ["outputs"]:
+        return arrays["outputs"]
+    tree: dict[str, Any] = {}
+    for path, array in arrays.items():
+        *folders, name = path.split(".")
+        place = tree
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[name] = array
+    return tree
