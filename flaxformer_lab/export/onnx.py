@@ -113,6 +113,7 @@ def read(path: Path) -> tuple[Spec, Callable[..., Tree]]:
     names = [each.name for each in session.get_outputs()]
 
     def function(**arrays: np.ndarray) -> Tree:
+        arrays = {name: np.asarray(array) for name, array in arrays.items()}
         return _tree(dict(zip(names, session.run(names, arrays), strict=True)))
 
     return spec, function

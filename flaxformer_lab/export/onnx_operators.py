@@ -58,7 +58,9 @@ def translate(graph: Graph, closed: jax.extend.core.ClosedJaxpr, values: Sequenc
 
 def _apply(graph: Graph, equation: Any, values: list[Value]) -> list[Value]:
     """The outputs of one equation: computed now where nothing in it depends on an input."""
-    name = equation.primitive.name
+    name, empty = equation.primitive.name, [0 in atom.aval.shape for atom in equation.outvars]
+    if all(empty) and all(isinstance(size, int) for atom in equation.outvars for size in atom.aval.shape):
+        return [np.zeros(atom.aval.shape, arithmetic_type(atom.aval.dtype)) for atom in equation.outvars]
     keys = any(isinstance(value, jax.Array) for value in values)
     if (name in BY_NUMPY and not keys) or not _is_known(equation, values):
         if name not in OPERATORS:
@@ -307,7 +309,10 @@ def _transpose(graph: Graph, equation: Any, x: Value) -> Value:
 @operator("concatenate")
 def _concatenate(graph: Graph, equation: Any, *values: Value) -> Value:
     whole = [_whole(graph, equation, number, value) for number, value in enumerate(values)]
+    whole = [each for each in whole if 0 not in each.shape]
     (output,) = equation.outvars
+    if len(whole) == 1:
+        return whole[0]
     return graph.node("Concat", whole, output.aval.shape, _type_of(equation), axis=equation.params["dimension"])
 
 
