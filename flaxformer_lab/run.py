@@ -199,8 +199,8 @@ class Run:
     def export(self, path: str | Path, format: str = "stablehlo", **options: Any) -> "Exported":
         """Writes the model with its preprocessing as one file, and compares it with this run (docs/export.md).
 
-        format: stablehlo, a program that plain JAX runs; safetensors, the weights by name. options: `overwrite`,
-            `examples`, as in `export.write.export`.
+        format: stablehlo, a program that plain JAX runs; onnx, a graph for onnxruntime; safetensors, the weights by
+            name. options: `overwrite`, `examples`, `precision`, `calibrate`, as in `export.write.export`.
 
         Raises:
             ConfigError, RunError, DataError: as there.

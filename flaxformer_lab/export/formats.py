@@ -14,22 +14,29 @@ import numpy as np
 
 from flaxformer_lab.errors import ConfigError, RunError
 from flaxformer_lab.export import onnx, stablehlo, weights
-from flaxformer_lab.export.forward import Forward, Spec, Tree, check_arrays
+from flaxformer_lab.export.forward import Spec, Tree, check_arrays
 from flaxformer_lab.training.folder import read_json
 
 
 class Format(NamedTuple):
-    """How one kind of file is written and read: `read` gives the shapes of the model's inputs, and the model."""
+    """How one kind of file is written and read: `read` gives the shapes of the model's inputs, and the model.
+
+    precisions: those of the parameters. Where there are several, `encode` takes `precision`, and `calibration`: batches
+        of inputs to measure scales on, or None.
+    latency: the seconds of one call of a file with these inputs on one thread.
+    """
 
     suffix: str
-    encode: Callable[[Forward], bytes]
+    encode: Callable[..., bytes]
     read: Callable[[Path], tuple[Spec, Callable[..., Tree]]]
     platforms: tuple[str, ...] = ()
+    precisions: tuple[str, ...] = ("float32",)
+    latency: Callable[[Path, dict[str, np.ndarray]], float] | None = None
 
 
 FORMATS = {
     "stablehlo": Format(".stablehlo", stablehlo.encode, stablehlo.read, stablehlo.PLATFORMS),
-    "onnx": Format(".onnx", onnx.encode, onnx.read, onnx.PLATFORMS),
+    "onnx": Format(".onnx", onnx.encode, onnx.read, precisions=onnx.PRECISIONS, latency=onnx.latency),
     "safetensors": Format(".safetensors", weights.encode, weights.read),
 }
 
@@ -75,7 +82,8 @@ def load_exported(path: str | Path) -> Exported:
     path = Path(path).expanduser().absolute()
     found = next((each for each in FORMATS.values() if each.suffix == path.suffix), None)
     if found is None:
-        raise ConfigError(f"{path} is no exported model; it ends in {' or '.join(f.suffix for f in FORMATS.values())}")
+        *first, last = (each.suffix for each in FORMATS.values())
+        raise ConfigError(f"{path} is no exported model; it ends in {', '.join(first)} or {last}")
     if not path.is_file():
         raise RunError(f"{path} is not a file; python -m flaxformer_lab.export writes one")
     description = read_json(description_of(path))

@@ -7,7 +7,7 @@ session = onnxruntime.InferenceSession("digits.onnx")
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from jaxtyping import Array
 
 from flaxformer_lab.errors import ConfigError, RunError
 from flaxformer_lab.export.forward import Forward, Spec, Tree, by_name
+from flaxformer_lab.export.onnx_int8 import Arrays, quantise
 from flaxformer_lab.functional.platform import portable_forms
 from flaxformer_lab.functional.trees import leaf_paths
 
-PLATFORMS = ("onnxruntime",)
+PRECISIONS = ("float32", "float16", "int8")
 MOST_BYTES = 2**31 - 2**24  # the container (Protocol Buffers) ends at 2 GiB; the rest is for the nodes
 
 
@@ -36,12 +37,16 @@ def require() -> None:
         ) from error
 
 
-def encode(forward: Forward, *, float16: bool = False) -> bytes:
-    """The bytes of the file. float16: parameters take 2 bytes each; the arithmetic is float32 all the same.
+def encode(forward: Forward, precision: str = "float32", calibration: Iterable[Arrays] | None = None) -> bytes:
+    """The bytes of the file.
+
+    precision: of the parameters. float16: each takes 2 bytes, and the arithmetic is float32 all the same. int8: those
+        of products and convolutions take 1 byte, and so does their arithmetic.
+    calibration: batches of inputs on which int8 measures the scales of activations; None measures them at each call.
 
     Raises:
         ConfigError: a package is missing, a part of the model has no form in ONNX or does not allow a batch of any
-            size, or the parameters are too large for one file.
+            size, the parameters are too large for one file, or a file of int8 is no smaller than one of float32.
     """
     require()
     size = sum(leaf.nbytes for leaf in jax.tree.leaves((forward.params, forward.model_state)))
@@ -58,13 +63,14 @@ def encode(forward: Forward, *, float16: bool = False) -> bytes:
 
     try:
         with portable_forms():
-            return write_graph(program, variables, spec, batch, float16=float16)
+            content = write_graph(program, variables, spec, batch, float16=precision == "float16")
     except Exception as error:  # a user's part may fail in any way
         reason = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
         raise ConfigError(
             f"--format=onnx: this model cannot become a graph of ONNX with a batch of any size: {reason}; "
             "try --format=stablehlo, or --format=safetensors for its weights"
         ) from error
+    return quantise(content, calibration) if precision == "int8" else content
 
 
 def write_graph(

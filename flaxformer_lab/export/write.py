@@ -26,17 +26,25 @@ from flaxformer_lab.version import __version__
 
 SPLIT = "validation"
 # Of a difference, times the largest output; outputs without units, like logits, count as 1 at least.
-TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
+# With 8-bit weights there is no bound: `Parity.lost` says what they cost.
+TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 5e-3}
+CALIBRATION_BATCH = 32
 
 
 class Parity(NamedTuple):
-    """The outputs of the file beside the run's. `metrics`: of the file; `metrics_of_run`: of the same examples."""
+    """The outputs of the file beside the run's. `metrics`: of the file; `metrics_of_run`: of the same examples.
+
+    tolerance: None where the difference is what is asked about, as with 8-bit weights. score: the task's main metric.
+    lost: by how much the file's is worse than the run's.
+    """
 
     examples: int
     largest_difference: float
-    tolerance: float
+    tolerance: float | None
     metrics: dict[str, float]
     metrics_of_run: dict[str, float]
+    score: str
+    lost: float
 
 
 def export(
@@ -47,11 +55,15 @@ def export(
     *,
     overwrite: bool = False,
     examples: int = 256,
+    precision: str = "float32",
+    calibrate: int = 0,
 ) -> Exported:
     """Writes a model to `path` in one of FORMATS and a description to `path`.json; returns it as it was read back.
 
     examples: how many of the validation split, at most, the file's outputs are compared on with the run's: one alone,
         and the others as one batch.
+    precision: of the parameters: float32, float16 or int8, as the format has them.
+    calibrate: on how many training examples the scales of int8 activations are measured; 0 measures them at each call.
 
     Raises:
         ConfigError: an unknown format, a path that does not end as its files do or that exists, or a model that cannot
@@ -61,6 +73,13 @@ def export(
     """
     path = Path(path).expanduser().absolute()
     chosen = _format(format, path)
+    if precision not in chosen.precisions:
+        raise ConfigError(
+            f"--format={format} has parameters of {', '.join(chosen.precisions)}, not {precision}; "
+            "--format=onnx has float16 and int8"
+        )
+    if calibrate and precision != "int8":
+        raise ConfigError(f"--calibrate={calibrate} measures the scales of int8, not of {precision}; pass --int8")
     if not overwrite and path.exists():
         raise ConfigError(f"{path} exists; choose another --out, or pass --overwrite")
     partial = path.with_name(f"{path.stem}.{os.getpid()}.partial{path.suffix}")
@@ -71,20 +90,29 @@ def export(
         stored, prepared = first_examples(experiment, SPLIT, examples)
         masks = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, bool), prepared.get("valid"))
         forward = Forward(experiment, *jax.device_get((state.params, state.model_state)), masks)
-        content = chosen.encode(forward)
+        options = {}
+        if precision != "float32":
+            options = {"precision": precision, "calibration": _calibration(forward, calibrate) if calibrate else None}
+        content = chosen.encode(forward, **options)
         with _reports_unwritable(path), partial.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         spec, function = chosen.read(partial)
-        outputs, parity = _compare(forward, function, stored, prepared)
+        outputs, parity = _compare(forward, function, stored, prepared, precision)
+        allowed = np.inf if parity.tolerance is None else parity.tolerance
         # `not <=`, so that a NaN is no parity.
-        if not parity.largest_difference <= parity.tolerance:
+        if not parity.largest_difference <= allowed:
             raise RunError(
                 f"{path}: on {parity.examples} examples of {SPLIT} its outputs differ from the run's by up to "
-                f"{parity.largest_difference:.3g}, and at most {parity.tolerance:.3g} is allowed; nothing is kept"
+                f"{parity.largest_difference:.3g}, and at most {allowed:.3g} is allowed; nothing is kept"
             )
-        description = {"format": format, "file": path.name, **fingerprint(partial)}
+        description = {"format": format, "precision": precision, "file": path.name, **fingerprint(partial)}
+        if chosen.latency:
+            one = {name: np.asarray(leaf[:1]) for name, leaf in forward.arrays_of(stored, prepared).items()}
+            description["latency"] = {"seconds": chosen.latency(partial, one), "batch": 1, "threads": 1}
+        if calibrate:
+            description["calibration_examples"] = calibrate
         description |= _describe(experiment, state, spec, outputs) | {"parity": parity._asdict()}
         description |= {"platforms": list(chosen.platforms)} if chosen.platforms else {}
         with _reports_unwritable(path):
@@ -95,6 +123,14 @@ def export(
     return Exported(path, description, spec, function)
 
 
+def _calibration(forward: Forward, number: int) -> Iterator[dict[str, np.ndarray]]:
+    """Inputs of training examples, a few at a time."""
+    arrays = forward.arrays_of(*first_examples(forward.experiment, "train", number))
+    count = len(next(iter(arrays.values())))
+    for start in range(0, count, CALIBRATION_BATCH):
+        yield {name: np.asarray(leaf[start : start + CALIBRATION_BATCH]) for name, leaf in arrays.items()}
+
+
 def _format(name: str, path: Path) -> Format:
     if name not in FORMATS:
         raise ConfigError(f"--format={name} is no format: {nearest(name, FORMATS)}choose from {', '.join(FORMATS)}")
@@ -103,7 +139,9 @@ def _format(name: str, path: Path) -> Format:
     return FORMATS[name]
 
 
-def _compare(forward: Forward, function: Callable[..., Tree], stored: Batch, prepared: Batch) -> tuple[Tree, Parity]:
+def _compare(
+    forward: Forward, function: Callable[..., Tree], stored: Batch, prepared: Batch, precision: str
+) -> tuple[Tree, Parity]:
     """Predictions of the file for all examples, and how they compare with those of the run."""
     experiment, apply, number = forward.experiment, forward.experiment.network.apply, len(stored["example_weight"])
     task, model, variables = experiment.task, experiment.config.model, (forward.params, forward.model_state)
@@ -129,12 +167,16 @@ def _compare(forward: Forward, function: Callable[..., Tree], stored: Batch, pre
     largest = float(np.max([np.max(np.abs(leaf)) for leaf in jax.tree.leaves(of_run)]))
     has_units = task.outputs_of(of_run) is not of_run
     exact = model.dtype == "float32" and model.precision == "highest"
+    allowed = TOLERANCE.get("bfloat16" if precision == "float32" and not exact else precision)
+    score, one, other = task.primary_metric, metrics_of_run, metrics_of_file
     parity = Parity(
         examples=number,
         largest_difference=float(np.max(jax.tree.leaves(differences))),
-        tolerance=TOLERANCE["float32" if exact else "bfloat16"] * (largest if has_units else max(1.0, largest)),
+        tolerance=allowed and allowed * (largest if has_units else max(1.0, largest)),
         metrics=metrics_of_file,
         metrics_of_run=metrics_of_run,
+        score=score.name,
+        lost=(one[score.name] - other[score.name]) * (1 if score.higher_is_better else -1),
     )
     return of_file, parity
 

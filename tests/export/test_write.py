@@ -73,7 +73,7 @@ def test_plain_jax_runs_the_program_on_raw_images(digits, files, images):
     assert np.ptp(digits.predict(images), axis=0).max() > 1e-3  # outputs that depend on the image
 
 
-@pytest.mark.parametrize("suffix", [".stablehlo", ".safetensors"])
+@pytest.mark.parametrize("suffix", [".stablehlo", ".onnx", ".safetensors"])
 def test_a_file_is_read_back_without_the_run(digits, files, images, suffix):
     exported = load_exported(files / f"digits{suffix}")
     expected = digits.predict(images)
@@ -82,7 +82,7 @@ def test_a_file_is_read_back_without_the_run(digits, files, images, suffix):
     assert repr(exported) == f"Exported(digits{suffix}: image)"
 
 
-@pytest.mark.parametrize("suffix", [".stablehlo", ".safetensors"])
+@pytest.mark.parametrize("suffix", [".stablehlo", ".onnx", ".safetensors"])
 def test_the_description(digits, files, suffix):
     file = files / f"digits{suffix}"
     description = json.loads((files / f"digits{suffix}.json").read_text())
@@ -194,7 +194,7 @@ def test_a_difference_within_the_tolerance_is_allowed(digits, tmp_path, monkeypa
     ("name", "format", "kind", "error"),
     [
         ("a.stablehlo", "stablehol", ConfigError, "--format=stablehol is no format: did you mean stablehlo"),
-        ("a.stablehlo", "onnx", ConfigError, "--format=onnx is no format: choose from stablehlo, safetensors"),
+        ("a.tflite", "tflite", ConfigError, "--format=tflite is no format: .*choose from stablehlo, onnx, safetensors"),
         ("a.bin", "stablehlo", ConfigError, "a.bin must end in .stablehlo"),
         ("there.stablehlo", "stablehlo", ConfigError, "there.stablehlo exists; choose another --out, or pass --overw"),
         (
@@ -248,7 +248,7 @@ def rewritten(files, folder, name, content):
     return path
 
 
-@pytest.mark.parametrize("suffix", [".stablehlo", ".safetensors"])
+@pytest.mark.parametrize("suffix", [".stablehlo", ".onnx", ".safetensors"])
 def test_a_damaged_file_is_not_read(files, tmp_path, suffix):
     whole = (files / f"digits{suffix}").read_bytes()
     description = (files / f"digits{suffix}.json").read_text()
@@ -266,7 +266,7 @@ def test_a_damaged_file_is_not_read(files, tmp_path, suffix):
     for content in (b"", b"nonsense", whole[: len(whole) // 2]):
         with pytest.raises(RunError, match="is damaged, or no"):
             load_exported(rewritten(files, tmp_path, path.name, content))
-    with pytest.raises(ConfigError, match=r"is no exported model; it ends in \.stablehlo or \.safetensors"):
+    with pytest.raises(ConfigError, match=r"is no exported model; it ends in \.stablehlo, \.onnx or \.safetensors"):
         load_exported(path.with_suffix(".pkl"))
 
 
