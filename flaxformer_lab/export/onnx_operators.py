@@ -72,7 +72,9 @@ def _apply(graph: Graph, equation: Any, values: list[Value]) -> list[Value]:
         for value, atom in zip(values, equation.invars, strict=True)
         if not isinstance(atom, jax.extend.core.Literal)
     }
-    alone = jax.extend.core.Jaxpr((), list(variables), equation.outvars, [equation])
+    names = [("",) * len(each) for each in (variables, equation.outvars)]
+    about = jax.extend.core.DebugInfo("jit", "constant", *names)
+    alone = jax.extend.core.Jaxpr((), list(variables), equation.outvars, [equation], debug_info=about)
     return [_constant(each) for each in jax.core.eval_jaxpr(alone, (), *variables.values())]
 
 
