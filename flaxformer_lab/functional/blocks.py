@@ -42,7 +42,8 @@ def scan_blocks(
         return jnp.zeros((batch, number * size, heads, features), block.dtype)
 
     shapes = jax.eval_shape(lambda: function(start, slice_blocks(0))[1])
-    last, outputs = jax.lax.fori_loop(0, number, step, (start, jax.tree.map(zeros, shapes)))
+    begin = start, jax.tree.map(zeros, shapes)
+    last, outputs = step(0, begin) if number == 1 else jax.lax.fori_loop(0, number, step, begin)
     return last, jax.tree.map(lambda x: x[:, :tokens], outputs)
 
 

@@ -72,8 +72,8 @@ def lightning_attention(
     """Lightning attention, block by block and in time linear in tokens; sums are kept in float32.
 
     Without `causal` the weights are lambda^|t - s| (q_t . k_s): one pass in each direction, the diagonal counted once.
-    block: tokens in a block, by default `block_size()`. implementation: one of IMPLEMENTATIONS; by default `choose`
-    selects one. explain: returns (output, Choice).
+    block: tokens in a block; by default `block_size()`, or all of them where they are fewer. implementation: one of
+        IMPLEMENTATIONS; by default `choose` selects one. explain: returns (output, Choice).
 
     Raises:
         ValueError: there are no tokens, queries, keys and values are not of one sequence, or the implementation is
@@ -88,7 +88,9 @@ def lightning_attention(
         )
     choice = requested_choice(implementation, IMPLEMENTATIONS) if implementation else choose(query.shape, query.dtype)
     dtype, query, key, value = value.dtype, *map(widened, (query, key, value))
-    key, block = _zero_padding(key, valid), block or block_size()
+    key = _zero_padding(key, valid)
+    if block is None:  # a short sequence is one block of its own length, with nothing padded; a kernel has its sizes
+        block = min(block_size(), query.shape[1]) if choice.name == "blockwise" else block_size()
     output = blockwise(query, key, value, slopes, block, choice.name)
     if not causal:
         backwards = blockwise(query, key, value, slopes, block, choice.name, True)

@@ -252,3 +252,13 @@ def test_queries_keys_and_values_are_of_one_sequence(part):
     heads[part] = heads[part][:, :9]
     with pytest.raises(ValueError, match="are not one sequence"):
         lightning.lightning_attention(*heads)
+
+
+def test_a_short_sequence_is_one_block_without_a_loop_or_padding():
+    def program(tokens):
+        x = jnp.ones((1, tokens, 2, 4))
+        attend = functools.partial(lightning.lightning_attention, causal=False)
+        return str(jax.make_jaxpr(attend)(x, x, x, jnp.ones(2)))
+
+    loops = [[word for word in ("while", "scan", "[64,") if word in program(tokens)] for tokens in (5, 200)]
+    assert loops[0] == [] and loops[1]
