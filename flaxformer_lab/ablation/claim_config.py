@@ -27,7 +27,11 @@ Measure = Literal[
     "object_attention_untrained",
     "object_saliency",
     "object_saliency_untrained",
+    "int8_score",
 ]
+# What a model costs where it runs: FLOPs of a forward pass, or what is measured on its exported file
+# (`ablation/exports.py`): bytes of the file, microseconds for one example on one thread.
+Cost = Literal["forward_flops", "float32_bytes", "int8_bytes", "float32_latency", "int8_latency"]
 Text = Annotated[Name, Rule("must be printable", str.isprintable)]
 
 
@@ -36,20 +40,28 @@ class Quantity:
     """A value for each seed: the test score of a variant on a task, or one of its measures.
 
     also: more tasks, of which one alone is too small to tell; the value is the mean over all.
+    front: in place of a variant, several of one family that cost more and more; the value is that of their Pareto
+        front, where the comparison says at equal what (`report/fronts.py`).
     """
 
     task: Text
     variant: Text = BASELINE
     measure: Measure | None = None
     also: tuple[Text, ...] = ()
+    front: tuple[Text, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.measure or 'score'} of {self.variant} on {' and '.join((self.task, *self.also))}"
+        what = f"the front of {len(self.front)} from {self.front[0]} on" if self.front else self.variant
+        return f"{self.measure or 'score'} of {what} on {' and '.join((self.task, *self.also))}"
 
     @property
     def parts(self) -> tuple["Quantity", ...]:
-        """Its value on each task alone."""
-        return tuple(dataclasses.replace(self, task=task, also=()) for task in (self.task, *self.also))
+        """Its value on each task, and of each variant of a front, alone."""
+        return tuple(
+            dataclasses.replace(self, task=task, variant=variant, also=(), front=())
+            for task in (self.task, *self.also)
+            for variant in self.front or (self.variant,)
+        )
 
 
 @dataclass(frozen=True)
@@ -58,6 +70,9 @@ class Comparison:
 
     within: ask instead whether they differ by less than `threshold`, as every "as good as" must (two one-sided tests).
     because: why the threshold is what it is.
+    at_equal: compare two fronts, by their mean difference over all costs of this kind that both can have.
+    cost_ratio: so far off costs may be measured, or further where seeds of one variant differ by more: the answer
+        must stay where those of `less` are this many times as high, and as low.
     """
 
     name: Text
@@ -67,6 +82,8 @@ class Comparison:
     threshold: float = 0.0
     within: bool = False
     because: Text | None = None
+    at_equal: Cost | None = None
+    cost_ratio: Annotated[float, Rule("must be at least 1", lambda value: value >= 1)] = 1.0
 
     @property
     def parts(self) -> tuple[Quantity, ...]:
@@ -74,7 +91,13 @@ class Comparison:
         return self.more.parts + (() if self.less is None else self.less.parts)
 
     def rules(self) -> None:
-        """Raises ConfigError where no difference could be within the threshold."""
+        """Raises ConfigError where no difference could be within the threshold, or fronts lack what is equal."""
+        fronts = [bool(each.front) and not each.also for each in (self.more, self.less) if each is not None]
+        if (self.at_equal is not None) != any(fronts) or (any(fronts) and fronts != [True, True]):
+            raise ConfigError(
+                f"the comparison {self.name} needs `front` in both `more` and `less`, each on one task, together with "
+                f"`at_equal`, or none of them; at_equal={self.at_equal}"
+            )
         if self.within and not self.threshold > 0:
             raise ConfigError(
                 f"the comparison {self.name} asks for a difference within threshold={self.threshold:g}, which none is; "

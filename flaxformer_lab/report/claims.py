@@ -11,14 +11,15 @@ Two lines say how far a verdict reaches: what it is at equal FLOPs, and for whic
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from flaxformer_lab.ablation.claim_config import Claim, Comparison, Quantity, Verdict
+from flaxformer_lab.report import fronts
 from flaxformer_lab.report.statistics import (
     FEWEST_SEEDS,
     SIGNIFICANT,
@@ -59,6 +60,8 @@ class Finding:
     rest: Interval | None = None
     why_open: str = ""
     not_converged: tuple[str, ...] = ()  # cells whose validation curves still rise
+    # Where fronts are compared at equal cost: how far off the costs may be for the answer to stay; inf: any.
+    stays_to_ratio: float | None = None
     # The thresholds between which the claim's verdict stays, all others as they are; None where it is undecided.
     stays: tuple[float, float] | None = None
 
@@ -107,7 +110,8 @@ def _corrected(measured: "Sequence[Sequence[_Measured]]") -> list[list[float]]:
 
 def _view_at_equal_flops(claim: Claim, summary: Summary) -> Summary:
     """A summary of the claim's cells after equal FLOPs, task by task; the summary itself where only measures count."""
-    names = dict.fromkeys((q.task, q.variant) for _, q in claim.quantities if q.measure is None)
+    compared = [each for each in claim.comparisons if each.at_equal is None]  # others are at equal cost already
+    names = dict.fromkeys((q.task, q.variant) for each in compared for q in each.parts if q.measure is None)
     scores = {name: score for name in names if (score := summary.score(*name)) is not None}
     if not scores:
         return summary
@@ -166,12 +170,18 @@ class _Values:
 
 @dataclass(frozen=True)
 class _Measured:
-    """A comparison before it is answered. interval and rest, of seeds that did not fail, know of no threshold."""
+    """A comparison before it is answered. interval and rest, of seeds that did not fail, know of no threshold.
+
+    moved: of fronts, the interval with other costs of the second one, by the ratio to those that were measured;
+    cost_ratio: so far off they may be, as the comparison says or as far as seeds differ.
+    """
 
     comparison: Comparison
     found: _Values | None = None
     interval: Interval | None = None
     rest: Interval | None = None
+    moved: Mapping[float, Interval] = field(default_factory=dict)
+    cost_ratio: float = 1.0
     at_edge: tuple[str, ...] = ()  # cells whose learning rate is the best only of those that were tried
     not_converged: tuple[str, ...] = ()
 
@@ -193,19 +203,33 @@ class _Measured:
 
 
 def _measure(comparison: Comparison, summary: Summary) -> _Measured:
-    found = values_of(comparison.more, summary)
-    if found is not None and comparison.less is not None:
-        less = values_of(comparison.less, summary)
-        found = None if less is None else _difference(found, less)
+    moved: dict[float, Interval] = {}
+    cost_ratio = comparison.cost_ratio
+    if comparison.at_equal is not None:
+        compared, parts = _difference_of_fronts(comparison, summary)
+        found = compared.get(1.0)
+        moved = {
+            ratio: bootstrap_interval(each.values, examples=each.examples, limits=each.limits)
+            for ratio, each in compared.items()
+        }
+    else:
+        found, parts = values_of(comparison.more, summary), comparison.parts
+        if found is not None and comparison.less is not None:
+            less = values_of(comparison.less, summary)
+            found = None if less is None else _difference(found, less)
     if found is None:
         return _Measured(comparison)
-    cells = {f"{each.variant} on {each.task}": summary.score(each.task, each.variant) for each in comparison.parts}
+    cells = {f"{each.variant} on {each.task}": summary.score(each.task, each.variant) for each in parts}
+    if comparison.at_equal is not None:
+        cost_ratio = max(cost_ratio, *(fronts.noise_of(each, comparison.at_equal) for each in cells.values()))
     of = functools.partial(bootstrap_interval, examples=found.examples, limits=found.limits)
     return _Measured(
         comparison,
         found,
         interval=of(found.values),
         rest=None if found.succeeded.all() or not found.succeeded.any() else of(found.values[found.succeeded]),
+        moved=moved,
+        cost_ratio=cost_ratio,
         at_edge=tuple(name for name, score in cells.items() if score.rate_edge is not None),
         not_converged=tuple(name for name, score in cells.items() if score.converged is False),
     )
@@ -232,10 +256,29 @@ def _answered(measured: _Measured, corrected_p: float) -> Finding:
         answer, why = "open", f"{failed} of {len(values)} seeds failed, and the others answer otherwise"
     elif answer == "open" and _answer(comparison, interval, 0.0) != "open":
         why = "not clear after the correction for all comparisons"
+    ratio = _stays_to_ratio(measured, answer)
+    if ratio is not None and ratio < measured.cost_ratio:
+        why = f"costs may be off by {measured.cost_ratio:.3g} times, and with some as high or low the answer is another"
+        answer, ratio = "open", None
     if measured.at_edge:
         answer, why = "open", f"the best learning rate lies at an edge of those tried: {', '.join(measured.at_edge)}"
     why = why if answer == "open" else ""
-    return Finding(comparison, interval, answer, found.digits, corrected_p, failed, rest, why, measured.not_converged)
+    return Finding(
+        comparison, interval, answer, found.digits, corrected_p, failed, rest, why, measured.not_converged, ratio
+    )
+
+
+def _stays_to_ratio(measured: _Measured, answer: Answer) -> float | None:
+    """How far off the costs of fronts may be, of COST_RATIOS, for the answer to stay; None where it is open."""
+    if answer == "open" or not measured.moved:
+        return None
+    last = 1.0
+    for ratio in COST_RATIOS:
+        both = [measured.moved.get(each) for each in (ratio, 1 / ratio)]
+        if any(each is None or _answer(measured.comparison, each, 0.0) != answer for each in both):
+            return last
+        last = ratio
+    return last
 
 
 def _answer(comparison: Comparison, interval: Interval, corrected_p: float) -> Answer:
@@ -322,6 +365,52 @@ def values_of(quantity: Quantity, summary: Summary) -> _Values | None:
         np.all([each.succeeded for each in found], axis=0),
         found[0].limits,
         found[0].digits,
+    )
+
+
+COST_RATIOS = (1.1, 1.25, 1.5, 2.0, 3.0)
+
+
+def _difference_of_fronts(comparison: Comparison, summary: Summary) -> tuple[dict[float, _Values], list[Quantity]]:
+    """The mean difference of two fronts at equal cost, by the ratio that the costs of `less` are multiplied with.
+
+    And the quantities that it is made of, at the costs as they are. Nothing where a cell or a cost is missing, or the
+    families have no range of costs in common; a ratio is left out where they have none with it.
+    """
+    sides = []
+    for quantity in (comparison.more, comparison.less):
+        members = [summary.score(quantity.task, variant) for variant in quantity.front]
+        known = [fronts.cost_of(each, comparison.at_equal) if each else None for each in members]
+        values = [_values_of_task(part, summary) for part in quantity.parts]
+        if any(each is None for each in (*known, *values)):
+            return {}, []
+        sides.append((quantity, np.array(known), fronts.validation_scores(members), values))
+    found, parts = {}, []
+    for ratio in (1.0, *COST_RATIOS, *(1 / each for each in COST_RATIOS)):
+        costs = [sides[0][1], sides[1][1] * ratio]
+        between = fronts.shared_costs(*costs)
+        if between is None:
+            continue
+        means = []
+        for (quantity, _, scores, values), each in zip(sides, costs, strict=True):
+            weights = fronts.front_weights(each, scores, between)
+            means.append(_weighted(values, weights))
+            if ratio == 1.0:
+                parts += [part for part, weight in zip(quantity.parts, weights, strict=True) if weight]
+        found[ratio] = _difference(*means)
+    return found, parts
+
+
+def _weighted(values: Sequence[_Values], weights: Sequence[float]) -> _Values:
+    """The weighted mean of quantities that are measured on the same test examples; weights sum to 1."""
+    pairs = [(each, weight) for each, weight in zip(values, weights, strict=True) if weight]
+    known = [each.examples is not None for each, _ in pairs]
+    return _Values(
+        sum(weight * each.values for each, weight in pairs),
+        sum(weight * each.examples for each, weight in pairs) if all(known) else None,
+        np.all([each.succeeded for each, _ in pairs], axis=0),
+        pairs[0][0].limits,
+        pairs[0][0].digits,
     )
 
 

@@ -87,3 +87,11 @@ def series_of(summary: Summary, task: str) -> dict[str, list[Score]]:
         scores = [summary.score(task, variant) for variant in variants]
         found[name] = [score for score in scores if score is not None]
     return {name: scores for name, scores in found.items() if scores}
+
+
+def front_families(summary: Summary, task: str) -> dict[str, list[Score]]:
+    """The series all of whose members were measured as exported files, for Pareto fronts; none where they are few."""
+    measured = {
+        name: [s for s in scores if "int8_score" in s.measures] for name, scores in series_of(summary, task).items()
+    }
+    return {name: scores for name, scores in measured.items() if scores}

@@ -8,10 +8,12 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import BboxBase
 
+from flaxformer_lab.ablation.claim_config import Cost
 from flaxformer_lab.report.designs import Factorial
 from flaxformer_lab.report.formatting import (
     format_ends,
@@ -21,8 +23,9 @@ from flaxformer_lab.report.formatting import (
     format_p_value,
     with_minus_signs,
 )
+from flaxformer_lab.report.fronts import cost_of, on_front, validation_scores
 from flaxformer_lab.report.markup import Markup
-from flaxformer_lab.report.statistics import Interval
+from flaxformer_lab.report.statistics import Interval, bootstrap_interval
 from flaxformer_lab.report.summary import Difference, Score, metric_range
 from flaxformer_lab.report.svg import COLOURS, annotate, as_svg, make_axes, styled
 from flaxformer_lab.tasks import PrimaryMetric
@@ -340,6 +343,97 @@ def dose_curves(series: Mapping[str, Sequence[Score]], numbers: Mapping[str, int
     named = {s.variant: _describe_point(s, size) for _, s, size in points}
     every = "; ".join(f"{name}: {', '.join(named[s.variant] for s in each)}" for name, each in series.items())
     return as_svg(axes.get_figure(), with_minus_signs(f"{format_label(metric)} against parameters. {every}"))
+
+
+# ------------------------------------------------------------------------------------------ Pareto fronts
+
+COSTS: dict[Cost, str] = {
+    "float32_bytes": "bytes of the file",
+    "int8_bytes": "bytes of the file",
+    "forward_flops": "FLOPs of an example",
+    "float32_latency": "microseconds an example, 1 thread",
+    "int8_latency": "microseconds an example, 1 thread",
+}
+PRECISIONS = ("float32", "int8")
+
+
+def costs_of_use(precision: str) -> tuple[Cost, ...]:
+    """Of a model in float32 or int8: bytes, FLOPs, and latency."""
+    return tuple(cost for cost in COSTS if cost == "forward_flops" or cost.startswith(precision))
+
+
+@styled
+def front_chart(families: Mapping[str, Sequence[Score]], cost: Cost, precision: str) -> Markup:
+    """Each family's score against one cost: its front as a line, with the family's number at the end."""
+    figure, axes = make_axes(400, 290, (46, 46, 14, 10))
+    axes.yaxis.set_label_coords(0.03, 0.56, figure.transFigure)
+    return as_svg(figure, _draw_fronts(axes, families, cost, precision))
+
+
+@styled
+def front_panels(families: Mapping[str, Sequence[Score]]) -> Markup:
+    """The fronts of all costs in one figure, float32 above int8, with the names of the families."""
+    figure = Figure(figsize=(1080 / 72, 640 / 72))
+    labels = []
+    for row, precision in enumerate(PRECISIONS):
+        for column, cost in enumerate(costs_of_use(precision)):
+            place = ((52 + 350 * column) / 1080, (345 - 290 * row) / 640, 300 / 1080, 225 / 640)
+            axes = figure.add_axes(place)
+            labels.append(_draw_fronts(axes, families, cost, precision))
+            axes.set_title(precision, loc="left", fontsize=11)
+    names = "     ".join(f"{number} {name} ({style})" for number, (name, style) in enumerate(front_styles(families), 1))
+    figure.text(52 / 1080, 618 / 640, names, color=COLOURS["ink"])
+    return as_svg(figure, " ".join(f"{label}." for label in labels))
+
+
+def front_styles(families: Mapping[str, Sequence[Score]]) -> list[tuple[str, str]]:
+    """Each family with its kind of line in words: the first is solid and thick, in a colour of its own."""
+    return [
+        *zip(families, ("thick", *itertools.islice(itertools.cycle(LINES.values()), len(families) - 1)), strict=True)
+    ]
+
+
+def _draw_fronts(axes: Axes, families: Mapping[str, Sequence[Score]], cost: Cost, precision: str) -> str:
+    """Draws the fronts on axes; returns them in words."""
+    metric = next(iter(families.values()))[0].metric
+    judged = {name: _judged(members, precision) for name, members in families.items()}
+    costs = {name: np.array([cost_of(each, cost) for each in members]) for name, members in families.items()}
+    every, ends = [each for intervals in judged.values() for each in intervals], np.concatenate([*costs.values()])
+    axes.set(xlabel=COSTS[cost], ylabel=format_label(metric))
+    axes.set_ylim(score_limits(metric, [end for each in every for end in (each.low, each.mean, each.high)]))
+    _set_logarithmic(axes, ends.min() / 1.25, ends.max() * 1.6)
+    styles, tips, drawn, words = itertools.cycle(LINES), [], [], []
+    for number, (name, members) in enumerate(families.items()):
+        places = on_front(costs[name], validation_scores(members))
+        means = np.array([each.mean for each in judged[name]])
+        x, y = np.append(costs[name][places], axes.get_xlim()[1] / 1.2), np.append(means[places], means[places][-1])
+        looks = {"color": COLOURS["baseline" if number else "variant"], "linewidth": 1.4 if number else 2.4}
+        y = np.clip(y, *axes.get_ylim())
+        annotate(axes.plot(x, y, next(styles) if number else "-", **looks)[0], "front", name)
+        low, high = (
+            np.clip([getattr(each, end) for each in judged[name]], *axes.get_ylim()) for end in ("low", "high")
+        )
+        axes.vlines(costs[name], low, high, looks["color"], linewidth=1, alpha=0.5)
+        for place, (score, interval, at) in enumerate(zip(members, judged[name], costs[name], strict=True)):
+            face = looks["color"] if place in places else COLOURS["surface"]
+            up = np.clip(interval.mean, *axes.get_ylim())
+            (mark,) = axes.plot(at, up, "o", color=looks["color"], markerfacecolor=face, markersize=5)
+            said = f"{score.variant} {format_interval(interval, metric.digits)} at {at:,.0f}"
+            annotate(mark, "point", with_minus_signs(said))
+        tips.append((x[-1], y[-1]))
+        drawn.append(axes.transData.transform(np.stack([x, y], axis=-1)))
+        steps = ", ".join(f"{means[place]:.{metric.digits}f} at {costs[name][place]:,.0f}" for place in places)
+        words.append(f"{name} {steps}")
+    _draw_numbers(axes, range(1, len(families) + 1), axes.transData.transform(tips), TO_THE_RIGHT, drawn)
+    what = f"{format_label(metric)} of {precision} against {COSTS[cost]}, front by front"
+    return with_minus_signs(f"{what}: {'; '.join(words)}")
+
+
+def _judged(members: Sequence[Score], precision: str) -> list[Interval]:
+    """What the members' files score."""
+    if precision == "float32":
+        return [each.interval for each in members]
+    return [bootstrap_interval(each.measures["int8_score"], limits=each.metric.limits) for each in members]
 
 
 @styled

@@ -9,7 +9,8 @@ from flaxformer_lab.ablation.claim_config import BASELINE
 from flaxformer_lab.ablation.grid import AblationConfig
 from flaxformer_lab.report.claims import Decision, Finding
 from flaxformer_lab.report.designs import Factorial
-from flaxformer_lab.report.statistics import Interval
+from flaxformer_lab.report.fronts import cost_of
+from flaxformer_lab.report.statistics import Interval, bootstrap_interval
 from flaxformer_lab.report.summary import Difference, Score, Summary
 from flaxformer_lab.tasks import PrimaryMetric
 
@@ -114,7 +115,9 @@ def format_threshold(finding: Finding) -> str:
 def format_reach(decision: Decision) -> tuple[str, str]:
     """How far a verdict reaches: what it is at equal FLOPs, and for which thresholds it stays."""
     other = decision.at_equal_flops
-    if other is None:
+    if other is None and any(each.comparison.at_equal for each in decision.findings):
+        equal = "Equal training FLOPs: not asked, since models are compared by what they cost where they run."
+    elif other is None:
         equal = "Equal FLOPs: nothing to compare, since it rests on measures of mixing, which are taken at the end."
     elif other.verdict == decision.verdict:
         equal = "Equal FLOPs: the verdict is the same."
@@ -157,6 +160,8 @@ def format_conditions(finding: Finding) -> str:
     """What a finding rests on beside its interval: the corrected p, and what is left without seeds that failed."""
     p_value = format_p_value(finding.corrected_p)
     text = "" if not p_value else f", p {p_value}" if p_value.startswith("<") else f", p = {p_value}"
+    if finding.stays_to_ratio is not None:
+        text += f", the same with costs {finding.stays_to_ratio:g} times as high or low"
     if finding.rest is None:
         return text
     return (
@@ -257,3 +262,18 @@ def effects_in_words(found: Factorial) -> str:
         p = f", p {format_p_value(each.p_value)}" if math.isfinite(each.p_value) else ""
         words.append(f"{each.name} {format_interval(each.share, 2)}{p}")
     return f"Shares of the variance over all runs, with 95% intervals over seeds: {'; '.join(words)}."
+
+
+COSTS_OF_USE = ("float32 bytes", "int8 bytes", "FLOPs", "float32 µs", "int8 µs", "float32 score", "int8 score")
+
+
+def format_cost_of_use(score: Score) -> list[str]:
+    """What a variant's exported files cost and score, as COSTS_OF_USE names it; latencies are medians over seeds."""
+    costs = ("float32_bytes", "int8_bytes", "forward_flops", "float32_latency", "int8_latency")
+    found = [cost_of(score, cost) for cost in costs]
+    shown = [
+        "" if value is None else f"{value:,.{1 if 'latency' in cost else 0}f}"
+        for cost, value in zip(costs, found, strict=True)
+    ]
+    int8 = bootstrap_interval(score.measures["int8_score"], limits=score.metric.limits)
+    return [*shown, *(format_interval(each, score.metric.digits) for each in (score.interval, int8))]

@@ -271,8 +271,8 @@ def difference_limits(limits: Limits) -> Limits:
 
 
 def measure_limits(name: str) -> Limits:
-    """Between which a measure lies: shares between 0 and 1; errors, and shares divided by an area, above 0."""
-    has_no_highest = name == "mae" or name.endswith("_error") or name.startswith("object_")
+    """Between which a measure lies: shares between 0 and 1; errors, shares divided by an area, and costs above 0."""
+    has_no_highest = name == "mae" or name.endswith(("_error", "_bytes", "_latency")) or name.startswith("object_")
     return (0, None) if has_no_highest else (0, 1)
 
 

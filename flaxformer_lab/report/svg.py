@@ -73,6 +73,19 @@ def as_svg(figure: Figure, label: str, class_: str = "chart") -> Markup:
     return tag("svg", content, viewBox=f"0 0 {width} {height}", role="img", aria_label=label, class_=class_)
 
 
+# What the page's style sheet says for its figures, for a figure that is a file of its own.
+ALONE = """text{font:10.5px system-ui,sans-serif}svg{background:#fff;--ink:#1c2024;--muted:#5b636b;--grid:#e7e8e4;
+--surface:#fff;--variant:#0868ac;--baseline:#4a5058;--level:#8a9096}
+@media (prefers-color-scheme:dark){svg{background:#1d2125;--ink:#e8e9e6;--muted:#a3abb2;--grid:#2c3237;
+--surface:#1d2125;--variant:#6db5ee;--baseline:#b9c0c6;--level:#8a9096}}"""
+
+
+def as_file(svg: Markup) -> str:
+    """A figure of `as_svg` as an SVG file: in light or dark colours, as the viewer prefers."""
+    head, _, rest = svg.partition(">")
+    return f'{head} xmlns="{NAMESPACE[1:-1]}"><style>{ALONE}</style>{rest}\n'
+
+
 def _convert(element: ElementTree.Element, paths: Mapping[str, ElementTree.Element]) -> Markup | None:
     kind, style = element.tag.removeprefix(NAMESPACE), _style(element.get("style", ""))
     if kind == "g":

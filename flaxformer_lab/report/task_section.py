@@ -4,23 +4,30 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from flaxformer_lab.report.designs import factorial, series_of
+from flaxformer_lab.report.designs import factorial, front_families, series_of
 from flaxformer_lab.report.figures import (
+    COSTS,
     LINES,
+    PRECISIONS,
     all_curves,
     bound_of,
+    costs_of_use,
     dose_curves,
     factorial_grid,
     forest,
+    front_chart,
+    front_styles,
     learning_curve,
     scatter,
     score_limits,
     seed_range,
 )
 from flaxformer_lab.report.formatting import (
+    COSTS_OF_USE,
     effects_in_words,
     format_bound,
     format_clarity,
+    format_cost_of_use,
     format_ends,
     format_improvement,
     format_label,
@@ -70,6 +77,7 @@ def _content(summary: Summary, scores: Sequence[Score], id_: str) -> list[Markup
         _heading("Differences to the baseline", f"{id_}-differences"),
         _forest(summary, scores),
         *_designs(summary, scores, id_),
+        *_fronts(summary, scores, id_),
         *_mixing(summary, scores, id_),
         _heading("Score and cost", f"{id_}-cost"),
         _cost(summary, scores),
@@ -241,8 +249,33 @@ def _designs(summary: Summary, scores: Sequence[Score], id_: str) -> list[Markup
     return found
 
 
+def _fronts(summary: Summary, scores: Sequence[Score], id_: str) -> list[Markup]:
+    """Scores against what models cost where they run, where that was measured."""
+    families = front_families(summary, scores[0].task)
+    if not families:
+        return []
+    styles = "; ".join(f"{number} {name} ({style})" for number, (name, style) in enumerate(front_styles(families), 1))
+    legend = (
+        "Each family's Pareto front: filled points are better on validation than all cheaper ones of the family, and "
+        f"the dearest of them serves where more is allowed. {styles}."
+    )
+    parts = [_heading("Score and cost of use", f"{id_}-fronts"), tag("p", legend, class_="legend")]
+    for precision in PRECISIONS:
+        charts = [_figure(front_chart(families, cost, precision)) for cost in costs_of_use(precision)]
+        parts += [tag("h5", precision), tag("div", charts, class_="pair")]
+    head = tag("tr", tag("th", "variant", scope="col"), [tag("th", each, scope="col") for each in COSTS_OF_USE])
+    rows = [
+        tag("tr", tag("th", breakable(s.variant), scope="row"), [_cell(each) for each in format_cost_of_use(s)])
+        for family in families.values()
+        for s in family
+    ]
+    table = tag("table", tag("thead", head), tag("tbody", rows), class_="results numbers")
+    return [*parts, scrolling(f"Cost of use on {scores[0].task}", table)]
+
+
 def _mixing(summary: Summary, scores: Sequence[Score], id_: str) -> list[Markup]:
-    names = list(dict.fromkeys(name for score in scores for name in score.measures if name not in score.metric.beside))
+    beside = {*scores[0].metric.beside, *COSTS, "int8_score"}
+    names = list(dict.fromkeys(name for score in scores for name in score.measures if name not in beside))
     if not names:
         return []
     charts = [

@@ -11,12 +11,14 @@ from flaxformer_lab.ablation.grid import Grid
 from flaxformer_lab.ablation.store import Store
 from flaxformer_lab.errors import RunError
 from flaxformer_lab.report.claims import Decision, decide_all
-from flaxformer_lab.report.designs import factorial
+from flaxformer_lab.report.designs import factorial, front_families
 from flaxformer_lab.report.formatting import (
+    COSTS_OF_USE,
     TITLE,
     effects_in_words,
     format_bound,
     format_clarity,
+    format_cost_of_use,
     format_findings,
     format_improvement,
     format_interval,
@@ -89,6 +91,9 @@ def as_markdown(summary: Summary, decisions: tuple[Decision, ...]) -> str:
         scores = [each for each in summary.scores if each.task == task]
         if scores:
             parts.append(f'<a id="{anchors[task]}"></a>\n\n## {task}\n\n{task_table(summary, scores)}')
+            families = front_families(summary, task)
+            if families:
+                parts += ["Cost of use, as exported files, family by family:", _cost_table(families)]
             crossed = factorial(summary, task)
             parts += [] if crossed is None else [effects_in_words(crossed)]
     parts += [f"{name.capitalize()}: {made}" for name, made in format_provenance(summary)]
@@ -155,6 +160,11 @@ def task_table(summary: Summary, scores: list[Score]) -> str:
             )
         )
     return table(header, rows)
+
+
+def _cost_table(families: dict[str, list[Score]]) -> str:
+    rows = [(each.variant, *format_cost_of_use(each)) for family in families.values() for each in family]
+    return table(("variant", *COSTS_OF_USE), rows)
 
 
 def table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:

@@ -2,9 +2,7 @@
 
 import itertools
 import json
-import os
 import re
-import shutil
 import warnings
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -28,6 +26,7 @@ from flaxformer_lab.report.formatting import (
 from flaxformer_lab.report.page import as_page
 from flaxformer_lab.report.summary import summarise
 from flaxformer_lab.tasks import PrimaryMetric
+from tests.chromium import headless_chromium
 
 SEEDS = (0, 1, 2, 3, 4)
 RNG = np.random.default_rng(0)
@@ -610,21 +609,12 @@ def test_a_baseline_that_is_not_finite_is_called_so(page_of):
 
 # ------------------------------------------------------------------------------------------------ in a browser
 
-BROWSERS = ("google-chrome", "google-chrome-stable", "chromium", "chromium-browser")
-
 
 @pytest.fixture(scope="module")
 def browser():
     """A headless Chromium."""
-    api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install -e '.[test]'")
-    with api.sync_playwright() as playwright:
-        path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-        if path is None and not os.path.exists(playwright.chromium.executable_path):
-            pytest.skip("there is no Chromium: apt-get install chromium, or python -m playwright install chromium")
-        options = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium's own sandbox refuses root
-        browser = playwright.chromium.launch(executable_path=path, args=options)
-        yield browser
-        browser.close()
+    with headless_chromium() as found:
+        yield found
 
 
 @pytest.fixture
