@@ -30,7 +30,7 @@ default = $(if $(filter $(1) $(1)=%,$(ARGS)),,$(1)=$(2))
 .DELETE_ON_ERROR:
 # Two installations into one environment must not run at once.
 .NOTPARALLEL:
-.PHONY: help setup train speeches test test-slow test-tpu test-cuda test-typed lint format benchmark ablation forecasting debate probes faults mutants coverage parity first-steps check-device browser clean
+.PHONY: help setup train speeches test test-slow test-tpu test-cuda test-typed lint format benchmark ablation forecasting debate probes faults mutants coverage parity first-steps check-device edge-page browser clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS=...] [EXTRAS=cuda|tpu] [PYTHON=...]"
@@ -102,6 +102,9 @@ first-steps: ## do what the README's first screen says in a fresh clone, and com
 
 check-device: $(call installed,) ## check formulas, modules and commands on the devices of this machine, without a network
 	@$(RUN) tools/check_device.py $(ARGS)
+
+edge-page: $(call installed,onnx) ## a page that classifies drawn digits in the browser, into runs/edge-page (takes runs/digits; npm)
+	@$(RUN) examples/edge/build.py $(ARGS)
 
 clean: ## remove caches and build products; .venv and runs stay
 	@rm -rf build dist .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -365,7 +365,7 @@ def costs_of_use(precision: str) -> tuple[Cost, ...]:
 @styled
 def front_chart(families: Mapping[str, Sequence[Score]], cost: Cost, precision: str) -> Markup:
     """Each family's score against one cost: its front as a line, with the family's number at the end."""
-    figure, axes = make_axes(400, 290, (46, 46, 14, 10))
+    figure, axes = make_axes(370, 290, (46, 46, 14, 10))
     axes.yaxis.set_label_coords(0.03, 0.56, figure.transFigure)
     return as_svg(figure, _draw_fronts(axes, families, cost, precision))
 
@@ -381,7 +381,7 @@ def front_panels(families: Mapping[str, Sequence[Score]]) -> Markup:
             axes = figure.add_axes(place)
             labels.append(_draw_fronts(axes, families, cost, precision))
             axes.set_title(precision, loc="left", fontsize=11)
-    names = "     ".join(f"{number} {name} ({style})" for number, (name, style) in enumerate(front_styles(families), 1))
+    names = " · ".join(f"{number} {name} ({style})" for number, (name, style) in enumerate(front_styles(families), 1))
     figure.text(52 / 1080, 618 / 640, names, color=COLOURS["ink"])
     return as_svg(figure, " ".join(f"{label}." for label in labels))
 
