@@ -80,7 +80,8 @@ def main(overrides: list[str]) -> None:
         restore(Path(FROM_RESULTS.value).expanduser(), grid, store)
         print_report(write_report(grid, store))
         return
-    report = run_grid(grid, store, _trainer(), console, split_names(LOGGERS.value))
+    again = MEASURE_AGAIN.value
+    report = run_grid(grid, store, _trainer(), console, split_names(LOGGERS.value), measure_again=again)
     print_report(report)
     raise_failures(report, store)
 
@@ -121,6 +122,9 @@ if __name__ == "__main__":
         "loggers",
         [],
         "Where the curves of all replicas go, as each cell is finished: tensorboard, csv, wandb, mlflow.",
+    )
+    MEASURE_AGAIN = flags.DEFINE_bool(
+        "measure_again", False, "Where the ablation has exports=true: measure the files again, on a quiet machine."
     )
     DEVICES = flags.DEFINE_integer(
         "cpu_devices",

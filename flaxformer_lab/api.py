@@ -128,8 +128,13 @@ def run_grid(
     console: Console,
     loggers: Sequence[str | Logger | Callback] = (),
     callbacks: Sequence[Logger | Callback] = (),
+    *,
+    measure_again: bool = False,
 ) -> Report:
-    """Trains the cells that are not finished, and writes the report, of failures too."""
+    """Trains the cells that are not finished, and writes the report, of failures too.
+
+    measure_again: of what `config.exports` asks for, also what was measured already.
+    """
     check_loggers(loggers, callbacks)
     with trainer as train, contextlib.ExitStack() as stack:
         store.claim(grid)
@@ -143,6 +148,8 @@ def run_grid(
                     log.write(*entry)
 
         run_cells(grid, store, listen, train)
+    if grid.config.exports:
+        measure_exports(grid, store, again=measure_again, tell=console.print)
     return write_report(grid, store)
 
 

@@ -32,10 +32,13 @@ from flaxformer_lab.ablation.store import Store
 from flaxformer_lab.command_line import read_recipe
 from flaxformer_lab.report.claims import decide_all
 from flaxformer_lab.report.debate import Evidence, Topic, as_debate, evidence_of, evidence_of_benchmark
+from flaxformer_lab.report.designs import front_families
+from flaxformer_lab.report.figures import front_panels
 from flaxformer_lab.report.learned import write_learned
 from flaxformer_lab.report.page import as_page
 from flaxformer_lab.report.results import RESULTS, restore
 from flaxformer_lab.report.summary import summarise
+from flaxformer_lab.report.svg import as_file
 from flaxformer_lab.report.write import as_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -96,7 +99,7 @@ TOPICS = (
     Topic(
         "C21",
         "At the edge CNNs still beat Transformers.",
-        "scores against bytes, FLOPs and latency, in float32 and int8",
+        "the values of configs/ablations/edge.py: scores against bytes, FLOPs and latency, in float32 and int8",
     ),
     Topic(
         "C22",
@@ -155,6 +158,10 @@ def write_report(name: str, output: Path, *, html: bool = True) -> list[Evidence
     (output / f"{name}.md").write_text(as_markdown(summary, decisions), encoding="utf-8")
     if html:
         (output / f"{name}.html").write_text(as_page(summary, decisions), encoding="utf-8")
+        for number, task in enumerate(grid.config.tasks, 1):
+            if families := front_families(summary, task):
+                picture = as_file(front_panels(families))
+                (output / f"{name}_fronts_{number}.svg").write_text(picture, encoding="utf-8")
     return [evidence_of(name, summary, decision) for decision in decisions]
 
 

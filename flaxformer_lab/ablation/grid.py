@@ -113,6 +113,8 @@ class AblationConfig:
             the baseline. The report adds main effects and interaction.
         series: variants that are one structure in growing doses, by its name; the report draws a curve for each.
         keep: which replicas stay as ordinary run folders: none, those of the chosen learning rate, or all.
+        exports: measure the replicas of the chosen rate as ONNX files too, in float32 and int8: bytes, latency on one
+            thread, and the score in int8. They must be kept.
         mixed_optimizers: allow a task on which Muon trains dense maps and AdamW the diagonal ones beside them.
     """
 
@@ -132,6 +134,7 @@ class AblationConfig:
     factors: tuple[Factor, ...] = ()
     series: dict[str, tuple[Name, ...]] = field(default_factory=dict)
     keep: Literal["none", "chosen", "all"] = "none"
+    exports: bool = False
     question: Text | None = None
     mixed_optimizers: bool = False
 
@@ -160,6 +163,8 @@ class AblationConfig:
                     f"baseline={self.baseline} is no variant of task {task}: {nearest(self.baseline, known)}"
                     f"choose from {', '.join(sorted(known | entry.variants.keys()))}"
                 )
+        if self.exports and self.keep == "none":
+            raise ConfigError("exports=true reads the replicas of the chosen rate, but keep=none; set keep=chosen")
         self._rules_of_designs({BASELINE} | self.variants.keys() | set(variants_of_tasks))
         claims = [claim.name for claim in self.claims]
         if len(set(claims)) < len(claims):
