@@ -13,6 +13,7 @@ from flaxformer_lab import command_line
 from flaxformer_lab.ablation.curves import entries_of, loggers_of
 from flaxformer_lab.ablation.display import ProgressDisplay
 from flaxformer_lab.ablation.engine import Event, Trainer, run_cells
+from flaxformer_lab.ablation.exports import measure_exports
 from flaxformer_lab.ablation.grid import Grid, make_grid, parse_ablation
 from flaxformer_lab.ablation.learned import parse_learned, run_cuts
 from flaxformer_lab.ablation.local import train_here

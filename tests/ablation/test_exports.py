@@ -5,6 +5,7 @@ import pytest
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install -e '.[onnx]'")
 
+import flaxformer_lab  # noqa: E402
 from flaxformer_lab.ablation import exports  # noqa: E402
 from flaxformer_lab.ablation.exports import MEASURED, chosen_of, latencies_of, measure_exports  # noqa: E402
 from flaxformer_lab.ablation.rates import progress  # noqa: E402
@@ -95,3 +96,34 @@ def test_files_are_timed_in_turns():
 def test_what_is_measured_must_be_kept(grid):
     with pytest.raises(ConfigError, match="keep=chosen"):
         grid({"exports": True})
+
+
+@pytest.mark.slow
+def test_an_ablation_measures_its_own_runs(tmp_path):
+    """From a config to the report: files of real models, which score what their runs scored."""
+    recipe = {
+        "task": {"name": "image_classification", "dataset": "lab_digits", "patch_size": 4},
+        "model": {"width": 8, "depth": 1, "attention": {"num_heads": 2}},
+        "training": {"steps": 2, "batch_size": 8, "evaluate_every": 1, "checkpoint_every": 2, "steps_per_call": 1},
+    }
+    (tmp_path / "digits.py").write_text(f"def get_config():\n    return {recipe!r}\n")
+    config = {
+        "tasks": {"digits": {"recipe": str(tmp_path / "digits.py")}},
+        "variants": {"wide": {"model": {"width": 32}}},
+        "series": {"all": ("baseline", "wide")},
+        "learning_rates": (0.01,),
+        "seeds": (0, 1),
+        "keep": "chosen",
+        "exports": True,
+    }
+    report = flaxformer_lab.ablate(config, tmp_path / "work", quiet=True)
+    narrow, wide = (report.summary.score("digits", variant) for variant in ("baseline", "wide"))
+    run = flaxformer_lab.load_run(next((tmp_path / "work" / "runs").glob("*/seed-0-*")))
+    for score in (narrow, wide):
+        smaller = score.measures["int8_bytes"] < score.measures["float32_bytes"]
+        assert np.all(score.measures["float32_bytes"] > 4 * score.parameters) and np.all(smaller == (score is wide))
+        assert np.all(score.measures["float32_latency"] > 0) and np.all(score.measures["int8_latency"] > 0)
+        assert np.all(np.abs(score.measures["int8_score"] - score.values) < 0.05)
+    sizes = {run.export(tmp_path / "model.onnx", "onnx").description["bytes"]}
+    assert sizes <= {int(size) for score in (narrow, wide) for size in score.measures["float32_bytes"]}
+    assert "Cost of use" in report.files[1].read_text() and "int8_score" in report.files[0].read_text()
