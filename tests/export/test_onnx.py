@@ -291,6 +291,7 @@ def speeches(decoded_once, tmp_path_factory):
     return load_run(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "stablehlo"])
 def test_steps_of_decoding_write_the_same_text_as_the_run(speeches, tmp_path, format):
     """Greedily, two texts at once, from a cache of zeros."""
