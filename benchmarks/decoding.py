@@ -57,7 +57,6 @@ SIZES = {
         Size("124M, 32 texts", width=768, depth=12, heads=12, vocabulary=50304, batch=32, prompt=64, new=192),
     ),
 }
-BANDWIDTH = {"H200": 4.8e12, "H100": 3.35e12, "A100": 2.04e12}  # bytes per second, by a part of the device's name
 GPU_SECONDS = 30  # of all rounds: with preparation the benchmark ends within two minutes
 TINY = Size("tiny", width=16, depth=1, heads=2, vocabulary=16, batch=2, prompt=3, new=9)
 
@@ -208,7 +207,10 @@ def compare(size: Size, device: str, rounds: int, before: str | None) -> dict[st
     tokens = size.batch * size.new
     row = asdict(size) | {"rounds": min(map(len, seconds.values()), default=0), "missing": missing}
     row |= {f"{name}_tokens_per_second": round(tokens / statistics.median(t)) for name, t in seconds.items()}
-    peak = next((rate for name, rate in BANDWIDTH.items() if device == "gpu" and name in machine(device)), None)
+    from flaxformer_lab.analysis.roofline import DEVICES, device_of
+
+    name = device_of(machine(device)) if device == "gpu" else None
+    peak = DEVICES[name].bandwidth if name else None
     for name, number in must_read.items():
         if number:
             row[f"{name}_bytes_per_step"] = number

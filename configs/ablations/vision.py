@@ -6,7 +6,8 @@ from all, and of images that lie elsewhere than in training. One digit among clu
 gradients lie on it. All within 8% of the baseline's parameters.
 
 Command: python -m flaxformer_lab.ablate --config=configs/ablations/vision.py --workdir=runs/vision
-Hardware: one H200; so far the 9 of 23 cells that C14 needs (--config.claims=C14), 8 minutes beside other work.
+The 13 of 23 cells that claims need: --config.claims=C14,C5,C22
+Hardware: one H200 for the 9 cells of C14, 8 minutes beside other work; 2 cores of an AMD EPYC for the other 4.
 Result: docs/results/vision.md, of the values in docs/results/vision.csv.gz.
 """
 
