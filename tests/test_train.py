@@ -79,6 +79,7 @@ def test_a_run_stops_resumes_and_is_evaluated(place, run_command, monkeypatch):
     assert json.loads(out.splitlines()[-1]) == {"step": 12, "split": "test", **test}
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_says_how_to_go_on(place, tmp_path):
     arguments = [REPOSITORY / "train.py", f"--workdir={tmp_path / 'run'}", *flags(**{"training.steps": 1_000_000})]
     process = start(place, *arguments)

@@ -122,7 +122,7 @@ def _call(graph: Graph, equation: Any, *values: Value) -> list[Value]:
     return translate(graph, closed, values)
 
 
-@operator("copy", "copy_p", "optimization_barrier", "stop_gradient", "reduce_precision", "sharding_constraint")
+@operator("copy", "copy_p", "name", "optimization_barrier", "stop_gradient", "reduce_precision", "sharding_constraint")
 def _identity(graph: Graph, equation: Any, *values: Value) -> list[Value]:
     del graph, equation
     return list(values)
@@ -809,4 +809,5 @@ def _while(graph: Graph, equation: Any, *values: Value) -> list[Value]:
 
 # Primitives that are computed by NumPy where all is known: cheap, and broadcast lazily.
 BY_NUMPY = ("broadcast_in_dim", "reshape", "transpose", "convert_element_type", "squeeze", "copy", "jit", "pjit")
-BY_NUMPY += ("custom_vjp_call", "custom_jvp_call", "remat2", "checkpoint", "stop_gradient", "optimization_barrier")
+BY_NUMPY += ("custom_vjp_call", "custom_jvp_call", "remat2", "checkpoint", "name")
+BY_NUMPY += ("stop_gradient", "optimization_barrier")

@@ -312,6 +312,7 @@ def test_steps_of_decoding_write_the_same_text_as_the_run(speeches, tmp_path, fo
     assert ["".join(text[5:]) for text in texts] == speeches.generate(prompts, 11, temperature=0.0)
 
 
+@pytest.mark.slow
 def test_what_cannot_decode_is_refused(digits, speeches, tmp_path):
     with pytest.raises(ConfigError, match=r"--decode is for models of texts, not for task\.name=image_classification"):
         digits.export(tmp_path / "a.onnx", "onnx", decode=True)

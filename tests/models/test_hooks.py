@@ -21,6 +21,7 @@ MODEL = {"width": 8, "depth": 2, "attention": {"num_heads": 2}, "ffn": {"expansi
 WITH_WEIGHTS = ["softmax", "linear", "lightning", "mean", "static", "random", "probsparse"]
 WITHOUT_WEIGHTS = ["channel", "fourier", "autocorrelation", "frequency"]
 KINDS = WITH_WEIGHTS + WITHOUT_WEIGHTS
+SLOW = pytest.mark.slow
 BASELINES = ["mlp", "cnn_1d", "gru", "mixer", "factorization_machine"]
 
 
@@ -53,8 +54,14 @@ def test_every_kind_of_attention_is_here():
 # ------------------------------------------------------------------------------------------- reading, replacing
 
 
-@pytest.mark.parametrize("valid", [None, VALID], ids=["whole", "padded"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "valid"),
+    [pytest.param(kind, None, id=f"{kind}-whole") for kind in KINDS]
+    + [
+        pytest.param(kind, VALID, id=f"{kind}-padded", marks=() if kind in ("softmax", "probsparse") else SLOW)
+        for kind in KINDS
+    ],
+)
 def test_values_replaced_by_themselves_change_nothing(network, kind, valid):
     """Scores and weights are hooked, so the formula is compared with the kernel."""
     small, params = network({"attention.kind": kind, "depth": 1, "position": "rotary"})
