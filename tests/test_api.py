@@ -173,6 +173,7 @@ def check_curves(report, calls, folder):
     assert found == tests and len(rows) == sum(len(metrics) for _, _, metrics in calls)
 
 
+@pytest.mark.slow
 def test_an_ablation_from_a_mapping_or_a_file(ablation, tmp_path, capsys):
     calls = []
     logged = {"loggers": ["csv"], "callbacks": [lambda *entry: calls.append(entry)]}

@@ -115,6 +115,7 @@ def test_the_best_checkpoint_has_the_lowest_validation_loss(evaluate, images):
     assert json.loads(out[-1]) == {"step": best, "split": "validation", **reported(images, "validation", best)}
 
 
+@pytest.mark.slow
 def test_text_that_is_masked_gives_its_figures_again(evaluate, text):
     _, out, _ = evaluate(f"--workdir={text}", "--split=validation")
     assert json.loads(out[-1]) == {"step": 2, "split": "validation", **reported(text, "validation", 2)}

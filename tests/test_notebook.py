@@ -5,6 +5,8 @@ import io
 import json
 from pathlib import Path
 
+import pytest
+
 REPOSITORY = Path(__file__).parents[1]
 NOTEBOOK = json.loads((REPOSITORY / "examples" / "lab.ipynb").read_text())
 CODE = ["".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
@@ -17,6 +19,7 @@ def test_it_is_stored_without_outputs():
     assert all(len(line) <= 120 for source in CODE for line in source.splitlines())
 
 
+@pytest.mark.slow
 def test_its_cells_run_one_after_another(decoded_once, tmp_path, monkeypatch):
     (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
     (tmp_path / "examples").mkdir()

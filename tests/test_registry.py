@@ -334,6 +334,7 @@ def test_weights_that_are_declared_but_not_offered_are_missed(tmp_path):
         measure(subject, ["attention"])
 
 
+@pytest.mark.slow
 def test_an_attention_kind_that_forgets_to_declare_its_weights_is_said_to(tmp_path):
     register("attention", "mine")(type("Mine", (SoftmaxAttention,), {}))
     tree = TINY | {"task": {"name": "delay", "tokens": 4, "evaluation_examples": 16}}

@@ -124,6 +124,7 @@ def test_seeds_and_learning_rates_matter(population):
     assert len(set(scores.tolist())) == len(scores) == 4
 
 
+@pytest.mark.slow
 def test_more_replicas_change_no_others_result_and_train_in_chunks_where_memory_is_short(
     ready, population, monkeypatch
 ):

@@ -73,10 +73,8 @@ def test_values_have_the_shapes_of_what_they_describe(baseline):
     assert isinstance(baseline["cross_feature_energy"], Estimate) and isinstance(baseline["parameters"], int)
 
 
-# A recurrence and a convolution stand for the others.
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in ("gru", "cnn_1d") else pytest.mark.slow) for n in BASELINES]
-)
+# A convolution stands for the others.
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "cnn_1d" else pytest.mark.slow) for n in BASELINES])
 def test_a_baseline_has_every_measure_that_applies(subject, name):
     model = subject(variants=[name])
     assert model.config.name == name

@@ -45,6 +45,7 @@ def test_the_field_is_the_gradient_of_a_token():
     assert any(np.allclose(found, each, atol=1e-5) for each in options)
 
 
+@pytest.mark.slow
 def test_a_mean_of_all_tokens_looks_at_the_mean_distance(subject):
     model = subject({"attention.kind": "mean"}, task=MARKS, examples=4)
     found = measure(model, ["sight"])["blocks.0.attention_distance_in_pixels"]
@@ -62,6 +63,7 @@ def test_a_convolution_sees_as_far_as_its_windows_and_no_objects_by_attention(su
     assert not np.array_equal(values["receptive_radius"], values["receptive_radius_at_initialization"])
 
 
+@pytest.mark.slow
 def test_the_gradient_of_the_last_layer_is_that_of_the_mean(subject):
     """Without a norm each token's output weighs the same: nothing is concentrated there, whatever came before."""
     model = subject({"norm.kind": "off"}, task=MARKS, examples=4)

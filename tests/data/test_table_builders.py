@@ -45,7 +45,10 @@ TARGETS = {  # by the standard library's own reading
 }
 
 
-@pytest.mark.parametrize("dataset", TARGETS)
+@pytest.mark.parametrize(
+    "dataset",
+    [pytest.param(name, marks=() if name == "lab_appliances_table" else pytest.mark.slow) for name in TARGETS],
+)
 def test_every_row_is_in_one_split_with_its_own_target(prepared_cache, dataset):
     file, target = TARGETS[dataset]
     file, target = TARGETS[dataset]

@@ -382,6 +382,7 @@ def decomposing(w, heads, depth, **options):
     return found
 
 
+@pytest.mark.slow
 def test_autoformer_in_training():
     config = model_config(
         name="autoformer", depth=2, encoder_depth=2, moving_average=[5], ffn={"expansion": 1.5},
@@ -508,7 +509,9 @@ WHOLE = {  # their weights as ours, the task and the model
 }
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "timemixer" else ()) for name in WHOLE]
+)
 def test_a_whole_forecaster(name):
     """Gradients by the weights alone: neuralforecast takes a window's mean and deviation as constants."""
     flat, task, model = WHOLE[name]

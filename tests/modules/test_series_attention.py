@@ -95,6 +95,7 @@ def test_padding_of_another_sequence_is_not_seen(make, kind):
     np.testing.assert_allclose(run(memory), run(other), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_modes_are_kept_beside_the_parameters_and_do_not_train():
     config = model_of({"kind": "frequency", "modes": 3})
 

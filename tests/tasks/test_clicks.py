@@ -48,6 +48,7 @@ def trained(table, tmp_path_factory):
     return flaxformer_lab.train(config, tmp_path_factory.mktemp("runs") / "fm", quiet=True)
 
 
+@pytest.mark.slow
 def test_the_flights_are_the_sample_and_no_day_is_in_two_splits():
     sources = [open_split("lab_flight_fields", split) for split in ("train", "validation", "test")]
     assert sum(map(len, sources)) == 114_573

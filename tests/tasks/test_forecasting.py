@@ -349,7 +349,9 @@ REFERENCE = {  # of the published figures, what takes seconds: windows of the te
 }
 
 
-@pytest.mark.parametrize("name", REFERENCE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "repeat" else pytest.mark.slow) for name in REFERENCE]
+)
 def test_repeating_the_last_value_has_the_published_errors(name):
     knobs, windows, mse, mae = REFERENCE[name]
     task = make_task(ForecastingConfig(**knobs))
@@ -358,6 +360,7 @@ def test_repeating_the_last_value_has_the_published_errors(name):
     assert round(found["mse"], 3) == mse and (mae is None or round(found["mae"], 3) == mae)
 
 
+@pytest.mark.slow
 def test_a_linear_map_for_each_channel_has_the_published_errors():
     """New York's weather, the smallest."""
     task = make_task(ForecastingConfig("forecasting", "lab_nyc_weather", 72, 24, missing="linear"))

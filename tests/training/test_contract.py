@@ -114,11 +114,12 @@ def test_a_state_moves_in_training_and_stands_still_in_evaluation(undisturbed):
     assert np.abs(alone - moving[:1]).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
         {"parallelism.strategy": "pmap", "model.remat": True},
-        pytest.param({"parallelism": {"strategy": "mesh", "mesh": {"fsdp": 2, "tensor": 2}}}, marks=pytest.mark.slow),
+        {"parallelism": {"strategy": "mesh", "mesh": {"fsdp": 2, "tensor": 2}}},
     ],
 )
 def test_every_strategy_and_rematerialisation_update_the_state_as_one_device_does(trained, tmp_path, changes):
@@ -411,7 +412,8 @@ def bags(own_parts, bags_folder, monkeypatch):
             return jax.ShapeDtypeStruct((batch_size, self._capacity, 1), jnp.float32)
 
 
-@pytest.mark.parametrize("source", [pytest.param("device", marks=pytest.mark.slow), "stream"])
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["device", "stream"])
 def test_examples_of_any_length_are_learned_from(bags, tmp_path, source):
     changes = {"optimizer": {"name": "adamw", "learning_rate": 0.02}, "training.input": source, "training.steps": 60}
     changes |= {"training.steps_per_call": 20, "training.evaluate_every": 60, "training.checkpoint_every": 60}

@@ -100,13 +100,10 @@ def alone(whole, start):
     return state, losses, judged(experiment, state)
 
 
-# Two meshes together have all axes that parameters and tokens are shared along; data has a run of its own in test_loop.
+# One mesh has both axes that parameters are shared along; make test-slow has the others.
 @pytest.mark.parametrize(
     "sizes",
-    [
-        pytest.param(sizes, id=name, marks=() if name in ("tensor=2 fsdp=2", "sequence=2 tensor=2") else SLOW)
-        for name, sizes in MESHES.items()
-    ],
+    [pytest.param(sizes, id=name, marks=() if name == "tensor=2 fsdp=2" else SLOW) for name, sizes in MESHES.items()],
 )
 def test_a_mesh_trains_like_one_device(whole, start, alone, sizes, assert_close):
     experiment = make_experiment(on_mesh(whole, **sizes))

@@ -155,7 +155,9 @@ SLOW = pytest.mark.slow
 KINDS = ("softmax", "channel", "diagonal", "factorization_machine", "gru")
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=SLOW if n in ("channel", "diagonal") else ()) for n in KINDS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=SLOW if n in ("channel", "diagonal", "gru") else ()) for n in KINDS]
+)
 def test_gradients_under_bfloat16_are_those_of_float32(name):
     assert_gradients_agree(name, 32)
 

@@ -60,7 +60,8 @@ def test_a_network_that_is_not_odd_learns_it(ffn):
     assert bound is None and score > 0.9
 
 
-@pytest.mark.parametrize("rotation", ["shift", pytest.param("random", marks=SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rotation", ["shift", "random"])
 def test_without_a_path_between_features_a_rotation_is_learned_as_far_as_its_diagonal(rotation):
     task = {"name": "rotation", "features": 8, "rotation": rotation, "embedding": "identity", "head": "identity"}
     model = PLAIN | {"width": 8, "depth": 1, "skip": {"attention": False}}
