@@ -51,7 +51,7 @@ class Quantity:
     front: tuple[Text, ...] = ()
 
     def __str__(self) -> str:
-        what = f"the front of {len(self.front)} from {self.front[0]} on" if self.front else self.variant
+        what = f"the front of {len(self.front)} that begins with {self.front[0]}" if self.front else self.variant
         return f"{self.measure or 'score'} of {what} on {' and '.join((self.task, *self.also))}"
 
     @property
