@@ -10,7 +10,7 @@ import functools
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 DTYPE_BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "c64": 8} | {
     f"{kind}{bits}": bits // 8 for kind in "suf" for bits in (8, 32, 64)
@@ -110,7 +110,6 @@ class Module:
 
     computations: dict[str, dict[str, Instruction]]
     entry: str
-    _flops: dict[str, int] = field(default_factory=dict)
 
     @functools.cached_property
     def operations(self) -> list[Operation]:
