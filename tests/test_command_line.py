@@ -167,6 +167,8 @@ def test_every_recipe_in_the_repository_is_valid():
         if is_learned(read_recipe(str(path))):
             assert parse_learned(read_recipe(str(path))).question
             continue
+        if (REPOSITORY / "docs" / "results" / f"{path.stem}.csv.gz").exists():  # tests/test_debate.py makes its grid
+            continue
         try:
             assert make_grid(parse_ablation(read_recipe(str(path))), path.parent, read_recipe).cells
         except DataError as error:  # data from the network, where there is none

@@ -11,7 +11,7 @@ Result: docs/results/cross_dimension.md, of the values in docs/results/cross_dim
 
 from ml_collections import ConfigDict
 
-# Tasks begin with the rates that most of their variants want, so that few grids grow.
+# Grids begin with the rates that a task's variants want, so that few of them grow.
 LOW, HIGH = (0.003, 0.01, 0.03), (0.03, 0.1, 0.3)
 VARIANTS = (
     "single_head",
@@ -28,8 +28,20 @@ VARIANTS = (
 )
 
 
-def _entry(recipe: str, steps: int, *, task: dict | None = None, model: dict | None = None, **more: object) -> dict:
-    """A probe at a size at which fifteen replicas train in seconds."""
+def _entry(
+    recipe: str,
+    steps: int,
+    *,
+    task: dict | None = None,
+    model: dict | None = None,
+    low: tuple[str, ...] = (),
+    high: tuple[str, ...] = (),
+    **more: object,
+) -> dict:
+    """A probe at a size at which fifteen replicas train in seconds.
+
+    low, high: the variants that begin with lower or higher rates than the others.
+    """
     training = {"steps": steps, "batch_size": 64, "evaluate_every": steps // 5, "checkpoint_every": steps}
     return {
         "recipe": f"../probes/{recipe}.py",
@@ -40,6 +52,7 @@ def _entry(recipe: str, steps: int, *, task: dict | None = None, model: dict | N
             "training": training | {"steps_per_call": 50, "evaluate_batch_size": 1024},
         },
         "threshold": 0.9,
+        "variant_rates": dict.fromkeys(low, LOW) | dict.fromkeys(high, HIGH),
     } | more
 
 
@@ -403,6 +416,14 @@ def get_config() -> ConfigDict:
                     200,
                     model=small,
                     variants={"tanh FFN": _ffn(activation="tanh"), "bilinear FFN": _ffn(kind="bilinear")},
+                    low=("mean_attention",),
+                    high=(
+                        "channel_attention",
+                        "diagonal_ffn",
+                        "diagonal_projection",
+                        "per_dimension",
+                        "static_attention",
+                    ),
                 ),
                 "product with biases": _entry(
                     "product",
@@ -410,8 +431,16 @@ def get_config() -> ConfigDict:
                     model=small | {"bias": True},
                     variants={"tanh FFN": _ffn(activation="tanh")},
                     only=("ffn_off", "linear_ffn"),
+                    low=("linear_ffn",),
                 ),
-                "product_of_three": _entry("product_of_three", 400, model=small, threshold=0.5),
+                "product_of_three": _entry(
+                    "product_of_three",
+                    400,
+                    model=small,
+                    threshold=0.5,
+                    low=("baseline", "channel_attention", "linear_ffn"),
+                    high=("per_dimension",),
+                ),
                 "product_of_three, one token": _entry(
                     "product_of_three",
                     2000,
@@ -436,6 +465,8 @@ def get_config() -> ConfigDict:
                     500,
                     model=narrow,
                     variants={"1 head": _attention(num_heads=1), "2 heads": _attention(num_heads=2)},
+                    low=("channel_attention", "linear_ffn"),
+                    high=("per_dimension",),
                 ),
                 "nearest": _entry(
                     "nearest",
@@ -446,6 +477,8 @@ def get_config() -> ConfigDict:
                         "8 heads of 8": _attention(num_heads=8, head_dim=8),
                         "learned positions": {"model": {"position": "learned"}},
                     },
+                    low=("8 heads of 1",),
+                    high=("diagonal_projection", "per_dimension"),
                 ),
                 # One token: heads and projections change nothing there, and fixed weights are the mean.
                 "planted_interactions": _entry(
@@ -453,6 +486,8 @@ def get_config() -> ConfigDict:
                     250,
                     model=small,
                     only=("linear_ffn", "linear_only", "mean_attention", "channel_attention", "diagonal_ffn"),
+                    low=("mean_attention",),
+                    high=("diagonal_ffn", "linear_ffn"),
                 ),
                 "delay": _entry("delay", 150, task={"tokens": 4}, model=small, learning_rates=HIGH),
                 "recall": _entry(
@@ -461,6 +496,7 @@ def get_config() -> ConfigDict:
                     task={"vocabulary": 16, "sequence_length": 12, "pairs": 2},
                     model={"width": 32},
                     learning_rates=LOW,
+                    high=("mean_attention", "per_dimension", "static_attention"),
                 ),
             },
             "variants": {name: name for name in VARIANTS},

@@ -56,6 +56,8 @@ class TaskEntry:
         recipe: a training recipe, relative to the ablation's own file.
         overrides: keys set in it, for every variant.
         learning_rates: those to begin with here; none for the ablation's.
+        variant_rates: by name, those that single variants begin with here, where others fit them better. A grid that
+            extends itself finds the same rates from anywhere; from nearby it needs fewer runs.
         seeds: those of this task; none for the ablation's. Where five leave an answer open, one task may have more.
         variants: more variants, for this task alone.
         only: of the common variants, these; none for all.
@@ -68,6 +70,7 @@ class TaskEntry:
     only: tuple[Name, ...] | None = None
     threshold: float | None = None
     learning_rates: Annotated[tuple[Positive, ...], DISTINCT] | None = None
+    variant_rates: dict[str, Annotated[tuple[Positive, ...], DISTINCT]] = field(default_factory=dict)
     seeds: Annotated[tuple[Seed, ...], DISTINCT] | None = None
 
 
@@ -158,6 +161,12 @@ class AblationConfig:
             for name in entry.variants:
                 if name in known:
                     raise ConfigError(f"tasks.{task}.variants.{name} is a common variant already; give it another name")
+            for name in entry.variant_rates.keys() - known - entry.variants.keys():
+                raise ConfigError(
+                    f"tasks.{task}.variant_rates names {name}, which is no variant of it: "
+                    f"{nearest(name, known | entry.variants.keys())}"
+                    f"choose from {', '.join(sorted(known | entry.variants.keys()))}"
+                )
             if self.baseline not in known | entry.variants.keys():
                 raise ConfigError(
                     f"baseline={self.baseline} is no variant of task {task}: {nearest(self.baseline, known)}"
@@ -350,7 +359,8 @@ def make_grid(config: AblationConfig, folder: Path, read_recipe: ReadRecipe) -> 
                 continue
             resolved[variant] = model, control
             if needed is None or (task, variant) in needed:
-                cells.append(Cell(task, variant, _shared(model), replicas_of(config, task, control), control=control))
+                replicas = replicas_of(config, task, variant, control)
+                cells.append(Cell(task, variant, _shared(model), replicas, control=control))
     for variant in config.variants if needed is None and config.only is None else ():
         reasons = [why for _, name, why in dropped if name == variant]
         mistakes = [why for why in reasons if SAME not in why and UNMATCHED not in why]
@@ -435,9 +445,10 @@ def _check_claims(grid: Grid) -> None:
             )
 
 
-def replicas_of(config: AblationConfig, task: str, control: str | None = None) -> tuple[Replica, ...]:
-    """One replica for each learning rate and seed that a task, or a control, begins with."""
-    rates = config.tasks[task].learning_rates or config.learning_rates
+def replicas_of(config: AblationConfig, task: str, variant: str, control: str | None = None) -> tuple[Replica, ...]:
+    """One replica for each seed and learning rate that a variant of a task, or a control, begins with."""
+    entry = config.tasks[task]
+    rates = entry.variant_rates.get(variant) or entry.learning_rates or config.learning_rates
     rates = rates if control is None else registry.ask("control", control, "rates") or rates
     return tuple(Replica(seed, rate) for rate in rates for seed in config.seeds_of(task))
 

@@ -180,7 +180,7 @@ def _grid_from_json(tree: dict[str, Any]) -> Grid:
             each["task"],
             str(each["variant"]),
             parse_config(each["config"]),
-            replicas_of(config, each["task"], each.get("control")),
+            replicas_of(config, each["task"], str(each["variant"]), each.get("control")),
             control=each.get("control"),
         )
         for each in tree["cells"]

@@ -94,6 +94,20 @@ def test_a_task_may_begin_with_rates_of_its_own(grid):
     ]
 
 
+def test_a_variant_may_begin_with_rates_of_its_own(grid):
+    entry = {"recipe": "delay.py", "learning_rates": [0.1, 0.3], "variant_rates": {"linear_only": [1.0]}}
+    made = grid({"tasks": {"near": entry, "far": {"recipe": "delay.py"}}, "variants": {"linear_only": "linear_only"}})
+    cells = [(cell.task, cell.variant, sorted({r.learning_rate for r in cell.replicas})) for cell in made.cells]
+    assert cells == [
+        ("near", BASELINE, [0.1, 0.3]),
+        ("near", "linear_only", [1.0]),
+        ("far", BASELINE, [0.01, 0.03]),
+        ("far", "linear_only", [0.01, 0.03]),
+    ]
+    with pytest.raises(ConfigError, match=r"near\.variant_rates names linear, which is no variant of it: did you mean"):
+        grid({"tasks": {"near": entry | {"variant_rates": {"linear": [1.0]}}}})
+
+
 def test_a_variant_may_be_another_recipe_with_the_same_task(recipe):
     """The task's overrides hold in it too, and the variant's own after them."""
     other = recipe | {"model": {"name": "cnn_1d", "width": 4, "causal": True}, "seed": 3}

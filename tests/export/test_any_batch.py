@@ -81,11 +81,11 @@ def other_cases():
 
 
 def cases():
-    """The config of each model to be lowered."""
-    for knobs in attention_cases():
-        causal = knobs.pop("causal", False)
-        yield {"attention": {"num_heads": 2} | knobs, "causal": causal}
-    yield from other_cases()
+    """The config of each model to be lowered; of Transformers every second one is left to the slow tests."""
+    attentions = [{"num_heads": 2} | knobs for knobs in attention_cases()]
+    models = [{"attention": knobs, "causal": knobs.pop("causal", False)} for knobs in attentions]
+    for number, model in enumerate([*models, *other_cases()]):
+        yield pytest.param(model, marks=[pytest.mark.slow] if number % 2 else [])
     for name in registry.names("model"):
         if name not in ("transformer", *OWN_INPUTS):
             yield {"name": name}

@@ -284,7 +284,9 @@ def test_intermediates_are_what_goes_in_and_what_comes_out_of_each_layer(make, s
         assert np.abs(intermediates[layers[1]] - intermediates[layers[0]]).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in ("cnn_1d", "lstm") else pytest.mark.slow) for name in NAMES]
+)
 def test_half_precision_is_close_to_float32(make, stream, name):
     exact, half = make(name)(stream), make(name, dtype="bfloat16")
     result = half(stream.astype(jnp.dtype("bfloat16")))

@@ -21,6 +21,7 @@ MODEL = {"width": 8, "depth": 2, "attention": {"num_heads": 2}, "ffn": {"expansi
 WITH_WEIGHTS = ["softmax", "linear", "lightning", "mean", "static", "random", "probsparse"]
 WITHOUT_WEIGHTS = ["channel", "fourier", "autocorrelation", "frequency"]
 KINDS = WITH_WEIGHTS + WITHOUT_WEIGHTS
+OF_EACH_SORT = ("softmax", "linear", "probsparse", "channel", "autocorrelation")
 SLOW = pytest.mark.slow
 BASELINES = ["mlp", "cnn_1d", "gru", "mixer", "factorization_machine"]
 
@@ -56,7 +57,7 @@ def test_every_kind_of_attention_is_here():
 
 @pytest.mark.parametrize(
     ("kind", "valid"),
-    [pytest.param(kind, None, id=f"{kind}-whole") for kind in KINDS]
+    [pytest.param(kind, None, id=f"{kind}-whole", marks=() if kind in OF_EACH_SORT else SLOW) for kind in KINDS]
     + [
         pytest.param(kind, VALID, id=f"{kind}-padded", marks=() if kind in ("softmax", "probsparse") else SLOW)
         for kind in KINDS
@@ -81,7 +82,7 @@ def test_values_replaced_by_themselves_change_nothing(network, kind, valid):
 
 @pytest.mark.parametrize(
     "knobs",
-    [{"attention.kind": kind} for kind in KINDS]
+    [pytest.param({"attention.kind": kind}, marks=() if kind in OF_EACH_SORT else SLOW) for kind in KINDS]
     + [{"ffn.kind": kind} for kind in ("gated", "diagonal")]
     + [{"attention.num_kv_heads": 1, "attention.window": 2, "causal": True}, {"norm.placement": "post"}],
     ids=str,

@@ -291,7 +291,7 @@ def test_off_is_nothing():
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("kind", registry.names("attention"))
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_an_example_of_nothing_but_padding_becomes_0_in_every_kind(draw_module, kind, causal, dtype):
     """Without biases: nothing is mixed, nothing gets a gradient, and the other example does not change."""
     if causal and registry.ask("attention", kind, "causal") is not True:
