@@ -122,7 +122,11 @@ def test_without_ray_the_error_says_how_to_get_it(monkeypatch):
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("host:1", r"--ray_address=host:1: no cluster answers there \(nobody listens\)"),
+        pytest.param(
+            "host:1",
+            r"--ray_address=host:1: no cluster answers there \(nobody listens\)",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             None, r"--engine=ray: no cluster could be made on this machine \(nobody listens\)", marks=pytest.mark.slow
         ),
