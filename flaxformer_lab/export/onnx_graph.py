@@ -20,7 +20,8 @@ OPSET = 18
 IR_VERSION = 9  # that of the opset's time, so that older runtimes read the file
 NARROW_MINIMUM = 256  # elements from which on a float32 constant is stored as float16, where that is asked for
 NO_CPU_ARITHMETIC = {np.dtype(name): np.dtype(np.int32) for name in ("int8", "int16", "uint16", "uint32")} | {
-    np.dtype(name): np.dtype(np.float32) for name in ("float16", jnp.bfloat16)
+    np.dtype(name): np.dtype(np.float32)
+    for name in ("float16", jnp.bfloat16, "complex64")  # of complex numbers: parts
 }
 
 Size = Any  # an int, or an expression of `batch` as jax.export makes it

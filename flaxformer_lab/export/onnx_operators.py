@@ -1,11 +1,14 @@
 """What each primitive of JAX is in ONNX: `translate` turns a traced function into the nodes of a graph.
 
 What no input changes is computed while the file is written and stored as a constant: masks, positions, random numbers.
-Products are MatMul with the weights second, since quantisers pass over Einsum without a word.
+Products are MatMul with the weights second, since quantisers pass over Einsum without a word. Complex numbers, which
+runtimes do not have, are two real arrays (`Complex`), and a Fourier transform is a product with cosines and sines.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -19,13 +22,26 @@ from flaxformer_lab.export.onnx_graph import Graph, Shape, Tensor, Value, arithm
 
 Operator = Callable[..., Any]  # (graph, equation, *values) -> a value, or a list of them
 OPERATORS: dict[str, Operator] = {}
+COMPLEX_OPERATORS: dict[str, Operator] = {}  # of complex inputs
 
 
-def operator(*names: str) -> Callable[[Operator], Operator]:
+@dataclass(frozen=True)
+class Complex:
+    """An array of complex numbers: its real and its imaginary parts, which broadcast against each other."""
+
+    real: Value
+    imaginary: Value
+
+    @property
+    def parts(self) -> tuple[Value, Value]:
+        return self.real, self.imaginary
+
+
+def operator(*names: str, table: dict[str, Operator] = OPERATORS) -> Callable[[Operator], Operator]:
     """Registers how primitives of these names are written."""
 
     def register(function: Operator) -> Operator:
-        OPERATORS.update(dict.fromkeys(names, function))
+        table.update(dict.fromkeys(names, function))
         return function
 
     return register
@@ -63,9 +79,11 @@ def _apply(graph: Graph, equation: Any, values: list[Value]) -> list[Value]:
         return [np.zeros(atom.aval.shape, arithmetic_type(atom.aval.dtype)) for atom in equation.outvars]
     keys = any(isinstance(value, jax.Array) for value in values)
     if (name in BY_NUMPY and not keys) or not _is_known(equation, values):
-        if name not in OPERATORS:
-            raise ConfigError(f"the primitive {name} has no form in ONNX here")
-        made = OPERATORS[name](graph, equation, *values)
+        of_complex = name not in CALLS and any(isinstance(value, Complex) for value in values)
+        table = COMPLEX_OPERATORS if of_complex else OPERATORS
+        if name not in table:
+            raise ConfigError(f"the primitive {name}{' of complex numbers' * of_complex} has no form in ONNX here")
+        made = table[name](graph, equation, *values)
         return made if isinstance(made, list) else [made]
     variables = {
         atom: _as_traced(value, atom.aval)
@@ -80,8 +98,9 @@ def _apply(graph: Graph, equation: Any, values: list[Value]) -> list[Value]:
 
 def _is_known(equation: Any, values: list[Value]) -> bool:
     sizes = [size for atom in (*equation.invars, *equation.outvars) for size in atom.aval.shape]
+    parts = [part for value in values for part in (value.parts if isinstance(value, Complex) else [value])]
     return (
-        not any(isinstance(value, Tensor) for value in values)
+        not any(isinstance(part, Tensor) for part in parts)
         and all(isinstance(size, int) for size in sizes)
         and equation.primitive.name != "dim_as_value"
     )
@@ -91,6 +110,7 @@ def _as_traced(value: Any, aval: Any) -> Any:
     """A constant in the shape and type that JAX traced."""
     if jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended):
         return value
+    value = value.real + 1j * value.imaginary if isinstance(value, Complex) else value
     return jax.numpy.asarray(np.broadcast_to(value, aval.shape), aval.dtype)
 
 
@@ -99,6 +119,8 @@ def _constant(value: Any) -> Any:
     if jax.dtypes.issubdtype(getattr(value, "dtype", np.float32), jax.dtypes.extended):
         return value
     array = np.asarray(value)
+    if array.dtype.kind == "c":
+        return Complex(array.real.copy(), array.imag.copy())
     return array if array.dtype == arithmetic_type(array.dtype) else array.astype(arithmetic_type(array.dtype))
 
 
@@ -114,7 +136,10 @@ def _whole(graph: Graph, equation: Any, number: int, value: Value) -> Value:
 # ------------------------------------------------------------------------------------------------- calls, identities
 
 
-@operator("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "remat2", "checkpoint")
+CALLS = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "remat2", "checkpoint")
+
+
+@operator(*CALLS)
 def _call(graph: Graph, equation: Any, *values: Value) -> list[Value]:
     names = ("jaxpr", "call_jaxpr", "fun_jaxpr")
     jaxpr = next(equation.params[name] for name in names if name in equation.params)
@@ -271,7 +296,8 @@ def _select_n(graph: Graph, equation: Any, which: Value, *cases: Value) -> Value
 
 @operator("convert_element_type")
 def _convert_element_type(graph: Graph, equation: Any, x: Value) -> Value:
-    return graph.cast(x, _type_of(equation))
+    x, is_complex = graph.cast(x, _type_of(equation)), equation.outvars[0].aval.dtype.kind == "c"
+    return Complex(x, np.zeros((1,) * len(x.shape), x.dtype)) if is_complex else x
 
 
 # ------------------------------------------------------------------------------------------------------------- shapes
@@ -535,6 +561,104 @@ def _conv(graph: Graph, equation: Any, x: Value, kernel: Value) -> Value:
         group=options["feature_group_count"],
     )
     return graph.transpose(made, np.argsort(of_output).tolist())
+
+
+# ----------------------------------------------------------------------------------------------------- complex numbers
+
+BY_PARTS = ("add", "sub", "neg", "reduce_sum", "copy", "name", "stop_gradient", "optimization_barrier")
+BY_PARTS += ("broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "concatenate", "slice", "pad")
+BY_PARTS += ("gather", "select_n")
+
+
+@operator(*BY_PARTS, table=COMPLEX_OPERATORS)
+def _by_parts(graph: Graph, equation: Any, *values: Value | Complex) -> Complex:
+    """What is linear with real coefficients does the same to both parts; indices and conditions are real."""
+    function = OPERATORS[equation.primitive.name]
+    parts = zip(*(value.parts if isinstance(value, Complex) else (value,) * 2 for value in values), strict=True)
+    made = [function(graph, equation, *each) for each in parts]
+    return Complex(*(each[0] if isinstance(each, list) else each for each in made))
+
+
+@operator("complex")
+def _complex(graph: Graph, equation: Any, real: Value, imaginary: Value) -> Complex:
+    return Complex(real, imaginary)
+
+
+@operator("real", table=COMPLEX_OPERATORS)
+def _real(graph: Graph, equation: Any, x: Complex) -> Value:
+    return x.real
+
+
+@operator("imag", table=COMPLEX_OPERATORS)
+def _imag(graph: Graph, equation: Any, x: Complex) -> Value:
+    return x.imaginary
+
+
+@operator("conj", table=COMPLEX_OPERATORS)
+def _conj(graph: Graph, equation: Any, x: Complex) -> Complex:
+    return Complex(x.real, graph.elementwise("Neg", x.imaginary))
+
+
+@operator("mul", table=COMPLEX_OPERATORS)
+def _complex_mul(graph: Graph, equation: Any, a: Complex, b: Complex) -> Complex:
+    times = functools.partial(graph.elementwise, "Mul")
+    real = graph.elementwise("Sub", times(a.real, b.real), times(a.imaginary, b.imaginary))
+    return Complex(real, graph.elementwise("Add", times(a.real, b.imaginary), times(a.imaginary, b.real)))
+
+
+@operator("div", table=COMPLEX_OPERATORS)
+def _complex_div(graph: Graph, equation: Any, a: Complex, b: Complex) -> Complex:
+    """By a real number: a complex one would need care against overflow, and no model divides by one."""
+    if isinstance(b.imaginary, Tensor) or np.any(b.imaginary):
+        raise ConfigError("division by a complex number has no form in ONNX here")
+    return Complex(*(graph.elementwise("Div", part, b.real) for part in a.parts))
+
+
+@operator("tanh", table=COMPLEX_OPERATORS)
+def _complex_tanh(graph: Graph, equation: Any, x: Complex) -> Complex:
+    """tanh(a + ib) = (t + i (1 - t^2) sin b cos b) / (cos^2 b + t^2 sin^2 b) with t = tanh a, which never overflows."""
+    square = lambda value: graph.elementwise("Mul", value, value)  # noqa: E731
+    t, sine, cosine = (
+        graph.elementwise(kind, part) for kind, part in (("Tanh", x.real), ("Sin", x.imaginary), ("Cos", x.imaginary))
+    )
+    rest = graph.elementwise("Sub", np.array(1, t.dtype), square(t))
+    imaginary = graph.elementwise("Mul", rest, graph.elementwise("Mul", sine, cosine))
+    below = graph.elementwise("Add", square(cosine), square(graph.elementwise("Mul", t, sine)))
+    return Complex(graph.elementwise("Div", t, below), graph.elementwise("Div", imaginary, below))
+
+
+@operator("fft")
+def _fft(graph: Graph, equation: Any, x: Value) -> Complex:
+    """Of real numbers along the last axis: a product with exp(-2 pi i t k / n)."""
+    kind, lengths = equation.params["fft_type"].name, equation.params["fft_lengths"]
+    if kind != "RFFT" or len(lengths) > 1:
+        raise ConfigError(f"a Fourier transform of kind {kind} over {len(lengths)} axes has no form in ONNX here")
+    shape, x, waves = equation.outvars[0].aval.shape, _whole(graph, equation, 0, x), _waves(lengths[0]).conj()
+    parts = (waves.real.astype(np.float32), waves.imag.astype(np.float32))
+    return Complex(*(graph.node("MatMul", [x, part], shape, x.dtype) for part in parts))
+
+
+@operator("fft", table=COMPLEX_OPERATORS)
+def _inverse_fft(graph: Graph, equation: Any, x: Complex) -> Value:
+    """Real numbers from half of their spectrum: each of its modes stands for its conjugate too, where it has one."""
+    kind, lengths = equation.params["fft_type"].name, equation.params["fft_lengths"]
+    if kind != "IRFFT" or len(lengths) > 1:
+        raise ConfigError(f"a Fourier transform of kind {kind} over {len(lengths)} axes has no form in ONNX here")
+    (tokens,), modes = lengths, np.arange(lengths[0] // 2 + 1)
+    times = np.where((modes == 0) | (2 * modes == tokens), 1, 2) / tokens
+    waves = times[:, None] * _waves(tokens).T
+    shape = equation.outvars[0].aval.shape
+    made = [
+        graph.node("MatMul", [_whole(graph, equation, 0, part), wave.astype(np.float32)], shape, np.float32)
+        for part, wave in zip(x.parts, (waves.real, waves.imag), strict=True)
+    ]
+    return graph.elementwise("Sub", *made)
+
+
+def _waves(tokens: int) -> np.ndarray:
+    """exp(2 pi i t k / n) [tokens, modes], in complex128."""
+    turns = np.arange(tokens)[:, None] * np.arange(tokens // 2 + 1) % tokens  # exact, so that angles stay small
+    return np.exp(2j * np.pi * turns / tokens)
 
 
 # -------------------------------------------------------------------------------------------------------------- places

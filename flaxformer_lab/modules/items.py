@@ -86,6 +86,6 @@ class ItemHead(nnx.Module):
         age = places[:, :, None] - baskets[:, None, :]
         counts = (age >= 0) & (items[:, None, :] != NO_ITEM)
         weights = jnp.where(counts, read(self.recency)[jnp.clip(age, 0, len(self.recency) - 1)], 0)
-        rows = jnp.arange(len(items))[:, None, None], jnp.arange(places.shape[1])[None, :, None]
-        bought = jnp.zeros((len(items), places.shape[1], number + 1), jnp.float32)
+        rows = jnp.arange(items.shape[0])[:, None, None], jnp.arange(places.shape[1])[None, :, None]
+        bought = jnp.zeros((items.shape[0], places.shape[1], number + 1), jnp.float32)
         return bought.at[*rows, items[:, None, :]].add(weights)[..., 1:]

@@ -132,7 +132,7 @@ def any_number_of(tree):
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype), tree)
 
 
-ROOM = {"image_classification": {"patch_size": 2, "pooling": "class_token"}}
+ROOM = {"image_classification": {"patch_size": 2, "pooling": "class_token"}, "next_basket": {"repeats": True}}
 RAW = {"image_classification": ["image"], "tabular_classification": ["columns"], "tabular_regression": ["columns"]}
 
 

@@ -30,6 +30,20 @@ def windowed_scatter(a, i):
     return lax.scatter_add(a[:, 0], i[:, :1] + 3, a[:, 1, :2], numbers, mode="drop")
 
 
+def of_spectra(x, y):
+    """A correlation by Fourier transforms of odd length along an axis that is padded; and of even length."""
+    odd = jnp.fft.irfft(jnp.fft.rfft(x, n=7, axis=1) * jnp.conj(jnp.fft.rfft(y, n=7, axis=1)), n=7, axis=1)
+    return odd[:, :4] + jnp.fft.irfft(jnp.fft.rfft(y).sum(1, keepdims=True) / 3 - 2 * jnp.fft.rfft(x), n=6)
+
+
+def of_complex(x, y):
+    """What keeps both parts, and what mixes them."""
+    z = lax.complex(x, 30 * y) * lax.complex(y[:, :1], jnp.asarray(W[:4, :1])[None])
+    z = jnp.concatenate([-z, z.mean((1,), keepdims=True) + 1], axis=1).transpose(0, 2, 1)
+    z = jnp.tanh(z[:, 1:].reshape(-1, 25))
+    return z.real * 2 - z.imag
+
+
 # Of x [batch, 4, 6], positive; y like x, of both signs; i [batch, 3], from -2 to 8.
 FUNCTIONS = {
     "add, sub, mul, div": lambda x, y, i: (x + y - 2 * y) / x,
@@ -103,6 +117,8 @@ FUNCTIONS = {
     "loop of a known length": lambda x, y, i: lax.fori_loop(0, 3, lambda n, a: a * 0.5 + n + y, x),
     "loop until": lambda x, y, i: lax.while_loop(lambda a: a.sum() < 100, lambda a: a * 2 + x, x),
     "map": lambda x, y, i: lax.map(lambda row: row * W[0, 0] + 1, x.swapaxes(0, 1)),
+    "Fourier transforms": lambda x, y, i: of_spectra(x, y),
+    "complex numbers": lambda x, y, i: of_complex(x, y),
     "custom gradient": lambda x, y, i: jax.nn.relu6(y) + jax.checkpoint(jnp.sin)(x),
     "16 bits": lambda x, y, i: (x.astype(jnp.bfloat16) * 2).astype(jnp.float32) - x.astype(jnp.float16),
 }
@@ -154,8 +170,14 @@ def test_each_primitive(computed, name):
 
 
 def test_what_no_primitive_of_onnx_computes_is_named():
-    with pytest.raises(ConfigError, match="the primitive fft has no form in ONNX here"):
-        written({"fft": lambda x, y, i: jnp.fft.rfft(x).real})
+    for function, reason in (
+        (lambda x, y, i: jnp.fft.fft(x).real, "a Fourier transform of kind FFT over 1 axes has no form in ONNX"),
+        (lambda x, y, i: jnp.fft.rfft2(x).real, "a Fourier transform of kind RFFT over 2 axes has no form in ONNX"),
+        (lambda x, y, i: jnp.exp(lax.complex(x, y)).real, "exp of complex numbers"),
+        (lambda x, y, i: lax.erf_inv(x - 1), "the primitive erf_inv has no form in ONNX here"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            written({"one": function})
     with pytest.raises(ConfigError, match="no whole number of times the batch"):
         written({"half": lambda x, y, i: jnp.zeros((x.shape[0] + 1,)) + x[0, 0, 0]})
 
