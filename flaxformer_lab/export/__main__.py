@@ -59,6 +59,10 @@ def main(overrides: list[str]) -> None:
     rows += [["largest difference of outputs", "", f"{parity['largest_difference']:.2g}"]]
     if parity["tolerance"] is not None:
         rows += [["allowed", "", f"{parity['tolerance']:.2g}"]]
+    if parity["rounding"]:
+        rows += [["difference of the run from float32", f"{parity['rounding']:.2g}", ""]]
+    if parity["chosen_otherwise"]:
+        rows += [["examples with another choice among equal scores", "", str(parity["chosen_otherwise"])]]
     rows += [[f"{parity['score']} lost", "", _format_lost(loaded.task.primary_metric, parity["lost"])]]
     display.table(f"checked on {parity['examples']} examples of {SPLIT}", ["", "run", "file"], rows)
     display.print(f"written: {path} and {exported.path.name}.json")

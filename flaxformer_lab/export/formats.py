@@ -24,6 +24,7 @@ class Format(NamedTuple):
     precisions: those of the parameters. Where there are several, `encode` takes `precision`, and `calibration`: batches
         of inputs to measure scales on, or None.
     latency: the seconds of one call of a file with these inputs on one thread.
+    float32: files compute in float32 whatever the run does.
     """
 
     suffix: str
@@ -32,11 +33,12 @@ class Format(NamedTuple):
     platforms: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ("float32",)
     latency: Callable[[Path, dict[str, np.ndarray]], float] | None = None
+    float32: bool = False
 
 
 FORMATS = {
     "stablehlo": Format(".stablehlo", stablehlo.encode, stablehlo.read, stablehlo.PLATFORMS),
-    "onnx": Format(".onnx", onnx.encode, onnx.read, precisions=onnx.PRECISIONS, latency=onnx.latency),
+    "onnx": Format(".onnx", onnx.encode, onnx.read, precisions=onnx.PRECISIONS, latency=onnx.latency, float32=True),
     "safetensors": Format(".safetensors", weights.encode, weights.read),
 }
 

@@ -1,5 +1,6 @@
 """A trained model as one function of arrays by name, from raw examples to outputs; each format writes and reads it."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from jaxtyping import Array
 
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.functional.trees import leaf_paths
-from flaxformer_lab.training.experiment import Experiment
+from flaxformer_lab.training.experiment import Experiment, make_experiment
 
 Tree = Any  # a pytree of arrays
 Spec = dict[str, Any]  # shapes and types of arrays by name; the first axis is the batch, which may have any size
@@ -51,6 +52,19 @@ class Forward:
         valid = jax.tree.unflatten(jax.tree.structure(self.valid), [arrays[name] for name in _by_mask(self.valid)])
         variables = jax.tree.map(jnp.asarray, (self.params, self.model_state))
         return task.predictions_of(network.apply(*variables, inputs, valid=valid)[0])
+
+    @property
+    def in_float32(self) -> "Forward":
+        """The same weights in a model that computes in float32, whatever `model.dtype` and `model.precision` say."""
+        experiment = self.experiment
+        model = dataclasses.replace(experiment.config.model, dtype="float32", precision="highest")
+        if model == experiment.config.model:
+            return self
+        config = dataclasses.replace(experiment.config, model=model)
+        made = make_experiment(config, experiment.task.metadata, experiment.strategy)
+        if experiment.network.hooks:
+            made = dataclasses.replace(made, network=made.network.with_hooks(experiment.network.hooks))
+        return dataclasses.replace(self, experiment=made)
 
     def arrays_of(self, stored: dict[str, Array], prepared: dict[str, Any]) -> dict[str, Array]:
         """The arguments for examples of the task, as they are stored and as they are prepared."""

@@ -39,7 +39,7 @@ def require() -> None:
 
 
 def encode(forward: Forward, precision: str = "float32", calibration: Iterable[Arrays] | None = None) -> bytes:
-    """The bytes of the file.
+    """The bytes of the file, which computes in float32 (`Forward.in_float32`).
 
     precision: of the parameters. float16: each takes 2 bytes, and the arithmetic is float32 all the same. int8: those
         of products and convolutions take 1 byte, and so does their arithmetic.
@@ -50,6 +50,7 @@ def encode(forward: Forward, precision: str = "float32", calibration: Iterable[A
             size, the parameters are too large for one file, or a file of int8 is no smaller than one of float32.
     """
     require()
+    forward = forward.in_float32
     size = sum(leaf.nbytes for leaf in jax.tree.leaves((forward.params, forward.model_state)))
     if size > MOST_BYTES:
         raise ConfigError(

@@ -190,6 +190,46 @@ def test_a_difference_within_the_tolerance_is_allowed(digits, tmp_path, monkeypa
     assert exported.description["parity"]["largest_difference"] == pytest.approx(3e-6, rel=0.2)
 
 
+def test_examples_with_another_choice_among_equal_scores_are_left_out(digits, monkeypatch, tmp_path):
+    """At most one in twenty, of a model that chooses: ProbSparse attention picks tokens."""
+    chosen = FORMATS["safetensors"]
+    model = DIGITS["model"] | {"attention": {"num_heads": 2, "kind": "probsparse"}}
+    chooses = fresh(DIGITS | {"model": model})
+
+    def export(run, wrong):
+        """A file whose outputs for the second example and more differ by 1."""
+
+        def read(path):
+            spec, function = chosen.read(path)
+            skew = lambda outputs: outputs + (np.arange(len(outputs)) < wrong * (len(outputs) > 1))[:, None]  # noqa: E731
+            return spec, lambda **arrays: skew(np.asarray(function(**arrays)))
+
+        monkeypatch.setitem(formats.FORMATS, "safetensors", chosen._replace(read=read))
+        return run.export(tmp_path / "a.safetensors", "safetensors", examples=21).description["parity"]
+
+    for run, wrong in ((chooses, 2), (digits, 1)):
+        with pytest.raises(RunError, match=r"its outputs differ from the run's by up to 1, and at most \d.*e-05"):
+            export(run, wrong)
+    parity = export(chooses, 1)
+    assert parity["chosen_otherwise"] == 1 and parity["largest_difference"] <= parity["tolerance"]
+
+
+@pytest.mark.parametrize("format", ["onnx", pytest.param("stablehlo", marks=pytest.mark.slow)])
+def test_a_model_of_bfloat16_is_held_against_its_weights_in_float32(tmp_path, format):
+    """In an ONNX file it computes in float32; as StableHLO it rounds as the run does."""
+    run = fresh(DIGITS | {"model": DIGITS["model"] | {"dtype": "bfloat16"}})
+    exact = make_experiment(parse_config(DIGITS), run.task.metadata).network
+    exported = run.export(tmp_path / f"a.{format}", format, examples=20)
+    images, parity = run.task.examples("validation").load()["image"][:20], exported.description["parity"]
+    of_exact = exact.apply(*run._variables, run.task.preprocess({"image": images}))[0]
+    rounding = np.max(np.abs(np.asarray(run.predict(images)) - of_exact))
+    assert parity["rounding"] == pytest.approx(rounding, rel=0.1) and rounding > 1e-4
+    error = np.max(np.abs(exported.predict(images) - of_exact))
+    assert error < 1e-5 if format == "onnx" else error == pytest.approx(rounding, rel=0.1)
+    allowed = 1e-5 * max(1, np.abs(of_exact).max()) + (2 * rounding if format == "stablehlo" else 0)
+    assert parity["tolerance"] == pytest.approx(allowed, rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("name", "format", "kind", "error"),
     [
