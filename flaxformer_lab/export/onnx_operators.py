@@ -510,11 +510,11 @@ def _dot_general(graph: Graph, equation: Any, a: Value, b: Value) -> Value:
     ]
     sizes = [[shape[axis] for axis in axes] for shape, axes in zip(shapes, free, strict=True)]
     shared = [shapes[0][axis] for axis in batch[0]]
-    if isinstance(a, np.ndarray) and not isinstance(b, np.ndarray) and not shared:
+    if isinstance(a, np.ndarray) and not isinstance(b, np.ndarray):
         made = _product(graph, b, a, (over[1], over[0]), (batch[1], batch[0]), free[::-1], shapes[::-1])
-        made = graph.reshape(made, [*sizes[1], *sizes[0]])
-        count = len(free[1])
-        return graph.transpose(made, [*range(count, count + len(free[0])), *range(count)])
+        made = graph.reshape(made, [*shared, *sizes[1], *sizes[0]])
+        first, second = len(shared), len(shared) + len(free[1])
+        return graph.transpose(made, [*range(first), *range(second, second + len(free[0])), *range(first, second)])
     made = _product(graph, a, b, over, batch, free, shapes)
     return graph.reshape(made, [*shared, *sizes[0], *sizes[1]])
 

@@ -252,6 +252,45 @@ def test_a_file_that_does_not_shrink_is_refused():
             onnx_int8.quantise(small, examples)
 
 
+HEADS = np.random.default_rng(3).normal(size=(4, 6, 40)).astype(np.float32)
+THERE, BACK = HEADS[0], HEADS[0].T / 80
+INT8 = {
+    "in a loop": lambda x, y, i: lax.scan(lambda c, a: (jnp.tanh(c @ THERE @ BACK + a), c), x[:, 0], x.swapaxes(0, 1))[
+        1
+    ],
+    "one for each head": lambda x, y, i: jnp.einsum("htf,bhf->bht", HEADS.swapaxes(1, 2), y),
+    "dense": lambda x, y, i: x @ HEADS[1],
+}
+
+
+@pytest.mark.parametrize("examples", [None, [arguments(8)]], ids=["dynamic", "calibrated"])
+def test_weights_of_loops_and_of_heads_are_quantised(examples):
+    """Which a quantiser passes over, or writes so that no runtime takes it."""
+    float32 = written(INT8)
+    int8 = onnx_int8.quantise(float32, examples)
+    found, expected = (onnx.open_session(each).run(None, arguments(8)) for each in (int8, float32))
+    for name, one, other in zip(INT8, found, expected, strict=True):
+        scale = np.abs(other).max()
+        np.testing.assert_allclose(one, other, rtol=0, atol=0.05 * scale, err_msg=name)
+        assert np.abs(one - other).max() > 1e-5 * scale
+    kinds = {each.data_type for each in ONNX.load_model_from_string(int8).graph.initializer if np.prod(each.dims) > 100}
+    assert kinds == {ONNX.TensorProto.INT8}
+
+
+def test_a_weight_that_stays_float32_is_named(monkeypatch):
+    from onnxruntime import quantization
+
+    only_conv = lambda *args, **options: quantize(*args, **options | {"op_types_to_quantize": ["Conv"]})  # noqa: E731
+    quantize = quantization.quantize_dynamic
+    monkeypatch.setattr(quantization, "quantize_dynamic", only_conv)
+    kernel = np.ones((3, 6, 200), np.float32)
+    order = ("NWC", "WIO", "NWC")
+    conv = lambda x, y, i: lax.conv_general_dilated(x, kernel, (1,), "SAME", dimension_numbers=order)  # noqa: E731
+    content = written({"conv": conv, "dense": lambda x, y, i: x @ HEADS.transpose(1, 0, 2).reshape(6, 160)})
+    with pytest.raises(ConfigError, match=r"the quantiser passes over \w+, which would stay float32; leave --int8 out"):
+        onnx_int8.quantise(content, None)
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [
