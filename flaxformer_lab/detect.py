@@ -93,7 +93,7 @@ def draw(loaded: Run, images: np.ndarray, found: Detections, outputs: Any, value
         best = np.argsort(-outputs["anchor_scores"][0])[: figures.MOST_SHOWN]
         config = loaded.config.task
         anchors = np.asarray(grid_anchors(grid, config.anchor_sizes, config.anchor_ratios, images.shape[1:3]))
-        drawn["anchors"] = figures.winning_anchors(images[0], anchors[best], outputs["proposals"].boxes[0])
+        drawn["anchors"] = figures.winning_anchors(images[0], anchors[best], outputs["proposals"]["boxes"][0])
     if values:
         probability = np.exp(outputs["logits"][0] - outputs["logits"][0].max(axis=-1, keepdims=True))
         probability = (probability / probability.sum(axis=-1, keepdims=True))[:, :-1]

@@ -48,18 +48,18 @@ def encode(forward: Forward) -> bytes:
     with portable_forms(), _without_source_lines():
         try:
             callback = CALLBACK.search(str(program.trace(**spec).jaxpr))
-            exported = None if callback else jax.export.export(program, platforms=PLATFORMS)(**spec)
+            content = b"" if callback else bytes(jax.export.export(program, platforms=PLATFORMS)(**spec).serialize())
         except Exception as error:  # a user's part may fail in any way
             raise ConfigError(
                 f"--format=stablehlo: this model cannot become a program for {', '.join(PLATFORMS)} with a batch of "
                 f"any size: {type(error).__name__}: {error}; --format=safetensors keeps its weights"
             ) from error
-    if exported is None:
+    if callback:
         raise ConfigError(
             f"--format=stablehlo: this model calls Python ({callback[1]}), which a file cannot do; take the call out "
             "of the model, or use --format=safetensors for its weights"
         )
-    return bytes(exported.serialize())
+    return content
 
 
 @contextlib.contextmanager

@@ -154,7 +154,7 @@ class RegionHead(nnx.Module):
         return {
             "anchor_scores": scores,
             "anchor_code": code,
-            "proposals": proposals,
+            "proposals": proposals._asdict(),  # as plain as an exported program needs its outputs
             "logits": logits,
             "code": codes.reshape(*codes.shape[:2], self._classes, 4),
         }

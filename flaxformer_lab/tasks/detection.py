@@ -138,11 +138,12 @@ class FasterRCNN(Detector):
     def losses(self, outputs: Outputs, objects: Objects) -> Losses:
         anchors = formulas.grid_anchors(self._grid, *self._anchors, self._image[:2])
         first = formulas.anchor_losses(outputs["anchor_scores"], outputs["anchor_code"], anchors, objects)
-        second = formulas.region_losses(outputs["logits"], outputs["code"], outputs["proposals"], objects)
+        proposals = Detections(**outputs["proposals"])
+        second = formulas.region_losses(outputs["logits"], outputs["code"], proposals, objects)
         return first | second
 
     def detections(self, outputs: Outputs) -> Detections:
-        arrays = outputs["logits"], outputs["code"], outputs["proposals"]
+        arrays = outputs["logits"], outputs["code"], Detections(**outputs["proposals"])
         return formulas.region_detections(*arrays, **self._select)
 
 

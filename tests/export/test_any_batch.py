@@ -163,6 +163,15 @@ def test_each_task(task):
     assert {str(leaf.shape[0]) for leaf in jax.tree.leaves(outputs)} == {"batch"}
 
 
+def test_outputs_of_two_stages():
+    """The proposals of Faster R-CNN are outputs too."""
+    scene = {"canvas": 16, "item_size": 8.0, "scale": (0.8, 1.2), "items": (1, 2)}
+    task = {"name": "scenes", "detector": "faster_rcnn", "proposals": 3, "detections": 4, **scene}
+    program = program_of(forward_of({"name": "cnn_2d", "depth": 0}, task, image_shape=[16, 16, 1]))
+    outputs = jax.tree.unflatten(program.out_tree, program.out_avals)
+    assert {str(leaf.shape[1:]) for leaf in outputs["outputs"]["proposals"].values()} == {"(3,)", "(3, 4)"}
+
+
 DECODING = [knobs for knobs in attention_cases() if knobs.get("causal") or "num_kv_heads" in knobs]
 
 
