@@ -1,6 +1,7 @@
 """Networks for objects in images: the backbone that all detectors share, DETR's queries, and a head for each."""
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -139,7 +140,7 @@ class RegionHead(nnx.Module):
         sizes = (size * size * width, 2 * width, 2 * width, 5 * classes + 1)
         self.deciding = Perceptron(sizes, bias=bias, rngs=rngs)
 
-    def __call__(self, x: TokenVectors) -> dict[str, Array]:
+    def __call__(self, x: TokenVectors) -> dict[str, Any]:
         image = x.reshape(x.shape[0], *self._grid, x.shape[-1])
         first = self.proposing(neighbourhood_2d(image, 3)).astype(jnp.float32).reshape(x.shape[0], -1, 5)
         scores, code = first[..., 0], first[..., 1:]

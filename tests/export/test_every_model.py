@@ -98,12 +98,14 @@ def arrays_for(spec):
 
 
 def check_exports(forward, arrays, folder, *, ranked=False):
-    """Files of both formats compute what the run does, for one example and for three.
+    """Files of both formats compute what the run does, for one example and for three; one of weights is read back.
 
     ranked: outputs come in the order of scores, of which two may be equal up to rounding: compared as sets.
     Returns "yes", or why a file is refused, by format.
     """
-    found, computed = {}, {}
+    found, computed, weights = {}, {}, folder / "model.safetensors"
+    weights.write_bytes(FORMATS["safetensors"].encode(forward))
+    assert FORMATS["safetensors"].read(weights)[0] == forward.spec
     parts = [{name: array[rows] for name, array in arrays.items()} for rows in (slice(0, 1), slice(1, EXAMPLES))]
     for format in ("stablehlo", "onnx"):
         chosen = FORMATS[format]
