@@ -48,8 +48,8 @@ class Layer:
     diagonal: [heads, features] of each head's W_q W_k^T, or None; bias: [heads, features], the part linear in the key.
     values: [heads, features] of each head's W_v W_o, with its offset [features], or None. own_scores, own_values: 1
     where the layer's own are kept nevertheless.
-    block, attention_there, ffn_there: share of the block, and of each part with its norm, that is kept; the rest is
-    what came in. norms: share of each norm that is kept, for post-norm.
+    block: what the block adds to its input. attention_there, ffn_there: share of each part with its norm that is kept;
+    the rest is what came in. norms: share of each norm of the layer that is kept.
     """
 
     attention: Part
@@ -58,7 +58,7 @@ class Layer:
     instead: Any
     weights: Any
     static: Any
-    block: Any
+    block: Part
     attention_there: Any
     ffn_there: Any
     norms: Any
@@ -81,7 +81,7 @@ def intact(config: TransformerConfig, *, tokens: int = 1) -> Layer:
         instead=jnp.zeros((heads, config.head_dim)),
         weights=jnp.array([1.0, 0.0, 0.0]),
         static=jnp.zeros((heads, tokens, tokens)),
-        block=one,
+        block=part,
         attention_there=one,
         ffn_there=one,
         norms=one,
@@ -97,11 +97,9 @@ def _of_layer(number: int, cut: Layer, config: TransformerConfig, valid: Array):
     seen: dict[str, Array] = {}
     place, post = f"blocks.{number}", config.norm.placement == "post"
 
-    def keep(name: str):
-        def hook(x: Array) -> None:
-            seen[name] = x
-
-        return hook
+    def normalised(x: Array, before: Array) -> Array:
+        """What a norm before a part gives, as far as it is kept."""
+        return x if post else cut.norms * x + (1 - cut.norms) * before
 
     def scores(found: Array) -> Array | None:
         if cut.diagonal is None:
@@ -113,11 +111,12 @@ def _of_layer(number: int, cut: Layer, config: TransformerConfig, valid: Array):
 
     def weights(found: Array) -> Array:
         tokens = found.shape[-1]
-        uniform = valid.astype(found.dtype)[:, None, None]
+        sees = valid[:, None, None] & (jnp.tri(tokens, dtype=bool)[None, None] if config.causal else True)
+        uniform = sees.astype(found.dtype)
         uniform = uniform / jnp.maximum(uniform.sum(-1, keepdims=True), 1)
         mixed = cut.weights[0] * found + cut.weights[1] * uniform
         if cut.static.shape[-1] > 1:
-            static = jnp.where(valid[:, None, None], jnp.maximum(cut.static[None, :, :tokens, :tokens], 1e-9), 0)
+            static = jnp.where(sees, jnp.maximum(cut.static[None, :, :tokens, :tokens], 1e-9), 0)
             mixed = mixed + cut.weights[2] * static / jnp.maximum(static.sum(-1, keepdims=True), 1e-9)
         seen["weights"] = mixed
         return mixed
@@ -125,12 +124,20 @@ def _of_layer(number: int, cut: Layer, config: TransformerConfig, valid: Array):
     def z(found: Array) -> Array:
         return found * cut.heads[None, None, :, None] + cut.instead[None, None]
 
+    def attention_input(x: Array) -> Array:
+        seen["attention"] = normalised(x, seen["input"])
+        return seen["attention"]
+
     def attention(y: Array) -> Array:
         if cut.values is not None:
             moved = jnp.einsum("bhqk,bkc,hc->bqc", seen["weights"], seen["attention"], cut.values)
             y = cut.own_values * y + (1 - cut.own_values) * (moved + cut.value_offset[None, None])
         seen["attention_out"] = cut.attention(seen["attention"], y)
         return seen["attention_out"]
+
+    def ffn_input(x: Array) -> Array:
+        seen["ffn"] = normalised(x, seen["input" if config.parallel else "middle"])
+        return seen["ffn"]
 
     def ffn(y: Array) -> Array:
         seen["ffn_out"] = cut.ffn(seen["ffn"], y)
@@ -146,16 +153,16 @@ def _of_layer(number: int, cut: Layer, config: TransformerConfig, valid: Array):
         if post:
             x = cut.norms * x + (1 - cut.norms) * (seen["middle"] + seen["ffn_out"])
         x = cut.ffn_there * x + (1 - cut.ffn_there) * seen["middle"]
-        return cut.block * x + (1 - cut.block) * seen["input"]
+        return seen["input"] + cut.block(seen["input"], x - seen["input"])
 
-    yield f"{place}.input", keep("input")
-    yield f"{place}.attention.input", keep("attention")
+    yield f"{place}.input", lambda x: seen.update(input=x)
+    yield f"{place}.attention.input", attention_input
     yield f"{place}.attention.scores", scores
     yield f"{place}.attention.weights", weights
     yield f"{place}.attention.z", z
     yield f"{place}.attention.output", attention
     yield f"{place}.after_attention", after_attention
-    yield f"{place}.ffn.input", keep("ffn")
+    yield f"{place}.ffn.input", ffn_input
     yield f"{place}.ffn.output", ffn
     yield f"{place}.output", output
 

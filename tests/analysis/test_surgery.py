@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from flaxformer_lab.analysis import learned, surgery
+from flaxformer_lab.functional.trees import leaf_paths, replace_leaves
 from flaxformer_lab.models.conversion import from_huggingface
 from tests.pretrained_folders import read_golden
 
@@ -16,23 +17,23 @@ RNG = np.random.default_rng(0)
 
 @pytest.fixture(scope="module")
 def model():
-    """A post-norm encoder of two layers, its inputs and padding."""
+    """A post-norm encoder of two layers, its inputs and padding, and its network as a static argument."""
     weights, results, settings = read_golden("bert_body")
-    return from_huggingface(weights, settings), jnp.asarray(results["inputs"]), jnp.asarray(results["valid"])
+    converted = from_huggingface(weights, settings)
+    return converted, *(jnp.asarray(results[name]) for name in ("inputs", "valid")), surgery.Frozen(converted.network)
 
 
 def cut(model, *changes, params=None, base=None):
-    converted, inputs, valid = model
+    converted, inputs, valid, frozen = model
     layers = [base or surgery.intact(converted.config)] * 2
     layers = surgery.replace_layers(layers, dict(enumerate(changes)))
-    frozen = surgery.Frozen(converted.network)
     params = converted.params if params is None else params
     found = surgery.apply_cut(frozen, converted.config, params, layers, inputs, valid)
     return np.asarray(found)[np.asarray(valid)]
 
 
 def outputs(model, **hooks):
-    converted, inputs, valid = model
+    converted, inputs, valid, _ = model
     hooked = converted.network.with_hooks({name.replace("__", "."): hook for name, hook in hooks.items()})
     apply = jax.jit(lambda params: hooked.apply(params, {}, inputs, valid=valid)[0])
     return np.asarray(apply(converted.params))[np.asarray(valid)]
@@ -48,7 +49,7 @@ def test_nothing_cut_is_the_network(model):
 
 @pytest.mark.parametrize("layer", [0, 1])
 def test_a_block_removed_is_a_network_of_one_block(model, layer):
-    converted, inputs, valid = model
+    converted, inputs, valid, _ = model
     kept = {0: converted.params["body"]["blocks"][1 - layer]}
     params = converted.params | {"body": converted.params["body"] | {"blocks": kept}}
     _, _, settings = read_golden("bert_body")
@@ -61,7 +62,7 @@ def test_a_block_removed_is_a_network_of_one_block(model, layer):
     assert jax.tree.structure(short.params) == jax.tree.structure(params)
     expected = np.asarray(short.network.apply(short.params, {}, inputs, valid=valid)[0])[np.asarray(valid)]
     changes = [{}, {}]
-    changes[layer] = {"block": jnp.float32(0)}
+    changes[layer] = {"block": dataclasses.replace(surgery.intact(converted.config).block, keep=jnp.float32(0))}
     close(cut(model, *changes), expected)
 
 
@@ -101,6 +102,105 @@ def test_parts_removed_leave_no_norm(model):
     seen = []
     expected = outputs(model, blocks__1__after_attention=seen.append, blocks__1__output=lambda x: seen[-1])
     close(cut(model, {}, {"ffn_there": jnp.float32(0)}), expected)
+
+
+# ------------------------------------------------------------------------------------ norms first, causal
+
+
+@pytest.fixture(scope="module", params=["gpt2", "gpt_neox", "llama"])
+def causal(request):
+    """A language model, its inputs, and a function from parameters to logits: the network without any hook."""
+    weights, results, settings = read_golden(request.param)
+    converted, inputs = from_huggingface(weights, settings), jnp.asarray(results["inputs"])
+    logits = jax.jit(lambda params: converted.network.apply(params, {}, inputs)[0].reshape(-1, settings["vocab_size"]))
+    return (converted, inputs, jnp.ones(inputs.shape, bool), surgery.Frozen(converted.network)), logits
+
+
+def with_zeros(params, layer, *parts):
+    """Parameters with 0 in the kernels and biases of a layer's maps: `attention.output`, `ffn.down`."""
+    leaves = leaf_paths(params)
+    names = [name for name in leaves for part in parts if name.startswith(f"body.blocks.{layer}.{part}.")]
+    assert len(names) >= len(parts)
+    return replace_leaves(params, {name: jnp.zeros_like(leaves[name]) for name in names})
+
+
+def cut_causal(causal, *changes, inputs=None):
+    """Logits of a model with cuts; all of them are data of one program."""
+    converted, own, valid, frozen = causal[0]
+    base = surgery.intact(converted.config, tokens=own.shape[1])
+    return cut((converted, own if inputs is None else inputs, valid, frozen), *changes, base=base)
+
+
+def test_parts_of_causal_models_are_gone_as_if_their_last_map_were_zero(causal):
+    model, logits = causal
+    params, zero = model[0].params, jnp.float32(0)
+    close(cut_causal(causal), logits(params))
+    gone = dataclasses.replace(surgery.intact(model[0].config).block, keep=zero)
+    for layer in (0, 1):
+        for change, parts in (
+            ({"attention_there": zero}, ["attention.output"]),
+            ({"ffn_there": zero}, ["ffn.down"]),
+            ({"block": gone}, ["attention.output", "ffn.down"]),
+        ):
+            changes = [{}, {}]
+            changes[layer] = change
+            close(cut_causal(causal, *changes), logits(with_zeros(params, layer, *parts)))
+    offset = jnp.asarray(RNG.standard_normal(model[0].config.width), jnp.float32)
+    if "bias" in params["body"]["blocks"][0]["ffn"]["down"]:
+        moved = replace_leaves(
+            with_zeros(params, 0, "attention.output", "ffn.down"), {"body.blocks.0.ffn.down.bias": offset}
+        )
+        close(cut_causal(causal, {"block": dataclasses.replace(gone, offset=offset)}), logits(moved))
+
+
+def test_uniform_attention_of_causal_models_is_that_of_queries_that_are_zero(causal):
+    model, logits = causal
+    config, name = model[0].config, "body.blocks.1.attention.projection"
+    leaves, zeros = leaf_paths(model[0].params), {}
+    for each in ("kernel", "bias"):
+        if f"{name}.{each}" in leaves:
+            leaf = np.array(leaves[f"{name}.{each}"])
+            grid = leaf.reshape(
+                -1, config.num_kv_heads, config.attention.num_heads // config.num_kv_heads + 2, config.head_dim
+            )
+            grid[:, :, :-2] = 0
+            zeros[f"{name}.{each}"] = jnp.asarray(leaf)
+    expected = logits(replace_leaves(model[0].params, zeros))
+    close(cut_causal(causal, {}, {"weights": jnp.array([0.0, 1.0, 0.0])}), expected)
+
+
+def test_no_cut_lets_a_causal_model_see_later_tokens(causal):
+    (converted, inputs, *_), _ = causal
+    later, config = inputs.at[:, -1].set((inputs[:, -1] + 1) % 60), converted.config
+    tokens, heads, one = inputs.shape[1], config.attention.num_heads, jnp.float32(1)
+    static = jnp.asarray(RNG.uniform(0.1, 1, (heads, tokens, tokens)), jnp.float32)
+    other = dataclasses.replace(surgery.intact(config).ffn, other=one)
+    for change in (
+        {"static": static, "weights": jnp.array([0.0, 0.0, 1.0])},
+        {"weights": jnp.array([0.0, 1.0, 0.0]), "ffn": other, "attention": other},
+    ):
+        before, after = (cut_causal(causal, change, change, inputs=each) for each in (inputs, later))
+        before, after = (each.reshape(*inputs.shape, -1) for each in (before, after))
+        np.testing.assert_array_equal(before[:, :-1], after[:, :-1])
+        assert not np.allclose(before[:, -1], after[:, -1], atol=1e-3)
+
+
+@pytest.mark.parametrize("causal", ["gpt2", "gpt_neox"], indirect=True)
+def test_norms_before_the_parts_are_off(causal):
+    """Each part reads the residual stream itself: its own values, put there by hooks of the plain network."""
+    model, _ = causal
+    seen, config = {}, model[0].config
+    read_by_ffn = "input" if config.parallel else "after_attention"
+    hooks = {
+        "blocks__0__input": lambda x: seen.update(input=x),
+        "blocks__0__attention__input": lambda _: seen["input"],
+        "blocks__0__after_attention": lambda x: seen.update(after_attention=x),
+        "blocks__0__ffn__input": lambda _: seen[read_by_ffn],
+    }
+    close(cut_causal(causal, {"norms": jnp.float32(0)}), outputs(model, **hooks))
+
+
+# ----------------------------------------------------------------------------------- products of weights
 
 
 def diagonal_base(config):
