@@ -20,7 +20,7 @@ from flaxformer_lab.ablation.cluster import cluster
 from flaxformer_lab.ablation.display import show_plan
 from flaxformer_lab.ablation.engine import Trainer
 from flaxformer_lab.ablation.grid import AblationConfig, make_grid, parse_ablation
-from flaxformer_lab.ablation.learned import is_learned
+from flaxformer_lab.ablation.learned.config import is_learned
 from flaxformer_lab.ablation.local import train_here
 from flaxformer_lab.ablation.store import Store
 from flaxformer_lab.api import dissect, raise_failures, run_grid

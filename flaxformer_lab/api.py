@@ -15,7 +15,8 @@ from flaxformer_lab.ablation.display import ProgressDisplay
 from flaxformer_lab.ablation.engine import Event, Trainer, run_cells
 from flaxformer_lab.ablation.exports import measure_exports
 from flaxformer_lab.ablation.grid import Grid, make_grid, parse_ablation
-from flaxformer_lab.ablation.learned import parse_learned, run_cuts
+from flaxformer_lab.ablation.learned.config import parse_learned
+from flaxformer_lab.ablation.learned.run import run_cuts
 from flaxformer_lab.ablation.local import train_here
 from flaxformer_lab.ablation.provenance import describe_devices, provenance
 from flaxformer_lab.ablation.store import Store

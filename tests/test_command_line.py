@@ -13,7 +13,7 @@ from absl.testing import flagsaver
 
 from flaxformer_lab import command_line, registry
 from flaxformer_lab.ablation.grid import make_grid, parse_ablation
-from flaxformer_lab.ablation.learned import is_learned, parse_learned
+from flaxformer_lab.ablation.learned.config import is_learned, parse_learned
 from flaxformer_lab.ablation.variants import VARIANTS
 from flaxformer_lab.cache import cache_folder
 from flaxformer_lab.command_line import load_config, read_recipe

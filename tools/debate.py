@@ -27,7 +27,8 @@ from pathlib import Path
 import readme_figure
 
 from flaxformer_lab.ablation.grid import make_grid, parse_ablation
-from flaxformer_lab.ablation.learned import is_learned, read_rows
+from flaxformer_lab.ablation.learned.config import is_learned
+from flaxformer_lab.ablation.learned.run import read_rows
 from flaxformer_lab.ablation.store import Store
 from flaxformer_lab.command_line import read_recipe
 from flaxformer_lab.report.claims import decide_all

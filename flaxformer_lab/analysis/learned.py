@@ -89,8 +89,17 @@ def sinks(
     weights: Float[np.ndarray, "batch heads tokens keys"],
     valid: Bool[np.ndarray, "batch tokens"],
     ends: Bool[np.ndarray, "batch tokens"],
+    *,
+    causal: bool = False,
 ) -> tuple[float, float]:
-    """The share of attention that goes to the tokens `ends` (first, separators), and the share of these tokens."""
+    """The share of attention that goes to the tokens `ends` (first, separators), and that of an even attention.
+
+    Even: to all tokens alike, so the share of the ends among them; or, causal, to all tokens up to the query.
+    """
     query = valid.astype(np.float64)
     to_ends = np.einsum("bhqk,bk->bhq", weights.astype(np.float64), ends.astype(np.float64)).mean(1)
-    return float(np.sum(to_ends * query) / query.sum()), float(np.sum(ends & valid) / valid.sum())
+    even = float(np.sum(ends & valid) / valid.sum())
+    if causal:
+        seen = np.cumsum(valid, axis=1)
+        even = float(np.sum(np.cumsum(ends & valid, axis=1) / np.maximum(seen, 1) * query) / query.sum())
+    return float(np.sum(to_ends * query) / query.sum()), even

@@ -1,11 +1,12 @@
 """The report on an ablation of what is learned: tables by cut and layer, figures, and verdicts on claims C18 to C20.
 
-It follows from the rows of results.csv alone; the same rows make the same bytes.
+It follows from the rows of results.csv alone; the same rows make the same bytes. Encoders are judged by three sets of
+rated pairs, which the claims are about; language models by nats a token, of which less is better.
 """
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,17 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from flaxformer_lab.report.debate import Evidence, Row
-from flaxformer_lab.report.formatting import format_interval, format_p_value, with_minus_signs
+from flaxformer_lab.report.formatting import format_interval, format_mean, format_p_value, with_minus_signs
 from flaxformer_lab.report.markup import Markup, scrolling, tag
 from flaxformer_lab.report.page import page_of
 from flaxformer_lab.report.statistics import SIGNIFICANT, Interval, holm
 
 SETS = ("WordSim", "SimLex", "Lee")
+NATS = "nats"
 COST = 0.05  # of a correlation, which removing one block changes by up to 0.09 either way
 FACTS = ("command", "versions", "device", "commit")
-TITLE = "What do the parts of a pretrained encoder do?"
+QUESTION = "What do the parts of a pretrained encoder do?"  # where the rows have none
+UNDECIDED = "Claims C18 to C20 are asked of an encoder that rated pairs judge; nothing is said of them here."
 # One figure each: the cost of a cut by layer; and measures by layer.
 LINES = ("attention removed", "FFN removed", "uniform attention", "linear FFN", "linear block", "block removed")
 COLOURS = ("#0b6e99", "#c2410c", "#7c3aed", "#d97706", "#15803d", "#64748b")
@@ -38,32 +41,47 @@ class Judged:
     scores: dict[str, float]
     differences: dict[str, Interval]
     corrected_p: dict[str, float]
-    kept: float
+    kept: float | None
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """The differences, positive where the cut is worse."""
+        return {name: each.mean if name == NATS else -each.mean for name, each in self.differences.items()}
 
     @property
     def verdict(self) -> str:
-        """better, worse, both, or open, over the three sets."""
-        sure = [self.differences[name].mean for name in SETS if self.corrected_p[name] < SIGNIFICANT]
+        """better, worse, both, or open, over all sets."""
+        sure = [cost for name, cost in self.costs.items() if self.corrected_p[name] < SIGNIFICANT or np.isinf(cost)]
         if not sure:
             return "open"
-        return "worse" if max(sure) < 0 else "better" if min(sure) > 0 else "both"
+        return "worse" if min(sure) > 0 else "better" if max(sure) < 0 else "both"
 
     @property
     def cost(self) -> Interval:
-        """What the cut costs on average over the three sets, positive where it is worse; errors are added up."""
-        means = [-self.differences[name].mean for name in SETS]
-        errors = [(self.differences[name].high - self.differences[name].low) / 2 for name in SETS]
-        half = float(np.sqrt(np.sum(np.square(errors)))) / len(SETS)
+        """What the cut costs on average over all sets, positive where it is worse; errors are added up."""
+        means = list(self.costs.values())
+        errors = [(each.high - each.low) / 2 for each in self.differences.values()]
+        half = float(np.sqrt(np.sum(np.square(errors)))) / len(means)
         mean = float(np.mean(means))
         return Interval(mean, mean - half, mean + half)
 
 
 @dataclass(frozen=True)
 class Findings:
-    """All cuts, and the measures by what they are of: the embeddings' rows and the layers'."""
+    """All cuts, and the measures by what they are of: the embeddings' rows and the layers'.
+
+    left_out: cuts that mean nothing for this model, with the reason.
+    """
 
     cuts: tuple[Judged, ...]
     measures: dict[str, dict[str, Any]]
+    question: str = QUESTION
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """What cuts are judged by."""
+        return tuple(self.cuts[0].scores)
 
     def cut(self, name: str, layer: str = "all") -> Judged | None:
         """One cut; None where it has not been made."""
@@ -77,8 +95,9 @@ class Findings:
 
 def findings_of(rows: Sequence[dict[str, Any]]) -> Findings:
     """What the rows say; each p is corrected for all cuts and sets."""
-    cuts = [row for row in rows if row["cut"] not in ("measures", "provenance")]
-    p_values = [row["scores"][name]["p"] for row in cuts if row["cut"] != "intact" for name in SETS]
+    cuts = [row for row in rows if "scores" in row]
+    sets = list(cuts[0]["scores"])
+    p_values = [row["scores"][name]["p"] for row in cuts if row["cut"] != "intact" for name in sets]
     corrected = iter(holm([np.nan if p is None else p for p in p_values]))
     judged = []
     for row in cuts:
@@ -87,22 +106,25 @@ def findings_of(rows: Sequence[dict[str, Any]]) -> Findings:
             Judged(
                 row["cut"],
                 row["layer"],
-                {name: scores[name]["value"] for name in SETS},
-                {name: Interval(*(scores[name][key] for key in ("difference", "low", "high"))) for name in SETS},
-                {name: 1.0 if intact else float(next(corrected)) for name in SETS},
-                row["kept"],
+                {name: scores[name]["value"] for name in sets},
+                {name: Interval(*(scores[name][key] for key in ("difference", "low", "high"))) for name in sets},
+                {name: 1.0 if intact else float(next(corrected)) for name in sets},
+                row.get("kept"),
             )
         )
-    return Findings(tuple(judged), {row["layer"]: row for row in rows if row["cut"] == "measures"})
+    measures = {row["layer"]: row for row in rows if row["cut"] == "measures"}
+    question = next((row["question"] for row in rows if "question" in row), QUESTION)
+    left_out = {row["cut"]: row["left_out"] for row in rows if "left_out" in row}
+    return Findings(tuple(judged), measures, question, left_out)
 
 
 # --------------------------------------------------------------------------------------------- claims
 
 
 def decide_learned(found: Findings, name: str = "pretrained") -> list[Evidence]:
-    """What the ablation says of C18, C19 and C20; nothing where its measures or cuts are missing."""
+    """What the ablation says of C18, C19 and C20; nothing where its measures or cuts are missing, or no sets judge."""
     links = (("tables", f"{name}.html#cuts"), ("raw numbers", f"{name}.csv.gz"))
-    decided = [_features(found), _scales(found), _linear(found)] if found.measures else []
+    decided = [_features(found), _scales(found), _linear(found)] if found.measures and found.sets == SETS else []
     conditions = (
         "Measured on MiniLM-L6 (six layers, 384 features), which makes sentence embeddings: judged by WordSim-353, "
         "SimLex-999 and Lee's documents. Intervals: of scores by the paired bootstrap over pairs, of measures over "
@@ -236,35 +258,37 @@ def _over(values: Sequence[float]) -> Interval:
 # --------------------------------------------------------------------------------------------- tables
 
 
-CUT_COLUMNS = (
-    "cut",
-    "layer",
-    *SETS,
-    *(f"{name}: difference [95%], p (Holm)" for name in SETS),
-    "neighbours kept",
-    "over three sets",
-)
+def cut_columns(found: Findings) -> list[str]:
+    """What `cut_rows` has."""
+    if found.sets == (NATS,):
+        return ["cut", "layer", "nats a token", "difference [95%], p (Holm)", "verdict"]
+    differences = [f"{name}: difference [95%], p (Holm)" for name in found.sets]
+    return ["cut", "layer", *found.sets, *differences, "neighbours kept", "over three sets"]
 
 
 def cut_rows(found: Findings) -> list[list[str]]:
     """A row a cut, as text."""
     rows = []
     for each in found.cuts:
-        differences = [
-            ""
-            if each.cut == "intact"
-            else f"{format_interval(each.differences[name], signed=True)}, {format_p_value(each.corrected_p[name])}"
-            for name in SETS
-        ]
-        scores = [f"{each.scores[name]:.3f}" for name in SETS]
-        verdict = "" if each.cut == "intact" else each.verdict
-        rows.append([each.cut, each.layer, *scores, *differences, f"{each.kept:.2f}", verdict])
+        intact = each.cut == "intact"
+        differences = ["" if intact else _difference(each, name) for name in found.sets]
+        scores = [format_mean(Interval(score, score, score)) for score in each.scores.values()]
+        kept = [] if each.kept is None else [f"{each.kept:.2f}"]
+        rows.append([each.cut, each.layer, *scores, *differences, *kept, "" if intact else each.verdict])
     return rows
 
 
+def _difference(each: Judged, name: str) -> str:
+    difference = each.differences[name]
+    if np.isinf(difference.mean):
+        return format_mean(difference)
+    return f"{format_interval(difference, signed=True)}, {format_p_value(each.corrected_p[name])}"
+
+
+SINKS = "attention to first and last (their share)"
 MEASURE_COLUMNS = (
     *("layer", "attention: cross-feature energy (drawn)", "FFN: the same", "rank W_qk (drawn)", "rank W_ov (drawn)"),
-    *("attention to first and last (their share)", "widest feature / median", "largest / median size", "massive share"),
+    *(SINKS, "widest feature / median", "largest / median size", "massive share"),
     *("one feature's share of squares", "R2 attention", "R2 FFN", "R2 block", "R2 of its change"),
 )
 
@@ -275,7 +299,10 @@ def measure_rows(found: Findings) -> list[list[str]]:
     for layer in found.layers:
         m = found.measures[layer]
         energies = [f"{m['energy'][k]:.3f} ({m['energy_drawn'][k]:.3f})" for k in (0, 1)]
-        ranks = [f"{np.mean(m[f'rank_{part}']):.1f} ({m[f'rank_{part}_drawn']:.1f})" for part in ("qk", "ov")]
+        ranks = [
+            "none" if m[f"rank_{part}"] is None else f"{np.mean(m[f'rank_{part}']):.1f} ({m[f'rank_{part}_drawn']:.1f})"
+            for part in ("qk", "ov")
+        ]
         sinks = f"{m['sinks'][0]:.2f} ({m['sinks'][1]:.2f})"
         scales = [
             f"{m['scale_ratio'][0]:.1f}",
@@ -286,6 +313,12 @@ def measure_rows(found: Findings) -> list[list[str]]:
         r2 = [f"{m['explained'][name][0]:.3f}" for name in ("attention", "FFN", "block", "change")]
         rows.append([layer, *energies, *ranks, sinks, *scales, *r2])
     return rows
+
+
+def measure_columns(found: Findings) -> list[str]:
+    """What `measure_rows` has; a language model's sink is its first token."""
+    sinks = SINKS if found.sets == SETS else "attention to the first token (if it were even)"
+    return [sinks if name == SINKS else name for name in MEASURE_COLUMNS]
 
 
 VECTOR_COLUMNS = (
@@ -319,12 +352,19 @@ def as_markdown(found: Findings, evidence: Sequence[Evidence], provenance: Seque
         ]
         for each in evidence
     ]
-    parts = [f"# {TITLE}", ""]
-    parts += [_table(("claim", "statement", "verdict", "because", "answers [95% interval]"), claims), ""]
-    parts += ["## Cuts", "", _table(CUT_COLUMNS, cut_rows(found)), "", "## Layers", ""]
-    parts += [_table(MEASURE_COLUMNS, measure_rows(found)), "", "## Vectors", ""]
+    columns = ("claim", "statement", "verdict", "because", "answers [95% interval]")
+    parts = [f"# {found.question}", "", _table(columns, claims) if found.sets == SETS else UNDECIDED, ""]
+    parts += ["## Cuts", "", _table(cut_columns(found), cut_rows(found)), ""]
+    parts += [*(f"- Left out: {text}" for text in _left_out(found)), ""] if found.left_out else []
+    parts += ["## Layers", "", _table(measure_columns(found), measure_rows(found)), "", "## Vectors", ""]
     parts += [_table(VECTOR_COLUMNS, vector_rows(found)), "", "## How it was made", ""]
     return "\n".join([*parts, *(f"- {name}: {text}" for name, text in provenance)]) + "\n"
+
+
+def _left_out(found: Findings) -> list[str]:
+    """The cuts of each reason, with it."""
+    reasons = dict.fromkeys(found.left_out.values())
+    return [f"{', '.join(n for n, why in found.left_out.items() if why == reason)}: {reason}." for reason in reasons]
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -344,16 +384,18 @@ def as_learned_page(found: Findings, evidence: Sequence[Evidence], provenance: S
         )
         for each in evidence
     ]
+    left_out = [tag("p", f"Left out: {text}") for text in _left_out(found)]
+    claims = claims if found.sets == SETS else [tag("p", UNDECIDED)]
     sections = [
-        ("cuts", "Cuts", _html_table(CUT_COLUMNS, cut_rows(found))),
-        ("layers", "Layers", _html_table(MEASURE_COLUMNS, measure_rows(found))),
+        ("cuts", "Cuts", [_html_table(cut_columns(found), cut_rows(found)), *left_out]),
+        ("layers", "Layers", _html_table(measure_columns(found), measure_rows(found))),
         ("vectors", "Vectors", _html_table(VECTOR_COLUMNS, vector_rows(found))),
         ("provenance", "How it was made", tag("ul", [tag("li", f"{name}: {text}") for name, text in provenance])),
     ]
     content = [tag("section", tag("h2", title, id=id_), part) for id_, title, part in sections]
-    header = tag("header", tag("h1", TITLE))
+    header = tag("header", tag("h1", found.question))
     return page_of(
-        TITLE, [header, tag("main", claims, content, id="results", tabindex="-1")], "Made by flaxformer_lab."
+        found.question, [header, tag("main", claims, content, id="results", tabindex="-1")], "Made by flaxformer_lab."
     )
 
 
@@ -392,12 +434,14 @@ def figures(found: Findings) -> dict[str, str]:
         for name, colour in zip(LINES, COLOURS, strict=True):
             judged = [found.cut(name, layer) for layer in layers]
             known = [(number, each.cost) for number, each in zip(numbers, judged, strict=True) if each is not None]
+            known = [(number, cost) for number, cost in known if np.isfinite(cost.mean)]
             if known:
                 x, means = [number for number, _ in known], [cost.mean for _, cost in known]
                 errors = [[cost.mean - cost.low for _, cost in known], [cost.high - cost.mean for _, cost in known]]
                 axes.errorbar(x, means, errors, label=name, color=colour, marker="o", markersize=4, capsize=2)
         axes.axhline(0, color="#888888", linewidth=0.8)
-        axes.set(xlabel="layer", ylabel="cost, mean of three correlations", xticks=numbers)
+        cost = "cost, mean of three correlations" if found.sets == SETS else "cost in nats a token"
+        axes.set(xlabel="layer", ylabel=cost, xticks=numbers)
         axes.legend(frameon=False, fontsize=8)
         measures = Figure(figsize=(9.6, 3.0), layout="constrained")
         panels = measures.subplots(1, 3)

@@ -14,7 +14,7 @@ from scipy import stats
 
 from flaxformer_lab.ablation.claim_config import Claim, Comparison, Conclusion, Quantity
 from flaxformer_lab.ablation.grid import BASELINE, make_grid, parse_ablation
-from flaxformer_lab.ablation.learned import is_learned
+from flaxformer_lab.ablation.learned.config import is_learned
 from flaxformer_lab.command_line import read_recipe
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.report.claims import conclusion_of, decide, decide_all, values_of

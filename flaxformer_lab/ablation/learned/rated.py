@@ -65,8 +65,8 @@ def _words(path: Path, name: str) -> RatedPairs:
     return RatedPairs(name, tuple(numbers), np.array(pairs), np.array([float(row[2]) for row in rows]), ranks=True)
 
 
-def passages(number: int, length: int = 160) -> tuple[str, ...]:
-    """Passages of so many characters from the test split of `lab_speeches`, evenly spread."""
-    text = " ".join(" ".join(record["text"] for record in open_split("lab_speeches", "test").records()).split())
+def passages(number: int, dataset: str, length: int = 160) -> tuple[str, ...]:
+    """Passages of so many characters from the test split of a data set of text, evenly spread."""
+    text = " ".join(" ".join(record["text"] for record in open_split(dataset, "test").records()).split())
     starts = np.linspace(0, len(text) - length, number).astype(int)
     return tuple(text[start : start + length] for start in starts)
