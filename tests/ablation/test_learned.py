@@ -1,14 +1,21 @@
-"""What is learned is judged: paired differences against scipy, and a whole small ablation, resumed."""
+"""What is learned is judged: paired differences against scipy, and whole small ablations, resumed."""
 
+import jax
 import numpy as np
 import pytest
 from scipy import stats
 
-from flaxformer_lab.ablation import learned
-from flaxformer_lab.ablation.rated import RatedPairs, rated_pairs
+from flaxformer_lab import load_pretrained
+from flaxformer_lab.ablation.learned import judges
+from flaxformer_lab.ablation.learned.config import parse_learned
+from flaxformer_lab.ablation.learned.cuts import left_out
+from flaxformer_lab.ablation.learned.rated import RatedPairs, rated_pairs
+from flaxformer_lab.ablation.learned.run import read_rows, run_cuts
 from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.functional.trees import leaf_paths, replace_leaves
+from flaxformer_lab.models.conversion import planned
 from flaxformer_lab.report.learned import SETS, decide_learned, findings_of, write_learned
-from tests.pretrained_folders import write_sentence_transformer
+from tests.pretrained_folders import read_golden, write_golden, write_sentence_transformer
 
 RNG = np.random.default_rng(0)
 
@@ -23,14 +30,14 @@ def rated(name: str, number: int, *, ranks: bool) -> RatedPairs:
 def test_a_difference_of_correlations_with_its_interval(ranks):
     data = rated("any", 300, ranks=ranks)
     before, after = data.ratings + RNG.normal(size=300), data.ratings + 3 * RNG.normal(size=300)
-    found = learned.paired_difference(data, before, after)
+    found = judges.paired_difference(data, before, after)
     correlation = stats.spearmanr if ranks else stats.pearsonr
     assert found["value"] == pytest.approx(correlation(after, data.ratings)[0])
     assert found["difference"] == pytest.approx(found["value"] - correlation(before, data.ratings)[0])
     assert found["low"] < found["difference"] < found["high"] < 0 and found["p"] < 0.001
     # The two correlations vary as if they were independent: by Fisher's transformation, near 0.06 altogether.
     assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * 0.06, rel=0.35)
-    same = learned.paired_difference(data, before, before)
+    same = judges.paired_difference(data, before, before)
     assert same["difference"] == 0 and same["p"] is None
 
 
@@ -57,25 +64,24 @@ def test_a_verdict_needs_all_three_sets_to_agree():
 def test_a_small_ablation_goes_on_where_it_stopped(tmp_path, monkeypatch):
     pytest.importorskip("tokenizers")
     sets = (rated("WordSim", 12, ranks=True), rated("SimLex", 12, ranks=True), rated("Lee", 12, ranks=False))
-    monkeypatch.setattr(learned, "rated_pairs", lambda: sets)
-    monkeypatch.setattr(learned, "passages", lambda number: tuple("ABCDEFGH"[k : k + 3] for k in range(number)))
-    monkeypatch.setattr(learned, "LENGTHS", (15,))
+    monkeypatch.setattr(judges, "rated_pairs", lambda: sets)
+    monkeypatch.setattr(judges, "passages", lambda number, dataset: tuple("ABCDEFGH"[k : k + 3] for k in range(number)))
+    monkeypatch.setattr(judges, "LENGTHS", (15,))
     folder = write_sentence_transformer(tmp_path / "model")
     tree = {"learned": {"package": None, "folder": str(folder), "passages": 6, "longest": 15}}
-    config, said = learned.parse_learned(tree), []
-    only = ["intact", "FFN removed", "block removed", "measures"]
-    monkeypatch.setattr(learned.Bench, "measures", lambda self: iter(()))
-    rows = learned.run_cuts(config, tmp_path / "out", {"command": "none"}, said.append, only)
+    config, said = parse_learned(tree), []
+    only = ["intact", "FFN removed", "block removed"]
+    rows = run_cuts(config, tmp_path / "out", {"command": "none"}, said.append, only)
     assert len(said) == 6 and [(each["cut"], each["layer"]) for each in rows[:3]] == [
         *(("intact", "all"), ("FFN removed", "all"), ("FFN removed", "0"))
     ]
     assert rows[0]["kept"] == 1 and rows[0]["scores"]["Lee"]["p"] is None
-    again = learned.run_cuts(config, tmp_path / "out", {"command": "none"}, said.append, only)
-    assert len(said) == 6 and again == rows == learned.read_rows(tmp_path / "out" / "results.csv")
-    bench = learned.Bench(config)
+    again = run_cuts(config, tmp_path / "out", {"command": "none"}, said.append, only)
+    assert len(said) == 6 and again == rows == read_rows(tmp_path / "out" / "results.csv")
+    judge = judges.make_judge(config)
     vectors = [
-        np.asarray(bench.network.apply(bench.params, {}, ids, valid=ids != 0)[0][0])
-        for ids in (bench.tokenizer.batch([text]) for text in sets[0].texts)
+        np.asarray(judge.model.network.apply(judge.model.params, {}, ids, valid=ids != 0)[0][0])
+        for ids in (judge.tokenizer.batch([text]) for text in sets[0].texts)
     ]
     cosines = [float(vectors[a] @ vectors[b]) for a, b in sets[0].pairs]
     expected = stats.spearmanr(np.round(cosines, 4), sets[0].ratings)[0]
@@ -89,3 +95,123 @@ def test_ratings_that_are_not_installed_are_told(monkeypatch):
     rated_pairs.cache_clear()
     with pytest.raises(ConfigError, match=r"gensim is not installed: pip install -e '.\[pretrained\]'"):
         rated_pairs()
+
+
+# -------------------------------------------------------------------------------------------- nats a token
+
+
+def test_a_difference_of_nats_with_its_interval():
+    counts, before = np.full(400, 16.0), RNG.normal(50, 5, 400)
+    after = before + RNG.normal(1, 3, 400)
+    found, moved = judges.difference_of_nats(counts, before, after), (after - before) / 16
+    assert found["value"] == pytest.approx(after.mean() / 16) and found["difference"] == pytest.approx(moved.mean())
+    test = stats.ttest_rel(after / 16, before / 16)
+    low, high = test.confidence_interval()
+    assert (found["low"], found["high"]) == pytest.approx((low, high), abs=0.1 * (high - low))
+    assert np.log10(found["p"]) == pytest.approx(np.log10(test.pvalue), rel=0.3)
+    short = judges.difference_of_nats(np.array([3.0, 1.0]), [3, 2], [6, 4])
+    assert (short["value"], short["difference"]) == pytest.approx((10 / 4, 5 / 4))  # by tokens, not by passages
+    broken = judges.difference_of_nats(counts, before, np.append(after[1:], np.nan))
+    assert broken["difference"] == np.inf and broken["p"] is None
+
+
+@pytest.fixture
+def language_model(tmp_path):
+    """A folder with random weights, its config for windows of a small text, and the same windows as a run has them."""
+    pytest.importorskip("tokenizers")
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"ABC, {number} DEF ABCDEFGHI {number} JKLM." for number in range(60)))
+    folder = write_golden(tmp_path / "model", "gpt2")
+    tree = {"package": None, "folder": str(folder), "dataset": f"text:{text}", "passages": 99, "longest": 12}
+    run = load_pretrained(folder, {"task.sequence_length": 12, "task.dataset": f"text:{text}"})
+    return folder, parse_learned({"learned": tree}), run
+
+
+def nats_of(run):
+    """A function from parameters to nats a token: of the network without hooks, in NumPy from its logits on."""
+    examples = run.task.examples("test")
+    windows = examples.read(examples.evaluation_indices(np.arange(examples.number)))
+    inputs, targets = windows["symbols"][:, :-1], windows["symbols"][:, 1:]
+    apply = jax.jit(lambda params: run.model.apply(params, {}, inputs)[0])
+
+    def nats(params) -> float:
+        logits = np.asarray(apply(params), np.float64)
+        chosen = np.take_along_axis(logits, targets[..., None].astype(int), axis=2)[..., 0]
+        return np.average(np.log(np.exp(logits).sum(-1)) - chosen, weights=windows["loss_weights"])
+
+    return nats
+
+
+def with_zeros(params, part, layers="01"):
+    leaves = leaf_paths(params)
+    names = [name for name in leaves if name.startswith(tuple(f"body.blocks.{layer}.{part}." for layer in layers))]
+    return replace_leaves(params, {name: np.zeros_like(leaves[name]) for name in names})
+
+
+def test_a_language_model_is_judged_by_nats_of_its_text(language_model, tmp_path):
+    """Intact as `evaluate` judges it; cut as the network whose parameters are 0 in that place."""
+    folder, config, run = language_model
+    only = ["intact", "attention removed", "FFN removed", "block removed"]
+    rows = run_cuts(config, tmp_path / "out", {"command": "none"}, lambda _: None, only)
+    found = {(row["cut"], row["layer"]): row["scores"]["nats"] for row in rows if "scores" in row}
+    nats, params = nats_of(run), run.params
+    assert found["intact", "all"]["value"] == pytest.approx(run.evaluate("test")["loss"], abs=1e-5)
+    ffn, attention = with_zeros(params, "ffn.down"), with_zeros(params, "attention.output")
+    expected = {
+        ("intact", "all"): params,
+        ("FFN removed", "all"): ffn,
+        ("attention removed", "all"): attention,
+        ("FFN removed", "1"): with_zeros(params, "ffn.down", "1"),
+        ("block removed", "0"): with_zeros(with_zeros(params, "ffn.down", "0"), "attention.output", "0"),
+    }
+    for key, changed in expected.items():
+        assert found[key]["value"] == pytest.approx(nats(changed), abs=1e-5), key
+    difference = found["FFN removed", "all"]["difference"]
+    assert difference == pytest.approx(nats(ffn) - nats(params), abs=2e-5) and abs(difference) > 0.1
+    write_learned(rows, tmp_path, "report")
+    report = (tmp_path / "report.md").read_text()
+    assert f"| FFN removed | all | {nats(ffn):.3f} | {difference:+.3f} [" in report
+    assert "- Left out: attention zero, FFN zero: norms come before" in report and "Claims C18 to C20" in report
+    assert findings_of(rows).cut("FFN removed").cost.mean == pytest.approx(difference)
+    with pytest.raises(ConfigError, match=r"out has results of learned.longest=12, not of 8; choose another --workdir"):
+        run_cuts(parse_learned({"learned": {**vars(config), "longest": 8}}), tmp_path / "out", {})
+
+
+def test_a_model_of_less_nats_is_better():
+    rows = [
+        {"cut": name, "layer": "all", "scores": {"nats": score}}
+        for name, score in {
+            "intact": {"value": 3.0, "difference": 0.0, "low": 0.0, "high": 0.0, "p": None},
+            "a": {"value": 2.9, "difference": -0.1, "low": -0.11, "high": -0.09, "p": 1e-9},
+            "b": {"value": 3.1, "difference": 0.1, "low": 0.09, "high": 0.11, "p": 1e-9},
+            "c": judges.difference_of_nats(np.ones(2), [1, 1], [np.inf, 1]),
+        }.items()
+    ]
+    found = findings_of(rows)
+    assert [found.cut(name).verdict for name in "abc"] == ["better", "worse", "worse"] and decide_learned(found) == []
+    assert found.cut("b").cost.mean == pytest.approx(0.1)
+
+
+def test_cuts_that_mean_nothing_are_left_out():
+    config = {
+        name: planned(read_golden(name)[0], read_golden(name)[2])[0].config for name in ("bert_body", "gpt2", "llama")
+    }
+    assert left_out(config["bert_body"], (1, 4)) == {}
+    assert [*left_out(config["gpt2"], (1, 4))] == ["attention zero", "FFN zero"]
+    rotary = [name for name, reason in left_out(config["llama"], (1, 4)).items() if "rotary" in reason]
+    assert rotary == [
+        "per-dimension QK",
+        "per-dimension QK and OV",
+        *(f"query-key products of rank {k}" for k in (1, 4)),
+    ]
+
+
+def test_other_models_are_refused(tmp_path):
+    pytest.importorskip("tokenizers")
+    refused = {
+        write_golden(tmp_path / "masked", "bert_masked"): "has BertForMaskedLM; cuts are judged for causal language",
+        write_golden(tmp_path / "silent", "gpt2", tokenizer=False): "has no tokenizer.json",
+    }
+    for folder, message in refused.items():
+        with pytest.raises(ConfigError, match=message):
+            judges.make_judge(parse_learned({"learned": {"package": None, "folder": str(folder)}}))
