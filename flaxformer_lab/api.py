@@ -22,7 +22,7 @@ from flaxformer_lab.ablation.provenance import describe_devices, provenance
 from flaxformer_lab.ablation.store import Store
 from flaxformer_lab.analysis.measures import Values
 from flaxformer_lab.command_line import OVERRIDE, read_recipe, split_names
-from flaxformer_lab.config import Config, as_dict, parse_config
+from flaxformer_lab.config import Config
 from flaxformer_lab.errors import AblationError, ConfigError
 from flaxformer_lab.export.onnx import require as require_onnx
 from flaxformer_lab.functional.trees import replace_leaves
@@ -31,7 +31,6 @@ from flaxformer_lab.models.pretrained.folder import read_folder, write_folder
 from flaxformer_lab.report.learned import write_learned
 from flaxformer_lab.report.write import Report, write_report
 from flaxformer_lab.run import Run, load_run
-from flaxformer_lab.tasks import make_task
 from flaxformer_lab.tasks.pretrained import Pretrained
 from flaxformer_lab.training.experiment import make_experiment
 from flaxformer_lab.training.initialization import initial_weights
@@ -175,16 +174,7 @@ def pretrained_config(path: str | Path, changes: Mapping[str, Any] | None = None
     Raises:
         ConfigError, RunError: as in `load_pretrained`; an invalid change.
     """
-    path = str(Path(path).expanduser().absolute())
-    task = {"name": "pretrained", "folder": path}
-    task |= {"classes": changes["task.classes"]} if changes and "task.classes" in changes else {}
-    made = make_task(parse_config({"task": task}).task)
-    tree = {
-        "task": task,
-        "model": as_dict(made.plan.config),
-        "training": {"init_from": path} | ({"init_only": ["embedding", "body"]} if "classes" in task else {}),
-        "parallelism": {"strategy": "single"},
-    }
+    tree = {"task": {"name": "pretrained", "folder": str(path)}, "parallelism": {"strategy": "single"}}
     return load_config(tree, changes)
 
 

@@ -24,6 +24,7 @@ from flaxformer_lab.errors import ConfigError, LabError
 from flaxformer_lab.help import full_help, short_help, version
 from flaxformer_lab.parsing import flatten, known_keys, override, suggest
 from flaxformer_lab.registry import import_parts
+from flaxformer_lab.tasks.pretrained import fine_tuning
 
 OVERRIDE = "--config."
 IMPORT = flags.DEFINE_multi_string(
@@ -123,17 +124,21 @@ def _refuse_repeated(arguments: Sequence[str]) -> None:
 def load_config(recipe: str | Mapping[str, Any], overrides: Sequence[str], ablation: Sequence[str] = ()) -> Config:
     """The config of a recipe, a file or the mapping in it, with named variants and single overrides applied.
 
+    A recipe of a pretrained model without a `model` takes that of its folder (`tasks.pretrained.fine_tuning`).
+
     Raises:
         ConfigError: an invalid config, override or variant.
     """
     tree = recipe if isinstance(recipe, Mapping) else read_recipe(recipe, changes_of(overrides))
-    tree = overridden(tree, overrides)
+    tree, fills_in = overridden(tree, overrides), "model" not in tree
     if "tasks" in tree and not {"task", "model"} & tree.keys():
         raise ConfigError(
             f"--config={recipe} is an ablation, not one run: python -m flaxformer_lab.ablate --config={recipe} "
             "--workdir=DIR runs it"
         )
     keys = [_key_and_value(argument)[0] for argument in overrides]
+    if fills_in and isinstance(tree.get("task"), Mapping) and tree["task"].get("name") == "pretrained":
+        tree = fine_tuning(tree)
     try:
         asked = parse_config(tree)
     except ConfigError as error:

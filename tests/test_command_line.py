@@ -161,6 +161,7 @@ def test_every_recipe_in_the_repository_is_valid():
     ablations = [path for path in found if path.parent.name == "ablations"]
     recipes = [path for path in found if path not in ablations]
     assert len(recipes) >= 2 and ablations
+    recipes.remove(REPOSITORY / "configs" / "fine_tuning.py")  # needs a folder: tests/test_pretrained.py
     for path in recipes:
         assert load_config(str(path), []).model.name in registry.names("model")
     for path in ablations:

