@@ -1,21 +1,25 @@
 """What is learned is judged: paired differences against scipy, and whole small ablations, resumed."""
 
+import json
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 from scipy import stats
 
-from flaxformer_lab import load_pretrained
+from flaxformer_lab import load_config, load_pretrained, save_pretrained, train
 from flaxformer_lab.ablation.learned import judges
 from flaxformer_lab.ablation.learned.config import parse_learned
 from flaxformer_lab.ablation.learned.cuts import left_out
+from flaxformer_lab.ablation.learned.parts import Parts
 from flaxformer_lab.ablation.learned.rated import RatedPairs, rated_pairs
 from flaxformer_lab.ablation.learned.run import read_rows, run_cuts
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.functional.trees import leaf_paths, replace_leaves
 from flaxformer_lab.models.conversion import planned
 from flaxformer_lab.report.learned import SETS, decide_learned, findings_of, write_learned
-from tests.pretrained_folders import read_golden, write_golden, write_sentence_transformer
+from tests.pretrained_folders import read_golden, tokenizer_of_characters, write_golden, write_sentence_transformer
 
 RNG = np.random.default_rng(0)
 
@@ -215,3 +219,61 @@ def test_other_models_are_refused(tmp_path):
     for folder, message in refused.items():
         with pytest.raises(ConfigError, match=message):
             judges.make_judge(parse_learned({"learned": {"package": None, "folder": str(folder)}}))
+
+
+@pytest.mark.slow
+def test_cuts_of_a_trained_language_model_are_those_of_transformers(tmp_path):
+    """A small GPT-2 learns the speeches by the recipe; its nats are transformers' losses, also with maps set to 0."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    pytest.importorskip("tokenizers")
+    sizes = {"vocab_size": 100, "n_positions": 64, "n_embd": 48, "n_layer": 2, "n_head": 4}
+    torch.manual_seed(0)
+    settings = transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)
+    transformers.GPT2LMHeadModel(settings).save_pretrained(tmp_path / "drawn")
+    (tmp_path / "drawn" / "tokenizer.json").write_text(json.dumps(tokenizer_of_characters(100, None, None)))
+    recipe = Path(__file__).parents[2] / "configs" / "fine_tuning.py"
+    changes = {"task.folder": tmp_path / "drawn", "task.sequence_length": 32, "optimizer.learning_rate": 3e-3}
+    changes |= {"training.evaluate_every": 300, "parallelism.strategy": "single"}
+    trained = save_pretrained(train(load_config(recipe, changes), tmp_path / "run", quiet=True), tmp_path / "trained")
+    tree = {"package": None, "folder": str(trained), "passages": 16, "longest": 32, "ranks": (1, 12)}
+    config = parse_learned({"learned": tree})
+    rows = run_cuts(config, tmp_path / "out", {"command": "none"}, lambda _: None)
+    found = {(row["cut"], row["layer"]): row["scores"]["nats"]["value"] for row in rows if "scores" in row}
+    assert found["intact", "all"] < 2.7 < found["block removed", "0"]  # 2.9 is the entropy of single letters
+    assert found["query-key products of rank 12", "all"] == pytest.approx(found["intact", "all"], abs=1e-4)
+
+    run = load_pretrained(trained, {"task.sequence_length": 32})
+    examples = run.task.examples("test")
+    chosen = np.unique(np.linspace(0, examples.number - 1, 16).astype(int))
+    windows = examples.read(examples.evaluation_indices(chosen))
+    symbols, weights = torch.from_numpy(windows["symbols"].astype(np.int64)), windows["loss_weights"]
+    labels = torch.where(torch.from_numpy(np.pad(weights, ((0, 0), (1, 0)), constant_values=1)) > 0, symbols, -100)
+    model = transformers.AutoModelForCausalLM.from_pretrained(trained).eval()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def loss(*zeroed: str) -> float:
+        changed = {name: w * 0 if any(part in name for part in zeroed) else w for name, w in state.items()}
+        model.load_state_dict(changed)
+        with torch.inference_mode():
+            return float(model(symbols, labels=labels).loss)
+
+    ffn, attention = "mlp.c_proj", "attn.c_proj"
+    expected = {
+        ("intact", "all"): loss(),
+        ("FFN removed", "all"): loss(ffn),
+        ("attention removed", "all"): loss(attention),
+        ("attention removed", "1"): loss(f"h.1.{attention}"),
+        ("block removed", "0"): loss(f"h.0.{ffn}", f"h.0.{attention}"),
+    }
+    for key, value in expected.items():
+        assert found[key] == pytest.approx(value, abs=2e-4), key
+
+    fit = Parts(judges.make_judge(config)).fit(1, "input", "output")
+    x = np.asarray(run.run_with_cache(windows["symbols"][:, :-1], names=["blocks.1.input"])[1]["blocks.1.input"])
+    x = x.astype(np.float64) @ fit.matrix + fit.offset
+    leaves = {name: np.asarray(leaf, np.float64) for name, leaf in leaf_paths(run.params).items()}
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    logits = (x * leaves["body.norm.scale"] + leaves["body.norm.bias"]) @ leaves["head.kernel"]
+    chosen = np.take_along_axis(logits, windows["symbols"][:, 1:, None].astype(int), axis=2)[..., 0]
+    nats = np.average(np.log(np.exp(logits).sum(-1)) - chosen, weights=weights)
+    assert found["linear block", "1"] == pytest.approx(nats, abs=1e-4)
