@@ -20,7 +20,7 @@ from flaxformer_lab.ablation.cluster import cluster
 from flaxformer_lab.ablation.display import show_plan
 from flaxformer_lab.ablation.engine import Trainer
 from flaxformer_lab.ablation.grid import AblationConfig, make_grid, parse_ablation
-from flaxformer_lab.ablation.learned.config import is_learned
+from flaxformer_lab.ablation.learned.config import is_learned, parse_learned
 from flaxformer_lab.ablation.local import train_here
 from flaxformer_lab.ablation.store import Store
 from flaxformer_lab.api import dissect, raise_failures, run_grid
@@ -56,7 +56,10 @@ def main(overrides: list[str]) -> None:
     overrides = _written_out(overrides)
     tree = overridden(read_recipe(CONFIG.value, changes_of(overrides)), overrides)
     if is_learned(tree):  # nothing is trained: a pretrained model is cut
-        dissect(tree, WORKDIR.value)
+        if PRINT_CONFIG.value:
+            print_config(parse_learned(tree))
+        else:
+            dissect(tree, WORKDIR.value)
         return
     if {"task", "model"} & tree.keys() and "tasks" not in tree:
         raise ConfigError(

@@ -116,8 +116,9 @@ def test_the_commands_name_files_keys_and_variants_that_exist():
         for names in re.findall(r"--ablation=(\S+)", arguments):
             assert set(names.split(",")) <= {*VARIANTS, "NAME"}, names
         if "configs/ablations" not in arguments:
+            tree = {"task": {"name": "pretrained"}} if "fine_tuning" in arguments else {}
             for key, value in re.findall(r"--config\.(\S+?)=(\S+)", arguments):
-                parse_config(override({}, key, value))
+                parse_config(override(tree, key, value))
 
 
 def test_the_readme_names_every_variant():

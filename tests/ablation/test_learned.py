@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from flaxformer_lab import load_config, load_pretrained, save_pretrained, train
+from flaxformer_lab import command_line, load_config, load_pretrained, save_pretrained, train
 from flaxformer_lab.ablation.learned import judges
 from flaxformer_lab.ablation.learned.config import parse_learned
 from flaxformer_lab.ablation.learned.cuts import left_out
@@ -208,6 +208,15 @@ def test_cuts_that_mean_nothing_are_left_out():
         "per-dimension QK and OV",
         *(f"query-key products of rank {k}" for k in (1, 4)),
     ]
+
+
+def test_the_folder_is_a_flag():
+    recipe = str(Path(__file__).parents[2] / "configs" / "ablations" / "pretrained.py")
+    flags = ["--config.learned.package=None", "--config.learned.folder=models/gpt2"]
+    config = parse_learned(
+        command_line.overridden(command_line.read_recipe(recipe, command_line.changes_of(flags)), flags)
+    )
+    assert (config.package, config.folder) == (None, "models/gpt2")
 
 
 def test_other_models_are_refused(tmp_path):
