@@ -26,7 +26,7 @@ from flaxformer_lab.tasks.pretrained import Pretrained
 LENGTHS = (3, 4, 6, 16, 48, 64, 96, 128, 160, 256)  # texts are padded to one of these, each compiled once
 ROWS = 512
 CALIBRATION_TOKENS = 160  # that a document is cut to where parts are looked at
-CALIBRATION_PASSAGES = 24
+CALIBRATION_PASSAGES, CALIBRATION_ROWS = 24, 8
 NEIGHBOURS = 5
 LOGITS = 2**27  # numbers in memory at once
 RESAMPLES = 1000
@@ -234,8 +234,10 @@ class Nats(Judge):
         passages = self._passages("validation", CALIBRATION_PASSAGES)
         counts = passages["loss_weights"].sum(1)
         symbols = passages["inputs"][counts == counts.max()]  # without the end of the text, which is filled up
-        ends = np.broadcast_to(np.arange(self.tokens) == 0, symbols.shape)
-        return {"documents": [Texts(symbols, np.ones(symbols.shape, bool), ends)]}
+        valid = np.ones(symbols.shape, bool)
+        texts = Texts(symbols, valid, valid & (np.arange(self.tokens) == 0)[None])
+        parts = -(-len(symbols) // CALIBRATION_ROWS)  # attention's weights of all layers are in memory at once
+        return {"documents": [Texts(*each) for each in zip(*(np.array_split(x, parts) for x in texts), strict=True)]}
 
     def scores(self, intact: Mapping[str, Any], cut: Mapping[str, Any]) -> dict[str, Any]:
         return {"scores": {"nats": difference_of_nats(self.counts, intact["nats"], cut["nats"])}}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -30,10 +31,10 @@ class Parts:
         names = ("input", "attention.input", "attention.output", "ffn.input", "ffn.output", "output")
         patterns = [f"blocks.*.{name}" for name in (*names, "attention.weights")]
         collected: list[dict[str, list[np.ndarray]]] = [{} for _ in range(self.config.depth)]
-        run = jax.jit(functools.partial(self.judge.model.network.run_with_cache, names=patterns))
+        run = self._collect(patterns)
         for kind, batches in self.judge.calibration.items():
             for texts in batches:
-                _, values = run(self.params, {}, texts.symbols, valid=texts.valid)
+                values = run(texts.symbols, texts.valid)
                 for number, layer in enumerate(collected):
                     for name in names:
                         layer.setdefault(name, []).append(np.asarray(values[f"blocks.{number}.{name}"])[texts.valid])
@@ -48,6 +49,12 @@ class Parts:
         ]
         return [layer | {"change": layer["output"] - layer["input"]} for layer in found]
 
+    def _collect(self, names: Sequence[str]) -> Callable[[Array, Array], dict[str, Array]]:
+        """A compiled function of symbols and what is no padding; it computes no outputs, which may be large."""
+        run = functools.partial(self.judge.model.network.run_with_cache, names=names)
+        collect = jax.jit(lambda params, symbols, valid: run(params, {}, symbols, valid=valid)[1])
+        return functools.partial(collect, self.params)
+
     def _summed_by_place(self, weights: np.ndarray, valid: np.ndarray) -> np.ndarray:
         """Weights [heads, places, places] added over texts."""
         summed = np.zeros((weights.shape[1], self.judge.tokens, self.judge.tokens), np.float32)
@@ -58,12 +65,12 @@ class Parts:
     @functools.cached_property
     def head_outputs(self) -> tuple[list[Array], list[np.ndarray]]:
         """By layer: each head's mean output before W_o, and the sum of squares of what it gives after it."""
-        run = jax.jit(functools.partial(self.judge.model.network.run_with_cache, names=("blocks.*.attention.z",)))
+        run = self._collect(["blocks.*.attention.z"])
         sums: list[Any] = [0.0] * self.config.depth
         energies: list[Any] = [0.0] * self.config.depth
         count = 0
         for texts in (each for batches in self.judge.calibration.values() for each in batches):
-            values = run(self.params, {}, texts.symbols, valid=texts.valid)[1]
+            values = run(texts.symbols, texts.valid)
             count += int(texts.valid.sum())
             for number in range(self.config.depth):
                 z = np.asarray(values[f"blocks.{number}.attention.z"])[texts.valid]
