@@ -30,6 +30,7 @@ CALIBRATION_PASSAGES, CALIBRATION_ROWS = 24, 8
 NEIGHBOURS = 5
 LOGITS = 2**27  # numbers in memory at once
 RESAMPLES = 1000
+Values = Sequence[float | int] | Float[np.ndarray, " items"]
 
 
 class Texts(NamedTuple):
@@ -160,7 +161,7 @@ class Ratings(Judge):
         return {"kept": round(kept, 4), "scores": scores}
 
 
-def paired_difference(rated: RatedPairs, before: Sequence[float], after: Sequence[float]) -> dict[str, float | None]:
+def paired_difference(rated: RatedPairs, before: Values, after: Values) -> dict[str, float | None]:
     """The correlation after a cut and its difference from before, by resampling pairs; ranks are those of all pairs."""
     ranked = lambda values: stats.rankdata(values) if rated.ranks else np.asarray(values, np.float64)  # noqa: E731
     ratings, before, after = (ranked(values) for values in (rated.ratings, before, after))
@@ -253,7 +254,7 @@ def _nats(frozen: Frozen, config: Any, params: Tree, cuts: list[Layer], batch: d
 
 
 def difference_of_nats(
-    counts: Float[np.ndarray, " passages"], before: Sequence[float], after: Sequence[float]
+    counts: Float[np.ndarray, " passages"], before: Values, after: Values
 ) -> dict[str, float | None]:
     """Nats a token after a cut and their difference from before, by resampling passages of `counts` tokens.
 
