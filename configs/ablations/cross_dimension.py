@@ -4,8 +4,8 @@ Ten probes whose outcome theory predicts, with every variant that changes someth
 
 Command: python -m flaxformer_lab.ablate --config=configs/ablations/cross_dimension.py --workdir=runs/cross_dimension
 The pairs that claims need, and no others: --config.claims=C1,C3,C4,C7,C8,C10,C11,C12
-Hardware: 2 cores of an AMD EPYC, no accelerator.
-Time: 27 minutes for the 143 populations of an earlier grid, with other work on the machine; today there are 121.
+Hardware: 2 cores of an Intel Xeon, no accelerator.
+Time: 14:53 for all 91 pairs, with nothing compiled before.
 Result: docs/results/cross_dimension.md, of the values in docs/results/cross_dimension.csv.gz.
 """
 
