@@ -62,9 +62,11 @@ def test_fsdp_sends_what_theory_says(gpus, train_step, experiment, fused, assert
 
 
 def test_fsdp_computes_while_it_sends(gpus, train_step, fused):
+    """All but the first gather, before which nothing can be computed, and sums of single numbers."""
     hidden = train_step(gpus, fused, fsdp=8).hidden_by
-    assert {kind for kind, _ in hidden} >= {"all-gather", "reduce-scatter"}
-    assert all(operations for _, operations in hidden)
+    first, *gathers = (operations for kind, operations in hidden if kind == "all-gather")
+    scatters = [operations for kind, operations in hidden if kind == "reduce-scatter"]
+    assert gathers and scatters and all(gathers + scatters), hidden
 
 
 @pytest.mark.parametrize("tokens", [2048, 32768])
