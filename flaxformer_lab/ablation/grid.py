@@ -161,16 +161,17 @@ class AblationConfig:
             for name in entry.variants:
                 if name in known:
                     raise ConfigError(f"tasks.{task}.variants.{name} is a common variant already; give it another name")
-            for name in entry.variant_rates.keys() - known - entry.variants.keys():
-                raise ConfigError(
-                    f"tasks.{task}.variant_rates names {name}, which is no variant of it: "
-                    f"{nearest(name, known | entry.variants.keys())}"
-                    f"choose from {', '.join(sorted(known | entry.variants.keys()))}"
-                )
-            if self.baseline not in known | entry.variants.keys():
+            known |= entry.variants.keys()
+            for name in entry.variant_rates:
+                if name not in known:
+                    raise ConfigError(
+                        f"tasks.{task}.variant_rates names {name}, which is no variant of it: {nearest(name, known)}"
+                        f"choose from {', '.join(sorted(known))}"
+                    )
+            if self.baseline not in known:
                 raise ConfigError(
                     f"baseline={self.baseline} is no variant of task {task}: {nearest(self.baseline, known)}"
-                    f"choose from {', '.join(sorted(known | entry.variants.keys()))}"
+                    f"choose from {', '.join(sorted(known))}"
                 )
         if self.exports and self.keep == "none":
             raise ConfigError("exports=true reads the replicas of the chosen rate, but keep=none; set keep=chosen")

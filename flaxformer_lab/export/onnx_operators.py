@@ -630,10 +630,8 @@ def _complex_tanh(graph: Graph, equation: Any, x: Complex) -> Complex:
 @operator("fft")
 def _fft(graph: Graph, equation: Any, x: Value) -> Complex:
     """Of real numbers along the last axis: a product with exp(-2 pi i t k / n)."""
-    kind, lengths = equation.params["fft_type"].name, equation.params["fft_lengths"]
-    if kind != "RFFT" or len(lengths) > 1:
-        raise ConfigError(f"a Fourier transform of kind {kind} over {len(lengths)} axes has no form in ONNX here")
-    shape, x, waves = equation.outvars[0].aval.shape, _whole(graph, equation, 0, x), _waves(lengths[0]).conj()
+    waves = _waves(_tokens_of_fft(equation, "RFFT")).conj()
+    shape, x = equation.outvars[0].aval.shape, _whole(graph, equation, 0, x)
     parts = (waves.real.astype(np.float32), waves.imag.astype(np.float32))
     return Complex(*(graph.node("MatMul", [x, part], shape, x.dtype) for part in parts))
 
@@ -641,10 +639,8 @@ def _fft(graph: Graph, equation: Any, x: Value) -> Complex:
 @operator("fft", table=COMPLEX_OPERATORS)
 def _inverse_fft(graph: Graph, equation: Any, x: Complex) -> Value:
     """Real numbers from half of their spectrum: each of its modes stands for its conjugate too, where it has one."""
-    kind, lengths = equation.params["fft_type"].name, equation.params["fft_lengths"]
-    if kind != "IRFFT" or len(lengths) > 1:
-        raise ConfigError(f"a Fourier transform of kind {kind} over {len(lengths)} axes has no form in ONNX here")
-    (tokens,), modes = lengths, np.arange(lengths[0] // 2 + 1)
+    tokens = _tokens_of_fft(equation, "IRFFT")
+    modes = np.arange(tokens // 2 + 1)
     times = np.where((modes == 0) | (2 * modes == tokens), 1, 2) / tokens
     waves = times[:, None] * _waves(tokens).T
     shape = equation.outvars[0].aval.shape
@@ -653,6 +649,14 @@ def _inverse_fft(graph: Graph, equation: Any, x: Complex) -> Value:
         for part, wave in zip(x.parts, (waves.real, waves.imag), strict=True)
     ]
     return graph.elementwise("Sub", *made)
+
+
+def _tokens_of_fft(equation: Any, wanted: str) -> int:
+    """The length of the one axis that a transform of the kind that is wanted goes over."""
+    kind, lengths = equation.params["fft_type"].name, equation.params["fft_lengths"]
+    if kind != wanted or len(lengths) > 1:
+        raise ConfigError(f"a Fourier transform of kind {kind} over {len(lengths)} axes has no form in ONNX here")
+    return lengths[0]
 
 
 def _waves(tokens: int) -> np.ndarray:
