@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.parsing import nearest
 
-Class = TypeVar("Class", bound=type)
+Build = TypeVar("Build", bound=Callable[..., Any])  # a class; of a control, a function
 Property = Any  # a value, or a function of the config and the number of tokens (None while a config is parsed)
 
 # An attention kind declares the properties of its `mix`, from heads to heads; the config decides the projections.
@@ -68,7 +68,7 @@ PROPERTIES: dict[str, dict[str, str]] = {
 
 @dataclass(frozen=True)
 class Part:
-    """A registered class. config: the frozen dataclass that models and tasks bring along."""
+    """A registered class or control. config: the frozen dataclass that models and tasks bring along."""
 
     build: Any
     config: type | None
@@ -81,8 +81,8 @@ _PARTS: dict[str, dict[str, Part]] = {kind: {} for kind in PROPERTIES}
 _IMPORTED: dict[str, str] = {}  # the text of each file of `import_parts`, by its path
 
 
-def register(kind: str, name: str, *, config: type | None = None, **properties: Property) -> Callable[[Class], Class]:
-    """Class decorator: the config may name the class from now on.
+def register(kind: str, name: str, *, config: type | None = None, **properties: Property) -> Callable[[Build], Build]:
+    """Decorator of a class or a control: the config may name it from now on.
 
     kind: attention, ffn, model, task, dataset or control (a function). config: of a model or a task, a frozen
     dataclass whose `name` is a Literal that holds this name. properties: those of PROPERTIES[kind], each a value or a
@@ -109,7 +109,7 @@ def register(kind: str, name: str, *, config: type | None = None, **properties: 
     if lacking:
         raise ConfigError(f"{where}: {config.__name__} lacks {', '.join(sorted(lacking))}, which every model has")
 
-    def decorate(build: Class) -> Class:
+    def decorate(build: Build) -> Build:
         taken = _PARTS[kind].get(name)
         if taken is not None:
             raise ConfigError(f"{where}: {taken.build.__module__} has one of this name; choose another name")

@@ -56,6 +56,14 @@ DECODED: dict[tuple[str, str], dict[str, np.ndarray]] = {}  # what `decoded_once
 reads_are_transfers = runpy.run_path(str(Path(__file__).with_name("accelerator.py")))["reads_are_transfers"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def collect_only_what_is_new() -> Iterator[None]:
+    """A collection that a test, the lab or pytest asks for looks at one module's objects, not at all that exist."""
+    gc.freeze()
+    yield
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def accelerator() -> Iterator[None]:
     """A hidden read of an array fails in guarded regions, as it does on accelerators."""

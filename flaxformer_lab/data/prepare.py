@@ -6,16 +6,17 @@ import errno
 import functools
 import hashlib
 import inspect
-import io
 import logging
 import os
 import re
 import shutil
 import sys
+import threading
 import urllib.error
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 import requests
 import tensorflow_datasets as tfds
@@ -40,6 +41,7 @@ _ARRAY_RECORD = tfds.core.FileFormat.ARRAY_RECORD
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 _NO_NETWORK = (requests.RequestException, urllib.error.URLError, tfds.download.DownloadError, ConnectionError)
+_ONE_THREAD = threading.RLock()  # held while what all threads share is changed
 take_folders_literally()
 
 
@@ -246,16 +248,34 @@ def _check_digests(folder: Path) -> None:
             raise damaged(folder.name, path.parent, f"changed since it was written: {names}")
 
 
+class _Muted:
+    """A stream that drops what this thread writes to it."""
+
+    def __init__(self, stream: IO[str]):
+        self._stream, self._thread = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() == self._thread else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps TFDS from printing to stdout, and from logging warnings that do not concern the user."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)
+    """Keeps TFDS from printing to stdout, and from logging warnings that do not concern the user.
+
+    An ablation opens data in one thread while another reports progress: that one's output stays, and two threads enter
+    one after the other, since each puts the stream and the level of logging back as it found them.
+    """
+    with _ONE_THREAD:
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            with contextlib.redirect_stdout(_Muted(sys.stdout)):
+                yield
+        finally:
+            logging.disable(before)
 
 
 @contextlib.contextmanager

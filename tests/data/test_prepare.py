@@ -2,6 +2,8 @@ import errno
 import re
 import shutil
 import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -326,3 +328,29 @@ def test_a_copy_that_does_not_say_what_it_was_built_from_is_taken_as_it_is(empty
     capsys.readouterr()
     assert prepare("lab_wine").data_dir == str(folder) and capsys.readouterr().err == ""
     assert (folder / ".source").exists()
+
+
+def test_what_other_threads_print_while_data_are_opened_is_seen_then_and_afterwards(capsys):
+    """An ablation opens the next cell's data while it reports the last one's result."""
+    first_is_in, may_leave, before = threading.Event(), threading.Event(), sys.stdout
+
+    def first():
+        with prepare_module.quiet():
+            print("of TFDS")
+            first_is_in.set()
+            may_leave.wait(10)
+
+    def second():
+        with prepare_module.quiet():
+            print("of TFDS")
+
+    threads = [threading.Thread(target=first), threading.Thread(target=second)]
+    threads[0].start()
+    assert first_is_in.wait(10)
+    threads[1].start()
+    print("one result")
+    may_leave.set()
+    for thread in threads:
+        thread.join(10)
+    print("another")
+    assert sys.stdout is before and capsys.readouterr().out == "one result\nanother\n"
