@@ -57,9 +57,12 @@ MIXED = {
 
 
 def _flights(split: str, variants: dict) -> dict:
+    # One pass over the flights: with three, products of wide vectors learn the days of training by heart (AUC of other
+    # days 0.647 in place of 0.680), as crosses and narrow vectors do not.
+    training = {"steps": 70, "evaluate_every": 10, "checkpoint_every": 70, "steps_per_call": 10}
     return {
         "recipe": "../recommenders/fm.py",
-        "overrides": {"task": {"dataset": f"lab_flight_fields/{split}"}, "training": {"steps_per_call": 50}},
+        "overrides": {"task": {"dataset": f"lab_flight_fields/{split}"}, "training": training},
         "learning_rates": (0.001, 0.003, 0.01),
         "variants": variants,
     }
@@ -138,7 +141,7 @@ CLAIMS = (
             },
             {
                 "verdict": "supported only when",
-                "reason": "the vectors meet in products or in a perceptron, and tests ask for what was trained on: on "
+                "reason": "the vectors meet in products or in a perceptron, and tests ask for days that were trained on: on "
                 "flights of other days crosses made by hand stay ahead",
                 "when": MEET | {"day": "yes", "rows": "no"},
             },
