@@ -141,8 +141,8 @@ CLAIMS = (
             },
             {
                 "verdict": "supported only when",
-                "reason": "the vectors meet in products or in a perceptron, and tests ask for days that were trained on: on "
-                "flights of other days crosses made by hand stay ahead",
+                "reason": "the vectors meet in products or in a perceptron, and tests ask for the days of training: "
+                "on flights of other days crosses made by hand stay ahead",
                 "when": MEET | {"day": "yes", "rows": "no"},
             },
             {
