@@ -1,22 +1,20 @@
-"""Does attention detect by brute force? Claim C17: queries beside anchors and places, in scenes of one to four digits.
+"""Does attention detect by brute force? Claim C17: queries beside anchors and places, in scenes of one or two digits.
 
-All detectors share four convolutions of stride 8. DETR's queries attend to the 6 x 6 tokens and to one another, and an
+All detectors share four convolutions of stride 8. DETR's queries attend to the 4 x 4 tokens and to one another, and an
 exact assignment gives each object one of them. Faster R-CNN has anchors, proposals and RoIAlign; the dense detector
-asks every place. `few longer` has four times the updates of `few` (six in the short form); `many` has more items, which
-overlap more. Rates are not searched for: the short form has the recipe's.
+asks every place. `few longer` has six times the updates of `few`. The rate is the recipe's, without a search.
+
+`detection.py:device` is for a GPU (detection_device.py): one to four digits in larger scenes, more of DETR's parts, and
+`many`, with more items, which overlap more.
 
 Command: python -m flaxformer_lab.ablate --config=configs/ablations/detection.py --workdir=runs/detection
-    `detection.py:short`: the cells that the claim needs, in small scenes of one or two digits
-Hardware: one NVIDIA H200, shared with seven other ablations.
-Time: 94 s for the cell `dense`, 218 s for the baseline, compilation included; 3 of 14 cells have finished.
 Result: docs/results/detection.md, of the values in docs/results/detection.csv.gz.
 """
 
 from ml_collections import ConfigDict
 
 SOURCE = "the debate that founded the lab: docs/science.md"
-STEPS = 1500
-LONGER = {"device": 4, "short": 6}  # how many times the updates
+LONGER = 6  # how many times the updates
 TENTH = "a tenth of the range of AP, five times what reports call equal (0.02)"
 SIGN = "the sign alone is asked for"
 DETR = {
@@ -102,91 +100,91 @@ def _compared(name: str, question: str, more: dict, less: dict, threshold: float
     }
 
 
-def _claim(queries: int, fewest: int, longer: int) -> dict:
-    return {
-        "name": "C17",
-        "statement": "Attention detects by brute force: with enough computation it finds every target, as anchors do.",
-        "source": SOURCE,
-        "comparisons": (
-            _compared(
-                "behind",
-                "at equal updates, are anchors ahead of queries by a tenth?",
-                _score("few", "faster_rcnn"),
-                _score("few"),
-                0.1,
-            ),
-            _compared(
-                "places",
-                "at equal updates, is the dense detector ahead of queries by a tenth?",
-                _score("few", "dense"),
-                _score("few"),
-                0.1,
-            ),
-            _compared(
-                "computation",
-                f"do queries gain a tenth from {longer} times the updates?",
-                _score("few longer"),
-                _score("few"),
-                0.1,
-            ),
-            _compared(
-                "still behind",
-                f"with {longer} times the updates, are anchors still ahead by a tenth?",
-                _score("few longer", "faster_rcnn"),
-                _score("few longer"),
-                0.1,
-            ),
-            _compared(
-                "queries",
-                f"do {queries} queries find more than {fewest}, one for each possible object?",
-                _score("few"),
-                _score("few", f"{fewest} queries"),
-            ),
-            _compared(
-                "suppression",
-                "without attention among queries, does suppression help?",
-                _score("few", "no self-attention with NMS"),
-                _score("few", "no self-attention"),
-            ),
+CLAIM = {
+    "name": "C17",
+    "statement": "Attention detects by brute force: with enough computation it finds every target, as anchors do.",
+    "source": SOURCE,
+    "comparisons": (
+        _compared(
+            "behind",
+            "at equal updates, are anchors ahead of queries by a tenth?",
+            _score("few", "faster_rcnn"),
+            _score("few"),
+            0.1,
         ),
-        "conclusions": (
-            {
-                "verdict": "supported",
-                "reason": "queries gain from computation until anchors are no longer ahead",
-                "when": {"computation": "yes", "still behind": "no"},
-            },
-            {
-                "verdict": "supported only when",
-                "reason": "computation is what queries lack: they gain from it, though anchors stay ahead at the same "
-                "number of updates",
-                "when": {"computation": "yes", "still behind": "yes"},
-            },
-            {"verdict": "refuted", "reason": f"{longer} times the computation does not help queries"},
+        _compared(
+            "places",
+            "at equal updates, is the dense detector ahead of queries by a tenth?",
+            _score("few", "dense"),
+            _score("few"),
+            0.1,
         ),
-    }
+        _compared(
+            "computation",
+            f"do queries gain a tenth from {LONGER} times the updates?",
+            _score("few longer"),
+            _score("few"),
+            0.1,
+        ),
+        _compared(
+            "still behind",
+            f"with {LONGER} times the updates, are anchors still ahead by a tenth?",
+            _score("few longer", "faster_rcnn"),
+            _score("few longer"),
+            0.1,
+        ),
+        _compared(
+            "queries",
+            "do 8 queries find more than 2, one for each possible object?",
+            _score("few"),
+            _score("few", "2 queries"),
+        ),
+        _compared(
+            "suppression",
+            "without attention among queries, does suppression help?",
+            _score("few", "no self-attention with NMS"),
+            _score("few", "no self-attention"),
+        ),
+    ),
+    "conclusions": (
+        {
+            "verdict": "supported",
+            "reason": "queries gain from computation until anchors are no longer ahead",
+            "when": {"computation": "yes", "still behind": "no"},
+        },
+        {
+            "verdict": "supported only when",
+            "reason": "computation is what queries lack: they gain from it, though anchors stay ahead at the same "
+            "number of updates",
+            "when": {"computation": "yes", "still behind": "yes"},
+        },
+        {"verdict": "refuted", "reason": f"{LONGER} times the computation does not help queries"},
+    ),
+}
 
 
-def get_config(form: str = "device") -> ConfigDict:
-    """The ablation, for a `device` or in its `short` form."""
-    if form == "short":
-        steps, small = 500, SMALL | {"batch_size": 16}
+def get_config(form: str = "") -> ConfigDict:
+    """The ablation, or the one for a `device`, of which nothing is claimed."""
+    if form == "device":
+        steps, claims = 1500, ()
+        tasks = {
+            "few": _entry(steps, ANCHORS | PARTS),
+            "few longer": _entry(4 * steps, ANCHORS),
+            "many": _entry(steps, ANCHORS, items=(3, 6), overlap=0.6),
+        }
+    else:
+        steps, claims, small = 500, (CLAIM,), SMALL | {"batch_size": 16}
         parts = {name: PARTS[name] for name in ("dense", "no self-attention", "no self-attention with NMS")}
         tasks = {
             "few": _entry(steps, ANCHORS | parts | {"2 queries": {"task": {"queries": 2}}}, **small),
-            "few longer": _entry(LONGER["short"] * steps, ANCHORS, **small),
-        }
-    else:
-        tasks = {
-            "few": _entry(STEPS, ANCHORS | PARTS),
-            "few longer": _entry(LONGER["device"] * STEPS, ANCHORS),
-            "many": _entry(STEPS, ANCHORS, items=(3, 6), overlap=0.6),
+            "few longer": _entry(LONGER * steps, ANCHORS, **small),
         }
     return ConfigDict(
         {
             "question": "Does attention detect by brute force?",
             "tasks": tasks,
-            "learning_rates": (0.001,) if form == "short" else (0.002,),
+            "learning_rates": (0.002 if form == "device" else 0.001,),
             "seeds": (0, 1, 2, 3, 4),
-            "claims": (_claim(8, 2, LONGER[form]) if form == "short" else _claim(16, 4, LONGER[form]),),
+            "claims": claims,
         }
     )

@@ -118,9 +118,7 @@ def find_device(name: str) -> Device:
 
 def device_of(kind: str) -> str | None:
     """The name of a device by JAX's `device_kind`, such as `NVIDIA H200` or `TPU v5 lite`; None if it is not known."""
-    words = {"v5 lite": "v5e", "v5litepod": "v5e", "v6 lite": "v6e", "v5": "v5p", "cpu": "cpu"} | {
-        n: n for n in DEVICES
-    }
+    words = {name: name for name in NAMES} | {"v5 lite": "v5e", "v5litepod": "v5e", "v6 lite": "v6e", "v5": "v5p"}
     return next((name for word, name in words.items() if word in kind.lower()), None)
 
 

@@ -51,6 +51,8 @@ def test_devices_by_the_names_that_jax_gives_them():
         "NVIDIA H100 80GB HBM3": "h100",
         "NVIDIA H200": "h200",
         "TPU v5 lite": "v5e",
+        "TPU v5e": "v5e",
+        "TPU v5": "v5p",
         "TPU v5p": "v5p",
         "cpu": "cpu",
     }
