@@ -287,6 +287,11 @@ def test_pickles_are_never_opened(gpt2, tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
+def test_averages_of_batches_would_be_lost(tmp_path):
+    folder = write_golden(tmp_path / "model", "resnet", tokenizer=False)
+    refused(folder, r"ResNetForImageClassification has averages of batches, .*conversion.from_huggingface reads them")
+
+
 @pytest.mark.parametrize("shard_name", ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "..", 7, "a\\b"])
 def test_shards_have_no_path(tmp_path, shard_name):
     folder = shard(write_golden(tmp_path / "model", "gpt2"), **{"transformer.wte.weight": shard_name})

@@ -79,6 +79,11 @@ class Pretrained(Task):
         """Where the tensors go."""
         tensors, settings = stand_ins(self.metadata["shapes"]), self.metadata["settings"]
         plan, _ = planned(tensors, settings, allow_extra=True)
+        if plan.state:
+            raise ConfigError(
+                f"task.folder={self._config.folder}: {settings['architectures'][0]} has averages of batches, which a "
+                "run of a pretrained model has not; flaxformer_lab.models.conversion.from_huggingface reads them"
+            )
         if self._config.classes is None:
             return plan
         if self.kind not in ("text_classes", "token_classes", "images"):
