@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from jax import lax
 
+from flaxformer_lab import registry
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.errors import ConfigError, RunError
 from flaxformer_lab.export import formats, onnx, onnx_int8
 from flaxformer_lab.export.formats import load_exported
+from flaxformer_lab.model_config import AttentionConfig, TransformerConfig
 from flaxformer_lab.run import load_run
 from flaxformer_lab.training.loop import train
 
@@ -371,6 +373,30 @@ def test_steps_of_decoding_write_the_same_text_as_the_run(speeches, tmp_path, fo
             for text, row in zip(texts, np.asarray(logits), strict=True):
                 text.append(symbols[int(row.argmax())])
     assert ["".join(text[5:]) for text in texts] == speeches.generate(prompts, 11, temperature=0.0)
+
+
+def decoding_models():
+    """Each kind of attention that decodes, with a window where it has one, shared heads, and each kind of positions."""
+    for kind in registry.names("attention"):
+        config = TransformerConfig(attention=AttentionConfig(kind=kind), causal=True)
+        if registry.ask("attention", kind, "decodes", config):
+            yield {"attention": {"num_heads": 2, "kind": kind}}
+            if registry.ask("attention", kind, "windowed", config):
+                yield {"attention": {"num_heads": 2, "kind": kind, "window": 5}, "position": "learned"}
+    yield {"attention": {"num_heads": 4, "num_kv_heads": 2}, "position": "rotary"}
+    yield {"attention": {"num_heads": 2}, "position": "sinusoidal", "ffn": {"kind": "gated"}, "depth": 2}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", list(decoding_models()), ids=str)
+def test_a_step_of_every_kind_has_the_logits_of_the_run(tmp_path, model):
+    """Writing a file compares its logits, symbol by symbol, with the run's, and fails where they differ."""
+    train(parse_config(TEXT | {"model": TEXT["model"] | {"attention": {"num_heads": 2}} | model}), tmp_path, quiet=True)
+    run = load_run(tmp_path)
+    for name, written in formats.FORMATS.items():
+        if name != "safetensors":
+            step = run.export(tmp_path / f"step{written.suffix}", name, decode=True, examples=2)
+            assert "logits" in step.predict({key: np.zeros((1, *x.shape[1:]), x.dtype) for key, x in step.spec.items()})
 
 
 @pytest.mark.slow
