@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from flaxformer_lab.ablation.variants import VARIANTS
+from flaxformer_lab.command_line import read_recipe
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.parsing import override
 
@@ -112,7 +113,9 @@ def test_the_commands_name_files_keys_and_variants_that_exist():
         if "--import=" in arguments:  # of the reader's own file: tests/test_extending.py runs these
             continue
         for recipe in re.findall(r"--config=(\S+)", arguments):
-            assert (ROOT / recipe).exists() or recipe == "...", recipe
+            path, _, form = recipe.partition(":")
+            assert (ROOT / path).exists() or recipe == "...", recipe
+            assert not form or read_recipe(str(ROOT / recipe)), recipe
         for names in re.findall(r"--ablation=(\S+)", arguments):
             assert set(names.split(",")) <= {*VARIANTS, "NAME"}, names
         if "configs/ablations" not in arguments:
