@@ -556,3 +556,9 @@ def test_a_real_command_as_a_process_of_its_own(tmp_path):
     ended = subprocess.run([sys.executable, REPOSITORY / "train.py", *arguments], **options)
     assert ended.returncode == 2
     assert_refused(tmp_path, ended.stdout, ended.stderr, COMMANDS["unknown key"][1])
+
+
+@pytest.mark.parametrize("name", ["clicks", "detection", "edge", "forecasting", "tables"])
+def test_a_form_that_a_recipe_does_not_have_is_refused(name):
+    with pytest.raises(ConfigError, match=r"cannot be read: ValueError: no such form: 'shrot'; choose "):
+        read_recipe(f"configs/ablations/{name}.py:shrot")

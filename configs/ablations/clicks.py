@@ -170,6 +170,8 @@ CLAIMS = (
 
 def get_config(form: str = "") -> ConfigDict:
     """The ablation, or its `short` form, with what the claim needs."""
+    if form not in ("", "short"):
+        raise ValueError(f"no such form: {form!r}; choose short, or leave it out")
     more = {"planted": OTHERS} if form == "short" else {"planted": OTHERS | WIDE, "flights": OTHERS | MIXED}
     planted = {
         "recipe": "../probes/planted_crosses.py",

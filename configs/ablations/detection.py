@@ -166,6 +166,8 @@ CLAIM = {
 
 def get_config(form: str = "") -> ConfigDict:
     """The ablation, or the one for a `device`, of which nothing is claimed."""
+    if form not in ("", "device"):
+        raise ValueError(f"no such form: {form!r}; choose device, or leave it out")
     if form == "device":
         steps, claims = 1500, ()
         tasks = {

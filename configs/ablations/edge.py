@@ -138,6 +138,8 @@ def _claim(tasks: tuple[str, ...], series: dict[str, tuple[str, ...]]) -> dict[s
 
 def get_config(form: str = "digits") -> dict[str, Any]:
     """The ablation: `digits`, `short` or `full`."""
+    if form not in ("digits", "short", "full"):
+        raise ValueError(f"no such form: {form!r}; choose digits, short or full")
     sizes = {"digits": 4, "short": 3, "full": 6}[form]
     tasks = {"digits": _task("digits", 200 if form == "short" else 400, 64)}
     if form == "full":

@@ -193,6 +193,8 @@ def _published() -> dict[str, Any]:
 
 def get_config(size: str = "device") -> dict[str, Any]:
     """The ablation: `device`, `short`, `full` or `published`."""
+    if size not in ("device", "short", "full", "published"):
+        raise ValueError(f"no such form: {size!r}; choose device, short, full or published")
     if size == "published":
         return _published()
     named = ("patchtst", "informer", "autoformer", "fedformer")

@@ -132,6 +132,8 @@ CLAIMS = (
 
 def get_config(form: str = "") -> ConfigDict:
     """The ablation in its short form, which decides the claim, or its `full` one."""
+    if form not in ("", "full"):
+        raise ValueError(f"no such form: {form!r}; choose full, or leave it out")
     config = ConfigDict(
         {
             "question": "What do unequal scales cost on real tables?",
