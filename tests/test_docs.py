@@ -120,6 +120,8 @@ def test_the_commands_name_files_keys_and_variants_that_exist():
             assert set(names.split(",")) <= {*VARIANTS, "NAME"}, names
         if "configs/ablations" not in arguments:
             tree = {"task": {"name": "pretrained"}} if "fine_tuning" in arguments else {}
+            if "configs/tables.py" in arguments:  # of other knobs than the default task's
+                tree = read_recipe(str(ROOT / "configs" / "tables.py"))
             for key, value in re.findall(r"--config\.(\S+?)=(\S+)", arguments):
                 parse_config(override(tree, key, value))
 
