@@ -112,18 +112,18 @@ def test_the_commands_name_files_keys_and_variants_that_exist():
             assert importlib.util.find_spec(command.removeprefix("-m ")), command
         if "--import=" in arguments:  # of the reader's own file: tests/test_extending.py runs these
             continue
-        for recipe in re.findall(r"--config=(\S+)", arguments):
+        recipes = re.findall(r"--config=(\S+)", arguments)
+        for recipe in recipes:
             path, _, form = recipe.partition(":")
             assert (ROOT / path).exists() or recipe == "...", recipe
             assert not form or read_recipe(str(ROOT / recipe)), recipe
         for names in re.findall(r"--ablation=(\S+)", arguments):
             assert set(names.split(",")) <= {*VARIANTS, "NAME"}, names
         if "configs/ablations" not in arguments:
-            tree = {"task": {"name": "pretrained"}} if "fine_tuning" in arguments else {}
-            if "configs/tables.py" in arguments:  # of other knobs than the default task's
-                tree = read_recipe(str(ROOT / "configs" / "tables.py"))
+            tree = read_recipe(str(ROOT / recipes[0])) if recipes and recipes[0] != "..." else {}
             for key, value in re.findall(r"--config\.(\S+?)=(\S+)", arguments):
-                parse_config(override(tree, key, value))
+                tree = override(tree, key, value)
+            parse_config(tree)
 
 
 def test_the_readme_names_every_variant():
