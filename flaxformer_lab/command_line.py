@@ -4,11 +4,13 @@ import ast
 import contextlib
 import dataclasses
 import importlib.util
+import inspect
 import itertools
 import json
 import os
 import re
 import sys
+import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -210,6 +212,8 @@ def _key_and_value(argument: str) -> tuple[str, str]:
 def read_recipe(recipe: str, overrides: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
     """The mapping that a recipe's `get_config()` returns; of `FILE.py:TEXT`, its `get_config(TEXT)`.
 
+    A Literal at its first argument lists what TEXT may be.
+
     overrides: values by dotted key, which are set before a ConfigDict's references are followed, and only for them.
 
     Raises:
@@ -227,6 +231,8 @@ def read_recipe(recipe: str, overrides: Mapping[str, Any] = MappingProxyType({})
     try:
         with _as_main_folder(path, module):
             spec.loader.exec_module(module)
+            if colon:
+                _check_form(module.get_config, argument)
             config = module.get_config(argument) if colon else module.get_config()
             tree = _followed(config, overrides) if isinstance(config, ConfigDict) else config
             tree = dataclasses.asdict(tree) if dataclasses.is_dataclass(tree) else tree
@@ -238,6 +244,15 @@ def read_recipe(recipe: str, overrides: Mapping[str, Any] = MappingProxyType({})
             "it must return a mapping, such as ml_collections.ConfigDict"
         )
     return dict(tree)
+
+
+def _check_form(get_config: Callable[..., Any], form: str) -> None:
+    """Raises ValueError where the recipe lists its forms as a Literal, at its first argument, and this is none."""
+    hint = next((each.annotation for each in inspect.signature(get_config).parameters.values()), None)
+    forms = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal and form not in forms:
+        named = ", ".join(filter(None, forms))
+        raise ValueError(f"no such form: {form!r}; choose {named}{', or leave it out' if '' in forms else ''}")
 
 
 @contextlib.contextmanager

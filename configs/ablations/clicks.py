@@ -10,6 +10,8 @@ Time: 40 minutes on 2 cores of an Intel Xeon, the short form 8.5.
 Result: docs/results/clicks.md, of the values in docs/results/clicks.csv.gz.
 """
 
+from typing import Literal
+
 from ml_collections import ConfigDict
 
 SOURCE = "the debate that founded the lab: docs/science.md"
@@ -168,19 +170,17 @@ CLAIMS = (
 )
 
 
-def get_config(form: str = "") -> ConfigDict:
+def get_config(form: Literal["", "short"] = "") -> ConfigDict:
     """The ablation, or its `short` form, with what the claim needs."""
-    if form not in ("", "short"):
-        raise ValueError(f"no such form: {form!r}; choose short, or leave it out")
-    more = {"planted": OTHERS} if form == "short" else {"planted": OTHERS | WIDE, "flights": OTHERS | MIXED}
+    of_planted, of_flights = (OTHERS, {}) if form == "short" else (OTHERS | WIDE, OTHERS | MIXED)
     planted = {
         "recipe": "../probes/planted_crosses.py",
         "overrides": {},
         "learning_rates": (0.003, 0.01, 0.03),
-        "variants": more["planted"],
+        "variants": of_planted,
         "threshold": 0.9,
     }
-    flights = {name: _flights(name.replace(" ", "_"), more.get("flights", {})) for name in ("by day", "by rows")}
+    flights = {name: _flights(name.replace(" ", "_"), of_flights) for name in ("by day", "by rows")}
     return ConfigDict(
         {
             "question": "Do wide embeddings replace crosses made by hand?",

@@ -12,6 +12,8 @@ Time: 8 minutes on 2 cores of an Intel Xeon.
 Result: docs/results/detection.md, of the values in docs/results/detection.csv.gz.
 """
 
+from typing import Literal
+
 from ml_collections import ConfigDict
 
 SOURCE = "the debate that founded the lab: docs/science.md"
@@ -164,10 +166,8 @@ CLAIM = {
 }
 
 
-def get_config(form: str = "") -> ConfigDict:
+def get_config(form: Literal["", "device"] = "") -> ConfigDict:
     """The ablation, or the one for a `device`, of which nothing is claimed."""
-    if form not in ("", "device"):
-        raise ValueError(f"no such form: {form!r}; choose device, or leave it out")
     if form == "device":
         steps, claims = 1500, ()
         tasks = {

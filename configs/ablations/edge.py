@@ -13,7 +13,7 @@ Hardware: 2 CPU cores, shared with other work: 16 minutes. Result: docs/results/
 """
 
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 # Width and depth of each family's members, about 850, 2,600, 10,000, 28,000, 160,000 and 300,000 parameters.
 TRANSFORMER = ((8, 1), (16, 1), (24, 2), (40, 2), (80, 3), (96, 4))
@@ -136,10 +136,8 @@ def _claim(tasks: tuple[str, ...], series: dict[str, tuple[str, ...]]) -> dict[s
     }
 
 
-def get_config(form: str = "digits") -> dict[str, Any]:
+def get_config(form: Literal["digits", "short", "full"] = "digits") -> dict[str, Any]:
     """The ablation: `digits`, `short` or `full`."""
-    if form not in ("digits", "short", "full"):
-        raise ValueError(f"no such form: {form!r}; choose digits, short or full")
     sizes = {"digits": 4, "short": 3, "full": 6}[form]
     tasks = {"digits": _task("digits", 200 if form == "short" else 400, 64)}
     if form == "full":

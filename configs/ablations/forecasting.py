@@ -12,7 +12,7 @@ Hardware: a GPU; on one H200 that other work shared, a PatchTST took 340 s and t
 Result: docs/results/forecasting.md, of the values in docs/results/forecasting.csv.gz.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 FOLDER = "../forecasters"
 DATA = {  # what they are called here, and how the published figures fill gaps
@@ -191,10 +191,8 @@ def _published() -> dict[str, Any]:
     return {"question": "Are the published figures met within their budgets?", "tasks": tasks, "seeds": (0, 1, 2)}
 
 
-def get_config(size: str = "device") -> dict[str, Any]:
+def get_config(size: Literal["device", "short", "full", "published"] = "device") -> dict[str, Any]:
     """The ablation: `device`, `short`, `full` or `published`."""
-    if size not in ("device", "short", "full", "published"):
-        raise ValueError(f"no such form: {size!r}; choose device, short, full or published")
     if size == "published":
         return _published()
     named = ("patchtst", "informer", "autoformer", "fedformer")

@@ -11,6 +11,8 @@ Full: --config=configs/ablations/tables.py:full, with larger models, all pairs a
 Result: docs/results/tables.md, of the values in docs/results/tables.csv.gz.
 """
 
+from typing import Literal
+
 from ml_collections import ConfigDict
 
 SCALINGS = {
@@ -130,10 +132,8 @@ CLAIMS = (
 )
 
 
-def get_config(form: str = "") -> ConfigDict:
+def get_config(form: Literal["", "full"] = "") -> ConfigDict:
     """The ablation in its short form, which decides the claim, or its `full` one."""
-    if form not in ("", "full"):
-        raise ValueError(f"no such form: {form!r}; choose full, or leave it out")
     config = ConfigDict(
         {
             "question": "What do unequal scales cost on real tables?",

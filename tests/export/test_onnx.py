@@ -391,7 +391,7 @@ def decoding_models():
 @pytest.mark.parametrize("model", list(decoding_models()), ids=str)
 def test_a_step_of_every_kind_has_the_logits_of_the_run(tmp_path, model):
     """Writing a file compares its logits, symbol by symbol, with the run's, and fails where they differ."""
-    train(parse_config(TEXT | {"model": TEXT["model"] | {"attention": {"num_heads": 2}} | model}), tmp_path, quiet=True)
+    train(parse_config(TEXT | {"model": TEXT["model"] | model}), tmp_path, quiet=True)
     run = load_run(tmp_path)
     for name, written in formats.FORMATS.items():
         if name != "safetensors":
