@@ -275,8 +275,10 @@ def test_weights_of_loops_and_of_heads_are_quantised(examples):
         scale = np.abs(other).max()
         np.testing.assert_allclose(one, other, rtol=0, atol=0.05 * scale, err_msg=name)
         assert np.abs(one - other).max() > 1e-5 * scale
-    kinds = {each.data_type for each in ONNX.load_model_from_string(int8).graph.initializer if np.prod(each.dims) > 100}
-    assert kinds == {ONNX.TensorProto.INT8}
+    large = [each for each in ONNX.load_model_from_string(int8).graph.initializer if np.prod(each.dims) > 100]
+    assert {each.data_type for each in large} == {ONNX.TensorProto.INT8}
+    # Beyond 64, two products with an input of 255 overflow the 16 bits in which AVX2 adds them.
+    assert all(np.abs(ONNX.numpy_helper.to_array(each).astype(int)).max() <= 64 for each in large)
 
 
 def test_a_weight_that_stays_float32_is_named(monkeypatch):
