@@ -26,6 +26,11 @@ def target_platform() -> str:
     return "gpu" if name in ("cuda", "rocm") else name
 
 
+def only_on_cpu() -> bool:
+    """Whether the program will run on a CPU and nowhere else: not in `portable_forms`."""
+    return not _portable.value and target_platform() == "cpu"
+
+
 def target_device_kind() -> str:
     """The model name of the target device, like `NVIDIA H100 80GB HBM3`; in `portable_forms` that of no device."""
     if _portable.value:

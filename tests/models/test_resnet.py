@@ -9,6 +9,7 @@ import pytest
 
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.functional import convolution, normalization
+from flaxformer_lab.functional.platform import portable_forms
 
 WIDTH = 8
 RNG = np.random.default_rng(0)
@@ -113,6 +114,20 @@ def test_the_largest_of_each_neighbourhood():
     for row, column in itertools.product(range(3), range(2)):
         rows, columns = (slice(max(0, 2 * at - 1), 2 * at + 2) for at in (row, column))
         np.testing.assert_array_equal(found[0, row, column], x[0, rows, columns].max(axis=(0, 1)))
+
+
+@pytest.mark.parametrize("size", [3, 4])
+def test_a_depthwise_convolution_is_the_same_on_every_platform(size):
+    x, kernel = RNG.normal(size=(2, 5, 4, 3)), RNG.normal(size=(size, size, 3))
+    values_and_gradients = lambda: jax.jit(  # noqa: E731
+        jax.value_and_grad(lambda *of: jnp.sum(jnp.sin(convolution.depthwise_2d(*of))), argnums=(0, 1))
+    )(x.astype(np.float32), kernel.astype(np.float32))
+    with portable_forms():
+        expected = values_and_gradients()
+    for one, other in zip(jax.tree.leaves(values_and_gradients()), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    half = jnp.asarray(x, jnp.bfloat16)
+    assert convolution.depthwise_2d(half, kernel).dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize(
