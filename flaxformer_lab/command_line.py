@@ -258,16 +258,16 @@ def _check_form(get_config: Callable[..., Any], form: str) -> None:
 @contextlib.contextmanager
 def _as_main_folder(path: Path, module: Any) -> Iterator[None]:
     """A file's module and those beside it can be imported, as those of a script; afterwards they are forgotten."""
-    before, folder = dict(sys.modules), str(path.absolute().parent)
+    before, folder = set(sys.modules), str(path.absolute().parent)
     sys.modules[module.__name__] = module  # where dataclasses look up annotations that are texts
     sys.path.insert(0, folder)
     try:
         yield
     finally:
         sys.path.remove(folder)
-        for name, each in list(sys.modules.items()):
-            file = getattr(each, "__file__", None) or ""
-            if name not in before and file.startswith(folder + os.sep):
+        for name in sys.modules.keys() - before:
+            file = getattr(sys.modules[name], "__file__", None) or ""
+            if file.startswith(folder + os.sep):
                 del sys.modules[name]
 
 

@@ -28,7 +28,7 @@ from flaxformer_lab.functional.trees import leaf_paths
 from flaxformer_lab.models.bodies import make_body
 from flaxformer_lab.models.transformer import Transformer
 from flaxformer_lab.modules.intermediates import Intermediates
-from flaxformer_lab.modules.rngs import Rngs
+from flaxformer_lab.modules.rngs import AbstractRngs
 from flaxformer_lab.parsing import override
 
 # In the environment too, for the commands that tests start; JAX has read it already here.
@@ -39,6 +39,7 @@ jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_include_full_tracebacks_in_locations", False)  # which every program would hold
 
 # Here and in the commands that tests start: all of it is small.
 compile_small_programs_briefly()
@@ -128,7 +129,7 @@ def _transformer(knobs: str) -> Drawn:
     for key, value in json.loads(knobs).items():
         tree = override(tree, key, value)
     config = parse_config({"model": tree}).model
-    return draw_module(lambda: Transformer(config, grid=(TOKENS,), rngs=Rngs(0)))
+    return draw_module(lambda: Transformer(config, grid=(TOKENS,), rngs=AbstractRngs()))
 
 
 @functools.cache
@@ -137,7 +138,7 @@ def _body(knobs: str, grid: tuple[int, ...]) -> Drawn:
     for key, value in json.loads(knobs).items():
         tree = override(tree, key, value)
     config = parse_config({"model": tree}).model
-    return draw_module(lambda: make_body(config, grid=grid, rngs=Rngs(0)))
+    return draw_module(lambda: make_body(config, grid=grid, rngs=AbstractRngs()))
 
 
 @pytest.fixture(scope="session", name="draw")

@@ -31,7 +31,7 @@ from flaxformer_lab.models.bodies import make_body
 from flaxformer_lab.modules.attention import SoftmaxAttention, make_attention
 from flaxformer_lab.modules.feedforward import make_feed_forward
 from flaxformer_lab.modules.intermediates import Intermediates
-from flaxformer_lab.modules.rngs import Rngs
+from flaxformer_lab.modules.rngs import AbstractRngs
 
 TOKENS, WIDTH = 8, 4
 GRID = (2, 4)
@@ -229,7 +229,7 @@ def attention_cases(name, build):
         }
         attention = AttentionConfig(kind=name, num_heads=heads, window=window, **knobs)
         config = dataclasses.replace(BARE, attention=attention, causal=causal)
-        module = build(lambda config=config, tokens=tokens: make_attention(config, tokens=tokens, rngs=Rngs(0)))
+        module = build(lambda config=config, tokens=tokens: make_attention(config, tokens=tokens, rngs=AbstractRngs()))
         observe = functools.partial(weights_or_outputs, module, tokens) if allowed else list
         found, seen, whole, observed = numbers(module, (tokens,), observe)
         found = found | {"sees_content": not close(*observed)} if allowed else {}
@@ -255,7 +255,7 @@ def crosses(config, build):
     """Whether queries attend to a sequence of another length: some output is moved by each of its tokens."""
     kind, other = registry.lookup("attention", config.attention.kind).build, jnp.asarray(Y[:, :3])
     try:
-        module = build(lambda: kind(config, tokens=TOKENS, crosses=True, memory_tokens=3, rngs=Rngs(0)))
+        module = build(lambda: kind(config, tokens=TOKENS, crosses=True, memory_tokens=3, rngs=AbstractRngs()))
         moved = jax.jit(jax.jacrev(lambda memory: module(jnp.asarray(X), memory=memory)[0]))(other)
     except (TypeError, ValueError):
         return False
@@ -266,7 +266,7 @@ def ffn_cases(name, build):
     for activation, bias in itertools.product(("identity", "tanh", "gelu"), (False, True)):
         ffn = FeedForwardConfig(kind=name, activation=activation, expansion=2.0)
         config = dataclasses.replace(BARE, ffn=ffn, bias=bias)
-        module = build(lambda config=config: make_feed_forward(config, Rngs(0)))
+        module = build(lambda config=config: make_feed_forward(config, AbstractRngs()))
         found, seen, *_ = numbers(without_intermediates(module))
         found["reach"] = max(found["reach"], int(seen[~np.eye(TOKENS, dtype=bool)].any()))  # nor a later token
         yield Case(config, TOKENS, TOKENS - 1, found)
@@ -281,7 +281,7 @@ def encoder_decoder_cases(name, build):
     for causal in (False, True):
         config = registry.configs("model")[name](width=WIDTH, depth=1, encoder_depth=1, causal=causal)
         grid = {"source": (3,), "target": (TOKENS,)}
-        model = build(lambda config=config, grid=grid: make_body(config, grid=grid, rngs=Rngs(0)))
+        model = build(lambda config=config, grid=grid: make_body(config, grid=grid, rngs=AbstractRngs()))
 
         def function(x, model=model):
             outputs = model({"source": jnp.broadcast_to(Y[:, :3], (len(x), 3, WIDTH)), "target": x})
@@ -296,7 +296,7 @@ def timemixer_cases(build):
     """The tokens of the finest scale, where the coarser one is given; they reach each other through it and back."""
     config = registry.configs("model")["timemixer"](width=WIDTH, depth=2, scales=1, moving_average=(3,))
     half = TOKENS // 2
-    model = build(lambda: make_body(config, grid={"0": (TOKENS,), "1": (half,)}, rngs=Rngs(0)))
+    model = build(lambda: make_body(config, grid={"0": (TOKENS,), "1": (half,)}, rngs=AbstractRngs()))
 
     def function(x):
         return model({"0": x, "1": jnp.broadcast_to(Y[:, :half], (len(x), half, WIDTH))})["0"]
@@ -329,7 +329,7 @@ def model_cases(name, build):
     for config in dict.fromkeys(kind(name=name, **each) for each in own):  # each once
         if name == "cnn_2d" and config.causal:
             continue
-        make = lambda grid, config=config: build(lambda: make_body(config, grid=grid, rngs=Rngs(0)))  # noqa: E731
+        make = lambda grid, config=config: build(lambda: make_body(config, grid=grid, rngs=AbstractRngs()))  # noqa: E731
         module = make(grid)
         found, seen, whole, _ = numbers(module, grid)
         found["causal"] = not np.triu(seen, 1).any()

@@ -40,7 +40,7 @@ class Store:
                     f"{self.path} holds files but no ablation.json, so it is no ablation; choose another --workdir"
                 )
             self._cells.mkdir(parents=True, exist_ok=True)
-            _write(self._config, _grid_as_json(grid))
+            _write(self._config, _grid_as_json(grid), indent=1)  # for readers; cells are large, and slow to write so
         except OSError as error:
             raise RunError(f"{self.path} cannot be written: {error.strerror}; choose another --workdir") from error
 
@@ -112,8 +112,8 @@ def from_json(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def _write(path: Path, value: Any) -> None:
-    write_atomic(path, json.dumps(value, indent=1) + "\n")
+def _write(path: Path, value: Any, indent: int | None = None) -> None:
+    write_atomic(path, json.dumps(value, indent=indent) + "\n")
 
 
 def _is_result_of(cell: Cell, result: Result) -> bool:

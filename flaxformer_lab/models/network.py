@@ -22,7 +22,7 @@ from flaxformer_lab.models.hooks import NamedHooks, pairs, resolve
 from flaxformer_lab.modules.intermediates import DISABLED, Hook, Intermediates
 from flaxformer_lab.modules.lazy_logits import lazy_logits
 from flaxformer_lab.modules.projection import Dense, Fans
-from flaxformer_lab.modules.rngs import Rngs
+from flaxformer_lab.modules.rngs import AbstractRngs, Rngs
 from flaxformer_lab.modules.sharding import Axes
 
 Tree = Any  # a pytree of arrays
@@ -265,7 +265,7 @@ def _check_symbols(inputs: Tree, vocabulary: int | None) -> None:
 
 def functionalize(build: Callable[[Rngs], nnx.Module]) -> PureNetwork:
     """Returns the pure form of the network that `build` makes; it computes at the network's own precision."""
-    abstract = nnx.eval_shape(lambda: build(Rngs(0)))
+    abstract = nnx.eval_shape(lambda: build(AbstractRngs()))
     graph, *shapes = nnx.split(abstract, nnx.Param, ...)
     precision = getattr(abstract, "precision", "highest")
     vocabulary = getattr(getattr(abstract, "embedding", None), "vocabulary", None)

@@ -90,8 +90,7 @@ def _mix(x: Array) -> Array:
 
 
 def _normal(rngs: Rngs, shape: tuple[int, int], scale: float, axes: Axes) -> nnx.Param:
-    draw = jax.nn.initializers.normal(scale)
-    return nnx.Param(draw(rngs.params(), shape, jnp.float32), axes=axes)
+    return nnx.Param(rngs.draw(jax.nn.initializers.normal(scale), shape), axes=axes)
 
 
 def _rounded_up(rows: int) -> int:

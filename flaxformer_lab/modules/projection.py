@@ -7,6 +7,7 @@ Every parameter names its axes, so that a mesh of devices knows what to shard: w
 hidden. An axis named None is not sharded.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -34,12 +35,13 @@ def normal(rngs: Rngs, shape: tuple[int, ...], fan_in: int, axes: Axes, fan_out:
     """
     draw = jax.nn.initializers.truncated_normal(stddev=fan_in**-0.5 / 0.87962566)
     fans = {} if fan_out is None else {"fans": Fans(fan_in, fan_out)}
-    return nnx.Param(draw(rngs.params(), shape, jnp.float32), axes=axes, **fans)
+    return nnx.Param(rngs.draw(draw, shape), axes=axes, **fans)
 
 
 def uniform(rngs: Rngs, shape: tuple[int, ...], limit: float, axes: Axes) -> nnx.Param:
     """A parameter drawn from U(-limit, limit)."""
-    return nnx.Param(jax.random.uniform(rngs.params(), shape, jnp.float32, -limit, limit), axes=axes)
+    draw = functools.partial(jax.random.uniform, minval=-limit, maxval=limit)
+    return nnx.Param(rngs.draw(draw, shape), axes=axes)
 
 
 def zeros(shape: tuple[int, ...], axes: Axes) -> nnx.Param:

@@ -38,8 +38,8 @@ class PeriodicEmbedding(nnx.Module):
 
     def __init__(self, columns: int, frequencies: int, scale: float, width: int, *, dtype: str, rngs: Rngs):
         self._dtype = jnp.dtype(dtype)
-        draw = scale * jax.random.normal(rngs.params(), (columns, frequencies), jnp.float32)
-        self.frequencies = nnx.Param(draw, axes=(None, None))
+        frequencies_at_first = scale * rngs.draw(jax.random.normal, (columns, frequencies))
+        self.frequencies = nnx.Param(frequencies_at_first, axes=(None, None))
         self.directions = normal(rngs, (columns, 2 * frequencies, width), frequencies, (None, None, "width"))
         self.offsets = normal(rngs, (columns, width), 1, (None, "width"))
 
@@ -86,7 +86,7 @@ class TableTokens(nnx.Module):
 
 
 def _signs(rngs: Rngs, members: int, width: int) -> nnx.Param:
-    return nnx.Param(jax.random.rademacher(rngs.params(), (members, width), jnp.float32), axes=(None, "width"))
+    return nnx.Param(rngs.draw(jax.random.rademacher, (members, width)), axes=(None, "width"))
 
 
 class MemberHead(nnx.Module):

@@ -22,7 +22,7 @@ from flaxformer_lab.functional.trees import leaf_paths
 from flaxformer_lab.models.network import Network
 from flaxformer_lab.models.transformer import Transformer
 from flaxformer_lab.modules.projection import Identity
-from flaxformer_lab.modules.rngs import Rngs
+from flaxformer_lab.modules.rngs import AbstractRngs
 from flaxformer_lab.parsing import flatten, override
 from flaxformer_lab.tasks import make_task
 
@@ -282,7 +282,7 @@ def test_linear_only_is_linear_from_token_vectors_to_logits(draw_module, stream)
         model = build("language", *names)[0].model
 
         def network():
-            rngs = Rngs(0)
+            rngs = AbstractRngs()
             embedding = Identity(8, 8, axes=(None, "width"), bias=False, rngs=rngs)
             return Network(model, embedding=embedding, grid=(4,), outputs=5, rngs=rngs)
 
@@ -297,7 +297,7 @@ def test_per_dimension_keeps_features_apart_where_nothing_else_mixes_them(draw_m
     def mixing(*names):
         """The largest |d output[t, c] / d input[s, d]| across features, and the smallest within them."""
         model = build("image", *names)[0].model
-        transformer = draw_module(lambda: Transformer(model, grid=(4,), rngs=Rngs(0)))
+        transformer = draw_module(lambda: Transformer(model, grid=(4,), rngs=AbstractRngs()))
         reach = np.abs(transformer.jacobian(stream)).max(axis=(0, 2))
         return reach[~np.eye(8, dtype=bool)].max(), np.diag(reach).min()
 

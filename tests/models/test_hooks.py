@@ -12,7 +12,7 @@ from flaxformer_lab.models.hooks import ablate_ffn, ablate_head
 from flaxformer_lab.models.network import Network, functionalize
 from flaxformer_lab.modules.embedding import TokenEmbedding
 from flaxformer_lab.modules.intermediates import Intermediates
-from flaxformer_lab.modules.rngs import Rngs
+from flaxformer_lab.modules.rngs import AbstractRngs
 from flaxformer_lab.parsing import override
 
 SYMBOLS = jnp.array([[0, 4, 2, 2], [1, 3, 3, 0]], jnp.int32)
@@ -39,7 +39,7 @@ def network(draw_module):
             embedding = TokenEmbedding(5, 8, dtype="float32", rngs=rngs)
             return Network(config, embedding=embedding, grid=(4,), outputs=3, rngs=rngs)
 
-        return functionalize(build), draw_module(lambda: build(Rngs(0))).params
+        return functionalize(build), draw_module(lambda: build(AbstractRngs())).params
 
     return make
 

@@ -11,7 +11,7 @@ from flaxformer_lab.functional.trees import leaf_paths
 from flaxformer_lab.models.network import Network, _mean_of_valid, functionalize
 from flaxformer_lab.modules.embedding import TokenEmbedding
 from flaxformer_lab.modules.projection import Identity
-from flaxformer_lab.modules.rngs import Rngs
+from flaxformer_lab.modules.rngs import AbstractRngs, Rngs
 
 SYMBOLS = np.array([[0, 4, 2, 2], [1, 3, 3, 0]], np.int32)
 VALID = jnp.array([[True, True, True, True], [True, True, False, False]])
@@ -32,7 +32,7 @@ def builder(pooling="off", **model):
 @pytest.mark.parametrize("valid", [None, VALID], ids=["whole", "padded"])
 @pytest.mark.parametrize("pooling", ["off", "mean", "class_token", "last"])
 def test_the_parts_follow_one_another(draw_module, pooling, valid):
-    drawn = draw_module(lambda: builder(pooling)(Rngs(0)))
+    drawn = draw_module(lambda: builder(pooling)(AbstractRngs()))
     module, exact = drawn.module, drawn.exact
     tokens = np.asarray(module.body(module.embedding(jnp.asarray(SYMBOLS)), valid=valid), np.float64)
     if pooling == "mean":
@@ -50,7 +50,7 @@ def test_the_parts_follow_one_another(draw_module, pooling, valid):
 
 def test_a_head_that_is_given_takes_the_place_of_the_dense_one(draw_module):
     def build():
-        rngs = Rngs(0)
+        rngs = AbstractRngs()
         head = Identity(8, 8, axes=(None, "width"), bias=False, rngs=rngs)
         embedding = TokenEmbedding(5, 8, dtype="float32", rngs=rngs)
         config = parse_config({"model": {"name": "gru", "width": 8, "depth": 1}}).model
@@ -63,7 +63,7 @@ def test_a_head_that_is_given_takes_the_place_of_the_dense_one(draw_module):
 
 
 def test_padding_does_not_reach_the_pooled_logits(draw_module):
-    drawn = draw_module(lambda: builder("mean")(Rngs(0)))
+    drawn = draw_module(lambda: builder("mean")(AbstractRngs()))
     changed = SYMBOLS.copy()
     changed[1, 3] = 2
     np.testing.assert_array_equal(drawn(changed, valid=VALID), drawn(SYMBOLS, valid=VALID))
@@ -71,8 +71,8 @@ def test_padding_does_not_reach_the_pooled_logits(draw_module):
 
 
 def test_half_precision_ends_in_float32_logits(draw_module):
-    exact = draw_module(lambda: builder("mean")(Rngs(0)))(SYMBOLS)
-    half = draw_module(lambda: builder("mean", dtype="bfloat16")(Rngs(0)))
+    exact = draw_module(lambda: builder("mean")(AbstractRngs()))(SYMBOLS)
+    half = draw_module(lambda: builder("mean", dtype="bfloat16")(AbstractRngs()))
     intermediates = half.intermediates(SYMBOLS)
     assert intermediates["blocks.0.output"].dtype == intermediates["output"].dtype == jnp.bfloat16
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(half.params))
@@ -124,7 +124,7 @@ def test_apply_is_the_module_with_these_parameters_also_when_compiled(pure):
 
 @pytest.mark.parametrize("valid", [None, VALID], ids=["whole", "padded"])
 def test_embed_and_body_are_the_parts_of_apply(draw_module, valid):
-    params = draw_module(lambda: builder("mean")(Rngs(0))).params
+    params = draw_module(lambda: builder("mean")(AbstractRngs())).params
     network = functionalize(builder("mean"))
     vectors = network.embed(params, {}, jnp.asarray(SYMBOLS))
     np.testing.assert_array_equal(vectors, np.asarray(params["embedding"]["table"])[SYMBOLS])
@@ -137,7 +137,7 @@ def test_embed_and_body_are_the_parts_of_apply(draw_module, valid):
 
 
 def test_every_parameter_that_apply_is_given_matters(draw_module):
-    drawn = draw_module(lambda: builder("mean")(Rngs(0)))
+    drawn = draw_module(lambda: builder("mean")(AbstractRngs()))
     network = functionalize(builder("mean"))
 
     squares = lambda params: jnp.sum(network.apply(params, {}, jnp.asarray(SYMBOLS))[0] ** 2)  # noqa: E731
@@ -148,7 +148,7 @@ def test_every_parameter_that_apply_is_given_matters(draw_module):
 
 
 def test_intermediates_by_dotted_name(draw_module):
-    drawn = draw_module(lambda: builder("mean", depth=2)(Rngs(0)))
+    drawn = draw_module(lambda: builder("mean", depth=2)(AbstractRngs()))
     network = functionalize(builder("mean", depth=2))
     values = network.intermediates(drawn.params, {}, jnp.asarray(SYMBOLS), valid=VALID)
     of_attention = [f"attention.{name}" for name in ("input", "q", "k", "v", "scores", "weights", "z", "output")]

@@ -11,7 +11,7 @@ from flaxformer_lab.config import parse_config
 from flaxformer_lab.models import theory
 from flaxformer_lab.models.network import Network
 from flaxformer_lab.modules.embedding import FeatureEmbedding
-from flaxformer_lab.modules.rngs import Rngs
+from flaxformer_lab.modules.rngs import AbstractRngs
 from flaxformer_lab.parsing import override
 
 WIDTH = 4
@@ -163,7 +163,7 @@ def case(request, draw_module):
     config = config_of(knobs)
 
     def build():
-        rngs = Rngs(0)
+        rngs = AbstractRngs()
         embedding = FeatureEmbedding("dense", WIDTH, WIDTH, bias=config.bias, dtype="float32", rngs=rngs)
         return Network(config, embedding=embedding, grid=(tokens,), outputs=3, rngs=rngs)
 

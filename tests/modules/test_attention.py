@@ -11,7 +11,7 @@ from flaxformer_lab.config import parse_config
 from flaxformer_lab.model_config import AttentionConfig, TransformerConfig
 from flaxformer_lab.modules.attention import make_attention
 from flaxformer_lab.modules.intermediates import DISABLED, Intermediates
-from flaxformer_lab.modules.rngs import Rngs
+from flaxformer_lab.modules.rngs import AbstractRngs, Rngs
 
 TOKENS, WIDTH = 4, 8
 X = np.random.default_rng(0).normal(size=(2, TOKENS, WIDTH))
@@ -25,7 +25,7 @@ def make(draw_module):
     def make(attention, **model):
         tree = {"width": WIDTH, "attention": {"num_heads": 2} | attention} | model
         config = parse_config({"model": tree}).model
-        drawn = draw_module(lambda: make_attention(config, tokens=TOKENS, rngs=Rngs(0)))
+        drawn = draw_module(lambda: make_attention(config, tokens=TOKENS, rngs=AbstractRngs()))
         return drawn.module, drawn.exact
 
     return make
@@ -232,7 +232,7 @@ def test_linear(make, causal):
 def test_lightning_in_the_second_of_three_layers(draw_module, causal, slopes):
     attention = {"num_heads": 2, "kind": "lightning", "slopes": slopes}
     config = parse_config({"model": {"width": WIDTH, "depth": 3, "attention": attention, "causal": causal}}).model
-    drawn = draw_module(lambda: make_attention(config, tokens=TOKENS, layer=1, rngs=Rngs(0)))
+    drawn = draw_module(lambda: make_attention(config, tokens=TOKENS, layer=1, rngs=AbstractRngs()))
     query, key, value = project(drawn.exact, 3, 2)
     rates = {"transnormer": np.array([2**-4, 2**-8]) * (0.5 + 1e-5), "flash_linear_attention": [0, 4 * 2 / 3]}[slopes]
     distance = np.abs(np.subtract.outer(np.arange(TOKENS), np.arange(TOKENS)))
@@ -304,7 +304,7 @@ def test_an_example_of_nothing_but_padding_becomes_0_in_every_kind(draw_module, 
         "attention": {"num_heads": 2, "kind": kind},
     }
     config = parse_config({"model": tree}).model
-    drawn = draw_module(lambda: make_attention(config, tokens=TOKENS, rngs=Rngs(0)))
+    drawn = draw_module(lambda: make_attention(config, tokens=TOKENS, rngs=AbstractRngs()))
     valid = jnp.asarray([[True] * TOKENS, [False] * TOKENS])
 
     @jax.jit
@@ -329,7 +329,7 @@ def test_a_token_that_sees_only_padding_reads_no_other(draw_module, kind, window
         "attention": {"num_heads": 2, "kind": kind, "window": window},
     }
     config = parse_config({"model": tree}).model
-    drawn = draw_module(lambda: make_attention(config, tokens=TOKENS, rngs=Rngs(0)))
+    drawn = draw_module(lambda: make_attention(config, tokens=TOKENS, rngs=AbstractRngs()))
     valid = jnp.asarray(np.arange(TOKENS) >= 2)[None]
     one = jnp.asarray(X[:1], jnp.float32)
 

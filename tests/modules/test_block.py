@@ -10,7 +10,7 @@ from flaxformer_lab.config import parse_config
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.modules.block import Block
 from flaxformer_lab.modules.intermediates import Intermediates
-from flaxformer_lab.modules.rngs import Rngs
+from flaxformer_lab.modules.rngs import AbstractRngs
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(4, 4, 8)), jnp.float32)
 KEYS = jax.random.split(jax.random.key(0), 4)
@@ -23,7 +23,7 @@ def make(draw_module):
     def make(**model):
         tree = {"width": 8, "attention": {"num_heads": 2}, "ffn": {"expansion": 2.0}}
         config = parse_config({"model": tree | model}).model
-        return draw_module(lambda: Block(config, tokens=4, rngs=Rngs(0))).module
+        return draw_module(lambda: Block(config, tokens=4, rngs=AbstractRngs())).module
 
     return make
 
@@ -116,7 +116,7 @@ def make_crossing(draw_module):
     def make(**model):
         tree = {"width": 8, "attention": {"num_heads": 2}, "ffn": {"expansion": 2.0}}
         config = parse_config({"model": tree | model}).model
-        return draw_module(lambda: Block(config, tokens=4, cross_attends=True, rngs=Rngs(0)))
+        return draw_module(lambda: Block(config, tokens=4, cross_attends=True, rngs=AbstractRngs()))
 
     return make
 

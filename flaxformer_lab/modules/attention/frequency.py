@@ -42,7 +42,7 @@ class ComplexKernel(nnx.Module):
 
     def __init__(self, shape: tuple[int, ...], scale: float, axes: Axes, rngs: Rngs):
         def draw() -> nnx.Param:
-            values = scale * jax.random.uniform(rngs.params(), shape)
+            values = scale * rngs.draw(jax.random.uniform, shape)
             return nnx.Param(values, axes=axes, fans=Fans(shape[-3], shape[-2]))
 
         self.real, self.imaginary = draw(), draw()
