@@ -6,6 +6,8 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from flaxformer_lab.data.basket_builder import FEATURES
+from flaxformer_lab.data.own.address import parse_address
+from flaxformer_lab.data.own.purchases import Purchases, read_purchases
 from flaxformer_lab.data.prepare import prepare, quiet
 from flaxformer_lab.errors import DataError
 
@@ -67,17 +69,20 @@ class Baskets:
 
 
 def read_baskets(dataset: str) -> Baskets:
-    """All baskets of a data set with the features of `lab_retail`.
+    """All baskets of a file of one's own (`csv:PATH`), or of a data set with the features of `lab_retail`.
 
     Raises:
-        DataError: there is no such data set, or it has other features.
+        DataError: there is no such data set, it has other features, or the file cannot be read as purchases.
     """
+    address = parse_address(dataset)
+    if address is not None and address.kind in ("csv", "parquet"):
+        return _in_order_of_time(read_purchases(address))
     builder = prepare(dataset)
     lacking = [name for name in FEATURES if name not in builder.info.features]
     if lacking:
         raise DataError(
-            f"task.dataset={dataset} has no {', '.join(lacking)}; baskets need the features of lab_retail: "
-            f"{', '.join(FEATURES)}"
+            f"task.dataset={dataset} has no {', '.join(lacking)}; baskets are a file of purchases (csv:PATH), or have "
+            f"the features of lab_retail: {', '.join(FEATURES)}"
         )
     with quiet():
         record = builder.as_data_source("train", file_format="array_record")[0]
@@ -95,6 +100,28 @@ def read_baskets(dataset: str) -> Baskets:
         record["item_rows"],
         names["item_name"] or tuple(map(str, range(items))),
         names["user_name"] or tuple(map(str, range(users))),
+    )
+
+
+def _in_order_of_time(rows: Purchases) -> Baskets:
+    """Baskets begin with their first row, and have each item once."""
+    begins = np.full(rows.basket.max() + 1, rows.time.max())
+    np.minimum.at(begins, rows.basket, rows.time)
+    _, first_row = np.unique(rows.basket, return_index=True)
+    order = np.lexsort((first_row, begins))
+    place = np.argsort(order)[rows.basket]
+    # In the order of time, and within a basket in that of the file.
+    by_basket = np.argsort(place, kind="stable")
+    pairs = place[by_basket].astype(np.int64) * len(rows.item_names) + rows.item[by_basket]
+    kept = by_basket[np.sort(np.unique(pairs, return_index=True)[1])]
+    return Baskets(
+        rows.user[first_row[order]].astype(np.int32),
+        begins[order],
+        np.concatenate([[0], np.cumsum(np.bincount(place[kept]))]),
+        rows.item[kept].astype(np.int32),
+        np.bincount(rows.item),
+        rows.item_names,
+        rows.user_names,
     )
 
 

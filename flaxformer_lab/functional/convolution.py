@@ -72,7 +72,7 @@ def depthwise_2d(
 ) -> Float[Array, "batch rows columns features"]:
     """Each feature's weighted sum over its own square neighbourhood, with zeros beyond the edges."""
     size = kernel.shape[0]
-    if only_on_cpu():  # whose convolutions by groups take 3 to 11 times as long as this sum
+    if only_on_cpu():  # where XLA takes several times as long for a convolution by groups as for this sum
         windows = _windows(x.astype(jnp.float32), size, 1, 0.0)
         weights = kernel.astype(x.dtype).astype(jnp.float32).reshape(size * size, 1, 1, 1, -1)
         return sum(window * weight for window, weight in zip(windows, weights, strict=True)).astype(x.dtype)

@@ -13,7 +13,8 @@ class NextBasketConfig(TaskConfig):
     """What a user buys next, from what was bought before: all items are ranked.
 
     Attributes:
-        dataset: `lab_retail`, or a data set with its features.
+        dataset: `lab_retail`, purchases of yours (`csv:PATH`, `parquet:PATH`: columns user, item, a time, and basket
+            where there are some), or a data set with the features of lab_retail.
         split: `time`: what a user buys first after one moment, from all before it; `last`: the last of each user's
             first purchases, from those before it (leave one out).
         cut: that moment, as the share of all events that came before it; 0.8 is an earlier one, to tune on.

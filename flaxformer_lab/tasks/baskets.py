@@ -22,7 +22,7 @@ from flaxformer_lab.data.baskets import (
 )
 from flaxformer_lab.data.own.columns import Table, as_text
 from flaxformer_lab.data.own.schema import table_of
-from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.errors import ConfigError, DataError
 from flaxformer_lab.functional.metrics import Average, Metrics
 from flaxformer_lab.functional.ranking import recall_and_ndcg
 from flaxformer_lab.model_config import ModelConfig
@@ -32,6 +32,7 @@ from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.registry import register
 from flaxformer_lab.task_config import NextBasketConfig
 from flaxformer_lab.tasks.examples import Arrays, Examples
+from flaxformer_lab.tasks.features import content_of_files, warn_of_changed_files
 from flaxformer_lab.tasks.task import Batch, PrimaryMetric, Task
 
 TOP = 10
@@ -76,6 +77,11 @@ def divide(baskets: Baskets, config: NextBasketConfig) -> tuple[Baskets, Sequenc
     """The baskets that a config keeps, and their division into training and queries."""
     if config.split == "last":
         kept = first_purchases(baskets, config.core)
+        if not len(kept.item):
+            raise DataError(
+                f"task.dataset={config.dataset}: no users and items are left with task.core={config.core} first "
+                "purchases each; set a smaller number"
+            )
         own = kept.of_users()
         lengths = np.array([sum(kept.sizes[each]) for each in own])
         asked = {
@@ -84,6 +90,11 @@ def divide(baskets: Baskets, config: NextBasketConfig) -> tuple[Baskets, Sequenc
         }
         return kept, _sequences(kept, own, lengths - 2, lengths - 1, asked, float(kept.time.max()))
     kept = frequent(baskets, config.least_rows)
+    if not len(kept.item):
+        raise DataError(
+            f"task.dataset={config.dataset}: no item has task.least_rows={config.least_rows} rows; the most frequent "
+            f"one has {baskets.item_rows.max()}; set a smaller number"
+        )
     own, cut = kept.of_users(), quantile_of_time(kept, config.cut)
     before = np.array([np.searchsorted(kept.time[each], cut, side="right") for each in own])
     ends = [np.concatenate([[0], np.cumsum(kept.sizes[each])]) for each in own]
@@ -100,6 +111,12 @@ def divide(baskets: Baskets, config: NextBasketConfig) -> tuple[Baskets, Sequenc
         ],
     }
     asked = {split: np.array(each, np.int64).reshape(-1, 3) for split, each in asked.items()}
+    for split, queries in asked.items():
+        if not len(queries):
+            raise DataError(
+                f"task.dataset={config.dataset} has no queries for {split}: nobody has task.least_baskets="
+                f"{config.least_baskets} baskets before the cut (task.cut={config.cut:g}) and one that {split} asks for"
+            )
     until, known = (
         np.array([end[number] for end, number in zip(ends, each, strict=True)]) for each in (trained, before)
     )
@@ -119,7 +136,7 @@ class NextBasket(Task):
     """The inputs are `items` [batch, events], their `baskets` [batch, events], and the `places` that are asked about.
 
     Training asks at every token for what follows, or for the masked items; an evaluation for the target after the last.
-    metadata: `items`, the names of the items, by number.
+    metadata: `items`, the names of the items, by number; `content`, a digest of a file of one's own.
     """
 
     primary_metric = NDCG
@@ -127,12 +144,29 @@ class NextBasket(Task):
 
     def __init__(self, config: NextBasketConfig, metadata: Mapping[str, Any] | None = None):
         self._config = config
-        self.metadata = {"items": list(self.divided[0].item_names)} if metadata is None else metadata
+        self.metadata = self._read_metadata() if metadata is None else metadata
+
+    def _read_metadata(self) -> dict[str, Any]:
+        kept, _ = divide(read_baskets(self._config.dataset), self._config)
+        return {"items": list(kept.item_names)} | content_of_files(self._config.dataset)
 
     @functools.cached_property
     def divided(self) -> tuple[Baskets, Sequences]:
-        """The baskets that the config keeps, and how they are divided."""
-        return divide(read_baskets(self._config.dataset), self._config)
+        """The baskets that the config keeps, and how they are divided.
+
+        Raises:
+            DataError: its items are not those of the metadata.
+        """
+        kept, sequences = divide(read_baskets(self._config.dataset), self._config)
+        warn_of_changed_files(self._config.dataset, self.metadata)
+        known = self.metadata["items"]
+        if list(kept.item_names) != known:
+            differing = sorted(set(kept.item_names) ^ set(known))
+            raise DataError(
+                f"task.dataset={self._config.dataset} has other items than this run was trained with, like "
+                f"{differing[0]}; put the files back, or train a new run on them"
+            )
+        return kept, sequences
 
     @property
     def num_items(self) -> int:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,6 +10,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Array, Int
 
+from flaxformer_lab.data.own.address import parse_address
+from flaxformer_lab.data.own.builder import content_digest
 from flaxformer_lab.data.own.contents import SOURCE_ROW
 from flaxformer_lab.data.source import Source
 from flaxformer_lab.errors import ConfigError, DataError
@@ -124,11 +127,28 @@ def content_of(source: Source) -> dict[str, str]:
     return {} if content is None else {"content": content}
 
 
+def content_of_files(dataset: str) -> dict[str, str]:
+    """`content_of` series and purchases, whose files are read at each start, without a prepared copy."""
+    if dataset.startswith("ett:"):
+        return {"content": content_digest(Path(dataset.removeprefix("ett:")).expanduser())}
+    address = parse_address(dataset)
+    is_read = address is not None and address.kind in ("csv", "parquet")
+    return {"content": content_digest(address.path)} if is_read else {}
+
+
 def warn_of_change(source: Source, metadata: Mapping[str, Any]) -> None:
     """Says so where a run looks at own files that are not those on which it began."""
-    found, known = content_of(source).get("content"), metadata.get("content")
-    if known not in (None, found):
-        print(f"{source.name}: the files changed since this run began; its scaling and classes stay", file=sys.stderr)
+    _warn_of_change(source.name, content_of(source), metadata)
+
+
+def warn_of_changed_files(dataset: str, metadata: Mapping[str, Any]) -> None:
+    """`warn_of_change` of files that are read without a prepared copy."""
+    _warn_of_change(dataset, content_of_files(dataset), metadata)
+
+
+def _warn_of_change(name: str, content: Mapping[str, str], metadata: Mapping[str, Any]) -> None:
+    if metadata.get("content") not in (None, content.get("content")):
+        print(f"{name}: the files changed since this run began; its scaling and classes stay", file=sys.stderr)
 
 
 def class_names(metadata: Mapping[str, Any]) -> list[str]:

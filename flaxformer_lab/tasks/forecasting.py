@@ -34,6 +34,7 @@ from flaxformer_lab.registry import lookup, register
 from flaxformer_lab.task_config import ForecastingConfig
 from flaxformer_lab.tasks import closed_form
 from flaxformer_lab.tasks.examples import Examples, series_windows
+from flaxformer_lab.tasks.features import content_of_files, warn_of_changed_files
 from flaxformer_lab.tasks.task import Batch, PrimaryMetric, Task
 
 MSE = PrimaryMetric("mse", "MSE", higher_is_better=False, limits=(0.0, None), beside=("mae",))
@@ -46,7 +47,7 @@ class Forecasting(Task):
 
     metadata: `channels`, the names of those that are read; `targets`, which of them are predicted; `mean` and `spread`
     of each in training; `seasonal_error`, the mean error of the seasonal naive forecast there, standardised; `step`,
-    seconds from row to row; `season`, rows of a period; `notes` on a file of the user's own.
+    seconds from row to row; `season`, rows of a period; `notes` on a file of the user's own, and `content`, its digest.
     """
 
     primary_metric = MSE
@@ -71,15 +72,19 @@ class Forecasting(Task):
         known = ~np.isnan(differences)
         seasonal_error = np.where(known, differences, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
         chosen = config.targets or series.channels
-        return {
-            "channels": list(series.channels),
-            "targets": [_place(config, "targets", name, series.channels) for name in chosen],
-            "mean": mean.tolist(),
-            "spread": spread.tolist(),
-            "seasonal_error": seasonal_error.tolist(),
-            "step": series.step,
-            "season": season,
-        } | ({"notes": list(series.notes)} if series.notes else {})
+        return (
+            {
+                "channels": list(series.channels),
+                "targets": [_place(config, "targets", name, series.channels) for name in chosen],
+                "mean": mean.tolist(),
+                "spread": spread.tolist(),
+                "seasonal_error": seasonal_error.tolist(),
+                "step": series.step,
+                "season": season,
+            }
+            | ({"notes": list(series.notes)} if series.notes else {})
+            | content_of_files(config.dataset)
+        )
 
     # ---------------------------------------------------------------------------------------------- the series
 
@@ -118,6 +123,7 @@ class Forecasting(Task):
 
         An example has `series` [lookback + horizon, channels] as the model sees it, `observed`, `marks`.
         """
+        warn_of_changed_files(self._config.dataset, self.metadata)
         rows, series = self._windowed_rows(split), self._series
         values = self._values[rows]
         observed = ~np.isnan(series.values[rows]) if self._config.missing == "mask" else np.ones(values.shape, bool)

@@ -3,6 +3,8 @@ import pytest
 
 from flaxformer_lab.data.series import read_series
 from flaxformer_lab.errors import ConfigError, DataError
+from flaxformer_lab.task_config import ForecastingConfig
+from flaxformer_lab.tasks import make_task
 
 
 @pytest.fixture
@@ -49,7 +51,7 @@ UNEVEN = [f"2024-03-31 {at},{at[1]}" for at in ("00:00", "01:00", "02:00", "02:3
         (hours((0, 1, 2), (1, 2, 3), (1, 2, 4)), r"own.csv, line 4, column when: the same time as in line 3; keep one"),
         (["when,load", *UNEVEN], r"line 5, column when: time is not even: most rows are 3,600 seconds apart"),
         (["when,load", f"{DAYS[0]},1", ",2", f"{DAYS[2]},3"], r"line 3, column when: it has no value"),
-        (["load,wind", "1,2", "3,4", "4,6"], r"no column of dates, so it is no series; it has load, wind"),
+        (["load,wind", "1,2", "3,4", "4,6"], r"no column of dates, which a series must have; it has load, wind"),
         (
             ["a,b,load", *(f"{day},{day},{day[-1]}" for day in DAYS)],
             r"columns of dates, a, b; name the time with \?dates",
@@ -65,3 +67,15 @@ def test_a_file_that_is_no_series_is_told(write, lines, message):
 def test_options_of_other_tasks_are_refused(write):
     with pytest.raises(ConfigError, match=r"forecasting has no use for target=; task.targets and task.inputs name"):
         read_series(write(*hours((0, 1, 2)), options="?target=load"))
+
+
+def test_a_task_says_when_its_file_changed(write, capsys):
+    lines = hours(*((hour, hour % 5, hour % 3) for hour in range(24)))
+    config = ForecastingConfig(dataset=write(*lines), lookback=2, horizon=1)
+    metadata = make_task(config).metadata
+    make_task(config, metadata).examples("test")
+    assert not capsys.readouterr().err
+    write(*lines[:-1], "2024-03-31 23:00,9,9,north")
+    make_task(config, metadata).examples("test")
+    assert "the files changed since this run began" in capsys.readouterr().err
+    assert make_task(config).metadata["content"] != metadata["content"]

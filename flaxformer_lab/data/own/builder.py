@@ -84,6 +84,18 @@ def fingerprint(address: Address, recorded: str | None) -> str:
     return f"{content} {reader}\n{times}"
 
 
+def content_digest(path: Path) -> str:
+    """The sha256 of a file that is read without a prepared copy.
+
+    Raises:
+        DataError: it is missing or cannot be read.
+    """
+    try:
+        return _digest(path, [path])
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+
+
 def _digest(root: Path, files: list[Path]) -> str:
     """The sha256 of the files' names and contents."""
     digest = hashlib.sha256()

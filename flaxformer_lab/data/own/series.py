@@ -1,7 +1,7 @@
 """`csv:PATH` and `parquet:PATH` as a time series: a column of dates, and channels that are numbers."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,7 +51,7 @@ def read_series(address: Address, channels: Sequence[str] = ()) -> OwnSeries:
                 "channels"
             )
     table, choices = read_table(address), choices_of(address)
-    time_name = _time_column(table, choices)
+    time_name = time_column(table, choices, "a series", table.columns)
     if channels:
         columns, left_out = _named(table, choices, channels), {}
     else:
@@ -89,14 +89,14 @@ def _named(table: Table, choices: Choices, names: Sequence[str]) -> list[Column]
     return [each if each.kind == "boolean" else column_of(table, each.name, numbers) for each in found]
 
 
-def _time_column(table: Table, choices: Choices) -> str:
-    """The column that says when a row was.
+def time_column(table: Table, choices: Choices, what: str, among: Iterable[str]) -> str:
+    """The column that says when a row was. what: the rows are, in words. among: the columns that it can be.
 
     Raises:
         DataError: there is none, or several.
     """
     choices.check(table)
-    names = [name for name in table.columns if name not in choices.drop]
+    names = [name for name in among if name not in choices.drop]
     dates = choices.dates or [name for name in names if column_of(table, name, choices).kind == "date"]
     if len(dates) == 1:
         return dates[0]
@@ -105,7 +105,7 @@ def _time_column(table: Table, choices: Choices) -> str:
             f"{table.path} has several columns of dates, {', '.join(dates)}; name the time with ?dates=NAME"
         )
     raise DataError(
-        f"{table.path} has no column of dates, so it is no series; it has {', '.join(names)}. Name one with "
+        f"{table.path} has no column of dates, which {what} must have; it has {', '.join(names)}. Name one with "
         "?dates=NAME, or write dates like 2024-04-03 12:00"
     )
 
