@@ -4,9 +4,14 @@ By time, the first basket of 1,259 users after nine of ten items were bought, fr
 at an earlier moment, where two half-lives of the weights are compared; and leaving out each user's last first
 purchase, the control that shows an artefact: what comes last on an invoice lies in the basket before.
 
+Beside every model stand popularity, popularity of the last 30 days, a Markov chain of items, EASE (Steck 2019) and each
+user's own frequencies.
+
 Command: python -m flaxformer_lab.ablate --config=configs/ablations/baskets.py --workdir=runs/baskets
-Short form: --only="by time" --config.seeds=0 --config.max_extensions=0
+Short form: configs/ablations/baskets.py:short, by time, three models and the controls.
 """
+
+from typing import Literal
 
 from ml_collections import ConfigDict
 
@@ -14,6 +19,13 @@ RATES = (0.001, 0.003, 0.01)
 NEXT = {"tokens": "item", "events": 100, "baskets": 64, "repeats": False, "half_life": None}
 MASKED = {"task": NEXT | {"objective": "masked"}, "model": {"causal": False}, "training": {"steps": 1200}}
 GRU = {"ablation": "gru", "task": NEXT}
+CONTROLS = {
+    "popularity": {"control": "popularity"},
+    "popularity of 30 days": {"control": "recent_popularity"},
+    "Markov chain": {"control": "markov"},
+    "EASE": {"control": "ease"},
+    "personal frequency": {"control": "personal"},
+}
 
 
 def _entry(recipe: str, variants: dict, **task: object) -> dict:
@@ -21,12 +33,22 @@ def _entry(recipe: str, variants: dict, **task: object) -> dict:
         "recipe": f"../recommenders/{recipe}.py",
         "overrides": {"task": task, "training": {"steps_per_call": 50}},
         "learning_rates": RATES,
-        "variants": variants,
+        "variants": variants | CONTROLS,
     }
 
 
-def get_config() -> ConfigDict:
-    """The ablation."""
+def get_config(form: Literal["", "short"] = "") -> ConfigDict:
+    """The ablation: in short, by time, the Transformer of baskets, without attention, and SASRec."""
+    if form == "short":
+        models = {"attention off": "attention_off", "SASRec": {"task": NEXT}}
+        return ConfigDict(
+            {
+                "question": "Which models rank what a user buys next?",
+                "tasks": {"by time": _entry("baskets", models)},
+                "max_extensions": 0,
+                "seeds": (0, 1, 2),
+            }
+        )
     return ConfigDict(
         {
             "question": "Which models rank what a user buys next?",

@@ -104,6 +104,7 @@ def show_plan(grid: Grid, store: Store | None, console: Console) -> None:
     for task, variant, why in grid.dropped:
         console.print(f"left out: {task} / {variant}: {why}", markup=False)
     if work:
+        console.print("compiling one of them, and timing its updates, for an estimate", markup=False)
         console.print(_estimate(work), markup=False)
         more = f"up to {grid.config.max_extensions} times as many replicas again"
         console.print(f"where the best learning rate lies at an edge of its grid, {more}", markup=False)

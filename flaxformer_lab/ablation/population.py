@@ -201,18 +201,22 @@ class Population:
         return validation, self._evaluate_split(seeds, state, "test"), strategy.gather(measures), strategy.gather(state)
 
     def seconds_per_update(self, updates: int) -> float:
-        """What one update of all replicas takes, from a trial whose results are thrown away."""
+        """What one update of all replicas takes, from a trial of so many whose results are thrown away.
+
+        Where they are slow, of as many as take about a second.
+        """
         replicas = self._chunks()[0]
         seeds, rates = self._seeds_and_rates(replicas)
         begin, count = self._schedule[0]
-        feed, count = self._feed(replicas, begin, count), min(count, updates)
-        state, seconds = self._start(seeds, rates), 0.0
-        for _ in range(2):  # the first call warms up
+        feed, most = self._feed(replicas, begin, count), min(count, updates)
+        state, count, seconds = self._start(seeds, rates), 1, 0.0
+        for _ in range(2):  # the first call, of one update, warms up
             start = time.perf_counter()
             state, _ = self._run(seeds, state, self._data, feed, self._strategy.place(np.int32(count)))
             jax.block_until_ready(state)
-            seconds = time.perf_counter() - start
-        return seconds / count * len(self._chunks())
+            seconds = (time.perf_counter() - start) / count
+            count = max(1, min(most, int(1 / seconds)))
+        return seconds * len(self._chunks())
 
     @property
     def _evaluated(self) -> tuple[int, ...]:
