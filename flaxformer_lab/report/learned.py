@@ -5,6 +5,7 @@ rated pairs, which the claims are about; language models by nats a token, of whi
 """
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -477,6 +478,8 @@ def figures(found: Findings) -> dict[str, str]:
 
 
 def _svg(figure: Figure) -> str:
+    """Without the last digits of its coordinates, in which processors differ."""
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
-    return "\n".join(line.rstrip() for line in file.getvalue().decode().splitlines()) + "\n"
+    text = re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", file.getvalue().decode())
+    return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
