@@ -3,7 +3,6 @@
 import gzip
 import importlib
 import re
-import runpy
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -60,7 +59,7 @@ def test_every_claim_is_in_the_debate_and_has_its_verdict_there(tool):
     claims = {
         c["name"]
         for path, _ in tool.configs().values()
-        for c in runpy.run_path(str(path))["get_config"]().get("claims", ())
+        for c in tool.read_recipe(str(path)).get("claims", ())
     }
     assert claims <= found.keys()
     science = (ROOT / "docs" / "science.md").read_text()
