@@ -56,11 +56,7 @@ def test_every_claim_is_in_the_debate_and_has_its_verdict_there(tool):
     page = (BOOKS / "debate.html").read_text()
     found = dict(re.findall(r'<article id="(C\d+)".*?</span> ([a-z ]+)</span></h2>', page))
     assert list(found) == [topic.name for topic in tool.TOPICS] == [f"C{k}" for k in range(1, 23)]
-    claims = {
-        c["name"]
-        for path, _ in tool.configs().values()
-        for c in tool.read_recipe(str(path)).get("claims", ())
-    }
+    claims = {c["name"] for path, _ in tool.configs().values() for c in tool.read_recipe(str(path)).get("claims", ())}
     assert claims <= found.keys()
     science = (ROOT / "docs" / "science.md").read_text()
     told = dict(re.findall(r"^\| (C\d+) \|.*\| \[?([a-z ]+)\]?[^|]*\|$", science, re.MULTILINE))
