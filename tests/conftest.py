@@ -39,7 +39,6 @@ jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_include_full_tracebacks_in_locations", False)  # which every program would hold
 
 # Here and in the commands that tests start: all of it is small.
 compile_small_programs_briefly()
