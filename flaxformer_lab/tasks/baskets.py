@@ -147,8 +147,13 @@ class NextBasket(Task):
         self.metadata = self._read_metadata() if metadata is None else metadata
 
     def _read_metadata(self) -> dict[str, Any]:
-        kept, _ = divide(read_baskets(self._config.dataset), self._config)
+        kept, _ = self._found
         return {"items": list(kept.item_names)} | content_of_files(self._config.dataset)
+
+    @functools.cached_property
+    def _found(self) -> tuple[Baskets, Sequences]:
+        """What the data set has, whatever the metadata say."""
+        return divide(read_baskets(self._config.dataset), self._config)
 
     @functools.cached_property
     def divided(self) -> tuple[Baskets, Sequences]:
@@ -157,7 +162,7 @@ class NextBasket(Task):
         Raises:
             DataError: its items are not those of the metadata.
         """
-        kept, sequences = divide(read_baskets(self._config.dataset), self._config)
+        kept, sequences = self._found
         warn_of_changed_files(self._config.dataset, self.metadata)
         known = self.metadata["items"]
         if list(kept.item_names) != known:
