@@ -38,44 +38,38 @@ def _entry(recipe: str, variants: dict, **task: object) -> dict:
     }
 
 
+def _whole() -> dict:
+    """Every task."""
+    return {
+        "by time": _entry(
+            "baskets",
+            {
+                "no repeats": {"task": {"repeats": False}},
+                "attention off": "attention_off",
+                "per dimension": "per_dimension",
+                "SASRec": {"task": NEXT},
+                "SASRec, half-life": {"task": NEXT | {"half_life": 30.0}},
+                "GRU4Rec": GRU,
+                "BERT4Rec": MASKED,
+            },
+        ),
+        "earlier": _entry(
+            "baskets",
+            {"no half-life": {"task": {"half_life": None}}}
+            | {f"half-life of {days}": {"task": {"half_life": float(days)}} for days in (15, 60, 120)},
+            cut=0.8,
+        ),
+        "leave one out": _entry("sasrec", {"GRU4Rec": "gru"}, split="last"),
+    }
+
+
 def get_config(form: Literal["", "short"] = "") -> ConfigDict:
     """The ablation: in short, by time, the Transformer of baskets with and without its parts, and a small SASRec."""
     if form == "short":
         models = {"no repeats": {"task": {"repeats": False}}, "attention off": "attention_off"}
         models["SASRec, 50 items"] = {"task": NEXT | {"events": 50}}
-        return ConfigDict(
-            {
-                "question": "Which models rank what a user buys next?",
-                "tasks": {"by time": _entry("baskets", models)},
-                "max_extensions": 0,
-                "seeds": (0,),
-            }
-        )
-    return ConfigDict(
-        {
-            "question": "Which models rank what a user buys next?",
-            "tasks": {
-                "by time": _entry(
-                    "baskets",
-                    {
-                        "no repeats": {"task": {"repeats": False}},
-                        "attention off": "attention_off",
-                        "per dimension": "per_dimension",
-                        "SASRec": {"task": NEXT},
-                        "SASRec, half-life": {"task": NEXT | {"half_life": 30.0}},
-                        "GRU4Rec": GRU,
-                        "BERT4Rec": MASKED,
-                    },
-                ),
-                "earlier": _entry(
-                    "baskets",
-                    {"no half-life": {"task": {"half_life": None}}}
-                    | {f"half-life of {days}": {"task": {"half_life": float(days)}} for days in (15, 60, 120)},
-                    cut=0.8,
-                ),
-                "leave one out": _entry("sasrec", {"GRU4Rec": "gru"}, split="last"),
-            },
-            "max_extensions": 0,
-            "seeds": (0, 1, 2, 3, 4),
-        }
-    )
+        tasks, seeds = {"by time": _entry("baskets", models)}, (0,)
+    else:
+        tasks, seeds = _whole(), (0, 1, 2, 3, 4)
+    question = "Which models rank what a user buys next?"
+    return ConfigDict({"question": question, "tasks": tasks, "max_extensions": 0, "seeds": seeds})
