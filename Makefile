@@ -12,7 +12,7 @@ EXTRAS ?=
 ARGS ?=
 # Flags for pytest: `make test PYTEST_ARGS="-k attention"`. By default two processes: each begins with
 # half of the files, whose tests share compiled functions, and takes over tests of the other when it is done.
-PYTEST_ARGS ?= --numprocesses=2 --dist=worksteal -m 'not (slow or tpu or cuda)'
+PYTEST_ARGS ?= --numprocesses=2 --dist=worksteal
 
 # Compiled modules are kept, whatever the environment says: each process would compile the lab again.
 export PYTHONDONTWRITEBYTECODE :=
@@ -30,11 +30,11 @@ default = $(if $(filter $(1) $(1)=%,$(ARGS)),,$(1)=$(2))
 .DELETE_ON_ERROR:
 # Two installations into one environment must not run at once.
 .NOTPARALLEL:
-.PHONY: help setup train speeches test test-slow test-tpu test-cuda test-typed lint format benchmark ablation forecasting debate probes faults mutants coverage parity first-steps check-device edge-page browser clean
+.PHONY: help setup train speeches test test-integration test-slow test-tpu test-cuda test-typed lint format benchmark ablation forecasting debate probes faults mutants coverage parity first-steps check-device edge-page browser clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS=...] [EXTRAS=cuda|tpu] [PYTHON=...]"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(call installed,) ## make .venv and install the lab
 
@@ -44,8 +44,11 @@ train: $(call installed,) ## train the default recipe, handwritten digits, into 
 speeches: $(call installed,) ## train the character model of speeches into runs/speeches
 	@$(RUN) train.py $(call default,--config,configs/speeches.py) $(ARGS)
 
-test: lint browser ## lint, then run all tests
-	@$(RUN) -m pytest $(PYTEST_ARGS)
+test: lint ## lint, then run the tests of single parts
+	@$(RUN) -m pytest -m 'not (integration or slow or tpu or cuda)' $(PYTEST_ARGS)
+
+test-integration: $(call installed,test) browser ## the tests of whole commands, several processes, pages in a browser
+	@$(RUN) -m pytest -m 'integration and not slow' $(PYTEST_ARGS)
 
 test-slow: $(call installed,test) ## the tests that train for long
 	@$(RUN) -m pytest -m slow
@@ -57,7 +60,7 @@ test-cuda: $(call installed,test cuda-compile) ## compile for GPUs, on a machine
 	@$(RUN) -m pytest --numprocesses=2 --dist=worksteal -m cuda tests/devices $(ARGS)
 
 test-typed: $(call installed,test) ## all tests, with every type and shape annotation checked
-	@$(RUN) -m pytest $(PYTEST_ARGS) --jaxtyping-packages=flaxformer_lab,beartype.beartype
+	@$(RUN) -m pytest -m 'not (slow or tpu or cuda)' $(PYTEST_ARGS) --jaxtyping-packages=flaxformer_lab,beartype.beartype
 
 lint: $(call installed,test) ## check style and format
 	@$(RUN) -m ruff check .

@@ -17,6 +17,8 @@ import pytest
 from flaxformer_lab.ablation import local
 from flaxformer_lab.ablation.store import Store
 
+pytestmark = pytest.mark.integration
+
 REPOSITORY = Path(__file__).parents[1]
 RECIPE = """
 def get_config():

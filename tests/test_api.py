@@ -14,6 +14,8 @@ from flaxformer_lab import ablate, ablate_ffn, load_config, load_run, train
 from flaxformer_lab import command_line as commands
 from flaxformer_lab.errors import AblationError, ConfigError
 
+pytestmark = pytest.mark.integration
+
 DIGITS = {
     "task": {"name": "image_classification", "dataset": "lab_digits", "patch_size": 4},
     "model": {"width": 8, "depth": 1, "attention": {"num_heads": 2}, "ffn": {"expansion": 1.0}},

@@ -15,6 +15,8 @@ from tools.check_device import Check
 from tools.device import commands, comparison, formulas, references, training
 from tools.device.outcome import Deviation, Skip
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture
 def run(tmp_path):

@@ -16,6 +16,8 @@ from flaxformer_lab.functional.detection import Objects
 from flaxformer_lab.tasks import make_task
 from flaxformer_lab.training.loop import train
 
+pytestmark = pytest.mark.integration
+
 CONFIG = {
     "task": {
         "name": "scenes",

@@ -19,6 +19,8 @@ from flaxformer_lab.training.single import Single
 from flaxformer_lab.training.state import initial_state
 from tests.chromium import headless_chromium
 
+pytestmark = pytest.mark.integration
+
 page = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "edge" / "build.py"))
 WIDTH = "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
 # Set by the page when an answer is there; a later answer replaces it.

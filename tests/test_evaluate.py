@@ -19,6 +19,8 @@ from flaxformer_lab.tasks import classification, language_modelling
 from flaxformer_lab.training.checkpoints import Checkpoints
 from flaxformer_lab.training.loop import train
 
+pytestmark = pytest.mark.integration
+
 IMAGES = {
     "task": {"name": "image_classification", "dataset": "lab_digits", "patch_size": 4},
     "model": {"width": 8, "depth": 0},

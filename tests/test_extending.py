@@ -16,6 +16,8 @@ from flaxformer_lab.tasks import make_task
 from flaxformer_lab.tasks.controls import whole
 from flaxformer_lab.training.loop import train
 
+pytestmark = pytest.mark.integration
+
 REPOSITORY = Path(__file__).parents[1]
 TEXT = (REPOSITORY / "docs" / "extending.md").read_text()
 EXAMPLE, MODEL, CONTROL = (block.split("```")[0] for block in TEXT.split("```python\n")[1:])

@@ -17,6 +17,8 @@ from flaxformer_lab.training.experiment import make_experiment
 from flaxformer_lab.training.folder import RunFolder
 from flaxformer_lab.training.state import initial_state
 
+pytestmark = pytest.mark.integration
+
 LOOKBACK, HORIZON, LEVELS = 8, 3, (0.1, 0.5, 0.9)
 START = np.datetime64("2024-03-01T00:00", "m")
 

@@ -17,6 +17,8 @@ from flaxformer_lab.training.experiment import make_experiment
 from flaxformer_lab.training.folder import RunFolder
 from flaxformer_lab.training.state import initial_state
 
+pytestmark = pytest.mark.integration
+
 TEXT = {
     "task": {"name": "language_modelling", "sequence_length": 16},
     "model": {"width": 8, "depth": 0, "causal": True},

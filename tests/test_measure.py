@@ -17,6 +17,8 @@ from flaxformer_lab.run import load_run
 from flaxformer_lab.training.checkpoints import Checkpoints
 from flaxformer_lab.training.loop import train
 
+pytestmark = pytest.mark.integration
+
 CONFIG = {
     "task": {"name": "delay", "tokens": 4, "features": 4, "evaluation_examples": 64},
     "model": {"width": 8, "depth": 1, "attention": {"num_heads": 2}, "ffn": {"expansion": 2.0}, "causal": True},

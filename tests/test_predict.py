@@ -23,6 +23,8 @@ from flaxformer_lab.training.experiment import make_experiment
 from flaxformer_lab.training.folder import RunFolder
 from flaxformer_lab.training.state import initial_state
 
+pytestmark = pytest.mark.integration
+
 ROWS = 60
 
 

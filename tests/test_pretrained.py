@@ -29,6 +29,8 @@ from flaxformer_lab.models.pretrained.folder import is_pretrained, read_folder
 from flaxformer_lab.training.logging import read_metrics
 from tests.pretrained_folders import read_golden, write_golden, write_sentence_transformer
 
+pytestmark = pytest.mark.integration
+
 pytest.importorskip("tokenizers")
 FINE_TUNING = str(Path(__file__).parents[1] / "configs" / "fine_tuning.py")
 

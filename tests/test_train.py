@@ -12,6 +12,8 @@ import pytest
 
 from flaxformer_lab.run import load_run
 
+pytestmark = pytest.mark.integration
+
 REPOSITORY = Path(__file__).parents[1]
 
 SMALL = {

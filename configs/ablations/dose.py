@@ -21,14 +21,14 @@ def _doses(width: int, *parts: str) -> dict:
     doses = {f"blocks of {size}": of_maps({"projection": "block", "block_size": size}) for size in BLOCKS}
     doses |= {f"rank {rank}": of_maps({"projection": "low_rank", "rank": rank}) for rank in RANKS}
     doses["Monarch, blocks of 4"] = of_maps({"projection": "monarch", "block_size": 4})
-    fixed = of_maps({"projection": "hadamard"})
-    if "ffn" in parts:
-        fixed["model"]["ffn"]["expansion"] = 1.0  # a fixed map is square
+    if "ffn" in parts:  # attention alone of fixed maps has nothing to learn
+        doses["Hadamard"] = of_maps({"projection": "hadamard"})
+        doses["Hadamard"]["model"]["ffn"]["expansion"] = 1.0  # a fixed map is square
     diagonal = {
         part: {"kind": "diagonal"} if part == "ffn" else {"projection": "diagonal", "output": "diagonal"}
         for part in parts
     }
-    return {"diagonal": {"model": diagonal}} | doses | {"Hadamard": fixed}
+    return {"diagonal": {"model": diagonal}} | doses
 
 
 def _outputs(part: str, knobs: dict) -> dict:
@@ -54,17 +54,18 @@ def get_config() -> ConfigDict:
     """The ablation."""
     probe = {"evaluation_examples": 1024}
     apart = {"embedding": "identity"}  # so that the structured maps alone mix
+    unmoved = {"shift": 0}  # shifted images take several times as many updates until curves are flat
     text = {"depth": 2, "attention": {"num_heads": 4}, "ffn": {"kind": "mlp", "expansion": 4.0}, "position": "learned"}
     return ConfigDict(
         {
             "question": "How much mixing of features is enough?",
             "tasks": {
                 "rotation": _entry(
-                    "probes/rotation", 300, 64, 16, ("attention",), task=probe | {"features": 16, "rotation": "random"}
+                    "probes/rotation", 600, 64, 16, ("attention",), task=probe | {"features": 16, "rotation": "random"}
                 ),
                 "product": _entry(
                     "probes/product",
-                    400,
+                    1200,
                     64,
                     8,
                     ("ffn",),
@@ -76,7 +77,7 @@ def get_config() -> ConfigDict:
                         "norm": {"kind": "off"},
                     },
                 ),
-                "digits": _entry("digits", 400, 32, 32, ("attention", "ffn"), model={"depth": 2}),
+                "digits": _entry("digits", 2000, 32, 32, ("attention", "ffn"), task=unmoved, model={"depth": 2}),
                 "speeches": _entry(
                     "speeches", 3000, 32, 32, ("attention", "ffn"), task={"sequence_length": 32}, model=text
                 ),

@@ -330,15 +330,18 @@ def scatter(
 def dose_curves(series: Mapping[str, Sequence[Score]], numbers: Mapping[str, int]) -> Markup:
     """Score against parameters, a line for each structure through its doses, with intervals and the table's numbers."""
     scores = list({score.variant: score for each in series.values() for score in each}.values())
-    metric, sizes = scores[0].metric, [score.parameters for score in scores]
+    metric, places = (
+        scores[0].metric,
+        {s.variant: max(s.parameters, 1) for s in scores},
+    )  # fixed maps have no parameters
     y = np.array([(s.interval.low, s.interval.mean, s.interval.high) for s in scores])
     axes = _chart_axes(metric, "parameters", y.ravel())
-    _set_logarithmic(axes, min(sizes) / 1.25, max(sizes) * 1.25)
+    _set_logarithmic(axes, min(places.values()) / 1.25, max(places.values()) * 1.25)
     for each, style in zip(series.values(), itertools.cycle(LINES), strict=False):
         line = np.clip([s.interval.mean for s in each], *axes.get_ylim())
-        axes.plot([s.parameters for s in each], line, style, color=COLOURS["variant"], linewidth=1.6, alpha=0.7)
+        axes.plot([places[s.variant] for s in each], line, style, color=COLOURS["variant"], linewidth=1.6, alpha=0.7)
     points = [(numbers[s.variant], s, Interval(float(s.parameters), math.nan, math.nan)) for s in scores]
-    x = np.repeat(np.array(sizes, np.float64)[:, None], 3, axis=1)
+    x = np.repeat(np.array([*places.values()], np.float64)[:, None], 3, axis=1)
     _draw_points(axes, points, x, np.clip(y, *axes.get_ylim()), "")
     named = {s.variant: _describe_point(s, size) for _, s, size in points}
     every = "; ".join(f"{name}: {', '.join(named[s.variant] for s in each)}" for name, each in series.items())

@@ -13,6 +13,8 @@ from flaxformer_lab.ablation.local import train_here
 from flaxformer_lab.ablation.store import Store
 from flaxformer_lab.errors import ConfigError
 
+pytestmark = pytest.mark.integration
+
 GRID = {"learning_rates": (0.01, 0.03), "seeds": (0, 1), "variants": {}, "keep": "chosen"}
 OWN = """
 from flaxformer_lab.modules.attention import MeanAttention

@@ -13,6 +13,8 @@ from flaxformer_lab.errors import ConfigError, DataError
 from flaxformer_lab.parsing import override
 from flaxformer_lab.run import load_run, train
 
+pytestmark = pytest.mark.integration
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TASKS = {
     "images": ("shapes", {"name": "image_classification", "image_size": "8,8", "patch_size": 4}),

@@ -27,6 +27,8 @@ from flaxformer_lab.training.initialization import initial_weights
 from flaxformer_lab.training.loop import train
 from flaxformer_lab.training.state import initial_state
 
+pytestmark = pytest.mark.integration
+
 DIGITS = {
     "task": {"name": "image_classification", "dataset": "lab_digits", "patch_size": 4},
     "model": {"width": 8, "depth": 1, "attention": {"num_heads": 2}, "norm": {"kind": "batchnorm"}},

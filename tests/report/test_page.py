@@ -654,6 +654,7 @@ LETTERS = """() => [...document.querySelectorAll('svg text')].flatMap(text => {
 })"""
 
 
+@pytest.mark.integration
 def test_a_browser_has_nothing_to_complain_about(state, opened):
     view, complaints = opened(state.page, width=1280, scheme="light")
     for width in (1280, 390):
@@ -665,6 +666,7 @@ def test_a_browser_has_nothing_to_complain_about(state, opened):
     assert view.evaluate("document.querySelectorAll('script').length") == 0
 
 
+@pytest.mark.integration
 def test_the_debate_is_a_sound_page_too(opened):
     page = (Path(__file__).parents[2] / "docs" / "results" / "debate.html").read_text(encoding="utf-8")
     assert all(svg.attributes["aria-label"] for svg in read(page).all("svg"))
@@ -675,6 +677,7 @@ def test_the_debate_is_a_sound_page_too(opened):
     assert min(view.evaluate(CONTRASTS)) >= 4.5 and complaints == []
 
 
+@pytest.mark.integration
 def test_every_figure_has_a_name_for_those_who_do_not_see_it(finished, opened):
     view, _ = opened(finished.page, width=1280, scheme="light")
     names = [each.get_attribute("aria-label") for each in view.get_by_role("img").all()]
@@ -698,6 +701,7 @@ CONTRASTS = """() => {
 }"""
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_words_stand_out_in_both_schemes(finished, opened, scheme):
     view, complaints = opened(finished.page, width=1280, scheme=scheme)
@@ -707,6 +711,7 @@ def test_words_stand_out_in_both_schemes(finished, opened, scheme):
     assert (int(red.group()) < 128) == (scheme == "dark")
 
 
+@pytest.mark.integration
 def test_everything_that_scrolls_can_be_reached_by_keyboard(finished, opened):
     view, _ = opened(finished.page, width=390, scheme="light")
     boxes = view.evaluate(

@@ -84,6 +84,7 @@ train(parse_config({config}), {folder!r}, loggers=["csv"])
 """
 
 
+@pytest.mark.integration
 def test_two_processes_train_like_one_device(pair, tmp_path, assert_close):
     """First replicated, then on a mesh, each process with half of the rows; only the first one writes and speaks."""
     together, alone, script = tmp_path / "together", tmp_path / "alone", tmp_path / "script.py"

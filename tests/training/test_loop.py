@@ -22,7 +22,7 @@ from flaxformer_lab.training.logging import MetricsLog
 from flaxformer_lab.training.loop import train
 from flaxformer_lab.training.termination import Termination
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("compiled_once")]
 
 
 def lines(folder, split=None):
