@@ -23,7 +23,8 @@ from flaxformer_lab.ablation.store import Result, Store, from_json
 from flaxformer_lab.errors import ConfigError, RunError
 from flaxformer_lab.export import onnx
 from flaxformer_lab.export.forward import Forward
-from flaxformer_lab.export.onnx_int8 import quantise
+from flaxformer_lab.export.onnx_int8 import convolves, quantise
+from flaxformer_lab.export.write import calibration
 from flaxformer_lab.functional import metrics
 from flaxformer_lab.training.evaluation import first_examples
 from flaxformer_lab.training.initialization import restore_run
@@ -33,6 +34,7 @@ PRECISIONS = ("float32", "int8")
 MEASURED = ("float32_bytes", "float32_latency", "int8_bytes", "int8_latency", "int8_score")
 ROUNDS, ROUND_S = 7, 0.01
 ROUNDING = 1e-6  # in a score
+CALIBRATION_EXAMPLES = 128
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def _export(chosen: Chosen, number: int, store: Store) -> tuple[dict[str, bytes]
     stored, prepared = first_examples(experiment, "test", experiment.task.examples("test").number)
     arrays = {name: np.asarray(array) for name, array in forward.arrays_of(stored, prepared).items()}
     content = onnx.encode(forward)
-    files = {"float32": content, "int8": smaller_in_int8(content)}
+    files = {"float32": content, "int8": smaller_in_int8(content, forward)}
     metric, task, scores = chosen.part.primary_metric.name, experiment.task, {}
     for precision, file in files.items():
         with tempfile.TemporaryDirectory() as place:
@@ -139,10 +141,14 @@ def _export(chosen: Chosen, number: int, store: Store) -> tuple[dict[str, bytes]
     return files, scores["int8"], {name: array[:1] for name, array in arrays.items()}
 
 
-def smaller_in_int8(content: bytes) -> bytes:
-    """A file with 8-bit weights, or the file itself where that is smaller: then it is what one would use."""
+def smaller_in_int8(content: bytes, forward: Forward) -> bytes:
+    """A file with 8-bit weights, or the file itself where that is smaller: then it is what one would use.
+
+    The scales of activations are calibrated on training examples where there are convolutions, else measured at each
+    call, as onnxruntime advises for CNNs and for Transformers.
+    """
     try:
-        return quantise(content, None)
+        return quantise(content, calibration(forward, CALIBRATION_EXAMPLES) if convolves(content) else None)
     except ConfigError:
         return content
 

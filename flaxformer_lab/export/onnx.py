@@ -83,7 +83,7 @@ def write_graph(
     variables: NumPy arrays, which become constants. spec: the arrays as shapes and types. batch: the size that is not
     known, as `jax.export.symbolic_shape` makes it.
     """
-    from flaxformer_lab.export import onnx_graph
+    from flaxformer_lab.export import onnx_fusion, onnx_graph
     from flaxformer_lab.export.onnx_operators import translate
 
     traced = jax.jit(function).trace(variables, spec)
@@ -96,6 +96,7 @@ def write_graph(
     outputs = []
     for (name, like), value in zip(by_name(traced.out_info, "outputs").items(), made, strict=True):
         outputs.append(graph.output(name, graph.whole(value, like.shape), like.dtype))
+    onnx_fusion.fuse(graph, [each.name for each in outputs])
     return graph.model(outputs).SerializeToString()
 
 

@@ -5,7 +5,7 @@ that an array is only repeated along has size 1 until a node needs it whole, so 
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,9 @@ class Graph:
         self.constants: dict[Any, tuple[str, np.ndarray]] = {}
         self.constant_names: dict[int, str] = {}  # of arrays by id: the dotted names of parameters
         self.inputs: list[onnx.ValueInfoProto] = []
+        self.shapes: dict[str, Shape] = {}  # of what nodes compute
         self._widening: list[onnx.NodeProto] = []
+        self._kept: list[np.ndarray] = []
         self._number, self._batch = 0, None
 
     # ----------------------------------------------------------------------------------------------------- nodes
@@ -68,6 +70,7 @@ class Graph:
         if self._batch is None and shape and not isinstance(shape[0], int):
             self._batch = Tensor(self.fresh("batch"), (1,), np.dtype(np.int64))
             self.nodes.append(helper.make_node("Shape", [name], [self._batch.name], start=0, end=1))
+        self.shapes[name] = tuple(shape)
         return Tensor(name, tuple(shape), np.dtype(dtype))
 
     def output(self, name: str, value: Value, dtype: Any) -> onnx.ValueInfoProto:
@@ -89,6 +92,7 @@ class Graph:
         names = [each if isinstance(each, str) else self.name(each) for each in inputs]
         output = Tensor(self.fresh(kind.lower()), tuple(shape), np.dtype(dtype))
         self.nodes.append(helper.make_node(kind, names, [output.name], **attributes))
+        self.shapes[output.name] = output.shape
         return output
 
     def node_of_several(
@@ -98,18 +102,28 @@ class Graph:
         made = [Tensor(self.fresh(kind.lower()), tuple(shape), np.dtype(dtype)) for shape, dtype in outputs]
         names = [each if isinstance(each, str) else self.name(each) for each in inputs]
         self.nodes.append(helper.make_node(kind, names, [each.name for each in made], **attributes))
+        self.shapes |= {each.name: each.shape for each in made}
         return made
 
     def _constant(self, array: np.ndarray) -> str:
         array = np.asarray(array)
         key = (array.dtype.str, array.shape, hashlib.sha256(array.tobytes()).digest())
         if key not in self.constants:
-            name = self.constant_names.get(id(array)) or self.fresh("constant")
+            name = self.constant_names.get(id(array))
+            taken = {name for name, _ in self.constants.values()}  # a parameter may be there in two shapes
+            name = self.fresh("constant") if name is None or name in taken else name
             self.constants[key] = (name, array)
             if self._is_narrow(array):
                 node = helper.make_node("Cast", [f"{name}.float16"], [name], to=onnx.TensorProto.FLOAT)
                 self._widening.append(node)
         return self.constants[key][0]
+
+    def _named_as(self, array: np.ndarray, moved: np.ndarray) -> np.ndarray:
+        """The second array, which has the elements of the first one in another shape or order."""
+        if id(array) in self.constant_names:
+            self.constant_names[id(moved)] = self.constant_names[id(array)]
+            self._kept.append(moved)  # so that no other array gets its id
+        return moved
 
     def _is_narrow(self, array: np.ndarray) -> bool:
         return self.float16 and array.dtype == np.float32 and array.size >= NARROW_MINIMUM
@@ -147,7 +161,7 @@ class Graph:
         if value.shape == shape:
             return value
         if isinstance(value, np.ndarray):
-            return value.reshape(shape)
+            return self._named_as(value, value.reshape(shape))
         unknown = [size for size in shape if not isinstance(size, int)]
         if len(unknown) > 1:
             raise ConfigError(f"two axes of one array depend on the size of the batch: {shape}")
@@ -159,7 +173,7 @@ class Graph:
         if list(axes) == list(range(len(value.shape))):
             return value
         if isinstance(value, np.ndarray):
-            return np.ascontiguousarray(value.transpose(axes))
+            return self._named_as(value, np.ascontiguousarray(value.transpose(axes)))
         return self.node("Transpose", [value], [value.shape[axis] for axis in axes], value.dtype, perm=list(axes))
 
     # ---------------------------------------------------------------------------------------------- whole numbers
@@ -200,15 +214,28 @@ class Graph:
 
     def model(self, outputs: Sequence[onnx.ValueInfoProto]) -> onnx.ModelProto:
         """The whole model. outputs: of nodes that are already there."""
+        used = {*names_in(self.nodes)}
         initializers = [
             numpy_helper.from_array(array.astype(np.float16), f"{name}.float16")
             if self._is_narrow(array)
             else numpy_helper.from_array(array, name)
             for name, array in self.constants.values()
+            if name in used
         ]
-        graph = helper.make_graph(self._widening + self.nodes, "model", self.inputs, outputs, initializers)
+        widening = [node for node in self._widening if node.output[0] in used]
+        graph = helper.make_graph(widening + self.nodes, "model", self.inputs, outputs, initializers)
         opset = [helper.make_opsetid("", OPSET)]
         return helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION, producer_name="flaxformer_lab")
+
+
+def names_in(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
+    """The inputs of nodes, also of those in the bodies of loops."""
+    for node in nodes:
+        yield from node.input
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from names_in(attribute.g.node)
+                yield from (each.name for each in attribute.g.output)
 
 
 NUMPY = {

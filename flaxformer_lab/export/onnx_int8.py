@@ -81,6 +81,13 @@ def quantise(content: bytes, examples: Iterable[Arrays] | None) -> bytes:
     return made
 
 
+def convolves(content: bytes) -> bool:
+    """Whether an ONNX file has convolutions, for which onnxruntime is fast with calibrated scales alone."""
+    import onnx
+
+    return any(node.op_type == "Conv" for node in onnx.load_model_from_string(content).graph.node)
+
+
 def _in_batches(graph: Any) -> list[Any]:
     """The nodes that multiply by several constant matrices, one for each head, say."""
     return [node for node, weight in _products(graph) if node.op_type == "MatMul" and len(weight.dims) > 2]

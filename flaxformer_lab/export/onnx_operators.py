@@ -18,6 +18,7 @@ import onnx
 from onnx import helper
 
 from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.export.onnx_fusion import fuse
 from flaxformer_lab.export.onnx_graph import Graph, Shape, Tensor, Value, arithmetic_type, value_info
 
 Operator = Callable[..., Any]  # (graph, equation, *values) -> a value, or a list of them
@@ -62,7 +63,7 @@ def translate(graph: Graph, closed: jax.extend.core.ClosedJaxpr, values: Sequenc
         known.update(zip(variables, given, strict=True))
 
     def read(atom: Any) -> Value:
-        if isinstance(atom, jax.extend.core.Literal):
+        if _is_literal(atom):
             return _constant(np.asarray(atom.val, atom.aval.dtype))
         return known[atom]
 
@@ -88,7 +89,7 @@ def _apply(graph: Graph, equation: Any, values: list[Value]) -> list[Value]:
     variables = {
         atom: _as_traced(value, atom.aval)
         for value, atom in zip(values, equation.invars, strict=True)
-        if not isinstance(atom, jax.extend.core.Literal)
+        if not _is_literal(atom)
     }
     names = [("",) * len(each) for each in (variables, equation.outvars)]
     about = jax.extend.core.DebugInfo("jit", "constant", *names)
@@ -144,7 +145,30 @@ def _call(graph: Graph, equation: Any, *values: Value) -> list[Value]:
     names = ("jaxpr", "call_jaxpr", "fun_jaxpr")
     jaxpr = next(equation.params[name] for name in names if name in equation.params)
     closed = jaxpr if hasattr(jaxpr, "consts") else jax.extend.core.ClosedJaxpr(jaxpr, ())
-    return translate(graph, closed, values)
+    made, formula = translate(graph, closed, values), FORMULAS.get(equation.params.get("name"))
+    first = None if formula is None else formula(graph, equation, *values)
+    return made if first is None else [first, *made[1:]]  # what nothing asks for is dropped in the end
+
+
+def _standardised(graph: Graph, equation: Any, x: Value) -> Value | None:
+    """`functional.normalization.standardised` where it takes the mean away: LayerNormalization with a scale of 1."""
+    equations = equation.params["jaxpr"].eqns
+    if sum(each.primitive.name == "reduce_sum" for each in equations) != 2:  # of the mean, and of the squares
+        return None
+    (epsilon,) = (
+        atom.val for each in equations if each.primitive.name == "add" for atom in each.invars if _is_literal(atom)
+    )
+    shape = equation.invars[0].aval.shape
+    inputs = [_whole(graph, equation, 0, x), np.ones(shape[-1], np.float32)]
+    return graph.node("LayerNormalization", inputs, shape, np.float32, axis=-1, epsilon=float(epsilon))
+
+
+def _is_literal(atom: Any) -> bool:
+    return isinstance(atom, jax.extend.core.Literal)
+
+
+# By the name of a jitted function: its first output by one operator, or None where there is none after all.
+FORMULAS: dict[str, Callable[..., Value | None]] = {"standardise_rows": _standardised}
 
 
 @operator("copy", "copy_p", "name", "optimization_barrier", "stop_gradient", "reduce_precision", "sharding_constraint")
@@ -871,8 +895,10 @@ def _body(graph: Graph, inputs: Sequence[tuple[Shape, Any]], function: Callable[
     outside, graph.nodes = graph.nodes, []
     try:
         given = [Tensor(graph.fresh("input"), tuple(shape), np.dtype(dtype)) for shape, dtype in inputs]
+        graph.shapes |= {each.name: each.shape for each in given}
         made = [graph.node("Identity", [each], each.shape, each.dtype) for each in function(*given)]
         infos = [[value_info(each.name, each.shape, each.dtype) for each in group] for group in (given, made)]
+        fuse(graph, [each.name for each in made])
         return helper.make_graph(graph.nodes, graph.fresh("body"), *infos)
     finally:
         graph.nodes = outside

@@ -109,7 +109,7 @@ def export(
         written = forward.in_float32 if chosen.float32 else forward
         written, options = DecodeStep(**vars(written)) if decode else written, {}
         if precision != "float32":
-            options = {"precision": precision, "calibration": _calibration(forward, calibrate) if calibrate else None}
+            options = {"precision": precision, "calibration": calibration(forward, calibrate) if calibrate else None}
         content = chosen.encode(written, **options)
         with _reports_unwritable(path), partial.open("wb") as file:
             file.write(content)
@@ -146,7 +146,7 @@ def export(
     return Exported(path, description, spec, function)
 
 
-def _calibration(forward: Forward, number: int) -> Iterator[dict[str, np.ndarray]]:
+def calibration(forward: Forward, number: int) -> Iterator[dict[str, np.ndarray]]:
     """Inputs of training examples, a few at a time."""
     arrays = forward.arrays_of(*first_examples(forward.experiment, "train", number))
     count = len(next(iter(arrays.values())))

@@ -1,12 +1,18 @@
-"""Convolution as a dense map of each position's neighbourhood: one matrix product on every device."""
+"""Convolution as a dense map of each position's neighbourhood, one matrix product; and in one operation, for exports.
+
+Under vmap over models a product stays a product, and a convolution becomes one in groups, which is slow on a CPU. An
+exported file has one model, and its runtime has kernels for convolutions.
+"""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from flaxformer_lab.functional.platform import only_on_cpu
+from flaxformer_lab.functional.products import product_precision
 
 
 def neighbourhood_1d(
@@ -28,6 +34,24 @@ def neighbourhood_1d(
     return jnp.concatenate([padded[:, start : start + tokens] for start in starts], axis=-1)
 
 
+def convolution_1d(
+    x: Float[Array, "batch tokens features"],
+    kernel: Float[Array, "{kernel_size}*features features_out"],
+    kernel_size: int,
+    *,
+    causal: bool,
+    dilation: int = 1,
+    circular: bool = False,
+) -> Float[Array, "batch tokens features_out"]:
+    """`neighbourhood_1d` times the kernel."""
+    before = (kernel_size - 1 if causal else kernel_size // 2) * dilation
+    ends = (before, (kernel_size - 1) * dilation - before)
+    if circular:
+        x, ends = jnp.pad(x, ((0, 0), ends, (0, 0)), mode="wrap"), (0, 0)
+    kernel = kernel.reshape(kernel_size, x.shape[2], -1)
+    return _convolve(x, kernel, padding=(ends,), window_strides=(1,), rhs_dilation=(dilation,))
+
+
 def max_pool_halves(
     x: Float[Array, "batch tokens features"], valid: Bool[Array, "batch tokens"] | None = None
 ) -> Float[Array, "batch (tokens+1)//2 features"]:
@@ -46,6 +70,18 @@ def neighbourhood_2d(
 ) -> Float[Array, "batch rows_out columns_out {kernel_size}*{kernel_size}*features"]:
     """The square neighbourhood of every `stride`-th position concatenated row by row, with zeros beyond the edges."""
     return jnp.concatenate(_windows(x, kernel_size, stride, 0.0), axis=-1)
+
+
+def convolution_2d(
+    x: Float[Array, "batch rows columns features"],
+    kernel: Float[Array, "{kernel_size}*{kernel_size}*features features_out"],
+    kernel_size: int,
+    stride: int = 1,
+) -> Float[Array, "batch rows_out columns_out features_out"]:
+    """`neighbourhood_2d` times the kernel."""
+    ends = (kernel_size // 2, kernel_size - 1 - kernel_size // 2)
+    kernel = kernel.reshape(kernel_size, kernel_size, x.shape[3], -1)
+    return _convolve(x, kernel, padding=(ends, ends), window_strides=(stride, stride))
 
 
 def max_pool_2d(
@@ -76,14 +112,19 @@ def depthwise_2d(
         windows = _windows(x.astype(jnp.float32), size, 1, 0.0)
         weights = kernel.astype(x.dtype).astype(jnp.float32).reshape(size * size, 1, 1, 1, -1)
         return sum(window * weight for window, weight in zip(windows, weights, strict=True)).astype(x.dtype)
-    before = size // 2
-    pad = (before, size - 1 - before)
+    ends = (size // 2, size - 1 - size // 2)
+    options = {"padding": (ends, ends), "window_strides": (1, 1), "feature_group_count": x.shape[-1]}
+    return _convolve(x, kernel[:, :, None], **options)
+
+
+def _convolve(x: Array, kernel: Array, **options: Any) -> Array:
+    """In x's dtype. Axes: batch, places, features; places, features in, features out."""
+    places = "HW"[: x.ndim - 2]
     return jax.lax.conv_general_dilated(
         x,
-        kernel[:, :, None].astype(x.dtype),
-        window_strides=(1, 1),
-        padding=(pad, pad),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[-1],
+        kernel.astype(x.dtype),
+        dimension_numbers=(f"N{places}C", f"{places}IO", f"N{places}C"),
+        precision=product_precision(x),
         preferred_element_type=x.dtype,
+        **options,
     )

@@ -87,11 +87,12 @@ def standardised(x: Float[Array, "*batch features"], epsilon: float, centred: bo
     the row statistics are behind a barrier on a CPU, whose compiler would recompute a row's sums for each of its
     features; a GPU's makes one kernel of the whole formula, if nothing is between.
     """
-    return _forward(x, epsilon, centred)[0]
+    return standardise_rows(x, epsilon, centred)[0]
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _forward(x: Float[Array, "*batch features"], epsilon: float, centred: bool):
+def standardise_rows(x: Float[Array, "*batch features"], epsilon: float, centred: bool):
+    """`standardised`, and what its gradient needs. An export finds it by its name (`export/onnx_operators.py`)."""
     mean = _mean(x) if centred else 0.0
     inverse_deviation = jax.lax.rsqrt(_mean((x - mean) ** 2) + epsilon)
     if target_platform() == "cpu":
@@ -108,7 +109,7 @@ def _backward(epsilon: float, centred: bool, residuals, gradient: Float[Array, "
     return (inverse_deviation * (gradient - along_constant - y * along_y),)
 
 
-standardised.defvjp(_forward, _backward)
+standardised.defvjp(standardise_rows, _backward)
 
 
 def _mean(x: Float[Array, "*batch features"]) -> Float[Array, "*batch 1"]:

@@ -13,6 +13,11 @@ def portable_forms() -> Any:
     return _portable(True)
 
 
+def in_portable_forms() -> bool:
+    """Whether the program that is being traced is one for every platform."""
+    return _portable.value
+
+
 def target_platform() -> str:
     """`cpu`, `gpu` or `tpu`: the platform of the mesh in use, else of `jax.default_device`, else JAX's default.
 

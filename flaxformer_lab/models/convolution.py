@@ -6,11 +6,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from flaxformer_lab import registry
-from flaxformer_lab.functional.convolution import neighbourhood_1d, neighbourhood_2d
 from flaxformer_lab.functional.feedforward import ACTIVATIONS
 from flaxformer_lab.functional.linear import broadcast_parameter
 from flaxformer_lab.model_config import ConvolutionConfig
 from flaxformer_lab.models import theory
+from flaxformer_lab.modules.convolution import map_windows_1d, map_windows_2d
 from flaxformer_lab.modules.intermediates import DISABLED, Intermediates
 from flaxformer_lab.modules.norm import make_norm
 from flaxformer_lab.modules.projection import Dense, normal
@@ -32,9 +32,9 @@ class Convolution(nnx.Module):
         x = x if valid is None else x * valid[:, :, None].astype(x.dtype)
         if self._config.name == "cnn_1d":
             options = {"causal": self._config.causal, "dilation": self._dilation}
-            return self.map(neighbourhood_1d(x, self._config.kernel_size, **options))
+            return map_windows_1d(self.map, x, self._config.kernel_size, **options)
         image = x.reshape(x.shape[0], *self._grid, x.shape[2])
-        return self.map(neighbourhood_2d(image, self._config.kernel_size)).reshape(x.shape)
+        return map_windows_2d(self.map, image, self._config.kernel_size).reshape(x.shape)
 
 
 class ConvolutionBlock(nnx.Module):

@@ -8,9 +8,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from flaxformer_lab.functional.convolution import depthwise_2d, max_pool_2d, neighbourhood_2d
+from flaxformer_lab.functional.convolution import (
+    convolution_1d,
+    convolution_2d,
+    depthwise_2d,
+    max_pool_2d,
+    neighbourhood_1d,
+    neighbourhood_2d,
+)
 from flaxformer_lab.functional.feedforward import ACTIVATIONS
 from flaxformer_lab.functional.linear import add_bias
+from flaxformer_lab.functional.platform import in_portable_forms
 from flaxformer_lab.model_config import ModelConfig, NormConfig
 from flaxformer_lab.modules.norm import BatchNorm, LayerNorm
 from flaxformer_lab.modules.projection import Dense, normal, zeros
@@ -18,6 +26,23 @@ from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.modules.sharding import read
 
 Image = Float[Array, "batch rows columns features"]
+
+
+def map_windows_1d(
+    dense: Dense, x: Float[Array, "batch tokens features"], kernel_size: int, *, causal: bool, **options: Any
+) -> Float[Array, "batch tokens features_out"]:
+    """A dense map of each token's neighbours. options: `dilation` and `circular`, as `neighbourhood_1d` has them."""
+    if in_portable_forms():
+        made = convolution_1d(x, read(dense.kernel), kernel_size, causal=causal, **options)
+        return add_bias(made, read(dense.bias))
+    return dense(neighbourhood_1d(x, kernel_size, causal=causal, **options))
+
+
+def map_windows_2d(dense: Dense, x: Image, kernel_size: int, stride: int = 1) -> Image:
+    """A dense map of the square neighbourhood of every `stride`-th position."""
+    if in_portable_forms():
+        return add_bias(convolution_2d(x, read(dense.kernel), kernel_size, stride), read(dense.bias))
+    return dense(neighbourhood_2d(x, kernel_size, stride))
 
 
 class Convolution2D(nnx.Module):
@@ -34,7 +59,7 @@ class Convolution2D(nnx.Module):
         self.map = Dense(inputs, features_out, axes=(None, "width"), bias=bias, rngs=rngs)
 
     def __call__(self, x: Image) -> Image:
-        return self.map(neighbourhood_2d(x, self._kernel_size, self._stride))
+        return map_windows_2d(self.map, x, self._kernel_size, self._stride)
 
 
 class DepthwiseConvolution2D(nnx.Module):

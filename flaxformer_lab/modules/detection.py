@@ -13,6 +13,7 @@ from flaxformer_lab.functional.convolution import neighbourhood_2d
 from flaxformer_lab.functional.linear import broadcast_parameter
 from flaxformer_lab.functional.position import sinusoidal_2d
 from flaxformer_lab.functional.roi_align import roi_align
+from flaxformer_lab.modules.convolution import map_windows_2d
 from flaxformer_lab.modules.projection import Dense, normal
 from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.modules.sharding import read
@@ -46,7 +47,7 @@ class Backbone(nnx.Module):
     def __call__(self, images: Float[Array, "batch rows columns channels"]) -> TokenVectors:
         x = images.astype(self._dtype)
         for convolution, stride in zip(self.maps, STRIDES, strict=True):
-            x = jax.nn.gelu(convolution(neighbourhood_2d(x, 3, stride)), approximate=False)
+            x = jax.nn.gelu(map_windows_2d(convolution, x, 3, stride), approximate=False)
             x = normalization.simple_rms_norm(x, 1e-6)
         return x.reshape(x.shape[0], -1, x.shape[-1])
 

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from flaxformer_lab.functional.convolution import max_pool_halves, neighbourhood_1d
+from flaxformer_lab.functional.convolution import max_pool_halves
 from flaxformer_lab.model_config import ModelConfig
+from flaxformer_lab.modules.convolution import map_windows_1d
 from flaxformer_lab.modules.norm import BatchNorm
 from flaxformer_lab.modules.projection import Dense
 from flaxformer_lab.modules.rngs import Rngs
@@ -22,7 +23,7 @@ class CircularConvolution(nnx.Module):
         self.map = Dense(KERNEL_SIZE * features_in, features_out, axes=(None, "width"), bias=bias, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch tokens features_in"]) -> Float[Array, "batch tokens features_out"]:
-        return self.map(neighbourhood_1d(x, KERNEL_SIZE, causal=False, circular=True))
+        return map_windows_1d(self.map, x, KERNEL_SIZE, causal=False, circular=True)
 
 
 class Distilling(nnx.Module):

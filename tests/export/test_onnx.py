@@ -1,5 +1,6 @@
 """Primitives of JAX against what onnxruntime computes, and files of 8 and 16 bits."""
 
+import dataclasses
 import sys
 
 import jax
@@ -14,9 +15,14 @@ from flaxformer_lab.config import parse_config
 from flaxformer_lab.errors import ConfigError, RunError
 from flaxformer_lab.export import formats, onnx, onnx_int8
 from flaxformer_lab.export.formats import load_exported
+from flaxformer_lab.functional.normalization import layer_norm, rms_norm, standardised
+from flaxformer_lab.functional.platform import portable_forms
+from flaxformer_lab.functional.softmax_attention import softmax_attention
 from flaxformer_lab.model_config import AttentionConfig, TransformerConfig
 from flaxformer_lab.run import load_run
 from flaxformer_lab.training.loop import train
+from tests.export.test_any_batch import IMAGES, forward_of
+from tests.export.test_any_batch import TABLE as TABLE_TASK
 
 runtime = pytest.importorskip("onnxruntime")
 ONNX = pytest.importorskip("onnx")
@@ -245,6 +251,66 @@ def test_weights_are_those_of_products_so_that_a_quantiser_finds_them(digits, ex
     quantised = ONNX.load(exported["int8"].path).graph
     large = [each for each in quantised.initializer if np.prod(each.dims) >= 1000]
     assert large and {each.data_type for each in large} == {ONNX.TensorProto.INT8}
+
+
+SCALE, SHIFT = np.linspace(1, 2, 6, dtype=np.float32), np.linspace(-1, 1, 6, dtype=np.float32)
+
+
+def causal_attention(x, y, i):
+    heads = [each.reshape(*each.shape[:2], 2, 3) for each in (x, y, x * y)]
+    return softmax_attention(*heads, causal=True, implementation="row_blocks")
+
+
+# What becomes of each: operators that are there, and operators that are gone.
+FUSED = {
+    "attention": (causal_attention, {"Softmax": 1, "Exp": 0, "ReduceMax": 0, "ReduceSum": 0}),
+    "softmax": (lambda x, y, i: jax.nn.softmax(y), {"Softmax": 1, "Exp": 0, "ReduceMax": 0}),
+    "softmax over tokens": (lambda x, y, i: jax.nn.softmax(y, axis=1), {"Softmax": 0, "Exp": 1}),
+    "norm": (lambda x, y, i: layer_norm(y, SCALE, SHIFT, 1e-3), {"LayerNormalization": 1, "Mul": 0, "Add": 0}),
+    "norm without bias": (lambda x, y, i: layer_norm(y, SCALE, None, 1e-3), {"LayerNormalization": 1, "Mul": 0}),
+    "norm of which both are asked for": (
+        lambda x, y, i: (lambda z: z * SCALE + jnp.tanh(z))(standardised(y, 1e-3, True)),
+        {"LayerNormalization": 2, "Sqrt": 0},
+    ),
+    "norm and a vector of tokens": (
+        lambda x, y, i: standardised(y, 1e-3, True) * W[:4, :1],
+        {"LayerNormalization": 1, "Mul": 1},
+    ),
+    "root mean square": (lambda x, y, i: rms_norm(y, SCALE, 1e-3), {"LayerNormalization": 0, "Sqrt": 1}),
+    "gelu": (lambda x, y, i: jax.nn.gelu(y, approximate=False), {"Erf": 1, "Neg": 0, "Sub": 0}),
+    "erfc": (lambda x, y, i: y * lax.erfc(y), {"Erf": 1, "Sub": 1}),
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_groups_of_nodes_become_one_operator(name):
+    function, counts = FUSED[name]
+    with portable_forms(), jax.numpy_rank_promotion("allow"):
+        content, arrays = written({name: function}), arguments(3)
+        expected = jax.jit(function)(**arrays)
+    nodes = ONNX.load_model_from_string(content).graph.node
+    kinds = [node.op_type for node in nodes]
+    assert {kind: kinds.count(kind) for kind in counts} == counts
+    read = {name for node in nodes for name in node.input} | {"0"}
+    assert all(read & {*node.output} for node in nodes)
+    (found,) = onnx.open_session(content).run(None, arrays)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_onnxruntime_knows_our_gelu(tmp_path):
+    options = runtime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "optimised.onnx"), 3
+    runtime.InferenceSession(written({"gelu": FUSED["gelu"][0]}), options, providers=["CPUExecutionProvider"])
+    assert "Gelu" in {node.op_type for node in ONNX.load(tmp_path / "optimised.onnx").graph.node}
+
+
+@pytest.mark.parametrize(("name", "task"), [("cnn_2d", IMAGES), ("cnn_1d", TABLE_TASK)])
+def test_convolutions_stay_convolutions_and_keep_their_names(name, task):
+    forward, rng = forward_of({"name": name, "width": 8, "depth": 1}, task), np.random.default_rng(0)
+    drawn = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), forward.params)
+    graph = ONNX.load_model_from_string(onnx.encode(dataclasses.replace(forward, params=drawn))).graph
+    kernels = [node.input[1] for node in graph.node if node.op_type == "Conv"]
+    assert kernels == [f"params.body.blocks.0.{each}.map.kernel" for each in ("first", "second")]
 
 
 def test_a_file_that_does_not_shrink_is_refused():

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from scipy.signal import correlate, correlate2d
 
-from flaxformer_lab.functional.convolution import neighbourhood_1d, neighbourhood_2d
+from flaxformer_lab.functional.convolution import (
+    convolution_1d,
+    convolution_2d,
+    neighbourhood_1d,
+    neighbourhood_2d,
+)
 
 GENERATOR = np.random.default_rng(0)
 SEQUENCES = GENERATOR.normal(size=(2, 6, 3))
@@ -47,6 +52,22 @@ def test_a_kernel_over_square_neighbourhoods_is_a_correlation(size):
             full = sum(correlate2d(image[:, :, c], kernel[:, :, c, out], mode="full") for c in range(3))
             expected = full[start : start + 5, start : start + 4]
             np.testing.assert_allclose(result[:, :, out], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_convolutions_in_one_operation_are_products_of_windows(size):
+    line = jnp.asarray(GENERATOR.normal(size=(size * 3, 2)), jnp.float32)
+    square = jnp.asarray(GENERATOR.normal(size=(size * size * 3, 2)), jnp.float32)
+    sequences, images = jnp.asarray(SEQUENCES, jnp.float32), jnp.asarray(IMAGES, jnp.float32)
+
+    def pairs(sequences, images):
+        for options in ({"causal": True}, {"causal": False, "dilation": 2}, {"causal": False, "circular": True}):
+            yield convolution_1d(sequences, line, size, **options), neighbourhood_1d(sequences, size, **options) @ line
+        for stride in (1, 2):
+            yield convolution_2d(images, square, size, stride), neighbourhood_2d(images, size, stride) @ square
+
+    for convolved, product in jax.jit(lambda *x: [*pairs(*x)])(sequences, images):
+        np.testing.assert_allclose(convolved, product, rtol=1e-5, atol=1e-5)
 
 
 def test_windows_by_hand():
