@@ -133,7 +133,17 @@ class Graph:
     def elementwise(self, kind: str, *values: Value, dtype: Any = None, **attributes: Any) -> Tensor:
         """A node that works element by element and broadcasts. dtype: of the output; by default the first value's."""
         shape = broadcast_shapes(*(value.shape for value in values))
-        return self.node(kind, values, shape, values[0].dtype if dtype is None else dtype, **attributes)
+        # A bias as a vector, which is how runtimes know it.
+        rank = max((len(value.shape) for value in values if isinstance(value, Tensor)), default=0)
+        inputs = [self._without_ones(value) if len(value.shape) <= rank else value for value in values]
+        return self.node(kind, inputs, shape, values[0].dtype if dtype is None else dtype, **attributes)
+
+    def _without_ones(self, value: Value) -> Value:
+        """A constant without axes of size 1 in front, which broadcasting adds again."""
+        if isinstance(value, Tensor):
+            return value
+        ones = next((place for place, size in enumerate(value.shape) if size != 1), max(0, value.ndim - 1))
+        return self.reshape(value, value.shape[ones:])
 
     def cast(self, value: Value, dtype: Any) -> Value:
         """In another type."""

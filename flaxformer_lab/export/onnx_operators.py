@@ -146,29 +146,34 @@ def _call(graph: Graph, equation: Any, *values: Value) -> list[Value]:
     jaxpr = next(equation.params[name] for name in names if name in equation.params)
     closed = jaxpr if hasattr(jaxpr, "consts") else jax.extend.core.ClosedJaxpr(jaxpr, ())
     made, formula = translate(graph, closed, values), FORMULAS.get(equation.params.get("name"))
-    first = None if formula is None else formula(graph, equation, *values)
-    return made if first is None else [first, *made[1:]]  # what nothing asks for is dropped in the end
+    # What nothing asks for is dropped in the end.
+    return made if formula is None else [formula(graph, equation, *values), *made[1:]]
 
 
-def _standardised(graph: Graph, equation: Any, x: Value) -> Value | None:
-    """`functional.normalization.standardised` where it takes the mean away: LayerNormalization with a scale of 1."""
-    equations = equation.params["jaxpr"].eqns
-    if sum(each.primitive.name == "reduce_sum" for each in equations) != 2:  # of the mean, and of the squares
-        return None
+def _standardised(graph: Graph, equation: Any, x: Value) -> Value:
+    """`functional.normalization.standardised`: LayerNormalization with a scale of 1.
+
+    Where the mean stays, as in RMSNorm, the nodes that onnxruntime makes one of; the opset has none of its own.
+    """
+    equations, shape = equation.params["jaxpr"].eqns, equation.invars[0].aval.shape
     (epsilon,) = (
         atom.val for each in equations if each.primitive.name == "add" for atom in each.invars if _is_literal(atom)
     )
-    shape = equation.invars[0].aval.shape
-    inputs = [_whole(graph, equation, 0, x), np.ones(shape[-1], np.float32)]
-    return graph.node("LayerNormalization", inputs, shape, np.float32, axis=-1, epsilon=float(epsilon))
+    x = _whole(graph, equation, 0, x)
+    if sum(each.primitive.name == "reduce_sum" for each in equations) == 2:  # of the mean, and of the squares
+        scale = np.ones(shape[-1], np.float32)
+        return graph.node("LayerNormalization", [x, scale], shape, np.float32, axis=-1, epsilon=float(epsilon))
+    squares = graph.elementwise("Pow", x, np.array(2, np.float32))
+    mean = graph.node("ReduceMean", [squares, np.array([-1], np.int64)], (*shape[:-1], 1), np.float32, keepdims=1)
+    return graph.elementwise("Div", x, graph.elementwise("Sqrt", graph.elementwise("Add", mean, np.float32(epsilon))))
 
 
 def _is_literal(atom: Any) -> bool:
     return isinstance(atom, jax.extend.core.Literal)
 
 
-# By the name of a jitted function: its first output by one operator, or None where there is none after all.
-FORMULAS: dict[str, Callable[..., Value | None]] = {"standardise_rows": _standardised}
+# By the name of a jitted function: its first output in the form that runtimes know.
+FORMULAS: dict[str, Callable[..., Value]] = {"standardise_rows": _standardised}
 
 
 @operator("copy", "copy_p", "name", "optimization_barrier", "stop_gradient", "reduce_precision", "sharding_constraint")
