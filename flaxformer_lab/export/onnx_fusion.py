@@ -122,6 +122,7 @@ def _shifted_norm(known: _Known, node: Node) -> list[Node] | None:
 
 
 def _with_vector(known: _Known, node: Node, kind: str) -> list[Node] | None:
+    """LayerNormalization with the vector of the Mul or Add behind it, if it has none of that kind yet."""
     if node.op_type != kind:
         return None
     for name, other in (node.input, node.input[::-1]):

@@ -146,8 +146,9 @@ def _call(graph: Graph, equation: Any, *values: Value) -> list[Value]:
     jaxpr = next(equation.params[name] for name in names if name in equation.params)
     closed = jaxpr if hasattr(jaxpr, "consts") else jax.extend.core.ClosedJaxpr(jaxpr, ())
     made, formula = translate(graph, closed, values), FORMULAS.get(equation.params.get("name"))
-    # What nothing asks for is dropped in the end.
-    return made if formula is None else [formula(graph, equation, *values), *made[1:]]
+    if formula is None or not isinstance(made[0], Tensor):
+        return made
+    return [formula(graph, equation, *values), *made[1:]]  # what nothing asks for is dropped in the end
 
 
 def _standardised(graph: Graph, equation: Any, x: Value) -> Value:
@@ -165,7 +166,8 @@ def _standardised(graph: Graph, equation: Any, x: Value) -> Value:
         return graph.node("LayerNormalization", [x, scale], shape, np.float32, axis=-1, epsilon=float(epsilon))
     squares = graph.elementwise("Pow", x, np.array(2, np.float32))
     mean = graph.node("ReduceMean", [squares, np.array([-1], np.int64)], (*shape[:-1], 1), np.float32, keepdims=1)
-    return graph.elementwise("Div", x, graph.elementwise("Sqrt", graph.elementwise("Add", mean, np.float32(epsilon))))
+    variance = graph.elementwise("Add", mean, np.array(epsilon, np.float32))
+    return graph.elementwise("Div", x, graph.elementwise("Sqrt", variance))
 
 
 def _is_literal(atom: Any) -> bool:
