@@ -5,6 +5,7 @@ on calling a small node as on its arithmetic, so a softmax or a norm in eight no
 one. onnxruntime looks for the groups that PyTorch writes, which ours are not.
 """
 
+import collections
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,10 +20,15 @@ SQRT_HALF = 0.5**0.5
 
 def fuse(graph: Graph, outputs: Sequence[str]) -> None:
     """Rewrites the nodes of a graph in place; the outputs, and the numbers up to rounding, stay as they are."""
-    for rewrite in (_attention, _softmax, _scaled_norm, _shifted_norm, _gelu):
-        known = _Known(graph)
-        graph.nodes = [made for node in graph.nodes for made in rewrite(known, node) or [node]]
-        graph.nodes = [*_needed(graph.nodes, outputs)]
+    graph.nodes = _needed(graph.nodes, outputs)
+    for rewrite in REWRITES:
+        changed = True
+        while changed:
+            known = _Known(graph, outputs)
+            rewritten = [rewrite(known, node) for node in graph.nodes]
+            changed = any(rewritten)
+            pairs = zip(graph.nodes, rewritten, strict=True)
+            graph.nodes = _needed([made for node, new in pairs for made in new or [node]], outputs)
 
 
 def _needed(nodes: Sequence[Node], outputs: Sequence[str]) -> list[Node]:
@@ -36,10 +42,11 @@ def _needed(nodes: Sequence[Node], outputs: Sequence[str]) -> list[Node]:
 
 
 class _Known:
-    """The node of each value, and the constants."""
+    """The node of each value, how often values are asked for, and the constants."""
 
-    def __init__(self, graph: Graph):
+    def __init__(self, graph: Graph, outputs: Sequence[str]):
         self.graph = graph
+        self.uses = collections.Counter([*names_in(graph.nodes), *outputs])
         self._nodes = {name: node for node in graph.nodes for name in node.output}
         self._arrays = dict(graph.constants.values())
 
@@ -169,3 +176,77 @@ def _gelu(known: _Known, node: Node) -> list[Node] | None:
             helper.make_node("Mul", [names[3], share], node.output),
         ]
     return None
+
+
+def _gelu_tanh(known: _Known, node: Node) -> list[Node] | None:
+    """x (1 + tanh u) / 2 with x halved first, which onnxruntime knows as GELU by tanh."""
+    if node.op_type != "Mul":
+        return None
+    for x, factor in (node.input, node.input[::-1]):
+        share = known.node(factor, "Mul")
+        above_one = None if share is None else known.other(share, 0.5)
+        total = known.node(above_one or "", "Add")
+        if total is None or known.node(known.other(total, 1.0) or "", "Tanh") is None:
+            continue
+        halved = known.graph.fresh("gelu")
+        known.graph.shapes[halved] = known.graph.shapes[x]
+        half = known.graph.name(np.array(0.5, np.float32))
+        return [
+            helper.make_node("Mul", [x, half], [halved]),
+            helper.make_node("Mul", [halved, above_one], node.output),
+        ]
+    return None
+
+
+def _relu(known: _Known, node: Node) -> list[Node] | None:
+    """max(x, 0), not of whole numbers."""
+    x = known.other(node, 0.0) if node.op_type == "Max" and len(node.input) == 2 else None
+    zero = None if x is None else known.array(next(name for name in node.input if name != x))
+    return None if zero is None or zero.dtype != np.float32 else [helper.make_node("Relu", [x], node.output)]
+
+
+def _into_convolution(known: _Known, node: Node) -> list[Node] | None:
+    """A convolution with features last, then plus, minus or times a vector: in its kernel and its bias."""
+    if node.op_type not in ("Add", "Sub", "Mul"):
+        return None
+    pairs = (node.input,) if node.op_type == "Sub" else (node.input, node.input[::-1])
+    for name, other in pairs:
+        moved, vector = known.node(name, "Transpose"), known.array(other)
+        made = None if moved is None else known.node(moved.input[0], "Conv")
+        if made is None or vector is None or known.uses[name] > 1 or known.uses[moved.input[0]] > 1:
+            continue
+        kernel, axes = known.array(made.input[1]), list(moved.attribute[0].ints)
+        if kernel is None or axes[-1] != 1 or vector.size != len(kernel) or vector.shape[-1:] != (len(kernel),):
+            continue
+        graph, vector = known.graph, known.graph.reshape(vector, (len(kernel),))
+        bias = known.array(made.input[2]) if len(made.input) > 2 else None
+        if node.op_type == "Mul":
+            kernel = kernel * vector.reshape(-1, *(1,) * (kernel.ndim - 1))
+            bias = None if bias is None else bias * vector
+        elif node.op_type == "Sub":
+            bias = -vector if bias is None else bias - vector
+        else:
+            bias = vector if bias is None else bias + vector
+        sum_name = graph.fresh("conv")
+        graph.shapes[sum_name] = graph.shapes[moved.input[0]]
+        inputs = [made.input[0], graph.name(kernel), *([] if bias is None else [graph.name(bias)])]
+        convolution = helper.make_node("Conv", inputs, [sum_name])
+        convolution.attribute.extend(made.attribute)
+        return [convolution, helper.make_node("Transpose", [sum_name], node.output, perm=axes)]
+    return None
+
+
+def _reshape(known: _Known, node: Node) -> list[Node] | None:
+    """Two reshapes, one after the other: the second alone, or nothing where it undoes the first."""
+    before = known.node(node.input[0], "Reshape") if node.op_type == "Reshape" else None
+    if before is None:
+        return None
+    if known.graph.shapes[before.input[0]] == known.graph.shapes[node.output[0]]:
+        return [helper.make_node("Identity", [before.input[0]], node.output)]
+    return [helper.make_node("Reshape", [before.input[0], node.input[1]], node.output)]
+
+
+REWRITES = (
+    *(_reshape, _attention, _softmax, _scaled_norm, _shifted_norm),
+    *(_gelu, _gelu_tanh, _relu, _into_convolution),
+)

@@ -594,6 +594,28 @@ def _conv(graph: Graph, equation: Any, x: Value, kernel: Value) -> Value:
     return graph.transpose(made, np.argsort(of_output).tolist())
 
 
+@operator("reduce_window_max")
+def _max_pool(graph: Graph, equation: Any, x: Value) -> Value:
+    options, output = equation.params, equation.outvars[0].aval.shape
+    windows, strides = options["window_dimensions"], options["window_strides"]
+    moved = [axis for axis, pair in enumerate(zip(windows, strides, strict=True)) if pair != (1, 1)]
+    kept = [axis for axis in range(len(windows)) if axis not in moved]
+    if len(kept) != 2 or any(each != 1 for each in options["base_dilation"]):
+        raise ConfigError(f"a maximum over windows of {windows} has no form in ONNX here")
+    order, (lows, highs) = [*kept, *moved], zip(*(options["padding"][axis] for axis in moved), strict=True)
+    made = graph.node(
+        "MaxPool",
+        [graph.transpose(_whole(graph, equation, 0, x), order)],
+        [output[axis] for axis in order],
+        _type_of(equation),
+        kernel_shape=[windows[axis] for axis in moved],
+        strides=[strides[axis] for axis in moved],
+        dilations=[options["window_dilation"][axis] for axis in moved],
+        pads=[*lows, *highs],
+    )
+    return graph.transpose(made, np.argsort(order).tolist())
+
+
 # ----------------------------------------------------------------------------------------------------- complex numbers
 
 BY_PARTS = ("add", "sub", "neg", "reduce_sum", "copy", "name", "stop_gradient", "optimization_barrier")
@@ -770,6 +792,8 @@ def _gather(graph: Graph, equation: Any, x: Value, indices: Value) -> Value:
     output, shape = equation.outvars[0].aval.shape, equation.invars[0].aval.shape
     x, indices = (_whole(graph, equation, number, value) for number, value in enumerate((x, indices)))
     axes, window = numbers.start_index_map, numbers.offset_dims
+    if (begin := _first_places(numbers, indices, sizes, shape)) is not None:
+        return graph.reshape(_slice_from(graph, x, begin, shape, sizes), output)
     rows = axes == numbers.collapsed_slice_dims and len(axes) == 1 and not numbers.operand_batching_dims
     if rows and all(sizes[axis] == shape[axis] for axis in range(len(shape)) if axis != axes[0]):
         starts = _starts(graph, indices, output, window)
@@ -798,6 +822,22 @@ def _gather(graph: Graph, equation: Any, x: Value, indices: Value) -> Value:
     if fill is None:
         fill = np.nan if x.dtype.kind == "f" else x.dtype.kind == "i" and np.iinfo(x.dtype).min
     return graph.elementwise("Where", within, made, np.array(fill, x.dtype), dtype=x.dtype)
+
+
+def _first_places(numbers: Any, indices: Value, sizes: Shape, shape: Shape) -> list[Value] | None:
+    """Where a gather of one window begins along each axis, if that is known and inside: it is a slice."""
+    if isinstance(indices, Tensor) or indices.ndim != 1 or numbers.operand_batching_dims:
+        return None
+    begin = [0] * len(shape)
+    for axis, place in zip(numbers.start_index_map, indices.tolist(), strict=True):
+        begin[axis] = place
+    whole = [place == 0 and size == own for place, size, own in zip(begin, sizes, shape, strict=True)]
+    inside = [
+        isinstance(own, int) and 0 <= place <= own - size for place, size, own in zip(begin, sizes, shape, strict=True)
+    ]
+    if not all(a or b for a, b in zip(whole, inside, strict=True)):
+        return None
+    return [np.array(place, np.int64) for place in begin]
 
 
 SCATTERS = {

@@ -1,7 +1,7 @@
 """Convolution as a dense map of each position's neighbourhood, one matrix product; and in one operation, for exports.
 
 Under vmap over models a product stays a product, and a convolution becomes one in groups, which is slow on a CPU. An
-exported file has one model, and its runtime has kernels for convolutions.
+exported file has one model, and its runtime has kernels for convolutions and for maxima over windows.
 """
 
 import functools
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from flaxformer_lab.functional.platform import only_on_cpu
+from flaxformer_lab.functional.platform import in_portable_forms, only_on_cpu
 from flaxformer_lab.functional.products import product_precision
 
 
@@ -88,6 +88,10 @@ def max_pool_2d(
     x: Float[Array, "batch rows columns features"], kernel_size: int, stride: int
 ) -> Float[Array, "batch rows_out columns_out features"]:
     """The maximum of the square neighbourhood of every `stride`-th position, feature by feature."""
+    if in_portable_forms():
+        ends = (kernel_size // 2, kernel_size - 1 - kernel_size // 2)
+        window, strides = (1, kernel_size, kernel_size, 1), (1, stride, stride, 1)
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, strides, ((0, 0), ends, ends, (0, 0)))
     return functools.reduce(jnp.maximum, _windows(x, kernel_size, stride, float(jnp.finfo(x.dtype).min)))
 
 
