@@ -95,7 +95,8 @@ if __name__ == "__main__":
     CALIBRATE = flags.DEFINE_integer(
         "calibrate",
         0,
-        "With --int8: measure the scales of activations on this many training examples, not at each call.",
+        "With --int8: measure the scales of activations on this many training examples, not at each call. Convolutions "
+        "are several times as fast then.",
         lower_bound=0,
     )
     run(main)
