@@ -3,8 +3,8 @@
 It is measured when all training has ended, so that nothing of the ablation runs beside it: the bytes of both files, the
 test score of the int8 one, and the latency of one example on one thread. That is the CPU time of the calling thread,
 which does all the work: other programs on the machine add little to it. All files are timed in turns, round by round,
-so that a slow moment meets them alike; each has the median of its rounds. The seeds of a cell have the same graph, so
-what their latencies differ by is noise.
+so that a slow moment meets them alike; each has the fastest of its rounds, since whatever else a machine does can only
+add to a call. The seeds of a cell have the same graph, so what their latencies differ by is noise.
 """
 
 import tempfile
@@ -32,7 +32,7 @@ from flaxformer_lab.training.single import Single
 
 PRECISIONS = ("float32", "int8")
 MEASURED = ("float32_bytes", "float32_latency", "int8_bytes", "int8_latency", "int8_score")
-ROUNDS, ROUND_S = 7, 0.01
+ROUNDS, ROUND_S = 20, 0.01
 ROUNDING = 1e-6  # in a score
 CALIBRATION_EXAMPLES = 128
 
@@ -154,14 +154,14 @@ def smaller_in_int8(content: bytes, forward: Forward) -> bytes:
 
 
 def latencies_of(calls: Sequence[Callable[[], Any]]) -> np.ndarray:
-    """Seconds of CPU time of each call, the median over rounds in which all have their turn."""
+    """Seconds of CPU time of each call, the least of rounds in which all have their turn."""
     repeats, rounds = [], []
     for call in calls:
         call()
         repeats.append(max(1, round(ROUND_S / max(_seconds(call, 5), 1e-6))))
     for _ in range(ROUNDS):
         rounds.append([_seconds(call, number) for call, number in zip(calls, repeats, strict=True)])
-    return np.median(np.reshape(rounds, (ROUNDS, len(calls))), axis=0)
+    return np.min(np.reshape(rounds, (ROUNDS, len(calls))), axis=0)
 
 
 def _seconds(call: Callable[[], Any], number: int) -> float:

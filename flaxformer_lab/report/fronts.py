@@ -3,7 +3,8 @@
 A family's front are the members that do better, on validation, than all cheaper ones. Between two of them a score lies
 on the line in the logarithm of the cost, and beyond the dearest it stays, since the dearest still fits. Two fronts are
 compared over all costs that both families have: the mean over the logarithm of the cost is a weighted mean of members'
-scores, so that it has their seeds and test examples.
+scores, so that it has their seeds and test examples. Where all of one family is cheaper than the other's cheapest, they
+are compared over the other's costs, at which the cheaper family stays at its best.
 """
 
 from collections.abc import Sequence
@@ -42,8 +43,12 @@ def on_front(costs: Values, scores: Values) -> Float[np.ndarray, " front"]:
 
 
 def shared_costs(*families: Values) -> tuple[float, float] | None:
-    """The cheapest and the dearest cost that all families have; None where there is no range of them."""
+    """The cheapest and the dearest cost that all families have, or that the dearer one has where they share none.
+
+    None where there is no range of them.
+    """
     low, high = max(costs.min() for costs in families), min(costs.max() for costs in families)
+    high = high if low < high else max(costs.max() for costs in families)
     return (float(low), float(high)) if low < high else None
 
 

@@ -69,7 +69,13 @@ def test_a_front_lies_on_lines_in_the_logarithm_and_ends_level():
 
 def test_fronts_share_the_costs_that_both_have():
     assert shared_costs(np.array([1.0, 9.0]), np.array([2.0, 20.0])) == (2.0, 9.0)
-    assert shared_costs(np.array([1.0, 2.0]), np.array([3.0, 4.0])) is None
+    assert shared_costs(np.array([3.0, 4.0]), np.array([1.0, 2.0])) == (3.0, 4.0)
+    assert shared_costs(np.array([2.0, 2.0]), np.array([2.0, 2.0])) is None
+
+
+def test_a_family_that_is_cheaper_throughout_stays_at_its_best():
+    costs, scores = np.array([1.0, 2.0, 1.5]), np.array([0.5, 0.7, 0.6])
+    assert front_weights(costs, scores, (3.0, 4.0)).tolist() == [0, 1, 0]
 
 
 def test_the_difference_at_equal_cost_is_that_of_the_fronts_and_stays_while_costs_are_nearly_right(summary):
