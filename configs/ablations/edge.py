@@ -9,7 +9,7 @@ Fashion-MNIST (tools/fetch_fashion_mnist.py places its files).
 
 Command: python -m flaxformer_lab.ablate --config=configs/ablations/edge.py --workdir=runs/edge
 On a machine where nothing else runs, --measure_again then measures the files again.
-Hardware: 2 CPU cores, shared with other work: 16 minutes. Result: docs/results/edge.md.
+Hardware: 2 cores of an AMD EPYC, shared with other work: 46 minutes. Result: docs/results/edge.md.
 """
 
 from itertools import product
