@@ -84,6 +84,7 @@ def roofline_command(run_command):
     return call
 
 
+@pytest.mark.integration
 def test_the_command_says_what_bounds_a_run_and_what_it_reached(roofline_command, tmp_path):
     tree = {
         "task": {"name": "delay", "tokens": 4, "features": 4, "evaluation_examples": 16},

@@ -120,6 +120,7 @@ def test_a_division_that_leaves_nothing_is_refused(write, knobs, message):
         task_of(write(shop()), **knobs)
 
 
+@pytest.mark.integration
 def test_a_run_on_ones_own_purchases_ranks_new_ones_and_refuses_other_items(write, tmp_path, capsys):
     dataset = write(shop())
     config = parse_config(
