@@ -69,8 +69,8 @@ def models() -> dict[str, tuple[Any, np.ndarray]]:
     }
 
 
-def theirs(model: Any, example: np.ndarray, path: Path) -> tuple[str, np.ndarray]:
-    """Writes PyTorch's file; returns the name of its input and the example as it takes it."""
+def theirs(model: Any, example: np.ndarray, path: Path) -> np.ndarray:
+    """Writes PyTorch's file, whose input is `x`; returns the example as it takes it."""
     import torch
 
     class Outputs(torch.nn.Module):
@@ -89,7 +89,7 @@ def theirs(model: Any, example: np.ndarray, path: Path) -> tuple[str, np.ndarray
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         torch.onnx.export(Outputs().eval(), (torch.tensor(given),), str(path), **options)
-    return "x", np.ascontiguousarray(given)
+    return np.ascontiguousarray(given)
 
 
 def ours(model: Any, example: np.ndarray) -> bytes:
@@ -120,9 +120,9 @@ def compare(model: Any, example: np.ndarray, rounds: int) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "theirs.onnx"
-        name, given = theirs(model, example, path)
+        given = theirs(model, example, path)
         contents = {"lab": ours(model, example), "torch": path.read_bytes()}
-    arrays = {"lab": {"x": example}, "torch": {name: given}}
+    arrays = {"lab": {"x": example}, "torch": {"x": given}}
     sessions = {key: onnx.open_session(content, threads=1) for key, content in contents.items()}
     outputs = {key: session.run(None, arrays[key])[0] for key, session in sessions.items()}
     difference = float(np.max(np.abs(outputs["lab"].reshape(-1) - outputs["torch"].reshape(-1))))

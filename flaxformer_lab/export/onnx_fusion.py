@@ -118,19 +118,9 @@ def _softmax(known: _Known, node: Node) -> list[Node] | None:
     return None if scores is None else [helper.make_node("Softmax", [scores], node.output, axis=-1)]
 
 
-def _scaled_norm(known: _Known, node: Node) -> list[Node] | None:
-    """A norm times a vector: the vector is its scale."""
-    return _with_vector(known, node, "Mul")
-
-
-def _shifted_norm(known: _Known, node: Node) -> list[Node] | None:
-    """A norm plus a vector: the vector is its bias."""
-    return _with_vector(known, node, "Add")
-
-
-def _with_vector(known: _Known, node: Node, kind: str) -> list[Node] | None:
-    """LayerNormalization with the vector of the Mul or Add behind it, if it has none of that kind yet."""
-    if node.op_type != kind:
+def _norm(known: _Known, node: Node) -> list[Node] | None:
+    """A norm times a vector, its scale, or plus a vector, its bias; if it has none of that kind yet."""
+    if node.op_type not in ("Mul", "Add"):
         return None
     for name, other in (node.input, node.input[::-1]):
         norm, vector = known.node(name, "LayerNormalization"), known.array(other)
@@ -138,10 +128,12 @@ def _with_vector(known: _Known, node: Node, kind: str) -> list[Node] | None:
         if norm is None or vector is None or vector.size != features or vector.shape[-1:] != (features,):
             continue
         names, vector = list(norm.input), known.graph.name(vector.reshape(-1))
-        if kind == "Mul" and len(names) == 2 and np.all(known.array(names[1]) == 1):
-            names[1] = vector
-        elif kind == "Add" and len(names) == 2:
+        if len(names) > 2:
+            continue
+        if node.op_type == "Add":
             names.append(vector)
+        elif np.all(known.array(names[1]) == 1):
+            names[1] = vector
         else:
             continue
         made = helper.make_node("LayerNormalization", names, node.output)
@@ -246,7 +238,4 @@ def _reshape(known: _Known, node: Node) -> list[Node] | None:
     return [helper.make_node("Reshape", [before.input[0], node.input[1]], node.output)]
 
 
-REWRITES = (
-    *(_reshape, _attention, _softmax, _scaled_norm, _shifted_norm),
-    *(_gelu, _gelu_tanh, _relu, _into_convolution),
-)
+REWRITES = (_reshape, _attention, _softmax, _norm, _gelu, _gelu_tanh, _relu, _into_convolution)

@@ -831,12 +831,10 @@ def _first_places(numbers: Any, indices: Value, sizes: Shape, shape: Shape) -> l
     begin = [0] * len(shape)
     for axis, place in zip(numbers.start_index_map, indices.tolist(), strict=True):
         begin[axis] = place
-    whole = [place == 0 and size == own for place, size, own in zip(begin, sizes, shape, strict=True)]
-    inside = [
-        isinstance(own, int) and 0 <= place <= own - size for place, size, own in zip(begin, sizes, shape, strict=True)
-    ]
-    if not all(a or b for a, b in zip(whole, inside, strict=True)):
-        return None
+    for place, size, own in zip(begin, sizes, shape, strict=True):
+        is_whole = place == 0 and size == own
+        if not is_whole and not (isinstance(own, int) and 0 <= place <= own - size):
+            return None
     return [np.array(place, np.int64) for place in begin]
 
 

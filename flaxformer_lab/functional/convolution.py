@@ -79,7 +79,7 @@ def convolution_2d(
     stride: int = 1,
 ) -> Float[Array, "batch rows_out columns_out features_out"]:
     """`neighbourhood_2d` times the kernel."""
-    ends = (kernel_size // 2, kernel_size - 1 - kernel_size // 2)
+    ends = _beyond_edges(kernel_size)
     kernel = kernel.reshape(kernel_size, kernel_size, x.shape[3], -1)
     return _convolve(x, kernel, padding=(ends, ends), window_strides=(stride, stride))
 
@@ -89,7 +89,7 @@ def max_pool_2d(
 ) -> Float[Array, "batch rows_out columns_out features"]:
     """The maximum of the square neighbourhood of every `stride`-th position, feature by feature."""
     if in_portable_forms():
-        ends = (kernel_size // 2, kernel_size - 1 - kernel_size // 2)
+        ends = _beyond_edges(kernel_size)
         window, strides = (1, kernel_size, kernel_size, 1), (1, stride, stride, 1)
         return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, strides, ((0, 0), ends, ends, (0, 0)))
     return functools.reduce(jnp.maximum, _windows(x, kernel_size, stride, float(jnp.finfo(x.dtype).min)))
@@ -99,8 +99,7 @@ def _windows(
     x: Float[Array, "batch rows columns features"], kernel_size: int, stride: int, beyond: float
 ) -> list[Float[Array, "batch rows_out columns_out features"]]:
     """For each place of a square window, what lies there; the window is centred at every `stride`-th position."""
-    before = kernel_size // 2
-    pad = (before, kernel_size - 1 - before)
+    pad = _beyond_edges(kernel_size)
     padded = jnp.pad(x, ((0, 0), pad, pad, (0, 0)), constant_values=beyond)
     rows, columns = x.shape[1:3]
     shifts = [(row, column) for row in range(kernel_size) for column in range(kernel_size)]
@@ -116,9 +115,14 @@ def depthwise_2d(
         windows = _windows(x.astype(jnp.float32), size, 1, 0.0)
         weights = kernel.astype(x.dtype).astype(jnp.float32).reshape(size * size, 1, 1, 1, -1)
         return sum(window * weight for window, weight in zip(windows, weights, strict=True)).astype(x.dtype)
-    ends = (size // 2, size - 1 - size // 2)
+    ends = _beyond_edges(size)
     options = {"padding": (ends, ends), "window_strides": (1, 1), "feature_group_count": x.shape[-1]}
     return _convolve(x, kernel[:, :, None], **options)
+
+
+def _beyond_edges(kernel_size: int) -> tuple[int, int]:
+    """How far a centred window reaches before its position and behind it."""
+    return kernel_size // 2, kernel_size - 1 - kernel_size // 2
 
 
 def _convolve(x: Array, kernel: Array, **options: Any) -> Array:
