@@ -71,7 +71,7 @@ def forecast(loaded: Run, path: str) -> Forecast:
     if series.step != metadata["step"] and len(series.time) > 1:
         raise DataError(
             f"{path} has a row each {series.step} seconds, and the model was trained on one each {metadata['step']}; "
-            "bring the file to that step"
+            "resample the file to that step"
         )
     if len(series.time) < config.lookback:
         raise DataError(

@@ -328,7 +328,7 @@ def test_what_decides_nothing_may_be_changed_to_evaluate(evaluate, images):
     run = load_run(images, changes={"training.evaluate_batch_size": 7})
     assert run.config.training.evaluate_batch_size == 7
     with pytest.raises(
-        ConfigError, match=r"--config\.seed=1: a checkpoint keeps .*; only what decides nothing .*: train"
+        ConfigError, match=r"--config\.seed=1: a checkpoint keeps .*; only what does not affect .*: train"
     ):
         load_run(images, changes={"seed": 1})
 

@@ -291,7 +291,7 @@ def test_pickles_are_never_opened(gpt2, tmp_path):
 
 def test_averages_of_batches_would_be_lost(tmp_path):
     folder = write_golden(tmp_path / "model", "resnet", tokenizer=False)
-    refused(folder, r"ResNetForImageClassification has averages of batches, .*conversion.from_huggingface reads them")
+    refused(folder, r"ResNetForImageClassification uses BatchNorm, .*conversion.from_huggingface reads them")
 
 
 @pytest.mark.parametrize("shard_name", ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "..", 7, "a\\b"])

@@ -12,9 +12,16 @@ digits that claims need were trained on one H200.
 Result: docs/results/vision.md, of the values in docs/results/vision.csv.gz.
 """
 
+import functools
+from typing import Literal
+
 from ml_collections import ConfigDict
 
 SOURCE = "the debate that founded the lab: docs/science.md"
+SEEDS = (0, 1, 2, 3, 4)
+FRESH = tuple(
+    range(5, 15)
+)  # 0 to 4 left open whether attention is drawn to marks, and whether a ViT beats a CNN nearby
 SEES_ALL = "cnn_2d that sees all"
 NO_POSITION = "ViT without positions"
 SIGN = "the sign alone is asked for"
@@ -39,13 +46,11 @@ def _entry(recipe: str, steps: int, task: dict, model: dict, variants: dict, rat
     }
 
 
-def _marks(distance: int, relation: str, variants: dict) -> dict:
+def _marks(distance: int, relation: str, variants: dict, steps: int = 600, seeds: tuple[int, ...] = FRESH) -> dict:
     # With noise nobody is always right, so that two who know the answer still differ by what they read in it.
     task = {"distance": distance, "relation": relation, "noise": 0.5, "evaluation_examples": 1024}
     model = {"width": 20, "ffn": {"expansion": 2.0}}
-    entry = _entry("probes/two_marks", 600, task, model, variants, (0.003, 0.01, 0.03))
-    # Seeds 0 to 4 left open whether attention is drawn to marks, and whether a ViT beats a CNN nearby.
-    return entry | {"seeds": tuple(range(5, 15))}
+    return _entry("probes/two_marks", steps, task, model, variants, (0.003, 0.01, 0.03)) | {"seeds": seeds}
 
 
 def _digits(task: dict, variants: dict, steps: int = 400) -> dict:
@@ -226,52 +231,64 @@ CLAIMS = (
 )
 
 
-def get_config() -> ConfigDict:
-    """The ablation."""
+SHORT = {  # what C14 and C5 need
+    "marks 2 apart": ("cnn_2d",),
+    "marks 12 apart": ("cnn_2d", SEES_ALL),
+    "100 digits": ("cnn_2d",),
+    "digits": ("cnn_2d",),
+    "moved digits": ("cnn_2d",),
+}
+
+
+def get_config(form: Literal["", "short"] = "") -> ConfigDict:
+    """The ablation; in short with half the seeds and half the updates of marks, and without scenes."""
+    marks = functools.partial(_marks, steps=300, seeds=SEEDS) if form == "short" else _marks
     scenes = {"canvas": 24, "item_size": 10.0, "evaluation_examples": 512}
+    tasks = {
+        "marks 2 apart": marks(2, "alike", {"cnn_2d": _cnn(1)}),
+        "marks 12 apart": marks(
+            12,
+            "alike",
+            {
+                "cnn_2d": _cnn(1),
+                "cnn_2d with positions": _cnn(1, position="learned"),
+                SEES_ALL: _cnn(2, 5),
+                NO_POSITION: {"model": {"position": "off"}},
+            },
+        ),
+        "left or right": marks(12, "order", {SEES_ALL: _cnn(2, 5), NO_POSITION: {"model": {"position": "off"}}}),
+        "100 digits": _digits({"training_examples": 100}, {"cnn_2d": "cnn_2d"}, steps=200),
+        "digits": _digits(
+            {},
+            {
+                "cnn_2d": "cnn_2d",
+                "resnet": "resnet",
+                "resnet, groups": {"ablation": "resnet", "model": {"norm": {"kind": "groupnorm"}}},
+                "convnext": {"ablation": "convnext", "model": {"kernel_size": 3}},
+                "mixer": "mixer",
+                "ViT, stem of convolutions": {"task": {"stem": "convolutions"}},
+            },
+        ),
+        "moved digits": _digits({"border": 2, "evaluation_shift": 2}, {"cnn_2d": "cnn_2d"}),
+        "scenes": _entry(
+            "scene_classification",
+            600,
+            scenes,
+            {"width": 32, "depth": 2, "attention": {"num_heads": 4}, "ffn": {"expansion": 2.0}},
+            {"cnn_2d": "cnn_2d"},
+            (0.003, 0.01, 0.03),
+        ),
+    }
+    if form == "short":
+        kept = {name: {each: tasks[name]["variants"][each] for each in names} for name, names in SHORT.items()}
+        tasks = {name: tasks[name] | {"variants": variants} for name, variants in kept.items()}
     return ConfigDict(
         {
             "question": "Are vision Transformers near-sighted, and where do they look?",
-            "tasks": {
-                "marks 2 apart": _marks(2, "alike", {"cnn_2d": _cnn(1)}),
-                "marks 12 apart": _marks(
-                    12,
-                    "alike",
-                    {
-                        "cnn_2d": _cnn(1),
-                        "cnn_2d with positions": _cnn(1, position="learned"),
-                        SEES_ALL: _cnn(2, 5),
-                        NO_POSITION: {"model": {"position": "off"}},
-                    },
-                ),
-                "left or right": _marks(
-                    12, "order", {SEES_ALL: _cnn(2, 5), NO_POSITION: {"model": {"position": "off"}}}
-                ),
-                "100 digits": _digits({"training_examples": 100}, {"cnn_2d": "cnn_2d"}, steps=200),
-                "digits": _digits(
-                    {},
-                    {
-                        "cnn_2d": "cnn_2d",
-                        "resnet": "resnet",
-                        "resnet, groups": {"ablation": "resnet", "model": {"norm": {"kind": "groupnorm"}}},
-                        "convnext": {"ablation": "convnext", "model": {"kernel_size": 3}},
-                        "mixer": "mixer",
-                        "ViT, stem of convolutions": {"task": {"stem": "convolutions"}},
-                    },
-                ),
-                "moved digits": _digits({"border": 2, "evaluation_shift": 2}, {"cnn_2d": "cnn_2d"}),
-                "scenes": _entry(
-                    "scene_classification",
-                    600,
-                    scenes,
-                    {"width": 32, "depth": 2, "attention": {"num_heads": 4}, "ffn": {"expansion": 2.0}},
-                    {"cnn_2d": "cnn_2d"},
-                    (0.003, 0.01, 0.03),
-                ),
-            },
+            "tasks": tasks,
             "match": "parameters",
             "match_tolerance": 0.08,
-            "seeds": (0, 1, 2, 3, 4),
-            "claims": CLAIMS,
+            "seeds": SEEDS,
+            "claims": CLAIMS[:2] if form == "short" else CLAIMS,
         }
     )

@@ -100,8 +100,8 @@ class Comparison:
             )
         if self.within and not self.threshold > 0:
             raise ConfigError(
-                f"the comparison {self.name} asks for a difference within threshold={self.threshold:g}, which none is; "
-                "set a threshold above 0, the largest difference that does not matter"
+                f"the comparison {self.name} asks for a difference within threshold={self.threshold:g}, and none can "
+                "be smaller; set a threshold above 0, the largest difference that does not matter"
             )
 
 

@@ -96,8 +96,8 @@ def _refuse_other_data(grid: Grid, store: Store) -> None:
                 contents[dataset] = make_task(cell.config.task).metadata.get("content")
         if contents[dataset] != known:
             raise ConfigError(
-                f"{store.path} began on other data: {dataset} changed since; put the files back, or choose another "
-                "--workdir"
+                f"{store.path} was started with other data: {dataset} has changed since; restore the files, or choose "
+                "another --workdir"
             )
 
 

@@ -439,7 +439,7 @@ def _check_claims(grid: Grid) -> None:
                 problem = f"{variant} on {task}, which the ablation leaves out: {reason}"
             else:
                 kind, name, known = ("variant", variant, variants) if variants else ("task", task, grid.config.tasks)
-                problem = f"the {kind} {name}, which is none: {nearest(name, known)}choose from {', '.join(known)}"
+                problem = f"the {kind} {name}, which is not there: {nearest(name, known)}choose from {', '.join(known)}"
             raise ConfigError(
                 f"the claim {claim.name} ({comparison}) names {problem}; or leave the claim out: `decide` names those "
                 "to decide"

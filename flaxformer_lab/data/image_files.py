@@ -32,7 +32,7 @@ def read_image(path: Path) -> Shaped[np.ndarray, "rows columns channels"]:
             pixels = np.asarray(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         shown = ", ".join(name.lower() for name in FORMATS)
-        raise DataError(f"{path} cannot be read as an image ({shown}): {error}; mend it, or take it away") from error
+        raise DataError(f"{path} cannot be read as an image ({shown}): {error}; repair it, or remove it") from error
     is_grey = (pixels == pixels[..., :1]).all()
     return pixels[..., :1] if is_grey else pixels
 

@@ -9,9 +9,11 @@ from importlib import resources
 from typing import Any
 
 from flaxformer_lab.report.claims import Decision, Finding
+from flaxformer_lab.report.designs import factorial
 from flaxformer_lab.report.figures import threshold_figure
 from flaxformer_lab.report.formatting import (
     TITLE,
+    effects_in_words,
     format_conditions,
     format_count,
     format_interval,
@@ -40,11 +42,11 @@ SIGNS = {"supported": "✓", "refuted": "✕", "supported only when": "◐", "un
 
 def as_page(summary: Summary, decisions: tuple[Decision, ...]) -> str:
     """The whole file. The same results give the same bytes."""
-    tasks = list(summary.grid.config.tasks)
+    tasks = task_ids(summary)
     sections = [
         ("verdicts", "Verdicts", _verdicts(summary, decisions)) if decisions else None,
         ("overview", "Overview", _overview(summary)),
-        ("tasks", "Tasks", [task_section(summary, task, _task_id(k)) for k, task in enumerate(tasks)]),
+        ("tasks", "Tasks", [task_section(summary, *each) for each in tasks.items()]),
         ("cells", "Cells", _cells(summary)),
         ("provenance", "How it was made", _provenance(summary)) if format_provenance(summary) else None,
         ("reading", "How to read this page", _reading(summary)),
@@ -85,14 +87,15 @@ def _section(id_: str, title: str, content: Any) -> Markup:
     return tag("section", tag("h2", title, id=id_), content, aria_labelledby=id_)
 
 
-def _task_id(number: int) -> str:
-    """An id that is valid whatever the task's name."""
-    return f"task-{number + 1}"
+def task_ids(summary: Summary) -> dict[str, str]:
+    """The tasks of which cells are planned, each with an id that is valid whatever its name."""
+    planned = {cell.task for cell in summary.grid.cells}
+    return {task: f"task-{k}" for k, task in enumerate(summary.grid.config.tasks, 1) if task in planned}
 
 
-def _contents(sections: list[tuple[str, str]], tasks: Sequence[str]) -> Markup:
+def _contents(sections: list[tuple[str, str]], tasks: Mapping[str, str]) -> Markup:
     def entry(id_: str, title: str) -> Markup:
-        links = [tag("li", tag("a", breakable(task), href=f"#{_task_id(k)}")) for k, task in enumerate(tasks)]
+        links = [tag("li", tag("a", breakable(task), href=f"#{task_id}")) for task, task_id in tasks.items()]
         return tag("li", tag("a", title, href=f"#{id_}"), tag("ul", links) if id_ == "tasks" else None)
 
     return tag("nav", tag("ul", [entry(*each) for each in sections]), aria_label="Contents")
@@ -102,11 +105,11 @@ def _contents(sections: list[tuple[str, str]], tasks: Sequence[str]) -> Markup:
 
 
 def _header(summary: Summary, decisions: tuple[Decision, ...]) -> Markup:
-    config, total = summary.grid.config, len(summary.grid.cells)
+    config, total, tasks = summary.grid.config, len(summary.grid.cells), task_ids(summary)
     setting = (
-        format_count(len(config.tasks), "task"),
+        format_count(len(tasks), "task"),
         format_count(len(variants(summary)), "variant"),
-        format_seeds(config, config.tasks),
+        format_seeds(config, tasks),
         format_search(summary),
         f"baseline: {config.baseline}",
         *([f"matched by {config.match}"] if config.match != "none" else []),
@@ -138,10 +141,16 @@ def _finding(summary: Summary, decisions: tuple[Decision, ...]) -> list[Markup]:
             tag("li", tag("a", each.claim.name, href=f"#claim-{k}"), f" {each.verdict}: {each.reason}.")
             for k, each in enumerate(decisions, 1)
         ]
-    found = [(k, task, in_words(summary, task)) for k, task in enumerate(summary.grid.config.tasks)]
+    found = [(task, task_id, _result(summary, task)) for task, task_id in task_ids(summary).items()]
     return [
-        tag("li", tag("a", breakable(task), href=f"#{_task_id(k)}"), f": {said}") for k, task, said in found if said
+        tag("li", tag("a", breakable(task), href=f"#{task_id}"), f": {said}") for task, task_id, said in found if said
     ]
+
+
+def _result(summary: Summary, task: str) -> str:
+    """What a task's design asks first, then how its variants compare with the baseline."""
+    crossed = factorial(summary, task)
+    return " ".join(filter(None, (crossed and effects_in_words(crossed), in_words(summary, task))))
 
 
 def _tile(number: str, caption: str, more: Markup | None = None, *, alarm: bool = False) -> Markup:
@@ -159,8 +168,9 @@ def _progress(summary: Summary) -> Markup:
 
 
 def _verdicts(summary: Summary, decisions: tuple[Decision, ...]) -> Markup:
-    ids = {task: _task_id(number) for number, task in enumerate(summary.grid.config.tasks)}
-    return tag("div", [_card(each, f"claim-{k}", ids) for k, each in enumerate(decisions, 1)], class_="cards")
+    return tag(
+        "div", [_card(each, f"claim-{k}", task_ids(summary)) for k, each in enumerate(decisions, 1)], class_="cards"
+    )
 
 
 def _card(decision: Decision, id_: str, task_ids: Mapping[str, str]) -> Markup:
@@ -214,7 +224,7 @@ def variants(summary: Summary) -> list[str]:
 
 
 def _overview(summary: Summary) -> list[Markup]:
-    tasks = list(summary.grid.config.tasks)
+    tasks = task_ids(summary)
     head = tag("tr", tag("th", "variant", scope="col"), [tag("th", breakable(task), scope="col") for task in tasks])
     rows = [_overview_row(summary, variant) for variant in variants(summary)]
     caption = (
@@ -236,7 +246,7 @@ def _overview(summary: Summary) -> list[Markup]:
 
 
 def _overview_row(summary: Summary, variant: str) -> Markup:
-    cells = [_overview_cell(summary, task, variant) for task in summary.grid.config.tasks]
+    cells = [_overview_cell(summary, task, variant) for task in task_ids(summary)]
     return tag("tr", tag("th", breakable(variant), scope="row"), cells)
 
 
@@ -320,13 +330,13 @@ def _provenance(summary: Summary) -> Markup:
 
 
 def _reading(summary: Summary) -> Markup:
-    config = summary.grid.config
-    fewest = min(len(config.seeds_of(task)) for task in config.tasks)
+    config, tasks = summary.grid.config, task_ids(summary)
+    fewest = min(len(config.seeds_of(task)) for task in tasks)
     notes = (
         ("Score", "The mean over seeds on test examples, at the learning rate that was best on validation."),
         (
             "Interval",
-            f"95%, by the studentised bootstrap over {format_seeds(config, config.tasks)}, and over test examples "
+            f"95%, by the studentised bootstrap over {format_seeds(config, tasks)}, and over test examples "
             "where all seeds have the same ones; inside the limits of the score. Without at least two seeds, where "
             f"they are all alike, or where a run is not finite, there is none. {_coverage(fewest)}",
         ),

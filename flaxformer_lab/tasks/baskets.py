@@ -169,7 +169,7 @@ class NextBasket(Task):
             differing = sorted(set(kept.item_names) ^ set(known))
             raise DataError(
                 f"task.dataset={self._config.dataset} has other items than this run was trained with, like "
-                f"{differing[0]}; put the files back, or train a new run on them"
+                f"{differing[0]}; restore the files, or train a new run on them"
             )
         return kept, sequences
 

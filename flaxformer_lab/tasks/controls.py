@@ -51,7 +51,7 @@ def lookup(name: str, task_name: str) -> Control:
     """
     if name not in registry.names("control"):
         known = registry.names("control")
-        raise ConfigError(f"control={name} is none: {nearest(name, known)}{registry.format_choices(known)}")
+        raise ConfigError(f"control={name} is no control: {nearest(name, known)}{registry.format_choices(known)}")
     fits = registry.ask("control", name, "fits")
     if fits is not None and task_name not in fits:
         raise ConfigError(f"control={name} does not fit task.name={task_name}, but {', '.join(fits)}")

@@ -81,8 +81,8 @@ class Pretrained(Task):
         plan, _ = planned(tensors, settings, allow_extra=True)
         if plan.state:
             raise ConfigError(
-                f"task.folder={self._config.folder}: {settings['architectures'][0]} has averages of batches, which a "
-                "run of a pretrained model has not; flaxformer_lab.models.conversion.from_huggingface reads them"
+                f"task.folder={self._config.folder}: {settings['architectures'][0]} uses BatchNorm, which runs of "
+                "pretrained models do not support; flaxformer_lab.models.conversion.from_huggingface reads them"
             )
         if self._config.classes is None:
             return plan

@@ -170,7 +170,7 @@ class Tabular(Task):
         bad = np.isinf(values) if self._config.missing != "error" else ~np.isfinite(values)
         for place, column in np.argwhere(bad)[:1]:
             value = values[place, column]
-            way_out = "; set task.missing=mean or indicator, or mend it" if np.isnan(value) else "; mend it"
+            way_out = "; set task.missing=mean or indicator, or correct it" if np.isnan(value) else "; correct it"
             where = f"{self._name(int(column))} of {'line' if self._schema else 'row'} {rows[place]}"
             what = "missing" if self._schema and np.isnan(value) else value
             raise DataError(f"{name}: {where} is {what}{way_out}")

@@ -33,7 +33,7 @@ def require_free(changes: Mapping[str, Any]) -> None:
         if not key.startswith(FREE_KEYS):
             raise ConfigError(
                 f"--config.{key}={value}: a checkpoint keeps the config that it was trained with; drop this flag; only "
-                f"what decides nothing can be changed: {', '.join(FREE_KEYS)}"
+                f"what does not affect results can be changed: {', '.join(FREE_KEYS)}"
             )
 
 
@@ -128,8 +128,8 @@ class RunFolder:
         config, stored = self.read()
         if stored.get("content", metadata.get("content")) != metadata.get("content"):
             raise ConfigError(
-                f"{self.path} began on other data: {config.task.dataset} changed since; put the files back, or choose "
-                "another --workdir"
+                f"{self.path} was started with other data: {config.task.dataset} has changed since; restore the files, "
+                "or choose another --workdir"
             )
 
     def _refuse_another(self, config: Config) -> bool:

@@ -139,7 +139,7 @@ def test_cells_of_one_ablation_are_trained_on_the_same_files(grid, store, events
     content = store.result(first)["provenance"]["data"]
     save(2)
     with pytest.raises(
-        ConfigError, match=r"ablation began on other data: npz:.*a\.npz changed since; put the files back"
+        ConfigError, match=r"ablation was started with other data: npz:.*a\.npz has changed since; restore the files"
     ):
         run_cells(made, store, events.append, train)
     save(1)

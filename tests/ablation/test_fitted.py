@@ -85,7 +85,7 @@ def test_a_control_is_fitted_searched_and_reported(fits, grid, store, monkeypatc
 
 
 def test_an_unknown_control_is_a_mistake(fits, grid):
-    with pytest.raises(ConfigError, match="control=orakel is none: did you mean oracle"):
+    with pytest.raises(ConfigError, match="control=orakel is no control: did you mean oracle"):
         grid({"variants": {"x": {"control": "orakel"}}})
 
 

@@ -330,8 +330,14 @@ def test_what_cannot_be_is_refused(grid, changes, message):
 
 
 CLAIM_ERRORS = [
-    ({"more": {"task": "neer"}}, r"the claim C4 \(helps\) names the task neer, which is none: did you mean near\?"),
-    ({"more": {"task": "near", "variant": "ffn_of"}}, r"names the variant ffn_of, which is none: did you mean ffn_off"),
+    (
+        {"more": {"task": "neer"}},
+        r"the claim C4 \(helps\) names the task neer, which is not there: did you mean near\?",
+    ),
+    (
+        {"more": {"task": "near", "variant": "ffn_of"}},
+        r"names the variant ffn_of, which is not there: did you mean ffn_off",
+    ),
     ({"less": {"task": "near", "variant": "channel"}}, r"channel on near, which the ablation leaves out: .*causal"),
     ({"less": {"task": "near", "measure": "energy"}}, r"claims\[0\]\.comparisons\[0\]\.less\.measure=energy is not a"),
     ({"less": {"variant": "ffn_off"}}, r"claims\[0\]\.comparisons\[0\]\.less\.task is missing"),

@@ -184,7 +184,7 @@ def test_kinds_are_inferred_from_the_values(tmp_path):
         ({"numbers": ("a",), "drop": ("a",)}, "column a is named by numbers and by drop"),
         (
             {"numbers": ("b",)},
-            "line 3, column b: 'x' is no number; mend it, or name the column in categories= or drop=",
+            "line 3, column b: 'x' is no number; correct it, or name the column in categories= or drop=",
         ),
         ({"dates": ("a",)}, "line 2, column a: '1.5' is no date like 2024-04-03"),
     ],
@@ -196,7 +196,7 @@ def test_what_the_user_says_is_held_against_the_values(tmp_path, choices, messag
 
 @pytest.mark.parametrize("rows", [1, 30])
 def test_an_infinite_number_is_refused(tmp_path, rows):
-    with pytest.raises(DataError, match="column a: 'inf' is infinite; mend it"):
+    with pytest.raises(DataError, match="column a: 'inf' is infinite; correct it"):
         infer(table_of(tmp_path, "a,b\n" + "".join(f"{row},2\n" for row in range(rows)) + "inf,3\n"), Choices())
 
 

@@ -74,7 +74,7 @@ def test_a_file_that_is_no_image_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:400])
     (tmp_path / "text.png").write_text("no image")
     for name in ("cut.png", "text.png", "missing.png"):
-        with pytest.raises(DataError, match=rf"{tmp_path}/{name} cannot be read as an image \(png, jpeg, .*mend it"):
+        with pytest.raises(DataError, match=rf"{tmp_path}/{name} cannot be read as an image \(png, jpeg, .*repair it"):
             read_image(tmp_path / name)
 
 

@@ -144,7 +144,9 @@ def test_a_run_on_ones_own_purchases_ranks_new_ones_and_refuses_other_items(writ
     flaxformer_lab.load_run(tmp_path / "run").evaluate("test")
     assert "the files changed since this run began" in capsys.readouterr().err
     write(shop().replace("item 4", "item 7"))
-    with pytest.raises(DataError, match=r"has other items than this run was trained with, like item 4; put the files"):
+    with pytest.raises(
+        DataError, match=r"has other items than this run was trained with, like item 4; restore the files"
+    ):
         flaxformer_lab.load_run(tmp_path / "run").evaluate("test")
-    with pytest.raises(ConfigError, match=r"began on other data: .* changed since; put the files back"):
+    with pytest.raises(ConfigError, match=r"was started with other data: .* has changed since; restore the files"):
         flaxformer_lab.train(config, tmp_path / "run", quiet=True)

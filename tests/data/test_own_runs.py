@@ -93,7 +93,7 @@ def test_a_run_is_not_continued_on_other_data(runs, cache, capsys):
         np.savez(path, x=stored["x"] + 1, y=stored["y"])
     longer = parse_config(override(json.loads((workdir / "config.json").read_text()), "training.steps", 4))
     with pytest.raises(
-        ConfigError, match=r"npz began on other data: npz:.*rings\.npz changed since; put the files back"
+        ConfigError, match=r"npz was started with other data: npz:.*rings\.npz has changed since; restore the files"
     ):
         train(longer, workdir, quiet=True)
     capsys.readouterr()

@@ -102,6 +102,7 @@ def test_the_report_crosses_the_factors_and_draws_the_series(grid, store, result
     page, text = as_page(summary, decide_all(summary)), as_markdown(summary, decide_all(summary))
     for written in (page, text):
         assert "Shares of the variance over all runs" in written and "interaction" in written
+    assert "near</a>: Shares of the variance" in page, "the page opens with it"
     assert "x and q 0.5" in page and "doses of each: heads (solid), none (dashed)." in page
     # A level of which a task has no cell is left out there.
     three = dataclasses.replace(made.config.factors[0], levels=("x", "y", "z"))

@@ -385,6 +385,14 @@ def test_the_header_counts_what_was_searched(made):
     assert "near: The baseline reaches 0.900" in header.one("ul", class_="finding").text
 
 
+def test_a_page_of_some_tasks_shows_no_others(made):
+    page = made({("far", BASELINE): np.full(5, 0.9)}, {"only": ["far"]}, decided=())
+    seen = read(page.page)
+    assert seen.one("p", class_="setting").text.startswith("1 task · ")
+    assert list(rows_of(seen.one("table", class_="overview"))[BASELINE]) == ["variant", "far"]
+    assert "near" not in seen.one("nav").text and [each.text for each in seen.one("main").all("h3")][:1] == ["far"]
+
+
 def test_an_answer_is_drawn_on_its_side_of_the_threshold(finished):
     found = []
     for card in read(finished.page).all("article"):

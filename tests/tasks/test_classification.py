@@ -445,8 +445,8 @@ def lacking(value, row=4, column=1, split="train"):
     [
         (np.nan, "train", "error", r"train: numbers\[1\] of row 4 is nan; set task\.missing=mean or indicator"),
         (np.nan, "test", "error", r"test: numbers\[1\] of row 4 is nan"),
-        (-np.inf, "train", "mean", r"train: numbers\[1\] of row 4 is -inf; mend it"),
-        (np.inf, "validation", "indicator", r"validation: numbers\[1\] of row 4 is inf; mend it"),
+        (-np.inf, "train", "mean", r"train: numbers\[1\] of row 4 is -inf; correct it"),
+        (np.inf, "validation", "indicator", r"validation: numbers\[1\] of row 4 is inf; correct it"),
     ],
 )
 def test_a_value_that_is_not_finite_is_named_with_its_column_and_row(monkeypatch, value, split, missing, message):

@@ -157,7 +157,7 @@ def test_a_category_of_more_levels_than_trees_take_is_split_by_its_order(few_tre
 
 
 def test_a_control_that_is_none_or_does_not_fit_is_refused():
-    with pytest.raises(ConfigError, match=r"control=tree is none: did you mean trees"):
+    with pytest.raises(ConfigError, match=r"control=tree is no control: did you mean trees"):
         controls.lookup("tree", "tabular_regression")
     with pytest.raises(ConfigError, match=r"control=trees does not fit task\.name=delay, but tabular_classification"):
         controls.lookup("trees", "delay")

@@ -103,7 +103,7 @@ class _Description:
         try:
             tree = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise DataError(f"{file} cannot be read as JSON: {error}; mend it, or take it away") from error
+            raise DataError(f"{file} cannot be read as JSON: {error}; repair it") from error
         for key in NEEDED:
             if not isinstance(tree, Mapping) or not isinstance(tree.get(key), list):
                 raise DataError(f"{file} has no list {key!r}, which the format of COCO needs, beside {_others(key)}")

@@ -35,7 +35,7 @@ PARTS: dict[str, Callable[[datetime.datetime], int]] = {
 }
 FEW_ROWS = 20  # with fewer, nothing is taken for an identifier
 DISTINCT_SHARE = 0.9  # of an identifier's values
-_WAY_OUT = "mend it, or name the column in categories= or drop="
+_WAY_OUT = "correct it, or name the column in categories= or drop="
 _EPOCH = datetime.datetime(1970, 1, 1)
 
 
@@ -126,8 +126,8 @@ def read_csv(path: str | Path, delimiter: str | None = None) -> Table:
         if len(row) != len(names):
             last = f"column {names[len(row)]} is lacking" if len(row) < len(names) else f"after column {names[-1]}"
             raise DataError(
-                f"{path}, line {line}: {len(row)} values for {len(names)} columns ({last}); mend the line, and put a "
-                "value that holds the delimiter between double quotes"
+                f"{path}, line {line}: {len(row)} values for {len(names)} columns ({last}); correct the line, and put "
+                "a value that holds the delimiter between double quotes"
             )
     if len(rows) == 1:
         raise DataError(f"{path} has names but no rows")

@@ -103,7 +103,7 @@ def _survey(address: Address, files: list[Path]) -> tuple[tuple[int | None, ...]
         channels = max(channels, image.shape[-1])
     if len(types) > 1:
         shown = ", ".join(f"{file} of {8 * dtype.itemsize} bits" for dtype, file in types.items())
-        raise DataError(f"{address.source} has images of different depths, {shown}; bring them to one")
+        raise DataError(f"{address.source} has images of different depths, {shown}; convert them to one depth")
     first, *others = sizes.items()
     metadata = {"differing": [[str(file), *size] for size, file in (first, others[0])]} if others else {}
     return (*((None, None) if others else first[0]), channels), next(iter(types)).type, metadata

@@ -105,7 +105,8 @@ def read_table(address: Address) -> Table:
         return _read_parquet(address)
     delimiter = address.options.get("delimiter")
     if delimiter is not None and delimiter not in DELIMITERS:
-        raise ConfigError(f"task.dataset={address}: delimiter={delimiter} is none; choose from {' '.join(DELIMITERS)}")
+        known = " ".join(DELIMITERS)
+        raise ConfigError(f"task.dataset={address}: delimiter={delimiter} is no delimiter; choose from {known}")
     return read_csv(address.path, delimiter)
 
 
@@ -148,7 +149,7 @@ def choices_of(address: Address) -> Choices:
 def _word(address: Address, name: str, meanings: Mapping[str, Any]) -> Any:
     text = address.options.get(name)
     if text is not None and text not in meanings:
-        raise ConfigError(f"task.dataset={address}: {name}={text} is none; choose from {', '.join(meanings)}")
+        raise ConfigError(f"task.dataset={address}: {name}={text} is unknown; choose from {', '.join(meanings)}")
     return meanings.get(text)
 
 

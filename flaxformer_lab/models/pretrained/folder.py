@@ -230,7 +230,7 @@ def _shards(path: Path) -> Tensors:
 def _read_text(file: Path) -> str:
     try:
         if file.stat().st_size > LARGEST_JSON:
-            raise ConfigError(f"{file} has more than {LARGEST_JSON} bytes; it is none of a pretrained model")
+            raise ConfigError(f"{file} has more than {LARGEST_JSON} bytes, too many for a file of a pretrained model")
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RunError(f"{file} cannot be read: {error}") from error
