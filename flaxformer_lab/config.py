@@ -28,7 +28,8 @@ class OptimizerConfig:
         learning_rate: the peak, reached after the warmup.
         schedule: how the learning rate falls to 0 after the warmup; `constant` keeps it.
         warmup_steps: updates in which the learning rate rises linearly to its peak.
-        weight_decay: decoupled weight decay of matrices; vectors (biases, norm scales) are not decayed.
+        weight_decay: decoupled weight decay of matrices and embedding tables; not of biases, norm scales, positions and
+            maps of single features.
         clip_norm: largest global norm of the gradient; none does not clip.
         beta1: decay of AdamW's first moment, or of SGD's momentum; Muon's own momentum is 0.95.
         beta2: decay of AdamW's second moment.
@@ -80,8 +81,8 @@ class TrainingConfig:
             arrays a new run starts, matched by dotted names.
         init_only: which arrays to take: names, parts of the network (`body`, `embedding`) or patterns (`*.ffn.*`);
             all that are there by default.
-        train_only: which arrays are trained, in the same words; the others stay as they start. All by default, or
-            `lora,head` with lora_rank.
+        train_only: which arrays are trained, in the same words; the others stay as they start, but for the statistics
+            of BatchNorm, which follow the data. All by default, or `lora,head` with lora_rank.
         lora_rank: rank of a product of two matrices that is added to each dense map of the body (LoRA, Hu et al. 2022);
             0 adds none.
     """

@@ -3,7 +3,7 @@
 Prints one JSON object: each image with its objects (box in pixels, class, score). Draws the boxes, what DETR's queries
 attend to, and the anchors that won, into WORKDIR/detections/STEP/ and into the run's TensorBoard, if it has one.
 Without images it takes the first examples of --split, draws the truth beside, and says how much attention and gradient
-lie inside of objects.
+lie inside of objects. Pixels are those of the image before it was stretched.
 """
 
 import json
@@ -40,15 +40,15 @@ def main(overrides: list[str]) -> None:
             )
         batch = None if IMAGES.value else first_examples(loaded.experiment, SPLIT.value, EXAMPLES.value)[1]
         inputs = task.inputs_of(list(IMAGES.value)) if batch is None else batch["inputs"]
-        names = [Path(path).name for path in IMAGES.value] or [f"{SPLIT.value} {row}" for row in range(len(inputs))]
-        sizes = [read_image(Path(path)).shape[:2] for path in IMAGES.value] or [inputs.shape[1:3]] * len(inputs)
+        files = [(Path(path).name, read_image(Path(path)).shape[:2]) for path in IMAGES.value]
+        originals = files or task.originals(SPLIT.value, len(inputs))
         outputs, values = loaded.model.run_with_cache(
             loaded.params, loaded.state.model_state, inputs, names=("*cross_attention.weights",)
         )
         found, outputs, values, images = jax.device_get((task.detections(outputs), outputs, values, inputs))
         report = [
             {"image": name, "objects": objects_of(found, row, size, task.class_names())}
-            for row, (name, size) in enumerate(zip(names, sizes, strict=True))
+            for row, (name, size) in enumerate(originals)
         ]
         drawn = draw(loaded, images, found, outputs, values, batch)
         inside = {} if batch is None else compared(loaded, batch)
@@ -68,7 +68,10 @@ def main(overrides: list[str]) -> None:
 
 
 def objects_of(found: Detections, row: int, size: tuple[int, int], names: list[str]) -> list[dict[str, Any]]:
-    """What is found in one image with a score of at least --score: boxes (x0, y0, x1, y1) in its own pixels."""
+    """What is found in one image with a score of at least --score: boxes (x0, y0, x1, y1) in its own pixels.
+
+    size: rows and columns of the image before it was stretched.
+    """
     pixels = np.array([size[1], size[0], size[1], size[0]])
     return [
         {"box": np.round(box * pixels, 2).tolist(), "class": names[label], "score": round(float(score), 4)}

@@ -2,17 +2,18 @@
 
 With --csv=FILE it evaluates a table's model on new rows that have the target, and writes their scores too.
 
-Prints a table and, as its last line, one JSON object. It needs only the run's folder and the data; nothing in the
-folder is executed or unpickled. In Python: `flaxformer_lab.evaluate(workdir)`.
+Prints a table and, as its last line, one JSON object, with null where a figure is NaN. It needs only the run's folder
+and the data; nothing in the folder is executed or unpickled. In Python: `flaxformer_lab.evaluate(workdir)`.
 """
 
 import json
+import math
 
 from absl import flags
 
 from flaxformer_lab import predict
 from flaxformer_lab.command_line import changes_of, command_alone, parse_step, run
-from flaxformer_lab.errors import DataError
+from flaxformer_lab.errors import ConfigError, DataError
 from flaxformer_lab.run import load_run
 from flaxformer_lab.tasks import SPLITS
 from flaxformer_lab.training.logging import Display, shown_while
@@ -22,8 +23,15 @@ command_alone(__name__)
 
 def main(overrides: list[str]) -> None:
     """Evaluates what the flags describe."""
+    if OUTPUT.value and not CSV.value:
+        raise ConfigError(f"--output={OUTPUT.value} is for the scores of --csv; add --csv=FILE, or leave --output out")
     with shown_while("evaluating"):
         loaded = load_run(WORKDIR.value, parse_step(STEP.value), changes_of(overrides))
+        if CSV.value and hasattr(loaded.task, "histories_in"):
+            raise ConfigError(
+                f"--csv={CSV.value}: rankings of purchases have no metrics on a file; rank its users with python -m "
+                "flaxformer_lab.predict, or leave --csv out"
+            )
         if CSV.value:
             found, path = predict.write(loaded, CSV.value, OUTPUT.value)
             values, part = found.metrics, CSV.value
@@ -39,7 +47,8 @@ def main(overrides: list[str]) -> None:
     display.table(f"{WORKDIR.value}, step {loaded.step}, {part}", ["metric", "value"], rows)
     if CSV.value:
         display.print(f"written: {path}")
-    print(json.dumps({"step": loaded.step, "split": part, **values}))
+    known = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
+    print(json.dumps({"step": loaded.step, "split": part, **known}))
 
 
 if __name__ == "__main__":

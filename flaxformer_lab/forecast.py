@@ -15,6 +15,7 @@ from jaxtyping import Float, Int64
 
 from flaxformer_lab.command_line import changes_of, parse_step, run
 from flaxformer_lab.data.own.address import parse_address
+from flaxformer_lab.data.own.columns import Column
 from flaxformer_lab.data.own.series import read_series
 from flaxformer_lab.errors import ConfigError, DataError, RunError
 from flaxformer_lab.run import Run, load_run
@@ -29,7 +30,8 @@ SHOWN = 3  # horizons of history in the figure, at most
 class Forecast:
     """What follows the rows of a file, in its units.
 
-    levels: of the quantiles, () for one number. time: seconds since 1970. notes: what a user should know of the file.
+    levels: of the quantiles, () for one number. time: seconds since 1970, in UTC where the file `has_zone`. notes: what
+    a user should know of the file.
     """
 
     targets: tuple[str, ...]
@@ -38,6 +40,7 @@ class Forecast:
     values: Float[np.ndarray, "horizon targets levels"]  # one level where there are no quantiles
     past_time: Int64[np.ndarray, " rows"]
     past: Float[np.ndarray, "rows targets"]
+    has_zone: bool
     notes: tuple[str, ...]
 
     def as_csv(self) -> str:
@@ -47,7 +50,8 @@ class Forecast:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["time", *(name + kind for name in self.targets for kind in kinds)])
         for time, row in zip(self.time, self.values, strict=True):
-            writer.writerow([str(np.datetime64(int(time), "s")).replace("T", " "), *(f"{x:.6g}" for x in row.ravel())])
+            shown = str(np.datetime64(int(time), "s")).replace("T", " ") + ("+00:00" if self.has_zone else "")
+            writer.writerow([shown, *(f"{x:.9g}" for x in row.ravel())])
         return file.getvalue()
 
 
@@ -67,7 +71,8 @@ def forecast(loaded: Run, path: str) -> Forecast:
     kind = "parquet" if path.partition("?")[0].endswith(".parquet") else "csv"
     channels, metadata = loaded.task.metadata["channels"], loaded.task.metadata
     address = parse_address(path if path.startswith(("csv:", "parquet:")) else f"{kind}:{path}")
-    series = read_series(address, channels)
+    known = metadata.get("columns", [{"name": name, "kind": "number"} for name in channels])
+    series = read_series(address, [Column(**each) for each in known])
     if series.step != metadata["step"] and len(series.time) > 1:
         raise DataError(
             f"{path} has a row each {series.step} seconds, and the model was trained on one each {metadata['step']}; "
@@ -78,13 +83,14 @@ def forecast(loaded: Run, path: str) -> Forecast:
             f"{path} has {len(series.time):,} rows, and the model reads the last task.lookback={config.lookback}; give "
             "it more of the past"
         )
-    values = series.values
-    window = values[-config.lookback :]
+    values, read = series.values, slice(-config.lookback, None)
+    window = values[read]
     for name, column in zip(channels, window.T, strict=True):
         if np.isnan(column).all():
             raise DataError(f"{path}: channel {name} has no value in its last {config.lookback} rows, which are read")
-    first = series.time[-config.lookback]
-    found = np.asarray(loaded.predict({"values": window[None], "time": np.array([first])}))[0]
+    # Gaps are filled from the whole file, as in training.
+    given = {"values": loaded.task.filled(values)[read], "observed": ~np.isnan(window), "time": series.time[read][0]}
+    found = np.asarray(loaded.predict({name: np.asarray(each)[None] for name, each in given.items()}))[0]
     found = np.sort(found, axis=-1) if config.quantiles else found[..., None]  # quantiles that cross change places
     steps = 1 + np.arange(config.horizon)
     targets = tuple(channels[place] for place in loaded.task.layout.targets)
@@ -96,6 +102,7 @@ def forecast(loaded: Run, path: str) -> Forecast:
         values=found,
         past_time=series.time[-shown:],
         past=values[-shown:, list(loaded.task.layout.targets)],
+        has_zone=series.has_zone,
         notes=series.notes,
     )
 
@@ -139,6 +146,8 @@ def main(overrides: list[str]) -> None:
         found = forecast(loaded, CSV.value)
         name = Path(CSV.value.partition("?")[0].rpartition(":")[2]).stem
         path = Path(OUTPUT.value).expanduser() if OUTPUT.value else loaded.workdir / "forecasts" / f"{name}.csv"
+        if path.suffix == ".svg":
+            raise ConfigError(f"--output={path} is where the figure goes, beside the forecast; name a CSV file")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, found.as_csv())

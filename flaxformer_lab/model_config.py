@@ -241,6 +241,11 @@ class TransformerConfig(ModelConfig):
                 "model.parallel=true with model.norm.placement=post: the norm after attention would be between the two "
                 "parts; set model.norm.placement=pre or model.parallel=false"
             )
+        if self.parallel and not self.skip.ffn and self.ffn.kind != "off":
+            raise ConfigError(
+                "model.parallel=true with model.skip.ffn=false: the FFN's output would take the place of attention's, "
+                "which it does not read; set model.skip.ffn=true or model.parallel=false"
+            )
         if self.position == "sinusoidal" and self.width % 2:
             raise ConfigError(
                 f"model.position=sinusoidal pairs a sine with a cosine, so model.width={self.width} must be even; "

@@ -2,7 +2,8 @@
 
 Writes a CSV with a line for each row: its line in the file and what the model says, a number, or the class and the
 probability of each. Where the file has the target too, its metrics are printed, as `python -m flaxformer_lab.evaluate
---csv=FILE` does. Of purchases, with the columns user, basket and item, it writes the ten best items for each user.
+--csv=FILE` does. Of purchases, with the columns user, item, and basket or a time, it writes the ten best items for each
+user.
 """
 
 import csv
@@ -46,12 +47,12 @@ class Scores:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["line", *self.columns])
         for line, *row in zip(self.lines, *self.columns.values(), strict=True):
-            writer.writerow([line, *(f"{x:.6g}" if isinstance(x, float) else x for x in row)])
+            writer.writerow([line, *(f"{x:.9g}" if isinstance(x, float) else x for x in row)])
         return file.getvalue()
 
 
 def predict(loaded: Run, path: str | Path) -> Scores:
-    """What a model of a table says of the rows of a CSV file, and its metrics where the target is among the columns.
+    """What a model of a table says of the rows of a CSV or parquet file, and its metrics where the target is there.
 
     Raises:
         ConfigError: the run is no model of a table whose columns have names, or the file's columns are others.
@@ -81,7 +82,7 @@ def predict(loaded: Run, path: str | Path) -> Scores:
 
 
 def _ranked(loaded: Run, table: Table) -> Scores:
-    """The best items for each user of a table of purchases; the line is that of the user's last one."""
+    """The best items for each user of a table of purchases; the line is that of the user's latest one."""
     histories, names = loaded.task.histories_in(table), loaded.task.metadata["items"]
     scores = np.asarray(loaded.task.predictions_of(loaded.predict_preprocessed(histories.inputs)))
     best = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]

@@ -702,6 +702,14 @@ CONTRADICTIONS = {
         {"model.position": "rotary", "model.attention.kind": "channel", "model.attention.num_heads": 64},
         ["model.position=rotary", "head_dim=1 must be even"],
     ),
+    "parallel parts of which one is dropped": (
+        {"model.parallel": True, "model.skip.ffn": False},
+        ["model.parallel=true with model.skip.ffn=false", "take the place of attention's", "set model.skip.ffn=true"],
+    ),
+    "a norm between parallel parts": (
+        {"model.parallel": True, "model.norm.placement": "post"},
+        ["model.parallel=true with model.norm.placement=post", "set model.norm.placement=pre"],
+    ),
     "sinusoidal and odd width": (
         {"model.position": "sinusoidal", "model.width": 63, "model.attention.num_heads": 1},
         ["model.position=sinusoidal", "model.width=63 must be even", "choose an even width, or position learned"],

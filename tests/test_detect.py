@@ -13,6 +13,7 @@ from flaxformer_lab.analysis import detection_figures as figures
 from flaxformer_lab.analysis.objects import shares_inside
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.functional.detection import Objects
+from flaxformer_lab.run import load_run
 from flaxformer_lab.tasks import make_task
 from flaxformer_lab.training.loop import train
 
@@ -61,6 +62,36 @@ def test_images_become_boxes_and_pictures(tmp_path):
 
     missing = detect(f"--workdir={tmp_path / 'run'}", str(tmp_path / "no.png"))
     assert missing.returncode == 3 and "no.png cannot be read as an image" in missing.stderr
+
+
+@pytest.mark.slow
+def test_boxes_of_a_split_are_in_the_pixels_of_the_file(tmp_path, run_command):
+    """Each image is as large as its file says, and stretched to 16 x 16."""
+    root = tmp_path / "boxes"
+    root.mkdir()
+    images, annotations = [], []
+    for number in range(10):
+        width, height = 40 + 10 * number, 20
+        name = f"{width}.png"
+        Image.fromarray(np.full((height, width), 9 * number, np.uint8)).save(root / name)
+        images.append({"id": number, "file_name": name, "width": width, "height": height})
+        annotations.append({"image_id": number, "category_id": 0, "bbox": [1, 1, 30, 15]})
+    tree = {"images": images, "annotations": annotations, "categories": [{"id": 0, "name": "cat"}]}
+    (root / "all.json").write_text(json.dumps(tree))
+    task = {"name": "detection", "dataset": f"coco:{root}", "image_size": (16, 16), "queries": 4, "capacity": 2}
+    training = {"steps": 1, "batch_size": 4, "evaluate_every": 1, "checkpoint_every": 1}
+    train(parse_config(CONFIG | {"task": task, "training": training}), tmp_path / "run", quiet=True)
+    run = load_run(tmp_path / "run")
+    code, out, err = run_command("flaxformer_lab.detect", f"--workdir={run.workdir}", "--split=test", "--score=0")
+    assert code == 0, err
+    found = json.loads(out[-1])["images"]
+    expected = run.predict([str(root / each["image"]) for each in found])
+    assert len(found) == 2
+    for each, boxes in zip(found, np.asarray(expected["boxes"]), strict=True):
+        width = int(each["image"].removesuffix(".png"))
+        pixels = boxes[: len(each["objects"])] * [width, 20, width, 20]
+        assert len(pixels) == 4
+        np.testing.assert_allclose([one["box"] for one in each["objects"]], pixels, atol=0.1)
 
 
 def test_attention_and_gradients_inside_are_shares_of_their_sums():

@@ -170,6 +170,7 @@ def untouched(folder):
         (untouched, ["--step=last"], 2, r"--step=last must be a whole number or best"),
         (untouched, ["--step=-1"], 2, r"--step=-1 must be a whole number"),
         (untouched, ["--step=²"], 2, r"--step=² must be a whole number"),
+        (untouched, ["--output=x.csv"], 2, r"--output=x\.csv is for the scores of --csv; add --csv=FILE, or leave"),
         (untouched, ["--split=training"], 2, r"split.*train.*validation.*test"),
         (untouched, ["--config.seed=1"], 2, r"--config\.seed=1: a checkpoint keeps the config"),
         (untouched, ["--wrokdir=x"], 2, r"wrokdir"),

@@ -38,21 +38,24 @@ def values():
     return 50 + 10 * np.random.default_rng(0).normal(size=(120, 2))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, values):
-    """A run of quantiles, as training would leave it: a linear map of what is left without the last value."""
-    root = tmp_path_factory.mktemp("forecast")
-    task = {"name": "forecasting", "dataset": f"csv:{write(root / 'past.csv', values)}", "lookback": LOOKBACK}
-    task |= {"horizon": HORIZON, "tokens": "variate", "embedding": "identity", "instance_norm": "last", "marks": False}
+def trained(root, file, **knobs):
+    """A run on a file, as training would leave it: a linear map of what is left without the last value."""
+    task = {"name": "forecasting", "dataset": f"csv:{file}", "lookback": LOOKBACK, "horizon": HORIZON, "marks": False}
+    task |= {"tokens": "variate", "embedding": "identity", "instance_norm": "last"}
     model = {"width": LOOKBACK, "depth": 0, "norm": {"kind": "off"}, "position": "off"}
-    tree = {"task": task | {"quantiles": LEVELS}, "model": model, "training": {"steps": 1, "batch_size": 4}}
-    config = parse_config(tree)
+    config = parse_config({"task": task | knobs, "model": model, "training": {"steps": 1, "batch_size": 4}})
     experiment, folder = make_experiment(config), RunFolder(root / "run")
     folder.claim(config, experiment.task.metadata)
     state = jax.jit(lambda: initial_state(experiment.network, experiment.optimizer, 0))()
     with Checkpoints(folder.checkpoints) as checkpoints:
         checkpoints.save(dataclasses.replace(state, step=jnp.int32(1)), {"loss": 1.0})
     return folder.path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, values):
+    root = tmp_path_factory.mktemp("forecast")
+    return trained(root, write(root / "past.csv", values), quantiles=LEVELS)
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +113,46 @@ def test_a_file_that_cannot_be_is_refused_in_a_line(loaded, tmp_path, name):
     with pytest.raises((ConfigError, DataError), match=message) as error:
         forecast(loaded, write(tmp_path / "new.csv", values, **options))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("missing", ["mask", "forward", "linear"])
+def test_gaps_are_filled_from_the_whole_file_as_in_training(tmp_path, values, missing):
+    """The forecast of the rows before a window of the test split is the one that its evaluation makes."""
+    broken = values.copy()
+    broken[[100, 101, 104, 107], 0] = np.nan
+    loaded = load_run(trained(tmp_path, write(tmp_path / "past.csv", broken), missing=missing))
+    file = write(tmp_path / "new.csv", broken[: 101 + LOOKBACK])  # its last rows begin in a gap
+    task, first = loaded.task, 101 - (96 - LOOKBACK)  # rows of test begin `lookback` before its border, 96
+    stored = task.examples("test").read(np.array([first])) | {"example_weight": np.ones(1, np.float32)}
+    outputs = loaded.model.apply(
+        loaded.params, {}, jax.tree.map(jnp.asarray, task.prepare(stored, None, training=False)["inputs"])
+    )[0]
+    expected = np.asarray(task.predictions_of(outputs))[0]
+    np.testing.assert_allclose(forecast(loaded, file).values[..., 0], expected, rtol=1e-5)
+
+
+def test_a_file_is_read_as_the_one_of_the_training(tmp_path):
+    """Separators of thousands look like fractions where no other number tells; a day off may never be one."""
+    draw = np.random.default_rng(3)
+    loads, days_off = draw.normal(1500, 200, 90), draw.choice(["yes", "no"], 90)
+    times = [f"{np.datetime64('2024-03-01T00', 'h') + hour}:00:00+02:00" for hour in range(90)]
+    german = [f"{load:,.1f}".translate(str.maketrans(",.", ".,")) for load in loads]
+    rows = [";".join(row) for row in zip(times, german, days_off, strict=True)]
+    file = tmp_path / "past.csv"
+    file.write_text("\n".join(["when;load;off", *rows]))
+    loaded = load_run(trained(tmp_path, file))
+    new = [f"{time};1.5{number}0;no" for number, time in enumerate(times[:LOOKBACK])]
+    (tmp_path / "new.csv").write_text("\n".join(["when;load;off", *new]))
+    found = forecast(loaded, str(tmp_path / "new.csv"))
+    np.testing.assert_array_equal(found.past[:, 0], 1500 + 10 * np.arange(LOOKBACK))
+    np.testing.assert_array_equal(found.past[:, 1], 0)
+    _, *rows = csv.reader(found.as_csv().splitlines())
+    assert rows[0][0] == "2024-03-01 06:00:00+00:00", "in UTC, which it says"
+    np.testing.assert_array_equal(np.float32([row[1] for row in rows]), np.float32(found.values[:, 0, 0]))
+
+
+def test_the_figure_does_not_take_the_table_s_place(run_command, folder, values, tmp_path):
+    path = write(tmp_path / "new.csv", values[:30])
+    flags = f"--workdir={folder}", f"--csv={path}", f"--output={tmp_path}/out.svg"
+    code, _, err = run_command("flaxformer_lab.forecast", *flags)
+    assert code == 2 and "out.svg is where the figure goes" in err[-1] and not (tmp_path / "out.svg").exists()

@@ -12,10 +12,10 @@ from sklearn.metrics import log_loss, r2_score
 
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.data.own.address import parse_address
-from flaxformer_lab.data.own.schema import Schema
+from flaxformer_lab.data.own.schema import Schema, table_of
 from flaxformer_lab.data.own.tables import read
 from flaxformer_lab.errors import ConfigError, DataError
-from flaxformer_lab.predict import predict
+from flaxformer_lab.predict import Scores, predict
 from flaxformer_lab.run import Run, load_run
 from flaxformer_lab.tasks import make_task
 from flaxformer_lab.training.checkpoints import Checkpoints
@@ -28,10 +28,10 @@ pytestmark = pytest.mark.integration
 ROWS = 60
 
 
-def write(path, columns):
+def write(path, columns, delimiter=","):
     """A CSV of columns by name."""
     with path.open("w", newline="") as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, delimiter=delimiter)
         writer.writerow(columns)
         writer.writerows(zip(*columns.values(), strict=True))
     return path
@@ -49,21 +49,26 @@ def columns_of(rows, seed=0):
     }
 
 
+def untrained(folder, task) -> Run:
+    """A run as training would leave it before its first update."""
+    model = {"width": 4, "depth": 0, "norm": {"kind": "off"}, "position": "off"}
+    config = parse_config({"task": task, "model": model, "training": {"steps": 1, "batch_size": 4}})
+    experiment, folder = make_experiment(config), RunFolder(folder)
+    folder.claim(config, experiment.task.metadata)
+    state = jax.jit(lambda: initial_state(experiment.network, experiment.optimizer, 0))()
+    with Checkpoints(folder.checkpoints) as checkpoints:
+        checkpoints.save(dataclasses.replace(state, step=jnp.int32(1)), {"loss": 1.0})
+    return load_run(folder.path)
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, Run]:
-    """A classification and a regression as training would leave them before its first update."""
+    """A classification and a regression."""
     root, found = tmp_path_factory.mktemp("predict"), {}
     path = write(root / "past.csv", columns_of(ROWS))
     for name, target, other in (("classification", "kind", "price"), ("regression", "price", "kind")):
         task = {"name": f"tabular_{name}", "dataset": f"csv:{path}?target={target}&drop={other}"}
-        model = {"width": 4, "depth": 0, "norm": {"kind": "off"}, "position": "off"}
-        config = parse_config({"task": task, "model": model, "training": {"steps": 1, "batch_size": 4}})
-        experiment, folder = make_experiment(config), RunFolder(root / name)
-        folder.claim(config, experiment.task.metadata)
-        state = jax.jit(lambda experiment=experiment: initial_state(experiment.network, experiment.optimizer, 0))()
-        with Checkpoints(folder.checkpoints) as checkpoints:
-            checkpoints.save(dataclasses.replace(state, step=jnp.int32(1)), {"loss": 1.0})
-        found[name] = load_run(folder.path)
+        found[name] = untrained(root / name, task)
     return found
 
 
@@ -105,6 +110,75 @@ def test_evaluate_takes_new_rows_that_have_the_target(run_command, runs, tmp_pat
     file = write(tmp_path / "other.csv", columns)
     code, _, err = run_command("flaxformer_lab.evaluate", f"--workdir={folder}", f"--csv={file}")
     assert code == 3 and "has no column price, the target, to evaluate on" in err[-1]
+
+
+def test_a_figure_that_is_not_a_number_is_null(run_command, tmp_path):
+    path, file = (write(tmp_path / f"{rows}.csv", columns_of(rows)) for rows in (ROWS, 1))
+    dataset = f"csv:{path}?target=kind&drop=price"
+    run = untrained(tmp_path / "run", {"name": "tabular_classification", "dataset": dataset, "metric": "auc"})
+    code, out, _ = run_command("flaxformer_lab.evaluate", f"--workdir={run.workdir}", f"--csv={file}")
+    refuse = lambda name: pytest.fail(f"{name} is no JSON")  # noqa: E731
+    values = json.loads(out[-1], parse_constant=refuse)
+    assert code == 0 and values["auc"] is None and values["loss"] > 0
+
+
+def test_scores_are_written_with_all_digits_of_float32():
+    values = np.random.default_rng(0).lognormal(0, 9, 1000).astype(np.float32)
+    head, *rows = Scores(np.arange(1000), {"price": values.tolist()}, {}).as_csv().splitlines()
+    np.testing.assert_array_equal(np.array([row.partition(",")[2] for row in rows], np.float32), values)
+    assert head == "line,price"
+
+
+def test_a_target_in_doubt_is_refused(tmp_path):
+    columns = {"size": [f"{row}" for row in range(ROWS)], "y": [f"{row + 1}.{100 + row}" for row in range(ROWS)]}
+    path = write(tmp_path / "past.csv", columns, ";")
+    for options in ("", "&split=time:y"):
+        with pytest.raises(DataError, match=r"line 2, column y: 1\.100 can be 1\.100 or 1100; add decimal="):
+            read(parse_address(f"csv:{path}?target=y{options}"))
+
+
+# By name: how the target is written, its prepared values, and options of the file.
+TARGETS = {
+    "whole numbers with a fraction": (lambda row: f"{row % 2}.0", lambda row: row % 2, ""),
+    "thousands": (lambda row: f"{1 + row % 3},000", lambda row: row % 3, "&decimal=point"),
+    "German thousands": (lambda row: f"{1 + row % 2}.00{row % 2}", lambda row: row % 2, "&decimal=comma"),
+    "yes and no": (lambda row: ("No", "YES")[row % 2], lambda row: row % 2, ""),
+    "a bar": (lambda row: "ab"[row % 2], lambda row: row % 2, "&delimiter=|"),
+    "dates": (lambda row: f"{1 + row % 28}/3/2024", lambda row: 19783 + row % 28, "&dates=y"),
+    "a decimal comma": (lambda row: f"{row},5", lambda row: row + 0.5, ""),
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_run_reads_the_target_as_training_did(tmp_path, name):
+    """Also where a file of few rows could be read in another way."""
+    written, expected, options = TARGETS[name]
+    columns = {"size": columns_of(ROWS)["size"], "y": [written(row) for row in range(ROWS)]}
+    is_number = name in ("dates", "a decimal comma")
+    delimiter = "|" if "delimiter" in options else ";"
+    path = write(tmp_path / "past.csv", columns, delimiter)
+    kind = "regression" if is_number else "classification"
+    run = untrained(tmp_path / "run", {"name": f"tabular_{kind}", "dataset": f"csv:{path}?target=y{options}"})
+    few = write(tmp_path / "few.csv", {name: values[1:4] for name, values in columns.items()}, delimiter)
+    for file, rows in ((path, range(ROWS)), (few, range(1, 4))):
+        assert np.isfinite(predict(run, file).metrics["loss"])
+        targets = run.task.targets_in(table_of(file))
+        if is_number:
+            targets = targets * run.task.metadata["target_spread"] + run.task.metadata["target_mean"]
+        np.testing.assert_allclose(targets, [expected(row) for row in rows], atol=1e-5)
+    if name == "a decimal comma":
+        new = {"size": [1.5, 2.5], "y": ["1.234", "12.345"]}
+        targets = run.task.targets_in(table_of(new)) * run.task.metadata["target_spread"]
+        np.testing.assert_allclose(targets + run.task.metadata["target_mean"], [1234, 12345], rtol=1e-6)
+
+
+def test_rows_of_parquet_are_scored(runs, tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    columns, run = columns_of(12), runs["classification"]
+    parquet.write_table(pyarrow.table(columns), tmp_path / "new.parquet")
+    found, expected = (predict(run, file) for file in (tmp_path / "new.parquet", write(tmp_path / "new.csv", columns)))
+    assert (found.columns, found.metrics) == (expected.columns, expected.metrics) and found.metrics
+    assert found.lines.tolist() == list(range(1, 13))
 
 
 WRONG = {

@@ -6,6 +6,8 @@
 `--config.task.KEY=VALUE` works as in training. `linear_all` takes long where there are many channels.
 """
 
+import math
+
 from absl import flags
 
 from flaxformer_lab.command_line import load_config, run, split_names
@@ -33,7 +35,7 @@ def main(overrides: list[str]) -> None:
     print("| baseline |", " | ".join(METRICS), "|\n|---|" + "---|" * len(METRICS))
     for name in split_names(NAMES.value):
         values = evaluate(task, fit(task, name, alpha=ALPHA.value), SPLIT.value)
-        print(f"| `{name}` |", " | ".join(f"{values[metric]:.4f}" for metric in METRICS), "|", flush=True)
+        print(f"| `{name}` |", " | ".join(f"{values.get(metric, math.nan):.4f}" for metric in METRICS), "|", flush=True)
 
 
 if __name__ == "__main__":

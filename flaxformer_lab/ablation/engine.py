@@ -147,7 +147,8 @@ def result_of(cell: Cell, outcome: Outcome) -> Result:
 def _test_examples(outcome: Outcome, overlap: int) -> list[dict[str, Any]]:
     """What each test example adds to the score, by learning rate, summed over seeds; empty where each has its own.
 
-    overlap: so many in a row are summed to one (the blocks of Carlstein 1986), since they share data.
+    One that has no weight with any seed is left out: padding, or a text of which none hides a token. overlap: so many
+    in a row are summed to one (the blocks of Carlstein 1986), since they share data.
     """
     if outcome.test_examples is None:
         return []
@@ -155,9 +156,10 @@ def _test_examples(outcome: Outcome, overlap: int) -> list[dict[str, Any]]:
     starts = np.arange(0, outcome.test_examples.shape[-1], overlap)
     blocks = np.add.reduceat(outcome.test_examples, starts, axis=-1) if overlap > 1 else outcome.test_examples
     sums = {float(rate): blocks[rates == rate].sum(axis=0) for rate in np.unique(rates)}
+    counted = {rate: each[:, each[1] != 0] for rate, each in sums.items()}
     return [
         {"learning_rate": rate, "totals": _as_json(totals), "weights": _as_json(weights)}
-        for rate, (totals, weights) in sums.items()
+        for rate, (totals, weights) in counted.items()
     ]
 
 

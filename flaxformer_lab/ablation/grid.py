@@ -551,11 +551,18 @@ def _heads(config: Config) -> int:
 
 
 def _width_unit(config: Config) -> int:
-    """What a width must be a multiple of: whole heads, and pairs of features where positions rotate them."""
-    if not hasattr(config.model, "attention"):
-        return 1
-    pairs = getattr(config.model, "position", None) in ("rotary", "sinusoidal")
-    return 2 * _heads(config) if pairs else math.lcm(_heads(config), 2)
+    """What a width must be a multiple of: whole heads, pairs of features that positions rotate, and whole blocks."""
+    attention, ffn = (getattr(config.model, part, None) for part in ("attention", "ffn"))
+    parts = [part for part in (attention, ffn) if part is not None]
+    blocks = [
+        part.block_size for part in parts if {part.projection, getattr(part, "output", "")} & {"block", "monarch"}
+    ]
+    if attention is None:
+        return math.lcm(*blocks)
+    heads, position = attention.num_heads, getattr(config.model, "position", None)
+    if position == "rotary":  # a head's features, of which an even number is turned
+        return math.lcm(heads * next((n for n in range(2, 257) if n * attention.rotary_share % 2 == 0), 2), *blocks)
+    return math.lcm(2 * heads if position == "sinusoidal" else math.lcm(heads, 2), *blocks)
 
 
 def _shared(config: Config) -> Config:

@@ -1,6 +1,7 @@
 """Every measure by name: what it needs of a model, and what it gives."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,7 @@ from flaxformer_lab.errors import MeasureError
 from flaxformer_lab.functional.trees import leaf_paths
 from flaxformer_lab.model_config import TransformerConfig
 from flaxformer_lab.models.cost import compiled_bytes, forward_flops, parameters
+from flaxformer_lab.models.lora import merged
 from flaxformer_lab.parsing import nearest
 from flaxformer_lab.tasks.forecasting import Forecasting
 
@@ -99,30 +101,36 @@ def _mixing(subject: Subject, num_random_vectors: int) -> Values:
 def _channels(subject: Subject, num_random_vectors: int) -> Values:
     """Of a forecast's Jacobian by the window: what comes from other channels, and from steps before the last one.
 
-    Each row of a target has random signs over the horizon, whose squared gradient has the energy of all of its steps as
-    its mean (Hutchinson 1990).
+    Row by row up to EXACT_ROWS rows. Beyond that with random signs over the horizon, each example with its own, so that
+    the error over examples has theirs in it: a squared gradient has the energy of all steps as its mean (Hutchinson
+    1990).
     """
     inputs, targets = subject.batch["inputs"], subject.task.layout.targets
-    signs = np.random.default_rng(0).choice([-1.0, 1.0], (max(1, num_random_vectors // 8), subject.task.horizon))
+    horizon, number = subject.task.horizon, max(1, num_random_vectors // 8)
+    if horizon * len(targets) <= EXACT_ROWS:
+        steps = np.eye(horizon)[:, None]
+    else:
+        drawn = (number, len(inputs["series"]), horizon)
+        steps = np.random.default_rng(0).choice([-1.0, 1.0], drawn) / math.sqrt(number)
 
     def forecasts(series: Array) -> Array:
         y = subject.network.apply(subject.params, subject.model_state, inputs | {"series": series})[0]
         return y if y.ndim == 3 else y[..., y.shape[3] // 2]
 
     @jax.jit
-    def energies(series: Array, signs: Array) -> Array:
+    def energies(series: Array, steps: Array) -> Array:
         """[targets, batch, lookback, channels]."""
         y, pull = jax.vjp(forecasts, series)
 
         def add(total: Array, number: Array) -> tuple[Array, None]:
-            sign, target = signs[number // len(targets)], number % len(targets)
-            row = jnp.zeros_like(y).at[:, :, target].set(jnp.broadcast_to(sign[None], y.shape[:2]))
+            step, target = steps[number // len(targets)], number % len(targets)
+            row = jnp.zeros_like(y).at[:, :, target].set(jnp.broadcast_to(step, y.shape[:2]))
             return total.at[target].add(jnp.square(pull(row)[0])), None
 
         empty = jnp.zeros((len(targets), *series.shape))
-        return jax.lax.scan(add, empty, jnp.arange(len(signs) * len(targets)))[0] / len(signs)
+        return jax.lax.scan(add, empty, jnp.arange(len(steps) * len(targets)))[0]
 
-    energy = np.asarray(energies(inputs["series"], jnp.asarray(signs, jnp.float32)), np.float64)
+    energy = np.asarray(energies(inputs["series"], jnp.asarray(steps, jnp.float32)), np.float64)
     own = np.arange(energy.shape[3]) == np.array(targets)[:, None]
     of_example = energy.sum(axis=(0, 2, 3))
     return {
@@ -256,12 +264,13 @@ def _depth(subject: Subject, num_random_vectors: int) -> Values:
 
 def _importance(subject: Subject, num_random_vectors: int) -> Values:
     del num_random_vectors
-    paths = leaf_paths(subject.params)
+    whole = merged(subject.params)
+    paths = leaf_paths(whole)
     outputs = {path: leaf for path, leaf in paths.items() if path.endswith(OUTPUT_MAPS)}
 
     def loss(outputs, example):
         leaves = [outputs.get(path, leaf) for path, leaf in paths.items()]
-        params = jax.tree.unflatten(jax.tree.structure(subject.params), leaves)
+        params = jax.tree.unflatten(jax.tree.structure(whole), leaves)
         one = jax.tree.map(lambda leaf: leaf[None], example)
         outputs, _ = subject.network.apply(params, subject.model_state, one["inputs"], valid=one.get("valid"))
         total, weight = subject.task.loss_and_metrics(outputs, one)["loss"]

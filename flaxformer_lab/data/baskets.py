@@ -76,7 +76,7 @@ def read_baskets(dataset: str) -> Baskets:
     """
     address = parse_address(dataset)
     if address is not None and address.kind in ("csv", "parquet"):
-        return _in_order_of_time(read_purchases(address))
+        return in_order_of_time(read_purchases(address))
     builder = prepare(dataset)
     lacking = [name for name in FEATURES if name not in builder.info.features]
     if lacking:
@@ -103,15 +103,14 @@ def read_baskets(dataset: str) -> Baskets:
     )
 
 
-def _in_order_of_time(rows: Purchases) -> Baskets:
+def in_order_of_time(rows: Purchases) -> Baskets:
     """Baskets begin with their first row, and have each item once."""
     begins = np.full(rows.basket.max() + 1, rows.time.max())
     np.minimum.at(begins, rows.basket, rows.time)
     _, first_row = np.unique(rows.basket, return_index=True)
     order = np.lexsort((first_row, begins))
     place = np.argsort(order)[rows.basket]
-    # In the order of time, and within a basket in that of the file.
-    by_basket = np.argsort(place, kind="stable")
+    by_basket = np.lexsort((rows.time, place))  # rows of the same minute stay in the order of the file
     pairs = place[by_basket].astype(np.int64) * len(rows.item_names) + rows.item[by_basket]
     kept = by_basket[np.sort(np.unique(pairs, return_index=True)[1])]
     return Baskets(
@@ -154,12 +153,17 @@ def queries_after(baskets: Baskets, time: float, *, least: int) -> list[Query]:
     return found
 
 
-def first_purchases(baskets: Baskets, core: int) -> Baskets:
-    """Each user's first purchase of each item, of users and items that have at least `core` of them."""
+def is_first(baskets: Baskets) -> Bool[np.ndarray, " events"]:
+    """Whether an event is its user's first purchase of its item."""
     pairs = baskets.user[baskets.basket].astype(np.int64) * len(baskets.item_rows) + baskets.item
     first = np.zeros(len(pairs), bool)
     first[np.unique(pairs, return_index=True)[1]] = True
-    kept = baskets.keep(first)
+    return first
+
+
+def first_purchases(baskets: Baskets, core: int) -> Baskets:
+    """Each user's first purchase of each item, of users and items that have at least `core` of them."""
+    kept = baskets.keep(is_first(baskets))
     while True:
         counts = (np.bincount(each) for each in (kept.user[kept.basket], kept.item))
         enough = [count[each] >= core for count, each in zip(counts, (kept.user[kept.basket], kept.item), strict=True)]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Shaped
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from flaxformer_lab.errors import DataError
 
@@ -19,10 +19,15 @@ def read_image(path: Path) -> Shaped[np.ndarray, "rows columns channels"]:
     channel, grey, unless it is coloured somewhere: then red, green and blue.
 
     Raises:
-        DataError: the file is missing, no such image, or damaged.
+        DataError: the file is missing, no such image, or damaged, or has 16 bits in several channels.
     """
     try:
         with Image.open(path, formats=FORMATS) as opened:
+            if opened.mode in ("RGB", "RGBA") and any(str(tile[3]).endswith(";16B") for tile in opened.tile):
+                raise DataError(
+                    f"{path} has 16 bits in several channels, of which only 8 can be read; convert it (magick "
+                    f"{path.name} -depth 8 new.png; of values of 12 bits with -evaluate multiply 16 before -depth)"
+                )
             image = ImageOps.exif_transpose(opened)
             if image.mode.startswith("I"):
                 return np.asarray(image).clip(0, 2**16 - 1).astype(np.uint16)[..., None]
@@ -35,6 +40,13 @@ def read_image(path: Path) -> Shaped[np.ndarray, "rows columns channels"]:
         raise DataError(f"{path} cannot be read as an image ({shown}): {error}; repair it, or remove it") from error
     is_grey = (pixels == pixels[..., :1]).all()
     return pixels[..., :1] if is_grey else pixels
+
+
+def is_turned_in_place(path: Path) -> bool:
+    """Whether EXIF data turn or mirror an image so that it keeps its rows and columns."""
+    with Image.open(path, formats=FORMATS) as image:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        return orientation in (2, 3, 4) or (orientation in (5, 6, 7, 8) and image.width == image.height)
 
 
 def resize_image(

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from flaxformer_lab.data.own.address import parse_address
+from flaxformer_lab.data.own.columns import Column
 from flaxformer_lab.data.own.series import read_series as read_own_series
 from flaxformer_lab.data.series_builders import HOUR, TIME, Borders, numbers, parse_table, seconds
 from flaxformer_lab.data.source import SPLITS, open_split
@@ -36,7 +37,8 @@ class Series:
     """All rows of a series, in the order of time.
 
     channels: their names. time: seconds since 1970. values: NaN where one is missing. borders: the rows of each split.
-    step: seconds from one row to the next. notes: what a user should know of a file of their own.
+    step: seconds from one row to the next. notes: what a user should know of a file of their own. columns: how such a
+    file's channels are read.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Series:
     borders: Borders
     step: int
     notes: tuple[str, ...] = ()
+    columns: tuple[Column, ...] = ()
 
 
 def read_series(dataset: str) -> Series:
@@ -61,7 +64,8 @@ def read_series(dataset: str) -> Series:
         return _read_prepared(dataset)
     own = read_own_series(address)
     borders = dict(zip(SPLITS, itertools.pairwise([0, *own.ends]), strict=True))
-    return Series(address.source, own.channels, own.time, own.values, borders, own.step, own.notes)
+    names = tuple(column.name for column in own.channels)
+    return Series(address.source, names, own.time, own.values, borders, own.step, own.notes, own.channels)
 
 
 def _read_prepared(dataset: str) -> Series:

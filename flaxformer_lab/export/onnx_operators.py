@@ -303,6 +303,18 @@ def _rem(graph: Graph, equation: Any, a: Value, b: Value) -> Value:
     return graph.elementwise("Mod", a, b, fmod=1)
 
 
+@operator("lt_to", "le_to")
+def _in_total_order(graph: Graph, equation: Any, a: Value, b: Value) -> Value:
+    """As `lt` and `le`, but a NaN is the largest number; JAX asks it of sorted values, where -0 is 0."""
+    may_be_equal = equation.primitive.name == "le_to"
+    found = graph.elementwise("LessOrEqual" if may_be_equal else "Less", a, b, dtype=bool)
+    if a.dtype.kind != "f":
+        return found
+    first, last = (graph.elementwise("IsNaN", value, dtype=bool) for value in (a, b))
+    last = last if may_be_equal else graph.elementwise("And", graph.elementwise("Not", first), last)
+    return graph.elementwise("Or", found, last)
+
+
 @operator("is_finite")
 def _is_finite(graph: Graph, equation: Any, x: Value) -> Value:
     return graph.elementwise("Less", graph.elementwise("Abs", x), np.array(np.inf, x.dtype), dtype=bool)

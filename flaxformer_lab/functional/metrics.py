@@ -155,7 +155,7 @@ class Gathered:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PerExample(Gathered):
-    """What each example adds to an `Average`; examples of weight 0 are left out."""
+    """What each example adds to an `Average`, padding too, which has weight 0."""
 
     totals: Leaf
     weights: Leaf
@@ -167,8 +167,7 @@ class PerExample(Gathered):
         return cls(each.total, each.weight)
 
     def compute(self) -> Float[np.ndarray, "2 examples"]:
-        kept = np.asarray(self.weights) != 0
-        return np.stack([np.asarray(each, np.float64)[kept] for each in (self.totals, self.weights)])
+        return np.stack([np.asarray(each, np.float64) for each in (self.totals, self.weights)])
 
 
 @jax.tree_util.register_dataclass
@@ -205,7 +204,8 @@ class AUCError(Gathered):
     """The standard error of `AUC`, from `draws` samples of groups with replacement (Efron 1979), always the same ones.
 
     Examples of a group (a day, a user) belong together: drawn one by one they would seem more certain than they are.
-    Where each example is a group, it is what more and more draws tend to (DeLong et al. 1988). NaN where the AUC is.
+    Where each example is a group, it is what more and more draws tend to (DeLong et al. 1988); a kind with one example
+    has no spread to add. NaN where the AUC is.
     """
 
     scores: Leaf
@@ -238,7 +238,7 @@ def _delong_error(rank: np.ndarray, labels: np.ndarray) -> float:
     for kind in (1, 0):
         other = np.bincount(rank, labels != kind)
         placed = (np.cumsum(other) - other / 2)[rank[labels == kind]] / other.sum()
-        variance += np.var(placed, ddof=1) / len(placed) if len(placed) > 1 else math.nan
+        variance += np.var(placed, ddof=1) / len(placed) if len(placed) > 1 else 0.0
     return math.sqrt(variance)
 
 

@@ -6,6 +6,7 @@ import jax
 
 # Part of the key by which JAX keeps what it has traced, which no other global value is.
 _portable = jax.make_user_context(False)
+_counted = jax.make_user_context(False)
 
 
 def portable_forms() -> Any:
@@ -16,6 +17,16 @@ def portable_forms() -> Any:
 def in_portable_forms() -> bool:
     """Whether the program that is being traced is one for every platform."""
     return _portable.value
+
+
+def counted_forms() -> Any:
+    """A context for programs whose operations are counted: loops have a known length."""
+    return _counted(True)
+
+
+def in_counted_forms() -> bool:
+    """Whether the operations of the program that is being traced are counted."""
+    return _counted.value
 
 
 def target_platform() -> str:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from flaxformer_lab.functional.blockwise import blockwise_attention
 from flaxformer_lab.functional.choice import Choice, requested_choice
-from flaxformer_lab.functional.platform import target_platform
+from flaxformer_lab.functional.platform import in_counted_forms, target_platform
 from flaxformer_lab.functional.products import call_library, library_precision
 from flaxformer_lab.functional.row_blocks import row_blocked_attention
 from flaxformer_lab.functional.softmax import sees_a_key
@@ -35,6 +35,9 @@ BLOCK = 512
 # that takes 540 MB for a model of 1M parameters, and minutes to compile for a GPU.
 MIN_HEAD_DIM = 8
 NARROW_BLOCK = 32
+
+
+COUNTED = Choice("row_blocks", "its operations are counted, and the loops of blocks of keys have no known length")
 
 
 class Problem(NamedTuple):
@@ -95,7 +98,7 @@ def softmax_attention(
     window = _narrowing(window, key.shape[1])
     problem = _problem(query, value, causal, valid, window)
     if implementation is None:
-        choice = choose(problem, target_platform())
+        choice = COUNTED if in_counted_forms() else choose(problem, target_platform())
     else:
         choice = requested_choice(implementation, tuple(IMPLEMENTATIONS))
     output = IMPLEMENTATIONS[choice.name](query, key, value, causal, valid, window)

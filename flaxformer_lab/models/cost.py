@@ -6,13 +6,11 @@ import jax
 import numpy as np
 
 from flaxformer_lab.functional.trees import leaf_paths
-from flaxformer_lab.models.flops import count_flops
+from flaxformer_lab.models.flops import as_counted, count_flops
 from flaxformer_lab.models.footprint import program_bytes
 from flaxformer_lab.models.network import PureNetwork
 
 Tree = Any  # a pytree of arrays
-# No device, only the platform that a program is traced for (`target_platform`).
-CPU = jax.sharding.AbstractMesh((), (), abstract_device=jax.sharding.AbstractDevice("cpu", None, "cpu"))
 
 
 def parameters(params: Tree) -> int:
@@ -47,7 +45,7 @@ def forward_flops(network: PureNetwork, params: Tree, model_state: Tree, inputs:
 
     Counted for the implementations of a CPU, so the number is the same on every machine.
     """
-    with jax.sharding.use_abstract_mesh(CPU):
+    with as_counted():
         return count_flops(network.apply, params, model_state, inputs)
 
 

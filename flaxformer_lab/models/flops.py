@@ -13,6 +13,7 @@ Unlike XLA, which counts the body of every loop once, each iteration of a loop c
 is not known before it runs counts once; of several branches the longest counts.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,6 +23,10 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jax.interpreters.partial_eval import dce_jaxpr
 
+from flaxformer_lab.functional.platform import counted_forms
+
+# No device, only the platform that a program is traced for (`target_platform`).
+CPU = jax.sharding.AbstractMesh((), (), abstract_device=jax.sharding.AbstractDevice("cpu", None, "cpu"))
 TRANSCENDENTAL = frozenset("exp log log1p expm1 tanh erf rsqrt sqrt cbrt sin cos tan pow atan2".split())
 MOVING = frozenset(
     "broadcast_in_dim reshape transpose squeeze expand_dims slice dynamic_slice dynamic_update_slice concatenate pad "
@@ -32,6 +37,13 @@ MOVING = frozenset(
 NEUTRAL = {"add": 0, "sub": 0, "mul": 1}
 # The polynomials that approximate these.
 OPERATIONS_PER_ELEMENT = {"logistic": 3, "erfc": 62, "erf_inv": 37}
+
+
+@contextlib.contextmanager
+def as_counted() -> Iterator[None]:
+    """Programs take the forms of a CPU, whatever the machine, with loops of known lengths."""
+    with jax.sharding.use_abstract_mesh(CPU), counted_forms():
+        yield
 
 
 def count_flops(function: Callable[..., Any], *arguments: Any) -> int:

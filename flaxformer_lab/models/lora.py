@@ -55,6 +55,10 @@ def merged(params: Tree) -> Tree:
     own = {name: tree for name, tree in params.items() if name != PART}
     small = params[PART]
     kernels = {path: leaf for path, leaf in leaf_paths(own).items() if _name(path) in small}
+    if len(kernels) < len(small):
+        raise ValueError(
+            f"of {len(small)} adapted kernels {len(kernels)} are there: merge them before they are changed"
+        )
     return replace_leaves(
         own, {path: leaf + small[_name(path)]["a"] @ small[_name(path)]["b"] for path, leaf in kernels.items()}
     )

@@ -136,7 +136,7 @@ def transformer_block_size(config: TransformerConfig, tokens: int | None) -> int
 
 
 def transformer_rank(config: TransformerConfig, tokens: int | None) -> int | None:
-    """The lower one of its two ends', which no skip connection may pass by and no norm distort.
+    """The lower one of its two ends', which no skip connection and no parallel part may pass by and no norm distort.
 
     The first part's: a value of low rank holds so many sums of a token's features, and all that follows sees only these
     where the weights see no features. The last part's: whatever came before, the output lies in so many dimensions.
@@ -146,7 +146,8 @@ def transformer_rank(config: TransformerConfig, tokens: int | None) -> int | Non
         return None
     if attention.kind != "off" and not config.skip.attention:
         blind = registry.ask("attention", attention.kind, "sees_content", config, tokens) is False
-        if attention.projection == "low_rank" and blind and not attention.gate:
+        passed_by = config.parallel and ffn != "off"
+        if attention.projection == "low_rank" and blind and not attention.gate and not passed_by:
             ends.append(attention.rank)
         if attention.output == "low_rank" and ffn == "off":
             ends.append(attention.rank)

@@ -51,16 +51,17 @@ def two_way_anova(values: Float[np.ndarray, "first second seeds"], names: Sequen
     """The shares of the variance of two factors, of their interaction and of the seeds (eta squared; Fisher 1925).
 
     p: of the F-tests against the spread of seeds, which count as replicates. Intervals: 95%, by the bootstrap over
-    seeds, all cells with the same ones.
+    seeds, all cells with the same ones; NaN of a single seed, as p is.
     """
     first, second, seeds = values.shape
     squares = _sums_of_squares(values)
     rng = np.random.default_rng(0)
     resampled = rng.integers(seeds, size=(RESAMPLES, seeds))
-    shares = np.array([_shares(values, chosen) for chosen in resampled if len(set(chosen.tolist())) > 1])
+    shares = [_shares(values, chosen) for chosen in resampled if len(set(chosen.tolist())) > 1] or [np.full(4, np.nan)]
     ends = np.quantile(shares, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
     freedom = np.array([first - 1, second - 1, (first - 1) * (second - 1), first * second * (seeds - 1)])
-    quotients = squares[:3] / freedom[:3] / (squares[3] / freedom[3])
+    with np.errstate(invalid="ignore"):  # of one seed there is no spread
+        quotients = squares[:3] / freedom[:3] / (squares[3] / freedom[3])
     p_values = [*stats.f.sf(quotients, freedom[:3], freedom[3]), np.nan]
     rows = zip((*names, "interaction", "seeds"), squares / squares.sum(), *ends, p_values, strict=True)
     return tuple(Effect(name, Interval(float(s), float(low), float(high)), float(p)) for name, s, low, high, p in rows)

@@ -55,6 +55,7 @@ def bootstrap_interval(
     """
     values = np.asarray(values, np.float64)
     mean, number = float(np.mean(values)), len(values)
+    examples = None if examples is None or len(examples) < 2 else examples  # of one the spread is not known
     error, freedom = standard_error(values, examples)
     if not error > 0:
         return Interval(mean, float("nan"), float("nan"))

@@ -16,13 +16,17 @@ from flaxformer_lab.data.baskets import (
     as_bits,
     first_purchases,
     frequent,
+    in_order_of_time,
+    is_first,
     quantile_of_time,
     queries_after,
     read_baskets,
 )
-from flaxformer_lab.data.own.columns import Table, as_text
+from flaxformer_lab.data.own.address import parse_address
+from flaxformer_lab.data.own.columns import Table
+from flaxformer_lab.data.own.purchases import new_purchases
 from flaxformer_lab.data.own.schema import table_of
-from flaxformer_lab.errors import ConfigError, DataError
+from flaxformer_lab.errors import DataError
 from flaxformer_lab.functional.metrics import Average, Metrics
 from flaxformer_lab.functional.ranking import recall_and_ndcg
 from flaxformer_lab.model_config import ModelConfig
@@ -43,7 +47,7 @@ NO_BASKET = -1
 
 @dataclass(frozen=True)
 class Histories:
-    """What users bought before. lines: where the last purchase of each stands. inputs: of the network."""
+    """What users bought before. lines: where the latest purchase of each stands. inputs: of the network."""
 
     users: tuple[str, ...]
     lines: Int[np.ndarray, " users"]
@@ -369,36 +373,32 @@ class NextBasket(Task):
     # --------------------------------------------------------------------------------------------- new purchases
 
     def histories_in(self, table: Table) -> "Histories":
-        """The users of a table with the columns `user`, `basket` and `item`, in the order of time.
+        """The users of a table of purchases, by their first rows, with what they bought, as an evaluation has it.
 
         An item that training has not seen is left out; a user of whom nothing is left is ranked all the same.
 
         Raises:
-            ConfigError: a column is missing.
+            ConfigError, DataError: as `new_purchases`.
         """
-        lacking = [name for name in ("user", "basket", "item") if name not in table.columns]
-        if lacking:
-            raise ConfigError(
-                f"{table.path} lacks {', '.join(lacking)}; purchases need the columns user, basket and item, a line "
-                "for each item, in the order of time"
-            )
+        rows = new_purchases(table, parse_address(self._config.dataset))
+        baskets = in_order_of_time(rows)
         number = {name: place for place, name in enumerate(self.metadata["items"])}
-        events: dict[str, list[tuple[int, str]]] = {}
-        lines: dict[str, int] = {}
-        columns = (map(as_text, table.columns[name]) for name in ("user", "basket", "item"))
-        for line, user, basket, item in zip(table.lines, *columns, strict=True):
-            lines[user] = int(line)
-            events.setdefault(user, [])
-            if item in number:
-                events[user].append((number[item], basket))
-        own = [np.array([item for item, _ in each], np.int64) for each in events.values()]
-        codes = [np.unique([basket for _, basket in each], return_inverse=True)[1] for each in events.values()]
-        stored = self._stored([window(*pair, self._config) for pair in zip(own, codes, strict=True)])
+        item = np.array([number.get(name, -1) for name in baskets.item_names])[baskets.item]
+        kept = (item >= 0) & (is_first(baskets) if self._config.split == "last" else True)
+        user = baskets.user[baskets.basket]
+        events = np.argsort(user, kind="stable")
+        events = events[kept[events]]
+        own = np.split(events, np.searchsorted(user[events], np.arange(1, len(rows.user_names))))
+        users = np.argsort(np.unique(rows.user, return_index=True)[1])
+        stored = self._stored([window(item[own[each]], baskets.basket[own[each]], self._config) for each in users])
         inputs = self._asking(jax.tree.map(jnp.asarray, stored))["inputs"]
-        return Histories(tuple(events), np.array(list(lines.values())), inputs)
+        last = np.empty(len(users), np.int64)
+        by_time = np.argsort(rows.time, kind="stable")
+        last[rows.user[by_time]] = by_time
+        return Histories(tuple(rows.user_names[each] for each in users), table.lines[last[users]], inputs)
 
     def inputs_of(self, raw: Any) -> Any:
-        """The inputs of purchases, a CSV file or a mapping of lists with `user`, `basket` and `item`."""
+        """The inputs of purchases: a CSV file, or a mapping of lists with `user`, `item`, and `basket` or a time."""
         if isinstance(raw, str | Path) or (isinstance(raw, Mapping) and "item" in raw):
             return self.histories_in(table_of(raw)).inputs
         return raw

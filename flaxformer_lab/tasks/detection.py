@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import functools
+import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +34,7 @@ from flaxformer_lab.tasks.scenes import Scenes
 from flaxformer_lab.tasks.task import Batch, PrimaryMetric, Task
 
 AP = PrimaryMetric("ap", "AP", higher_is_better=True, limits=(0.0, 1.0))
+FILE_NAMES = ("file", "image/filename")  # features of coco:FOLDER and of tensorflow-datasets
 Outputs = dict[str, Any]  # of one image
 
 
@@ -196,6 +198,10 @@ class ObjectTask(Task):
     def outputs_of(self, predictions: dict[str, Any]) -> Outputs:
         return predictions["outputs"]
 
+    def originals(self, split: str, number: int) -> list[tuple[str, tuple[int, int]]]:
+        """A name, and the rows and columns, of the first images of a split, as they were before they were stretched."""
+        return [(f"{split} {row}", tuple(self.metadata["image_shape"][:2])) for row in range(number)]
+
     def class_names(self) -> list[str]:
         names = self.metadata.get("class_names")
         return list(names or map(str, range(self.metadata["num_classes"])))
@@ -288,6 +294,14 @@ class ImageDetection(ObjectTask):
         warn_of_change(source, self.metadata)
         source = dataclasses.replace(source, image_size=tuple(self._config.image_size))
         return stored_examples(source, functools.partial(self._check, source.name))
+
+    def originals(self, split: str, number: int) -> list[tuple[str, tuple[int, int]]]:
+        """The name is that of the image's file, where the data set says it."""
+        found = []
+        for row, record in enumerate(itertools.islice(open_split(self._config.dataset, split).records(), number)):
+            name = next((record[each] for each in FILE_NAMES if each in record), f"{split} {row}")
+            found.append((name, record["image"].shape[:2]))
+        return found
 
     def _check(self, name: str, arrays: Arrays, rows: Any) -> None:
         """Raises DataError where an object has a box or a class that cannot be."""

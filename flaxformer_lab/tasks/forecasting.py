@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Key
 
+from flaxformer_lab.data.own.columns import Column
 from flaxformer_lab.data.series import (
     DAY,
     Series,
@@ -47,7 +48,8 @@ class Forecasting(Task):
 
     metadata: `channels`, the names of those that are read; `targets`, which of them are predicted; `mean` and `spread`
     of each in training; `seasonal_error`, the mean error of the seasonal naive forecast there, standardised; `step`,
-    seconds from row to row; `season`, rows of a period; `notes` on a file of the user's own, and `content`, its digest.
+    seconds from row to row; `season`, rows of a period; of a file of the user's own, `notes`, `columns`, how each
+    channel is read, and `content`, its digest.
     """
 
     primary_metric = MSE
@@ -60,8 +62,14 @@ class Forecasting(Task):
 
     def _read_metadata(self) -> dict[str, Any]:
         config, series = self._config, self._series
+        chosen = [_place(config, "targets", name, series.channels) for name in config.targets or series.channels]
         for split in series.borders:
-            self._windowed_rows(split)
+            ahead = series.values[self._windowed_rows(split)][config.lookback :, chosen]
+            if config.missing == "mask" and np.isnan(ahead).all():
+                raise ConfigError(
+                    f"task.missing=mask leaves nothing to predict in {split} of {config.dataset}, where every target's "
+                    "value is missing; choose other task.targets, or task.missing=forward"
+                )
         first, last = series.borders["train"]
         raw, values = (each[first:last].astype(np.float64) for each in (series.values, self._values))
         values = raw if config.missing == "mask" else values
@@ -71,11 +79,10 @@ class Forecasting(Task):
         differences = np.abs(values[season:] - values[:-season]) / spread
         known = ~np.isnan(differences)
         seasonal_error = np.where(known, differences, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
-        chosen = config.targets or series.channels
         return (
             {
                 "channels": list(series.channels),
-                "targets": [_place(config, "targets", name, series.channels) for name in chosen],
+                "targets": chosen,
                 "mean": mean.tolist(),
                 "spread": spread.tolist(),
                 "seasonal_error": seasonal_error.tolist(),
@@ -83,6 +90,7 @@ class Forecasting(Task):
                 "season": season,
             }
             | ({"notes": list(series.notes)} if series.notes else {})
+            | ({"columns": [_as_json(each) for each in series.columns]} if series.columns else {})
             | content_of_files(config.dataset)
         )
 
@@ -98,7 +106,11 @@ class Forecasting(Task):
     @functools.cached_property
     def _values(self) -> Float32[np.ndarray, "rows channels"]:
         """The series without gaps."""
-        return (interpolate if self._config.missing == "linear" else fill_forward)(self._series.values)
+        return self.filled(self._series.values)
+
+    def filled(self, values: Float32[np.ndarray, "rows channels"]) -> Float32[np.ndarray, "rows channels"]:
+        """Values in the order of time without gaps, as `task.missing` says."""
+        return (interpolate if self._config.missing == "linear" else fill_forward)(values)
 
     def _windowed_rows(self, split: str) -> slice:
         """The rows of a split's windows: those of validation and test begin `lookback` rows before the split.
@@ -308,9 +320,10 @@ class Forecasting(Task):
         metrics = {
             "mse": forecast_errors.mean_squared_error(errors, weights),
             "mae": forecast_errors.mean_absolute_error(errors, weights),
-            "mase": forecast_errors.mean_absolute_scaled_error(errors, weights, scale[0, 0]),
             "smape": forecast_errors.symmetric_percentage_error(outputs, targets, weights),
         }
+        if self._has_scale:
+            metrics["mase"] = forecast_errors.mean_absolute_scaled_error(errors, weights, scale[0, 0])
         at_steps = {
             f"mse_at_{step}": forecast_errors.mean_squared_error(errors[:, step - 1], weights[:, step - 1])
             for step in shown_steps(self._config.horizon)
@@ -340,6 +353,18 @@ class Forecasting(Task):
         more = [1] * (outputs.ndim - 3)
         return tuple(self._of_targets(name).reshape(1, 1, -1, *more) for name in ("mean", "spread"))
 
+    @property
+    def _no_scale(self) -> str:
+        return (
+            f"there is no MASE: in training no target differs from its value task.season={self.metadata['season']} "
+            "rows before, or there are no such rows"
+        )
+
+    @property
+    def _has_scale(self) -> bool:
+        """Whether a target has a seasonal error in training, without which there is no MASE."""
+        return any(self.metadata["seasonal_error"][target] > 0 for target in self._targets)
+
     def _of_targets(self, name: str) -> Float[Array, "1 1 targets"]:
         return jnp.asarray(np.array(self.metadata[name], np.float32)[np.array(self._targets)])[None, None]
 
@@ -355,10 +380,10 @@ class Forecasting(Task):
     def inputs_of(self, raw: Any) -> Any:
         """Inputs from `values` [batch, lookback, channels], NaN where one is missing, and `time` [batch] of the first.
 
-        values: in their own units; time: datetime64 or seconds since 1970. Other than such a mapping is returned as it
-        is.
+        values: in their own units; time: datetime64 or seconds since 1970. `observed`, of the same shape as values,
+        says which of them were filled already, where that is known. Other than such a mapping is returned as it is.
         """
-        if not (isinstance(raw, Mapping) and set(raw) == {"values", "time"}):
+        if not (isinstance(raw, Mapping) and {"values", "time"} <= set(raw) <= {"values", "time", "observed"}):
             return raw
         values, first = np.asarray(raw["values"], np.float32), np.asarray(raw["time"])
         window = (self._config.lookback, len(self.metadata["channels"]))
@@ -370,10 +395,11 @@ class Forecasting(Task):
         if first.dtype.kind == "M":
             first = first.astype("datetime64[s]").astype(np.int64)
         steps = np.arange(self._config.lookback + self._config.horizon) * self.metadata["step"]
-        observed = ~np.isnan(values)
-        mean = np.float32(self.metadata["mean"])
+        observed = np.asarray(raw.get("observed", ~np.isnan(values)))
         # Where a channel has no value in the whole window, its mean in training.
-        filled = np.stack([np.where(np.isnan(each), mean, each) for each in map(fill_forward, values)])
+        empty = np.isnan(values).all(axis=1, keepdims=True)
+        values = np.where(empty, np.float32(self.metadata["mean"]), values)
+        filled = np.stack([self.filled(each) for each in values])
         marks = calendar_marks((first[:, None] + steps[None]).ravel(), self.metadata["step"])
         observed = observed if self._config.missing == "mask" else np.ones_like(observed)
         return {
@@ -392,7 +418,12 @@ class Forecasting(Task):
             ["channels", f"{len(channels)}, each {self.metadata['step']} seconds; predicted: {len(targets)} ({names})"],
             ["tokens", f"{tokens}, for each channel by itself" if layout.independent else tokens],
             *(["note", note] for note in self.metadata.get("notes", ())),
+            *(() if self._has_scale else [["note", self._no_scale]]),
         ]
+
+
+def _as_json(column: Column) -> dict[str, str]:
+    return {"name": column.name, "kind": column.kind, "decimal": column.decimal}
 
 
 def shown_steps(horizon: int) -> tuple[int, ...]:
@@ -404,7 +435,8 @@ def _chosen(series: Series, config: ForecastingConfig) -> Series:
     """The channels that `task.inputs` names, in its order; all by default."""
     places = [_place(config, "inputs", name, series.channels) for name in config.inputs or series.channels]
     names = tuple(series.channels[place] for place in places)
-    return dataclasses.replace(series, channels=names, values=series.values[:, places])
+    columns = tuple(series.columns[place] for place in places) if series.columns else ()
+    return dataclasses.replace(series, channels=names, values=series.values[:, places], columns=columns)
 
 
 def _place(config: ForecastingConfig, knob: str, name: str, known: tuple[str, ...]) -> int:

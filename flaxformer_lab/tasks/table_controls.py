@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.registry import register
@@ -22,6 +22,7 @@ LEAVES = (15, 63)  # of a tree
 MOST_TREES = 200
 MOST_BINS = 255  # of a column, and so levels of a category, in scikit-learn's trees
 LINEAR_STEPS = 200
+ABSENT = -1e4  # the logit of a class that training lacks
 
 Rows = Float[np.ndarray, "rows features"]
 
@@ -34,9 +35,14 @@ def _parts(inputs: Any) -> tuple[np.ndarray, np.ndarray]:
     return inputs.get(COLUMNS, np.zeros((len(categories), 0), np.float32)), categories
 
 
-def _logits(scores: Shaped[np.ndarray, "rows ..."]) -> Float[np.ndarray, "rows classes"]:
-    """Of two classes scikit-learn gives one score."""
-    return np.stack([np.zeros_like(scores), scores], axis=1) if scores.ndim == 1 else scores
+def _logits(
+    scores: Shaped[np.ndarray, "rows ..."], learned: Int[np.ndarray, " learned"], classes: int
+) -> Float[np.ndarray, "rows {classes}"]:
+    """A column for each class, also for those that training lacks. Of two that are learned there is one score."""
+    scores = np.stack([np.zeros_like(scores), scores], axis=1) if scores.ndim == 1 else scores
+    logits = np.full((len(scores), classes), ABSENT)
+    logits[:, learned] = scores
+    return logits
 
 
 # ------------------------------------------------------------------------------------------------------ linear
@@ -63,7 +69,7 @@ def linear(task: Tabular, seed: int, rate: float) -> Fit:
         warnings.simplefilter("ignore", ConvergenceWarning)  # columns in their own units
         model = LogisticRegression(C=rate, max_iter=LINEAR_STEPS).fit(design(train["inputs"]), train["targets"])
     return Fit(
-        lambda inputs: _logits(model.decision_function(design(inputs))).astype(np.float32),
+        lambda inputs: _outputs(task, model, model.decision_function(design(inputs))),
         model.coef_.size + model.intercept_.size,
     )
 
@@ -87,18 +93,18 @@ def trees(task: Tabular, seed: int, rate: float) -> Fit:
     is_category = [False] * numbers + [size < MOST_BINS for size in levels]
     kind = HistGradientBoostingRegressor if task.is_regression else HistGradientBoostingClassifier
     options = {"learning_rate": rate, "max_iter": MOST_TREES, "early_stopping": False, "random_state": 0}
-    best: tuple[float, Callable[[np.ndarray], np.ndarray], int] | None = None
+    best: tuple[float, Any, Callable[[np.ndarray], np.ndarray], int] | None = None
     for leaves in LEAVES:
         model = kind(max_leaf_nodes=leaves, categorical_features=is_category, **options)
         model.fit(_joined(train["inputs"]), train["targets"])
         stages = model.staged_predict if task.is_regression else model.staged_decision_function
-        scores = [_loss(task, out, validation["targets"]) for out in stages(_joined(validation["inputs"]))]
+        scores = [_loss(task, model, out, validation["targets"]) for out in stages(_joined(validation["inputs"]))]
         count = int(np.argmin(scores)) + 1
         if best is None or scores[count - 1] < best[0]:
             predict = lambda x, stages=stages, count=count: _stage(stages(x), count)  # noqa: E731
-            best = scores[count - 1], predict, count * leaves
-    _, predict, size = best
-    return Fit(lambda inputs: _outputs(task, predict(_joined(inputs))), size)
+            best = scores[count - 1], model, predict, count * leaves
+    _, model, predict, size = best
+    return Fit(lambda inputs: _outputs(task, model, predict(_joined(inputs))), size)
 
 
 def _joined(inputs: Any) -> Rows:
@@ -109,16 +115,17 @@ def _stage(stages: Iterator[np.ndarray], count: int) -> np.ndarray:
     return next(itertools.islice(stages, count - 1, None))
 
 
-def _outputs(task: Tabular, raw: np.ndarray) -> np.ndarray:
+def _outputs(task: Tabular, model: Any, raw: np.ndarray) -> np.ndarray:
     """Outputs as a network's."""
-    return (raw.reshape(-1, 1) if task.is_regression else _logits(raw)).astype(np.float32)
+    logits = raw.reshape(-1, 1) if task.is_regression else _logits(raw, model.classes_, task.metadata["num_classes"])
+    return logits.astype(np.float32)
 
 
-def _loss(task: Tabular, raw: np.ndarray, targets: np.ndarray) -> float:
+def _loss(task: Tabular, model: Any, raw: np.ndarray, targets: np.ndarray) -> float:
     """The mean squared error, or the cross-entropy."""
     if task.is_regression:
         return float(np.mean((raw - targets) ** 2))
-    logits = _logits(raw)
+    logits = _logits(raw, model.classes_, task.metadata["num_classes"])
     chosen = logits[np.arange(len(targets)), targets]
     return float(np.mean(np.logaddexp.reduce(logits, axis=1) - chosen))
 
@@ -148,4 +155,4 @@ def lightgbm(task: Tabular, seed: int, rate: float) -> Fit:
         found.append((next(iter(next(iter(model.best_score_.values())).values())), leaves, model))
     _, leaves, model = min(found, key=lambda each: each[0])
     predict = lambda inputs: model.predict(_joined(inputs), raw_score=True)  # noqa: E731
-    return Fit(lambda inputs: _outputs(task, predict(inputs)), leaves * (model.best_iteration_ or MOST_TREES))
+    return Fit(lambda inputs: _outputs(task, model, predict(inputs)), leaves * (model.best_iteration_ or MOST_TREES))

@@ -12,9 +12,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from flaxformer_lab.data.own.address import parse_address
-from flaxformer_lab.data.own.columns import Choices, Table, as_text, column_of, numbers_of
+from flaxformer_lab.data.own.columns import Choices, Column, Table, column_of, decimal_marks, numbers_of
 from flaxformer_lab.data.own.contents import SOURCE_ROW
 from flaxformer_lab.data.own.schema import Schema, table_of
+from flaxformer_lab.data.own.tables import class_name
 from flaxformer_lab.data.source import Source, open_split, open_split_again
 from flaxformer_lab.errors import ConfigError, DataError
 from flaxformer_lab.functional import metrics
@@ -379,9 +380,10 @@ class TabularClassification(Tabular):
 
     def _read_targets(self, table: Table, name: str) -> np.ndarray:
         code = {each: number for number, each in enumerate(self.class_names())}
+        target = self._schema.target or Column(name, "category")
         found = np.empty(len(table), np.int32)
         for row, value in enumerate(table.columns[name]):
-            text = " ".join(as_text(value).split())
+            text = class_name(value, target)
             number = code.get(text, code.get(text.lower()))
             if number is None:
                 raise table.error(name, row, f"{value!r} is none of the classes {', '.join(list(code)[:10])}")
@@ -448,7 +450,7 @@ class TabularRegression(Tabular):
         _check_finite(name, target, arrays[target], rows)
 
     def _read_targets(self, table: Table, name: str) -> np.ndarray:
-        values = numbers_of(table, column_of(table, name, Choices(numbers=(name,))))
+        values = numbers_of(table, self._schema.target or _number(table, name))
         return ((values - self.metadata["target_mean"]) / self.metadata["target_spread"]).astype(np.float32)
 
     def scores_of(self, predictions: np.ndarray) -> dict[str, list]:
@@ -492,6 +494,12 @@ def _mean_of_members(outputs: Float[Array, "batch *members 1"]) -> Float[Array, 
 def _for_members(outputs: Float[Array, "batch members outputs"], batch: Batch) -> tuple[Array, Array]:
     """Targets and weights of an example for each of its members."""
     return tuple(jnp.broadcast_to(batch[name][:, None], outputs.shape[:2]) for name in ("targets", "loss_weights"))
+
+
+def _number(table: Table, name: str) -> Column:
+    """How a column of numbers is read, where a run of an earlier version or a packed data set does not say it."""
+    choices = Choices(numbers=(name,))
+    return column_of(table, name, choices, decimal_marks(table, choices, [name]))
 
 
 def _check_finite(name: str, target: str, values: np.ndarray, rows: np.ndarray) -> None:

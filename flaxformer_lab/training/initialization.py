@@ -12,6 +12,7 @@ import numpy as np
 from flaxformer_lab.config import TrainingConfig
 from flaxformer_lab.errors import ConfigError, RunError
 from flaxformer_lab.functional.trees import leaf_paths
+from flaxformer_lab.models.lora import PART, merged
 from flaxformer_lab.models.pretrained.folder import is_pretrained, read_folder
 from flaxformer_lab.models.tensors import load_tensors
 from flaxformer_lab.training.checkpoints import Checkpoints
@@ -56,7 +57,8 @@ def initial_weights(config: TrainingConfig, abstract: State) -> InitialWeights |
     """
     if config.init_from is None:
         return None
-    found = _read(config.init_from)
+    apart = not config.init_only or is_named(PART, config.init_only)
+    found = _read(config.init_from, config.lora_rank if apart else 0)
     wanted = leaf_paths(abstract.params) | leaf_paths(abstract.model_state)
     only = config.init_only
     taken = [name for name in wanted if name in found and (not only or is_named(name, only))]
@@ -130,8 +132,11 @@ def restore_run(
                 raise
 
 
-def _read(source: str) -> Arrays:
-    """Every array of a safetensors file, of the last checkpoint of a run, or of a pretrained model's folder."""
+def _read(source: str, lora_rank: int) -> Arrays:
+    """Every array of a safetensors file, of the last checkpoint of a run, or of a pretrained model's folder.
+
+    lora_rank: a run's low-rank maps of this rank stay apart; those of another are added to the kernels that they adapt.
+    """
     path = Path(source).expanduser()
     if not path.exists():
         raise RunError(f"training.init_from={source} does not exist; name a run's folder or a .safetensors file")
@@ -141,8 +146,9 @@ def _read(source: str) -> Arrays:
     is_run = path.is_dir() and ((path / "checkpoints").exists() or not any(path.glob("*.safetensors")))
     if not is_run:
         return load_tensors(path, "training.init_from")
-    _, state = restore_run(path, strategy=Single())
-    leaves = leaf_paths(state.params) | leaf_paths(state.model_state)
+    experiment, state = restore_run(path, strategy=Single())
+    params = state.params if experiment.config.training.lora_rank == lora_rank else merged(state.params)
+    leaves = leaf_paths(params) | leaf_paths(state.model_state)
     return {name: np.asarray(leaf) for name, leaf in leaves.items()}
 
 

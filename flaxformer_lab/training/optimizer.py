@@ -18,6 +18,9 @@ from flaxformer_lab.training.naming import is_named
 from flaxformer_lab.training.scaling import scale_by_fan_in
 
 Tree = Any  # a pytree of arrays
+# Names of the parameters that weight decay acts on: dense maps and tables, heads of several members, AutoInt's maps,
+# the parts of complex ones, and LoRA's two.
+MATRICES = frozenset("kernel table kernels query key value residual real imaginary a b".split())
 
 
 Peak = float | Float[Array, ""]
@@ -139,8 +142,8 @@ def _ridge(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientT
 
 
 def decayed(params: Tree) -> Tree:
-    """True where weight decay acts: kernels and embedding tables; not biases, norm scales, positions, diagonals."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", "table"), params)
+    """True where weight decay acts: matrices and embedding tables; not biases, norm scales, positions, diagonals."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in MATRICES, params)
 
 
 def maps_by_rule(config: OptimizerConfig, network: PureNetwork) -> dict[str, str]:

@@ -249,6 +249,23 @@ def test_a_result_tells_validation_from_test_and_sums_each_rates_examples(grid):
     assert [each["learning_rate"] for each in found["test_examples"]] == sorted(set(rates))
 
 
+def test_examples_that_no_seed_weighs_are_left_out_and_others_stay_where_they_are(grid):
+    """A window of which a seed hides no token has no weight with that seed alone."""
+    (cell,) = grid({**ONE, "tasks": {"near": {"recipe": "delay.py"}}}).cells
+    values = {name: np.zeros(4) for name in ("loss", "r2")}
+    validation = {name: np.zeros((4, 1)) for name in values}
+    totals, weights = np.arange(16.0).reshape(4, 4), np.ones((4, 4))
+    weights[0, 1] = weights[:, 3] = 0
+    totals *= weights
+    examples = np.stack([totals, weights], axis=1)
+    outcome = Outcome(cell.replicas, (4,), validation, values, {}, (), seconds=0.0, test_examples=examples)
+    rates = np.array([replica.learning_rate for replica in cell.replicas])
+    for each in engine.result_of(cell, outcome)["test_examples"]:
+        mine = rates == each["learning_rate"]
+        assert each["totals"] == totals[mine].sum(axis=0)[:3].tolist()
+        assert each["weights"] == weights[mine].sum(axis=0)[:3].tolist()
+
+
 def test_examples_that_share_data_are_summed_in_blocks(grid, monkeypatch):
     (cell,) = grid({**ONE, "tasks": {"near": {"recipe": "delay.py"}}}).cells
     values = {name: np.zeros(4) for name in ("loss", "r2")}

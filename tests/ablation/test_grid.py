@@ -253,6 +253,25 @@ def test_a_matched_width_suits_the_variant_and_not_the_recipe(grid, recipe, vari
     assert found == pytest.approx(wanted, rel=0.2)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"attention": {"projection": "block", "output": "block"}},
+        {"attention": {"projection": "monarch", "output": "monarch"}},
+        {"ffn": {"projection": "block"}},
+        {"position": "rotary", "attention": {"rotary_share": 0.5}, "ffn": {"kind": "off"}},
+    ],
+    ids=["block", "monarch", "block ffn", "half rotary"],
+)
+def test_a_matched_width_suits_blocks_and_what_is_rotated(grid, change):
+    changes = {"match": "parameters", "match_tolerance": 0.1, "variants": {"v": {"model": change}}}
+    changes["tasks"] = {"near": {"recipe": "delay.py"}}
+    model = {"width": 64, "attention": {"num_heads": 4}, "ffn": {"expansion": 4.0}}
+    made = grid(changes, recipe={"task": {"name": "delay"}, "model": model})
+    found, wanted = (cost(made.cell("near", name).config)[0] for name in ("v", BASELINE))
+    assert abs(found / wanted - 1) <= 0.1 and made.cell("near", "v").config.model.width > 64
+
+
 @pytest.mark.parametrize("match", ["parameters", "flops"])
 def test_matched_variants_cost_what_the_baseline_costs(grid, match):
     which = ("parameters", "flops").index(match)

@@ -243,37 +243,67 @@ def test_symbols_of_a_larger_vocabulary_are_refused(subject):
 # -------------------------------------------------------------------------------------------------- JSON
 
 
-@pytest.mark.parametrize("mixed", [True, False])
-def test_what_a_forecast_takes_from_other_channels_and_earlier_steps(mixed):
-    """Of linear maps, from their weights. One step is forecast, so that no random sign matters."""
-    lookback, channels, targets = 4, 3, (2, 0)
+TARGETS = (2, 0)
+
+
+def linear_forecaster(horizon: int, mixed: bool) -> Subject:
+    """A linear map of four steps of three channels, with random weights; two of the channels are predicted."""
+    lookback, channels = 4, 3
     knobs = {"tokens": "patch", "patch_length": lookback, "patch_stride": lookback, "patch_padding": False}
-    task = {"name": "forecasting", "lookback": lookback, "horizon": 1, "embedding": "identity", "marks": False}
+    task = {"name": "forecasting", "lookback": lookback, "horizon": horizon, "embedding": "identity", "marks": False}
     task |= knobs if mixed else {"tokens": "variate"}
     width = lookback * (channels if mixed else 1)
     model = {"width": width, "depth": 0, "norm": {"kind": "off"}, "position": "off"}
     config = parse_config({"task": task, "model": model})
-    metadata = {"channels": ["a", "b", "c"], "targets": targets, "step": 3600, "season": 24}
+    metadata = {"channels": ["a", "b", "c"], "targets": TARGETS, "step": 3600, "season": 24}
     forecasting = Forecasting(config.task, metadata | dict.fromkeys(("mean", "spread", "seasonal_error"), [1.0] * 3))
     network = forecasting.network(config.model)
     draw = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: jnp.asarray(draw.normal(size=leaf.shape), jnp.float32), network.shapes[0])
-    spec = forecasting.input_spec(2)
+    spec = forecasting.input_spec(16)
     inputs = {name: jnp.asarray(draw.normal(size=leaf.shape), leaf.dtype) for name, leaf in spec.items()}
-    found = measure(Subject(config.model, forecasting, network, params, {}, {"inputs": inputs}), ["channels"])
-    squares = np.asarray(params["head"]["map"]["kernel"], float) ** 2
-    expected = np.zeros((2, lookback, channels))
-    for place, target in enumerate(targets):
+    return Subject(config.model, forecasting, network, params, {}, {"inputs": inputs})
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_what_a_forecast_takes_from_other_channels_and_earlier_steps(mixed):
+    """Of linear maps of one step, from their weights."""
+    forecaster = linear_forecaster(1, mixed)
+    found = measure(forecaster, ["channels"])
+    squares = np.asarray(forecaster.params["head"]["map"]["kernel"], float) ** 2
+    expected = np.zeros((2, 4, 3))
+    for place, target in enumerate(TARGETS):
         if mixed:
-            expected[place] = squares[:, place].reshape(lookback, channels)
+            expected[place] = squares[:, place].reshape(4, 3)
         else:
             expected[place, :, target] = squares[:, 0]
     np.testing.assert_allclose(found["channel_energy"], expected.sum(axis=1), rtol=1e-5)
     np.testing.assert_allclose(found["time_energy"], expected.sum(axis=2), rtol=1e-5)
-    other = expected.sum() - sum(expected[place, :, target].sum() for place, target in enumerate(targets))
+    other = expected.sum() - sum(expected[place, :, target].sum() for place, target in enumerate(TARGETS))
     assert found["cross_channel_energy"].value == pytest.approx(other / expected.sum(), rel=1e-5)
     assert found["cross_time_energy"].value == pytest.approx(expected[:, :-1].sum() / expected.sum(), rel=1e-5)
     assert (found["cross_channel_energy"].value == 0) is not mixed
+
+
+def test_a_forecast_of_several_steps_is_measured_row_by_row_or_from_draws_whose_error_is_said(monkeypatch):
+    forecaster = linear_forecaster(5, True)
+    inputs = forecaster.batch["inputs"]
+
+    def forecasts(series):
+        return forecaster.network.apply(forecaster.params, {}, inputs | {"series": series})[0]
+
+    jacobian = jax.jacobian(lambda one: forecasts(jnp.broadcast_to(one, inputs["series"].shape))[0])
+    squares = np.asarray(jacobian(inputs["series"][0]), float) ** 2  # [horizon, targets, lookback, channels]
+    own = np.arange(3) == np.array(TARGETS)[:, None]
+    earlier, others = squares[:, :, :-1].sum() / squares.sum(), (squares * ~own[:, None]).sum() / squares.sum()
+    exact = measure(forecaster, ["channels"])
+    np.testing.assert_allclose(exact["channel_energy"], squares.sum(axis=(0, 2)), rtol=1e-5)
+    assert exact["cross_time_energy"].value == pytest.approx(earlier, rel=1e-5)
+    monkeypatch.setattr(measures, "EXACT_ROWS", 9)
+    drawn = measure(forecaster, ["channels"], num_random_vectors=64)
+    for name, expected in (("cross_time_energy", earlier), ("cross_channel_energy", others)):
+        error = drawn[name].standard_error
+        assert 1e-3 < error < 0.05 and abs(drawn[name].value - expected) < 4 * error
 
 
 def test_json_holds_what_was_measured(baseline):

@@ -1,12 +1,23 @@
 """Columns of a CSV file: how it is cut, the kinds that are inferred, numbers and dates; what is wrong, by its place."""
 
+import dataclasses
 import datetime
 import math
+import re
 
 import numpy as np
 import pytest
 
-from flaxformer_lab.data.own.columns import Choices, infer, levels_of, numbers_of, parse_number, read_csv
+from flaxformer_lab.data.own.columns import (
+    Choices,
+    column_of,
+    decimal_marks,
+    infer,
+    levels_of,
+    numbers_of,
+    parse_number,
+    read_csv,
+)
 from flaxformer_lab.errors import DataError
 
 
@@ -47,7 +58,14 @@ def test_the_same_table_however_it_is_written(tmp_path, text):
 def test_a_row_has_the_line_in_which_it_begins(tmp_path):
     table = table_of(tmp_path, 'a,b\n1,"two\nlines"\n\n3,x\n')
     assert table.lines.tolist() == [2, 5] and table.columns["b"] == ["two\nlines", "x"]
-    assert table_of(tmp_path, "a|b\n1|2\n", "|").columns == {"a": ["1"], "b": ["2"]}
+    for delimiter in ("|", None):
+        assert table_of(tmp_path, "a|b\n1|2\n", delimiter).columns == {"a": ["1"], "b": ["2"]}
+
+
+def test_a_value_and_a_line_of_names_may_be_long(tmp_path):
+    names = ",".join(f"column number {number}" for number in range(10_000))
+    table = table_of(tmp_path, f'{names}\n"{"a" * 200_000}"{",1" * 9_999}\n')
+    assert len(table.columns) == 10_000 and len(table.columns["column number 0"][0]) == 200_000
 
 
 @pytest.mark.parametrize(
@@ -118,7 +136,8 @@ def test_the_mark_of_the_fraction_is_what_fits_all_values(tmp_path):
     )
     assert values(table_of(tmp_path, column("1,234.5", "2.25")), "a").tolist() == [1234.5, 2.25]
     assert values(table_of(tmp_path, column("1.234", "2.5")), "a").tolist() == [1.234, 2.5]
-    assert values(table_of(tmp_path, column("1.234", "2.345")), "a").tolist() == [1.234, 2.345]
+    assert values(table_of(tmp_path, "a,b\n1.234,x\n2.345,y\n"), "a").tolist() == [1.234, 2.345]
+    assert values(table_of(tmp_path, column("0,125", "-0,375")), "a").tolist() == [0.125, -0.375]  # no thousands
 
 
 def test_a_number_that_can_be_read_in_two_ways_is_decided_by_other_columns_or_refused(tmp_path):
@@ -132,6 +151,32 @@ def test_a_number_that_can_be_read_in_two_ways_is_decided_by_other_columns_or_re
     assert values(table_of(tmp_path, "a;b\n1.234;0,5\n2.345;0,7\n"), "a").tolist() == [1234, 2345]
     assert values(table_of(tmp_path, "a;b\n1,234;0.5\n2,345;0.7\n"), "a").tolist() == [1234, 2345]
     assert kinds(table_of(tmp_path, column("1,234", "2,345")), categories=("a",))["a"] == "category"
+
+
+def test_thousands_alone_are_refused_where_semicolons_separate_values(tmp_path):
+    """As files with decimal commas have them."""
+    text = "a;b\n999;x\n1.234;y\n12.345;z\n"
+    with pytest.raises(
+        DataError, match=r"line 3, column a: 1\.234 can be 1\.234 or 1234; add decimal=point or decimal=c"
+    ):
+        infer(table_of(tmp_path, text), Choices())
+    assert values(table_of(tmp_path, text), "a", decimal="comma").tolist() == [999, 1234, 12345]
+    assert values(table_of(tmp_path, text.replace(";", "|")), "a").tolist() == [999, 1.234, 12.345]
+    assert kinds(table_of(tmp_path, text), drop=("a",)) == {"a": "left out", "b": "category"}
+    assert column_of(table_of(tmp_path, text), "a", Choices()).kind == "number"  # whichever it is
+    with pytest.raises(DataError, match="line 3, column a"):
+        decimal_marks(table_of(tmp_path, text), Choices(), ["a"])
+    assert "b" not in decimal_marks(table_of(tmp_path, text), Choices(), ["b"])  # `a` matters to nobody
+
+
+def test_whole_numbers_have_the_mark_of_the_fractions_beside_them(tmp_path):
+    """New rows may have a fraction, or thousands."""
+    table = table_of(tmp_path, "a;b;c\n500;0,5;x\n599;0,7;y\n")
+    (column, *_), _ = infer(table, Choices())
+    assert numbers_of(table_of(tmp_path, "a;b\n1.500;1\n2,5;2\n"), column).tolist() == [1500, 2.5]
+    assert column_of(table, "a", Choices()) == infer(table, Choices(), used=["b"])[0][0] == column
+    point, both = (infer(table_of(tmp_path, f"a;b;c\n5;0.5;{c}\n6;0.7;{c}\n"), Choices())[0][0] for c in ("x", "0,5"))
+    assert point.decimal == both.decimal == "."
 
 
 # -------------------------------------------------------------------------------------------------- kinds
@@ -228,6 +273,38 @@ def test_dates_are_days_and_their_parts(tmp_path, text):
     assert levels_of(table, date) == parts
 
 
+@pytest.mark.parametrize(
+    ("text", "hour", "minute"),
+    [
+        ("2024-01-13 9:05", 9, 5),
+        ("2024-01-13T9:05:00+00:00", 9, 5),
+        ("13.1.2024 9:05", 9, 5),
+        ("1/13/2024 9:05", 9, 5),
+        ("1/13/2024 9:05 AM", 9, 5),
+        ("1/13/2024 9:05:00 pm", 21, 5),
+        ("1/13/2024 12:05\u202fAM", 0, 5),
+        ("2024-01-13 12:05 p.m.", 12, 5),
+    ],
+)
+def test_hours_of_one_digit_and_halves_of_a_day_are_times(tmp_path, text, hour, minute):
+    table = table_of(tmp_path, f"a,b\n{text},x\n,y\n")
+    ((date, _), _) = infer(table, Choices())
+    expected = datetime.datetime(2024, 1, 13, hour, minute) - datetime.datetime(1970, 1, 1)
+    assert date.kind == "date" and numbers_of(table, date)[0] == expected / datetime.timedelta(1)
+
+
+@pytest.mark.parametrize("time", ["13:05 PM", "0:05 AM", "24:05", "9:5", "9:05 XM", "9:05+9:00 AM"])
+def test_what_is_no_time_makes_a_category(tmp_path, time):
+    assert kinds(table_of(tmp_path, f"a,b\n2024-01-13 {time},x\n,y\n"))["a"] == "category"
+
+
+@pytest.mark.parametrize("text", ["9999-12-31T23:59:59-05:00", "0001-01-01T00:00:00+05:00"])
+def test_a_moment_beyond_the_years_of_utc_is_named(tmp_path, text):
+    message = rf"own\.csv, line 3, column a: '{re.escape(text)}' is not in the years 1 to 9999 of UTC; correct it"
+    with pytest.raises(DataError, match=message):
+        infer(table_of(tmp_path, f"a,b\n2024-01-01T00:00Z,x\n{text},y\n"), Choices())
+
+
 def test_the_order_of_day_and_month_is_what_fits_all_values(tmp_path):
     of = lambda *texts, **choices: values(table_of(tmp_path, column(*texts)), "a", **choices) - 19358  # noqa: E731
     assert of("3/4/2023", "25/4/2023").tolist() == [92, 114]  # days after 2023-01-01
@@ -244,3 +321,19 @@ def test_times_with_and_without_a_zone_are_not_mixed(tmp_path):
         infer(table_of(tmp_path, column("2024-01-01T00:00+02:00", "2024-01-02")), Choices())
     table = table_of(tmp_path, column("2024-01-01T01:00+02:00", "2024-01-02T00:00Z"))
     assert values(table, "a").tolist() == [19722 + 23 / 24, 19724]
+
+
+def test_new_times_have_a_zone_where_those_of_training_have_one(tmp_path):
+    """Otherwise their hours would be others without a word."""
+    zoned, plain = "2024-01-01T01:00+02:00", "2024-01-01T01:00"
+    for old, new, problem in (
+        (zoned, plain, "no time zone, and .* add it"),
+        (plain, zoned, "a time zone, and .* without"),
+    ):
+        date = column_of(table_of(tmp_path, column(old, old.replace("01", "02"))), "a", Choices())
+        assert not np.isnan(numbers_of(table_of(tmp_path, column(old)), date)).any()
+        with pytest.raises(DataError, match=rf"line 3, column a: '{re.escape(new)}' has {problem}"):
+            numbers_of(table_of(tmp_path, column("NA", new)), date)
+        assert np.isnan(numbers_of(table_of(tmp_path, column("NA")), date)).all()
+        unknown = dataclasses.replace(date, has_zone=None)  # of a run of an earlier version
+        assert len(numbers_of(table_of(tmp_path, column(new)), unknown)) == 1

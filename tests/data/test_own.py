@@ -38,6 +38,8 @@ def first_column(dataset):
         ("npz:/data/a b[1]#2%20&=?.npz", "/data/a b[1]#2%20&=?.npz", {}),
         ("npz:a.npz?split=share:80,10,10", "a.npz", {"split": "share:80,10,10"}),
         ("npz:C:/what?.npz?split=a%26b%25", "C:/what?.npz", {"split": "a&b%"}),
+        ("csv:a.csv?drop=a%2C b,c%25&target=d%2Ce", "a.csv", {"drop": '"a, b",c%', "target": "d,e"}),
+        ("csv:a.csv?drop=%22a, b%22,c", "a.csv", {"drop": '"a, b",c'}),
         ("npz:~/a.npz", str(Path("~/a.npz").expanduser()), {}),
         ("text:a.txt?split=it's 5?", "a.txt", {"split": "it's 5?"}),
     ],

@@ -1,5 +1,6 @@
 """`coco:FOLDER`: what is read is what the JSON says, and what cannot be used is named in one line."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -19,7 +20,7 @@ CATEGORIES = [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}]
 
 def tree(images=10):
     """Images of 16 x 8 pixels; number n has n % 3 objects."""
-    found = {"images": [], "annotations": [], "categories": CATEGORIES}
+    found = {"images": [], "annotations": [], "categories": list(CATEGORIES)}
     for number in range(images):
         found["images"].append({"id": number + 100, "file_name": f"{number}.png", "width": 16, "height": 8})
         for place in range(number % 3):
@@ -81,7 +82,13 @@ WRONG = {
     "ids": (changed("images", 2, id=100), "two of the 10 image entries have one id"),
     "size": (changed("images", 2, width=15), "is said to have 15 x 8 pixels and has 16 x 8"),
     "file": (changed("images", 2, file_name="no.png"), "no.png is in none of"),
-    "no name": ({**tree(), "images": [{"id": 1}]}, "an image lacks id or file_name"),
+    "no name": ({**tree(), "images": [{"id": 1}]}, "all.json: an image has no file_name that can be used: {'id': 1};"),
+    "null": (changed("images", 2, file_name=None), "an image has no file_name that can be used: {'id': 102, 'file"),
+    "text": (changed("annotations", 2, image_id="102"), "annotation 2 is of image_id '102', which no image has"),
+    "list": (changed("annotations", 2, category_id=[7]), "annotation 2 has no category_id that can be used"),
+    "number": ({**tree(), "annotations": [7]}, "annotation number 1 has no image_id and no category_id .*: 7; corr"),
+    "nameless": ({**tree(), "categories": [{"id": 7}]}, "a category has no name that can be used: {'id': 7}; correct"),
+    "namesakes": (changed("categories", 1, name="cat"), "all.json: the categories of id 7, 3 are all called cat; give"),
     "no list": ({"images": [], "categories": []}, "has no list 'annotations'"),
     "nothing": ({**tree(), "annotations": []}, "has no object in any image"),
 }
@@ -95,6 +102,23 @@ def test_what_cannot_be_used_is_named_in_one_line(tmp_path, case):
         for examples in contents().splits.values():
             list(examples())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "sides", "refused"),
+    [(1, (8, 8), False), (6, (8, 8), True), (3, (16, 8), True), (6, (8, 16), False)],
+)
+def test_an_image_that_is_turned_must_say_by_its_size_what_its_boxes_are_of(tmp_path, orientation, sides, refused):
+    described = tree()
+    shown = sides[::-1] if orientation == 6 else sides  # 6: turned by 90 degrees
+    described["images"][5] |= dict(zip(("width", "height"), shown, strict=True))
+    dataset = folder(tmp_path / "a", described)
+    turned = Image.Exif()
+    turned[0x0112] = orientation
+    Image.new("L", sides).save(tmp_path / "a" / "5.png", exif=turned)
+    message = r"all\.json: EXIF data of 5\.png turn or mirror it, .*; take the orientation out if before"
+    with pytest.raises(DataError, match=message) if refused else contextlib.nullcontext():
+        read(parse_address(dataset))
 
 
 def test_folders_without_a_description_are_refused(tmp_path):
@@ -129,6 +153,12 @@ def test_the_task_pads_objects_and_sets_crowds_aside(tmp_path):
     shown = np.asarray(batch["objects"].boxes)[counts > 0, 0]
     np.testing.assert_allclose(shown[:, 1], 1 / 8)
     np.testing.assert_allclose(shown[:, 0], 0)
+
+
+def test_an_image_has_its_file_and_size_from_before_it_was_stretched(tmp_path):
+    dataset = folder(tmp_path / "a", tree(20), 20)
+    files = [example["file"] for example in read(parse_address(dataset)).splits["test"]()]
+    assert task(dataset).originals("test", 3) == [(file, (8, 16)) for file in files[:3]]
 
 
 def test_more_objects_than_there_is_room_for_are_refused(tmp_path):
@@ -202,6 +232,7 @@ def test_a_data_set_like_voc_is_read_by_the_same_task(own_parts, monkeypatch, tm
     np.testing.assert_allclose(
         np.asarray(batch["objects"].boxes)[kinds[:, 0] == 1, 0], [[0.2, 0.1, 0.3, 0.5]] * 4, rtol=1e-5
     )
+    assert sorted(found.originals("test", 9)) == [(f"{number}.jpg", (8 + number, 12)) for number in range(6)]
     assert not np.asarray(batch["objects"].valid)[:, 1].any() and batch["inputs"].shape == (6, 16, 32, 3)
     with pytest.raises(DataError, match="there is room for"):
         make_task(found._config.__class__(dataset="like_voc", capacity=1), found.metadata).examples("test").read(

@@ -1,5 +1,8 @@
 """`images:FOLDER`, and images of any size, depth and colour as the task takes them."""
 
+import struct
+import zlib
+
 import jax
 import numpy as np
 import pytest
@@ -67,6 +70,23 @@ def test_a_file_is_read_as_a_viewer_shows_it(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "palette.png"), COLOURED)
     photo = np.broadcast_to(np.uint8([200, 100, 50]), (16, 16, 3))
     assert np.abs(read_image(saved(tmp_path / "a.jpg", photo)) - photo.astype(int)).max() < 5
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(2, 3), (4, 2), (6, 4)], ids=["RGB", "grey and alpha", "RGB and alpha"])
+def test_an_image_of_16_bits_in_several_channels_is_refused(tmp_path, kind, channels):
+    """Pillow reads 8 of them, so values of 12 bits would be 0 to 15."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    rows = b"".join(b"\0" + row.tobytes() for row in np.full((3, 4, channels), 4095, ">u2"))
+    header = struct.pack(">IIBBBBB", 4, 3, 16, kind, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    (tmp_path / "deep.png").write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+    with pytest.raises(
+        DataError, match=r"deep\.png has 16 bits in several channels, .*\(magick deep\.png -depth 8 new"
+    ):
+        read_image(tmp_path / "deep.png")
 
 
 def test_a_file_that_is_no_image_is_named(tmp_path):

@@ -1,11 +1,13 @@
 """Purchases in a file of one's own: as baskets, through training and ranking, and what a file may lack."""
 
+import jax
 import numpy as np
 import pytest
 
 import flaxformer_lab
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.data.baskets import read_baskets
+from flaxformer_lab.data.own.schema import table_of
 from flaxformer_lab.errors import ConfigError, DataError
 from flaxformer_lab.predict import predict
 from flaxformer_lab.task_config import NextBasketConfig
@@ -39,11 +41,30 @@ def shown(baskets):
     ]
 
 
+def test_rows_of_a_basket_are_in_the_order_of_time(write):
+    late = ROWS + "bob,1,bread,2024-03-01 09:29\n"
+    assert shown(read_baskets(write(late)))[0] == ("bob", 0, ["bread", "milk", "tea"])
+
+
+@pytest.mark.parametrize("first", ["12:00:00", "12:00:30"])
+def test_a_minute_is_one_of_the_clock_whenever_the_file_begins(write, first):
+    rows = [f"zoe,jam,2024-01-01 {first}", "ann,tea,2024-01-01 13:01:10", "ann,milk,2024-01-01 13:01:40"]
+    rows += ["ann,jam,2024-01-01 13:02:00"]
+    found = shown(read_baskets(write("\n".join(["user,item,when", *rows]))))
+    assert found == [("zoe", 0, ["jam"]), ("ann", 61, ["tea", "milk"]), ("ann", 62, ["jam"])]
+
+
 def test_rows_become_baskets_in_the_order_of_time_with_each_item_once(write):
     baskets = read_baskets(write(ROWS))
     assert shown(baskets) == [("bob", 0, ["milk", "tea"]), ("ann", 0, ["jam"]), ("ann", 1470, ["tea", "milk"])]
     counts = dict(zip(baskets.item_names, baskets.item_rows, strict=True))
     assert counts == {"jam": 1, "milk": 2, "tea": 3}  # before repetitions are gone
+
+
+def test_a_price_that_can_be_read_in_two_ways_is_left_out_as_others_are(write):
+    priced = [f"{line};{price}" for line, price in zip(ROWS.splitlines(), ["price", *["1,234"] * 6], strict=True)]
+    priced = "\n".join(priced).replace(",", ";").replace("1;234", "1,234")
+    assert shown(read_baskets(write(priced))) == shown(read_baskets(write(ROWS)))
 
 
 def test_without_baskets_a_minute_is_one(write):
@@ -120,8 +141,83 @@ def test_a_division_that_leaves_nothing_is_refused(write, knobs, message):
         task_of(write(shop()), **knobs)
 
 
+def bought(rows=300):
+    """(user, basket, item, minute) of rows at moments of their own, with repeats within baskets and between them."""
+    generator = np.random.default_rng(0)
+    for minute in np.sort(generator.choice(60 * 1440, rows, replace=False)):
+        user, item = int(generator.integers(12)), int(generator.integers(9))
+        yield f"u{user}", f"{user}-{minute // 2880}", f"i{item}", int(minute)
+
+
+def as_columns(rows, *names):
+    when = [str(np.datetime64("2024-01-01T00:00") + minute) for *_, minute in rows]
+    users, baskets, items, _ = zip(*rows, strict=True)
+    columns = {"user": list(users), "basket": list(baskets), "item": list(items), "when": when}
+    return {name: columns[name] for name in names}
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"least_rows": 30, "least_baskets": 1, "repeats": True},
+        {"least_rows": 30, "least_baskets": 1, "tokens": "item", "events": 8},
+        {"split": "last", "core": 2, "tokens": "item"},
+    ],
+)
+def test_new_rows_of_a_user_are_scored_as_an_evaluation_scores_the_same_history(write, knobs):
+    rows = list(bought())
+    columns = as_columns(rows, "user", "basket", "item", "when")
+    task = task_of(write("\n".join([",".join(columns), *map(",".join, zip(*columns.values(), strict=True))])), **knobs)
+    config = {"task": {"name": "next_basket"} | knobs, "model": {"width": 8, "depth": 1, "causal": True}}
+    network = task.network(parse_config(config).model)
+    params, _ = jax.jit(network.init)(jax.random.key(0))
+    scores = jax.jit(lambda inputs: task.predictions_of(network.apply(params, {}, inputs)[0]))
+
+    baskets, sequences = task.divided
+    users = [baskets.user_names[user] for user, *_ in sequences.asked["test"]]
+    stored = task.examples("test").load() | {"example_weight": np.ones(len(users))}
+    expected = np.asarray(scores(task.prepare(stored, None, training=False)["inputs"]))
+
+    begins = {basket: minute - rows[0][3] for _, basket, _, minute in reversed(rows)}
+    known = []
+    for user, (number, begin, _) in zip(users, sequences.asked["test"], strict=True):
+        own = [row for row in rows if row[0] == user]
+        if task._config.split == "last":
+            target = baskets.item_names[sequences.item[sequences.first[number] + begin]]
+            known += own[: next(place for place, row in enumerate(own) if row[2] == target)]
+        else:
+            known += [row for row in own if begins[row[1]] <= sequences.cut]
+    shuffled = [known[place] for place in np.random.default_rng(1).permutation(len(known))]
+    for new, names in ((known, "user basket item"), (shuffled, "when item basket user")):
+        found = task.histories_in(table_of(as_columns(new, *names.split())))
+        place = [found.users.index(user) for user in users]
+        np.testing.assert_allclose(np.asarray(scores(found.inputs))[place], expected, atol=1e-5)
+        last = [max((row[3], line) for line, row in enumerate(new) if row[0] == user)[1] for user in found.users]
+        assert found.lines.tolist() == last
+
+
+def test_new_rows_make_baskets_of_times_or_lack_them(write):
+    task = task_of(write(shop()))
+    new = {"user": ["a"] * 3, "item": ["item 0", "item 1", "item 2"]}
+    times = ["2024-02-01 10:00:10", "2024-02-01 10:00:50", "2024-02-01 10:01:00"]
+    found = task.histories_in(table_of(new | {"at": times})).inputs
+    assert found["baskets"][0, :4].tolist() == [0, 0, 1, -1] and found["items"][0, :4].tolist() == [1, 2, 3, 0]
+    for name in ("user", "basket", "item"):
+        with pytest.raises(DataError, match=f"predict, row 1, column {name}: it has no value, but each purchase needs"):
+            task.histories_in(table_of(new | {"basket": ["1"] * 3} | {name: ["x", None, "y"]}))
+    with pytest.raises(ConfigError, match="lacks basket and a time; new purchases need the columns user, item, and"):
+        task.histories_in(table_of(new))
+    with pytest.raises(DataError, match="predict has several columns of dates, at, sent; keep the time alone"):
+        task.histories_in(table_of(new | {"at": times, "sent": times}))
+    named = task_of(write(shop(), "?dates=when"))
+    inputs = named.histories_in(table_of(new | {"sent": times[::-1], "when": times})).inputs
+    assert inputs["items"][0, :3].tolist() == [1, 2, 3]
+    with pytest.raises(DataError, match="predict has no rows"):
+        task.histories_in(table_of({"user": [], "basket": [], "item": []}))
+
+
 @pytest.mark.integration
-def test_a_run_on_ones_own_purchases_ranks_new_ones_and_refuses_other_items(write, tmp_path, capsys):
+def test_a_run_on_ones_own_purchases_ranks_new_ones_and_refuses_other_items(write, tmp_path, capsys, run_command):
     dataset = write(shop())
     config = parse_config(
         {
@@ -139,6 +235,9 @@ def test_a_run_on_ones_own_purchases_ranks_new_ones_and_refuses_other_items(writ
     new.write_text("user,basket,item\nme,1,item 0\nme,1,item 3\n")
     found = predict(run, new).columns
     assert {*found["user"]} == {"me"} and {*found["item"]} == {f"item {number}" for number in range(5)}
+    code, _, err = run_command("flaxformer_lab.evaluate", f"--workdir={tmp_path / 'run'}", f"--csv={new}")
+    assert code == 2 and "have no metrics on a file; rank its users with python -m flaxformer_lab.predict" in err[-1]
+    assert not (tmp_path / "run" / "predictions").exists()
     capsys.readouterr()
     write(shop(41))
     flaxformer_lab.load_run(tmp_path / "run").evaluate("test")

@@ -48,7 +48,10 @@ UNEVEN = [f"2024-03-31 {at},{at[1]}" for at in ("00:00", "01:00", "02:00", "02:3
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (hours((0, 1, 2), (1, 2, 3), (1, 2, 4)), r"own.csv, line 4, column when: the same time as in line 3; keep one"),
+        (
+            hours((0, 1, 2), (1, 2, 3), (1, 2, 4)),
+            r"own.csv, line 4, column when: the same time as in line 3; each row needs its own: keep one",
+        ),
         (["when,load", *UNEVEN], r"line 5, column when: time is not even: most rows are 3,600 seconds apart"),
         (["when,load", f"{DAYS[0]},1", ",2", f"{DAYS[2]},3"], r"line 3, column when: it has no value"),
         (["load,wind", "1,2", "3,4", "4,6"], r"no column of dates, which a series must have; it has load, wind"),
@@ -57,6 +60,11 @@ UNEVEN = [f"2024-03-31 {at},{at[1]}" for at in ("00:00", "01:00", "02:00", "02:3
             r"columns of dates, a, b; name the time with \?dates",
         ),
         (["when,name", *(f"{day},north {day[-1]}" for day in DAYS)], r"has no channel: no column besides when"),
+        (
+            ["when,load", *(f"2024-03-01 {hour:02},{hour}" for hour in range(24))],
+            r"no channel: .*; load is left out: it counts the rows",
+        ),
+        (["when,load", *(f"2024-{month:02}-01,{month % 3}" for month in range(1, 9))], r"months differ in length"),
     ],
 )
 def test_a_file_that_is_no_series_is_told(write, lines, message):

@@ -206,6 +206,30 @@ def test_levels_are_those_of_the_training_rows(tmp_path):
     assert len(schema_of(read(dataset + "&rare=1")).categories[0].levels) > len(category.levels)
 
 
+def test_a_category_without_a_frequent_level_is_left_out_and_said(tmp_path):
+    contents = read(write(tmp_path, city=[f"town {row // 2}" for row in range(ROWS)]))
+    assert "city is left out: no level has 5 training rows" in contents.metadata["notes"]
+    schema = schema_of(contents)
+    assert [column.name for column in schema.columns] == ["row"] and not schema.categories
+    for new in ({"row": [3.5]}, {"row": [3.5], "city": ["town 1"]}):
+        assert schema.encode(table_of(new))[0] == [[3.5]]
+
+
+@pytest.mark.parametrize(
+    ("code", "levels"),
+    [(["1.0", "2", "3.0", ""] * 25, ["1", "2", "3"]), (["1.0", "1.5", "x", ""] * 25, ["1.0", "1.5", "x"])],
+)
+def test_a_whole_number_is_the_same_level_however_it_is_written(tmp_path, code, levels):
+    """pandas writes 1.0 where a value of the column is missing, 1 where none is."""
+    schema = schema_of(read(write(tmp_path, code=code) + "&categories=code"))
+    (category,) = schema.categories
+    assert sorted(filter(None, category.levels)) == sorted(["unknown", *levels]) and None in category.levels
+    codes = lambda *values: schema.encode(table_of({"row": [0.5] * len(values), "code": values}))[1][:, 0].tolist()  # noqa: E731
+    place = category.levels.index(levels[0])
+    assert codes("1", "1.0", 1, 1.0, "1.00", "01") == [place] * 4 + [0, 0]
+    assert codes(levels[1], levels[2]) == [category.levels.index(level) for level in levels[1:]]
+
+
 def test_ten_thousand_categories(tmp_path):
     path = tmp_path / "many.csv"
     lines = [f"c{row % 10_000},{row % 7 + 0.5},{row % 3}\n" for row in range(20_000)]
@@ -236,6 +260,19 @@ def test_a_copy_of_the_target_is_named(tmp_path):
 def test_numbers_that_float32_would_blur_are_named(tmp_path):
     contents = read(write(tmp_path, stamp=[1_700_000_000 + 3 * row * row for row in range(ROWS)]))
     assert "stamp is rounded: float32 keeps 7 digits; subtract its smallest value" in contents.metadata["notes"]
+    contents = read(write(tmp_path, y=[1_700_000_000.5 + 30 * row for row in range(ROWS)]))
+    assert "y is rounded: float32 keeps 7 digits; subtract its smallest value" in contents.metadata["notes"]
+    assert not contents.metadata["table"]["target"]["day_first"] and "row is rounded" not in str(contents.metadata)
+
+
+def test_a_name_with_a_comma_can_be_named(tmp_path):
+    path = tmp_path / "names.csv"
+    path.write_text('"size, cm",b,y\n' + "".join(f"{row % 7},{row % 5}.5,{row % 2}\n" for row in range(ROWS)))
+    for name in ("size%2C cm", '"size, cm"'):
+        columns = schema_of(read(f"csv:{path}?target=y&drop={name}")).columns
+        assert [column.name for column in columns] == ["b"]
+        columns = schema_of(read(f"csv:{path}?target=y&categories=b,{name}")).columns
+        assert [(column.name, column.kind) for column in columns] == [("size, cm", "category"), ("b", "category")]
 
 
 # ------------------------------------------------------------------------------------- other files, new rows
@@ -273,6 +310,31 @@ def test_parquet_gives_the_same_table(tmp_path):
     (tmp_path / "own.parquet").write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match=r"own\.parquet cannot be read as parquet"):
         read(f"parquet:{tmp_path}/own.parquet?target=y")
+
+
+def test_the_index_of_a_data_frame_is_left_out(tmp_path):
+    """Which pandas writes where rows were taken out."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = {"row": [row + 0.5 for row in range(ROWS)], "y": [row % 2 for row in range(ROWS)]}
+    index = {"__index_level_0__": [3 * row for row in range(ROWS)]}
+    parquet.write_table(pyarrow.table(rows | index), tmp_path / "own.parquet")
+    contents = read(f"parquet:{tmp_path}/own.parquet?target=y")
+    assert [column.name for column in schema_of(contents).columns] == ["row"]
+    assert "__index_level_0__ is left out: it is the index of a DataFrame" in contents.metadata["notes"]
+    assert schema_of(contents).encode(table_of(tmp_path / "own.parquet"))[0][:, 0].tolist() == rows["row"]
+    named = read(f"parquet:{tmp_path}/own.parquet?target=y&numbers=__index_level_0__")
+    assert len(schema_of(named).columns) == 2
+
+
+def test_times_in_nanoseconds_are_read_in_microseconds(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    times = np.array(["2024-01-01T12:00:00.123456789", "NaT"], "datetime64[ns]")
+    columns = {"when": times, "in zone": pyarrow.array(times, pyarrow.timestamp("ns", "Europe/Berlin"))}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "own.parquet")
+    table = tables.read_table(parse_address(f"parquet:{tmp_path}/own.parquet"))
+    noon = datetime.datetime(2024, 1, 1, 12, 0, 0, 123456)
+    assert table.columns["when"] == [noon, None]
+    assert table.columns["in zone"] == [noon.replace(tzinfo=datetime.UTC), None]
 
 
 def test_parquet_without_pyarrow_says_what_to_do(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from flaxformer_lab.export.formats import load_exported
 from flaxformer_lab.functional.convolution import convolution_2d, max_pool_2d
 from flaxformer_lab.functional.normalization import layer_norm, rms_norm, standardised
 from flaxformer_lab.functional.platform import portable_forms
+from flaxformer_lab.functional.quantiles import to_normal
 from flaxformer_lab.functional.softmax_attention import softmax_attention
 from flaxformer_lab.model_config import AttentionConfig, TransformerConfig
 from flaxformer_lab.run import load_run
@@ -37,6 +38,12 @@ def windowed_scatter(a, i):
     """A window of two elements of each row goes to a place that the row chooses."""
     numbers = lax.ScatterDimensionNumbers((1,), (), (1,), (0,), (0,))
     return lax.scatter_add(a[:, 0], i[:, :1] + 3, a[:, 1, :2], numbers, mode="drop")
+
+
+def places(values, side):
+    """Among numbers with a NaN at their end; of values with a NaN and zeros of both signs."""
+    values = values.at[:, 0, :3].set(np.array([[np.nan, 0.0, -0.0]], np.float32))
+    return jnp.searchsorted(np.array([-1, 0, 0, 0.5, np.nan], np.float32), values, side=side)
 
 
 def of_spectra(x, y):
@@ -71,6 +78,9 @@ FUNCTIONS = {
     "not equal, xor": lambda x, y, i: jnp.where((i != 2) ^ (i > 0), 1.0, 0.0),
     "select of three": lambda x, y, i: lax.select_n(jnp.clip(i, 0, 2), 1.0 * i, 2.0 * i, 3.0 * i),
     "finite": lambda x, y, i: jnp.where(jnp.isfinite(jnp.where(y > 0, y / 0, y)) & ~jnp.isnan(y), 1.0, 2.0),
+    "places among sorted values": lambda x, y, i: places(x, "left") + 10 * places(y, "right") + i.max(),
+    "values by their ranks": lambda x, y, i: to_normal(y[:, 0], np.sort(W, axis=1).T),
+    "places among whole numbers": lambda x, y, i: jnp.searchsorted(np.array([-1, 3, 3], np.int32), i),
     "remainder, whole numbers": lambda x, y, i: lax.rem(i, jnp.int32(3)) + i // 2 + jnp.minimum(i, 4) * i,
     "casts": lambda x, y, i: (3 * y).astype(jnp.int32) + (i > 0).sum(axis=1).astype(jnp.float32)[:, None, None],
     "broadcast": lambda x, y, i: jnp.broadcast_to(x[:, :1], x.shape) * jnp.ones((4, 1))[None] + jnp.zeros(x.shape),

@@ -45,17 +45,16 @@ def test_an_average_is_the_sum_over_the_weight_whatever_the_order():
 
 
 def test_what_each_example_adds_is_the_average_of_that_example():
-    """Several tokens an example, and weights; examples without any are left out."""
+    """Several tokens an example, and weights; examples without any stay, so that the examples of seeds are the same."""
     outputs, targets = (RNG.normal(size=(90, 3, 2)).astype(np.float32) for _ in range(2))
     weights = np.stack([WEIGHTS, WEIGHTS, 0 * WEIGHTS], axis=1)
     average = lambda batch: explained_variance(*batch)  # noqa: E731
     states = batches(lambda *arrays: PerExample.of(average, arrays), outputs, targets, weights)
     totals, shares = value(states)
-    kept = WEIGHTS > 0
     squares = np.mean(np.square(targets), axis=-1)
     errors = np.mean(np.square(outputs - targets), axis=-1)
-    np.testing.assert_allclose(totals, ((squares - errors) * weights).sum(axis=1)[kept], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(shares, (squares * weights).sum(axis=1)[kept], rtol=1e-4)
+    np.testing.assert_allclose(totals, ((squares - errors) * weights).sum(axis=1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(shares, (squares * weights).sum(axis=1), rtol=1e-4)
     whole = average((outputs, targets, weights))
     assert totals.sum() / shares.sum() == pytest.approx(float(whole.total / whole.weight), abs=1e-5)
 
@@ -180,3 +179,7 @@ def test_the_error_of_an_auc_of_independent_examples_is_the_limit_of_drawing_the
     drawn = AUCError(SCORES, LABELS, ones, np.append(np.arange(89), 88), draws=2000).compute()  # but for one pair
     assert alone == pytest.approx(drawn, rel=0.1)
     assert math.isnan(AUCError(SCORES, ones, ones, np.arange(90)).compute())  # one class alone
+    single = np.arange(90) == 7  # one positive: where it lies among the negatives is all that varies
+    above = (SCORES[7] > SCORES[~single]) + 0.5 * (SCORES[7] == SCORES[~single])
+    expected = np.sqrt(np.var(above, ddof=1) / 89)
+    assert AUCError(SCORES, single, ones, np.arange(90)).compute() == pytest.approx(expected, rel=1e-6)

@@ -1,12 +1,16 @@
 """What networks cost, against a count by hand and XLA's own, which it has on a CPU."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from flaxformer_lab.config import parse_config
+from flaxformer_lab.functional.softmax_attention import softmax_attention
 from flaxformer_lab.models.cost import compiled_bytes, forward_flops, parameters, parameters_by_part
-from flaxformer_lab.models.flops import count_flops
+from flaxformer_lab.models.flops import as_counted, count_flops
 from flaxformer_lab.models.network import Network, functionalize
 from flaxformer_lab.modules.embedding import PatchEmbedding
 from flaxformer_lab.parsing import override
@@ -85,6 +89,20 @@ def test_operations_are_those_that_xla_counts(knobs):
     arguments = *pure.shapes, IMAGES
     counted = jax.jit(pure.apply).lower(*arguments).cost_analysis()["flops"]
     assert forward_flops(pure, *arguments) == pytest.approx(counted, rel=0.001)
+
+
+@pytest.mark.parametrize("window", [None, 256])
+@pytest.mark.parametrize("causal", [True, False])
+def test_pairs_of_many_tokens_count_as_often_as_they_are_seen(causal, window):
+    """Where a CPU walks over blocks of keys in loops whose length is not known before they run."""
+    tokens = 2048
+    like = jax.ShapeDtypeStruct((1, tokens, 2, 16), jnp.float32)
+    with as_counted():
+        found = count_flops(functools.partial(softmax_attention, causal=causal, window=window), like, like, like)
+    apart = np.arange(tokens)[:, None] - np.arange(tokens)
+    seen = (np.abs(apart) < (window or tokens)) & (apart >= (0 if causal else -tokens))
+    least = 2 * 2 * seen.sum() * 2 * 16
+    assert least < found < least * (1.3 if window is None else 2.5)  # a block of rows sees some keys in vain
 
 
 @pytest.mark.parametrize(("name", "gates"), [("lstm", 4), ("gru", 3)])

@@ -95,6 +95,10 @@ TRANSFORMERS = [
     NARROW | {"attention.kind": "mean", "attention.output": "low_rank"},
     NARROW | {"attention.kind": "static", "attention.projection": "low_rank", "depth": 1},
     NARROW | {"attention.kind": "static", "attention.projection": "low_rank", "skip.attention": True},
+    *(
+        LINEAR | {"skip.attention": False, "attention.projection": "low_rank", "depth": 1, "parallel": parallel}
+        for parallel in (False, True)
+    ),
     {"depth": 0, "ffn.kind": "mlp"},
     {"depth": 0, "norm.kind": "layernorm"},
     {"depth": 0, "norm.kind": "rmsnorm", "ffn.kind": "mlp", "norm.placement": "post"},
@@ -220,4 +224,4 @@ def test_the_cases_answer_every_question_both_ways():
         assert {theory.mixes_features(*each) for each in own} == {True, False}
     assert {theory.reach(*each) for each in configs} >= {0, 2, 4, np.inf}
     assert {theory.block_size(*each) for each in configs} == {1, 2, 4}
-    assert sum(theory.rank(*each) == 1 for each in configs) == 4
+    assert sum(theory.rank(*each) == 1 for each in configs) == 5

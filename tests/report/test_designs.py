@@ -52,6 +52,12 @@ def test_shares_and_p_are_those_of_nested_fits(values):
     assert all(each.share.low <= each.share.high for each in effects)
 
 
+def test_of_one_seed_there_are_shares_without_intervals():
+    effects = two_way_anova(NOISE[:, :, :1] + ROWS, ("a", "b"))
+    assert sum(each.share.mean for each in effects) == pytest.approx(1) and effects[3].share.mean == 0
+    assert all(np.isnan([each.share.low, each.share.high, each.p_value]).all() for each in effects)
+
+
 def test_an_effect_is_found_where_it_is_and_nowhere_else():
     found = {each.name: each for each in two_way_anova(NOISE + 3 * ROWS, ("a", "b"))}
     assert found["a"].p_value < 1e-6 < 0.01 < min(found["b"].p_value, found["interaction"].p_value)

@@ -100,6 +100,11 @@ def test_the_variance_of_both_is_that_of_a_crossed_table():
     assert 2 * stats.t.sf(1 / error, freedom) == pytest.approx(welch.pvalue)  # the same law of a sum of variances
 
 
+def test_a_single_block_of_examples_says_nothing_of_their_spread():
+    values = [0.1, 0.2, 0.15, 0.3, 0.25]
+    assert bootstrap_interval(values, examples=np.array([0.7])) == bootstrap_interval(values)
+
+
 def test_examples_that_agree_change_nothing():
     values = GENERATOR.normal(size=6)
     assert standard_error(values, np.zeros(50))[0] == pytest.approx(stats.sem(values))

@@ -285,7 +285,7 @@ def test_a_transformer_learns_who_takes_turns_and_ranks_new_users(trained, tmp_p
     best = [item for item, rank in zip(found.columns["item"], found.columns["rank"], strict=True) if rank == 1]
     assert best[:2] == ["tea", "tea"] and found.columns["user"] == ["ann", "ann", "bob", "bob", "eve", "eve"]
     assert found.lines.tolist() == [4, 4, 3, 3, 5, 5]  # eve bought what nobody knows, and is ranked all the same
-    with pytest.raises(ConfigError, match="purchases need the columns user, basket and item"):
+    with pytest.raises(ConfigError, match="lacks user, basket and a time; new purchases need the columns user, it"):
         trained.predict({"item": ["tea"]})
 
 

@@ -170,6 +170,23 @@ def test_the_best_of_several_sizes_is_the_best_on_validation():
 
 
 def test_logits_of_two_classes_have_the_scores_as_their_difference():
-    found = table_controls._logits(np.array([0.5, -2.0]))
+    found = table_controls._logits(np.array([0.5, -2.0]), np.array([0, 1]), 2)
     np.testing.assert_array_equal(found[:, 1] - found[:, 0], [0.5, -2.0])
     assert "trees" in registry.names("control") and jnp.asarray(found).shape == (2, 2)
+
+
+@pytest.mark.parametrize("learned", [(0, 2), (0, 2, 3)])
+@pytest.mark.parametrize("control", ["linear", "trees"])
+def test_a_class_that_training_lacks_has_an_output_and_is_never_the_best(few_trees, monkeypatch, control, learned):
+    """Classes keep their numbers: of 0 and 2 the scores are in the columns 0 and 2."""
+    place = lambda split: np.digitize(split["columns"][:, 0], [-0.4, 0.4][: len(learned) - 1])  # noqa: E731
+    splits = {name: {**split, "label": np.take(learned, place(split))} for name, split in SPLITS.items()}
+    splits["validation"]["label"][:3] = 1
+    monkeypatch.setitem(globals(), "SPLITS", splits)
+    task = classification(metric="accuracy")
+    task.metadata["num_classes"] = 4
+    fit = controls.lookup(control, "tabular_classification")(task, 0, 0.3)
+    outputs = fit.predict(controls.whole(task, "validation")["inputs"])
+    assert outputs.shape == (ROWS["validation"], 4) and set(outputs.argmax(axis=1)) <= set(learned)
+    right = outputs.argmax(axis=1) == splits["validation"]["label"]
+    assert right[3:].mean() > 0.7 and not right[:3].any()

@@ -193,6 +193,25 @@ def test_a_constant_channel_does_not_count_in_mase(values, write, make):
     np.testing.assert_allclose(found["mase"], evaluate(others, fit(others, "seasonal_naive"))["mase"], rtol=1e-5)
 
 
+def test_without_a_seasonal_error_there_is_no_mase(values, write, make):
+    still = np.full_like(values, 4.0)
+    still[400:] = values[400:]
+    still[np.isnan(still)] = 4.0
+    task = make(dataset=write(still))
+    found = evaluate(task, fit(task, "repeat"))
+    assert "mase" not in found and np.isfinite(list(found.values())).all()
+    assert any("there is no MASE" in str(fact) and "task.season=7" in str(fact) for fact in task.facts())
+
+
+def test_a_split_without_a_target_is_refused_where_gaps_do_not_count(values, write, make):
+    empty = values.copy()
+    empty[360:480, 0] = np.nan
+    dataset = write(empty)
+    with pytest.raises(ConfigError, match=r"leaves nothing to predict in validation of ett:.*every target's value"):
+        make(dataset=dataset, targets=("a",))
+    make(dataset=dataset, targets=("a", "b")), make(dataset=dataset, targets=("a",), missing="forward")
+
+
 @pytest.mark.parametrize("standardised", [False, True])
 def test_quantiles_are_scored_by_the_pinball_loss(make, standardised):
     """Against loops over single values, some of them masked, in standardised units; the median is the forecast."""

@@ -23,6 +23,7 @@ from flaxformer_lab.export.formats import load_exported
 from flaxformer_lab.export.write import export
 from flaxformer_lab.functional.metrics import AUC
 from flaxformer_lab.functional.trees import leaf_paths
+from flaxformer_lab.models.lora import merged
 from flaxformer_lab.models.network import Network, functionalize
 from flaxformer_lab.modules.embedding import FeatureEmbedding, TokenEmbedding
 from flaxformer_lab.modules.projection import Dense
@@ -33,7 +34,7 @@ from flaxformer_lab.tasks.examples import generated_examples, stored_examples
 from flaxformer_lab.tasks.tables import TabularClassification
 from flaxformer_lab.tasks.task import Task, loss_and_accuracy
 from flaxformer_lab.training.experiment import make_experiment
-from flaxformer_lab.training.initialization import initial_weights
+from flaxformer_lab.training.initialization import initial_weights, restore_run
 from flaxformer_lab.training.loop import train
 from flaxformer_lab.training.single import Single
 from flaxformer_lab.training.state import initial_state
@@ -566,6 +567,26 @@ def test_replicas_start_from_the_same_weights(first, trained_first):
     for name, leaf in states[0].items():
         assert np.array_equal(leaf, trained[name]) == name.startswith("body.")
         assert np.array_equal(leaf, trained[name]) or "bias" in name or not np.array_equal(leaf, states[1][name])
+
+
+def test_a_run_takes_what_another_has_learned_in_its_small_matrices(tmp_path):
+    """Beside its kernels where both have maps of that rank, in the kernels where it has none or others."""
+    changes = {"training.lora_rank": 2, "training.steps": 2, "optimizer.learning_rate": 0.1}
+    train(digits(changes), tmp_path / "tuned", quiet=True)
+    state = restore_run(tmp_path / "tuned")[1]
+    sums, apart = leaf_paths(merged(state.params)), leaf_paths(state.params)
+    given = {"training.init_from": str(tmp_path / "tuned"), "seed": 9}
+    for more, expected in (
+        ({}, sums),
+        ({"training.lora_rank": 3}, sums),
+        ({"training.lora_rank": 2, "training.init_only": ["body"]}, sums),
+        ({"training.lora_rank": 2}, apart),
+    ):
+        initial, found = start(digits(given | more))
+        taken = {name: np.asarray(leaf) for name, leaf in found.items() if name in initial.values}
+        assert {name for name in taken if name.startswith("lora.")} == {name for name in expected if "lora." in name}
+        for name, leaf in taken.items():
+            np.testing.assert_allclose(leaf, expected[name], rtol=1e-6, err_msg=name)
 
 
 def test_a_safetensors_file_is_a_source_as_well(first, tmp_path):

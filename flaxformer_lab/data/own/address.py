@@ -13,6 +13,7 @@ from typing import Any
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.parsing import nearest
 
+LISTS = ("numbers", "categories", "dates", "drop")  # options of a table that name columns
 SPLIT = {"split": "how examples are divided: `share:60,20,20`, the shares of train, validation and test"}
 TABLE = {
     "target": "the column to predict",
@@ -76,7 +77,8 @@ def parse_address(dataset: str) -> Address | None:
     """Reads `KIND:PATH?OPTION=VALUE&...`; None for the name of a data set of TFDS.
 
     A path may have any characters but `?NAME=`, which begins the options; a relative one is taken from the working
-    directory. In an option's value `%26` is `&` and `%25` is `%`.
+    directory. In an option's value `%26` is `&`, `%25` is `%` and `%2C` a comma within a name, which in a list of names
+    then stands between double quotes, as in a CSV file.
 
     Raises:
         ConfigError: the kind or an option is unknown, or the path is missing.
@@ -101,7 +103,8 @@ def parse_address(dataset: str) -> Address | None:
             )
         if name in options or not value:
             raise ConfigError(f"{shown}: option {name} is {'given twice' if value else 'empty'}; give it one value")
-        options[name] = urllib.parse.unquote(value)
+        parts = map(urllib.parse.unquote, value.split(","))
+        options[name] = ",".join(f'"{part}"' if name in LISTS and "," in part else part for part in parts)
     return Address(kind, Path(path).expanduser().absolute(), dict(sorted(options.items())))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Float
 
-from flaxformer_lab.data.image_files import read_image
+from flaxformer_lab.data.image_files import is_turned_in_place, read_image
 from flaxformer_lab.data.own.address import Address
 from flaxformer_lab.data.own.contents import (
     SPLIT_NAMES,
@@ -27,6 +27,7 @@ from flaxformer_lab.errors import DataError
 
 LAYOUT = "put one .json of COCO's format in the folder, or train.json, validation.json and test.json, beside the images"
 NEEDED = ("images", "annotations", "categories")
+ID = int | float | str
 ROUNDING = 1.0  # pixels by which a box may reach past the edge; it is cut off there
 
 
@@ -63,9 +64,16 @@ def read(address: Address) -> Contents:
         print(f"{address.source}: {empty} of {len(entries)} images have no object; they are kept", file=sys.stderr)
     if empty == len(entries):
         raise DataError(f"{address.source} has no object in any image; add annotations")
-    images = [read_image(_find(root, each, image)) for each, image in entries]
-    for (each, image), pixels in zip(entries, images, strict=True):
+    paths = [_find(root, each, image) for each, image in entries]
+    images = [read_image(path) for path in paths]
+    for (each, image), path, pixels in zip(entries, paths, images, strict=True):
         _check_size(each.file, image, pixels)
+        if is_turned_in_place(path):
+            raise DataError(
+                f"{each.file}: EXIF data of {image['file_name']} turn or mirror it, and its size does not say whether "
+                "boxes are of it before or after; take the orientation out if before (exiftool -Orientation=), turn "
+                "its pixels if after (mogrify -auto-orient)"
+            )
     coloured = any(pixels.shape[-1] == 3 for pixels in images)
 
     def examples(chosen: np.ndarray) -> Iterator[dict[str, Any]]:
@@ -109,8 +117,9 @@ class _Description:
                 raise DataError(f"{file} has no list {key!r}, which the format of COCO needs, beside {_others(key)}")
         self.images = tree["images"]
         for image in self.images:
-            if not isinstance(image, Mapping) or not {"id", "file_name"} <= image.keys():
-                raise DataError(f"{file}: an image lacks id or file_name: {str(image)[:80]}; add them")
+            _check_entry(file, "an image", image, id=ID, file_name=str)
+        for category in tree["categories"]:
+            _check_entry(file, "a category", category, id=ID, name=ID)
         self.categories = {each["id"]: str(each["name"]) for each in tree["categories"]}
         known = {image["id"] for image in self.images}
         for kind, entries, number in (
@@ -119,15 +128,21 @@ class _Description:
         ):
             if number < len(entries):
                 raise DataError(f"{file}: two of the {len(entries)} {kind} entries have one id; give each its own")
+        names = list(self.categories.values())
+        for name in [each for each in names if names.count(each) > 1][:1]:
+            ids = ", ".join(str(each) for each in self.categories if self.categories[each] == name)
+            raise DataError(f"{file}: the categories of id {ids} are all called {name}; give each a name of its own")
         self.objects: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
-        for annotation in tree["annotations"]:
-            where = f"{file}: annotation {annotation.get('id')}"
-            if annotation.get("image_id") not in known:
-                raise DataError(f"{where} is of image_id {annotation.get('image_id')}, which no image has; correct it")
-            if annotation.get("category_id") not in self.categories:
+        for place, annotation in enumerate(tree["annotations"], 1):
+            name = f"annotation {annotation.get('id') if isinstance(annotation, Mapping) else f'number {place}'}"
+            _check_entry(file, name, annotation, image_id=ID, category_id=ID)
+            where = f"{file}: {name}"
+            if annotation["image_id"] not in known:
+                raise DataError(f"{where} is of image_id {annotation['image_id']!r}, which no image has; correct it")
+            if annotation["category_id"] not in self.categories:
                 ids = ", ".join(map(str, list(self.categories)[:10]))
                 raise DataError(
-                    f"{where} is of category_id {annotation.get('category_id')}, which no category has; there are {ids}"
+                    f"{where} is of category_id {annotation['category_id']!r}, which no category has; there are {ids}"
                     f"{', ...' if len(self.categories) > 10 else ''}"
                 )
             self.objects[annotation["image_id"]].append(annotation | {"where": where})
@@ -163,6 +178,16 @@ def box_of(where: str, box: Any, rows: int, columns: int) -> Float[np.ndarray, "
     return np.clip(corners, 0, 1)
 
 
+def _check_entry(file: Path, kind: str, entry: Any, **types: Any) -> None:
+    """Raises DataError where an entry is no mapping, or lacks a key or has something of another type there."""
+    get = entry.get if isinstance(entry, Mapping) else lambda _: None
+    lacking = [key for key, of_type in types.items() if not isinstance(get(key), of_type)]
+    if lacking:
+        raise DataError(
+            f"{file}: {kind} has no {' and no '.join(lacking)} that can be used: {str(entry)[:80]}; correct it"
+        )
+
+
 def _others(key: str) -> str:
     return " and ".join(each for each in NEEDED if each != key)
 
@@ -184,6 +209,6 @@ def _check_size(file: Path, image: dict[str, Any], pixels: np.ndarray) -> None:
         raise DataError(f"{file}: {image['file_name']} has 16 bits a pixel; convert it to 8")
     if said != (columns, rows):
         raise DataError(
-            f"{file}: {image['file_name']} is said to have {said[0]} x {said[1]} pixels and has {columns} x {rows}; "
-            "its boxes would be elsewhere; correct one of them"
+            f"{file}: {image['file_name']} is said to have {said[0]!r} x {said[1]!r} pixels and has {columns} x "
+            f"{rows}; its boxes would be elsewhere; correct one of them"
         )

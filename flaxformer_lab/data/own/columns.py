@@ -25,6 +25,7 @@ from flaxformer_lab.errors import DataError
 from flaxformer_lab.parsing import nearest
 
 Kind = Literal["number", "boolean", "date", "category"]
+DECIMALS = {"point": ".", "comma": ","}
 DELIMITERS = {",": ",", ";": ";", "tab": "\t", "|": "|"}
 MISSING = frozenset(("", "na", "n/a", "#n/a", "nan", "nat", "null", "none", "<na>", "?"))
 BOOLEANS = (("false", "true"), ("no", "yes"), ("f", "t"), ("n", "y"))
@@ -35,6 +36,7 @@ PARTS: dict[str, Callable[[datetime.datetime], int]] = {
 }
 FEW_ROWS = 20  # with fewer, nothing is taken for an identifier
 DISTINCT_SHARE = 0.9  # of an identifier's values
+_INDEX = re.compile(r"__index_level_\d+__")  # as pandas calls the labels of rows in a parquet file
 _WAY_OUT = "correct it, or name the column in categories= or drop="
 _EPOCH = datetime.datetime(1970, 1, 1)
 
@@ -43,13 +45,14 @@ _EPOCH = datetime.datetime(1970, 1, 1)
 class Table:
     """path: its name in errors. columns: the values of each column. lines: where each row begins in the file, from 1.
 
-    unit: what `lines` counts.
+    unit: what `lines` counts. delimiter: between the values of a CSV file.
     """
 
     path: str
     columns: dict[str, list[Any]]
     lines: Int[np.ndarray, " rows"]
     unit: str = "line"
+    delimiter: str = ","
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -64,6 +67,7 @@ class Column:
     """A column that a model is given, and how its texts are read.
 
     decimal: the mark of a number's fraction. day_first: of dates like 3/4/2024. parts: of a date, those that vary.
+    has_zone: whether dates have a time zone; None where that is not known.
     """
 
     name: str
@@ -71,6 +75,7 @@ class Column:
     decimal: str = "."
     day_first: bool = False
     parts: tuple[str, ...] = ()
+    has_zone: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,9 @@ def require_column(table: Table, name: str, option: str) -> None:
         raise DataError(f"{table.path} has no column {name} ({option}): {nearest(name, table.columns)}it has {known}")
 
 
-# -------------------------------------------------------------------------------------------------- CSV files
+# ---------------------------------------------------------------------------------------------- CSV and parquet
+
+csv.field_size_limit(2**31 - 1)  # of one value; Python's is 131,072
 
 
 def read_csv(path: str | Path, delimiter: str | None = None) -> Table:
@@ -119,7 +126,8 @@ def read_csv(path: str | Path, delimiter: str | None = None) -> Table:
     text = data.decode("utf-8-sig", "surrogateescape")
     if not text.strip():
         raise DataError(f"{path} is empty; it needs a line of names and lines of values")
-    rows, lines = _records(path, text, DELIMITERS[delimiter] if delimiter else _find_delimiter(text))
+    mark = DELIMITERS[delimiter] if delimiter else _find_delimiter(text)
+    rows, lines = _records(path, text, mark)
     names = [name.strip() for name in rows[0]]
     _check_names(path, names)
     for row, line in zip(rows, lines, strict=True):
@@ -135,10 +143,39 @@ def read_csv(path: str | Path, delimiter: str | None = None) -> Table:
         name: [None if (value := each.strip()).lower() in MISSING else value for each in values]
         for name, values in zip(names, zip(*rows[1:], strict=True), strict=True)
     }
-    table = Table(str(path), columns, np.array(lines[1:]))
+    table = Table(str(path), columns, np.array(lines[1:]), delimiter=mark)
     if any("\udc80" <= character <= "\udcff" for character in set(text)):
         _refuse_bytes(table, names)
     return table
+
+
+def read_parquet(path: str | Path) -> Table:
+    """The columns of a parquet file, with Python's own values, so times in microseconds; rows are counted from 1.
+
+    Raises:
+        DataError: it cannot be read, or has no rows; or the package pyarrow is lacking.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise DataError(
+            f"{path} needs the package pyarrow; install it (pip install pyarrow), or write the table as CSV"
+        ) from error
+    try:
+        stored = parquet.read_table(Path(path).expanduser())
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{path} cannot be read as parquet: {' '.join(str(error).split())[:200]}") from error
+    if not stored.num_rows:
+        raise DataError(f"{path} has no rows")
+    for place, field in enumerate(stored.schema):
+        if pyarrow.types.is_timestamp(field.type) and field.type.unit == "ns":  # Python's times have microseconds
+            times = stored.column(place).cast(pyarrow.timestamp("us", field.type.tz), safe=False)
+            stored = stored.set_column(place, field.name, times)
+    columns = {
+        name: [None if is_missing(value) else value for value in values] for name, values in stored.to_pydict().items()
+    }
+    return Table(str(path), columns, np.arange(1, stored.num_rows + 1), unit="row")
 
 
 def _records(path: str | Path, text: str, delimiter: str) -> tuple[list[list[str]], list[int]]:
@@ -161,7 +198,8 @@ def _records(path: str | Path, text: str, delimiter: str) -> tuple[list[list[str
 def _find_delimiter(text: str) -> str:
     """The one that cuts the line of names into most parts."""
     first = next(line for line in text.splitlines() if line.strip())
-    parts = {each: len(next(csv.reader([first], delimiter=each, skipinitialspace=True))) for each in (",", ";", "\t")}
+    marks = DELIMITERS.values()
+    parts = {each: len(next(csv.reader([first], delimiter=each, skipinitialspace=True))) for each in marks}
     return max(parts, key=parts.__getitem__)
 
 
@@ -196,7 +234,7 @@ _FRACTION = {
     for mark in ".,"
 }
 _GROUPED = {
-    mark: re.compile(rf"[+-]?\d{{1,3}}([{other}\u00a0\u202f '’])\d{{3}}(\1\d{{3}})*({re.escape(mark)}\d*)?")
+    mark: re.compile(rf"[+-]?[1-9]\d{{0,2}}([{other}\u00a0\u202f '’])\d{{3}}(\1\d{{3}})*({re.escape(mark)}\d*)?")
     for mark, other in ((".", ","), (",", "."))
 }
 _SEPARATORS = re.compile("[\u00a0\u202f '’]")
@@ -219,11 +257,12 @@ def parse_boolean(value: Any) -> float | None:
     return next((float(pair.index(word)) for pair in BOOLEANS if word in pair), None)
 
 
+_CLOCK = re.compile(r"(?<=[ T])(\d{1,2})(:\d\d[\d:.]*)(?:\s?([ap])\.?m\.?$)?", re.I)
 _DAY_OR_MONTH_FIRST = re.compile(r"(\d{1,2})([./-])(\d{1,2})\2(\d{4})(?:[ T]+(.+))?")
 
 
 def parse_date(value: Any, day_first: bool) -> datetime.datetime | None:
-    """A date, or its text: 2024-04-03, with or without a time, 3.4.2024, 3/4/2024; None where it is none.
+    """A date, or its text: 2024-04-03, 3.4.2024, 3/4/2024, also with a time, 9:05 or 9:05 PM; None where it is none.
 
     day_first: whether 3/4/2024 is in April; 3.4.2024 always is.
     """
@@ -235,6 +274,7 @@ def parse_date(value: Any, day_first: bool) -> datetime.datetime | None:
         return datetime.datetime(value.year, value.month, value.day)
     if not isinstance(value, str):
         return None
+    value = _CLOCK.sub(_in_24_hours, value)
     try:
         if found := _DAY_OR_MONTH_FIRST.fullmatch(value):
             first, mark, second, year, time = found.groups()
@@ -244,6 +284,14 @@ def parse_date(value: Any, day_first: bool) -> datetime.datetime | None:
         return datetime.datetime.fromisoformat(value.replace("/", "-", 2) if value[4:5] == "/" else value)
     except ValueError:
         return None
+
+
+def _in_24_hours(time: re.Match[str]) -> str:
+    """9:05 as 09:05, 9:05 PM as 21:05; 13:05 PM and 0:05 AM stay as they are, and are no times."""
+    hour, rest, half = time.groups()
+    if half and not 1 <= int(hour) <= 12:
+        return time[0]
+    return f"{int(hour) % 12 + 12 * (half in 'pP') if half else int(hour):02}{rest}"
 
 
 def as_text(value: Any) -> str:
@@ -275,7 +323,7 @@ def infer(table: Table, choices: Choices, *, used: Iterable[str] = ()) -> tuple[
     choices.check(table)
     left_out = {name: "as you say" for name in choices.drop}
     names = [name for name in table.columns if name not in {*used, *left_out}]
-    marks = _decimal_marks(table, choices, names)
+    marks = decimal_marks(table, choices, names)
     columns = []
     for name in names:
         reason = useless(table, name, choices)
@@ -289,10 +337,12 @@ def infer(table: Table, choices: Choices, *, used: Iterable[str] = ()) -> tuple[
 def column_of(table: Table, name: str, choices: Choices, marks: Mapping[str, str] | None = None) -> Column:
     """One column, of the kind that the user says or that its values have.
 
+    marks: as of `decimal_marks`; without them numbers that can be read in two ways are taken for some with a point.
+
     Raises:
         DataError: as in `infer`.
     """
-    marks = _decimal_marks(table, choices, table.columns) if marks is None else marks
+    marks = decimal_marks(table, choices, ()) if marks is None else marks
     values = [value for value in table.columns[name] if value is not None]
     if name in choices.categories:
         return Column(name, "category")
@@ -305,9 +355,8 @@ def column_of(table: Table, name: str, choices: Choices, marks: Mapping[str, str
     if name in choices.dates or all(parse_date(value, True) or parse_date(value, False) for value in values):
         column = Column(name, "date", day_first=_day_first(table, name, choices))
         dates = [date for date in dates_of(table, column) if date is not None]
-        return dataclasses.replace(
-            column, parts=tuple(key for key, part in PARTS.items() if len(set(map(part, dates))) > 1)
-        )
+        parts = tuple(key for key, part in PARTS.items() if len(set(map(part, dates))) > 1)
+        return dataclasses.replace(column, parts=parts, has_zone=_has_zone(table, column))
     return Column(name, "category")
 
 
@@ -321,7 +370,11 @@ def useless(table: Table, name: str, choices: Choices) -> str | None:
     distinct = set(values)
     if len(distinct) == 1 and len(values) == len(table):
         return f"it is always {values[0]}"
-    if name in (*choices.numbers, *choices.categories, *choices.dates) or len(values) < FEW_ROWS:
+    if name in (*choices.numbers, *choices.categories, *choices.dates):
+        return None
+    if _INDEX.fullmatch(name):
+        return "it is the index of a DataFrame"
+    if len(values) < FEW_ROWS:
         return None
     numbers = [parse_number(value, ".") for value in distinct]
     if None not in numbers:
@@ -336,17 +389,21 @@ def useless(table: Table, name: str, choices: Choices) -> str | None:
     return None
 
 
-def _decimal_marks(table: Table, choices: Choices, names: Iterable[str]) -> dict[str, str]:
+def decimal_marks(table: Table, choices: Choices, names: Sequence[str]) -> dict[str, str]:
     """The mark of the fraction in each column of numbers.
 
-    A column like 1,234 and 2,345 can be read in two ways; then the other columns of the file decide.
+    A column like 1,234 and 2,345 can be read in two ways, and one of whole numbers says nothing of how a fraction will
+    be written; then the other columns of the file decide.
+
+    Raises:
+        DataError: none of them decides, and the column is among `names`.
     """
-    said = {"point": ".", "comma": ",", None: None}[choices.decimal]
+    said = DECIMALS.get(choices.decimal)
     found: dict[str, str] = {}
+    whole: list[str] = []
     doubtful: dict[str, tuple[int, Any]] = {}
-    for name in names:
-        values = table.columns[name]
-        if name in choices.categories or all(value is None for value in values):
+    for name, values in table.columns.items():
+        if name in (*choices.categories, *choices.drop) or all(value is None for value in values):
             continue
         readings = {}
         for mark in ".,":
@@ -361,11 +418,15 @@ def _decimal_marks(table: Table, choices: Choices, names: Iterable[str]) -> dict
                 doubtful[name] = differing[0], values[differing[0]]
             else:
                 found[name] = "."
+                whole.append(name)
     decided = {found[name] for name in found if any(set(".,") & set(str(value)) for value in table.columns[name])}
+    if len(decided) == 1:
+        found |= dict.fromkeys([*whole, *doubtful], next(iter(decided)))
     for name, (row, value) in doubtful.items():
-        if len(decided) == 1:
-            found[name] = next(iter(decided))
-        elif not decided and "." in value:
+        is_likely = not decided and "." in value and table.delimiter != ";"  # as files with decimal commas have
+        if name in found:
+            continue
+        if is_likely or name not in names:
             found[name] = "."
         else:
             raise table.error(
@@ -405,9 +466,9 @@ def numbers_of(table: Table, column: Column) -> Float64[np.ndarray, " rows"]:
         DataError: a value is of another kind, or infinite.
     """
     if column.kind == "date":
-        return np.array(
-            [math.nan if date is None else (date - _EPOCH) / datetime.timedelta(1) for date in dates_of(table, column)]
-        )
+        dates = dates_of(table, column)
+        _check_zone(table, column)
+        return np.array([math.nan if date is None else (date - _EPOCH) / datetime.timedelta(1) for date in dates])
     parse = parse_boolean if column.kind == "boolean" else lambda value: parse_number(value, column.decimal)
     numbers = np.empty(len(table))
     parse_text = functools.cache(parse)  # most texts of a column occur many times
@@ -420,11 +481,28 @@ def numbers_of(table: Table, column: Column) -> Float64[np.ndarray, " rows"]:
     return numbers
 
 
+def _has_zone(table: Table, column: Column) -> bool | None:
+    """Whether dates have a time zone; None where there are none."""
+    first = next((value for value in table.columns[column.name] if value is not None), None)
+    return None if first is None else parse_date(first, column.day_first).tzinfo is not None
+
+
+def _check_zone(table: Table, column: Column) -> None:
+    """Raises DataError where dates have a time zone and those of the column had none, or the other way round."""
+    has_zone = _has_zone(table, column)
+    if None not in (has_zone, column.has_zone) and has_zone != column.has_zone:
+        row = next(row for row, value in enumerate(table.columns[column.name]) if value is not None)
+        problem = "has a time zone, and the training table has none; write the time without it, as there"
+        if column.has_zone:
+            problem = "has no time zone, and the training table has one; add it, like +02:00 or Z"
+        raise table.error(column.name, row, f"{table.columns[column.name][row]!r} {problem}")
+
+
 def dates_of(table: Table, column: Column) -> list[datetime.datetime | None]:
     """The date of each row, in UTC where it has a time zone.
 
     Raises:
-        DataError: a value is no date, or some have a time zone and others none.
+        DataError: a value is no date, or not in UTC's years; or some have a time zone and others none.
     """
     dates: list[datetime.datetime | None] = []
     zones = set()
@@ -439,7 +517,12 @@ def dates_of(table: Table, column: Column) -> list[datetime.datetime | None]:
                 raise table.error(
                     column.name, row, f"{value!r} {has}, unlike those before; give all of them one, or none"
                 )
-            date = date.astimezone(datetime.UTC).replace(tzinfo=None) if date.tzinfo else date
+            try:
+                date = date.astimezone(datetime.UTC).replace(tzinfo=None) if date.tzinfo else date
+            except OverflowError as error:
+                raise table.error(
+                    column.name, row, f"{value!r} is not in the years 1 to 9999 of UTC; correct it, or leave it empty"
+                ) from error
         dates.append(date)
     return dates
 

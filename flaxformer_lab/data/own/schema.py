@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int, Int32
 
-from flaxformer_lab.data.own.columns import Column, Table, is_missing, levels_of, numbers_of, read_csv
+from flaxformer_lab.data.own.columns import (
+    Column,
+    Table,
+    is_missing,
+    levels_of,
+    numbers_of,
+    read_csv,
+    read_parquet,
+)
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.parsing import nearest
 
@@ -30,20 +39,25 @@ class Category:
 
 @dataclass(frozen=True)
 class Schema:
-    """The columns of a table, in order. others: columns of the file that are no inputs."""
+    """The columns of a table, in order.
+
+    others: columns of the file that are no inputs. target: how the one to predict is read; None where it was not kept.
+    """
 
     columns: tuple[Column, ...]
     categories: tuple[Category, ...]
     others: tuple[str, ...] = ()
+    target: Column | None = None
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> "Schema":
         """Reads what `as_json` gives."""
-        columns = (Column(**{**each, "parts": tuple(each["parts"])}) for each in tree["columns"])
+        columns = (_column(each) for each in tree["columns"])
         categories = (
             Category(each["name"], tuple(each["levels"]), tuple(each["counts"])) for each in tree["categories"]
         )
-        return cls(tuple(columns), tuple(categories), tuple(tree["others"]))
+        target = _column(tree["target"]) if tree.get("target") else None
+        return cls(tuple(columns), tuple(categories), tuple(tree["others"]), target)
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -57,7 +71,8 @@ class Schema:
     @property
     def meanings(self) -> tuple[Any, ...]:
         """What each number and each level stands for."""
-        return self.columns, tuple((category.name, category.levels) for category in self.categories)
+        columns = tuple((column.name, column.kind, column.parts) for column in self.columns)
+        return columns, tuple((category.name, category.levels) for category in self.categories)
 
     def encode(self, table: Table) -> tuple[Float32[np.ndarray, "rows numbers"], Int32[np.ndarray, "rows categories"]]:
         """The numbers of each row, NaN where one is missing, and the levels of its categories.
@@ -78,8 +93,9 @@ class Schema:
         texts = {name: values for column in self.columns for name, values in levels_of(table, column).items()}
         codes = np.zeros((len(table), len(self.categories)), np.int32)
         for place, category in enumerate(self.categories):
-            code = {level: number for number, level in enumerate(category.levels)}
-            codes[:, place] = [code.get(level, 0) for level in texts[category.name]]
+            levels = list(enumerate(category.levels))
+            code = {_whole(level): number for number, level in levels} | {level: number for number, level in levels}
+            codes[:, place] = [code.get(level, code.get(_whole(level), 0)) for level in texts[category.name]]
         return numbers, codes
 
     def _check_names(self, table: Table) -> None:
@@ -96,13 +112,29 @@ class Schema:
             )
 
 
+def _column(tree: Mapping[str, Any]) -> Column:
+    return Column(**{**tree, "parts": tuple(tree["parts"])})
+
+
+def _whole(level: str | None) -> str | None:
+    """1.0 as 1: pandas writes whole numbers so where some are missing."""
+    return level and re.sub(r"(?<=\d)\.0$", "", level)
+
+
 def fit_schema(
-    table: Table, columns: Sequence[Column], train: Int[np.ndarray, " train"], rare: int, others: Sequence[str]
+    table: Table,
+    columns: Sequence[Column],
+    train: Int[np.ndarray, " train"],
+    rare: int,
+    others: Sequence[str],
+    target: Column | None = None,
 ) -> tuple[Schema, list[str]]:
     """The schema, with the levels that at least `rare` training rows have; and the categories without such a level."""
     categories, empty = [], []
     for column in columns:
         for name, texts in levels_of(table, column).items():
+            if all(text is None or re.fullmatch(r"[+-]?\d+(\.0)?", text) for text in texts):
+                texts = [_whole(text) for text in texts]
             counts = Counter(texts[row] for row in train)
             by_count = sorted(counts.items(), key=lambda each: (-each[1], each[0] is None, each[0]))
             common = [level for level, count in by_count if count >= rare]
@@ -111,25 +143,26 @@ def fit_schema(
                 categories.append(Category(name, (UNKNOWN, *common), (len(train) - sum(seen), *seen)))
             else:
                 empty.append(name)
-    kept = [column for column in columns if column.kind != "category" or column.name not in empty]
+    rare_alone = [column.name for column in columns if column.kind == "category" and column.name in empty]
+    kept = [column for column in columns if column.name not in rare_alone]
     kept = [
         dataclasses.replace(each, parts=tuple(part for part in each.parts if f"{each.name} {part}" not in empty))
         for each in kept
     ]
-    return Schema(tuple(kept), tuple(categories), tuple(others)), empty
+    return Schema(tuple(kept), tuple(categories), (*others, *rare_alone), target), empty
 
 
 def table_of(raw: Any) -> Table:
-    """New rows as a table: the path of a CSV file, a DataFrame, a mapping of names to lists, or a list of mappings.
+    """New rows as a table: the path of a CSV or parquet file, a DataFrame, a mapping to lists, or a list of mappings.
 
     Raises:
         ConfigError: it is something else, or its columns differ in length.
-        DataError: a CSV file that cannot be read.
+        DataError: a file that cannot be read.
     """
     if isinstance(raw, Table):
         return raw
     if isinstance(raw, str | Path):
-        return read_csv(raw)
+        return read_parquet(raw) if Path(raw).suffix.lower() == ".parquet" else read_csv(raw)
     if hasattr(raw, "to_dict") and hasattr(raw, "columns"):
         raw = raw.to_dict("list")
     if isinstance(raw, Mapping):
@@ -143,8 +176,8 @@ def table_of(raw: Any) -> Table:
         }
     else:
         raise ConfigError(
-            f"predict: {type(raw).__name__} is no table with named columns; give the path of a CSV file, a mapping of "
-            "names to lists, a list of rows as mappings, or a DataFrame"
+            f"predict: {type(raw).__name__} is no table with named columns; give the path of a CSV or parquet file, a "
+            "mapping of names to lists, a list of rows as mappings, or a DataFrame"
         )
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) != 1:
@@ -164,6 +197,9 @@ def _plain(value: Any) -> Any:
 
 def _columns(names: Sequence[str]) -> str:
     return f"column{'s' * (len(names) > 1)} {', '.join(names)}"
+
+
+ROUNDED = "{} is rounded: float32 keeps 7 digits; subtract its smallest value"
 
 
 def loses_precision(values: np.ndarray) -> bool:

@@ -8,8 +8,17 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from flaxformer_lab.data.own.address import Address
-from flaxformer_lab.data.own.columns import Choices, Column, Table, column_of, infer, numbers_of
+from flaxformer_lab.data.own.columns import (
+    DECIMALS,
+    Choices,
+    Column,
+    Table,
+    column_of,
+    infer,
+    numbers_of,
+)
 from flaxformer_lab.data.own.contents import shares
+from flaxformer_lab.data.own.schema import ROUNDED, loses_precision
 from flaxformer_lab.data.own.tables import choices_of, read_table
 from flaxformer_lab.errors import ConfigError, DataError
 from flaxformer_lab.parsing import nearest
@@ -17,28 +26,35 @@ from flaxformer_lab.parsing import nearest
 OF_OTHER_TASKS = ("target", "categories", "rare")  # options
 MOST_ROWS = 20  # rows of the grid for each row of the file; more mean that time is not even
 DAY = 86400
+MONTH = 28 * DAY  # the shortest one
+MONTHS = "; months differ in length, so a series of months is not read: number them by days of one length"
+SAME_TIME = (
+    "each row needs its own: keep one of them, write offsets like +02:00 where a clock was set back, and give each "
+    "series a file of its own"
+)
 
 
 @dataclass(frozen=True)
 class OwnSeries:
     """A file's rows on an even grid of time, NaN where one is missing.
 
-    time: seconds since 1970. step: seconds from row to row. ends: the row after the last of train, of validation and of
-    test. notes: what a user should know.
+    channels: how each is read. time: seconds since 1970, in UTC where the file `has_zone`. step: seconds from row to
+    row. ends: the row after the last of train, of validation and of test. notes: what a user should know.
     """
 
-    channels: tuple[str, ...]
+    channels: tuple[Column, ...]
     time: Int64[np.ndarray, " rows"]
     values: Float32[np.ndarray, "rows channels"]
     step: int
     ends: tuple[int, ...]
+    has_zone: bool
     notes: tuple[str, ...]
 
 
-def read_series(address: Address, channels: Sequence[str] = ()) -> OwnSeries:
+def read_series(address: Address, channels: Sequence[Column] = ()) -> OwnSeries:
     """The series in a file. `dates=NAME` says which column is the time, where there are several.
 
-    channels: to be read, whatever their values; none reads all columns of numbers that change.
+    channels: to be read as they say, whatever their values; none reads all columns of numbers that change.
 
     Raises:
         ConfigError: an option that cannot be, or that another task has.
@@ -53,40 +69,46 @@ def read_series(address: Address, channels: Sequence[str] = ()) -> OwnSeries:
     table, choices = read_table(address), choices_of(address)
     time_name = time_column(table, choices, "a series", table.columns)
     if channels:
-        columns, left_out = _named(table, choices, channels), {}
+        columns, left_out = _known(table, choices, channels), {}
     else:
         columns, left_out = infer(table, choices, used=[time_name])
     channels = [column for column in columns if column.kind in ("number", "boolean")]
     notes = [f"{name} is left out: {why}" for name, why in left_out.items() if why != "as you say"]
     notes += [f"{column.name} is left out: it is a {column.kind}" for column in columns if column not in channels]
     if not channels:
-        raise DataError(f"{table.path} has no channel: no column besides {time_name} has numbers")
-    place, time, step = _grid(table, time_name, choices)
+        seen = "".join(f"; {note}" for note in notes)
+        raise DataError(f"{table.path} has no channel: no column besides {time_name} has numbers to learn from{seen}")
+    clock = column_of(table, time_name, choices)
+    place, time, step = _grid(table, clock)
     values = np.full((len(time), len(channels)), np.nan, np.float32)
-    values[place] = np.stack([numbers_of(table, column) for column in channels], axis=1)
+    exact = np.stack([numbers_of(table, column) for column in channels], axis=1)
+    notes += [
+        ROUNDED.format(column.name) for column, each in zip(channels, exact.T, strict=True) if loses_precision(each)
+    ]
+    values[place] = exact
     if len(time) > len(table):
         gaps = np.flatnonzero(np.diff(np.sort(place)) > 1)
         first = np.datetime64(int(time[np.sort(place)[gaps[0]]]), "s")
         notes.append(f"{len(time) - len(table):,} rows are missing, in {len(gaps):,} gaps, the first after {first}")
     ends = tuple(int(end + 1e-6) for end in np.cumsum(shares(address)) * len(time))  # rounded down
-    return OwnSeries(tuple(column.name for column in channels), time, values, step, ends, tuple(notes))
+    return OwnSeries(tuple(channels), time, values, step, ends, bool(clock.has_zone), tuple(notes))
 
 
-def _named(table: Table, choices: Choices, names: Sequence[str]) -> list[Column]:
-    """These columns, which are numbers unless their values are yes and no.
+def _known(table: Table, choices: Choices, known: Sequence[Column]) -> list[Column]:
+    """These columns, as they are known; the mark of a fraction may be another that the user says.
 
     Raises:
-        DataError: one is not there, or has other values.
+        DataError: one is not there.
     """
-    lacking = [name for name in names if name not in table.columns]
+    choices.check(table)
+    lacking = [column.name for column in known if column.name not in table.columns]
     if lacking:
         raise DataError(
             f"{table.path} has no channel {lacking[0]}, which the model reads: "
             f"{nearest(lacking[0], table.columns)}it has {', '.join(table.columns)}"
         )
-    numbers = dataclasses.replace(choices, numbers=tuple(names))
-    found = (column_of(table, name, choices) for name in names)
-    return [each if each.kind == "boolean" else column_of(table, each.name, numbers) for each in found]
+    mark = {} if choices.decimal is None else {"decimal": DECIMALS[choices.decimal]}
+    return [dataclasses.replace(column, **mark) for column in known]
 
 
 def time_column(table: Table, choices: Choices, what: str, among: Iterable[str]) -> str:
@@ -110,13 +132,13 @@ def time_column(table: Table, choices: Choices, what: str, among: Iterable[str])
     )
 
 
-def _grid(table: Table, name: str, choices: Choices) -> tuple[np.ndarray, np.ndarray, int]:
+def _grid(table: Table, clock: Column) -> tuple[np.ndarray, np.ndarray, int]:
     """(where each row is, the times of all rows, seconds of a step): the step is the most frequent one.
 
     Raises:
         DataError: a row without a time, two of the same time, or one between two steps.
     """
-    days = numbers_of(table, column_of(table, name, choices))
+    name, days = clock.name, numbers_of(table, clock)
     for row in np.flatnonzero(np.isnan(days))[:1]:
         raise table.error(name, row, "it has no value, but each row needs its time")
     seconds = np.round(days * DAY).astype(np.int64)
@@ -126,12 +148,16 @@ def _grid(table: Table, name: str, choices: Choices) -> tuple[np.ndarray, np.nda
         raise DataError(f"{table.path} has one row, which is no series")
     for place in np.flatnonzero(steps == 0)[:1]:
         first, second = order[place : place + 2]
-        raise table.error(name, second, f"the same time as in {table.unit} {table.lines[first]}; keep one of them")
+        raise table.error(name, second, f"the same time as in {table.unit} {table.lines[first]}; {SAME_TIME}")
     found, counts = np.unique(steps, return_counts=True)
     step = int(found[counts.argmax()])
     rows, rest = np.divmod(seconds - seconds.min(), step)
     for place in np.flatnonzero(rest[order])[:1]:
-        raise table.error(name, order[place], f"time is not even: most rows are {step:,} seconds apart, not this one")
+        raise table.error(
+            name,
+            order[place],
+            f"time is not even: most rows are {step:,} seconds apart, not this one{MONTHS if step >= MONTH else ''}",
+        )
     if rows.max() >= MOST_ROWS * len(table):
         raise DataError(
             f"{table.path}: {len(table):,} rows, {step:,} seconds apart, leave {rows.max():,} out; resample it"

@@ -1,5 +1,7 @@
 """`csv:PATH?target=NAME` and `parquet:PATH?target=NAME`: rows of numbers, categories and dates, with a target each."""
 
+import csv
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -7,17 +9,20 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Float64, Int
 
-from flaxformer_lab.data.own.address import Address
+from flaxformer_lab.data.own.address import LISTS, Address
 from flaxformer_lab.data.own.columns import (
     DELIMITERS,
     Choices,
+    Column,
     Table,
     as_text,
     column_of,
+    decimal_marks,
     infer,
-    is_missing,
     numbers_of,
+    parse_number,
     read_csv,
+    read_parquet,
     require_column,
 )
 from flaxformer_lab.data.own.contents import (
@@ -29,11 +34,10 @@ from flaxformer_lab.data.own.contents import (
     complete,
     split_by_share,
 )
-from flaxformer_lab.data.own.schema import Schema, fit_schema, loses_precision
+from flaxformer_lab.data.own.schema import ROUNDED, Schema, fit_schema, loses_precision
 from flaxformer_lab.errors import ConfigError, DataError
 
 MOST_CLASSES = 1000
-LISTS = ("numbers", "categories", "dates", "drop")
 Rows = Int[np.ndarray, "_"]
 
 
@@ -51,8 +55,8 @@ def read(address: Address) -> Contents:
     table = read_table(address)
     if len(table.columns) == 1:
         raise DataError(
-            f"{table.path} has one column, {next(iter(table.columns))}, but a table has two at least; add delimiter=| "
-            "where something else than a comma, a semicolon or a tab separates the names"
+            f"{table.path} has one column, {next(iter(table.columns))}, but a table has two at least; put a comma, a "
+            "semicolon, a tab or | between the names"
         )
     choices = choices_of(address)
     target = address.options.get("target")
@@ -72,14 +76,16 @@ def read(address: Address) -> Contents:
     # A time may be an input; a name of a split or a group says nothing of rows in another.
     used = [target] if how == "time" or not by_column else [target, key]
     columns, left_out = infer(table, choices, used=used)
-    schema, rare = fit_schema(table, columns, rows["train"], _rare(address), [*used, *left_out])
+    column = column_of(table, target, choices, decimal_marks(table, choices, [target]))
+    schema, rare = fit_schema(table, columns, rows["train"], _rare(address), [*used, *left_out], column)
     notes += [f"{name} is left out: {why}" for name, why in left_out.items() if why != "as you say"]
     notes += [f"{name} is left out: no level has {_rare(address)} training rows" for name in rare]
     if not schema.columns:
         raise DataError(f"{table.path} has no column to learn from: {'; '.join(notes) or 'only the target'}")
     numbers, codes = schema.encode(table)
-    notes += _notes_on_precision(table, schema)
-    features, targets = _target(address, table, target, choices)
+    features, targets = _target(address, table, column, choices)
+    numeric = [*schema.numbers, *([column] if "target" in targets else [])]
+    notes += [ROUNDED.format(each.name) for each in numeric if loses_precision(numbers_of(table, each))]
     notes += [
         f"{name} equals the target, {target}, a likely leak; drop={name} leaves it out"
         for name in _leaks(table, schema, target, rows["train"], targets)
@@ -102,7 +108,7 @@ def read(address: Address) -> Contents:
 def read_table(address: Address) -> Table:
     """The file as it is, each column by its name."""
     if address.kind == "parquet":
-        return _read_parquet(address)
+        return read_parquet(address.path)
     delimiter = address.options.get("delimiter")
     if delimiter is not None and delimiter not in DELIMITERS:
         known = " ".join(DELIMITERS)
@@ -110,32 +116,11 @@ def read_table(address: Address) -> Table:
     return read_csv(address.path, delimiter)
 
 
-def _read_parquet(address: Address) -> Table:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise DataError(
-            f"task.dataset={address} needs the package pyarrow; install it (pip install pyarrow), or write the table "
-            "as CSV and name it by csv:"
-        ) from error
-    try:
-        stored = parquet.read_table(address.path)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{address.path} cannot be read as parquet: {' '.join(str(error).split())[:200]}") from error
-    if not stored.num_rows:
-        raise DataError(f"{address.path} has no rows")
-    columns = {
-        name: [None if is_missing(value) else value for value in values] for name, values in stored.to_pydict().items()
-    }
-    return Table(str(address.path), columns, np.arange(1, stored.num_rows + 1), unit="row")
-
-
 def choices_of(address: Address) -> Choices:
     """What the options say of the columns."""
     options = address.options
     lists = {
-        name: tuple(part.strip() for part in options[name].split(",") if part.strip())
+        name: tuple(part.strip() for part in next(csv.reader([options[name]], skipinitialspace=True)) if part.strip())
         for name in LISTS
         if name in options
     }
@@ -201,7 +186,7 @@ def _split_by_column(address: Address, table: Table, key: str) -> dict[str, Rows
 
 def _split_by_time(table: Table, key: str, choices: Choices) -> dict[str, Rows]:
     """60, 20 and 20% of the rows in the order of a number or a date; rows of equal time stay together."""
-    column = column_of(table, key, choices)
+    column = column_of(table, key, choices, decimal_marks(table, choices, [key]))
     if column.kind not in ("number", "date"):
         raise DataError(
             f"{table.path}: split=time:{key} needs a column of dates or numbers, but {key} is a {column.kind}"
@@ -241,15 +226,14 @@ def _with_target(table: Table, target: str) -> tuple[Table, int]:
     if len(kept) == len(table):
         return table, 0
     columns = {name: [values[row] for row in kept] for name, values in table.columns.items()}
-    return Table(table.path, columns, table.lines[kept], table.unit), len(table) - len(kept)
+    return dataclasses.replace(table, columns=columns, lines=table.lines[kept]), len(table) - len(kept)
 
 
 def _target(
-    address: Address, table: Table, target: str, choices: Choices
+    address: Address, table: Table, column: Column, choices: Choices
 ) -> tuple[dict[str, tfds.features.FeatureConnector], dict[str, np.ndarray]]:
     """The features of the target, a class or a number or both, and their values."""
-    values = table.columns[target]
-    column = column_of(table, target, choices)
+    target, values = column.name, table.columns[column.name]
     features: dict[str, tfds.features.FeatureConnector] = {}
     arrays: dict[str, np.ndarray] = {}
     if column.kind in ("number", "date"):
@@ -260,14 +244,11 @@ def _target(
             row = int(np.flatnonzero(~np.isfinite(arrays["target"]))[0])
             raise table.error(target, row, f"{numbers[row]:g} is beyond float32; divide the column by a power of ten")
         whole = column.kind == "number" and bool(np.all(numbers == np.round(numbers)))
-        texts = [str(int(number)) for number in numbers] if whole else []
-        names = [str(each) for each in sorted({int(text) for text in texts})]
-    elif column.kind == "boolean":
-        texts = [as_text(value).lower() for value in values]
-        names = sorted(set(texts))  # false before true, no before yes
+        texts = [class_name(value, column) for value in values] if whole else []
+        names = sorted(set(texts), key=int)
     else:
-        texts = [" ".join(as_text(value).split()) for value in values]
-        names = sorted(set(texts))
+        texts = [class_name(value, column) for value in values]
+        names = sorted(set(texts))  # false before true, no before yes
     is_class = 0 < len(names) <= min(MOST_CLASSES, len(texts) // 2) and target not in choices.numbers
     if is_class:
         code = {name: number for number, name in enumerate(names)}
@@ -281,6 +262,13 @@ def _target(
     if len({*map(str, values)}) == 1:
         raise DataError(f"{table.path}: column {target}, the target, is always {values[0]}; there is nothing to learn")
     return features, arrays
+
+
+def class_name(value: Any, target: Column) -> str:
+    """The class that a value of the target means: 1 where a number is 1.0 or `1,000` with a decimal comma."""
+    number = parse_number(value, target.decimal) if target.kind == "number" else None
+    text = " ".join(as_text(value if number is None else number).split())
+    return text.lower() if target.kind == "boolean" else text
 
 
 def _leaks(table: Table, schema: Schema, target: str, train: Rows, targets: Mapping[str, np.ndarray]) -> list[str]:
@@ -302,11 +290,3 @@ def _leaks(table: Table, schema: Schema, target: str, train: Rows, targets: Mapp
 def _is_line(values: Float64[np.ndarray, " rows"], target: Float64[np.ndarray, " rows"]) -> bool:
     spread = values.std() * target.std()
     return bool(spread > 0 and abs(np.mean((values - values.mean()) * (target - target.mean()))) > (1 - 1e-6) * spread)
-
-
-def _notes_on_precision(table: Table, schema: Schema) -> list[str]:
-    return [
-        f"{column.name} is rounded: float32 keeps 7 digits; subtract its smallest value"
-        for column in schema.numbers
-        if loses_precision(numbers_of(table, column))
-    ]
