@@ -204,14 +204,12 @@ def get_config(size: Literal["device", "cores", "short", "full", "published"] = 
         return _published()
     data, decided, rates = tuple(DATA), tuple(NAMES), (0.001, 0.003, 0.01)
     if size in ("cores", "short"):
-        data = ("Beijing", "Appliances")
-        narrow, models = ({"width": 16}, _models()) if size == "short" else ({}, _trained_for(320))
-        names = ("itransformer", "dlinear") if size == "short" else decided[1:]
+        data, is_short = ("Beijing", "Appliances"), size == "short"
+        small = {"validation_stride": 8} | ({"steps": 200, "width": 16} if is_short else {"steps": 600})
+        names, models = (("itransformer", "dlinear"), _models()) if is_short else (decided[1:], _trained_for(320))
         variants = _closed() | {name: models[name] for name in names}
-        # Beijing has 7 channels and the appliances 26: a third of the updates is as many windows of a channel.
-        steps = {"Beijing": 600 if size == "cores" else 200, "Appliances": 200}
-        tasks = {_name(x): _task(x, variants=variants, steps=steps[x], validation_stride=8, **narrow) for x in data}
-        controls = ("attention off", "channels mixed") if size == "short" else ()
+        tasks = {_name(each): _task(each, variants=variants, **small) for each in data}
+        controls = ("attention off", "channels mixed") if is_short else ()
         tasks[_name("Beijing")]["variants"] = variants | _controls(*controls)
     else:
         lengths = [(96, 96)] if size == "device" else [(back, ahead) for back in (96, 336) for ahead in (24, 96, 336)]

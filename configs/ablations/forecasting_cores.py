@@ -1,0 +1,15 @@
+"""Do Transformers lead the forecasting of time series? What C13 needs, for 2 cores: form `cores` of forecasting.py.
+
+Command: python -m flaxformer_lab.ablate --config=configs/ablations/forecasting_cores.py --workdir=runs/cores
+Time: by estimate 3 hours on 2 cores of an AMD EPYC; an Autoformer's first three rates took 11 minutes.
+Result: docs/results/forecasting_cores.md, of the values in docs/results/forecasting_cores.csv.gz.
+"""
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+
+def get_config() -> dict[str, Any]:
+    """The ablation."""
+    return runpy.run_path(str(Path(__file__).with_name("forecasting.py")))["get_config"]("cores")
