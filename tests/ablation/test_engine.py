@@ -75,6 +75,7 @@ def of_kind(events, what):
     return [(each.cell.task, each.cell.variant) for each in events if each.what == what]
 
 
+@pytest.mark.integration
 def test_every_cell_is_trained_once_and_its_result_is_that_of_its_population(grid, store, events, trained):
     made = grid({**ONE, "tasks": {"near": {"recipe": "delay.py"}}, "keep": "chosen"})
     store.claim(made)
@@ -210,6 +211,7 @@ def test_a_cell_whose_process_died_is_taken_over(grid, store, events, work_elsew
     assert other.poll() is not None and store.result(made.cells[0]) is not None
 
 
+@pytest.mark.integration
 def test_replicas_are_kept_as_ordinary_runs(grid, store, trained, tmp_path):
     """Those of the rate that was chosen, or all of them."""
     made = grid({**ONE, "tasks": {"near": {"recipe": "delay.py"}}, "keep": "chosen"})

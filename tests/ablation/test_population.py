@@ -82,6 +82,7 @@ def assert_close(one, other, atol=1e-5):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=atol)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("number", [pytest.param(0, marks=pytest.mark.slow), 3])
 def test_a_replica_is_the_run_alone(population, tmp_path, number):
     run = alone(PROBE, REPLICAS[number], tmp_path / "run")

@@ -231,6 +231,7 @@ def exported(digits, tmp_path_factory):
     }
 
 
+@pytest.mark.integration
 def test_score_and_size_of_each_precision(digits, exported):
     sizes = {name: each.description["bytes"] for name, each in exported.items()}
     assert (

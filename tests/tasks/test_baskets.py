@@ -276,6 +276,7 @@ def turns():
     return Baskets(users, np.arange(180) * 1440, np.arange(181), item, np.bincount(item), *names)
 
 
+@pytest.mark.integration
 def test_a_transformer_learns_who_takes_turns_and_ranks_new_users(trained, tmp_path):
     found = trained.evaluate("test")
     assert found["ndcg"] > 0.9 and found["ndcg_new"] == 0  # nobody buys anything new

@@ -85,6 +85,7 @@ def built(detector):
     return Built(task, network, batch, *jax.device_get(run(params, batch)))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("detector", DETECTORS)
 def test_every_part_learns_and_the_loss_is_the_sum_of_its_parts(detector):
     found = built(detector)

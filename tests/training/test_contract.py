@@ -527,6 +527,7 @@ def start(config):
     return initial, leaf_paths(jax.jit(fresh)(initial.values if initial else None).params)
 
 
+@pytest.mark.integration
 def test_a_run_starts_from_the_weights_of_another_in_whole_or_in_part(first, trained_first):
     trained, given = trained_first, {"training.init_from": str(first), "seed": 9}
     (_, fresh), (initial, found) = start(digits({"seed": 9})), start(digits(given))
@@ -569,6 +570,7 @@ def test_replicas_start_from_the_same_weights(first, trained_first):
         assert np.array_equal(leaf, trained[name]) or "bias" in name or not np.array_equal(leaf, states[1][name])
 
 
+@pytest.mark.integration
 def test_a_run_takes_what_another_has_learned_in_its_small_matrices(tmp_path):
     """Beside its kernels where both have maps of that rank, in the kernels where it has none or others."""
     changes = {"training.lora_rank": 2, "training.steps": 2, "optimizer.learning_rate": 0.1}

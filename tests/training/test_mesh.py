@@ -100,6 +100,7 @@ def alone(whole, start):
     return state, losses, judged(experiment, state)
 
 
+@pytest.mark.integration
 # One mesh has both axes that parameters are shared along; make test-slow has the others.
 @pytest.mark.parametrize(
     "sizes",

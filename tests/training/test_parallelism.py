@@ -154,6 +154,7 @@ def averages(metrics):
     return {name: total / weight for name, (total, weight) in metrics.items()}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["images", "next token", "masked with dropout"])
 def test_four_devices_train_like_one(make_case, name, assert_close):
     compare(make_case(name), 1, assert_close)

@@ -212,6 +212,7 @@ def test_evaluation_from_disk_has_the_same_bits(prepared, monkeypatch):
 # -------------------------------------------------------------------------------- a Transformer on four
 
 
+@pytest.mark.integration
 def test_four_devices_run_the_whole_experiment_like_one(prepared, assert_close):
     experiment, examples, state = prepared("rich")
     assert type(experiment.strategy) is Single
