@@ -27,7 +27,7 @@ def lead(summary: Summary, decisions: Sequence[Decision]) -> str:
         if claims:
             parts.append(f"{verdict}: {', '.join(claims)}")
     verdicts = f"{sentence('; '.join(parts))}." if parts else ""
-    finished = f"{len(summary.scores)} of {len(summary.grid.cells)} cells have finished"
+    finished = f"{len(summary.finished)} of {len(summary.grid.cells)} cells have finished"
     if not summary.scores:
         return f"{verdicts} No cell has finished yet.".strip()
     if summary.failures or summary.missing:

@@ -118,7 +118,7 @@ def _header(summary: Summary, decisions: tuple[Decision, ...]) -> Markup:
     broken = sum(score.bound_held is False for score in summary.scores)
     bounds = sum(score.bound_held is not None for score in summary.scores)
     tiles = [
-        _tile(f"{len(summary.scores)} of {total}", "cells finished", _progress(summary)),
+        _tile(f"{len(summary.finished)} of {total}", "cells finished", _progress(summary)),
         _tile(str(len(summary.failures)), "cells failed", alarm=bool(summary.failures)),
         _tile(str(len(summary.missing)), "cells missing"),
         _tile(f"{decided} of {len(decisions)}", "claims decided") if decisions else None,
@@ -158,7 +158,7 @@ def _tile(number: str, caption: str, more: Markup | None = None, *, alarm: bool 
 
 
 def _progress(summary: Summary) -> Markup:
-    parts = (("finished", summary.scores), ("failed", summary.failures))
+    parts = (("finished", summary.finished), ("failed", summary.failures))
     total = max(len(summary.grid.cells), 1)
     bars = [tag("span", class_=name, style=f"width:{100 * len(cells) / total:.2f}%") for name, cells in parts]
     return tag("span", bars, class_="progress", aria_hidden="true")
@@ -301,7 +301,7 @@ def _cells(summary: Summary) -> list[Markup | None]:
     dropped = [
         tag("li", tag("strong", f"{task} / {variant}"), f": {why}") for task, variant, why in summary.grid.dropped
     ]
-    finished = f"{len(summary.scores)} of {len(summary.grid.cells)} cells have finished."
+    finished = f"{len(summary.finished)} of {len(summary.grid.cells)} cells have finished."
     return [
         tag("p", finished),
         *([tag("h3", "Failed"), tag("ul", failed, class_="failures")] if failed else []),

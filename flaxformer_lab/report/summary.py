@@ -1,6 +1,7 @@
 """From the results of cells to what is compared: scores at the chosen learning rate, and differences paired by seed."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -144,6 +145,12 @@ class Summary:
     differences: tuple[Difference, ...]
     failures: tuple[tuple[Cell, str], ...]
     missing: tuple[Cell, ...]
+
+    @functools.cached_property
+    def finished(self) -> tuple[Score, ...]:
+        """The scores of cells that have nothing left to train; others wait for more learning rates."""
+        left = {(cell.task, cell.variant) for cell in (*self.missing, *(cell for cell, _ in self.failures))}
+        return tuple(each for each in self.scores if (each.task, each.variant) not in left)
 
     def score(self, task: str, variant: str) -> Score | None:
         """The score of a pair, or None where there is none (yet)."""

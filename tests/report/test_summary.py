@@ -53,12 +53,13 @@ def test_a_score_is_that_of_the_whole_search(grid, store, result):
     cell = made.cell("near", BASELINE)
     store.finish(cell, result(cell, np.repeat((0.1, 0.2), 3)))
     half = summarise(made, store)
-    assert half.score("near", BASELINE).rate_edge == "highest" and cell in half.missing
+    assert half.score("near", BASELINE).rate_edge == "highest" and cell in half.missing and not half.finished
     more = progress(cell, store, made.config)[1]
     store.finish(more, result(more, np.repeat((0.4, 0.3), 3)))
     whole = summarise(made, store)
     found = whole.score("near", BASELINE)
     assert (found.learning_rate, found.rate_edge, found.seconds) == (0.09, None, 2.0) and cell not in whole.missing
+    assert whole.finished == (found,)
     expected = {
         rate: score - 1 / 16 for rate, score in zip((0.01, 0.03, 0.09, 0.27), (0.1, 0.2, 0.4, 0.3), strict=True)
     }
