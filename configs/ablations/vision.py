@@ -19,9 +19,8 @@ from ml_collections import ConfigDict
 
 SOURCE = "the debate that founded the lab: docs/science.md"
 SEEDS = (0, 1, 2, 3, 4)
-FRESH = tuple(
-    range(5, 15)
-)  # 0 to 4 left open whether attention is drawn to marks, and whether a ViT beats a CNN nearby
+# Seeds 0 to 4 left open whether attention is drawn to marks, and whether a ViT beats a CNN nearby.
+FRESH = tuple(range(5, 15))
 SEES_ALL = "cnn_2d that sees all"
 NO_POSITION = "ViT without positions"
 SIGN = "the sign alone is asked for"

@@ -4,7 +4,7 @@ It opens without a network and runs no script; every figure has a text alternati
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -226,7 +226,7 @@ def variants(summary: Summary) -> list[str]:
 def _overview(summary: Summary) -> list[Markup]:
     tasks = task_ids(summary)
     head = tag("tr", tag("th", "variant", scope="col"), [tag("th", breakable(task), scope="col") for task in tasks])
-    rows = [_overview_row(summary, variant) for variant in variants(summary)]
+    rows = [_overview_row(summary, tasks, variant) for variant in variants(summary)]
     caption = (
         f"How much better or worse than {summary.grid.config.baseline} each variant is, paired by seed; the baseline's "
         "row holds its score. Bold: clear after Holm's correction."
@@ -245,8 +245,8 @@ def _overview(summary: Summary) -> list[Markup]:
     ]
 
 
-def _overview_row(summary: Summary, variant: str) -> Markup:
-    cells = [_overview_cell(summary, task, variant) for task in task_ids(summary)]
+def _overview_row(summary: Summary, tasks: Iterable[str], variant: str) -> Markup:
+    cells = [_overview_cell(summary, task, variant) for task in tasks]
     return tag("tr", tag("th", breakable(variant), scope="row"), cells)
 
 

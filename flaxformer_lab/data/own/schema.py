@@ -25,6 +25,7 @@ from flaxformer_lab.data.own.columns import (
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.parsing import nearest
 
+ROUNDED = "{} is rounded: float32 keeps 7 digits; subtract its smallest value"  # a note on a column
 UNKNOWN = "unknown"  # level 0 of every category: rare in training, or not there
 
 
@@ -197,9 +198,6 @@ def _plain(value: Any) -> Any:
 
 def _columns(names: Sequence[str]) -> str:
     return f"column{'s' * (len(names) > 1)} {', '.join(names)}"
-
-
-ROUNDED = "{} is rounded: float32 keeps 7 digits; subtract its smallest value"
 
 
 def loses_precision(values: np.ndarray) -> bool:
