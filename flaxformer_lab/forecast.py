@@ -72,7 +72,7 @@ def forecast(loaded: Run, path: str) -> Forecast:
     channels, metadata = loaded.task.metadata["channels"], loaded.task.metadata
     address = parse_address(path if path.startswith(("csv:", "parquet:")) else f"{kind}:{path}")
     known = metadata.get("columns", [{"name": name, "kind": "number"} for name in channels])
-    series = read_series(address, [Column(**each) for each in known])
+    series = read_series(address, [Column.from_json(each) for each in known])
     if series.step != metadata["step"] and len(series.time) > 1:
         raise DataError(
             f"{path} has a row each {series.step} seconds, and the model was trained on one each {metadata['step']}; "

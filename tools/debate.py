@@ -190,7 +190,9 @@ def write_all(output: Path, *, html: bool = True) -> list[str]:
     if html and len(kept) > 1:
         context = multiprocessing.get_context("spawn")
         with futures.ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=context) as pool:
-            found = [*pool.map(write, kept)]
+            longest_first = sorted(kept, key=lambda name: -(BOOKS / f"{name}.csv.gz").stat().st_size)
+            evidence_by_name = dict(zip(longest_first, pool.map(write, longest_first), strict=True))
+            found = [evidence_by_name[name] for name in kept]
     else:
         found = [*map(write, kept)]
     for name in cut_models():

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Key
 
-from flaxformer_lab.data.own.columns import Column
 from flaxformer_lab.data.series import (
     DAY,
     Series,
@@ -90,7 +89,7 @@ class Forecasting(Task):
                 "season": season,
             }
             | ({"notes": list(series.notes)} if series.notes else {})
-            | ({"columns": [_as_json(each) for each in series.columns]} if series.columns else {})
+            | ({"columns": [column.as_json() for column in series.columns]} if series.columns else {})
             | content_of_files(config.dataset)
         )
 
@@ -420,10 +419,6 @@ class Forecasting(Task):
             *(["note", note] for note in self.metadata.get("notes", ())),
             *(() if self._has_scale else [["note", self._no_scale]]),
         ]
-
-
-def _as_json(column: Column) -> dict[str, str]:
-    return {"name": column.name, "kind": column.kind, "decimal": column.decimal}
 
 
 def shown_steps(horizon: int) -> tuple[int, ...]:

@@ -223,6 +223,27 @@ def test_kinds_are_inferred_from_the_values(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("text", "stray", "kind"),
+    [
+        ("{}.53", "n.k.", "number"),
+        ("{},5", "5 EUR", "number"),
+        ("{}", "1O", "number"),
+        ("{}.3.2024", "31.2.2024", "date"),
+    ],
+)
+def test_one_cell_of_another_kind_is_named_and_makes_no_category(tmp_path, text, stray, kind):
+    values = [text.format(1 + row % 30) for row in range(60)]
+    values[40] = stray
+    table = table_of(tmp_path, "a;b\n" + "\n".join(f"{value};{row % 2}" for row, value in enumerate(values)))
+    with pytest.raises(
+        DataError, match=rf"line 42, column a: {re.escape(stray)} is no {kind}, but 59 of 60 values are"
+    ):
+        infer(table, Choices())
+    assert kinds(table, categories=("a",))["a"] == "category"
+    assert kinds(table, drop=("a",))["a"] == "left out"
+
+
+@pytest.mark.parametrize(
     ("choices", "message"),
     [
         ({"numbers": ("c",)}, r"own\.csv has no column c \(numbers\): .*it has a, b"),

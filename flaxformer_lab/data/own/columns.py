@@ -34,8 +34,9 @@ PARTS: dict[str, Callable[[datetime.datetime], int]] = {
     "month": lambda when: when.month,
     "hour": lambda when: when.hour,
 }
-FEW_ROWS = 20  # with fewer, nothing is taken for an identifier
+FEW_ROWS = 20  # with fewer, or fewer distinct values, nothing is taken for an identifier or a typing error
 DISTINCT_SHARE = 0.9  # of an identifier's values
+STRAY_SHARE = 0.01  # of the values of a column: more of another kind are no typing errors
 _INDEX = re.compile(r"__index_level_\d+__")  # as pandas calls the labels of rows in a parquet file
 _WAY_OUT = "correct it, or name the column in categories= or drop="
 _EPOCH = datetime.datetime(1970, 1, 1)
@@ -76,6 +77,15 @@ class Column:
     day_first: bool = False
     parts: tuple[str, ...] = ()
     has_zone: bool | None = None
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> "Column":
+        """Reads what `as_json` gives; what it lacks is the default."""
+        return cls(**{**tree, "parts": tuple(tree.get("parts", ()))})
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dataclasses.asdict(self) | {"parts": list(self.parts)}
 
 
 @dataclass(frozen=True)
@@ -257,6 +267,14 @@ def parse_boolean(value: Any) -> float | None:
     return next((float(pair.index(word)) for pair in BOOLEANS if word in pair), None)
 
 
+def _any_number(value: Any) -> bool:
+    return any(parse_number(value, mark) is not None for mark in DECIMALS.values())
+
+
+def _any_date(value: Any) -> bool:
+    return any(parse_date(value, day_first) is not None for day_first in (False, True))
+
+
 _CLOCK = re.compile(r"(?<=[ T])(\d{1,2})(:\d\d[\d:.]*)(?:\s?([ap])\.?m\.?$)?", re.I)
 _DAY_OR_MONTH_FIRST = re.compile(r"(\d{1,2})([./-])(\d{1,2})\2(\d{4})(?:[ T]+(.+))?")
 
@@ -318,7 +336,8 @@ def infer(table: Table, choices: Choices, *, used: Iterable[str] = ()) -> tuple[
     """The columns to give a model, and those that are left out, each with the reason. used: columns with another use.
 
     Raises:
-        DataError: texts that can be read in two ways, or that are not of the kind that the user says.
+        DataError: texts that can be read in two ways, that are not of the kind that the user says, or that are unlike
+            nearly all others of their column.
     """
     choices.check(table)
     left_out = {name: "as you say" for name in choices.drop}
@@ -326,6 +345,7 @@ def infer(table: Table, choices: Choices, *, used: Iterable[str] = ()) -> tuple[
     marks = decimal_marks(table, choices, names)
     columns = []
     for name in names:
+        _refuse_strays(table, name, choices, "number", _any_number)
         reason = useless(table, name, choices)
         if reason:
             left_out[name] = reason
@@ -352,12 +372,29 @@ def column_of(table: Table, name: str, choices: Choices, marks: Mapping[str, str
         return column
     if {parse_boolean(value) for value in set(values)} == {0.0, 1.0} and name not in choices.dates:
         return Column(name, "boolean")
-    if name in choices.dates or all(parse_date(value, True) or parse_date(value, False) for value in values):
+    if name in choices.dates or all(map(_any_date, values)):
         column = Column(name, "date", day_first=_day_first(table, name, choices))
         dates = [date for date in dates_of(table, column) if date is not None]
         parts = tuple(key for key, part in PARTS.items() if len(set(map(part, dates))) > 1)
         return dataclasses.replace(column, parts=parts, has_zone=_has_zone(table, column))
+    _refuse_strays(table, name, choices, "date", _any_date)
     return Column(name, "category")
+
+
+def _refuse_strays(table: Table, name: str, choices: Choices, kind: str, is_of_kind: Callable[[Any], bool]) -> None:
+    """Raises DataError where all but very few texts of a column are of a kind: one makes the column a category."""
+    values = table.columns[name]
+    if name in choices.categories or not all(value is None or isinstance(value, str) for value in values):
+        return
+    of_kind = {text: is_of_kind(text) for text in set(values) - {None}}
+    strays = [row for row, value in enumerate(values) if value is not None and not of_kind[value]]
+    given = sum(value is not None for value in values)
+    if strays and sum(of_kind.values()) >= FEW_ROWS and len(strays) <= max(1, STRAY_SHARE * given):
+        raise table.error(
+            name,
+            strays[0],
+            f"{values[strays[0]]} is no {kind}, but {given - len(strays):,} of {given:,} values are; {_WAY_OUT}",
+        )
 
 
 def useless(table: Table, name: str, choices: Choices) -> str | None:
@@ -382,8 +419,7 @@ def useless(table: Table, name: str, choices: Choices) -> str | None:
         counts = whole and max(numbers) - min(numbers) == len(table) - 1
         return "it counts the rows, like an identifier" if counts else None
     if len(distinct) > DISTINCT_SHARE * len(values) and not any(
-        parse_number(value, ",") is not None or parse_date(value, False) or parse_date(value, True)
-        for value in distinct
+        parse_number(value, ",") is not None or _any_date(value) for value in distinct
     ):
         return f"{len(distinct)} of {len(values)} texts are distinct, like an identifier's"
     return None

@@ -53,11 +53,11 @@ class Schema:
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> "Schema":
         """Reads what `as_json` gives."""
-        columns = (_column(each) for each in tree["columns"])
+        columns = (Column.from_json(each) for each in tree["columns"])
         categories = (
             Category(each["name"], tuple(each["levels"]), tuple(each["counts"])) for each in tree["categories"]
         )
-        target = _column(tree["target"]) if tree.get("target") else None
+        target = Column.from_json(tree["target"]) if tree.get("target") else None
         return cls(tuple(columns), tuple(categories), tuple(tree["others"]), target)
 
     def as_json(self) -> dict[str, Any]:
@@ -111,10 +111,6 @@ class Schema:
                 f"{table.path} has {_columns(unknown)}, which the training table had not; leave that out; this model "
                 f"takes {', '.join(wanted)}"
             )
-
-
-def _column(tree: Mapping[str, Any]) -> Column:
-    return Column(**{**tree, "parts": tuple(tree["parts"])})
 
 
 def _whole(level: str | None) -> str | None:
