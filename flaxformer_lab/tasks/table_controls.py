@@ -141,6 +141,10 @@ def lightgbm(task: Tabular, seed: int, rate: float) -> Fit:
         ) from error
     train, validation = whole(task, "train"), whole(task, "validation")
     numbers = _parts(train["inputs"])[0].shape[1]
+    inputs, targets = _joined(validation["inputs"]), validation["targets"]
+    if not task.is_regression:  # it refuses to evaluate a class that training has no row of
+        known = np.isin(targets, train["targets"])
+        inputs, targets = inputs[known], targets[known]
     kind = library.LGBMRegressor if task.is_regression else library.LGBMClassifier
     found = []
     for leaves in LEAVES:
@@ -148,7 +152,7 @@ def lightgbm(task: Tabular, seed: int, rate: float) -> Fit:
         model.fit(
             _joined(train["inputs"]),
             train["targets"],
-            eval_set=[(_joined(validation["inputs"]), validation["targets"])],
+            eval_set=[(inputs, targets)],
             categorical_feature=list(range(numbers, numbers + len(task.levels))),
             callbacks=[library.early_stopping(MOST_TREES, verbose=False)],
         )

@@ -176,9 +176,11 @@ def test_logits_of_two_classes_have_the_scores_as_their_difference():
 
 
 @pytest.mark.parametrize("learned", [(0, 2), (0, 2, 3)])
-@pytest.mark.parametrize("control", ["linear", "trees"])
+@pytest.mark.parametrize("control", ["linear", "trees", "lightgbm"])
 def test_a_class_that_training_lacks_has_an_output_and_is_never_the_best(few_trees, monkeypatch, control, learned):
     """Classes keep their numbers: of 0 and 2 the scores are in the columns 0 and 2."""
+    if control == "lightgbm":
+        pytest.importorskip("lightgbm", reason="the extra lightgbm is not installed")
     place = lambda split: np.digitize(split["columns"][:, 0], [-0.4, 0.4][: len(learned) - 1])  # noqa: E731
     splits = {name: {**split, "label": np.take(learned, place(split))} for name, split in SPLITS.items()}
     splits["validation"]["label"][:3] = 1
