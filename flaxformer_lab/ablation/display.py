@@ -15,6 +15,7 @@ from flaxformer_lab.ablation.rates import progress
 from flaxformer_lab.ablation.store import Store
 from flaxformer_lab.training.logging import Waiting, duration
 
+LINE_EVERY_S = 60.0  # between two lines while one cell trains, where there is no terminal
 TRIAL_STEPS = 20  # updates of one cell from which the time of all is estimated
 
 
@@ -27,6 +28,7 @@ class ProgressDisplay:
         self._done = self._all - len(waiting)
         self._updates = sum(cell.config.training.steps for cell in waiting)
         self._updates_done, self._start = 0, time.monotonic()
+        self._last_line = self._start
         self._parts: dict[str, float] = {}  # of the cells in training, on a cluster several
         self._bar = Progress(
             TextColumn("cells"),
@@ -59,6 +61,8 @@ class ProgressDisplay:
             self._parts[cell.key] = event.done / max(event.total, 1)
             shown = f"{name}, update {event.done} of {event.total}"
             self._bar.update(self._task, completed=self._done + sum(self._parts.values()), shown=shown)
+            if not self._console.is_terminal and time.monotonic() - self._last_line >= LINE_EVERY_S:
+                self._print(f"     {shown}")
         elif event.what == "finished" and event.following is not None:
             self._updates += cell.config.training.steps
             self._count_finished(cell, whole=False)
@@ -84,6 +88,7 @@ class ProgressDisplay:
 
     def _print(self, text: str) -> None:
         self._console.print(text, markup=False)
+        self._last_line = time.monotonic()
 
 
 def show_plan(grid: Grid, store: Store | None, console: Console) -> None:
