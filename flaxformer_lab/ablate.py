@@ -6,7 +6,6 @@ do.
 """
 
 import contextlib
-import os
 import signal
 import sys
 from pathlib import Path
@@ -34,7 +33,7 @@ from flaxformer_lab.command_line import (
     run,
     split_names,
 )
-from flaxformer_lab.compilation import compile_small_programs_briefly
+from flaxformer_lab.compilation import available_cores, compile_small_programs_briefly
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.report.results import restore
 from flaxformer_lab.report.write import print_report, write_report
@@ -52,7 +51,7 @@ def main(overrides: list[str]) -> None:
     # Both before anything asks for a device; a population spreads its replicas over the cores of a CPU too.
     compile_small_programs_briefly()
     with contextlib.suppress(RuntimeError):  # inside a process that has chosen its devices already
-        jax.config.update("jax_num_cpu_devices", DEVICES.value or len(os.sched_getaffinity(0)))
+        jax.config.update("jax_num_cpu_devices", DEVICES.value or available_cores())
     overrides = _written_out(overrides)
     tree = overridden(read_recipe(CONFIG.value, changes_of(overrides)), overrides)
     if is_learned(tree):  # nothing is trained: a pretrained model is cut

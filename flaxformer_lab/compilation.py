@@ -114,6 +114,12 @@ def compile_small_programs_briefly() -> None:
     os.environ["XLA_FLAGS"] = " ".join(flags)
 
 
+def available_cores() -> int:
+    """How many cores this process may use; on macOS, which does not restrict a process, all that there are."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 def only_cpu() -> bool:
     """Whether JAX can find only the CPU: JAX_PLATFORMS is cpu, or no plugin has a device.
 

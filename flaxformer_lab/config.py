@@ -28,8 +28,8 @@ class OptimizerConfig:
         learning_rate: the peak, reached after the warmup.
         schedule: how the learning rate falls to 0 after the warmup; `constant` keeps it.
         warmup_steps: updates in which the learning rate rises linearly to its peak.
-        weight_decay: decoupled weight decay of matrices and embedding tables; not of biases, norm scales, positions and
-            maps of single features.
+        weight_decay: decoupled weight decay of matrices and embedding tables; not of biases, norm scales, positions,
+            maps of single features and the vectors of a table's columns.
         clip_norm: largest global norm of the gradient; none does not clip.
         beta1: decay of AdamW's first moment, or of SGD's momentum; Muon's own momentum is 0.95.
         beta2: decay of AdamW's second moment.

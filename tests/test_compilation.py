@@ -181,3 +181,9 @@ def test_few_rows_have_an_option_of_the_cpu_where_it_is_known(target, monkeypatc
     target("cpu")
     monkeypatch.setattr(compilation, "FEW_ROWS", {"xla_no_such_option": ""})
     assert compilation.for_few_rows() is None
+
+
+def test_a_system_that_restricts_no_process_gives_all_its_cores(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert compilation.available_cores() == 7

@@ -15,7 +15,6 @@ import functools
 import gzip
 import json
 import multiprocessing
-import os
 import subprocess
 import sys
 import tempfile
@@ -189,7 +188,7 @@ def write_all(output: Path, *, html: bool = True) -> list[str]:
     write = functools.partial(write_report, output=output, html=html)
     if html and len(kept) > 1:
         context = multiprocessing.get_context("spawn")
-        with futures.ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=context) as pool:
+        with futures.ProcessPoolExecutor(available_cores(), mp_context=context) as pool:
             longest_first = sorted(kept, key=lambda name: -(BOOKS / f"{name}.csv.gz").stat().st_size)
             evidence_by_name = dict(zip(longest_first, pool.map(write, longest_first), strict=True))
             found = [evidence_by_name[name] for name in kept]

@@ -179,6 +179,8 @@ def save_kept(
     for number, replica in enumerate(outcome.replicas):
         if config.keep == "all" or replica.learning_rate == best:
             folders.append(store.run_folder(cell, number))
+            # A process that ended before it stored the cell may have left other values, as of another device.
+            shutil.rmtree(folders[-1], ignore_errors=True)
             save_replica(cell.config, outcome, number, folders[-1])
     if config.keep == "chosen" and folders and cell.extension:
         for part, _ in finished_parts(base, store, config):

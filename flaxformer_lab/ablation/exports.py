@@ -47,7 +47,8 @@ class Chosen:
 
     @property
     def is_measured(self) -> bool:
-        return all(set(MEASURED) <= self.result["replicas"][number]["measures"].keys() for number in self.numbers)
+        measures = [self.result["replicas"][number]["measures"] for number in self.numbers]
+        return all(each.get(name) is not None for each in measures for name in MEASURED)
 
 
 def measure_exports(
@@ -89,6 +90,17 @@ def measure_exports(
                 value |= {f"{precision}_bytes": len(content), f"{precision}_latency": float(next(latencies))}
     for each, values, own in zip(waiting, measured, scores, strict=True):
         store.finish(each.part, with_measures(each, [v | {"int8_score": s} for v, s in zip(values, own, strict=True)]))
+
+
+def require_runs(grid: Grid, store: Store) -> None:
+    """Raises ConfigError where a finished cell is still to be measured, and its runs were not kept."""
+    for cell in grid.cells:
+        chosen = chosen_of(cell, grid, store)
+        if chosen and not chosen.is_measured and not store.run_folder(chosen.part, chosen.numbers[0]).exists():
+            raise ConfigError(
+                f"exports=true measures the runs of each cell, and {cell.task} / {cell.variant} in {store.path} was "
+                "trained without keeping its runs; choose another --workdir, or leave exports=false"
+            )
 
 
 def chosen_of(cell: Cell, grid: Grid, store: Store) -> Chosen | None:

@@ -4,7 +4,6 @@ import collections
 import contextlib
 import functools
 import itertools
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
@@ -17,6 +16,7 @@ from flaxformer_lab.ablation.fitted import Fitted
 from flaxformer_lab.ablation.grid import Cell
 from flaxformer_lab.ablation.population import Outcome, Population, Replica
 from flaxformer_lab.ablation.store import Store
+from flaxformer_lab.compilation import available_cores
 from flaxformer_lab.config import Config
 
 # XLA compiles outside the interpreter's lock, about three programs of a cell at a time; tracing holds the lock.
@@ -81,7 +81,7 @@ def train_here(
 
 def cells_ahead() -> int:
     """How many cells are compiled at a time while another one trains: one on two cores."""
-    return max(1, min(len(os.sched_getaffinity(0)) // CORES_A_CELL, MOST_AHEAD))
+    return max(1, min(available_cores() // CORES_A_CELL, MOST_AHEAD))
 
 
 def make_population(config: Config, control: str | None, replicas: Sequence[Replica], **options: Any) -> Prepared:

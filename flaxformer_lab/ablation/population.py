@@ -55,6 +55,7 @@ from flaxformer_lab.training.state import RngStream, Seed, State, initial_state
 from flaxformer_lab.training.step import example_keys
 
 Tree = Any  # a pytree of arrays
+Table = dict[str, Float[np.ndarray, "..."]]  # of metrics
 MEASURED_EXAMPLES, RANDOM_VECTORS = 16, 64  # for the shares of cross energy of each replica
 
 
@@ -164,9 +165,9 @@ class Population:
         for number, chunk in enumerate(chunks):
             before = number * self.config.training.steps
             parts.append(self._run_chunk(chunk, lambda done, before=before: progress(before + done, total)))
-        joined = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(self.replicas)], *parts)
-        validation, test, measures, states = joined
-        test_examples = test.pop(EXAMPLES, None)
+        join = lambda *leaves: np.concatenate(leaves)[: len(self.replicas)]  # noqa: E731
+        validation, test = (_by_name([part[place] for part in parts], join) for place in (0, 1))
+        test_examples, measures, states = jax.tree.map(join, *(part[2:] for part in parts))
         ordinary = dataclasses.replace(states, opt_state=states.opt_state.inner_state)
         return Outcome(
             replicas=self.replicas,
@@ -181,7 +182,7 @@ class Population:
         )
 
     def _run_chunk(self, replicas: tuple[Replica, ...], progress: Callable[[int], None]) -> tuple[Tree, ...]:
-        """(validation, test, measures, states) of one chunk, [replicas, ...] each."""
+        """(validation, test, test_examples, measures, states) of one chunk, [replicas, ...] each."""
         training, strategy = self.config.training, self._strategy
         seeds, rates = self._seeds_and_rates(replicas)
         state = self._start(seeds, rates)
@@ -191,14 +192,13 @@ class Population:
         calls = run_calls(run_call, state, self._schedule, feeds, strategy.place)
         for step, _, state, _ in calls:
             if should_run(step, training.steps, training.evaluate_every):
-                curve.append(self._evaluate_split(seeds, state, "validation"))
+                curve.append(self._evaluate_split(seeds, state, "validation")[0])
             progress(step)
         few = self._first_examples(self._prepared(seeds, next(host_evaluation(self.config, self._examples["test"]))))
         measures = self._measure(state.params, state.model_state, few)
-        validation = {
-            name: np.stack([values[name] for values in curve], axis=1) for name in curve[0] if name != EXAMPLES
-        }
-        return validation, self._evaluate_split(seeds, state, "test"), strategy.gather(measures), strategy.gather(state)
+        validation = _by_name(curve, lambda *values: np.stack(values, axis=1))
+        test = self._evaluate_split(seeds, state, "test")
+        return validation, *test, strategy.gather(measures), strategy.gather(state)
 
     def seconds_per_update(self, updates: int) -> float:
         """What one update of all replicas takes, from a trial of so many whose results are thrown away.
@@ -224,7 +224,12 @@ class Population:
         ends = (begin + count for begin, count in self._schedule)
         return tuple(end for end in ends if should_run(end, training.steps, training.evaluate_every))
 
-    def _evaluate_split(self, seeds: Array, state: State, split: str) -> dict[str, Float[np.ndarray, " replicas"]]:
+    def _evaluate_split(self, seeds: Array, state: State, split: str) -> tuple[Table, np.ndarray | None]:
+        """The metrics, and what each example adds to the primary one, [replicas, 2, examples], where that is known.
+
+        A replica whose loss is not finite has diverged: all its metrics are NaN, also those that take NaN for a class
+        or for no object.
+        """
         batches = [
             self._strategy.gather(self._evaluate(state.params, state.model_state, self._prepared(seeds, batch)))
             for batch in host_evaluation(self.config, self._examples[split])
@@ -233,7 +238,10 @@ class Population:
             metrics.compute([jax.tree.map(lambda leaf, k=k: leaf[k], batch) for batch in batches])
             for k in range(self.chunk)
         ]
-        return {name: np.array([each[name] for each in values]) for name in values[0]}
+        examples = [each.pop(EXAMPLES, None) for each in values]
+        values = [each if np.isfinite(each["loss"]) else dict.fromkeys(each, np.nan) for each in values]
+        tables = [{name: np.array(value) for name, value in each.items()} for each in values]
+        return _by_name(tables, lambda *each: np.stack(each)), None if examples[0] is None else np.stack(examples)
 
     def _prepared(self, seeds: Array, batch: Tree) -> Tree:
         """Evaluation examples as each replica's seed prepares them."""
@@ -372,6 +380,12 @@ def preparation(config: TaskConfig, num_devices: int) -> Callable[[Array, Tree],
         return task.prepare(batch, example_keys(seed, RngStream.EVALUATE, 0, batch["row"]), training=False)
 
     return strategy.compile(jax.vmap(prepare, in_axes=(0, None)))
+
+
+def _by_name(tables: Sequence[Table], join: Callable[..., np.ndarray]) -> Table:
+    """Tables with the same shape in every place as one; what a table lacks is NaN in it."""
+    names = dict.fromkeys(name for table in tables for name in table)
+    return {name: join(*(table.get(name, np.full_like(table["loss"], np.nan)) for table in tables)) for name in names}
 
 
 def train_population(config: Config, replicas: Sequence[Replica], **options: Any) -> Outcome:

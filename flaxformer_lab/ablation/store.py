@@ -35,14 +35,19 @@ class Store:
             RunError: the folder holds something else, or cannot be written.
         """
         try:
-            if not self._config.exists() and self.path.exists() and any(self.path.iterdir()):
+            if not self._config.exists() and self.path.exists() and not self._is_begun():
                 raise RunError(
                     f"{self.path} holds files but no ablation.json, so it is no ablation; choose another --workdir"
                 )
-            self._cells.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
             _write(self._config, _grid_as_json(grid), indent=1)  # for readers; cells are large, and slow to write so
+            self._cells.mkdir(exist_ok=True)
         except OSError as error:
             raise RunError(f"{self.path} cannot be written: {error.strerror}; choose another --workdir") from error
+
+    def _is_begun(self) -> bool:
+        """Whether all that the folder holds is what another process writes first, which may have been killed then."""
+        return all(path.name.startswith(f"{self._config.name}.") for path in self.path.iterdir())
 
     def read(self) -> Grid:
         """The grid that the folder belongs to.

@@ -110,11 +110,16 @@ def _restore_part(file: Path, part: Cell, result: Result, store: Store) -> None:
             "report names, or train it again"
         )
     known = store.result(part)
-    if known is not None and known | {"seconds": 0.0} != result:
+    if known is not None and _figures(known) != _figures(result):
         raise RunError(f"{store.path} holds another result of {name}; choose another --workdir")
     store.finish(part, result)
     if store.result(part) is None:
         raise RunError(f"{file} is damaged: what it says of {name} is no result")
+
+
+def _figures(result: Result) -> Result:
+    """What was found, without the time that it took, and without the names of the cell: another may have its key."""
+    return {name: value for name, value in result.items() if name not in ("seconds", "task", "variant")}
 
 
 def _candidates(path: Path) -> tuple[Path, ...]:

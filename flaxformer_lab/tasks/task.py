@@ -99,7 +99,7 @@ class Task(abc.ABC):
     def metrics_and_examples(self, outputs: Any, batch: Batch) -> Metrics:
         """As `loss_and_metrics`, and EXAMPLES: what each adds to the primary metric, where that is an `Average`."""
         figures, primary = self.loss_and_metrics(outputs, batch), self.primary_metric.name
-        if not isinstance(figures[primary], Average):
+        if not isinstance(figures.get(primary), Average):  # or it is computed of what is gathered
             return figures
         average = lambda pair: self.loss_and_metrics(*pair)[primary]  # noqa: E731
         return figures | {EXAMPLES: PerExample.of(average, (outputs, batch))}

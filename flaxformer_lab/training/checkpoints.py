@@ -148,7 +148,7 @@ class Checkpoints:
             step = self.steps[-1]
             try:
                 return self._whole(step, abstract, layout)
-            except ValueError as error:
+            except ValueError as error:  # in every process, or in none
                 self._quarantine(str(step), str(error))
                 self._orbax.reload()
         if self.quarantined:
@@ -167,8 +167,9 @@ class Checkpoints:
         with _quiet_failure() as failure:
             tree = self._orbax.load(step, target)
             digest = (self._orbax.metadata(step).custom_metadata or {}).get("digest")
-        if failure:
-            raise ValueError(failure[0])
+        # All processes agree before the digest, which all of them sum.
+        if hosts.all_reduce_any(bool(failure)):
+            raise ValueError(failure[0] if failure else "another process could not read its part")
         if digest is None:
             raise ValueError("it has no digest")
         if digest != _digest(tree):
@@ -181,7 +182,10 @@ class Checkpoints:
         place = self._folder.parent / "damaged"
         place.mkdir(exist_ok=True)
         target = next(path for number in range(10**6) if not (path := place / f"{step}-{number}").exists())
-        (self._folder / step).rename(target)
+        hosts.wait_for_all("the place of a damaged checkpoint is chosen")
+        if hosts.is_primary():
+            (self._folder / step).rename(target)
+        hosts.wait_for_all("a damaged checkpoint is moved")
         self.quarantined.append(f"the checkpoint of step {step} is damaged ({why}) and was moved to {target}")
 
     def _existing(self, step: int | None) -> int:

@@ -60,7 +60,7 @@ def train(
     check_batch_size(config, examples["train"])
     folder, training = RunFolder(workdir), config.training
     initial = None if folder.saved_steps() else starting_weights(experiment)
-    last = min(training.steps, stop_at or training.steps)
+    last = training.steps if stop_at is None else min(training.steps, stop_at)
     with contextlib.ExitStack() as stack:
         termination = stack.enter_context(Termination())
         if hosts.is_primary():

@@ -18,9 +18,10 @@ from flaxformer_lab.training.naming import is_named
 from flaxformer_lab.training.scaling import scale_by_fan_in
 
 Tree = Any  # a pytree of arrays
-# Names of the parameters that weight decay acts on: dense maps and tables, heads of several members, AutoInt's maps,
-# the parts of complex ones, and LoRA's two.
-MATRICES = frozenset("kernel table kernels query key value residual real imaginary a b".split())
+# Names of the parameters that weight decay acts on: dense maps and tables (`crossed` is one of pairs of
+# fields), heads of several members, AutoInt's maps, the parts of complex ones, and LoRA's two. The vectors of a table's
+# columns have none, as in FT-Transformer (Gorishniy et al. 2021).
+MATRICES = frozenset("kernel table crossed kernels query key value residual real imaginary a b".split())
 
 
 Peak = float | Float[Array, ""]
@@ -54,10 +55,12 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """The update rule that `config.name` names, after clipping by the global norm where the config asks for it.
 
-    fans: of the network's maps, by which `config.scaling` scales their rates. train_only: as `training.train_only`.
+    fans: of the network's maps, which Muon trains, and by which `config.scaling` scales their rates; without them Muon
+        takes every kernel inside blocks for one. train_only: as `training.train_only`.
     """
     schedule = make_schedule(config, steps, peak)
-    rule = {"adamw": _adamw, "muon": _muon, "sgd": _sgd, "ridge": _ridge}[config.name](config, schedule)
+    muon_of_these = functools.partial(_muon, fans=fans)
+    rule = {"adamw": _adamw, "muon": muon_of_these, "sgd": _sgd, "ridge": _ridge}[config.name](config, schedule)
     if config.scaling == "mup":
         rule = optax.chain(rule, scale_by_fan_in(fans or {}, config.base_fan_in))
     rule = rule if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
@@ -100,10 +103,13 @@ def _adamw(
     return optax.adamw(schedule, **options, weight_decay=config.weight_decay, mask=decayed)
 
 
-def _muon(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+def _muon(
+    config: OptimizerConfig, schedule: optax.Schedule, *, fans: Mapping[str, Fans] | None
+) -> optax.GradientTransformation:
     """Orthogonalised momentum for the matrices of blocks and layers (Jordan et al. 2024), AdamW for the rest.
 
-    Of a structured map [blocks, in, out] each block is a matrix. A diagonal map is none, so AdamW trains it: compare it
+    Of a structured map [blocks, in, out] each block is a matrix. A diagonal map is none, nor is a convolution of each
+    feature by itself, so AdamW trains them: compare them
     with a dense one under `name=adamw` (`maps_by_rule` tells which rule trains what).
 
     Both look ahead as Nesterov does. Updates have the root mean square of Adam's (Liu et al. 2025), so one learning
@@ -119,7 +125,7 @@ def _muon(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTr
         ),
         "adamw": _adamw(config, schedule, nesterov=True),  # muon's own would decay biases and scales as well
     }
-    return optax.partition(rules, _muon_or_adamw)
+    return optax.partition(rules, functools.partial(_muon_or_adamw, fans=fans))
 
 
 def _matrix_axes(params: Tree) -> Tree:
@@ -149,16 +155,17 @@ def decayed(params: Tree) -> Tree:
 def maps_by_rule(config: OptimizerConfig, network: PureNetwork) -> dict[str, str]:
     """The rule that trains each map of the network's body, by its dotted name."""
     params, _ = network.shapes
-    rules = leaf_paths(_muon_or_adamw(params))
+    rules = leaf_paths(_muon_or_adamw(params, network.fans))
     maps = (name for name in network.fans if name.startswith("body."))
     return {name: rules[name] if config.name == "muon" else config.name for name in maps}
 
 
-def _muon_or_adamw(params: Tree) -> Tree:
-    """The rule of each leaf: Muon for the kernels inside blocks or layers."""
+def _muon_or_adamw(params: Tree, fans: Mapping[str, Fans] | None) -> Tree:
+    """The rule of each leaf: Muon for the kernels inside blocks or layers that are maps over features."""
 
-    def rule(path: tuple, _: Any) -> str:
-        names = [key.key for key in path]
-        return "muon" if {"blocks", "layers"} & set(names) and names[-1] == "kernel" else "adamw"
+    def rule(name: str) -> str:
+        names = name.split(".")
+        is_map = names[-1] == "kernel" and (fans is None or name in fans)
+        return "muon" if is_map and {"blocks", "layers"} & set(names) else "adamw"
 
-    return jax.tree_util.tree_map_with_path(rule, params)
+    return replace_leaves(params, {name: rule(name) for name in leaf_paths(params)})

@@ -140,11 +140,16 @@ def make_strategy(config: Config) -> Strategy:
     """The strategy that `config.parallelism` names; auto takes a mesh where one is asked for, pmap for many devices.
 
     Raises:
-        ConfigError: a batch that the devices cannot divide equally.
+        ConfigError: a batch that the devices cannot divide equally, or one device where several processes have joined.
     """
     name, mesh = config.parallelism.strategy, config.parallelism.mesh
     if name == "auto":
         name = "mesh" if mesh != MeshConfig() else "pmap" if jax.device_count() > 1 else "single"
+    if name == "single" and jax.process_count() > 1:
+        raise ConfigError(
+            f"parallelism.strategy=single is training on one device, but {jax.process_count()} processes have joined; "
+            "choose pmap or mesh, or start one process without --distributed"
+        )
     _refuse_nondeterministic_attention(config)
     options = {"deterministic": config.deterministic}
     strategy = Mesh(mesh, **options) if name == "mesh" else Pmap(**options) if name == "pmap" else Single(**options)

@@ -32,8 +32,9 @@ class Termination:
 
     def agreed(self) -> bool:
         """Whether any of the processes that train as one was asked; every one of them has to ask here."""
-        self.asked = all_reduce_any(self.asked)
-        return self.asked
+        agreed = all_reduce_any(self.asked)
+        self.asked |= agreed  # a signal that comes while the others are asked is not forgotten
+        return agreed
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         del frame

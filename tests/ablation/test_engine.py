@@ -346,7 +346,7 @@ def test_a_grid_grows_until_the_best_rate_lies_inside(grid, store, events, best_
 
 @pytest.mark.parametrize(("cores", "ahead"), [(1, 1), (2, 1), (8, 2), (64, 3)])
 def test_more_cells_are_compiled_at_a_time_where_there_are_more_cores(cores, ahead, monkeypatch):
-    monkeypatch.setattr(local.os, "sched_getaffinity", lambda process: set(range(cores)))
+    monkeypatch.setattr(local, "available_cores", lambda: cores)
     assert local.cells_ahead() == ahead
 
 

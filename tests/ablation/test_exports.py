@@ -1,5 +1,7 @@
 """What the chosen replicas of an ablation cost as exported files, and where it is kept."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -127,3 +129,26 @@ def test_an_ablation_measures_its_own_runs(tmp_path):
     sizes = {run.export(tmp_path / "model.onnx", "onnx").description["bytes"]}
     assert sizes <= {int(size) for score in (narrow, wide) for size in score.measures["float32_bytes"]}
     assert "Cost of use" in report.files[1].read_text() and "int8_score" in report.files[0].read_text()
+
+
+def test_a_rate_that_was_not_the_chosen_one_is_still_to_be_measured(measured):
+    """Its replicas have null where those of the chosen rate have what was measured."""
+    made, store, exported = measured
+    measure_exports(made, store)
+    first, cell = len(exported), made.cells[0]
+    scores = [0.9 if each.learning_rate == 0.1 else 0.1 for each in cell.replicas]
+    stored = store.result(cell)
+    for each, score in zip(stored["replicas"], scores, strict=True):
+        each["validation"] = {name: [score] * len(curve) for name, curve in each["validation"].items()}
+    store.finish(cell, stored)
+    measure_exports(dataclasses.replace(made, config=dataclasses.replace(made.config, max_extensions=0)), store)
+    assert len(exported) == first + 2
+
+
+def test_runs_that_were_not_kept_are_missed_before_anything_is_trained(measured):
+    made, store, _ = measured
+    cell = made.cells[0]
+    with pytest.raises(ConfigError, match=f"{cell.task} / {cell.variant} in .* was trained without keeping its runs"):
+        exports.require_runs(made, store)
+    measure_exports(made, store)
+    exports.require_runs(made, store)

@@ -10,6 +10,7 @@ import numpy as np
 import psutil
 import pytest
 
+from flaxformer_lab.ablation import population as population_module
 from flaxformer_lab.ablation.population import (
     Population,
     Replica,
@@ -22,6 +23,7 @@ from flaxformer_lab.analysis.jacobian import mixing_energy
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.parsing import override
 from flaxformer_lab.run import load_run
+from flaxformer_lab.tasks.task import EXAMPLES
 from flaxformer_lab.training.experiment import make_experiment
 from flaxformer_lab.training.loop import train
 from flaxformer_lab.training.parallelism import Single
@@ -218,3 +220,35 @@ def test_a_replicas_config_differs_in_two_keys():
     own = Replica(7, 0.5).config(config)
     assert (own.seed, own.optimizer.learning_rate) == (7, 0.5)
     assert dataclasses.replace(own, seed=config.seed, optimizer=config.optimizer) == config
+
+
+def test_a_replica_whose_loss_is_not_finite_has_no_metric_that_is(monkeypatch):
+    """Of NaN logits argmax makes class 0, and a detector finds nothing: neither is a score."""
+    found = [
+        {"loss": np.nan, "accuracy": 0.5, "ap_large": 0.0, EXAMPLES: np.zeros((2, 3))},
+        {"loss": 0.7, "accuracy": 0.75, EXAMPLES: np.ones((2, 3))},
+    ]
+    monkeypatch.setattr(population_module, "host_evaluation", lambda config, examples: [None])
+    monkeypatch.setattr(population_module.metrics, "compute", lambda batches: dict(found[int(batches[0])]))
+    strategy = types.SimpleNamespace(gather=lambda tree: np.arange(2))
+    stub = types.SimpleNamespace(
+        _strategy=strategy,
+        _evaluate=lambda *arguments: None,
+        _prepared=lambda *arguments: None,
+        _examples={"test": None},
+        config=None,
+        chunk=2,
+    )
+    state = types.SimpleNamespace(params=None, model_state=None)
+    table, examples = Population._evaluate_split(stub, None, state, "test")
+    np.testing.assert_array_equal(table["accuracy"], [np.nan, 0.75])
+    np.testing.assert_array_equal(table["ap_large"], [np.nan, np.nan])
+    assert examples.shape == (2, 2, 3)
+
+
+def test_chunks_with_different_metrics_are_joined():
+    """A size of which there is no object has no AP; a replica that diverged names all sizes."""
+    tables = [{"loss": np.array([1.0]), "ap": np.array([0.5])}, {"loss": np.array([2.0])}]
+    joined = population_module._by_name(tables, lambda *each: np.concatenate(each))
+    np.testing.assert_array_equal(joined["ap"], [0.5, np.nan])
+    np.testing.assert_array_equal(joined["loss"], [1.0, 2.0])

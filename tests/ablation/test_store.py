@@ -128,3 +128,11 @@ def test_reading_executes_nothing(grid, store):
     assert set(text) == {"config", "cells", "dropped"}  # no path to any code
     with pytest.raises(RunError, match=r"no ablation\.json"):
         Store(store.path / "elsewhere").read()
+
+
+def test_a_folder_that_another_process_is_beginning_is_no_folder_of_something_else(grid, store):
+    """Or one that a process left which was killed while it wrote the first file."""
+    store.path.mkdir()
+    (store.path / "ablation.json.123.partial").write_text("{")
+    store.claim(grid())
+    assert store.read().config == grid().config

@@ -237,3 +237,17 @@ def test_a_page_for_the_road_is_small(filled):
     made, store = filled()
     page = contents(write_report(made, store))["report.html"].decode()
     assert len(page) < 100_000 and not re.search(r"https?://", page)
+
+
+def test_two_tasks_that_are_the_same_are_restored_both(grid, store, result, tmp_path):
+    """Cells with one config have one key, and so one result, which names one of the tasks."""
+    same = {"recipe": "delay.py"}
+    made = grid({"tasks": {"near": same, "twin": same}})
+    store.claim(made)
+    for number, cell in enumerate(made.cells):
+        store.finish(cell, result(cell, 0.1 * (1 + number % 3)))
+    write_report(made, store)
+    other = Store(tmp_path / "other")
+    other.claim(made)
+    restore(store.path, made, other)
+    assert all(other.result(cell) for cell in made.cells)

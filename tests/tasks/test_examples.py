@@ -1,4 +1,5 @@
 import dataclasses
+import types
 from collections.abc import Sequence
 
 import jax
@@ -7,7 +8,9 @@ import numpy as np
 import pytest
 
 from flaxformer_lab.data.source import open_split
+from flaxformer_lab.functional.metrics import Average
 from flaxformer_lab.tasks.examples import generated_examples, stored_examples, token_windows
+from flaxformer_lab.tasks.task import Task
 
 STREAMS = [
     (10, 5, 0),
@@ -194,3 +197,12 @@ def test_the_number_of_endless_examples_is_that_of_an_evaluation():
     examples = generated_examples(50, first=7, endless=True)
     assert examples.number == 50
     np.testing.assert_array_equal(examples.read(examples.evaluation_indices(np.arange(2)))["index"], [7, 8])
+
+
+def test_a_metric_that_is_computed_of_what_is_gathered_has_no_figure_for_each_example():
+    """As the average precision of stored images with objects: it has no entry among the metrics of a batch."""
+    figures = {"loss": Average(jnp.float32(1), jnp.float32(2)), "detections": object()}
+    task = types.SimpleNamespace(
+        loss_and_metrics=lambda outputs, batch: figures, primary_metric=types.SimpleNamespace(name="ap")
+    )
+    assert Task.metrics_and_examples(task, None, None) is figures

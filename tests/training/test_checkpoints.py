@@ -10,6 +10,7 @@ from orbax.checkpoint import v1 as ocp
 
 from flaxformer_lab.config import OptimizerConfig
 from flaxformer_lab.errors import RunError
+from flaxformer_lab.training import hosts
 from flaxformer_lab.training.checkpoints import Checkpoints, _digest
 from flaxformer_lab.training.optimizer import make_optimizer
 from flaxformer_lab.training.state import State
@@ -339,6 +340,16 @@ def test_what_makes_the_folder_unreadable_is_set_aside(two_small, tmp_path, asse
         assert_same(checkpoints.restore_newest(shapes(few(7))), few(3))
         assert [text.partition(" (")[0] for text in checkpoints.quarantined] == ["the checkpoint of step 7 is damaged"]
     assert (tmp_path / "damaged" / "7-0").is_dir()
+
+
+def test_a_checkpoint_that_another_process_cannot_read_is_damaged_for_all(two_small, tmp_path, monkeypatch):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(two_small, folder)
+    answers = iter([True, False])
+    monkeypatch.setattr(hosts, "all_reduce_any", lambda failed: next(answers))
+    with Checkpoints(folder) as checkpoints:
+        assert int(checkpoints.restore_newest(shapes(few(7))).step) == 3
+        assert "another process could not read its part" in checkpoints.quarantined[0]
 
 
 def test_without_checkpoints_there_is_no_newest_one(tmp_path):

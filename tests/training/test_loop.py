@@ -403,6 +403,18 @@ def test_a_signal_that_the_process_ignores_stays_ignored(monkeypatch):
         signal.signal(signal.SIGHUP, before)
 
 
+def test_a_signal_that_comes_while_the_others_are_asked_is_answered_the_next_time(monkeypatch):
+    with Termination() as termination:
+
+        def ask_all(flag):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return flag
+
+        monkeypatch.setattr("flaxformer_lab.training.termination.all_reduce_any", ask_all)
+        assert not termination.agreed()
+        assert termination.agreed()
+
+
 def test_a_config_that_was_made_by_hand_is_held_against_the_rules(plain, tmp_path):
     config = plain()
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, width=65))

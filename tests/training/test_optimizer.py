@@ -6,12 +6,14 @@ import numpy as np
 import optax
 import pytest
 
-from flaxformer_lab.config import OptimizerConfig
+from flaxformer_lab.config import OptimizerConfig, parse_config
 from flaxformer_lab.functional.trees import leaf_paths
 from flaxformer_lab.model_config import AttentionConfig, FeedForwardConfig, TransformerConfig
 from flaxformer_lab.task_config import ImageClassificationConfig, LanguageModellingConfig
 from flaxformer_lab.tasks import make_task
-from flaxformer_lab.training.optimizer import decayed, make_optimizer, make_schedule, maps_by_rule
+from flaxformer_lab.training.experiment import make_experiment
+from flaxformer_lab.training.optimizer import _muon_or_adamw, decayed, make_optimizer, make_schedule, maps_by_rule
+from flaxformer_lab.training.single import Single
 
 STEPS = 100
 
@@ -183,6 +185,16 @@ def test_which_rule_trains_which_map():
     }
     assert maps_by_rule(OptimizerConfig(name="muon"), network) == expected
     assert maps_by_rule(OptimizerConfig(), network) == dict.fromkeys(expected, "adamw")
+
+
+def test_muon_is_not_for_a_convolution_of_each_feature_by_itself():
+    config = {"task": {"dataset": "lab_digits", "patch_size": 4}, "model": {"name": "convnext", "width": 8, "depth": 1}}
+    experiment = make_experiment(parse_config(config | {"optimizer": {"name": "muon"}}), strategy=Single())
+    params, _ = experiment.network.shapes
+    rules = leaf_paths(_muon_or_adamw(params, experiment.network.fans))
+    assert rules["body.blocks.0.convolution.kernel"] == "adamw"
+    dense = {rule for name, rule in rules.items() if ".blocks." in name and name in experiment.network.fans}
+    assert dense == {"muon"}
 
 
 def test_muon_leaves_what_is_outside_the_blocks_to_adamw(small):

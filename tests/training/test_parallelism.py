@@ -47,6 +47,12 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(plain, changes, messag
 # ------------------------------------------------------------------------------------------- the same bytes
 
 
+def test_one_device_is_refused_where_several_processes_joined(plain, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ConfigError, match="strategy=single is training on one device, but 2 processes have joined"):
+        make_strategy(plain({"parallelism.strategy": "single"}))
+
+
 @pytest.fixture
 def on_a_gpu(monkeypatch):
     """What asks for the target platform hears of a GPU; `jax.jit` records the options that it is given."""
