@@ -25,8 +25,11 @@ FeedForwardKind = Annotated[str, Choices(lambda: (*registry.names("ffn"), "off")
 class ModelConfig:
     """Base of every model's config: a frozen dataclass with name, width, bias, dtype and precision, all with defaults.
 
-    With `depth`, where the model has layers, it keeps that of the Transformer whose place it takes.
+    With `depth`, where the model has layers, it keeps that of the Transformer whose place it takes. keeps_tokens: the
+    outputs are a vector of `width` for each token, or for each of the target's where there are two sequences.
     """
+
+    keeps_tokens = True
 
 
 @dataclass(frozen=True)
@@ -394,6 +397,11 @@ class EncoderDecoderConfig(TransformerConfig):
                 f"model.parallel=true with model.name={self.name}, whose blocks have parts one after another; set it "
                 "to false or choose model.name=transformer"
             )
+        if self.attention.residual_scores and self.distil and self.encoder_depth > 1:
+            raise ConfigError(
+                "model.attention.residual_scores=true with model.distil=true: a block has half the tokens of the one "
+                "before, whose scores do not fit; set one of them to false"
+            )
         key, kind = "cross_kind" if self.attention.cross_kind else "kind", self.attention.kind_of_cross
         if kind == "off" or not registry.ask("attention", kind, "crosses", self):
             raise ConfigError(
@@ -408,6 +416,8 @@ class AutoformerConfig(EncoderDecoderConfig):
 
     Attributes:
         distil: must be false.
+        masked: must be false.
+        self_attention: must be true.
         remat: must be false.
         position: must be `off`.
         moving_average: steps of the moving average that is the trend; of several, a mixture is learned.
@@ -418,6 +428,8 @@ class AutoformerConfig(EncoderDecoderConfig):
     position: Literal["off"] = "off"
     moving_average: tuple[AtLeastOne, ...] = (25,)
     seasonal_norm: bool = True
+
+    keeps_tokens = False  # the trends are beside them
 
     def rules(self) -> None:
         """Raises ConfigError when knobs contradict one another."""
@@ -430,6 +442,19 @@ class AutoformerConfig(EncoderDecoderConfig):
                 f"model.{knob} with model.name=autoformer, whose blocks have no norms and keep what they compute; set "
                 f"it to {needed}: the norm after the last block is a LayerNorm"
             )
+        unread = {
+            "masked": (self.masked, False),
+            "self_attention": (self.self_attention, True),
+            "norm.placement": (self.norm.placement, "pre"),
+            "norm.outer": (self.norm.outer, "auto"),
+            "attention.residual_scores": (self.attention.residual_scores, False),
+        }
+        for knob, (value, needed) in unread.items():
+            if value != needed:
+                raise ConfigError(
+                    f"model.{knob}={str(value).lower()} with model.name=autoformer, whose blocks do not read it; leave "
+                    f"it at {str(needed).lower()}, or choose model.name=encoder_decoder"
+                )
         if self.distil or self.causal:
             knob = "distil" if self.distil else "causal"
             raise ConfigError(
@@ -665,6 +690,11 @@ class ResNetConfig(ModelConfig):
         return sum(self.depths)
 
     @property
+    def keeps_tokens(self) -> bool:
+        """Whether no stage halves rows and columns, and no block adds features."""
+        return len(self.depths) == 1 and self.block == "basic"
+
+    @property
     def reach(self) -> float:
         """How many patches up or left an input can still be seen; all of them through the statistics of an image."""
         if self.norm.kind == "groupnorm":
@@ -728,3 +758,4 @@ class TimeMixerConfig(ModelConfig):
     precision: Precision = "highest"
 
     causal = False
+    keeps_tokens = False  # there are those of every scale

@@ -593,6 +593,23 @@ def test_a_bad_value_of_a_model_or_task_that_a_name_chose(name, key, value, rule
 
 
 CONTRADICTIONS = {
+    "scores that are added where tokens are halved": (
+        {"model.name": "encoder_decoder", "model.distil": True, "model.attention.residual_scores": True},
+        ["model.attention.residual_scores=true with model.distil=true", "set one of them to false"],
+    ),
+    **{
+        f"{knob} of autoformer": (
+            {"model.name": "autoformer", f"model.{knob}": value},
+            [f"model.{knob}={str(value).lower()} with model.name=autoformer, whose blocks do not read it; leave it at"],
+        )
+        for knob, value in {
+            "masked": True,
+            "self_attention": False,
+            "norm.placement": "post",
+            "norm.outer": "end",
+            "attention.residual_scores": True,
+        }.items()
+    },
     "heads that do not divide": (
         {"model.attention.num_heads": 5},
         [

@@ -35,7 +35,7 @@ from flaxformer_lab.models.footprint import program_bytes
 from flaxformer_lab.modules.intermediates import Intermediates
 from flaxformer_lab.task_config import TaskConfig
 from flaxformer_lab.tasks import SPLITS, make_task
-from flaxformer_lab.tasks.task import EXAMPLES
+from flaxformer_lab.tasks.task import EXAMPLES, LOSS
 from flaxformer_lab.training.checkpoints import Checkpoints
 from flaxformer_lab.training.experiment import Experiment, make_experiment
 from flaxformer_lab.training.feeds import (
@@ -239,7 +239,7 @@ class Population:
             for k in range(self.chunk)
         ]
         examples = [each.pop(EXAMPLES, None) for each in values]
-        values = [each if np.isfinite(each["loss"]) else dict.fromkeys(each, np.nan) for each in values]
+        values = [each if np.isfinite(each[LOSS.name]) else dict.fromkeys(each, np.nan) for each in values]
         tables = [{name: np.array(value) for name, value in each.items()} for each in values]
         return _by_name(tables, lambda *each: np.stack(each)), None if examples[0] is None else np.stack(examples)
 
@@ -385,7 +385,9 @@ def preparation(config: TaskConfig, num_devices: int) -> Callable[[Array, Tree],
 def _by_name(tables: Sequence[Table], join: Callable[..., np.ndarray]) -> Table:
     """Tables with the same shape in every place as one; what a table lacks is NaN in it."""
     names = dict.fromkeys(name for table in tables for name in table)
-    return {name: join(*(table.get(name, np.full_like(table["loss"], np.nan)) for table in tables)) for name in names}
+    return {
+        name: join(*(table.get(name, np.full_like(table[LOSS.name], np.nan)) for table in tables)) for name in names
+    }
 
 
 def train_population(config: Config, replicas: Sequence[Replica], **options: Any) -> Outcome:

@@ -17,6 +17,7 @@ from flaxformer_lab.data.prepare import damaged, prepare, quiet
 from flaxformer_lab.errors import DataError
 
 SPLITS = ("train", "validation", "test")
+CONTENT = "content"  # among the metadata of own files: their digest
 PACKED = "packed"  # among a data set's metadata: each of its records holds many rows, along the first axis
 _CHUNK = 1024
 
@@ -240,15 +241,26 @@ def open_split_again(dataset: str, split: str, seed: int) -> Source:
     return dataclasses.replace(sources[number], name=name, examples=_Chosen([every[row] for row in rows]))
 
 
-def first_examples(source: Source, number: int) -> Source:
-    """The first examples of a source.
+def some_examples(source: Source, number: int) -> Source:
+    """So many examples of a source, always the same: `some_rows`.
 
     Raises:
       DataError: it has fewer.
     """
     if number > len(source):
         raise DataError(f"{source.name} has {len(source)} examples, not {number}; ask for as many at most")
-    return dataclasses.replace(source, examples=_Chosen([(source.examples, row) for row in range(number)]))
+    return dataclasses.replace(source, examples=_Chosen([(source.examples, row) for row in some_rows(source, number)]))
+
+
+def some_rows(source: Source, number: int) -> Int[np.ndarray, " number"]:
+    """The rows of so many examples, or of all where there are fewer: the first ones in a random order.
+
+    TFDS stores examples in random order; own files may list them by class.
+    """
+    order = np.arange(len(source))
+    if CONTENT in (source.info.metadata or {}):
+        order = np.random.default_rng(0).permutation(len(source))
+    return np.sort(order[:number])
 
 
 class _Chosen(Sequence):

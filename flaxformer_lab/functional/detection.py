@@ -103,7 +103,7 @@ def set_losses(logits: Float[Array, "queries classes+1"], boxes: Float[Array, "q
     nats = -jnp.sum(jax.nn.log_softmax(logits) * jax.nn.one_hot(target, none + 1), axis=-1)
     matched = boxes[query]
     l1 = jnp.sum(jnp.abs(matched - to_centres(objects.boxes)), axis=-1)
-    apart = 1 - jax.vmap(giou)(to_corners(matched)[:, None], objects.boxes[:, None])[:, 0, 0]
+    apart = 1 - giou(to_corners(matched)[:, None], objects.boxes[:, None])[:, 0, 0]
     return {
         "class_loss": jnp.sum(nats * weight) / jnp.sum(weight),
         "l1_loss": L1 * _mean(l1, objects.valid),
@@ -163,10 +163,10 @@ def place_losses(
     chosen, has = place_targets(objects, grid)
     target = jax.nn.one_hot(objects.labels[chosen], logits.shape[1]) * has[:, None]
     boxes, true = place_boxes(code, grid)[:, None], objects.boxes[chosen][:, None]
-    overlap = jax.lax.stop_gradient(jax.vmap(iou)(boxes, true)[:, 0, 0])
+    overlap = jax.lax.stop_gradient(iou(boxes, true)[:, 0, 0])
     return {
         "class_loss": jnp.sum(focal(logits, target)) / jnp.maximum(jnp.sum(has), 1),
-        "giou_loss": _mean(1 - jax.vmap(giou)(boxes, true)[:, 0, 0], has),
+        "giou_loss": _mean(1 - giou(boxes, true)[:, 0, 0], has),
         "quality_loss": _mean(binary_cross_entropy(quality, overlap), has),
     }
 

@@ -37,7 +37,8 @@ def field_network(knobs: FieldKnobs, config: ModelConfig, columns: int, levels: 
         embedding = embed(config.width, rngs)
         own = embed(1, rngs) if knobs.own_weights else None
         fields = embedding.fields
-        head = FieldHead(fields, config.width, readout=knobs.readout, own=own, deep=knobs.deep, rngs=rngs)
+        parts = {"readout": knobs.readout, "own": own, "deep": knobs.deep, "bias": config.bias}
+        head = FieldHead(fields, config.width, **parts, rngs=rngs)
         return FieldNetwork(config, embedding=embedding, grid=(fields,), outputs=1, head=head, rngs=rngs)
 
     return functionalize(build)

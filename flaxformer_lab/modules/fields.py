@@ -113,14 +113,15 @@ class FieldHead(nnx.Module):
         readout: str,
         own: FieldEmbedding | None,
         deep: Sequence[int],
+        bias: bool = True,
         rngs: Rngs,
     ):
         self._readout = readout
-        self.bias, self.own = zeros((1,), (None,)), own
+        self.bias, self.own = zeros((1,), (None,)) if bias else None, own
         read_features = {"sum": 0, "flat": fields * width, "mean": width}[readout]
         self.weights = Dense(read_features, 1, axes=(None, None), bias=False, rngs=rngs) if read_features else None
         sizes = list(itertools.pairwise([fields * width, *deep])) if deep else []
-        self.layers = nnx.List([Dense(*size, axes=(None, "hidden"), bias=True, rngs=rngs) for size in sizes])
+        self.layers = nnx.List([Dense(*size, axes=(None, "hidden"), bias=bias, rngs=rngs) for size in sizes])
         self.deep = Dense(deep[-1], 1, axes=(None, None), bias=False, rngs=rngs) if deep else None
 
     def __call__(
@@ -138,4 +139,4 @@ class FieldHead(nnx.Module):
             for layer in self.layers:
                 hidden = ACTIVATIONS["relu"](layer(hidden))
             logit = logit + self.deep(hidden)
-        return add_bias(logit, read(self.bias))
+        return logit if self.bias is None else add_bias(logit, read(self.bias))

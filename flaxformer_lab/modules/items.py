@@ -64,6 +64,7 @@ class ItemHead(nnx.Module):
     """
 
     def __init__(self, items: int, width: int, *, ages: int, tied: bool, bias: bool, rngs: Rngs):
+        self._items = items
         self.table = None if tied else normal(rngs, (items, width), width, (None, "width"))
         self.bias = zeros((items,), (None,)) if bias else None
         self.recency = nnx.Param(3 * 0.8 ** jnp.arange(ages, dtype=jnp.float32), axes=(None,)) if ages else None
@@ -71,21 +72,20 @@ class ItemHead(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch tokens width"], inputs: Inputs, items: nnx.Param
     ) -> Float[Array, "batch places items"]:
-        """items: the table of the embedding, whose row 0 is what fills up."""
+        """items: the table of the embedding, whose row 0 is what fills up, and whose last one may be a mask."""
         at_places = jnp.take_along_axis(x, inputs["places"][:, :, None], axis=1)
         table = read(items)[1:] if self.table is None else read(self.table)
-        number = len(table) if self.bias is None else len(self.bias)
-        scores = matmul(at_places, table[:number].T)
+        scores = matmul(at_places, table[: self._items].T)
         if self.bias is not None:
             scores = add_bias(scores, read(self.bias))
-        return scores if self.recency is None else scores + self._bought(inputs, number).astype(scores.dtype)
+        return scores if self.recency is None else scores + self._bought(inputs).astype(scores.dtype)
 
-    def _bought(self, inputs: Inputs, number: int) -> Float[Array, "batch places items"]:
+    def _bought(self, inputs: Inputs) -> Float[Array, "batch places items"]:
         """The weights of each item's purchases until each place, added up."""
         items, baskets, places = (inputs[name] for name in ("items", "baskets", "places"))
         age = places[:, :, None] - baskets[:, None, :]
         counts = (age >= 0) & (items[:, None, :] != NO_ITEM)
         weights = jnp.where(counts, read(self.recency)[jnp.clip(age, 0, len(self.recency) - 1)], 0)
         rows = jnp.arange(items.shape[0])[:, None, None], jnp.arange(places.shape[1])[None, :, None]
-        bought = jnp.zeros((items.shape[0], places.shape[1], number + 1), jnp.float32)
+        bought = jnp.zeros((items.shape[0], places.shape[1], self._items + 1), jnp.float32)
         return bought.at[*rows, items[:, None, :]].add(weights)[..., 1:]

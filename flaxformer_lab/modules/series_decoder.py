@@ -73,11 +73,12 @@ class DecoderHead(nnx.Module):
         *,
         horizon: int,
         quantiles: int | None = None,
+        bias: bool = True,
         norm: InstanceNorm,
         rngs: Rngs,
     ):
         self._targets, self._horizon, self._quantiles, self.norm = targets, horizon, quantiles, norm
-        self.map = Dense(width, len(targets) * (quantiles or 1), axes=("width", None), bias=True, rngs=rngs)
+        self.map = Dense(width, len(targets) * (quantiles or 1), axes=("width", None), bias=bias, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch target width"], inputs: Inputs) -> Forecasts:
         return self.norm.inverse(self._values(x).astype(jnp.float32), inputs, self._targets)

@@ -24,7 +24,8 @@ class NextBasketConfig(TaskConfig):
         core: first purchases that a user and an item have at least (split=last).
         tokens: a token is a bought item, or a basket, the mean of its items.
         objective: predict what comes next at every token, or the items that are masked.
-        events: items of one example, the last ones; longer histories train as several examples.
+        events: items of one example, the last ones, with the mask that asks what follows; longer histories train as
+            several examples.
         baskets: baskets of one example, likewise.
         mask_rate: share of the items that `masked` hides.
         half_life: days before the cut after which a basket weighs half in training; none weighs all the same.

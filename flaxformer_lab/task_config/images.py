@@ -26,7 +26,7 @@ class ImageClassificationConfig(TaskConfig):
             and columns until they are those of the patches (`convolutions`); or a 7 x 7 convolution and a maximum,
             the start of a ResNet, for patches of 4 (`pooling`).
         pooling: predict from the mean of the tokens, or from a class token that is put before them.
-        training_examples: train with so many images, the first of the split, which is in random order; none for all.
+        training_examples: train with so many images, the first of the split in random order; none for all.
         border: black pixels around each image, which give it room to move.
         shift: training images are moved by up to this many pixels in each direction.
         evaluation_shift: so are those of validation and test, each by a move of its own that stays the same.

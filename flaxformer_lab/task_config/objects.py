@@ -14,7 +14,7 @@ class SceneConfig(TaskConfig):
 
     Attributes:
         items_dataset: images with labels, bright on black, that items are taken from: `lab_digits`, `fashion_mnist`.
-        item_images: of each split, so many of its images are items, from the first on.
+        item_images: of each split, so many of its images are items, the first in random order.
         classes: of the classes of these images, the first so many; none for all.
         canvas: rows and columns of a scene, in pixels.
         items: the fewest and the most items of a scene.

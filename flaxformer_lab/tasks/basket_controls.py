@@ -118,22 +118,27 @@ def evaluate(task: NextBasket, scores: Scores, split: str = "test") -> dict[str,
     return {name: float(np.mean(np.concatenate(each))) for name, each in values.items()}
 
 
+def _rank(task: NextBasket, scores: Scores) -> Callable[[Any], Float[np.ndarray, "batch 1 items"]]:
+    """From prepared inputs to the negative ranks of all items; a mask among the inputs is nothing that was bought."""
+
+    def predict(inputs: Any) -> Float[np.ndarray, "batch 1 items"]:
+        rows = []
+        for items, when in zip(inputs["items"], inputs["baskets"], strict=True):
+            own = (items != NO_ITEM) & (items <= task.num_items)
+            rows.append(scores(items[own] - 1, when[own]))
+        ranks = np.argsort(np.argsort(-np.stack(rows), axis=1, kind="stable"), axis=1)
+        return -ranks[:, None].astype(np.float32)  # in float32 the scores themselves would tie
+
+    return predict
+
+
 def _control(name: str) -> Control:
     """A control as a row of an ablation: it sees of a history what the model sees (`task.events`, `task.baskets`)."""
 
     def fitted(task: NextBasket, seed: int, rate: float) -> Fit:
         del seed, rate
-        scores = fit(task, name)
-
-        def predict(inputs: Any) -> Float[np.ndarray, "batch 1 items"]:
-            rows = []
-            for items, when in zip(inputs["items"], inputs["baskets"], strict=True):
-                own = items[: len(when)] != NO_ITEM
-                rows.append(scores(items[: len(when)][own] - 1, when[own]))
-            ranks = np.argsort(np.argsort(-np.stack(rows), axis=1, kind="stable"), axis=1)
-            return -ranks[:, None].astype(np.float32)  # in float32 the scores themselves would tie
-
-        return Fit(predict)
+        # Each split's queries are asked at another time: what validation asks for is known when test asks.
+        return Fit(_rank(task, fit(task, name, "test")), on_validation=_rank(task, fit(task, name, "validation")))
 
     return fitted
 

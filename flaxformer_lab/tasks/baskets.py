@@ -190,7 +190,11 @@ class NextBasket(Task):
     def _tokens(self) -> int:
         if self._config.tokens == "basket":
             return self._config.baskets
-        return self._config.events + (self._config.objective == "masked")  # the mask that an evaluation appends
+        return self._config.events
+
+    @property
+    def _masks(self) -> bool:
+        return self._config.objective == "masked"
 
     # ----------------------------------------------------------------------------------------------- examples
 
@@ -209,24 +213,36 @@ class NextBasket(Task):
         )
 
     def _training(self) -> Arrays:
-        """Every user's training events in windows, from the last one back; a window of a single basket says nothing."""
+        """Every user's training events in windows, from the last one back; each event is asked about in one of them.
+
+        Of what comes next, a window has one event more than the network sees: so the network's last place is trained,
+        which an evaluation asks (Kang and McAuley 2018, SASRec, section 3.1).
+        """
         baskets, sequences = self.divided
+        more = 0 if self._masks else 1
         windows, weights = [], []
         for user, until in enumerate(sequences.until):
             end = until
             while end > 0:
                 own = sequences.history(user, end)
-                items, numbers = window(sequences.item[own], sequences.basket[own], self._config)
-                if len(items) > 1 and (self._config.tokens == "item" or len(np.unique(numbers)) > 1):
+                items, numbers = window(sequences.item[own], sequences.basket[own], self._config, more)
+                asked = self._asked(numbers)
+                if asked:
                     windows.append((items, numbers))
                     weights.append(self._weights(baskets.time[numbers], sequences.cut))
-                end -= len(items)
-        empty = np.zeros((len(windows), 0), np.uint8)
-        return self._stored(windows) | {
-            "event_weights": _padded(weights, self._config.events, 0, np.float32),
+                end -= asked or len(items)
+        size, empty = self._config.events + more, np.zeros((len(windows), 0), np.uint8)
+        return self._stored(windows, size) | {
+            "event_weights": _padded(weights, size, 0, np.float32),
             "seen": empty,
             "target": empty,
         }
+
+    def _asked(self, numbers: Int[np.ndarray, " events"]) -> int:
+        """How many events of a window are asked about: those after its first basket or item; any may be masked."""
+        if self._config.tokens == "basket":
+            return int(np.sum(numbers != numbers[0]))
+        return len(numbers) if self._masks and len(numbers) > 1 else len(numbers) - 1
 
     def _weights(self, times: Int[np.ndarray, " events"], cut: float) -> Float[np.ndarray, " events"]:
         if self._config.half_life is None:
@@ -238,19 +254,22 @@ class NextBasket(Task):
         windows, seen, target = [], [], []
         for user, begin, end in sequences.asked[split]:
             own, offset = sequences.history(user, begin), sequences.first[user]
-            windows.append(window(sequences.item[own], sequences.basket[own], self._config))
+            windows.append(self._known(sequences.item[own], sequences.basket[own]))
             seen.append(as_bits(sequences.item[own], self.num_items))
             target.append(as_bits(sequences.item[offset + begin : offset + end], self.num_items))
-        stored = self._stored(windows)
+        stored = self._stored(windows, self._config.events)
         stored["event_weights"] = np.zeros(stored["items"].shape, np.float32)
         return stored | {"seen": np.stack(seen), "target": np.stack(target)}
 
-    def _stored(self, windows: Sequence[tuple[np.ndarray, np.ndarray]]) -> Arrays:
+    def _known(self, items: np.ndarray, baskets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The window that an evaluation sees of a history, which leaves a place for the mask."""
+        return window(items, baskets, self._config, -1 if self._masks else 0)
+
+    def _stored(self, windows: Sequence[tuple[np.ndarray, np.ndarray]], size: int) -> Arrays:
         """Items from 1 on, and the number of each one's basket within the window."""
-        events = self._config.events
-        items = _padded([items + 1 for items, _ in windows], events, NO_ITEM, np.int32)
+        items = _padded([items + 1 for items, _ in windows], size, NO_ITEM, np.int32)
         numbers = [np.cumsum(np.diff(basket, prepend=basket[:1]) != 0) for _, basket in windows]
-        return {"items": items, "baskets": _padded(numbers, events, NO_BASKET, np.int32)}
+        return {"items": items, "baskets": _padded(numbers, size, NO_BASKET, np.int32)}
 
     # ------------------------------------------------------------------------------------------------ network
 
@@ -258,7 +277,7 @@ class NextBasket(Task):
         own, items = self._config, self.num_items
 
         def build(rngs: Rngs) -> Network:
-            symbols = 1 + items + (own.objective == "masked")
+            symbols = 1 + items + self._masks
             return ItemNetwork(
                 config,
                 embedding=ItemEmbedding(symbols, config.width, tokens=self._baskets, dtype=config.dtype, rngs=rngs),
@@ -278,21 +297,9 @@ class NextBasket(Task):
         return functionalize(build)
 
     def prepare(self, examples: Batch, keys: Key[Array, " batch"], *, training: bool) -> Batch:
-        items, baskets = (examples[name].astype(jnp.int32) for name in ("items", "baskets"))
         if training or not examples["target"].shape[1]:
-            asked = (
-                jax.vmap(self._masked)(items, keys)
-                if self._config.objective == "masked"
-                else self._next(items, baskets)
-            )
-            events = asked.pop("events", jnp.arange(items.shape[1])[None])
-            weights = asked.pop("weights") * jnp.take_along_axis(examples["event_weights"], events, axis=1)
-            weights = weights * examples["example_weight"][:, None]
-            return (
-                self._inputs(asked.pop("items", items), baskets, asked.pop("places"))
-                | asked
-                | {"loss_weights": weights}
-            )
+            asked = self._masked(examples, keys) if self._masks else self._next(examples)
+            return asked | {"loss_weights": asked["loss_weights"] * examples["example_weight"][:, None]}
         bits = {
             name: jnp.unpackbits(examples[name], axis=1, count=self.num_items).astype(bool)
             for name in ("seen", "target")
@@ -301,50 +308,51 @@ class NextBasket(Task):
 
     def _asking(self, examples: Batch) -> Batch:
         """Inputs that ask for what follows a history: at its last token, or at a mask after it."""
-        items, baskets = (examples[name].astype(jnp.int32) for name in ("items", "baskets"))
+        items, baskets = _items_and_baskets(examples)
         number = jnp.sum(items != NO_ITEM, axis=1)
         last = jnp.max(baskets, axis=1) if self._config.tokens == "basket" else number - 1
-        if self._config.objective == "masked":
+        if self._masks:
             last = number
-            items = jnp.pad(items, ((0, 0), (0, 1))).at[jnp.arange(len(items)), last].set(self.num_items + 1)
+            items = items.at[jnp.arange(len(items)), last].set(self.num_items + 1)
         return self._inputs(items, baskets, jnp.maximum(last, 0)[:, None])
 
     def _inputs(
-        self, items: Int[Array, "batch _"], baskets: Int[Array, "batch _"], places: Int[Array, "batch _"]
+        self, items: Int[Array, "batch events"], baskets: Int[Array, "batch events"], places: Int[Array, "batch _"]
     ) -> Batch:
-        items = jnp.pad(items, ((0, 0), (0, self.input_spec(1)["items"].shape[1] - items.shape[1])))
         inputs = {"items": items, "baskets": baskets, "places": places}
         return {"inputs": inputs, "valid": valid_tokens(inputs, self._baskets)}
 
-    def _next(self, items: Int[Array, "batch events"], baskets: Int[Array, "batch events"]) -> Batch:
+    def _next(self, examples: Batch) -> Batch:
         """Each event is predicted at the token before it: the item before, or the basket before, which counts once."""
+        items, baskets = _items_and_baskets(examples)
+        targets, number = items[:, 1:], len(items)
+        places = jnp.broadcast_to(jnp.arange(self._tokens)[None], (number, self._tokens))
         if self._config.tokens == "item":
-            before = jnp.arange(-1, items.shape[1] - 1)[None]
-            places = jnp.broadcast_to(jnp.arange(items.shape[1])[None], items.shape)
-            weights = ((before >= 0) & (items != NO_ITEM)).astype(jnp.float32)
-            before = jnp.broadcast_to(jnp.maximum(before, 0), items.shape)
+            at, shares = places, 1.0
         else:
-            places = jnp.broadcast_to(jnp.arange(self._tokens)[None], (len(items), self._tokens))
-            sizes = jnp.sum(baskets[:, :, None] == baskets[:, None, :], axis=2)
-            weights = jnp.where((baskets > 0) & (items != NO_ITEM), 1 / sizes, 0)
-            before = jnp.maximum(baskets - 1, 0)
-        return {"places": places, "targets": items, "at": before, "weights": weights}
+            at = jnp.maximum(baskets[:, 1:] - 1, 0)
+            sizes = jnp.sum(baskets[:, 1:, None] == baskets[:, None, :], axis=2)
+            shares = jnp.where(baskets[:, 1:] > 0, 1 / sizes, 0)
+        weights = jnp.where(targets != NO_ITEM, shares, 0) * examples["event_weights"][:, 1:]
+        asked = {"targets": targets, "at": at, "loss_weights": weights}
+        return self._inputs(items[:, :-1], baskets[:, :-1], places) | asked
 
-    def _masked(self, items: Int[Array, " events"], key: Key[Array, ""]) -> Batch:
+    def _masked(self, examples: Batch, keys: Key[Array, " batch"]) -> Batch:
         """Hides a share of the items, at least one (Sun et al. 2019, BERT4Rec, section 3.6)."""
-        number = max(1, round(self._config.mask_rate * len(items)))
-        valid = items != NO_ITEM
-        order = jnp.argsort(jnp.where(valid, jax.random.uniform(key, items.shape), 2.0))[:number]
-        hidden = jnp.arange(number) < jnp.maximum(1, jnp.round(self._config.mask_rate * jnp.sum(valid)))
-        masked = items.at[jnp.where(hidden, order, len(items))].set(self.num_items + 1, mode="drop")
-        return {
-            "items": masked,
-            "places": order,
-            "targets": items[order],
-            "at": jnp.arange(number),
-            "weights": hidden * 1.0,
-            "events": order,
-        }
+        items, baskets = _items_and_baskets(examples)
+        events, rate = items.shape[1], self._config.mask_rate
+        number = max(1, round(rate * events))
+
+        def hide(items: Int[Array, " events"], key: Key[Array, ""]) -> tuple[Array, Array, Array]:
+            valid = items != NO_ITEM
+            order = jnp.argsort(jnp.where(valid, jax.random.uniform(key, items.shape), 2.0))[:number]
+            hidden = jnp.arange(number) < jnp.maximum(1, jnp.round(rate * jnp.sum(valid)))
+            return items.at[jnp.where(hidden, order, events)].set(self.num_items + 1, mode="drop"), order, hidden
+
+        masked, order, hidden = jax.vmap(hide)(items, keys)
+        targets, weights = (jnp.take_along_axis(each, order, axis=1) for each in (items, examples["event_weights"]))
+        at = jnp.broadcast_to(jnp.arange(number)[None], order.shape)
+        return self._inputs(masked, baskets, order) | {"targets": targets, "at": at, "loss_weights": hidden * weights}
 
     def loss_and_metrics(self, scores: Float[Array, "batch places items"], batch: Batch) -> Metrics:
         weights = batch["loss_weights"]
@@ -390,7 +398,8 @@ class NextBasket(Task):
         events = events[kept[events]]
         own = np.split(events, np.searchsorted(user[events], np.arange(1, len(rows.user_names))))
         users = np.argsort(np.unique(rows.user, return_index=True)[1])
-        stored = self._stored([window(item[own[each]], baskets.basket[own[each]], self._config) for each in users])
+        windows = [self._known(item[own[each]], baskets.basket[own[each]]) for each in users]
+        stored = self._stored(windows, self._config.events)
         inputs = self._asking(jax.tree.map(jnp.asarray, stored))["inputs"]
         last = np.empty(len(users), np.int64)
         by_time = np.argsort(rows.time, kind="stable")
@@ -410,19 +419,22 @@ class NextBasket(Task):
         return predictions[:, None]
 
     def input_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        events = self._tokens if self._config.tokens == "item" else self._config.events
-        sizes = {"items": events, "baskets": self._config.events, "places": 1}
+        sizes = {"items": self._config.events, "baskets": self._config.events, "places": 1}
         return {name: jax.ShapeDtypeStruct((batch_size, size), jnp.int32) for name, size in sizes.items()}
 
 
 def window(
-    items: Int[np.ndarray, " events"], baskets: Int[np.ndarray, " events"], config: NextBasketConfig
+    items: Int[np.ndarray, " events"], baskets: Int[np.ndarray, " events"], config: NextBasketConfig, more: int
 ) -> tuple[Int[np.ndarray, " last"], Int[np.ndarray, " last"]]:
-    """The last events that fit an example, with the basket of each."""
-    items, baskets = items[-config.events :], baskets[-config.events :]
+    """The last events that fit an example, or `more`, with the basket of each."""
+    items, baskets = items[-config.events - more :], baskets[-config.events - more :]
     number = np.cumsum(np.diff(baskets, prepend=baskets[:1]) != 0)
-    fits = number > number[-1] - config.baskets if len(number) else slice(None)
+    fits = number > number[-1] - config.baskets - more if len(number) else slice(None)
     return items[fits], baskets[fits]
+
+
+def _items_and_baskets(examples: Batch) -> tuple[Int[Array, "batch events"], Int[Array, "batch events"]]:
+    return jnp.asarray(examples["items"], jnp.int32), jnp.asarray(examples["baskets"], jnp.int32)
 
 
 def _padded(rows: Sequence[np.ndarray], size: int, filling: int, dtype: Any) -> np.ndarray:

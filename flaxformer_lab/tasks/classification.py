@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, Key, Shaped
 
 from flaxformer_lab.data.image_files import read_image, resize_image
 from flaxformer_lab.data.own.contents import SOURCE_ROW
-from flaxformer_lab.data.source import Source, first_examples, open_split
+from flaxformer_lab.data.source import Source, open_split, some_examples
 from flaxformer_lab.errors import ConfigError, DataError
 from flaxformer_lab.functional import augmentation
 from flaxformer_lab.functional.metrics import Metrics
@@ -33,6 +33,7 @@ from flaxformer_lab.tasks.features import (
     find_feature,
     is_image,
     is_label,
+    require_classes,
     warn_of_change,
 )
 from flaxformer_lab.tasks.images import image_network
@@ -145,8 +146,9 @@ class ImageClassification(Task):
     def examples(self, split: str) -> Examples:
         source = self._open(split)
         warn_of_change(source, self.metadata)
+        require_classes(source, source.info.features[self._label], self.metadata)
         if split == "train" and self._config.training_examples is not None:
-            source = first_examples(source, self._config.training_examples)
+            source = some_examples(source, self._config.training_examples)
         return stored_examples(source, functools.partial(self._check_examples, source.name))
 
     def _check_examples(self, name: str, arrays: Arrays, rows: Any) -> None:

@@ -33,11 +33,13 @@ class Fit:
     """What a control has learned.
 
     predict: from the prepared inputs of a batch, NumPy arrays, to what a network would give: logits, or numbers on the
-    scale of the prepared targets. parameters: numbers that were fitted.
+    scale of the prepared targets. parameters: numbers that were fitted. on_validation: takes the place of predict on
+    the validation split, where predict has seen its targets, as of a control that needs no training.
     """
 
     predict: Callable[[Any], Any]
     parameters: int = 0
+    on_validation: Callable[[Any], Any] | None = None
 
 
 Control = Callable[[Task, int, float], Fit]
@@ -64,7 +66,7 @@ def batches(task: Task, split: str, size: int = CHUNK) -> Iterator[Batch]:
     for first in range(0, examples.number, size):
         rows = np.arange(first, min(first + size, examples.number), dtype=np.int32)
         stored = examples.read(examples.evaluation_indices(rows))
-        stored |= {"example_weight": np.ones(len(rows), np.float32)}
+        stored |= {"example_weight": np.ones(len(rows), np.float32), "row": rows}
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
         yield jax.tree.map(np.asarray, task.prepare(jax.tree.map(jnp.asarray, stored), keys, training=False))
 
@@ -79,9 +81,10 @@ def evaluate(task: Task, fit: Fit, split: str) -> dict[str, Any]:
 
     `examples` [2, examples]: what each example adds to it, and its weight.
     """
+    predict = (fit.on_validation if split == "validation" else None) or fit.predict
     states, measure = [], jax.jit(task.metrics_and_examples)
     for batch in batches(task, split):
-        outputs = jax.tree.map(jnp.asarray, fit.predict(batch["inputs"]))
+        outputs = jax.tree.map(jnp.asarray, predict(batch["inputs"]))
         batch = {name: jax.tree.map(jnp.asarray, value) for name, value in batch.items() if name != "inputs"}
         states.append(jax.device_get(measure(outputs, batch)))
     return metrics.compute(states)

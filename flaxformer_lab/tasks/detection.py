@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from flaxformer_lab.data.image_files import read_image, resize_image
-from flaxformer_lab.data.source import open_split
+from flaxformer_lab.data.source import CONTENT, open_split
 from flaxformer_lab.errors import ConfigError, DataError
 from flaxformer_lab.functional import detection as formulas
 from flaxformer_lab.functional.average_precision import DetectionScores
@@ -29,7 +29,7 @@ from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.registry import lookup, register
 from flaxformer_lab.task_config import DetectionConfig, DetectorConfig, ScenesConfig
 from flaxformer_lab.tasks.examples import Arrays, Examples, stored_examples
-from flaxformer_lab.tasks.features import content_of, warn_of_change
+from flaxformer_lab.tasks.features import content_of, require_classes, warn_of_change
 from flaxformer_lab.tasks.scenes import Scenes
 from flaxformer_lab.tasks.task import Batch, PrimaryMetric, Task
 
@@ -54,11 +54,14 @@ class Detector(abc.ABC):
         self._select = {"number": config.detections, "nms": None if nms == 1 else nms}
 
     def network(self, config: ModelConfig) -> PureNetwork:
-        """Raises ConfigError where the model takes two sequences and the detector one, or the other way round."""
-        if getattr(lookup("model", config.name).build, "two_sequences", False) != self.two_sequences:
+        """Raises ConfigError where the model takes other sequences, or does not return a vector for each token."""
+        sequences = getattr(lookup("model", config.name).build, "two_sequences", False)
+        if sequences != self.two_sequences or not config.keeps_tokens:
             other = "encoder_decoder" if self.two_sequences else "cnn_2d or transformer"
+            changed = ", whose outputs are other tokens or features than its inputs" * (sequences == self.two_sequences)
             raise ConfigError(
-                f"task.detector={self._config.detector} cannot use model.name={config.name}; choose model.name={other}"
+                f"task.detector={self._config.detector} cannot use model.name={config.name}{changed}; choose "
+                f"model.name={other}"
             )
         if config.width % 4:
             raise ConfigError(f"model.width={config.width} must be a multiple of 4 for task.name={self._config.name}")
@@ -222,10 +225,11 @@ class ObjectTask(Task):
             if image.dtype != np.uint8:
                 raise ConfigError(f"predict: images of {image.dtype}; give whole numbers from 0 to 255 (uint8)")
         if channels == 1:
-            images = [image.mean(axis=-1, keepdims=True) for image in images]
+            images = [np.rint(image.mean(axis=-1, keepdims=True)).astype(np.uint8) for image in images]
         images = [np.broadcast_to(image, (*image.shape[:2], channels)) for image in images]
-        sized = np.stack([resize_image(image.astype(np.float32), (rows, columns)) for image in images])
-        return _scaled(jnp.asarray(sized) / 255)
+        # Whole numbers, as those of training are once they are stretched.
+        sized = np.stack([resize_image(image, (rows, columns)) for image in images])
+        return _scaled(jnp.asarray(sized, jnp.float32) / 255)
 
     def input_spec(self, batch_size: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch_size, *self.metadata["image_shape"]), jnp.float32)
@@ -258,8 +262,8 @@ class SceneDetection(ObjectTask):
 class ImageDetection(ObjectTask):
     """Objects in images of a data set, which has `image` and `objects` as tensorflow-datasets has COCO and VOC.
 
-    Images are stretched to `task.image_size`. Crowds, and objects that VOC calls difficult, are not learned, and
-    detections of them neither count nor are wrong.
+    Images are stretched to `task.image_size`. Crowds, objects that VOC calls difficult, and boxes without area, which
+    own files may not have, are not learned, and detections of them neither count nor are wrong.
     """
 
     def __init__(self, config: DetectionConfig, metadata: Mapping[str, Any] | None = None):
@@ -292,6 +296,7 @@ class ImageDetection(ObjectTask):
         capacity = {f"objects/{part}": (self._config.capacity,) for part in ("bbox", "label", *self.metadata["aside"])}
         source = open_split(self._config.dataset, split, capacity)
         warn_of_change(source, self.metadata)
+        require_classes(source, source.info.features["objects"].feature["label"], self.metadata)
         source = dataclasses.replace(source, image_size=tuple(self._config.image_size))
         return stored_examples(source, functools.partial(self._check, source.name))
 
@@ -304,12 +309,12 @@ class ImageDetection(ObjectTask):
         return found
 
     def _check(self, name: str, arrays: Arrays, rows: Any) -> None:
-        """Raises DataError where an object has a box or a class that cannot be."""
+        """Raises DataError where an object has a box or a class that cannot be; own files can be corrected."""
         boxes, shape = arrays["objects/bbox"], arrays["objects/bbox_shape"]
         shown = np.arange(boxes.shape[1])[None] < shape
         size = boxes[..., 2:] - boxes[..., :2]
         wrong = {
-            "has no area": (size <= 0).any(axis=-1),
+            "has no area": (size <= 0).any(axis=-1) & self._is_own,
             "lies outside of its image": ((boxes < 0) | (boxes > 1)).any(axis=-1),
             "is not finite": ~np.isfinite(boxes).all(axis=-1),
         }
@@ -328,14 +333,21 @@ class ImageDetection(ObjectTask):
 
     def facts(self) -> list[list[Any]]:
         rows, columns, channels = self.metadata["image_shape"]
-        return [["data set", self._config.dataset], ["images", f"stretched to {rows} x {columns} x {channels}"]]
+        found = [["data set", self._config.dataset], ["images", f"stretched to {rows} x {columns} x {channels}"]]
+        return found if self._is_own else [*found, ["boxes without area", "neither learned nor counted"]]
+
+    @property
+    def _is_own(self) -> bool:
+        return CONTENT in self.metadata
 
     def prepare(self, examples: Batch, keys: Key[Array, " batch"], *, training: bool) -> Batch:
         del keys, training
         y0, x0, y1, x1 = jnp.moveaxis(examples["objects/bbox"], -1, 0)
         shown = jnp.arange(self._config.capacity)[None] < examples["objects/bbox_shape"]
-        aside = sum(examples[f"objects/{name}"].astype(jnp.int32) for name in self.metadata["aside"])
-        kind = jnp.where(shown, 1 + jnp.minimum(aside, 1), 0)
+        aside = (x1 <= x0) | (y1 <= y0)
+        for name in self.metadata["aside"]:
+            aside = aside | examples[f"objects/{name}"].astype(bool)
+        kind = jnp.where(shown, 1 + aside.astype(jnp.int32), 0)
         boxes = jnp.stack([x0, y0, x1, y1], axis=-1)
         return {
             "inputs": self.preprocess(examples),

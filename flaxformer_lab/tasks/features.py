@@ -13,7 +13,7 @@ from jaxtyping import Array, Int
 from flaxformer_lab.data.own.address import parse_address
 from flaxformer_lab.data.own.builder import content_digest
 from flaxformer_lab.data.own.contents import SOURCE_ROW
-from flaxformer_lab.data.source import Source
+from flaxformer_lab.data.source import CONTENT, Source
 from flaxformer_lab.errors import ConfigError, DataError
 
 Fits = Callable[[tuple[int, ...], np.dtype], bool]  # of a feature's shape and type
@@ -123,8 +123,8 @@ def classes_of(source: Source, label: str) -> dict[str, Any]:
 
 def content_of(source: Source) -> dict[str, str]:
     """`content`, a digest of own files, which metadata keep; nothing for other data sets."""
-    content = (source.info.metadata or {}).get("content")
-    return {} if content is None else {"content": content}
+    content = (source.info.metadata or {}).get(CONTENT)
+    return {} if content is None else {CONTENT: content}
 
 
 def content_of_files(dataset: str) -> dict[str, str]:
@@ -149,6 +149,20 @@ def warn_of_changed_files(dataset: str, metadata: Mapping[str, Any]) -> None:
 def _warn_of_change(name: str, content: Mapping[str, str], metadata: Mapping[str, Any]) -> None:
     if metadata.get("content") not in (None, content.get("content")):
         print(f"{name}: the files changed since this run began; its scaling and classes stay", file=sys.stderr)
+
+
+def require_classes(source: Source, label: tfds.features.FeatureConnector, metadata: Mapping[str, Any]) -> None:
+    """Raises DataError where own files changed so that a number stands for another class than in training."""
+    if CONTENT not in metadata or not isinstance(label, tfds.features.ClassLabel):
+        return
+    now, known = label.names, class_names(metadata)
+    if now != known:
+        differing = sorted(set(now) ^ set(known))
+        raise DataError(
+            f"{source.name}: the files changed since this run began, and its classes are "
+            f"{f'others now, like {differing[0]}' if differing else 'in another order now'}; restore them, or begin a "
+            "new run"
+        )
 
 
 def class_names(metadata: Mapping[str, Any]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from flaxformer_lab.data.series import (
     mark_names,
     read_series,
 )
-from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.errors import ConfigError, DataError
 from flaxformer_lab.functional import forecast_errors
 from flaxformer_lab.functional.metrics import Metrics
 from flaxformer_lab.model_config import ModelConfig, TimeMixerConfig
@@ -56,6 +56,7 @@ class Forecasting(Task):
 
     def __init__(self, config: ForecastingConfig, metadata: Mapping[str, Any] | None = None):
         self._config = config
+        self._known = None if metadata is None else metadata["channels"]
         self.metadata = self._read_metadata() if metadata is None else metadata
         self._targets = tuple(self.metadata["targets"])
 
@@ -97,8 +98,12 @@ class Forecasting(Task):
 
     @functools.cached_property
     def _series(self) -> Series:
-        """The channels that are read."""
-        series = _chosen(read_series(self._config.dataset), self._config)
+        """The channels that are read, of a changed file those of the metadata.
+
+        Raises:
+            DataError: one of these is gone.
+        """
+        series = _chosen(read_series(self._config.dataset), self._config, self._known)
         check_values(series)
         return series
 
@@ -247,13 +252,14 @@ class Forecasting(Task):
                 f"{task.label_length} of them: set task.tokens=step (not {task.tokens}), task.channels=mixed (not "
                 f"{task.channels}) and task.label_length to at most task.lookback={task.lookback}"
             )
+        self._refuse_unread(config, "decomposition", "embedding", "head")
         averages = getattr(config, "moving_average", ())
 
         def build(rngs: Rngs) -> Network:
             shared = {"horizon": task.horizon, "norm": InstanceNorm(task.instance_norm, layout.channels), "rngs": rngs}
             options = {"label_length": task.label_length, "moving_average": averages, "dtype": config.dtype}
             embedding = SourceTargetEmbedding(layout.channels, layout.marks, config.width, **options, **shared)
-            shared |= {"quantiles": len(task.quantiles) or None}
+            shared |= {"quantiles": len(task.quantiles) or None, "bias": config.bias}
             if averages:
                 head = TrendHead(config.width, layout.targets, blocks=config.depth, **shared)
             else:
@@ -262,6 +268,17 @@ class Forecasting(Task):
             return Network(config, embedding=embedding, grid=grid, outputs=task.horizon, head=head, rngs=rngs)
 
         return functionalize(build)
+
+    def _refuse_unread(self, config: ModelConfig, *knobs: str) -> None:
+        """Raises ConfigError where a knob of the task is set that the network with this model would not read."""
+        for knob in dataclasses.fields(self._config):
+            value = getattr(self._config, knob.name)
+            if knob.name in knobs and value != knob.default:
+                raise ConfigError(
+                    f"task.{knob.name}={value} with model.name={config.name}, which has an embedding and a head of its "
+                    f"own; leave it at {str(knob.default).lower() if knob.default != () else 'none'}, or choose "
+                    "model.name=transformer"
+                )
 
     def _network_of_scales(self, config: TimeMixerConfig) -> PureNetwork:
         """The window and coarser copies of it, each with a norm of its own."""
@@ -272,6 +289,7 @@ class Forecasting(Task):
                 f"(model.scales): set task.tokens=step (not {task.tokens}), task.channels=independent (not "
                 f"{task.channels}) and task.lookback to at least {2**config.scales} (not {task.lookback})"
             )
+        self._refuse_unread(config, "decomposition", "embedding", "head", "individual")
         steps = tuple(task.lookback // 2**scale for scale in range(config.scales + 1))
 
         def build(rngs: Rngs) -> Network:
@@ -426,9 +444,14 @@ def shown_steps(horizon: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys([1, *(max(1, horizon * part // SHOWN_STEPS) for part in range(1, SHOWN_STEPS + 1))]))
 
 
-def _chosen(series: Series, config: ForecastingConfig) -> Series:
-    """The channels that `task.inputs` names, in its order; all by default."""
-    places = [_place(config, "inputs", name, series.channels) for name in config.inputs or series.channels]
+def _chosen(series: Series, config: ForecastingConfig, known: Sequence[str] | None) -> Series:
+    """The channels that a run knows, or that `task.inputs` names, in its order; all by default."""
+    for name in [name for name in known or () if name not in series.channels][:1]:
+        raise DataError(
+            f"{config.dataset} has no channel {name}, which this run was trained with; restore the file, or train a "
+            "new run on it"
+        )
+    places = [_place(config, "inputs", name, series.channels) for name in known or config.inputs or series.channels]
     names = tuple(series.channels[place] for place in places)
     columns = tuple(series.columns[place] for place in places) if series.columns else ()
     return dataclasses.replace(series, channels=names, values=series.values[:, places], columns=columns)

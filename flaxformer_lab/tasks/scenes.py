@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from flaxformer_lab.data.source import open_split
+from flaxformer_lab.data.source import open_split, some_rows
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.functional.scenes import Items, Scene, draw_scene
 from flaxformer_lab.task_config import SceneConfig
@@ -60,7 +60,7 @@ class Scenes:
         images, labels, ranges, first = [], [], {}, 0
         for split in SPLITS:
             source = open_split(self._config.items_dataset, split)
-            read = source.read(np.arange(min(self._config.item_images, len(source))))
+            read = source.read(some_rows(source, self._config.item_images))
             chosen = read["label"] < (self._config.classes or math.inf)
             image = read["image"][chosen]
             images.append(image.reshape(*image.shape[:3], -1).mean(axis=-1))  # grey

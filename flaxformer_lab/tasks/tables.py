@@ -41,6 +41,7 @@ from flaxformer_lab.tasks.features import (
     find_number,
     is_label,
     is_row,
+    require_classes,
     warn_of_change,
 )
 from flaxformer_lab.tasks.task import ACCURACY, AUC, R_SQUARED, Batch, PrimaryMetric, Task, loss_and_accuracy
@@ -149,11 +150,11 @@ class Tabular(Task):
     def examples(self, split: str) -> Examples:
         source = self._open(split)
         warn_of_change(source, self.metadata)
-        self._require_levels(source)
+        self._require_meanings(source)
         return stored_examples(source, functools.partial(self._check_examples, source.name))
 
-    def _require_levels(self, source: Source) -> None:
-        """Raises DataError where a file of the user's own changed so that its columns or levels are others now."""
+    def _require_meanings(self, source: Source) -> None:
+        """Raises DataError where own files changed so that columns, levels or classes are others now."""
         now = _schema_of(source.info.metadata or {})
         if self._schema and now and now.meanings != self._schema.meanings:
             raise DataError(
@@ -354,6 +355,10 @@ class TabularClassification(Tabular):
     @classmethod
     def primary_metric_of(cls, config: TabularClassificationConfig) -> PrimaryMetric:
         return AUC if config.metric == "auc" else cls.primary_metric
+
+    def _require_meanings(self, source: Source) -> None:
+        super()._require_meanings(source)
+        require_classes(source, source.info.features[self._label], self.metadata)
 
     @property
     def _label(self) -> str:

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from flaxformer_lab.data.own import builder
 from flaxformer_lab.data.own.address import Address, parse_address
 from flaxformer_lab.data.own.contents import files_below
 from flaxformer_lab.data.prepare import prepare
-from flaxformer_lab.data.source import SPLITS, open_split
+from flaxformer_lab.data.source import SPLITS, open_split, some_examples
 from flaxformer_lab.errors import ConfigError, DataError
 from flaxformer_lab.tasks import make_task
 
@@ -111,6 +112,22 @@ def test_an_edited_source_is_prepared_again_and_a_touched_one_is_not(empty_cache
     save(path, x=np.stack([100 + np.arange(20), np.zeros(20)], axis=1))
     assert sorted(itertools.chain(*first_column(dataset).values())) == list(range(100, 120))
     assert "changed since it was prepared\npreparing npz:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["own/columns.py", "own/contents.py", "image_files.py"])
+def test_other_code_that_reads_prepares_again(tmp_path, monkeypatch, name):
+    shutil.copytree(Path(builder.__file__).parents[1], copy := tmp_path / "data")
+    monkeypatch.setattr(builder, "__file__", str(copy / "own" / "builder.py"))
+    before = builder._readers.__wrapped__()
+    (copy / name).write_text((copy / name).read_text() + "# of a later version")
+    assert builder._readers.__wrapped__() != before
+
+
+def test_some_examples_of_a_sorted_source_have_all_classes(empty_cache, tmp_path):
+    source = open_split(save(tmp_path / "sorted.npz", 60, y=np.arange(60) // 20), "train")
+    few, more = (some_examples(source, number).load() for number in (9, 18))
+    assert set(few["label"]) == {0, 1, 2} and set(few["source_row"]) < set(more["source_row"])
+    assert len(some_examples(source, len(source))) == len(source)
 
 
 def test_where_the_source_is_gone_its_copy_serves(empty_cache, tmp_path, capsys):

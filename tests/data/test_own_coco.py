@@ -65,6 +65,18 @@ def test_files_of_splits_keep_them(tmp_path):
         read(parse_address(f"coco:{root}"))
 
 
+def test_a_category_has_one_number_in_all_files_whatever_their_order(tmp_path):
+    root = tmp_path / "a"
+    folder(root, name="train.json")
+    (root / "val.json").write_text(json.dumps(tree(10) | {"categories": CATEGORIES[::-1]}))
+    splits = read(parse_address(f"coco:{root}")).splits
+    shown = {
+        split: {each["file"]: [one["label"] for one in each["objects"]] for each in splits[split]()} for split in splits
+    }
+    assert shown["validation"]["2.png"] == [0, 1]  # cat, dog
+    assert all(shown["validation"][file] == labels for file, labels in shown["train"].items())
+
+
 def changed(key, place, **values):
     found = tree()
     found[key][place] = found[key][place] | values
@@ -171,6 +183,14 @@ def test_more_objects_than_there_is_room_for_are_refused(tmp_path):
         task(dataset, image_size=(16, 15))
 
 
+def test_a_run_refuses_other_categories(tmp_path):
+    found = task(folder(tmp_path / "a"))
+    swapped = tree() | {"categories": [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}]}
+    folder(tmp_path / "a", swapped)
+    with pytest.raises(DataError, match="its classes are in another order now; restore them, or begin a new run"):
+        make_task(found._config, found.metadata).examples("test")
+
+
 def test_a_data_set_without_boxes_is_refused():
     with pytest.raises(ConfigError, match="lab_digits has no objects/bbox, which detection needs; it has image, label"):
         task("lab_digits")
@@ -179,8 +199,17 @@ def test_a_data_set_without_boxes_is_refused():
 # ------------------------------------------------------------------------------------- a data set as TFDS has VOC
 
 
+FLAT = {
+    "label": 0,
+    "bbox": tfds.features.BBox(ymin=0.1, xmin=0.2, ymax=0.1, xmax=0.3),
+    "pose": 0,
+    "is_truncated": False,
+    "is_difficult": False,
+}
+
+
 class LikeVOC(tfds.core.GeneratorBasedBuilder):
-    """The features of tensorflow-datasets' voc, with images of two sizes; example n has n % 3 objects."""
+    """The features of tensorflow-datasets' voc, with images of two sizes; example n has n % 3 objects, 3 a flat one."""
 
     name = "like_voc"
     VERSION = tfds.core.Version("1.0.0")
@@ -217,6 +246,8 @@ class LikeVOC(tfds.core.GeneratorBasedBuilder):
                 }
                 for place in range(number % 3)
             ]
+            if number == 3:  # a box without area
+                found = [FLAT]
             image = np.full((8 + number, 12, 3), 20 * number, np.uint8)
             yield number, {"image": image, "image/filename": f"{number}.jpg", "objects": found, "labels": [0]}
 
@@ -228,7 +259,9 @@ def test_a_data_set_like_voc_is_read_by_the_same_task(own_parts, monkeypatch, tm
     source = found.examples("test")
     batch = found.prepare(source.read(np.arange(6)) | {"example_weight": np.ones(6)}, None, training=False)
     kinds = np.asarray(batch["kind"])
-    assert sorted(kinds.tolist()) == sorted([[0, 0], [1, 0], [1, 2]] * 2)  # a difficult one is set aside
+    # A difficult one is set aside, and so is one without area.
+    assert sorted(kinds.tolist()) == sorted([[0, 0], [1, 0], [1, 2], [2, 0], [1, 0], [1, 2]])
+    assert ["boxes without area", "neither learned nor counted"] in found.facts()
     np.testing.assert_allclose(
         np.asarray(batch["objects"].boxes)[kinds[:, 0] == 1, 0], [[0.2, 0.1, 0.3, 0.5]] * 4, rtol=1e-5
     )

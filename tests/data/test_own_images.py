@@ -232,6 +232,14 @@ def test_images_of_differing_size_need_one(empty_cache, tmp_path):
                 equal.inputs_of(raw)
 
 
+def test_a_run_refuses_folders_of_other_classes(empty_cache, tmp_path):
+    dataset = folder_of(tmp_path / "f", [GREY] * 3)
+    task = task_of(dataset)
+    (tmp_path / "f" / "a").rename(tmp_path / "f" / "c")  # so b is the first class now
+    with pytest.raises(DataError, match="its classes are others now, like a; restore them, or begin a new run"):
+        task_of(dataset, task.metadata).examples("test")
+
+
 def test_any_data_set_can_be_resized(empty_cache):
     task = task_of("lab_digits", image_size="4,6", patch_size=2)
     assert task.metadata["image_shape"] == [4, 6, 1]

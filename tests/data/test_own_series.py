@@ -81,9 +81,18 @@ def test_a_task_says_when_its_file_changed(write, capsys):
     lines = hours(*((hour, hour % 5, hour % 3) for hour in range(24)))
     config = ForecastingConfig(dataset=write(*lines), lookback=2, horizon=1)
     metadata = make_task(config).metadata
-    make_task(config, metadata).examples("test")
+    series = make_task(config, metadata).examples("test").load()["series"]
     assert not capsys.readouterr().err
     write(*lines[:-1], "2024-03-31 23:00,9,9,north")
     make_task(config, metadata).examples("test")
     assert "the files changed since this run began" in capsys.readouterr().err
+    added = [f"{line},{place % 4}" for place, line in enumerate(lines)]
+    added[0] = "when,load,wind,place,added"
+    write(*(",".join(np.array(line.split(","))[[0, 4, 2, 1, 3]]) for line in added))
+    # A column more, and two in another order: channels are found by name.
+    np.testing.assert_array_equal(make_task(config, metadata).examples("test").load()["series"], series)
+    write(*(line.replace("wind", "gusts") for line in lines))
+    with pytest.raises(DataError, match="has no channel wind, which this run was trained with; restore the file"):
+        make_task(config, metadata).examples("test")
+    write(*lines[:-1], "2024-03-31 23:00,9,9,north")
     assert make_task(config).metadata["content"] != metadata["content"]

@@ -12,6 +12,8 @@ from flaxformer_lab.data.own.address import parse_address
 from flaxformer_lab.data.own.schema import Schema, table_of
 from flaxformer_lab.data.source import SPLITS, open_split
 from flaxformer_lab.errors import ConfigError, DataError
+from flaxformer_lab.task_config import TabularClassificationConfig
+from flaxformer_lab.tasks import make_task
 
 ROWS = 100
 
@@ -285,6 +287,14 @@ def test_a_table_is_prepared_and_read_by_its_address(tmp_path, empty_cache):
     arrays, examples = source.load(), list(read(dataset).splits["test"]())
     for name in ("columns", "categories", "label", "target", "source_row"):
         np.testing.assert_array_equal(arrays[name], [each[name] for each in examples])
+
+
+def test_a_run_refuses_a_file_whose_target_has_other_classes(tmp_path, empty_cache):
+    config = TabularClassificationConfig(dataset=write(tmp_path, y=["b", "c"] * 50))
+    metadata = make_task(config).metadata
+    write(tmp_path, y=["a", "b", "c", "c"] * 25)
+    with pytest.raises(DataError, match="its classes are others now, like a; restore them, or begin a new run"):
+        make_task(config, metadata).examples("test")
 
 
 def test_parquet_gives_the_same_table(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 
 from flaxformer_lab.config import parse_config
+from flaxformer_lab.functional.trees import leaf_paths
 from flaxformer_lab.models.field_network import field_network
 from flaxformer_lab.modules.fields import FieldEmbedding, bucket_of
 from flaxformer_lab.modules.rngs import Rngs
@@ -110,6 +111,13 @@ def test_fields_that_are_added_up_see_no_cross_however_wide():
         logits = np.asarray(jax.jit(network.apply)(params, {}, {"categories": levels})[0])[:, 0]
         cross = logits @ [1, -1, -1, 1]
         assert (abs(float(cross)) < 1e-7) is zero
+
+
+@pytest.mark.parametrize("model", [PRODUCTS, AUTOINT, {"width": WIDTH, "depth": 0}])
+def test_a_model_without_biases_has_none(model):
+    for bias in (True, False):
+        network = build(model | {"bias": bias}, {"readout": "sum", "deep": DEEP})
+        assert any(name.endswith("bias") for name in leaf_paths(network.shapes[0])) is bias
 
 
 @pytest.mark.parametrize("devices", [2, 4])

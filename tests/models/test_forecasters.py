@@ -165,6 +165,28 @@ def test_timemixer_reads_steps_of_each_channel_by_itself():
         Forecasting(config.task, METADATA).network(config.model)
 
 
+UNREAD = {"decomposition": (25,), "embedding": "circular", "head": "last"}
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "unread"),
+    [("encoder_decoder", "mixed", UNREAD), ("autoformer", "mixed", UNREAD),
+     ("timemixer", "independent", UNREAD | {"individual": True})],
+)  # fmt: skip
+def test_knobs_that_a_network_of_its_own_would_not_read_are_refused(name, channels, unread):
+    for knob, value in unread.items():
+        tree = {"task": {"name": "forecasting", "channels": channels, knob: value}, "model": {"name": name}}
+        config = parse_config(tree)
+        with pytest.raises(ConfigError, match=rf"task\.{knob}=.* with model\.name={name}, which has an embedding"):
+            Forecasting(config.task, METADATA).network(config.model)
+
+
+def test_a_model_without_biases_has_none_in_a_decoders_head():
+    for bias in (True, False):
+        config = parse_config({"task": {"name": "forecasting"}, "model": {"name": "encoder_decoder", "bias": bias}})
+        assert ("bias" in Forecasting(config.task, METADATA).network(config.model).shapes[0]["head"]["map"]) is bias
+
+
 def test_a_coarser_scale_has_means_of_two_steps():
     """Each scale is standardised by itself, and an odd last step is left out."""
     layout = Layout("patch", independent=True, lookback=5, channels=2, targets=(1,), marks=1)

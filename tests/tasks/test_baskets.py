@@ -57,7 +57,7 @@ def small_shop():
 
 
 def config_of(**knobs):
-    return NextBasketConfig(dataset="shop", least_rows=5, core=2, events=12, baskets=4, **knobs)
+    return NextBasketConfig(**{"dataset": "shop", "least_rows": 5, "core": 2, "events": 12, "baskets": 4} | knobs)
 
 
 def network_of(task, **model):
@@ -158,6 +158,40 @@ def test_training_asks_at_each_token_for_what_follows(tokens):
     )
 
 
+@pytest.mark.parametrize(
+    "knobs",
+    [{"baskets": 3}, {"tokens": "item", "events": 6}, {"tokens": "item", "events": 6, "objective": "masked"}],
+    ids=["baskets", "items", "masked"],
+)
+def test_every_place_that_an_evaluation_asks_is_trained(knobs):
+    task = make_task(config_of(**knobs))
+    network, batch = network_of(task), prepared(task, "train", training=True)
+    params, _ = jax.jit(network.init)(jax.random.key(1))
+
+    def loss(params):
+        scores, _ = network.apply(params, {}, batch["inputs"], valid=batch["valid"])
+        found = task.loss_and_metrics(scores, batch)["loss"]
+        return found.total / found.weight
+
+    gradient = np.asarray(jax.jit(jax.grad(loss))(params)["body"]["position"])
+    asked = np.unique(prepared(task, "test")["inputs"]["places"])
+    assert len(gradient) == asked.max() + 1  # a history that fills the window is asked about at the last place
+    assert np.all(np.abs(gradient).max(axis=-1) > 1e-6)
+
+
+@pytest.mark.parametrize("tokens", ["basket", "item"])
+def test_every_event_but_those_of_the_first_basket_or_item_trains_once(tokens):
+    task = make_task(config_of(tokens=tokens, events=6, baskets=3))
+    _, sequences = task.divided
+    wanted = []
+    for user, until in enumerate(sequences.until):
+        own = sequences.history(user, until)
+        items, numbers = sequences.item[own], sequences.basket[own]
+        wanted += list(items[numbers != numbers[0]] if tokens == "basket" else items[1:])
+    batch = prepared(task, "train", training=True)
+    assert sorted(batch["targets"][batch["loss_weights"] > 0] - 1) == sorted(wanted)
+
+
 def test_a_half_life_halves_the_weight_of_a_basket_that_many_days_before_the_cut():
     _, sequences = (task := make_task(config_of(half_life=10.0))).divided
     assert task._weights(np.array([sequences.cut, sequences.cut - 10 * 1440]), sequences.cut) == pytest.approx([1, 0.5])
@@ -228,10 +262,11 @@ def test_metrics_are_those_of_all_queries_whatever_the_batches():
     assert {name: whole[name] for name in found} == pytest.approx(found, rel=1e-5)
 
 
-def test_a_user_without_a_history_is_ranked_all_the_same():
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_user_without_a_history_is_ranked_all_the_same(bias):
     for knobs in ({"repeats": True}, {"tokens": "item", "objective": "masked"}):
         task = make_task(config_of(**knobs))
-        network = network_of(task)
+        network = network_of(task, bias=bias)
         empty = jax.tree.map(lambda spec: np.zeros(spec.shape, spec.dtype), task.input_spec(2))
         empty["baskets"] = empty["baskets"] - 1
         params, _ = jax.jit(network.init)(jax.random.key(0))
@@ -290,9 +325,20 @@ def test_a_transformer_learns_who_takes_turns_and_ranks_new_users(trained, tmp_p
         trained.predict({"item": ["tea"]})
 
 
-def test_a_control_is_a_row_of_an_ablation_with_the_figures_of_its_own_evaluation():
-    task = make_task(NextBasketConfig(dataset="shop", least_rows=5, events=64, baskets=64))
-    for name in ("personal", "markov"):
-        row = controls.evaluate(task, controls.lookup(name, "next_basket")(task, 0, 1.0), "test")
-        found = basket_controls.evaluate(task, basket_controls.fit(task, name))
-        assert {key: row[key] for key in found} == pytest.approx(found, rel=1e-5)
+@pytest.mark.parametrize("knobs", [{}, {"tokens": "item", "objective": "masked"}], ids=["next", "masked"])
+def test_a_control_is_a_row_of_an_ablation_with_the_figures_of_its_own_evaluation(knobs):
+    task = make_task(config_of(events=64, baskets=64, **knobs))
+    for name in ("personal", "markov", "ease"):
+        fit = controls.lookup(name, "next_basket")(task, 0, 1.0)
+        for split in ("validation", "test"):
+            row = controls.evaluate(task, fit, split)
+            found = basket_controls.evaluate(task, basket_controls.fit(task, name, split), split)
+            assert {key: row[key] for key in found} == pytest.approx(found, rel=1e-5)
+
+
+def test_a_control_has_not_seen_what_validation_asks_for():
+    task = make_task(config_of())
+    _, sequences = task.divided
+    popular = {split: basket_controls.fit(task, "popularity", split)(None, None) for split in ("validation", "test")}
+    asked = sum(np.sum(end - begin) for _, begin, end in sequences.asked["validation"])
+    assert (popular["test"] - popular["validation"]).sum() == asked > 0

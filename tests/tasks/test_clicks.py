@@ -9,6 +9,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 import flaxformer_lab
 from flaxformer_lab.config import parse_config
+from flaxformer_lab.data.field_builders import GROUP
 from flaxformer_lab.data.source import open_split
 from flaxformer_lab.errors import ConfigError, LabError
 from flaxformer_lab.functional import metrics
@@ -119,6 +120,12 @@ def test_a_linear_model_of_fields_is_scikit_learns_logistic_regression(table):
 
     params = jax.jit(lambda params: jax.lax.fori_loop(0, 800, step, params))(params)
     assert float(loss(params)) == pytest.approx(log_loss(stored["label"], peer.predict_proba(design)), abs=1e-3)
+
+
+def test_a_control_is_measured_with_each_record_as_a_group_whatever_the_batches(table):
+    task = make_task(config_of(table, LOGISTIC, readout="sum").task)
+    groups = np.concatenate([batch[GROUP] for batch in controls.batches(task, "test", size=7)])
+    np.testing.assert_array_equal(groups, np.arange(task.examples("test").number))
 
 
 def test_planted_crosses_have_the_share_that_adding_up_cannot_see():

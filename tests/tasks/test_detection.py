@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from flaxformer_lab.config import parse_config
+from flaxformer_lab.data.image_files import resize_image
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.functional.metrics import compute
 from flaxformer_lab.functional.trees import leaf_paths
@@ -146,9 +147,21 @@ def test_a_detector_and_a_model_that_do_not_fit_are_refused():
     task = make_task(config_of("detr").task, built("detr").task.metadata)
     with pytest.raises(ConfigError, match=r"task.detector=detr cannot use model.name=cnn_2d; choose model.name=enc"):
         task.network(config_of("faster_rcnn").model)
+    for model in ({"name": "autoformer", "position": "off"}, {"name": "timemixer", "scales": 1}):
+        with pytest.raises(ConfigError, match=r"whose outputs are other tokens or features .* choose model.name=enc"):
+            task.network(parse_config({"task": SCENES, "model": model}).model)
     task = make_task(config_of("dense").task, built("detr").task.metadata)
     with pytest.raises(ConfigError, match=r"task\.detector=dense cannot use model\.name=encoder_decoder; choose"):
         task.network(config_of("detr").model)
+    resnet = {"name": "resnet", "width": 8, "depths": (1,)}
+    for knobs in ({"depths": (1, 1)}, {"block": "bottleneck"}):
+        with pytest.raises(
+            ConfigError, match=r"cannot use model\.name=resnet, whose outputs are other tokens or features"
+        ):
+            task.network(parse_config({"task": SCENES, "model": resnet | knobs}).model)
+    network = task.network(parse_config({"task": SCENES, "model": resnet}).model)
+    apply = lambda params, state, images: network.apply(params, state, images)[0]  # noqa: E731
+    assert jax.eval_shape(apply, *network.shapes, task.input_spec(1))["logits"].shape[:2] == (1, 4)
 
 
 @pytest.mark.parametrize(
@@ -182,6 +195,8 @@ def test_images_are_given_as_files_or_arrays_of_any_size(tmp_path):
     Image.fromarray(np.stack([pixels] * 3, axis=-1)).save(tmp_path / "b.png")
     found = task.inputs_of([tmp_path / "a.png", str(tmp_path / "b.png"), pixels[..., None]])
     assert found.shape == (3, 16, 16, 1)
+    whole = resize_image(pixels[..., None], (16, 16))  # as training has it
+    np.testing.assert_allclose(found[2], whole / np.float32(127.5) - 1, atol=1e-6)
     np.testing.assert_allclose(found[0], found[2], atol=1e-6)
     np.testing.assert_allclose(found[0], found[1], atol=1e-6)
     assert -1 <= found.min() < -0.5 and 0.5 < found.max() <= 1

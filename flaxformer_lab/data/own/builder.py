@@ -57,7 +57,7 @@ class OwnFiles(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def fingerprint(address: Address, recorded: str | None) -> str:
-    """What a prepared copy is built from: a line with the sha256 of the files and of their reader, then their times.
+    """What a prepared copy is built from: a line with the sha256 of the files and of the readers, then their times.
 
     Files of the same size and times as in `recorded`, an earlier fingerprint, are not read again. Where the files are
     gone, and there is such a copy, it is said once, and `recorded` returned.
@@ -73,7 +73,6 @@ def fingerprint(address: Address, recorded: str | None) -> str:
             f"task.dataset={address}: {address.path} does not exist; give the path of what does, a relative one from "
             "the working directory"
         )
-    reader = hashlib.sha256(Path(sys.modules[kinds[address.kind].__module__].__file__).read_bytes()).hexdigest()
     try:
         files = files_below(address.path)
         times = json.dumps([[str(file.relative_to(address.path)), *file_state(file)] for file in files])
@@ -81,7 +80,14 @@ def fingerprint(address: Address, recorded: str | None) -> str:
         content = content.partition(" ")[0] if times == known_times else _digest(address.path, files)
     except OSError as error:
         raise DataError(f"task.dataset={address}: {error.filename} cannot be read: {error.strerror}") from error
-    return f"{content} {reader}\n{times}"
+    return f"{content} {_readers()}\n{times}"
+
+
+@functools.cache
+def _readers() -> str:
+    """The sha256 of the code that reads own files: of all kinds, since they share how columns and images are read."""
+    own = Path(__file__).parent
+    return _digest(own.parent, [*sorted(own.glob("*.py")), own.parent / "image_files.py"])
 
 
 def content_digest(path: Path) -> str:

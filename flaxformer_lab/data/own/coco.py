@@ -75,6 +75,8 @@ def read(address: Address) -> Contents:
                 "its pixels if after (mogrify -auto-orient)"
             )
     coloured = any(pixels.shape[-1] == 3 for pixels in images)
+    # Of the first file for all: another may list the same categories in another order.
+    numbers = {identity: number for number, identity in enumerate(first.categories)}
 
     def examples(chosen: np.ndarray) -> Iterator[dict[str, Any]]:
         for row in chosen:
@@ -83,7 +85,7 @@ def read(address: Address) -> Contents:
             yield {
                 "image": pixels.astype(np.uint8),
                 "file": image["file_name"],
-                "objects": description.objects_of(image),
+                "objects": description.objects_of(image, numbers),
             }
 
     features = {
@@ -147,9 +149,8 @@ class _Description:
                 )
             self.objects[annotation["image_id"]].append(annotation | {"where": where})
 
-    def objects_of(self, image: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """As the feature `objects` has them."""
-        numbers = {identity: number for number, identity in enumerate(self.categories)}
+    def objects_of(self, image: Mapping[str, Any], numbers: Mapping[Any, int]) -> list[dict[str, Any]]:
+        """As the feature `objects` has them. numbers: the label of each category, by its id."""
         return [
             {
                 "bbox": box_of(each["where"], each.get("bbox"), image["height"], image["width"]),

@@ -195,7 +195,7 @@ class SoftmaxAttention(Attention):
         if not self.residual:
             return super().__call__(x, **options)
         kept: list[Scores] = []
-        return super().__call__(x, scores=scores, kept=kept, **options), kept[0]
+        return super().__call__(x, before=scores, kept=kept, **options), kept[0]
 
     def mix(
         self,
@@ -205,12 +205,12 @@ class SoftmaxAttention(Attention):
         *,
         valid: Valid | None,
         intermediates: Intermediates,
-        scores: Scores | None = None,
+        before: Scores | None = None,
         kept: list[Scores] | None = None,
     ) -> Heads:
+        """before: scores that are added (RealFormer). kept: takes the sum of both, where the next block needs it."""
         query, key = self.apply_rope(query), self.apply_rope(key)
         masks = {"causal": self._causal, "window": self._window}
-        before = scores
         scores = lambda: softmax_scores(query, key) if before is None else softmax_scores(query, key) + before  # noqa: E731
         weights = lambda scores: masked_softmax(scores, valid=valid, **masks)  # noqa: E731
         if kept is not None:
