@@ -1,6 +1,7 @@
 """What the commands do, as functions of Python."""
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from flaxformer_lab import command_line
 from flaxformer_lab.ablation.curves import entries_of, loggers_of
 from flaxformer_lab.ablation.display import ProgressDisplay
 from flaxformer_lab.ablation.engine import Event, Trainer, run_cells
-from flaxformer_lab.ablation.exports import measure_exports
+from flaxformer_lab.ablation.exports import measure_exports, require_runs
 from flaxformer_lab.ablation.grid import Grid, make_grid, parse_ablation
 from flaxformer_lab.ablation.learned.config import parse_learned
 from flaxformer_lab.ablation.learned.run import run_cuts
@@ -37,6 +38,9 @@ from flaxformer_lab.training.initialization import initial_weights
 from flaxformer_lab.training.loggers import Callback, Logger, check_loggers
 from flaxformer_lab.training.single import Single
 from flaxformer_lab.training.state import State
+
+# Keys of a model's config that say how training computes, not what the weights mean.
+COMPUTED_AS = ("dropout", "dtype", "precision", "remat", "remat_policy")
 
 
 def load_config(
@@ -142,6 +146,8 @@ def run_grid(
         require_onnx()  # before anything is trained
     with trainer as train, contextlib.ExitStack() as stack:
         store.claim(grid)
+        if grid.config.exports:
+            require_runs(grid, store)
         log = stack.enter_context(loggers_of(grid, store, loggers, callbacks, quiet=console.quiet))
         display = stack.enter_context(ProgressDisplay(grid, store, console))
 
@@ -210,9 +216,12 @@ def save_pretrained(run: Run, path: str | Path) -> Path:
         raise ConfigError(
             f"save_pretrained writes runs of task.name=pretrained, and this one is of {run.config.task.name}"
         )
-    if run.config.model != task.plan.config:
+    config = task.plan.config
+    as_trained = {key: getattr(run.config.model, key) for key in COMPUTED_AS}
+    if run.config.model != dataclasses.replace(config, **as_trained):
         raise ConfigError("save_pretrained: parts of the model were changed, which config.json cannot express")
-    return write_folder(read_folder(run.config.task.folder), merged(run.params), Path(path), run.config.task.classes)
+    folder, classes = read_folder(run.config.task.folder), run.config.task.classes
+    return write_folder(folder, merged(run.params), Path(path).expanduser(), classes)
 
 
 def _opened(run: Run | str | Path) -> Run:

@@ -4,7 +4,6 @@ Characters are drawn one by one from softmax(logits / temperature). The model se
 text that has filled them continues from their last half. Several --prompt= are continued together.
 """
 
-import codecs
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -36,8 +35,8 @@ def generate(
     take most of a step's time to read the weights. batch_size: the most texts at once; others wait for their turn.
 
     Raises:
-        ConfigError: the run is not a next-token language model, a prompt is empty, or the temperature is negative; or
-            weights of another kind, or no texts at once.
+        ConfigError: the run is not a next-token language model, a prompt is empty, no symbols are asked for, or the
+            temperature is negative; or weights of another kind, or no texts at once.
     """
     task = loaded.config.task
     if loaded.task.context is None:
@@ -48,6 +47,8 @@ def generate(
     for prompt in prompts:
         if any("\ud800" <= character <= "\udfff" for character in prompt):  # how Python keeps other bytes
             raise ConfigError(f"--prompt={prompt!a} is not UTF-8; give the text in UTF-8")
+    if length < 1:
+        raise ConfigError(f"--length={length} must be at least 1: how many symbols are written")
     if not 0 <= temperature < float("inf"):
         raise ConfigError(
             f"--temperature={temperature} must not be negative; 1 is the model's own distribution, 0 the most likely"
@@ -59,18 +60,10 @@ def generate(
     loaded = loaded.quantized() if weights == "int8" else loaded
     variables, options = (loaded.params, loaded.state.model_state), {"temperature": temperature}
     decoder = Decoder(loaded.model, *variables, context=loaded.task.context, batch_size=batch_size, **options)
-    texts = [_Text(loaded) for _ in prompts]
-    for symbols in decoder.write([loaded.task.encode(prompt) for prompt in prompts], length, seed):
-        yield [text.of(row) for text, row in zip(texts, symbols, strict=True)]
-
-
-class _Text:
-    """Decodes symbols to text piece by piece: a character may take several bytes, and a piece may end between them."""
-
-    def __init__(self, loaded: Run):
-        bytes_ = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        in_bytes = getattr(loaded.config.task, "tokenizer", None) == "bytes"
-        self.of = (lambda row: bytes_.decode(bytes(row.tolist()))) if in_bytes else loaded.task.decoder()
+    encoded = [loaded.task.encode(prompt) for prompt in prompts]
+    texts = [loaded.task.decoder(symbols) for symbols in encoded]
+    for symbols in decoder.write(encoded, length, seed):
+        yield [text(row) for text, row in zip(texts, symbols, strict=True)]
 
 
 def main(overrides: list[str]) -> None:

@@ -156,5 +156,7 @@ def test_a_run_writes_whole_texts():
         run.generate("ab", 6, weights="int4")
     with pytest.raises(ConfigError, match="--batch_size=0 must be at least 1"):
         run.generate("ab", 6, batch_size=0)
+    with pytest.raises(ConfigError, match="--length=-5 must be at least 1: how many symbols are written"):
+        run.generate("ab", -5)
     with pytest.raises(ConfigError, match="cannot decode with a cache"):
         run.with_hooks({"output": abs}).generate("ab", 6)

@@ -206,6 +206,22 @@ def test_saved_it_is_what_it_was(tuned, tmp_path):
         save_pretrained(tuned, folder)
 
 
+def test_how_it_computes_is_no_part_of_what_is_saved(gpt2, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    knobs = {"model.dropout": 0.1, "model.dtype": "bfloat16", "model.precision": "default", "model.remat": True}
+    folder = save_pretrained(load_pretrained(gpt2, knobs), "~/saved")
+    assert folder == tmp_path / "saved"
+    assert_close(folder, "gpt2")
+    with pytest.raises(ConfigError, match=r"parts of the model were changed, which config\.json cannot"):
+        save_pretrained(load_pretrained(gpt2, {"model.skip.ffn": False}), "~/other")
+
+
+def test_a_new_head_s_classes_are_those_of_one_choice(tmp_path):
+    folder = write_golden(tmp_path / "bert", "bert_sequence", problem_type="multi_label_classification")
+    saved = save_pretrained(load_pretrained(folder, {"task.classes": 3}), tmp_path / "saved")
+    assert "problem_type" not in json.loads((saved / "config.json").read_text())
+
+
 def test_what_is_not_trained_must_be_named_right(gpt2, tmp_path):
     config = pretrained_config(gpt2, short(gpt2) | {"training.train_only": "heads"})
     with pytest.raises(

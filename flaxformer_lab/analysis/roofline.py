@@ -73,6 +73,20 @@ DEVICES = {
 }
 SLICES = {"v5e": "v5e:2x4", "v5p": "v5p:2x2x1"}
 NAMES = (*DEVICES, "cpu")
+KINDS = {  # JAX's `device_kind`, in lower case
+    "nvidia a100-sxm4-80gb": "a100",
+    "nvidia a100-sxm-80gb": "a100",
+    "nvidia h100 80gb hbm3": "h100",
+    "nvidia h200": "h200",
+    "tpu v4": "v4",
+    "tpu v5 lite": "v5e",
+    "tpu v5e": "v5e",
+    "tpu v5": "v5p",
+    "tpu v5p": "v5p",
+    "tpu v6 lite": "v6e",
+    "tpu v6e": "v6e",
+    "cpu": "cpu",
+}
 
 
 @dataclass(frozen=True)
@@ -116,9 +130,11 @@ def find_device(name: str) -> Device:
 
 
 def device_of(kind: str) -> str | None:
-    """The name of a device by JAX's `device_kind`, such as `NVIDIA H200` or `TPU v5 lite`; None if it is not known."""
-    words = {name: name for name in NAMES} | {"v5 lite": "v5e", "v5litepod": "v5e", "v6 lite": "v6e", "v5": "v5p"}
-    return next((name for word, name in words.items() if word in kind.lower()), None)
+    """The name of a device by JAX's `device_kind`, such as `NVIDIA H200` or `TPU v5 lite`; None if it is not known.
+
+    Whole names: a card of the same family has other rates, as an H100 PCIe, a GH200 or an A100 of 40 GB.
+    """
+    return KINDS.get(kind.lower())
 
 
 def measured_cpu() -> Device:

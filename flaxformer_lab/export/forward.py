@@ -26,7 +26,7 @@ class Forward:
     network's inputs.
 
     params, model_state: NumPy arrays, which become constants of a program.
-    valid: shapes and types of the masks of padding, where the task's examples have any; arguments, too.
+    valid: shapes and types of the masks of padding [batch, tokens], where the task's examples have any; arguments, too.
     """
 
     experiment: Experiment
@@ -67,13 +67,19 @@ class Forward:
         return dataclasses.replace(self, experiment=made)
 
     def arrays_of(self, stored: dict[str, Array], prepared: dict[str, Any]) -> dict[str, Array]:
-        """The arguments for examples of the task, as they are stored and as they are prepared."""
-        raw = self.experiment.task.raw_spec(1)
+        """The arguments for examples of the task, as they are stored and as they are prepared.
+
+        Several inputs of one example, as the two texts of a rated pair, become so many rows.
+        """
+        task = self.experiment.task
+        raw = task.raw_spec(1)
         if raw is None:
-            arrays = by_name(prepared["inputs"], "inputs")
+            spec, arrays = by_name(task.input_spec(1), "inputs"), by_name(prepared["inputs"], "inputs")
         else:
-            arrays = {name: stored[name].reshape(-1, *like.shape[1:]) for name, like in raw.items()}
-        return arrays | _by_mask(prepared.get("valid"))
+            spec, arrays = raw, stored
+        masks = _by_mask(prepared.get("valid"))
+        arrays = {name: arrays[name].reshape(-1, *like.shape[1:]) for name, like in spec.items()}
+        return arrays | {name: mask.reshape(-1, mask.shape[-1]) for name, mask in masks.items()}
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ def read(path: Path) -> tuple[Spec, Callable[..., Tree]]:
     domains = {each.domain for each in (*model.opset_import, *_nodes(model.graph))} - DOMAINS
     if domains:
         raise RunError(f"{path} calls operators of {', '.join(sorted(domains))}, which no file of the lab does")
-    if any(each.data_location or each.external_data for each in model.graph.initializer):
+    if any(each.data_location or each.external_data for each in _tensors(model)):
         raise RunError(f"{path} keeps arrays in other files, which no file of the lab does; it is not read")
     try:
         session = open_session(content)
@@ -142,6 +142,20 @@ def _nodes(graph: Any) -> Iterator[Any]:
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 yield from _nodes(attribute.g)
+
+
+def _tensors(message: Any) -> Iterator[Any]:
+    """All arrays in a model or a part of it: initialisers and attributes, of loops and functions too."""
+    import onnx
+
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            continue
+        for each in [value] if hasattr(value, "ListFields") else value:  # one message, or several
+            if isinstance(each, onnx.TensorProto):
+                yield each
+            else:
+                yield from _tensors(each)
 
 
 DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}  # of the standard, and of onnxruntime's quantised products

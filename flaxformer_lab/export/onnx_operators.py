@@ -328,7 +328,6 @@ def _clamp(graph: Graph, equation: Any, low: Value, x: Value, high: Value) -> Va
 @operator("select_n")
 def _select_n(graph: Graph, equation: Any, which: Value, *cases: Value) -> Value:
     if which.dtype.kind == "b":
-        which = graph.cast(which, np.int32) if len(cases) == 1 else which
         return graph.elementwise("Where", which, cases[1], cases[0], dtype=cases[0].dtype) if cases[1:] else cases[0]
     chosen = cases[-1]
     for number in reversed(range(len(cases) - 1)):
@@ -853,10 +852,9 @@ def _first_places(numbers: Any, indices: Value, sizes: Shape, shape: Shape) -> l
 SCATTERS = {
     "scatter": "none",
     "scatter-add": "add",
-    "scatter_add": "add",
-    "scatter_mul": "mul",
-    "scatter_min": "min",
-    "scatter_max": "max",
+    "scatter-mul": "mul",
+    "scatter-min": "min",
+    "scatter-max": "max",
 }
 
 

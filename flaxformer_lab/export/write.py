@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array
 
 from flaxformer_lab.config import as_dict
 from flaxformer_lab.errors import ConfigError, RunError
@@ -104,7 +103,7 @@ def export(
         partial.touch()
     try:
         stored, prepared = first_examples(experiment, SPLIT, examples)
-        masks = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, bool), prepared.get("valid"))
+        masks = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, leaf.shape[-1]), bool), prepared.get("valid"))
         forward = Forward(experiment, *jax.device_get((state.params, state.model_state)), masks)
         written = forward.in_float32 if chosen.float32 else forward
         written, options = DecodeStep(**vars(written)) if decode else written, {}
@@ -117,7 +116,7 @@ def export(
             os.fsync(file.fileno())
         spec, function = chosen.read(partial)
         whole = written.over_texts(function) if decode else function
-        outputs, parity = _compare(forward, whole, stored, prepared, precision, float32=chosen.float32)
+        parity = _compare(forward, whole, stored, prepared, precision, float32=chosen.float32)
         allowed = np.inf if parity.tolerance is None else parity.tolerance
         # `not <=`, so that a NaN is no parity.
         if not parity.largest_difference <= allowed:
@@ -134,8 +133,8 @@ def export(
         if calibrate:
             description["calibration_examples"] = calibrate
         if decode:
-            outputs = jax.eval_shape(lambda arrays: written(**arrays), written.spec)
             description["decode"] = "past_*: zeros at first, then what the last step gave as present_*"
+        outputs = jax.eval_shape(lambda arrays: written(**arrays), written.spec)
         description |= _describe(experiment, state, spec, outputs) | {"parity": parity._asdict()}
         description |= {"platforms": list(chosen.platforms)} if chosen.platforms else {}
         with _reports_unwritable(path):
@@ -164,11 +163,10 @@ def _format(name: str, path: Path) -> Format:
 
 def _compare(
     forward: Forward, function: Callable[..., Tree], stored: Batch, prepared: Batch, precision: str, *, float32: bool
-) -> tuple[Tree, Parity]:
-    """Predictions of the file for all examples, and how they compare with those of the run."""
+) -> Parity:
+    """How the file's predictions for all examples compare with those of the run."""
     task, number = forward.experiment.task, len(stored["example_weight"])
     variables, exact = (forward.params, forward.model_state), forward.in_float32
-    everything = forward.arrays_of(stored, prepared)
 
     def run_of(forward: Forward) -> Callable[..., Tree]:
         apply = forward.experiment.network.apply
@@ -180,21 +178,26 @@ def _compare(
 
     figures = jax.jit(lambda predictions, batch: task.loss_and_metrics(task.outputs_of(predictions), batch))
 
-    def evaluate(predict: Callable[[dict[str, Array], Batch], Tree]) -> tuple[Tree, dict[str, float]]:
+    def by_file(some: Batch, batch: Batch) -> Tree:
+        size = len(some["example_weight"])
+        by_example = lambda leaf: leaf if len(leaf) == size else leaf.reshape(size, -1, *leaf.shape[1:])  # noqa: E731
+        return jax.tree.map(by_example, function(**forward.arrays_of(some, batch)))
+
+    def evaluate(predict: Callable[[Batch, Batch], Tree]) -> tuple[Tree, dict[str, float]]:
         found, states = [], []
         for rows in (slice(0, 1), slice(1, number))[:number]:
-            arrays, batch = jax.tree.map(lambda leaf, rows=rows: leaf[rows], (everything, prepared))
-            found.append(jax.device_get(predict(arrays, batch)))
+            some, batch = jax.tree.map(lambda leaf, rows=rows: leaf[rows], (stored, prepared))
+            found.append(jax.device_get(predict(some, batch)))
             states.append(jax.device_get(figures(found[-1], batch)))
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *found), metrics.compute(states)
 
     run = run_of(forward)
-    of_file, metrics_of_file = evaluate(lambda arrays, batch: function(**arrays))
-    of_run, metrics_of_run = evaluate(lambda arrays, batch: run(variables, batch))
+    of_file, metrics_of_file = evaluate(by_file)
+    of_run, metrics_of_run = evaluate(lambda some, batch: run(variables, batch))
     of_exact, rounding = of_run, 0.0
     if exact is not forward:
         run_exactly = run_of(exact)
-        of_exact, _ = evaluate(lambda arrays, batch: run_exactly(variables, batch))
+        of_exact, _ = evaluate(lambda some, batch: run_exactly(variables, batch))
         rounding = float(np.max(_differences(of_run, of_exact)))
     differences = _differences(of_file, of_exact if float32 else of_run)
     finite = [np.abs(leaf[np.isfinite(leaf)]) for leaf in jax.tree.leaves(of_run)]
@@ -209,7 +212,7 @@ def _compare(
     if chosen_otherwise and not CHOICES.search(str(jax.make_jaxpr(run)(variables, prepared))):
         chosen_otherwise = 0
     score, one, other = task.primary_metric, metrics_of_run, metrics_of_file
-    parity = Parity(
+    return Parity(
         examples=number,
         largest_difference=float(np.max(np.sort(differences)[: number - chosen_otherwise])),
         chosen_otherwise=chosen_otherwise,
@@ -220,7 +223,6 @@ def _compare(
         score=score.name,
         lost=(one[score.name] - other[score.name]) * (1 if score.higher_is_better else -1),
     )
-    return of_file, parity
 
 
 def _differences(one: Tree, other: Tree) -> np.ndarray:

@@ -108,7 +108,7 @@ def to_huggingface(
     Raises:
         ConfigError: as in `from_huggingface`; parameters of another network; a bias for which the file has no place.
     """
-    original = _load(weights)
+    original = _with_todays_names(_load(weights))
     plan, tensors = planned(original, settings, allow_extra=True)
     leaves, changed = leaf_paths(params), {}
     if leaves.keys() != plan.table.keys():
@@ -133,12 +133,14 @@ def to_huggingface(
 def planned(
     tensors: Tensors, settings: Settings, drop: tuple[str, ...] = (), allow_extra: bool = False
 ) -> tuple[Plan, Tensors]:
-    """The plan of a model, and its tensors with tied ones; of the tensors only names and shapes matter to the plan.
+    """The plan of a model, and its tensors by the names that the plan has, with tied ones.
+
+    Of the tensors only names and shapes matter to the plan.
 
     Raises:
         ConfigError: as in `from_huggingface`; with allow_extra not for tensors that the network does not use.
     """
-    kind = _kind(settings)
+    kind, tensors = _kind(settings), _with_todays_names(tensors)
     for key in ("num_hidden_layers", "n_layer", "n_layers"):
         depth = settings.get(key)
         if isinstance(depth, int) and depth > len(tensors):
@@ -188,13 +190,17 @@ def architecture_of(settings: Settings, tensors: Tensors) -> str:
 
 def _load(weights: str | os.PathLike | Mapping[str, np.ndarray]) -> Tensors:
     if not isinstance(weights, Mapping):
-        weights = load_tensors(Path(weights), "weights")
-    # Files of the first BERT models keep TensorFlow's names for a norm's parameters.
-    modern = {
+        return load_tensors(Path(weights), "weights")
+    return dict(weights)
+
+
+def _with_todays_names(tensors: Tensors) -> Tensors:
+    """Files of the first BERT models keep TensorFlow's names for a norm's parameters."""
+    todays = {
         name: name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-        for name in weights
+        for name in tensors
     }
-    return {name if modern[name] in weights else modern[name]: tensor for name, tensor in weights.items()}
+    return {name if todays[name] in tensors else todays[name]: tensor for name, tensor in tensors.items()}
 
 
 def _with_ties(tensors: Tensors, ties: dict[str, str]) -> Tensors:

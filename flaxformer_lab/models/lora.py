@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
+from flaxformer_lab.functional.products import matmul
 from flaxformer_lab.functional.trees import leaf_paths, replace_leaves
 from flaxformer_lab.models.network import PureNetwork, Tree
 
@@ -59,9 +60,8 @@ def merged(params: Tree) -> Tree:
         raise ValueError(
             f"of {len(small)} adapted kernels {len(kernels)} are there: merge them before they are changed"
         )
-    return replace_leaves(
-        own, {path: leaf + small[_name(path)]["a"] @ small[_name(path)]["b"] for path, leaf in kernels.items()}
-    )
+    sums = {path: leaf + matmul(*(small[_name(path)][part] for part in "ab")) for path, leaf in kernels.items()}
+    return replace_leaves(own, sums)
 
 
 def _is_map(path: str) -> bool:

@@ -1,5 +1,6 @@
 """Language modelling by characters or bytes: predict the next token, or the masked ones (Devlin et al. 2019)."""
 
+import codecs
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -133,9 +134,13 @@ class LanguageModelling(Task):
             return bytes(int(symbol) for symbol in symbols).decode("utf-8", errors="replace")
         return "".join(self.metadata["symbols"][int(symbol)] for symbol in symbols)
 
-    def decoder(self) -> Callable[[Integer[np.ndarray, " length"]], str]:
-        """A function that decodes a text piece by piece."""
-        return self.decode
+    def decoder(self, prompt: Integer[np.ndarray, " length"]) -> Callable[[Integer[np.ndarray, " length"]], str]:
+        """A function that decodes what follows a prompt, piece by piece: a piece may end within a character."""
+        del prompt
+        if self._config.tokenizer != "bytes":
+            return self.decode
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        return lambda symbols: decoder.decode(bytes(symbols.tolist()))
 
     @functools.lru_cache(maxsize=3)  # noqa: B019 a task lives as long as its run
     def _text(self, split: str) -> str:

@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Integer, Key
+from jaxtyping import Array, Float, Int, Integer, Key, UInt8
 
-from flaxformer_lab.data.image_files import read_image, resize_image
+from flaxformer_lab.data.image_files import read_image
+from flaxformer_lab.data.own.contents import SOURCE_ROW
 from flaxformer_lab.data.source import open_split
 from flaxformer_lab.errors import ConfigError, DataError
 from flaxformer_lab.functional.metrics import Average, Correlation, Metrics
@@ -19,13 +20,14 @@ from flaxformer_lab.model_config import ModelConfig, TransformerConfig
 from flaxformer_lab.models.conversion import architecture_of, planned
 from flaxformer_lab.models.network import PureNetwork, functionalize
 from flaxformer_lab.models.pretrained.folder import read_folder, stand_ins, with_classes
+from flaxformer_lab.models.pretrained.images import ImagePreprocessor
 from flaxformer_lab.models.pretrained.plan import Plan
-from flaxformer_lab.models.pretrained.tokenizer import TextTokenizer
+from flaxformer_lab.models.pretrained.tokenizer import TextTokenizer, padding_of
 from flaxformer_lab.parsing import flatten, override, parse
 from flaxformer_lab.registry import register
 from flaxformer_lab.task_config import PretrainedConfig
 from flaxformer_lab.tasks.examples import Arrays, Examples, stored_examples, token_windows
-from flaxformer_lab.tasks.features import find_feature, find_text, is_image, is_label
+from flaxformer_lab.tasks.features import check_labels, find_feature, find_text, is_image, is_label
 from flaxformer_lab.tasks.task import LOSS, Batch, Task, loss_and_accuracy
 
 KINDS = {  # of heads, by the end of the architecture's name
@@ -64,6 +66,7 @@ class Pretrained(Task):
             "settings": settings,
             "shapes": {name: list(tensor.shape) for name, tensor in tensors.items()},
             "tokenizer": folder.tokenizer,
+            "lowercase": folder.lowercase,
             "max_length": folder.max_length,
             "preprocessing": folder.preprocessing,
         } | ({} if folder.tokenizer is None else _special(folder.tokenizer))
@@ -120,28 +123,38 @@ class Pretrained(Task):
                 f"{self._config.folder} has no tokenizer.json, so only symbols can be given; write one with "
                 "tokenizer.save_pretrained of a fast tokenizer"
             )
-        longest = self.metadata["max_length"] or self._tokens
-        return TextTokenizer(self.metadata["tokenizer"], padding=self._padding, longest=longest)
+        options = {"padding": self._padding, "longest": self.metadata["max_length"] or self._tokens}
+        return TextTokenizer(self.metadata["tokenizer"], lowercase=self.metadata.get("lowercase", False), **options)
 
     @property
     def _padding(self) -> int:
-        settings = self.metadata["settings"]
-        found = [settings.get(key) for key in ("pad_token_id", "eos_token_id")]
-        return next((each for each in found if isinstance(each, int)), 0)
+        return padding_of(self.metadata["settings"])
 
     # --------------------------------------------------------------------------------------------- data
 
     def examples(self, split: str) -> Examples:
+        self._refuse_without_data()
         if self.kind in ("next_token", "masked"):
             return self._windows(split)
-        if self.kind == "images":
-            return self._images(split)
-        if self.kind == "token_classes" or (self.kind == "vectors" and "pooling" not in self.metadata["settings"]):
+        return self._images(split) if self.kind == "images" else self._rows(split)
+
+    def _refuse_without_data(self) -> None:
+        """Raises ConfigError where the head is for something else than what data here are judged by."""
+        settings = self.metadata["settings"]
+        if self.kind == "token_classes" or (self.kind == "vectors" and "pooling" not in settings):
             raise ConfigError(
-                f"{self.metadata['settings']['architectures'][0]} has no data to be evaluated on here; use predict and "
-                "run_with_cache"
+                f"{settings['architectures'][0]} has no data here to be evaluated or trained on, or to check an "
+                "exported file on; use predict and run_with_cache"
             )
-        return self._rows(split)
+        if self.kind not in ("text_classes", "images"):
+            return
+        problem = settings.get("problem_type") if self._config.classes is None else None
+        if problem not in (None, "single_label_classification") or self._num_classes == 1:
+            raise ConfigError(
+                f"{settings['architectures'][0]} with problem_type={problem} and {self._num_classes} outputs does not "
+                "choose one of several classes, which is what data here are for; use predict, or set task.classes to "
+                "2 or more for a new head"
+            )
 
     def _windows(self, split: str) -> Examples:
         dataset = self._config.dataset or "lab_speeches"
@@ -166,7 +179,7 @@ class Pretrained(Task):
         columns = 3 if self.kind == "vectors" else 2
         rows = _read_rows(path, columns)
         texts = [text for row in rows for text in row[:-1]]
-        symbols = self.tokenizer.batch(texts)[:, : self._tokens]
+        symbols = self.tokenizer.batch(texts, self._tokens)
         arrays = {"symbols": symbols.reshape(len(rows), -1, symbols.shape[1])[:, slice(None) if columns == 3 else 0]}
         if columns == 3:
             arrays["rating"] = np.array([_number(row[-1], path) for row in rows], np.float32)
@@ -204,7 +217,19 @@ class Pretrained(Task):
         source = dataclasses.replace(open_split(dataset, split), image_size=(size, size))
         feature = find_feature(source, self._config, "feature", "image", is_image)
         label = find_feature(source, self._config, "label", "label", is_label)
-        examples = stored_examples(source)
+        shape, dtype = source.features[feature]
+        if dtype != np.uint8 or (*shape, 1)[2] not in (1, self._num_channels):
+            raise ConfigError(
+                f"task.dataset={dataset}: {feature} of shape {shape} has values of {dtype}; this model takes uint8 "
+                f"with 1 or {self._num_channels} channels: choose another task.feature or data set"
+            )
+        source = dataclasses.replace(source, examples=_Fitted(source.examples, feature, self._preprocessor))
+
+        def check(arrays: Arrays, rows: Any) -> None:
+            classes, rows = {"num_classes": self._num_classes}, arrays.get(SOURCE_ROW, rows)
+            check_labels(source.name, label, classes, arrays[label], rows)
+
+        examples = stored_examples(source, check)
         rename = lambda arrays: {"image": arrays[feature], "label": arrays[label]}  # noqa: E731
 
         def take(arrays: Arrays, rows: Any) -> Arrays:
@@ -218,7 +243,7 @@ class Pretrained(Task):
         del training
         weights = examples["example_weight"]
         if self.kind == "images":
-            images = self._normalised(examples["image"])
+            images = self._preprocessor.normalise(examples["image"])
             return {"inputs": images, "targets": examples["label"].astype(jnp.int32), "loss_weights": weights}
         symbols = examples["symbols"].astype(jnp.int32)
         if self.kind in ("text_classes", "vectors"):
@@ -276,25 +301,31 @@ class Pretrained(Task):
         return np.asarray(raw, np.int32)
 
     def _images_of(self, raw: Any) -> Float[Array, "batch rows columns channels"]:
-        raw = [raw] if isinstance(raw, str | Path) else raw
-        size = self.metadata["settings"]["image_size"]
-        images = [read_image(Path(each)) if isinstance(each, str | Path) else np.asarray(each) for each in raw]
-        if any(image.dtype != np.uint8 or image.ndim not in (2, 3) for image in images):
-            raise ConfigError("predict: images must be uint8 [rows, columns, channels], or paths of image files")
-        images = [image[..., None] if image.ndim == 2 else image for image in images]
-        return self._normalised(np.stack([resize_image(image, (size, size)) for image in images]))
+        images = [self._image_of(each) for each in ([raw] if isinstance(raw, str | Path) else raw)]
+        if not images:
+            raise ConfigError("predict: there is no image; give at least one")
+        return self._preprocessor.normalise(np.stack(images))
 
-    def _normalised(self, images: Any) -> Float[Array, "batch rows columns channels"]:
-        """From 0 to 255 to the values that the model was made for."""
-        about, channels = self.metadata["preprocessing"], self.metadata["settings"]["num_channels"]
-        images = jnp.asarray(images)
-        images = images[..., None] if images.ndim == 3 else images
-        images = jnp.broadcast_to(images, (*images.shape[:3], channels)).astype(jnp.float32)
-        images = images * (about.get("rescale_factor", 1 / 255) if about.get("do_rescale", True) else 1.0)
-        if not about.get("do_normalize", True):
-            return images
-        mean, deviation = (jnp.asarray(about.get(key, [0.5] * channels)) for key in ("image_mean", "image_std"))
-        return (images - mean[None, None, None]) / deviation[None, None, None]
+    def _image_of(self, raw: Any) -> UInt8[np.ndarray, "rows columns channels"]:
+        """An image, or that of a file, at the model's size and with its channels."""
+        image = read_image(Path(raw)) if isinstance(raw, str | Path) else np.asarray(raw)
+        if image.dtype != np.uint8 or image.ndim not in (2, 3):
+            raise ConfigError("predict: images must be uint8 [rows, columns, channels], or paths of image files")
+        image = image[..., None] if image.ndim == 2 else image
+        if image.shape[2] not in (1, self._num_channels):
+            raise ConfigError(
+                f"predict: an image of shape {image.shape} has {image.shape[2]} channels; this model takes "
+                f"{self._num_channels}, or 1 for grey: convert it"
+            )
+        return self._preprocessor.fit(np.broadcast_to(image, (*image.shape[:2], self._num_channels)))
+
+    @property
+    def _num_channels(self) -> int:
+        return self.metadata["settings"]["num_channels"]
+
+    @functools.cached_property
+    def _preprocessor(self) -> ImagePreprocessor:
+        return ImagePreprocessor(self.metadata["preprocessing"], self.metadata["settings"])
 
     def input_spec(self, batch_size: int) -> jax.ShapeDtypeStruct:
         if self.kind == "images":
@@ -344,8 +375,11 @@ class Pretrained(Task):
         """Symbols of a prompt, after those that a text begins with."""
         return np.concatenate([np.array(self.metadata["prefix"], np.int32), self.tokenizer.symbols(text)])
 
-    def decoder(self) -> Callable[[Integer[np.ndarray, " length"]], str]:
-        """A function that decodes a text piece by piece: a symbol's text may depend on the ones before."""
+    def decoder(self, prompt: Integer[np.ndarray, " length"]) -> Callable[[Integer[np.ndarray, " length"]], str]:
+        """A function that decodes what follows a prompt, piece by piece.
+
+        A symbol's text may depend on the ones before: SentencePiece drops the space before a text's first word.
+        """
         seen: list[int] = []
         given = [""]
 
@@ -357,6 +391,7 @@ class Pretrained(Task):
             piece, given[0] = text[len(given[0]) :], text
             return piece
 
+        decode(prompt)
         return decode
 
     def facts(self) -> list[list[Any]]:
@@ -402,8 +437,29 @@ def _of_pairs(network: PureNetwork) -> PureNetwork:
     return dataclasses.replace(network, apply=apply)
 
 
+class _Fitted(Sequence):
+    """Examples whose image is at the model's size; read as TFDS's sources are."""
+
+    def __init__(self, examples: Sequence, feature: str, preprocessor: ImagePreprocessor):
+        self._examples, self._feature, self._preprocessor = examples, feature, preprocessor
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict]:
+        name, fit = self._feature, self._preprocessor.fit
+        return [example | {name: fit(example[name])} for example in self._examples.__getitems__(indices)]
+
+
 def _special(tokenizer: str) -> dict[str, Any]:
-    """What a tokenizer puts around a text, and its mask; nothing where the package tokenizers is missing."""
+    """What a tokenizer puts around a text, and its mask.
+
+    Raises:
+        ConfigError: as `TextTokenizer`.
+    """
     made = TextTokenizer(tokenizer, padding=0, longest=USUAL_LENGTH)
     return {"prefix": made.prefix.tolist(), "suffix": made.suffix.tolist(), "mask": made.mask}
 

@@ -94,6 +94,16 @@ def test_a_small_ablation_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert "| block removed | 1 |" in (tmp_path / "report.md").read_text()
 
 
+def test_rated_texts_are_cut_to_what_the_model_was_made_for(tmp_path, monkeypatch):
+    pytest.importorskip("tokenizers")
+    monkeypatch.setattr(judges, "rated_pairs", lambda: ())
+    monkeypatch.setattr(judges, "passages", lambda number, dataset: ("ABCDEFGHIJ",))
+    folder = write_sentence_transformer(tmp_path)
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 6}')
+    judge = judges.make_judge(parse_learned({"learned": {"package": None, "folder": str(folder)}}))
+    assert judge.symbols["passages"].shape == (1, 6) and judge.tokenizer.padding == 0
+
+
 def test_ratings_that_are_not_installed_are_told(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     rated_pairs.cache_clear()

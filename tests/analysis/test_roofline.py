@@ -50,6 +50,7 @@ def test_devices_by_the_names_that_jax_gives_them():
     names = {
         "NVIDIA H100 80GB HBM3": "h100",
         "NVIDIA H200": "h200",
+        "NVIDIA A100-SXM4-80GB": "a100",
         "TPU v5 lite": "v5e",
         "TPU v5e": "v5e",
         "TPU v5": "v5p",
@@ -57,7 +58,8 @@ def test_devices_by_the_names_that_jax_gives_them():
         "cpu": "cpu",
     }
     assert {kind: device_of(kind) for kind in names} == names
-    assert device_of("NVIDIA T4") is None
+    others = ("NVIDIA T4", "NVIDIA GH200 480GB", "NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA A100-SXM4-40GB")
+    assert [device_of(kind) for kind in others] == [None] * len(others)
 
 
 def test_the_time_of_updates_is_read_from_tensorboard(tmp_path):

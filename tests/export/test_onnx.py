@@ -127,6 +127,9 @@ FUNCTIONS = {
     "dynamic update": lambda x, y, i: lax.dynamic_update_slice(x, y[:, :2, :3], (0, i[0, 1], i[0, 2])),
     "scatter": lambda x, y, i: x.at[jnp.arange(x.shape[0]), i[:, 0]].set(5.0),
     "scatter, added": lambda x, y, i: jnp.zeros((9,)).at[i.reshape(-1)].add(1.0)[None] + x[:, 0, :1],
+    "scatter, multiplied": lambda x, y, i: x.at[:, jnp.abs(i[0]) % 4].multiply(y[:, :3]),
+    "scatter, least": lambda x, y, i: x.at[:, jnp.abs(i[0]) % 4].min(y[:, :3]),
+    "scatter, largest": lambda x, y, i: x.at[:, jnp.abs(i[0]) % 4].max(y[:, :3]),
     "scatter, windows": lambda x, y, i: windowed_scatter(x, i),
     "positions": lambda x, y, i: jnp.arange(x.shape[0])[:, None] * jnp.arange(3)[None],
     "size of the batch": lambda x, y, i: x / jnp.float32(x.shape[0]),
@@ -434,6 +437,24 @@ def test_a_graph_that_reaches_outside_is_not_read(exported, tmp_path):
         (tmp_path / "a.onnx").write_bytes(changed.SerializeToString())
         with pytest.raises(RunError, match=r"a.onnx (calls operators of|keeps arrays in other files)"):
             onnx.read(tmp_path / "a.onnx")
+
+
+@pytest.mark.parametrize("where", ["attribute", "loop", "function"])
+def test_arrays_outside_are_found_wherever_they_hide(where, tmp_path):
+    helper = ONNX.helper
+    tensor = ONNX.TensorProto(name="w", dims=[1], data_type=1, data_location=ONNX.TensorProto.EXTERNAL)
+    node, info = helper.make_node("Constant", [], ["y"], value=tensor), helper.make_tensor_value_info("y", 1, [1])
+    functions = []
+    if where == "loop":
+        body = helper.make_graph([helper.make_node("Identity", ["w"], ["z"])], "body", [], [], [tensor])
+        node = helper.make_node("Loop", ["", ""], ["y"], body=body)
+    elif where == "function":
+        functions = [helper.make_function("", "Own", [], ["y"], [node], [helper.make_opsetid("", 18)])]
+        node = helper.make_node("Own", [], ["y"])
+    model = helper.make_model(helper.make_graph([node], "outer", [], [info]), functions=functions)
+    (tmp_path / "a.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(RunError, match=r"a\.onnx keeps arrays in other files"):
+        onnx.read(tmp_path / "a.onnx")
 
 
 def test_the_command_prints_size_score_and_latency(digits, run_command):

@@ -26,6 +26,7 @@ from flaxformer_lab.training.experiment import make_experiment
 from flaxformer_lab.training.initialization import initial_weights
 from flaxformer_lab.training.loop import train
 from flaxformer_lab.training.state import initial_state
+from tests.pretrained_folders import write_golden, write_sentence_transformer
 
 pytestmark = pytest.mark.integration
 
@@ -73,6 +74,30 @@ def test_plain_jax_runs_the_program_on_raw_images(digits, files, images):
     for rows in (slice(0, 1), slice(0, 5)):
         np.testing.assert_allclose(program.call(image=images[rows]), digits.predict(images[rows]), rtol=0, atol=1e-5)
     assert np.ptp(digits.predict(images), axis=0).max() > 1e-3  # outputs that depend on the image
+
+
+@pytest.mark.parametrize("format", ["stablehlo", "onnx"])
+def test_pretrained_models_of_texts(tmp_path, format):
+    """One text in, whatever the run is judged by: a class of each text, or a rating of two of them."""
+    pytest.importorskip("tokenizers")
+    (tmp_path / "classes.tsv").write_text("ABC\t0\nABCDEFGH\t1\nA\t1\n")
+    (tmp_path / "pairs.tsv").write_text("ABC\tA\t3\nABCDEFGH\tAB\t1\nA\tAAA\t7\n")
+    folders = {
+        "classes": write_golden(tmp_path / "bert", "bert_sequence"),
+        "pairs": write_sentence_transformer(tmp_path / "sentences"),
+    }
+    for name, folder in folders.items():
+        changes = {"task.dataset": f"tsv:{tmp_path / name}.tsv", "task.sequence_length": 6}
+        run = flaxformer_lab.load_pretrained(folder, changes)
+        exported = run.export(tmp_path / f"{name}{FORMATS[format].suffix}", format)
+        assert {each: like.shape[1:] for each, like in exported.spec.items()} == {"inputs": (6,), "valid": (6,)}
+        described, parity = exported.description, exported.description["parity"]
+        inputs = run.task.tokenizer.batch(["ABCD", "A"], 6)
+        expected = run.predict(inputs)
+        assert described["outputs"][0]["shape"] == ["batch", *expected.shape[1:]] and parity["examples"] == 3
+        assert parity["metrics"] == pytest.approx(run.evaluate("validation"), abs=1e-5)
+        found = exported.predict({"inputs": inputs, "valid": inputs != 0})
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("suffix", [".stablehlo", ".onnx", ".safetensors"])

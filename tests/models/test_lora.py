@@ -47,6 +47,12 @@ def test_it_is_the_network_with_the_sums(tuned):
     np.testing.assert_allclose(found, outputs_of(plain, merged(subject.params), subject), rtol=1e-4, atol=1e-5)
 
 
+def test_its_sums_are_of_float32_on_every_device(tuned):
+    products = [each for each in jax.make_jaxpr(merged)(tuned[0].params).eqns if each.primitive.name == "dot_general"]
+    assert len(products) == 8
+    assert {each.params["precision"] for each in products} == {(jax.lax.Precision.HIGHEST,) * 2}
+
+
 def test_its_matrices_in_8_bits_have_the_sums(tuned):
     subject, plain = tuned
     params = subject.params

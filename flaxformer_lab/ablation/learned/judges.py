@@ -19,7 +19,7 @@ from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.models.conversion import Converted
 from flaxformer_lab.models.network import Tree
 from flaxformer_lab.models.pretrained.folder import PretrainedFolder, read_folder
-from flaxformer_lab.models.pretrained.tokenizer import TextTokenizer
+from flaxformer_lab.models.pretrained.tokenizer import TextTokenizer, padding_of
 from flaxformer_lab.task_config import PretrainedConfig
 from flaxformer_lab.tasks.pretrained import Pretrained
 
@@ -78,7 +78,7 @@ def make_judge(config: LearnedConfig) -> Judge:
     if task.kind == "next_token":
         return Nats(folder, task, config.passages)
     if "pooling" in folder.settings and folder.tokenizer is not None:
-        return Ratings(folder, config)
+        return Ratings(folder, config, longest)
     raise ConfigError(
         f"{path} has {task.metadata['settings']['architectures'][0]}; cuts are judged for causal language models, and "
         "for sentence-transformers with a tokenizer.json: choose such a folder"
@@ -93,10 +93,10 @@ class Ratings(Judge):
 
     file = "cosines.csv"
 
-    def __init__(self, folder: PretrainedFolder, config: LearnedConfig):
+    def __init__(self, folder: PretrainedFolder, config: LearnedConfig, longest: int):
         super().__init__(folder)
-        padding = folder.settings.get("pad_token_id", 0)
-        self.tokenizer = TextTokenizer(folder.tokenizer, padding=padding, longest=config.longest)
+        options = {"padding": padding_of(folder.settings), "longest": longest, "lowercase": folder.lowercase}
+        self.tokenizer = TextTokenizer(folder.tokenizer, **options)
         self.sets: tuple[RatedPairs, ...] = rated_pairs()
         self.symbols = {each.name: self.tokenizer.batch(each.texts) for each in self.sets}
         self.symbols["passages"] = self.tokenizer.batch(passages(config.passages, config.dataset))

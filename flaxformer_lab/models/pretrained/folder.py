@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from flaxformer_lab.errors import ConfigError, RunError
-from flaxformer_lab.models.conversion import Converted, from_huggingface, planned, to_huggingface
+from flaxformer_lab.models.conversion import Converted, architecture_of, from_huggingface, planned, to_huggingface
 from flaxformer_lab.models.pretrained.plan import Settings, Tensors
 from flaxformer_lab.models.tensors import load_tensors
 
@@ -32,13 +32,15 @@ class PretrainedFolder:
     """What a folder says: all of it but the weights.
 
     settings: config.json, with `pooling` where the folder is one of sentence-transformers.
-    tokenizer: the text of tokenizer.json, or None. max_length: tokens that the model was made for.
+    tokenizer: the text of tokenizer.json, or None. lowercase: what sentence-transformers does to a text before.
+    max_length: tokens that the model was made for.
     preprocessing: preprocessor_config.json, of images. path: where the weights are, root or a folder in it.
     """
 
     path: Path
     settings: Settings
     tokenizer: str | None
+    lowercase: bool
     max_length: int | None
     preprocessing: dict[str, Any]
     root: Path
@@ -52,7 +54,7 @@ class PretrainedFolder:
         """
         if (self.path / WEIGHTS).exists():
             return load_tensors(self.path / WEIGHTS, "weights")
-        return {name: tensor for name, tensor in _shards(self.path).items()}
+        return _shards(self.path)
 
     def convert(self) -> Converted:
         """The network and its parameters.
@@ -60,8 +62,9 @@ class PretrainedFolder:
         Raises:
             ConfigError, RunError: as in `from_huggingface` and `tensors`.
         """
-        masked = str(self.settings.get("architectures", "")).endswith("ForMaskedLM']")
-        return from_huggingface(self.tensors(), self.settings, drop=UNUSED if masked else ())
+        tensors = self.tensors()
+        masked = architecture_of(self.settings, tensors).endswith("ForMaskedLM")
+        return from_huggingface(tensors, self.settings, drop=UNUSED if masked else ())
 
     def stand_ins(self) -> Tensors:
         """Tensors of the right shapes that hold nothing, from the files' headers."""
@@ -110,17 +113,20 @@ def read_folder(path: str | Path) -> PretrainedFolder:
     if not (path / "config.json").is_file():
         raise ConfigError(f"pretrained={path} has no config.json; name a folder as save_pretrained writes it")
     settings = _settings(path / "config.json")
-    lengths = [settings.get(key) for key in ("max_position_embeddings", "n_positions")]
-    if (path / "sentence_bert_config.json").is_file():
-        lengths.append(_read_json(path / "sentence_bert_config.json").get("max_seq_length"))
+    sentences = path / "sentence_bert_config.json"
+    sentences = _read_json(sentences) if sentences.is_file() else {}
+    positions = settings.get("max_position_embeddings")
+    if settings.get("model_type") == "roberta" and isinstance(positions, int):
+        positions -= 2  # rows of its table that are of padding
+    lengths = [positions, settings.get("n_positions"), sentences.get("max_seq_length")]
     lengths = [length for length in lengths if isinstance(length, int) and length > 0]
-    offset = 2 if settings.get("model_type") == "roberta" else 0
     tokenizer, images = path / "tokenizer.json", path / "preprocessor_config.json"
     return PretrainedFolder(
         path,
         settings if pooling is None else {**settings, "pooling": pooling},
         _read_text(tokenizer) if tokenizer.is_file() else None,
-        min(lengths) - offset if lengths else None,
+        sentences.get("do_lower_case") is True,
+        min(lengths) if lengths else None,
         _read_json(images) if images.is_file() else {},
         root,
     )
@@ -260,7 +266,8 @@ def write_folder(source: PretrainedFolder, params: Any, path: Path, classes: int
         tensors = dict(with_classes(tensors, plan.table, classes))
         settings["id2label"] = {str(number): f"LABEL_{number}" for number in range(classes)}
         settings["label2id"] = {name: int(number) for number, name in settings["id2label"].items()}
-        settings.pop("num_labels", None)
+        for key in ("num_labels", "problem_type"):
+            settings.pop(key, None)
     written, settings = to_huggingface(params, tensors, settings)
     root = source.root
     for file in sorted(root.rglob("*")):
