@@ -30,6 +30,7 @@ from flaxformer_lab.ablation.learned.config import is_learned
 from flaxformer_lab.ablation.learned.run import read_rows
 from flaxformer_lab.ablation.store import Store
 from flaxformer_lab.command_line import read_recipe
+from flaxformer_lab.compilation import available_cores
 from flaxformer_lab.report.claims import decide_all
 from flaxformer_lab.report.debate import Evidence, Topic, as_debate, evidence_of, evidence_of_benchmark
 from flaxformer_lab.report.designs import front_families

@@ -89,6 +89,7 @@ def _loss(name: str, question: str, task: str, more: str, less: str, threshold: 
 
 
 MEET = {"width": "yes", "products": "no", "perceptron": "no"}
+PRODUCTS = MEET | {"perceptron": "yes"}
 CLAIMS = (
     {
         "name": "C6",
@@ -156,8 +157,27 @@ CLAIMS = (
             },
             {
                 "verdict": "supported only when",
-                "reason": "the vectors meet in products of enough width: width alone adds fields up and sees no cross",
-                "when": {"width": "yes", "products": "no"},
+                "reason": "the vectors meet in products, also of narrow ones, or in a perceptron: width alone adds "
+                "fields up and sees no cross; on flights, too, products of wide vectors are not behind",
+                "when": MEET | {"narrow": "no", "day": "no", "rows": "no"},
+            },
+            {
+                "verdict": "supported only when",
+                "reason": "the vectors meet in products: width alone adds fields up and sees no cross, and a "
+                "perceptron stays behind; on flights, too, products of wide vectors are not behind",
+                "when": PRODUCTS | {"day": "no", "rows": "no"},
+            },
+            {
+                "verdict": "supported only when",
+                "reason": "the vectors meet in products, and the crosses are planted: a perceptron stays behind, and "
+                "on flights, divided by day or by rows, so do products",
+                "when": PRODUCTS,
+            },
+            {
+                "verdict": "supported only when",
+                "reason": "the vectors meet in a perceptron: width alone adds fields up and sees no cross, and crosses "
+                "made by hand stay ahead of products of wide vectors",
+                "when": {"width": "yes", "products": "yes", "perceptron": "no"},
             },
             {
                 "verdict": "supported",

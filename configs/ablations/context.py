@@ -96,8 +96,26 @@ CLAIMS = (
                 far="yes",
                 digits="no",
             ),
+            _conclude(
+                "supported only when",
+                "the relation is found by its content: at a fixed distance and on digits attention captures no more",
+                near="no",
+                far="no",
+                wide="no",
+                recall="yes",
+                digits="no",
+            ),
             _conclude("supported", "attention learns more on digits too", far="yes", digits="yes"),
-            _conclude("refuted", "a convolution learns what attention learns"),
+            _conclude(
+                "refuted",
+                "a convolution learns what attention learns",
+                near="no",
+                far="no",
+                wide="no",
+                recall="no",
+                digits="no",
+            ),
+            _conclude("supported only when", "relation and convolution are the right ones: some lose and some do not"),
         ),
     },
     {
@@ -136,8 +154,9 @@ CLAIMS = (
             ),
             _conclude(
                 "refuted",
-                "a recurrence answers keys as well, nearby and far back",
-                **{f"recall 3 times as far {name}": "no" for name in RECURRENT},
+                "an LSTM keeps one marked token, and recurrences answer keys, as well, nearby and far back",
+                **{"far lstm": "no"},
+                **{f"recall{far} {name}": "no" for far in ("", " 3 times as far") for name in RECURRENT},
             ),
             _conclude(
                 "supported only when", "the recurrence and the task are the right ones: some lose and some do not"

@@ -125,6 +125,13 @@ CLAIMS = (
                 crosses="yes",
                 learns="yes",
             ),
+            _conclude(
+                "supported only when",
+                "what counts is what is learned: energy crosses features, but dense attention learns no more than one "
+                "head a feature",
+                crosses="yes",
+            ),
+            _conclude("refuted", "dense attention learns a rotation that per_dimension cannot", learns="yes"),
             _conclude("supported", "dense projections do no better than one head a feature"),
         ),
     },
@@ -184,6 +191,12 @@ CLAIMS = (
         ),
         "conclusions": (
             _conclude("supported", "each head that is added follows one more pointer", two="yes", four="yes"),
+            _conclude(
+                "supported only when", "heads are few: 2 follow more pointers than 1, 4 no more than 2", two="yes"
+            ),
+            _conclude(
+                "supported only when", "heads are many: 4 follow more pointers than 2, 2 no more than 1", four="yes"
+            ),
             _conclude("refuted", "more heads do not follow more pointers"),
         ),
     },

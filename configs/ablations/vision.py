@@ -140,7 +140,19 @@ CLAIMS = (
                 moved="yes",
             ),
             _conclude("supported", "a ViT loses with distance, and on few digits", loses="yes", few="yes"),
-            _conclude("refuted", "a ViT sees as far as it must, and on few digits a CNN is no better", few="no"),
+            _conclude(
+                "refuted",
+                "a ViT sees as far as it must, and on few digits a CNN is no better",
+                loses="no",
+                sees="yes",
+                few="no",
+            ),
+            _conclude(
+                "supported only when",
+                "distance is meant: a ViT loses with it, or relates marks far apart no better than a CNN that does not "
+                "see them; on few digits a CNN is no better",
+                few="no",
+            ),
             _conclude("supported only when", "data are few: distance does not decide"),
         ),
     },
@@ -180,14 +192,41 @@ CLAIMS = (
             ),
             _conclude(
                 "supported only when",
-                "the relation in an image is far away: then attention captures more than a convolution of any window; "
-                "on digits it does not",
+                "the relation in an image is far away: then attention captures more than a convolution of either "
+                "window; nearby and on digits it does not",
+                near="no",
                 far="yes",
                 wide="yes",
                 digits="no",
             ),
+            _conclude(
+                "supported only when",
+                "two marks are to be related, nearby or far away: there attention captures more than a convolution of "
+                "either window; on digits it does not",
+                near="yes",
+                far="yes",
+                wide="yes",
+                digits="no",
+            ),
+            _conclude(
+                "supported only when",
+                "windows are small: then attention captures more of marks, nearby and far away; with windows wide "
+                "enough and on digits it does not",
+                near="yes",
+                far="yes",
+                wide="no",
+                digits="no",
+            ),
             _conclude("supported", "attention learns more on digits too", far="yes", digits="yes"),
-            _conclude("refuted", "a convolution learns what attention learns"),
+            _conclude(
+                "refuted",
+                "a convolution learns what attention learns",
+                near="no",
+                far="no",
+                wide="no",
+                digits="no",
+            ),
+            _conclude("supported only when", "relation and convolution are the right ones: some lose and some do not"),
         ),
     },
     {

@@ -426,7 +426,7 @@ def _check_optimizers(cells: Sequence[Cell]) -> None:
 
 
 def _check_claims(grid: Grid) -> None:
-    """Raises ConfigError where a claim names a task or a variant that the ablation does not train."""
+    """Raises ConfigError where a claim names what the ablation does not train, or tasks whose seeds make no pairs."""
     for claim in grid.config.decided_claims:
         for comparison, quantity in claim.quantities:
             task, variant = quantity.task, quantity.variant
@@ -444,6 +444,16 @@ def _check_claims(grid: Grid) -> None:
                 f"the claim {claim.name} ({comparison}) names {problem}; or leave the claim out: `decide` names those "
                 "to decide"
             )
+        for compared in claim.comparisons:
+            seeds = {part.task: sorted(grid.config.seeds_of(part.task)) for part in compared.parts}
+            first, *others = seeds
+            other = next((task for task in others if seeds[task] != seeds[first]), None)
+            if other is not None:
+                raise ConfigError(
+                    f"the claim {claim.name} ({compared.name}) compares {first} with {other} seed by seed, but "
+                    f"tasks.{first} has the seeds {seeds[first]} and tasks.{other} {seeds[other]}; give both the same "
+                    "`seeds`"
+                )
 
 
 def replicas_of(config: AblationConfig, task: str, variant: str, control: str | None = None) -> tuple[Replica, ...]:

@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float
 
-from flaxformer_lab.ablation.claim_config import Claim, Comparison, Quantity, Verdict
+from flaxformer_lab.ablation.claim_config import Claim, Comparison, Conclusion, Cost, Quantity, Verdict
 from flaxformer_lab.report import fronts
 from flaxformer_lab.report.statistics import (
     FEWEST_SEEDS,
@@ -37,6 +37,7 @@ from flaxformer_lab.report.summary import (
     at_equal_flops,
     difference_limits,
     difference_of_examples,
+    joined_examples,
     measure_limits,
 )
 
@@ -49,6 +50,7 @@ class Finding:
 
     corrected_p: of a difference as far from the threshold, by chance. failed: seeds that failed while others of the
     same cell did not; rest: the difference of the others, if any. why_open: what keeps an open answer undecided.
+    over_examples: the interval has the error of test examples that the seeds share, and not only that of seeds.
     """
 
     comparison: Comparison
@@ -64,11 +66,12 @@ class Finding:
     stays_to_ratio: float | None = None
     # The thresholds between which the claim's verdict stays, all others as they are; None where it is undecided.
     stays: tuple[float, float] | None = None
+    over_examples: bool = False
 
 
 @dataclass(frozen=True)
 class Decision:
-    """A claim with its verdict. reason: what follows from the findings, in one sentence.
+    """A claim with its verdict. conclusion: what follows from the findings, in one sentence.
 
     at_equal_flops: the same from validation scores where, task by task, the cell of the claim that takes fewest FLOPs
     ends; None where the claim rests on measures alone.
@@ -76,9 +79,17 @@ class Decision:
 
     claim: Claim
     verdict: Verdict
-    reason: str
+    conclusion: str
     findings: tuple[Finding, ...]
     at_equal_flops: "Decision | None" = None
+
+    @property
+    def reason(self) -> str:
+        """The conclusion, with the cells that it rests on and that have not converged."""
+        unfinished = dict.fromkeys(name for finding in self.findings for name in finding.not_converged)
+        if self.verdict == "undecided" or not unfinished:
+            return self.conclusion
+        return f"{self.conclusion} (not converged: {', '.join(unfinished)})"
 
 
 def decide_all(summary: Summary) -> tuple[Decision, ...]:
@@ -127,18 +138,20 @@ def _decision(claim: Claim, measured: "Sequence[_Measured]", corrected_p: Sequen
     findings = tuple(map(_answered, measured, corrected_p))
     outcome = conclude(functools.partial(conclusion_of, claim), [finding.answer for finding in findings])
     if outcome is not None:
-        verdict, reason = outcome
-        unfinished = dict.fromkeys(name for finding in findings for name in finding.not_converged)
-        reason += f" (not converged: {', '.join(unfinished)})" if unfinished else ""
-        return Decision(claim, verdict, reason, findings)
+        return Decision(claim, *outcome, findings)
     unclear = [f"{f.comparison.question} ({f.why_open})" for f in findings if f.answer == "open"]
     return Decision(claim, "undecided", f"open: {'; '.join(unclear)}", findings)
 
 
 def conclusion_of(claim: Claim, *answers: bool) -> tuple[Verdict, str]:
     """The verdict and the reason that follow from the answers, in the order of the claim's comparisons."""
-    given = dict(zip((comparison.name for comparison in claim.comparisons), answers, strict=True))
-    applies = (c for c in claim.conclusions if all(given[name] == (wanted == "yes") for name, wanted in c.when.items()))
+    return first_that_applies(claim.conclusions, [comparison.name for comparison in claim.comparisons], *answers)
+
+
+def first_that_applies(conclusions: Iterable[Conclusion], names: Iterable[str], *answers: bool) -> tuple[Verdict, str]:
+    """The verdict and the reason of the first conclusion that the answers, of these names, lead to."""
+    given = dict(zip(names, answers, strict=True))
+    applies = (c for c in conclusions if all(given[name] == (wanted == "yes") for name, wanted in c.when.items()))
     conclusion = next(applies)
     return conclusion.verdict, conclusion.reason
 
@@ -167,20 +180,39 @@ class _Values:
     limits: Limits
     digits: int
 
+    @functools.cached_property
+    def interval(self) -> Interval:
+        """It knows of no threshold."""
+        return bootstrap_interval(self.values, examples=self.examples, limits=self.limits)
+
+    @property
+    def rest(self) -> "_Values | None":
+        """The same of the seeds that did not fail; None where none or all did."""
+        some = self.succeeded.any() and not self.succeeded.all()
+        return dataclasses.replace(self, values=self.values[self.succeeded]) if some else None
+
+    def p_value(self, comparison: Comparison) -> float:
+        """Of a difference as far from the comparison's threshold, by chance."""
+        values, examples, threshold = self.values, self.examples, comparison.threshold
+        if not comparison.within:
+            return paired_p_value(values, examples=examples, null=threshold)
+        if abs(np.mean(values)) < threshold:
+            return equivalence_p_value(values, threshold, examples=examples)
+        return paired_p_value(values, examples=examples, null=float(np.copysign(threshold, np.mean(values))))
+
 
 @dataclass(frozen=True)
 class _Measured:
-    """A comparison before it is answered. interval and rest, of seeds that did not fail, know of no threshold.
+    """A comparison before it is answered. rest: of seeds that did not fail, where some did.
 
-    moved: of fronts, the interval with other costs of the second one, by the ratio to those that were measured;
+    moved: of fronts, the values with other costs of the second one, by the ratio to those that were measured;
     cost_ratio: so far off they may be, as the comparison says or as far as seeds differ.
     """
 
     comparison: Comparison
     found: _Values | None = None
-    interval: Interval | None = None
-    rest: Interval | None = None
-    moved: Mapping[float, Interval] = field(default_factory=dict)
+    rest: _Values | None = None
+    moved: Mapping[float, _Values] = field(default_factory=dict)
     cost_ratio: float = 1.0
     at_edge: tuple[str, ...] = ()  # cells whose learning rate is the best only of those that were tried
     not_converged: tuple[str, ...] = ()
@@ -188,14 +220,7 @@ class _Measured:
     @functools.cached_property
     def p_value(self) -> float:
         """Of a difference as far from the threshold, by chance; NaN where nothing was measured."""
-        if self.found is None:
-            return float("nan")
-        values, examples, threshold = self.found.values, self.found.examples, self.comparison.threshold
-        if not self.comparison.within:
-            return paired_p_value(values, examples=examples, null=threshold)
-        if abs(np.mean(values)) < threshold:
-            return equivalence_p_value(values, threshold, examples=examples)
-        return paired_p_value(values, examples=examples, null=float(np.copysign(threshold, np.mean(values))))
+        return float("nan") if self.found is None else self.found.p_value(self.comparison)
 
     def at(self, threshold: float) -> "_Measured":
         """The same measurement against another threshold."""
@@ -203,15 +228,11 @@ class _Measured:
 
 
 def _measure(comparison: Comparison, summary: Summary) -> _Measured:
-    moved: dict[float, Interval] = {}
+    moved: dict[float, _Values] = {}
     cost_ratio = comparison.cost_ratio
     if comparison.at_equal is not None:
-        compared, parts = _difference_of_fronts(comparison, summary)
-        found = compared.get(1.0)
-        moved = {
-            ratio: bootstrap_interval(each.values, examples=each.examples, limits=each.limits)
-            for ratio, each in compared.items()
-        }
+        moved, parts = _difference_of_fronts(comparison, summary)
+        found = moved.get(1.0)
     else:
         found, parts = values_of(comparison.more, summary), comparison.parts
         if found is not None and comparison.less is not None:
@@ -222,12 +243,10 @@ def _measure(comparison: Comparison, summary: Summary) -> _Measured:
     cells = {f"{each.variant} on {each.task}": summary.score(each.task, each.variant) for each in parts}
     if comparison.at_equal is not None:
         cost_ratio = max(cost_ratio, *(fronts.noise_of(each, comparison.at_equal) for each in cells.values()))
-    of = functools.partial(bootstrap_interval, examples=found.examples, limits=found.limits)
     return _Measured(
         comparison,
         found,
-        interval=of(found.values),
-        rest=None if found.succeeded.all() or not found.succeeded.any() else of(found.values[found.succeeded]),
+        rest=found.rest,
         moved=moved,
         cost_ratio=cost_ratio,
         at_edge=tuple(name for name, score in cells.items() if score.rate_edge is not None),
@@ -237,11 +256,12 @@ def _measure(comparison: Comparison, summary: Summary) -> _Measured:
 
 def _answered(measured: _Measured, corrected_p: float) -> Finding:
     """The answer, which needs the interval and the corrected p, of all seeds and of those that did not fail."""
-    comparison, found, interval, rest = measured.comparison, measured.found, measured.interval, measured.rest
-    if found is None or interval is None:
+    comparison, found, rest = measured.comparison, measured.found, measured.rest
+    if found is None:
         return Finding(comparison, None, "open", why_open="not measured here")
-    values, threshold, failed = found.values, comparison.threshold, int(np.sum(~found.succeeded))
-    answer, why = _answer(comparison, interval, corrected_p), "the interval holds the threshold"
+    values, interval, threshold = found.values, found.interval, comparison.threshold
+    failed, ends = int(np.sum(~found.succeeded)), (-threshold, threshold) if comparison.within else (threshold,)
+    answer, why = _answer(comparison, interval, corrected_p), "not clear after the correction for all comparisons"
     if comparison.less is None and not np.any(values):  # exactly 0 in every seed: a path that does not exist
         interval, answer = Interval(0.0, 0.0, 0.0), "yes" if (threshold < 0) != comparison.within else "no"
     elif len(values) < FEWEST_SEEDS:
@@ -252,10 +272,10 @@ def _answered(measured: _Measured, corrected_p: float) -> Finding:
         answer, why = "open", "all seeds are alike"
     elif failed == len(values):
         answer, why = "open", "no seed reaches the task's threshold in both cells"
-    elif rest is not None and answer != _answer(comparison, rest, 0.0):
+    elif rest is not None and answer != _answer_alone(comparison, rest):
         answer, why = "open", f"{failed} of {len(values)} seeds failed, and the others answer otherwise"
-    elif answer == "open" and _answer(comparison, interval, 0.0) != "open":
-        why = "not clear after the correction for all comparisons"
+    elif any(interval.low <= end < interval.high for end in ends):
+        why = "the interval holds the threshold"
     ratio = _stays_to_ratio(measured, answer)
     if ratio is not None and ratio < measured.cost_ratio:
         why = f"costs may be off by {measured.cost_ratio:.3g} times, and with some as high or low the answer is another"
@@ -264,7 +284,17 @@ def _answered(measured: _Measured, corrected_p: float) -> Finding:
         answer, why = "open", f"the best learning rate lies at an edge of those tried: {', '.join(measured.at_edge)}"
     why = why if answer == "open" else ""
     return Finding(
-        comparison, interval, answer, found.digits, corrected_p, failed, rest, why, measured.not_converged, ratio
+        comparison,
+        interval,
+        answer,
+        found.digits,
+        corrected_p,
+        failed,
+        None if rest is None else rest.interval,
+        why,
+        measured.not_converged,
+        ratio,
+        over_examples=found.examples is not None,
     )
 
 
@@ -275,10 +305,15 @@ def _stays_to_ratio(measured: _Measured, answer: Answer) -> float | None:
     last = 1.0
     for ratio in COST_RATIOS:
         both = [measured.moved.get(each) for each in (ratio, 1 / ratio)]
-        if any(each is None or _answer(measured.comparison, each, 0.0) != answer for each in both):
+        if any(each is None or _answer_alone(measured.comparison, each) != answer for each in both):
             return last
         last = ratio
     return last
+
+
+def _answer_alone(comparison: Comparison, values: _Values) -> Answer:
+    """What some of the seeds, or other costs, answer by their own test."""
+    return _answer(comparison, values.interval, values.p_value(comparison))
 
 
 def _answer(comparison: Comparison, interval: Interval, corrected_p: float) -> Answer:
@@ -354,14 +389,9 @@ def values_of(quantity: Quantity, summary: Summary) -> _Values | None:
     found = [_values_of_task(part, summary) for part in quantity.parts]
     if any(each is None for each in found):
         return None
-    examples = [each.examples for each in found]
-    joined = None
-    if all(each is not None for each in examples):
-        total = sum(map(len, examples))
-        joined = np.concatenate([each * total / (len(examples) * len(each)) for each in examples])
     return _Values(
         np.mean([each.values for each in found], axis=0),
-        joined,
+        joined_examples([(1 / len(found), each.examples) for each in found]),
         np.all([each.succeeded for each in found], axis=0),
         found[0].limits,
         found[0].digits,
@@ -371,33 +401,54 @@ def values_of(quantity: Quantity, summary: Summary) -> _Values | None:
 COST_RATIOS = (1.1, 1.25, 1.5, 2.0, 3.0)
 
 
+@dataclass(frozen=True)
+class _Family:
+    """The members of a front: the quantity of each with its values, what it costs, and its score on validation."""
+
+    parts: tuple[Quantity, ...]
+    values: Sequence[_Values]
+    costs: fronts.Values
+    scores: fronts.Values
+
+    def with_costs(self, ratio: float) -> "_Family":
+        """The same, where every member costs this many times as much."""
+        return dataclasses.replace(self, costs=self.costs * ratio)
+
+    def mean(self, between: tuple[float, float]) -> tuple[_Values, list[Quantity]]:
+        """The mean of the front between two costs, and the quantities that it is made of."""
+        weights = fronts.front_weights(self.costs, self.scores, between)
+        parts = [part for part, weight in zip(self.parts, weights, strict=True) if weight]
+        return _weighted(self.values, weights), parts
+
+
+def _family_of(quantity: Quantity, cost: Cost, summary: Summary) -> _Family | None:
+    """None where a cell or a cost is missing."""
+    members = [summary.score(quantity.task, variant) for variant in quantity.front]
+    costs = [fronts.cost_of(each, cost) if each else None for each in members]
+    values = [_values_of_task(part, summary) for part in quantity.parts]
+    if any(each is None for each in (*costs, *values)):
+        return None
+    return _Family(quantity.parts, values, np.array(costs), fronts.validation_scores(members))
+
+
 def _difference_of_fronts(comparison: Comparison, summary: Summary) -> tuple[dict[float, _Values], list[Quantity]]:
     """The mean difference of two fronts at equal cost, by the ratio that the costs of `less` are multiplied with.
 
     And the quantities that it is made of, at the costs as they are. Nothing where a cell or a cost is missing, or the
     families have no range of costs in common; a ratio is left out where they have none with it.
     """
-    sides = []
-    for quantity in (comparison.more, comparison.less):
-        members = [summary.score(quantity.task, variant) for variant in quantity.front]
-        known = [fronts.cost_of(each, comparison.at_equal) if each else None for each in members]
-        values = [_values_of_task(part, summary) for part in quantity.parts]
-        if any(each is None for each in (*known, *values)):
-            return {}, []
-        sides.append((quantity, np.array(known), fronts.validation_scores(members), values))
+    more, less = (_family_of(each, comparison.at_equal, summary) for each in (comparison.more, comparison.less))
     found, parts = {}, []
+    if more is None or less is None:
+        return found, parts
     for ratio in (1.0, *COST_RATIOS, *(1 / each for each in COST_RATIOS)):
-        costs = [sides[0][1], sides[1][1] * ratio]
-        between = fronts.shared_costs(*costs)
+        moved = less.with_costs(ratio)
+        between = fronts.shared_costs(more.costs, moved.costs)
         if between is None:
             continue
-        means = []
-        for (quantity, _, scores, values), each in zip(sides, costs, strict=True):
-            weights = fronts.front_weights(each, scores, between)
-            means.append(_weighted(values, weights))
-            if ratio == 1.0:
-                parts += [part for part, weight in zip(quantity.parts, weights, strict=True) if weight]
-        found[ratio] = _difference(*means)
+        (ours, of_ours), (theirs, of_theirs) = more.mean(between), moved.mean(between)
+        found[ratio] = _difference(ours, theirs)
+        parts = of_ours + of_theirs if ratio == 1.0 else parts
     return found, parts
 
 
@@ -423,5 +474,5 @@ def _values_of_task(quantity: Quantity, summary: Summary) -> _Values | None:
     succeeded = score.succeeded if score.succeeded.any() else np.ones(len(score.values), bool)
     if quantity.measure is None:
         return _Values(score.values, score.examples, succeeded, score.metric.limits, score.metric.digits)
-    values, limits = score.measures.get(quantity.measure), measure_limits(quantity.measure)
+    values, limits = score.measures.get(quantity.measure), measure_limits(quantity.measure, score.metric)
     return None if values is None else _Values(values, None, np.ones(len(values), bool), limits, 3)

@@ -12,11 +12,14 @@ from flaxformer_lab.report.figures import comparisons_figure
 from flaxformer_lab.report.formatting import (
     format_conditions,
     format_count,
+    format_errors,
     format_interval,
     format_reach,
     format_reasons,
     format_seeds,
     format_threshold,
+    format_updates,
+    format_verdict,
     sentence,
     with_minus_signs,
 )
@@ -27,6 +30,7 @@ from flaxformer_lab.report.summary import Summary
 
 TITLE = "Can Transformers relate features to each other? The debate, claim by claim"
 UNTRAINED = "the values of its ablation, which are not stored yet"
+IN_LIST = {"supported only when": "supported under a condition"}  # beside statements, which are no conditions
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,10 @@ class Topic:
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison: what was asked, and what was found. said: the numbers in words."""
+    """One comparison: what was asked, and what was found. said: the numbers in words.
+
+    within: whether the difference should lie between minus and plus the threshold.
+    """
 
     question: str
     interval: Interval
@@ -48,6 +55,7 @@ class Row:
     answer: str
     said: str
     digits: int = 3
+    within: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,7 @@ def evidence_of(name: str, summary: Summary, decision: Decision) -> Evidence:
             f"{format_interval(each.interval, each.digits)}, threshold {format_threshold(each)}"
             f"{format_conditions(each)}",
             each.digits,
+            each.comparison.within,
         )
         for each in decision.findings
         if each.interval is not None
@@ -85,17 +94,16 @@ def evidence_of(name: str, summary: Summary, decision: Decision) -> Evidence:
     tasks = dict.fromkeys(quantity.task for _, quantity in decision.claim.quantities)
     numbers = {task: number for number, task in enumerate(summary.grid.config.tasks, 1)}
     tables = [(f"table of {task}", f"{name}.html#task-{numbers[task]}") for task in tasks if task in numbers]
-    trained = {task: summary.grid.cell(task, summary.grid.config.baseline) for task in tasks}
-    steps = [f"{cell.config.training.steps:,} on {task}" for task, cell in trained.items() if cell is not None]
     seeds = format_seeds(summary.grid.config, tasks.keys() & numbers.keys())
-    measured = f"Measured with {seeds} a variant; updates: {', '.join(steps)}."
+    updates = format_updates(decision, summary)
+    measured = f"Measured with {seeds} a variant" + (f"; updates: {updates}." if updates else ".")
     return Evidence(
         decision.claim.name,
         decision.claim.statement,
         decision.verdict,
         decision.reason,
         tuple(rows),
-        tuple(filter(None, (measured, *format_reach(decision), format_reasons(decision)))),
+        tuple(filter(None, (measured, format_errors(decision), *format_reach(decision), format_reasons(decision)))),
         (*tables, ("how it was made", f"{name}.html#provenance"), ("raw numbers", f"{name}.csv.gz")),
     )
 
@@ -125,8 +133,8 @@ def as_debate(topics: Sequence[Topic], evidence: Sequence[Evidence]) -> str:
     verdicts = [known[topic.name][0].verdict if known[topic.name] else "open" for topic in topics]
     counts = ", ".join(f"{verdicts.count(each)} {each}" for each in dict.fromkeys((*SIGNS, "open")) if each in verdicts)
     entries = [
-        tag("li", tag("a", topic.name, href=f"#{topic.name}"), f" {verdict}: {topic.statement}")
-        for topic, verdict in zip(topics, verdicts, strict=True)
+        tag("li", tag("a", topic.name, href=f"#{topic.name}"), f" {topic.statement} ", tag("strong", said))
+        for topic, said in zip(topics, (IN_LIST.get(each, each) for each in verdicts), strict=True)
     ]
     header = tag(
         "header",
@@ -139,8 +147,8 @@ def as_debate(topics: Sequence[Topic], evidence: Sequence[Evidence]) -> str:
         ),
         tag(
             "p",
-            "Each claim below has the questions that were put to it, what was measured with its 95% interval over "
-            "seeds, one figure, the conditions under which the verdict holds, and links to tables and raw numbers.",
+            "Each claim below has the questions that were put to it, what was measured with its 95% interval, one "
+            "figure, the conditions under which the verdict holds, and links to tables and raw numbers.",
         ),
         tag("ul", entries, class_="finding"),
     )
@@ -171,11 +179,11 @@ def _evidence(found: Evidence, *, is_first: bool) -> list[Markup | None]:
         for row in found.rows
     ]
     other = None if is_first else tag("h3", f"Asked in another way: {found.verdict}")
-    condition = f"{found.verdict} " if found.verdict == "supported only when" else ""
+    reason = format_verdict(found.verdict, found.reason) if found.verdict == "supported only when" else found.reason
     links = [[" · " if k else None, tag("a", breakable(text), href=to)] for k, (text, to) in enumerate(found.links)]
     return [
         other,
-        tag("p", sentence(with_minus_signs(f"{condition}{found.reason}")), ".", class_="reason"),
+        tag("p", sentence(with_minus_signs(reason)), ".", class_="reason"),
         tag("ol", asked, class_="asked"),
         tag("figure", comparisons_figure(found.rows, is_ratio=found.is_ratio)) if found.rows else None,
         *(tag("p", with_minus_signs(each), class_="reach") for each in found.conditions),

@@ -10,8 +10,6 @@ from scipy import stats
 from flaxformer_lab.report.statistics import CONFIDENCE, Interval
 from flaxformer_lab.report.summary import Score, Summary
 
-RESAMPLES = 2000
-
 
 @dataclass(frozen=True)
 class Effect:
@@ -48,37 +46,45 @@ def factorial(summary: Summary, task: str) -> Factorial | None:
 
 
 def two_way_anova(values: Float[np.ndarray, "first second seeds"], names: Sequence[str]) -> tuple[Effect, ...]:
-    """The shares of the variance of two factors, of their interaction and of the seeds (eta squared; Fisher 1925).
+    """The shares of the variance of two factors, of their interaction and of the seeds (Fisher 1925).
 
-    p: of the F-tests against the spread of seeds, which count as replicates. Intervals: 95%, by the bootstrap over
-    seeds, all cells with the same ones; NaN of a single seed, as p is.
+    They are epsilon squared (Kelley 1935): from each sum of squares is taken what the spread of seeds adds to it, so
+    that they estimate the shares with endless seeds. p: of the F-tests against the spread of seeds, which count as
+    replicates. Intervals: 95%, by the jackknife over seeds, all cells without the same one (Efron and Tibshirani 1993,
+    chapter 11), with Student's quantiles and inside 0 and 1; NaN of a single seed, as p is.
     """
-    first, second, seeds = values.shape
-    squares = _sums_of_squares(values)
-    rng = np.random.default_rng(0)
-    resampled = rng.integers(seeds, size=(RESAMPLES, seeds))
-    shares = [_shares(values, chosen) for chosen in resampled if len(set(chosen.tolist())) > 1] or [np.full(4, np.nan)]
-    ends = np.quantile(shares, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
-    freedom = np.array([first - 1, second - 1, (first - 1) * (second - 1), first * second * (seeds - 1)])
+    seeds = values.shape[2]
+    squares, freedom = _sums_of_squares(values)
+    shares, half = _shares(values), np.full(4, np.nan)
+    if seeds > 1:
+        without = np.array([_shares(np.delete(values, seed, axis=2)) for seed in range(seeds)])
+        half = stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1) * np.sqrt((seeds - 1) * np.var(without, axis=0))
     with np.errstate(invalid="ignore"):  # of one seed there is no spread
         quotients = squares[:3] / freedom[:3] / (squares[3] / freedom[3])
     p_values = [*stats.f.sf(quotients, freedom[:3], freedom[3]), np.nan]
-    rows = zip((*names, "interaction", "seeds"), squares / squares.sum(), *ends, p_values, strict=True)
-    return tuple(Effect(name, Interval(float(s), float(low), float(high)), float(p)) for name, s, low, high, p in rows)
+    ends = np.clip([shares, shares - half, shares + half], 0.0, 1.0)  # a share that is 0 may seem to be below it
+    rows = zip((*names, "interaction", "seeds"), *ends, p_values, strict=True)
+    return tuple(Effect(name, Interval(*map(float, ends)), float(p)) for name, *ends, p in rows)
 
 
-def _shares(values: Float[np.ndarray, "first second seeds"], chosen: Int[np.ndarray, " seeds"]) -> np.ndarray:
-    squares = _sums_of_squares(values[:, :, chosen])
-    return squares / squares.sum()
+def _shares(values: Float[np.ndarray, "first second seeds"]) -> Float[np.ndarray, " 4"]:
+    squares, freedom = _sums_of_squares(values)
+    noise = squares[3] / max(freedom[3], 1)  # of a single seed nothing is known
+    explained = squares[:3] - noise * freedom[:3]
+    return np.array([*explained, squares.sum() - explained.sum()]) / squares.sum()
 
 
-def _sums_of_squares(values: Float[np.ndarray, "first second seeds"]) -> Float[np.ndarray, " 4"]:
-    """Of the first factor, the second, their interaction, and the seeds within each pair."""
+def _sums_of_squares(
+    values: Float[np.ndarray, "first second seeds"],
+) -> tuple[Float[np.ndarray, " 4"], Int[np.ndarray, " 4"]]:
+    """Of the first factor, the second, their interaction, and the seeds within each pair; and degrees of freedom."""
+    first, second, seeds = values.shape
     cells, all_ = values.mean(axis=2), values.mean()
     rows, columns = cells.mean(axis=1, keepdims=True), cells.mean(axis=0, keepdims=True)
     parts = (rows - all_, columns - all_, cells - rows - columns + all_)
     explained = [np.sum(np.broadcast_to(part, cells.shape) ** 2) * values.shape[2] for part in parts]
-    return np.array([*explained, np.sum((values - cells[:, :, None]) ** 2)])
+    freedom = np.array([first - 1, second - 1, (first - 1) * (second - 1), first * second * (seeds - 1)])
+    return np.array([*explained, np.sum((values - cells[:, :, None]) ** 2)]), freedom
 
 
 def series_of(summary: Summary, task: str) -> dict[str, list[Score]]:

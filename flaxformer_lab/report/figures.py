@@ -1,5 +1,6 @@
 """The figures of an ablation's page: learning curves, differences with intervals, and scores against costs."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -77,10 +78,13 @@ def seed_range(values: Float[np.ndarray, "seeds evaluations"]) -> tuple[np.ndarr
 
 
 @styled
-def learning_curve(score: Score, baseline: Score | None, limits: Limits) -> Markup:
-    """One variant's validation score by step: the median over seeds, their range, the baseline behind it."""
+def learning_curve(score: Score, baseline: Score | None, limits: Limits, steps: int) -> Markup:
+    """One variant's validation score by step: the median over seeds, their range, the baseline behind it.
+
+    limits, steps: the ends of both axes, the same for all variants of a task.
+    """
     figure, axes = make_axes(190, 124, (40, 20, 8, 8))
-    axes.set(xlim=(0, max(score.steps)), ylim=limits, xticks=[0, score.steps[-1]])
+    axes.set(xlim=(0, steps), ylim=limits, xticks=[0, steps])
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.get_xticklabels()[-1].set_ha("right")
     axes.yaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
@@ -222,24 +226,40 @@ def _describe_difference(difference: Difference, metric: PrimaryMetric) -> str:
 
 
 @styled
-def threshold_figure(interval: Interval, threshold: float, answer: str, question: str, digits: int) -> Markup:
-    """A difference with its interval beside the threshold that decides."""
+def threshold_figure(
+    interval: Interval, threshold: float, answer: str, question: str, digits: int, *, within: bool = False
+) -> Markup:
+    """A difference with its interval beside the threshold that decides, or the two that it may lie between."""
     figure, axes = make_axes(320, 36, (6, 14, 6, 2))
-    axes.set(
-        xlim=padded_range([0.0, threshold, interval.mean, interval.low, interval.high], 0.1), ylim=(-1, 1), yticks=[]
-    )
+    ends = _thresholds(threshold, within=within)
+    axes.set(xlim=padded_range([0.0, *ends, interval.mean, interval.low, interval.high], 0.1), ylim=(-1, 1), yticks=[])
     pixels = np.ptp(axes.transData.transform([(0.0, 0.0), (threshold, 0.0)])[:, 0])
-    axes.set_xticks([threshold] if pixels < 24 else [0.0, threshold])
+    axes.set_xticks(ends if pixels < 24 else [0.0, *ends])
     axes.xaxis.set_major_formatter(lambda value, _: with_minus_signs(f"{value:g}"))
     axes.grid(visible=False)
     axes.axhline(0, color=COLOURS["grid"], linewidth=1)
     axes.plot([0, 0], [-0.5, 0.5], color=COLOURS["baseline"], linewidth=1.4)
-    annotate(axes.axvline(threshold, color=COLOURS["bound"], linestyle="--", linewidth=1.6), "threshold")
+    for end in ends:
+        annotate(axes.axvline(end, color=COLOURS["bound"], linestyle="--", linewidth=1.6), "threshold")
     _draw_intervals(axes, [interval], [SIDES[answer]])
     _draw_mark(axes, interval.mean, 0, SIDES[answer])
-    side = {"yes": "above", "no": "below", "open": "around"}[answer]
-    label = f"{question} {format_interval(interval, digits)}, {side} the threshold of {threshold:g}"
+    side = _side(interval, threshold, within=within)
+    label = f"{question} {answer}: {format_interval(interval, digits)}, {side} {'±' * within}{threshold:g}"
     return as_svg(figure, with_minus_signs(label), "chart strip")
+
+
+def _thresholds(threshold: float, *, within: bool) -> list[float]:
+    return [-threshold, threshold] if within else [threshold]
+
+
+def _side(interval: Interval, threshold: float, *, within: bool) -> str:
+    """Where the interval lies, whatever the answer: a correction, or seeds that failed, may leave that open."""
+    low, high = (interval.mean if np.isnan(end) else end for end in (interval.low, interval.high))
+    if within and max(-low, high) < threshold:
+        return "within the thresholds of"
+    if within:
+        return f"{'outside of' if max(low, -high) >= threshold else 'around an end of'} the thresholds of"
+    return f"{'above' if low > threshold else 'below' if high <= threshold else 'around'} the threshold of"
 
 
 class Compared(Protocol):
@@ -250,13 +270,15 @@ class Compared(Protocol):
     threshold: float
     answer: str
     digits: int
+    within: bool
 
 
 @styled
 def comparisons_figure(rows: Sequence[Compared], *, is_ratio: bool = False) -> Markup:
     """Numbered differences with their intervals around 0, each beside its threshold; ratios on a log axis around 1."""
     figure, axes = make_axes(400, 52 + 26 * len(rows), (26, 40, 14, 6))
-    values = [v for r in rows for v in (r.threshold, r.interval.mean, r.interval.low, r.interval.high)]
+    thresholds = [_thresholds(row.threshold, within=row.within) for row in rows]
+    values = [v for r, ends in zip(rows, thresholds, strict=True) for v in (*ends, *dataclasses.astuple(r.interval))]
     axes.set(ylim=(len(rows) - 0.5, -0.5), yticks=range(len(rows)))
     axes.set_yticklabels(range(1, len(rows) + 1))
     if is_ratio:
@@ -269,14 +291,15 @@ def comparisons_figure(rows: Sequence[Compared], *, is_ratio: bool = False) -> M
     axes.set_xlabel("ratio; dashed: its threshold" if is_ratio else "difference; dashed: its threshold")
     axes.grid(visible=False, axis="y")
     annotate(axes.axvline(1.0 if is_ratio else 0.0, color=COLOURS["baseline"], linewidth=1.4), "zero")
-    for place, row in enumerate(rows):
-        ends = ([row.threshold] * 2, [place - 0.38, place + 0.38])
-        annotate(axes.plot(*ends, color=COLOURS["bound"], linestyle=(0, (2, 1)), linewidth=1.6)[0], "threshold")
+    looks = {"color": COLOURS["bound"], "linestyle": (0, (2, 1)), "linewidth": 1.6}
+    for place, end in ((place, end) for place, ends in enumerate(thresholds) for end in ends):
+        annotate(axes.plot([end] * 2, [place - 0.38, place + 0.38], **looks)[0], "threshold")
     _draw_intervals(axes, [row.interval for row in rows], [SIDES[row.answer] for row in rows])
     for place, row in enumerate(rows):
         _draw_mark(axes, row.interval.mean, place, SIDES[row.answer], row.question)
     every = "; ".join(
-        f"{k} {row.question} {row.answer}, {format_interval(row.interval, row.digits)} against {row.threshold:g}"
+        f"{k} {row.question} {row.answer}, {format_interval(row.interval, row.digits)} against "
+        f"{'±' * row.within}{row.threshold:g}"
         for k, row in enumerate(rows, 1)
     )
     return as_svg(figure, with_minus_signs(f"{'Ratios' if is_ratio else 'Differences'} with 95% intervals: {every}"))
@@ -450,16 +473,19 @@ def factorial_grid(found: Factorial, metric: PrimaryMetric) -> Markup:
     axes.set_xticks(range(len(columns)), columns, rotation=30, ha="left")
     axes.xaxis.tick_top()
     heights = means if metric.higher_is_better else -means
-    shades = (heights - heights.min()) / (np.ptp(heights) or 1.0)
-    for (row, column), mean in np.ndenumerate(means):
+    shades = np.zeros(heights.shape)  # also where a run is not finite
+    if (known := np.isfinite(heights)).any():
+        shades[known] = (heights[known] - heights[known].min()) / (np.ptp(heights[known]) or 1.0)
+    exact = {place: Interval(mean, math.nan, math.nan) for place, mean in np.ndenumerate(means)}
+    said = {place: format_mean(each, metric.digits) for place, each in exact.items()}
+    for (row, column), text in said.items():
         place, looks = (
             (column - 0.48, row - 0.46),
             {"color": COLOURS["variant"], "alpha": 0.06 + 0.44 * shades[row, column]},
         )
         axes.add_patch(Rectangle(place, 0.96, 0.92, linewidth=0, **looks))
-        text = with_minus_signs(f"{mean:.{metric.digits}f}")
-        axes.text(column, row, text, ha="center", va="center", color=COLOURS["ink"])
-    every = (f"{rows[r]} and {columns[c]} {mean:.{metric.digits}f}" for (r, c), mean in np.ndenumerate(means))
+        axes.text(column, row, with_minus_signs(text), ha="center", va="center", color=COLOURS["ink"])
+    every = (f"{rows[r]} and {columns[c]} {text}" for (r, c), text in said.items())
     return as_svg(
         figure, with_minus_signs(f"{format_label(metric)} by {' and '.join(found.names)}: {'; '.join(every)}")
     )
@@ -561,5 +587,5 @@ def _along(line: Float[np.ndarray, "corners 2"]) -> Float[np.ndarray, "points 2"
 
 
 def _describe_point(score: Score, x: Interval) -> str:
-    words = f"{x.mean:,.0f}" if x.mean == round(x.mean) > 1 else format_interval(x)
+    words = f"{x.mean:,.0f}" if x.mean > 1 and float(x.mean).is_integer() else format_interval(x)
     return f"{score.variant} {format_interval(score.interval, score.metric.digits)} at {words}"

@@ -3,6 +3,7 @@
 import collections
 import math
 import re
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 
 from flaxformer_lab.ablation.claim_config import BASELINE
@@ -87,7 +88,8 @@ def format_search(summary: Summary) -> str:
     rates = summary.grid.config.learning_rates
     tried = sorted(len(each.by_rate) for each in summary.scores) or [len(rates)]
     if tried[-1] == 1:
-        return f"learning rate given: {', '.join(f'{rate:g}' for rate in rates)}"
+        used = sorted({rate for each in summary.scores for rate in each.by_rate}) or rates
+        return f"learning rate given: {', '.join(f'{rate:g}' for rate in used)}"
     number = f"{tried[0]}" if tried[0] == tried[-1] else f"{tried[0]} to {tried[-1]}"
     edges = sum(each.rate_edge is not None for each in summary.scores)
     inside = "inside its grid" if not edges else f"at an edge of its grid in {format_count(edges, 'cell')}"
@@ -119,10 +121,10 @@ def format_reach(decision: Decision) -> tuple[str, str]:
         equal = "Equal training FLOPs: not asked, since models are compared by what they cost where they run."
     elif other is None:
         equal = "Equal FLOPs: nothing to compare, since it rests on measures of mixing, which are taken at the end."
-    elif other.verdict == decision.verdict:
+    elif other.verdict == decision.verdict == "undecided" or other.conclusion == decision.conclusion:
         equal = "Equal FLOPs: the verdict is the same."
     else:
-        equal = f"Equal FLOPs: it would be {other.verdict}, {other.reason}."
+        equal = f"Equal FLOPs: it would be {format_verdict(other.verdict, other.reason)}."
     spans = [
         f"{format_span(each.stays)}, here {format_threshold(each)} ({each.comparison.question.rstrip('?')})"
         for each in decision.findings
@@ -131,6 +133,46 @@ def format_reach(decision: Decision) -> tuple[str, str]:
     return (
         equal,
         f"Thresholds at which the verdict stays: {'; '.join(spans)}." if spans else "Thresholds: nothing is decided.",
+    )
+
+
+def format_verdict(verdict: str, reason: str) -> str:
+    """A verdict with its reason, or with its condition."""
+    return f"{verdict} {reason}" if verdict == "supported only when" else f"{verdict}: {reason.removeprefix('open: ')}"
+
+
+def format_errors(decision: Decision) -> str:
+    """Whether the intervals have the error of test examples beside that of seeds; empty where nothing is measured."""
+    known = [each for each in decision.findings if each.interval is not None]
+    over_examples = [each.comparison.question.rstrip("?") for each in known if each.over_examples]
+    if not known:
+        return ""
+    if len(over_examples) in (0, len(known)):
+        return f"Intervals: over seeds{' and over the test examples that they share' if over_examples else ' alone'}."
+    return f"Intervals: over seeds; also over the test examples that they share for {'; '.join(over_examples)}."
+
+
+def format_errors_of_scores(scores: Sequence[Score]) -> str:
+    """The same of the scores of a task."""
+    if all(each.examples is None for each in scores):
+        return "Intervals: over seeds alone."
+    without = [each.variant for each in scores if each.examples is None]
+    text = "Intervals: over seeds and over the test examples that they share"
+    return text + (f"; over seeds alone for {', '.join(without)}." if without else ".")
+
+
+def format_updates(decision: Decision, summary: Summary) -> str:
+    """From the fewest to the most updates that the claim's finished cells were trained for, task by task."""
+    updates: dict[str, set[int]] = {}
+    for _, part in decision.claim.quantities:
+        score, cell = summary.score(part.task, part.variant), summary.grid.cell(part.task, part.variant)
+        if score is None or cell is None:
+            continue
+        if cell.control is None and cell.config.optimizer.name != "ridge":  # both are solved, without updates
+            updates.setdefault(part.task, set()).add(score.steps[-1])
+    spans = {task: (min(steps), max(steps)) for task, steps in updates.items()}
+    return ", ".join(
+        f"{low:,} on {task}" if low == high else f"{low:,} to {high:,} on {task}" for task, (low, high) in spans.items()
     )
 
 
@@ -206,7 +248,7 @@ def format_steps_to_threshold(score: Score) -> str:
     known = sorted(step for step in score.reached if step is not None)
     if len(known) < len(score.reached):
         return f"{len(known)} of {len(score.reached)} seeds"
-    return f"{known[len(known) // 2]}"
+    return f"{statistics.median(known):.10g}"
 
 
 def format_share(score: Score) -> str:
@@ -261,7 +303,7 @@ def effects_in_words(found: Factorial) -> str:
     for each in found.effects:
         p = f", p {format_p_value(each.p_value)}" if math.isfinite(each.p_value) else ""
         words.append(f"{each.name} {format_interval(each.share, 2)}{p}")
-    return f"Shares of the variance over all runs, with 95% intervals over seeds: {'; '.join(words)}."
+    return f"Shares of the variance over all runs (ε²), with 95% intervals over seeds: {'; '.join(words)}."
 
 
 COSTS_OF_USE = ("float32 bytes", "int8 bytes", "FLOPs", "float32 µs", "int8 µs", "float32 score", "int8 score")

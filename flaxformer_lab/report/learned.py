@@ -4,6 +4,7 @@ It follows from the rows of results.csv alone; the same rows make the same bytes
 rated pairs, which the claims are about; language models by nats a token, of which less is better.
 """
 
+import functools
 import io
 import re
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
+from flaxformer_lab.ablation.claim_config import Conclusion, Verdict
+from flaxformer_lab.report.claims import answer_to, conclude, first_that_applies
 from flaxformer_lab.report.debate import Evidence, Row
 from flaxformer_lab.report.formatting import format_interval, format_mean, format_p_value, with_minus_signs
 from flaxformer_lab.report.markup import Markup, scrolling, tag
@@ -121,132 +124,170 @@ def findings_of(rows: Sequence[dict[str, Any]]) -> Findings:
 
 # --------------------------------------------------------------------------------------------- claims
 
+STATEMENTS = {
+    "C18": "In a real pretrained model features mix in the FFN, not in attention.",
+    "C19": "Embeddings' dimensions are orthogonal and evenly scaled by default.",
+    "C20": "A real Transformer block is nearly linear.",
+}
+# What follows from the answers, by their names in `_features`, `_scales` and `_linear`.
+CONCLUSIONS = {
+    "C18": (
+        Conclusion(
+            "refuted",
+            "attention mixes features by its own maps, and the model needs it to; the FFN mixes too",
+            {"attention": "yes", "FFN": "yes"},
+        ),
+        Conclusion(
+            "refuted", "attention mixes features by its own maps, and the model needs that alone", {"attention": "yes"}
+        ),
+        Conclusion(
+            "supported only when",
+            "what counts is what the model needs: attention mixes features too, but only the FFN's mixing is needed",
+            {"FFN": "yes", "attention's Jacobian": "yes"},
+        ),
+        Conclusion("supported", "only the FFN mixes features, and the model needs it to", {"FFN": "yes"}),
+        Conclusion("refuted", "the model needs the mixing of features in neither"),
+    ),
+    "C19": (
+        Conclusion(
+            "supported",
+            "features are nearly uncorrelated and of one scale everywhere",
+            {"words correlate": "no", "words differ": "no", "input correlates": "no"}
+            | {"input differs": "no", "block differs": "no"},
+        ),
+        Conclusion(
+            "supported only when",
+            "one of the two is meant: scales are even, but features are correlated",
+            {"words differ": "no", "input differs": "no", "block differs": "no"},
+        ),
+        Conclusion(
+            "supported only when",
+            "one of the two is meant: features are uncorrelated, but some are wider",
+            {"words correlate": "no", "input correlates": "no"},
+        ),
+        Conclusion(
+            "refuted",
+            "features are correlated from the first table on, and inside some are several times as wide as others",
+            {"words correlate": "yes", "block differs": "yes"},
+        ),
+        Conclusion("refuted", "some features are correlated, and some are wider than others"),
+    ),
+    "C20": (
+        Conclusion(
+            "supported",
+            "affine maps explain the blocks, and the model does its work with them",
+            {"output": "yes", "change": "yes", "all": "no"},
+        ),
+        Conclusion(
+            "supported only when",
+            "a block's output is meant, most of which passes by it: what the block changes is not affine, though the "
+            "model does its work with affine maps",
+            {"output": "yes", "all": "no"},
+        ),
+        Conclusion(
+            "supported only when",
+            "the model's work is meant: affine maps leave part of the blocks unexplained, and the model does not need "
+            "that part",
+            {"all": "no"},
+        ),
+        Conclusion(
+            "supported only when",
+            "one block is looked at: any one may be affine, but a model of affine blocks loses what it is for",
+            {"output": "yes", "one": "no"},
+        ),
+        Conclusion(
+            "refuted", "affine maps explain the blocks' outputs, but what they leave out is needed", {"output": "yes"}
+        ),
+        Conclusion("refuted", "affine maps leave part of the blocks unexplained, and that part is needed"),
+    ),
+}
+
 
 def decide_learned(found: Findings, name: str = "pretrained") -> list[Evidence]:
     """What the ablation says of C18, C19 and C20; nothing where its measures or cuts are missing, or no sets judge."""
     links = (("tables", f"{name}.html#cuts"), ("raw numbers", f"{name}.csv.gz"))
-    decided = [_features(found), _scales(found), _linear(found)] if found.measures and found.sets == SETS else []
+    asked = {"C18": _features, "C19": _scales, "C20": _linear} if found.measures and found.sets == SETS else {}
+    decided = {claim: rows for claim, ask in asked.items() if (rows := ask(found))}
     conditions = (
         "Measured on MiniLM-L6 (six layers, 384 features), which makes sentence embeddings: judged by WordSim-353, "
         "SimLex-999 and Lee's documents. Intervals: of scores by the paired bootstrap over pairs, of measures over "
         "tokens or layers; nothing was trained.",
     )
     return [
-        Evidence(claim, statement, verdict, reason, tuple(rows), conditions, links)
-        for claim, statement, verdict, reason, rows in filter(None, decided)
+        Evidence(claim, STATEMENTS[claim], *concluded(claim, rows), tuple(rows.values()), conditions, links)
+        for claim, rows in decided.items()
     ]
 
 
-Decided = tuple[str, str, str, str, list[Row]]
+def concluded(claim: str, rows: dict[str, Row]) -> tuple[Verdict, str]:
+    """The verdict and the reason; undecided where one depends on an answer that is open."""
+    rule = functools.partial(first_that_applies, CONCLUSIONS[claim], rows)
+    unclear = [row.question for row in rows.values() if row.answer == "open"]
+    return conclude(rule, [row.answer for row in rows.values()]) or ("undecided", f"open: {'; '.join(unclear)}")
 
 
 def _row(question: str, interval: Interval, threshold: float, unit: str = "") -> Row:
-    answer = "yes" if interval.low > threshold else "no" if interval.high <= threshold else "open"
     said = f"{format_interval(interval)}{unit}, threshold {threshold:g}"
-    return Row(question, interval, threshold, answer, said)
+    return Row(question, interval, threshold, answer_to(interval, threshold), said)
 
 
-def _features(found: Findings) -> Decided | None:
-    """C18."""
+def _features(found: Findings) -> dict[str, Row]:
+    """What C18 asks; nothing where a cut is missing."""
     attention, values = found.cut("per-dimension QK and OV"), found.cut("per-dimension OV")
     ffn, energies = found.cut("FFN of single features"), [found.measures[layer]["energy"] for layer in found.layers]
     if attention is None or ffn is None or values is None:
-        return None
-    rows = [
-        _row(
-            "does it cost more than 0.05 to keep attention from mixing features (in QK and OV)?", attention.cost, COST
+        return {}
+    of_attention, of_ffn = (_over([each[k] for each in energies]) for k in (0, 1))
+    keep = "does it cost more than 0.05 to keep"
+    return {
+        "attention": _row(f"{keep} attention from mixing features (in QK and OV)?", attention.cost, COST),
+        "values": _row("does that of the values alone (OV)?", values.cost, COST),
+        "FFN": _row(f"{keep} the FFN from mixing features?", ffn.cost, COST),
+        "attention's Jacobian": _row(
+            "is more than half of attention's Jacobian between different features?", of_attention, 0.5
         ),
-        _row("does that of the values alone (OV)?", values.cost, COST),
-        _row("does it cost more than 0.05 to keep the FFN from mixing features?", ffn.cost, COST),
-        _row(
-            "is more than half of attention's Jacobian between different features?",
-            _over([e[0] for e in energies]),
-            0.5,
-        ),
-        _row("is more than half of the FFN's?", _over([e[1] for e in energies]), 0.5),
-    ]
-    answers = [row.answer for row in rows]
-    if answers[0] == "yes":
-        verdict, reason = (
-            "refuted",
-            "attention mixes features by its own maps, and the model needs it to; the FFN mixes too",
-        )
-    elif answers[0] == "no" and answers[2] == "yes":
-        verdict, reason = "supported", "only the FFN's mixing of features is needed"
-    else:
-        verdict, reason = "undecided", "one of the two costs is not clear, or neither is needed"
-    return "C18", "In a real pretrained model features mix in the FFN, not in attention.", verdict, reason, rows
+        "FFN's Jacobian": _row("is more than half of the FFN's?", of_ffn, 0.5),
+    }
 
 
-def _scales(found: Findings) -> Decided:
-    """C19."""
-    words, first = found.measures["word vectors"], found.measures["first block's input"]
+def _scales(found: Findings) -> dict[str, Row]:
+    """What C19 asks."""
     drawn = found.measures["drawn from N(0, 1)"]["correlation"][0]
     inside = max(found.layers, key=lambda layer: found.measures[layer]["scale_ratio"][0])
-    rows = []
-    for name, row in (("word vectors", words), ("the first block's input", first)):
-        ratio = [value / drawn for value in row["correlation"]]
-        rows.append(
-            _row(
-                f"are features of {name} more than twice as correlated as independent ones?",
-                Interval(*ratio),
-                2.0,
-                " times",
-            )
-        )
-        scale = Interval(*row["scale_ratio"])
-        rows.append(_row(f"is a feature of {name} more than twice as wide as the median one?", scale, 2.0, " times"))
-    scale = Interval(*found.measures[inside]["scale_ratio"])
-    rows.append(
-        _row(f"is a feature after block {inside} more than twice as wide as the median one?", scale, 2.0, " times")
-    )
-    answers = [row.answer for row in rows]
-    if "open" in answers:
-        verdict, reason = "undecided", "a figure is too near to its threshold"
-    elif set(answers) == {"no"}:
-        verdict, reason = "supported", "features are nearly uncorrelated and of one scale everywhere"
-    elif "no" in answers[:2] and answers[4] == "no":
-        verdict = "supported only when"
-        reason = "one of the two is meant: " + (
-            "scales are even, but features are correlated"
-            if answers[0] == "yes"
-            else "features are uncorrelated, but some are wider"
-        )
-    else:
-        reason = "features are correlated from the first table on, and inside some are several times as wide as others"
-        verdict = "refuted"
-    statement = "Embeddings' dimensions are orthogonal and evenly scaled by default."
-    return "C19", statement, verdict, reason, rows
+
+    def correlated(name: str, where: str) -> Row:
+        ratio = Interval(*(value / drawn for value in found.measures[name]["correlation"]))
+        return _row(f"are features {where} more than twice as correlated as independent ones?", ratio, 2.0, " times")
+
+    def wide(name: str, where: str) -> Row:
+        scale = Interval(*found.measures[name]["scale_ratio"])
+        return _row(f"is a feature {where} more than twice as wide as the median one?", scale, 2.0, " times")
+
+    words, first = "word vectors", "first block's input"
+    return {
+        "words correlate": correlated(words, f"of {words}"),
+        "words differ": wide(words, f"of {words}"),
+        "input correlates": correlated(first, f"of the {first}"),
+        "input differs": wide(first, f"of the {first}"),
+        "block differs": wide(inside, f"after block {inside}"),
+    }
 
 
-def _linear(found: Findings) -> Decided | None:
-    """C20."""
-    whole = found.cut("linear block")
-    if whole is None:
-        return None
-    r2 = {name: [found.measures[layer]["explained"][name] for layer in found.layers] for name in ("block", "change")}
-    worst = {name: min(values, key=lambda each: each[0]) for name, values in r2.items()}
-    one = [found.cut("linear block", layer) for layer in found.layers]
-    rows = [
-        _row("does an affine map explain more than 0.9 of every block's output?", Interval(*worst["block"]), 0.9),
-        _row("does it explain more than 0.9 of what a block changes?", Interval(*worst["change"]), 0.9),
-        _row("does it cost more than 0.05 to make every block affine?", whole.cost, COST),
-    ]
+def _linear(found: Findings) -> dict[str, Row]:
+    """What C20 asks; nothing where a cut is missing."""
+    whole, one = found.cut("linear block"), [found.cut("linear block", layer) for layer in found.layers]
     costs = [each.cost for each in one if each is not None]
-    if costs:
-        highest = max(costs, key=lambda each: each.mean)
-        rows.append(_row("does it cost more than 0.05 to make the worst single block affine?", highest, COST))
-    answers = [row.answer for row in rows]
-    if answers[0] == "yes" and answers[2] == "no":
-        verdict, reason = "supported", "affine maps explain the blocks, and the model does its work with them"
-    elif answers[0] == "yes" and answers[2] == "yes" and answers[-1] == "no":
-        verdict = "supported only when"
-        reason = "one block is looked at: any one may be affine, but a model of affine blocks loses what it is for"
-    elif answers[2] == "yes":
-        verdict, reason = "refuted", "affine maps leave part of the blocks unexplained, and that part is needed"
-    else:
-        verdict, reason = "undecided", "the cost is too near to its threshold"
-    return "C20", "A real Transformer block is nearly linear.", verdict, reason, rows
+    if whole is None or not costs:
+        return {}
+    r2 = {name: [found.measures[layer]["explained"][name] for layer in found.layers] for name in ("block", "change")}
+    worst = {name: Interval(*min(values, key=lambda each: each[0])) for name, values in r2.items()}
+    highest, make = max(costs, key=lambda each: each.mean), "does it cost more than 0.05 to make"
+    return {
+        "output": _row("does an affine map explain more than 0.9 of every block's output?", worst["block"], 0.9),
+        "change": _row("does it explain more than 0.9 of what a block changes?", worst["change"], 0.9),
+        "all": _row(f"{make} every block affine?", whole.cost, COST),
+        "one": _row(f"{make} the worst single block affine?", highest, COST),
+    }
 
 
 def _over(values: Sequence[float]) -> Interval:
@@ -283,7 +324,7 @@ def _difference(each: Judged, name: str) -> str:
     difference = each.differences[name]
     if np.isinf(difference.mean):
         return format_mean(difference)
-    return f"{format_interval(difference, signed=True)}, {format_p_value(each.corrected_p[name])}"
+    return ", ".join(filter(None, (format_interval(difference, signed=True), format_p_value(each.corrected_p[name]))))
 
 
 SINKS = "attention to first and last (their share)"

@@ -16,6 +16,7 @@ from flaxformer_lab.report.formatting import (
     effects_in_words,
     format_conditions,
     format_count,
+    format_errors,
     format_interval,
     format_mean,
     format_p_value,
@@ -32,7 +33,7 @@ from flaxformer_lab.report.formatting import (
 from flaxformer_lab.report.markup import Markup, breakable, join, scrolling, tag
 from flaxformer_lab.report.statistics import COVERAGE, FEWEST_SEEDS
 from flaxformer_lab.report.summary import MARGIN, SLACK, Difference, Summary, metric_range
-from flaxformer_lab.report.task_section import task_section
+from flaxformer_lab.report.task_section import NOTHING, task_section
 from flaxformer_lab.tasks import PrimaryMetric
 
 # Even if a name could become markup, the browser would fetch and run nothing.
@@ -182,7 +183,11 @@ def _card(decision: Decision, id_: str, task_ids: Mapping[str, str]) -> Markup:
         tag("blockquote", tag("p", claim.statement)),
         tag("p", sentence(decision.reason), class_="reason"),
         tag("ul", [_evidence(each, task_ids) for each in decision.findings], class_="findings"),
-        [tag("p", with_minus_signs(each), class_="reach") for each in format_reach(decision)],
+        [
+            tag("p", with_minus_signs(each), class_="reach")
+            for each in (format_errors(decision), *format_reach(decision))
+            if each
+        ],
         None if claim.source is None else tag("p", f"Source: {claim.source}", class_="source"),
         id=id_,
         class_=f"card {verdict.replace(' ', '-')}",
@@ -206,7 +211,17 @@ def _evidence(finding: Finding, task_ids: Mapping[str, str]) -> Markup:
         tag("p", question, " ", tag("span", answer, class_=f"answer {finding.answer}")),
         None
         if interval is None
-        else tag("figure", threshold_figure(interval, comparison.threshold, finding.answer, question, finding.digits)),
+        else tag(
+            "figure",
+            threshold_figure(
+                interval,
+                comparison.threshold,
+                finding.answer,
+                question,
+                finding.digits,
+                within=comparison.within,
+            ),
+        ),
         tag("p", f"Why {format_threshold(finding)}: {comparison.because}.", class_="because")
         if comparison.because
         else None,
@@ -239,7 +254,7 @@ def _overview(summary: Summary) -> list[Markup]:
             *(part for kind in ("worse", "better") for part in (tag("span", class_=f"swatch {kind}"), f" {kind} ")),
             "· full colour at a difference as large as the metric's range, or at the task's greatest where it has no "
             "upper limit · "
-            "“–”: the variant means nothing there · “…”: not finished",
+            f"“{NOTHING}”: the variant means nothing there, or has no baseline yet · “…”: not finished",
             class_="legend",
         ),
     ]
@@ -258,13 +273,17 @@ def _overview_cell(summary: Summary, task: str, variant: str) -> Markup:
         mean, interval = (
             with_minus_signs(format_(score.interval, score.metric.digits)) for format_ in (format_mean, format_interval)
         )
-        return tag("td", mean, class_="base", title=f"{score.metric.label} {interval}")
+        if variant == summary.grid.config.baseline or not math.isfinite(score.interval.mean):
+            return tag("td", mean, class_="base", title=f"{score.metric.label} {interval}")
+        base = summary.score(task, summary.grid.config.baseline)
+        why = f"the baseline {'has not finished' if base is None else 'is not finite'}, {score.metric.label} {interval}"
+        return tag("td", NOTHING, class_="none", title=why, aria_label=f"nothing to compare with: {why}")
     if any((cell.task, cell.variant) == (task, variant) for cell, _ in summary.failures):
         return tag("td", "failed", class_="failed")
     if any((cell.task, cell.variant) == (task, variant) for cell in summary.missing):
         return tag("td", "…", class_="none", title="not finished", aria_label="not finished")
     why = next((why for t, v, why in summary.grid.dropped if (t, v) == (task, variant)), "not part of this task")
-    return tag("td", "–", class_="none", title=why, aria_label=f"left out: {why}")
+    return tag("td", NOTHING, class_="none", title=why, aria_label=f"left out: {why}")
 
 
 def _difference_cell(summary: Summary, difference: Difference, metric: PrimaryMetric) -> Markup:
@@ -336,9 +355,13 @@ def _reading(summary: Summary) -> Markup:
         ("Score", "The mean over seeds on test examples, at the learning rate that was best on validation."),
         (
             "Interval",
-            f"95%, by the studentised bootstrap over {format_seeds(config, tasks)}, and over test examples "
-            "where all seeds have the same ones; inside the limits of the score. Without at least two seeds, where "
-            f"they are all alike, or where a run is not finite, there is none. {_coverage(fewest)}",
+            f"95%, by the studentised bootstrap over {format_seeds(config, tasks)}; inside the limits of the score. "
+            "Below a table and a verdict stands whether test examples are drawn again as well: where all seeds share "
+            "them, and the score is their mean. Scores of all examples at once, like an area under a curve, and "
+            "measures of mixing have the error of seeds alone. Where each seed has test examples of its own, the "
+            "spread of seeds has their error. Without at "
+            "least two seeds, where they are all alike, or where a run is not finite, there is none. "
+            f"{_coverage(fewest)}",
         ),
         (
             "Failures",

@@ -140,8 +140,13 @@ def holm(p_values: Values) -> Float[np.ndarray, " values"]:
 
 
 def probability_of_improvement(differences: Values) -> Interval:
-    """The share of seeds for which the paired difference is above 0, ties counted half, with its interval."""
+    """The share of seeds for which the paired difference is above 0, ties counted half, with its interval.
+
+    All are NaN where a difference is: it has no sign.
+    """
     differences = np.asarray(differences, np.float64)
+    if np.isnan(differences).any():
+        return Interval(float("nan"), float("nan"), float("nan"))
     return share_interval(float(np.sum(differences > 0) + np.sum(differences == 0) / 2), len(differences))
 
 

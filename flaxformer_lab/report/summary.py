@@ -277,15 +277,30 @@ def difference_limits(limits: Limits) -> Limits:
     return (None, None) if low is None or high is None else (low - high, high - low)
 
 
-def measure_limits(name: str) -> Limits:
-    """Between which a measure lies: shares between 0 and 1; errors, shares divided by an area, and costs above 0."""
+def measure_limits(name: str, metric: PrimaryMetric) -> Limits:
+    """Between which a measure lies: shares between 0 and 1; errors, shares divided by an area, and costs above 0.
+
+    metric: of the task, whose limits are those of the score in int8.
+    """
+    if name == "int8_score":
+        return metric.limits
     has_no_highest = name == "mae" or name.endswith(("_error", "_bytes", "_latency")) or name.startswith("object_")
     return (0, None) if has_no_highest else (0, 1)
 
 
 def difference_of_examples(ours: Examples, theirs: Examples) -> Examples:
-    """What each test example adds to a difference; None where either is not known."""
-    return None if ours is None or theirs is None or len(ours) != len(theirs) else ours - theirs
+    """What each test example adds to a difference; None where either is not known. Two test sets count apart."""
+    if ours is None or theirs is None or len(ours) != len(theirs):
+        return joined_examples([(1.0, ours), (-1.0, theirs)])
+    return ours - theirs
+
+
+def joined_examples(parts: Sequence[tuple[float, Examples]]) -> Examples:
+    """What each example of several test sets adds to a weighted sum of scores; None where one is not known."""
+    if any(examples is None for _, examples in parts):
+        return None
+    total = sum(len(examples) for _, examples in parts)
+    return np.concatenate([examples * (weight * total / len(examples)) for weight, examples in parts])
 
 
 def metric_range(metric: PrimaryMetric) -> float | None:

@@ -29,6 +29,7 @@ from flaxformer_lab.report.formatting import (
     format_clarity,
     format_cost_of_use,
     format_ends,
+    format_errors_of_scores,
     format_improvement,
     format_label,
     format_learning_rate,
@@ -69,6 +70,7 @@ def _content(summary: Summary, scores: Sequence[Score], id_: str) -> list[Markup
     return [
         tag("p", in_words(summary, scores[0].task)),
         _table(summary, scores),
+        tag("p", format_errors_of_scores(scores), class_="note"),
         *_rates(scores, id_),
         _heading("Learning curves", f"{id_}-curves"),
         _curves(summary, scores),
@@ -197,12 +199,12 @@ def _curves(summary: Summary, scores: Sequence[Score]) -> Markup:
     medians = [value for score in scores for value in seed_range(score.curves)[1]]
     bounds = [bound for score in scores if (bound := bound_of(score)) is not None]
     limits = score_limits(scores[0].metric, [*medians, *bounds])
-    bounded = bool(bounds)
+    bounded, last = bool(bounds), max(score.steps[-1] for score in scores)
     panels = [
         tag(
             "figure",
             tag("figcaption", tag("span", k, class_="key"), " ", breakable(score.variant)),
-            learning_curve(score, base, limits),
+            learning_curve(score, base, limits, last),
         )
         for k, score in enumerate(scores, start=1)
     ]
@@ -297,7 +299,7 @@ def _mixing(summary: Summary, scores: Sequence[Score], id_: str) -> list[Markup]
 
 
 def _measure_interval(score: Score, name: str) -> Interval:
-    return bootstrap_interval(score.measures[name], limits=measure_limits(name))
+    return bootstrap_interval(score.measures[name], limits=measure_limits(name, score.metric))
 
 
 def _measures(scores: Sequence[Score], names: Sequence[str]) -> Markup:

@@ -19,6 +19,8 @@ from flaxformer_lab.report.formatting import (
     format_bound,
     format_clarity,
     format_cost_of_use,
+    format_errors,
+    format_errors_of_scores,
     format_findings,
     format_improvement,
     format_interval,
@@ -91,6 +93,7 @@ def as_markdown(summary: Summary, decisions: tuple[Decision, ...]) -> str:
         scores = [each for each in summary.scores if each.task == task]
         if scores:
             parts.append(f'<a id="{anchors[task]}"></a>\n\n## {task}\n\n{task_table(summary, scores)}')
+            parts.append(format_errors_of_scores(scores))
             families = front_families(summary, task)
             if families:
                 parts += ["Cost of use, as exported files, family by family:", _cost_table(families)]
@@ -115,7 +118,8 @@ def _verdict_row(decision: Decision, anchors: dict[str, str]) -> tuple[str, ...]
 
 def _reach(decision: Decision) -> str:
     """One claim: at equal FLOPs, with other thresholds, and why the thresholds are what they are."""
-    return " ".join([f"- {decision.claim.name}.", *format_reach(decision), format_reasons(decision)]).rstrip()
+    said = format_errors(decision), *format_reach(decision), format_reasons(decision)
+    return " ".join(filter(None, (f"- {decision.claim.name}.", *said)))
 
 
 def task_table(summary: Summary, scores: list[Score]) -> str:

@@ -17,10 +17,15 @@ from flaxformer_lab.ablation.grid import BASELINE, make_grid, parse_ablation
 from flaxformer_lab.ablation.learned.config import is_learned
 from flaxformer_lab.command_line import read_recipe
 from flaxformer_lab.errors import ConfigError
-from flaxformer_lab.report.claims import conclusion_of, decide, decide_all, values_of
-from flaxformer_lab.report.statistics import bootstrap_interval
+from flaxformer_lab.report.claims import conclusion_of, decide, decide_all, first_that_applies, values_of
+from flaxformer_lab.report.debate import Row
+from flaxformer_lab.report.formatting import format_errors, format_errors_of_scores, format_updates
+from flaxformer_lab.report.learned import CONCLUSIONS as OF_PRETRAINED
+from flaxformer_lab.report.learned import Findings, Judged, concluded, cut_rows
+from flaxformer_lab.report.statistics import Interval, bootstrap_interval
 from flaxformer_lab.report.summary import Summary, measure_limits, score_of, summarise
 from flaxformer_lab.report.write import as_markdown
+from flaxformer_lab.tasks import PrimaryMetric
 
 COMPARISON = Comparison("first", "does it?", Quantity("near"), Quantity("near", "ffn_off"), 0.2)
 CONCLUSIONS = (Conclusion("supported", "it does", {"first": "yes"}), Conclusion("refuted", "it does not"))
@@ -221,6 +226,46 @@ def test_as_good_as_needs_a_test_of_equivalence(decided, ours, answer):
         assert finding.corrected_p == pytest.approx(max(edges))
 
 
+def test_seeds_that_did_not_fail_must_show_themselves_that_a_difference_is_small(decided):
+    """All eight are surely within; the four that reach the threshold are too few and too noisy to say so."""
+    within = dataclasses.replace(COMPARISON, threshold=0.02, within=True)
+    theirs = np.repeat([0.5, 0.95], 4)
+    ours = theirs + np.array([0.001, -0.001, 0.002, -0.002, 0.03, -0.03, 0.03, -0.03])
+    asked = dataclasses.replace(CLAIM, comparisons=(within,))
+    assert decided(ours, theirs, asked, seeds=8).verdict == "supported"
+    failing = decided(ours, theirs, asked, seeds=8, threshold=0.9)
+    assert failing.verdict == "undecided" and "4 of 8 seeds failed" in failing.reason
+
+
+def test_tasks_of_other_seeds_are_not_compared(grid, claim):
+    tasks = {"near": {"recipe": "delay.py"}, "far": {"recipe": "delay.py", "overrides": FAR, "seeds": (7, 8)}}
+    compared = claim["comparisons"][0] | {"more": {"task": "far"}}
+    with pytest.raises(ConfigError, match=r"far with near seed by seed, but tasks.far has the seeds \[7, 8\]"):
+        grid({"tasks": tasks, "claims": [claim | {"comparisons": [compared]}]})
+
+
+def test_a_claim_says_of_its_own_cells_how_long_they_trained_and_what_its_intervals_are_over(grid, store, result):
+    made = grid({"seeds": range(5), "learning_rates": (0.01,)})
+    store.claim(made)
+    shared = {"test_examples": [{"learning_rate": 0.01, "totals": [0.0, 1.0], "weights": [1.0, 1.0]}]}
+    for variant, more in ((BASELINE, shared), ("ffn_off", shared | {"steps": [1, 2]}), ("one head", {"steps": [1, 9]})):
+        store.finish(made.cell("near", variant), result(made.cell("near", variant), 0.5 + SPREAD) | more)
+    summary = summarise(made, store)
+    energy = Comparison("second", "energy?", Quantity("near", BASELINE, "cross_feature_energy"))
+    for comparisons, said in (
+        ((COMPARISON,), "over seeds and over the test examples that they share."),
+        ((COMPARISON, energy), "over seeds; also over the test examples that they share for does it."),
+        ((energy,), "over seeds alone."),
+    ):
+        asked = dataclasses.replace(CLAIM, comparisons=comparisons, conclusions=CONCLUSIONS[1:])
+        (decision,) = decide((asked,), summary)
+        assert format_errors(decision) == f"Intervals: {said}"
+        assert format_updates(decision, summary) == ("4 on near" if comparisons == (energy,) else "2 to 4 on near")
+    one_head = summary.score("near", "one head")
+    assert "over seeds alone for one head" in format_errors_of_scores([summary.score("near", BASELINE), one_head])
+    assert format_errors_of_scores([one_head]) == "Intervals: over seeds alone."
+
+
 def test_nothing_is_within_a_threshold_of_nothing():
     with pytest.raises(ConfigError, match="set a threshold above 0"):
         dataclasses.replace(COMPARISON, threshold=0.0, within=True).rules()
@@ -349,12 +394,13 @@ def test_a_quantity_of_several_tasks_is_their_mean_with_the_error_of_all_their_e
     ("measure", "limits"),
     [
         ("attention_entropy", (0, 1)),
+        ("int8_score", (None, 1)),  # of the score: an R² has no lowest value
         ("token_equivariance_error", (0, None)),
         ("object_attention_untrained", (0, None)),  # 4 where a quarter of the image has all of it
     ],
 )
 def test_the_interval_of_a_measure_stays_inside_of_what_it_can_be(measure, limits):
-    assert measure_limits(measure) == limits
+    assert measure_limits(measure, PrimaryMetric("r2", "R²", higher_is_better=True, limits=(None, 1))) == limits
 
 
 # ------------------------------------------------------------------------------- the claims of configs/ablations
@@ -375,7 +421,9 @@ def claims_of(name):
 
 
 CLAIMS = {claim.name: claim for name in ("cross_dimension", "scales") for claim in claims_of(name)}
-CLAIMS |= {f"{claim.name} of {name}": claim for name in ("heads", "context") for claim in claims_of(name)}
+CLAIMS |= {
+    f"{claim.name} of {name}": claim for name in ("heads", "context", "vision", "clicks") for claim in claims_of(name)
+}
 
 
 @pytest.mark.parametrize("name", CLAIMS)
@@ -402,6 +450,7 @@ def test_every_threshold_has_its_reason(path):
     [
         ("C1", (True, True), "refuted"),
         ("C1", (False, False), "supported"),
+        ("C1", (True, False), "supported only when"),
         ("C2", (False, False, True, True, False), "supported only when"),
         ("C2", (False, False, True, False, False), "supported only when"),
         ("C2", (True, False, True, True, False), "supported only when"),
@@ -412,7 +461,8 @@ def test_every_threshold_has_its_reason(path):
         ("C3", (True, False), "supported"),
         ("C3", (True, True), "refuted"),
         ("C4", (True, True), "supported"),
-        ("C4", (True, False), "refuted"),
+        ("C4", (True, False), "supported only when"),
+        ("C4", (False, False), "refuted"),
         ("C7", (True,), "supported"),
         ("C7", (False,), "refuted"),
         ("C8", (True, True), "supported only when"),
@@ -429,7 +479,14 @@ def test_every_threshold_has_its_reason(path):
         ("C16 of context", (False, True, True, True, True, True), "supported only when"),
         ("C16 of context", (False, False, False, False, True, True), "supported only when"),
         ("C16 of context", (True, True, True, True, True, True), "supported"),
-        ("C16 of context", (False, False, True, True, False, False), "refuted"),
+        ("C16 of context", (False, False, True, True, False, False), "supported only when"),
+        ("C16 of context", (False, False, False, False, False, False), "refuted"),
+        ("C5 of context", (False, False, False, True, False), "supported only when"),
+        ("C5 of vision", (True, False, False, False), "supported only when"),
+        ("C5 of vision", (False, False, False, False), "refuted"),
+        ("C14 of vision", (False, True, False, False, False), "refuted"),
+        ("C14 of vision", (True, True, False, False, False), "supported only when"),
+        ("C6 of clicks", (True, True, True, True, True, True, True), "refuted"),
         ("C10", (True, False, False, False, True, True, True), "supported only when"),
         ("C10", (True, False, False, False, False, False, False), "supported only when"),
         ("C10", (True, False, True, False, True, True, True), "supported"),
@@ -445,6 +502,61 @@ def test_every_threshold_has_its_reason(path):
 )
 def test_verdicts_follow_from_answers(name, answers, verdict):
     assert conclusion_of(CLAIMS[name], *answers)[0] == verdict
+
+
+@pytest.mark.parametrize(
+    ("name", "answers", "words"),
+    [
+        ("C5 of vision", (True, True, True, False), "two marks are to be related, nearby or far away"),
+        ("C5 of vision", (False, True, True, False), "nearby and on digits it does not"),
+        ("C6 of clicks", (True, True, True, False, True, True, True), "the vectors meet in a perceptron"),
+        ("C6 of clicks", (True, True, False, True, True, True, False), "a perceptron stays behind, and on flights"),
+        ("C6 of clicks", (True, False, False, False, True, False, False), "also of narrow ones"),
+    ],
+)
+def test_a_reason_says_what_was_answered(name, answers, words):
+    assert words in conclusion_of(CLAIMS[name], *answers)[1]
+
+
+NAMES = {
+    "C18": ("attention", "values", "FFN", "attention's Jacobian", "FFN's Jacobian"),
+    "C19": ("words correlate", "words differ", "input correlates", "input differs", "block differs"),
+    "C20": ("output", "change", "all", "one"),
+}
+
+
+@pytest.mark.parametrize("claim", NAMES)
+def test_every_conclusion_on_a_pretrained_model_can_be_reached(claim):
+    cases = itertools.product((True, False), repeat=len(NAMES[claim]))
+    outcomes = {first_that_applies(OF_PRETRAINED[claim], NAMES[claim], *case) for case in cases}
+    assert outcomes == {(each.verdict, each.reason) for each in OF_PRETRAINED[claim]}
+
+
+@pytest.mark.parametrize(
+    ("claim", "answers", "verdict"),
+    [
+        ("C18", ("open", "open", "yes", "yes", "yes"), "undecided"),
+        ("C18", ("yes", "open", "yes", "open", "open"), "refuted"),  # whatever the open ones are
+        ("C18", ("yes", "open", "open", "yes", "yes"), "undecided"),  # the reason depends on the FFN
+        ("C18", ("no", "no", "yes", "yes", "yes"), "supported only when"),
+        ("C19", ("yes", "no", "yes", "open", "yes"), "refuted"),
+        ("C19", ("yes", "no", "yes", "no", "no"), "supported only when"),
+        ("C20", ("no", "no", "yes", "yes"), "refuted"),
+        ("C20", ("no", "open", "no", "open"), "supported only when"),
+        ("C20", ("yes", "open", "no", "no"), "undecided"),
+    ],
+)
+def test_verdicts_on_a_pretrained_model_follow_from_answers(claim, answers, verdict):
+    rows = {
+        name: Row("is it?", Interval(0.0, 0.0, 0.0), 0.0, answer, "")
+        for name, answer in zip(NAMES[claim], answers, strict=True)
+    }
+    assert concluded(claim, rows)[0] == verdict
+
+
+def test_a_cut_without_p_ends_with_its_interval():
+    cut = Judged("a", "all", {"WordSim": 0.5}, {"WordSim": Interval(0.0, 0.0, 0.0)}, {"WordSim": np.nan}, None)
+    assert "+0.000 [+0.000, +0.000]" in cut_rows(Findings((cut,), {}))[0]
 
 
 def made_up(cell, scenario):

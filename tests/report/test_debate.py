@@ -39,6 +39,7 @@ def test_every_claim_has_its_verdict_its_numbers_and_its_links():
     assert '<a href="x.html#task-1">table of near</a>' in first and "Measured with 5 seeds." in first
     assert "</span> open</span>" in second and "Open: needs weather &lt;data&gt;." in second and "<svg" not in second
     assert "3.000 [2.000, 4.000] times as much, threshold 1.2" in third and "measured on a machine" in third
+    assert "It mixes. <strong>supported under a condition</strong>" in page
     assert "Of 3 claims: 1 supported, 1 supported only when, 1 open." in page
     assert page == as_debate(TOPICS, (MIXES, COST))
 

@@ -42,14 +42,31 @@ def test_shares_and_p_are_those_of_nested_fits(values):
     (total, _), (without_rows, _), (without_columns, _), (additive, _), (full, rank) = (
         residual(values, *each) for each in (one, columns, rows, rows + columns, cells)
     )
-    expected = [without_rows - additive, without_columns - additive, additive - full, full]
+    squares, freedom = [without_rows - additive, without_columns - additive, additive - full], values.size - rank
+    noise = full / freedom
+    expected = [each - own * noise for each, own in zip(squares, (2, 3, 6), strict=True)]
+    expected.append(total - sum(expected))
     effects = two_way_anova(values, ("a", "b"))
     assert [each.name for each in effects] == ["a", "b", "interaction", "seeds"]
-    np.testing.assert_allclose([each.share.mean for each in effects], np.array(expected) / total, atol=1e-9)
-    freedom = values.size - rank
-    for effect, squares, own in zip(effects[:3], expected, (2, 3, 6), strict=False):
-        assert effect.p_value == pytest.approx(stats.f.sf(squares / own / (full / freedom), own, freedom), rel=1e-6)
+    shares = np.clip(np.array(expected) / total, 0, 1)
+    np.testing.assert_allclose([each.share.mean for each in effects], shares, atol=1e-9)
+    for effect, each, own in zip(effects[:3], squares, (2, 3, 6), strict=True):
+        assert effect.p_value == pytest.approx(stats.f.sf(each / own / noise, own, freedom), rel=1e-6)
     assert all(each.share.low <= each.share.high for each in effects)
+
+
+def test_intervals_hold_the_shares_of_endless_seeds():
+    """Seven levels by six, as in the lab, where each pair's own mean is as noisy as its seeds allow."""
+    rng = np.random.default_rng(0)
+    means = rng.normal(size=(7, 1, 1)) + rng.normal(size=(1, 6, 1)) + 0.7 * rng.normal(size=(7, 6, 1))
+    cells = means[:, :, 0]
+    rows, columns = (cells.mean(axis=axis, keepdims=True) - cells.mean() for axis in (1, 0))
+    variances = [np.mean(each**2) for each in (rows, columns, cells - cells.mean() - rows - columns)]
+    true = np.array([*variances, 1.0]) / (sum(variances) + 1.0)
+    found = [[e.share for e in two_way_anova(means + rng.normal(size=(7, 6, 5)), "ab")] for _ in range(200)]
+    held = [[each.low <= truth <= each.high for each, truth in zip(row, true, strict=True)] for row in found]
+    assert np.all(np.mean(held, axis=0) > 0.9)
+    np.testing.assert_allclose(np.mean([[each.mean for each in row] for row in found], axis=0), true, atol=0.01)
 
 
 def test_of_one_seed_there_are_shares_without_intervals():

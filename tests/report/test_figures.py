@@ -8,10 +8,15 @@ import numpy as np
 import pytest
 from matplotlib.transforms import Bbox
 
+from flaxformer_lab.report.debate import Row
+from flaxformer_lab.report.designs import Factorial
 from flaxformer_lab.report.figures import (
     TO_THE_RIGHT,
     all_curves,
+    comparisons_figure,
+    factorial_grid,
     label_places,
+    learning_curve,
     metric_range,
     padded_range,
     scatter,
@@ -175,3 +180,48 @@ def test_all_curves_end_with_their_numbers_at_their_own_cost(score_of):
 def test_all_curves_may_be_none(score_of):
     lost = score_of(curves=np.full((1, 1), math.nan))
     assert "mark-label" not in all_curves([lost], "baseline", against_flops=True)
+
+
+def test_learning_curves_of_a_task_have_one_axis(score_of):
+    """The baseline's curve, behind that of a variant with half as many updates, ends at the same place as alone."""
+    long = score_of(steps=(50, 100), curves=np.array([[0.2, 0.6]]))
+    short = score_of(variant="short", steps=(25, 50), curves=np.array([[0.2, 0.6]]))
+    ends = []
+    for variant in (long, short):
+        path = re.search(r'<g class="curve baseline"><path d="([^"]*)"', learning_curve(variant, long, (0.0, 1.0), 100))
+        ends.append(path[1].split()[-2:])
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize(
+    ("interval", "within", "said"),
+    [
+        (Interval(0.3, 0.25, 0.35), False, "open: 0.300 [0.250, 0.350], above the threshold of 0.2"),
+        (Interval(0.3, 0.15, 0.35), False, "open: 0.300 [0.150, 0.350], around the threshold of 0.2"),
+        (Interval(0.1, 0.05, 0.2), False, "open: 0.100 [0.050, 0.200], below the threshold of 0.2"),
+        (Interval(0.0, -0.1, 0.1), True, "open: 0.000 [−0.100, 0.100], within the thresholds of ±0.2"),
+        (Interval(0.1, -0.1, 0.3), True, "open: 0.100 [−0.100, 0.300], around an end of the thresholds of ±0.2"),
+        (Interval(-0.4, -0.5, -0.3), True, "open: −0.400 [−0.500, −0.300], outside of the thresholds of ±0.2"),
+    ],
+)
+def test_a_figure_says_where_the_interval_lies_and_how_it_was_answered(interval, within, said):
+    svg = threshold_figure(interval, 0.2, "open", "is it so?", 3, within=within)
+    assert f"is it so? {said}" in svg and len(re.findall('<g class="threshold', svg)) == 1 + within
+
+
+def test_two_thresholds_of_a_difference_that_should_be_small():
+    row = Row("is it small?", Interval(0.0, -0.1, 0.1), 0.2, "yes", "", within=True)
+    svg = comparisons_figure([row])
+    assert len(re.findall('<g class="threshold', svg)) == 2 and "against ±0.2" in svg
+
+
+def test_a_measure_that_is_not_finite_is_called_so(scatter_of):
+    svg = scatter_of([100.0, math.nan])
+    assert "name 1 0.500 at not finite" in svg and svg.count("<circle") == 1
+
+
+def test_a_pair_that_diverged_has_no_shade():
+    means = np.array([[0.5, math.nan], [0.7, 0.6]])
+    svg = factorial_grid(Factorial(("a", "b"), (("x", "y"), ("p", "q")), means, ()), SHARE)
+    assert "x and q not finite; y and p 0.700" in svg and "nan" not in svg
+    assert "nan" not in factorial_grid(Factorial(("a", "b"), (("x",), ("p",)), np.array([[math.nan]]), ()), SHARE)

@@ -1,14 +1,19 @@
 """Values as text."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 
+from flaxformer_lab.ablation.claim_config import Claim, Comparison, Conclusion, Quantity
+from flaxformer_lab.report.claims import Decision, Finding
 from flaxformer_lab.report.formatting import (
     format_bound,
     format_count,
     format_interval,
     format_p_value,
+    format_reach,
+    format_search,
     format_span,
     format_steps_to_threshold,
     with_minus_signs,
@@ -33,7 +38,13 @@ def test_an_interval_in_words(interval, signed, said):
 
 @pytest.mark.parametrize(
     ("reached", "said"),
-    [((8, 2, 4), "4"), ((8, None, 4), "2 of 3 seeds"), ((None, None), "0 of 2 seeds"), (None, "")],
+    [
+        ((8, 2, 4), "4"),
+        ((8, 2, 4, 7), "5.5"),
+        ((8, None, 4), "2 of 3 seeds"),
+        ((None, None), "0 of 2 seeds"),
+        (None, ""),
+    ],
 )
 def test_the_steps_to_a_threshold_in_words(score_of, reached, said):
     assert format_steps_to_threshold(score_of(reached=reached)) == said
@@ -68,3 +79,25 @@ def test_numbers_are_well_set():
 )
 def test_thresholds_in_words_are_rounded_inwards(span, said):
     assert format_span(span) == said
+
+
+def decision(verdict, conclusion, other=None, not_converged=()):
+    finding = Finding(Comparison("first", "does it?", Quantity("near")), None, "open", not_converged=not_converged)
+    conclusions = (Conclusion("supported only when", conclusion),)
+    return Decision(Claim("X", "It does.", (finding.comparison,), conclusions), verdict, conclusion, (finding,), other)
+
+
+def test_another_condition_at_equal_flops_is_told():
+    condition, other = "supported only when", decision("supported only when", "it rains")
+    same, differs = (decision(condition, each, other, ("baseline on near",)) for each in ("it rains", "it snows"))
+    assert same.reason == "it rains (not converged: baseline on near)"
+    assert format_reach(same)[0] == "Equal FLOPs: the verdict is the same."
+    assert format_reach(differs)[0] == "Equal FLOPs: it would be supported only when it rains."
+    undecided = decision("supported", "it rains", decision("undecided", "open: does it?"))
+    assert format_reach(undecided)[0] == "Equal FLOPs: it would be undecided: does it?."
+
+
+def test_the_rates_that_were_given_are_those_of_the_cells(score_of):
+    scores = [score_of(by_rate={rate: 0.5}) for rate in (0.005, 0.0005, 0.005)]
+    grid = SimpleNamespace(config=SimpleNamespace(learning_rates=(0.001, 0.003)))
+    assert format_search(SimpleNamespace(grid=grid, scores=scores)) == "learning rate given: 0.0005, 0.005"

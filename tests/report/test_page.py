@@ -17,6 +17,7 @@ from flaxformer_lab.report.claims import decide
 from flaxformer_lab.report.formatting import (
     format_clarity,
     format_ends,
+    format_errors,
     format_interval,
     format_mean,
     format_p_value,
@@ -359,7 +360,8 @@ def test_a_verdict_is_a_card_with_its_word_its_reason_and_its_figures(finished):
         assert card.one("blockquote").text == decision.claim.statement
         assert card.one("p", class_="reason").text.lower() == decision.reason.lower()
         assert str(finding.comparison.more) in card.one("p", class_="compared").text
-        assert [plain(each.text) for each in card.all("p", class_="reach")] == [*format_reach(decision)]
+        reach = [plain(each.text) for each in card.all("p", class_="reach")]
+        assert reach == [each for each in (format_errors(decision), *format_reach(decision)) if each]
         assert document.one("a", href=f"#{card.attributes['id']}").text == decision.claim.name
         if finding.interval is None:
             assert "not measured" in card.text and not list(card.all("svg"))
@@ -596,7 +598,9 @@ def test_without_a_baseline_nothing_is_compared(page_of):
     assert "The baseline, baseline, has not finished here" in document.text
     assert "There is nothing to compare yet." in document.text
     rows = rows_of(document.one("table", class_="overview"))
-    assert rows["one head"]["near"] == "0.800" and rows[BASELINE]["near"] == "…"
+    assert rows["one head"]["near"] == "–" and rows[BASELINE]["near"] == "…"
+    cells = [cell.attributes.get("title", "") for cell in document.one("table", class_="overview").all("td")]
+    assert any(title.startswith("the baseline has not finished, R² 0.800") for title in cells)
 
 
 def test_a_run_that_is_not_finite_is_called_so_and_comes_last(page_of):

@@ -271,3 +271,8 @@ def test_holm_rarely_finds_what_is_not_there():
     rng, families = np.random.default_rng(0), 2000
     wrong = sum(np.any(holm(rng.uniform(size=10)) < 0.05) for _ in range(families))
     assert wrong / families < 0.06
+
+
+def test_a_seed_that_diverged_is_neither_better_nor_worse():
+    found = probability_of_improvement([0.1, 0.2, np.nan])
+    assert np.isnan([found.mean, found.low, found.high]).all()

@@ -14,7 +14,7 @@ from flaxformer_lab.report.formatting import (
     format_share,
 )
 from flaxformer_lab.report.statistics import bootstrap_interval, share_interval
-from flaxformer_lab.report.summary import at_equal_flops, summarise
+from flaxformer_lab.report.summary import at_equal_flops, difference_of_examples, summarise
 from flaxformer_lab.tasks import PrimaryMetric
 
 RATES, SEEDS = (0.01, 0.03), (0, 1, 2)
@@ -271,6 +271,14 @@ def test_shared_test_examples_widen_intervals(grid, store, result, judged_by):
     freedom = sum(parts) ** 2 / (parts[0] ** 2 / 4 + parts[1] ** 2 / 3)
     assert difference.p_value == pytest.approx(2 * stats.t.sf(0.25 / np.sqrt(sum(parts)), freedom))
     assert difference.p_value > 0.1 > stats.ttest_1samp(d, 0).pvalue
+
+
+def test_two_test_sets_have_the_error_of_both():
+    ours, theirs = np.array([-1.0, 0.0, 1.0]), np.array([2.0, -2.0, 1.0, -1.0, 0.0])
+    error = lambda examples: np.var(examples) / len(examples)  # noqa: E731
+    assert error(difference_of_examples(ours, theirs)) == pytest.approx(error(ours) + error(theirs))
+    np.testing.assert_array_equal(difference_of_examples(ours, -ours), 2 * ours)  # one set: paired
+    assert difference_of_examples(ours, None) is None
 
 
 def test_examples_of_another_rate_are_not_used(grid, store, result):
