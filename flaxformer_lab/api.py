@@ -145,9 +145,9 @@ def run_grid(
     if grid.config.exports:
         require_onnx()  # before anything is trained
     with trainer as train, contextlib.ExitStack() as stack:
-        store.claim(grid)
         if grid.config.exports:
             require_runs(grid, store)
+        store.claim(grid)
         log = stack.enter_context(loggers_of(grid, store, loggers, callbacks, quiet=console.quiet))
         display = stack.enter_context(ProgressDisplay(grid, store, console))
 

@@ -170,7 +170,7 @@ CLAIMS = (
             {
                 "verdict": "supported only when",
                 "reason": "the vectors meet in products, and the crosses are planted: a perceptron stays behind, and "
-                "on flights, divided by day or by rows, so do products",
+                "on flights, divided in at least one of the two ways, so do products",
                 "when": PRODUCTS,
             },
             {

@@ -35,7 +35,7 @@ class Store:
             RunError: the folder holds something else, or cannot be written.
         """
         try:
-            if not self._config.exists() and self.path.exists() and not self._is_begun():
+            if not self._is_ours():
                 raise RunError(
                     f"{self.path} holds files but no ablation.json, so it is no ablation; choose another --workdir"
                 )
@@ -45,9 +45,11 @@ class Store:
         except OSError as error:
             raise RunError(f"{self.path} cannot be written: {error.strerror}; choose another --workdir") from error
 
-    def _is_begun(self) -> bool:
-        """Whether all that the folder holds is what another process writes first, which may have been killed then."""
-        return all(path.name.startswith(f"{self._config.name}.") for path in self.path.iterdir())
+    def _is_ours(self) -> bool:
+        """Whether the folder is an ablation's, or empty, or another process is beginning it, or was killed then."""
+        # Listed before it is asked for the file: the other process may write it in between.
+        held = [path.name for path in self.path.iterdir()] if self.path.exists() else []
+        return self._config.exists() or all(name.startswith(f"{self._config.name}.") for name in held)
 
     def read(self) -> Grid:
         """The grid that the folder belongs to.

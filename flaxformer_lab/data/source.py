@@ -14,7 +14,7 @@ from tensorflow_datasets.core.file_adapters import ArrayRecordFileAdapter
 from flaxformer_lab.data.image_files import resize_image
 from flaxformer_lab.data.own.address import parse_address
 from flaxformer_lab.data.prepare import damaged, prepare, quiet
-from flaxformer_lab.errors import DataError
+from flaxformer_lab.errors import DataError, LabError
 
 SPLITS = ("train", "validation", "test")
 CONTENT = "content"  # among the metadata of own files: their digest
@@ -327,7 +327,7 @@ def _reading(name: str, info: tfds.core.DatasetInfo) -> Iterator[None]:
     """Turns errors while TFDS reads into a DataError; array_record checks the hashes of its records."""
     try:
         yield
-    except MemoryError:
+    except (MemoryError, LabError):
         raise
     except ImportError as error:
         raise DataError(f"{name} cannot be decoded: {error}") from error

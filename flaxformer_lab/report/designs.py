@@ -51,12 +51,13 @@ def two_way_anova(values: Float[np.ndarray, "first second seeds"], names: Sequen
     They are epsilon squared (Kelley 1935): from each sum of squares is taken what the spread of seeds adds to it, so
     that they estimate the shares with endless seeds. p: of the F-tests against the spread of seeds, which count as
     replicates. Intervals: 95%, by the jackknife over seeds, all cells without the same one (Efron and Tibshirani 1993,
-    chapter 11), with Student's quantiles and inside 0 and 1; NaN of a single seed, as p is.
+    chapter 11), with Student's quantiles and inside 0 and 1; NaN of fewer than three seeds, since without
+    one of two nothing is known of their spread. p is NaN of a single seed.
     """
     seeds = values.shape[2]
     squares, freedom = _sums_of_squares(values)
     shares, half = _shares(values), np.full(4, np.nan)
-    if seeds > 1:
+    if seeds > 2:
         without = np.array([_shares(np.delete(values, seed, axis=2)) for seed in range(seeds)])
         half = stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1) * np.sqrt((seeds - 1) * np.var(without, axis=0))
     with np.errstate(invalid="ignore"):  # of one seed there is no spread

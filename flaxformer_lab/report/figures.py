@@ -476,8 +476,8 @@ def factorial_grid(found: Factorial, metric: PrimaryMetric) -> Markup:
     shades = np.zeros(heights.shape)  # also where a run is not finite
     if (known := np.isfinite(heights)).any():
         shades[known] = (heights[known] - heights[known].min()) / (np.ptp(heights[known]) or 1.0)
-    exact = {place: Interval(mean, math.nan, math.nan) for place, mean in np.ndenumerate(means)}
-    said = {place: format_mean(each, metric.digits) for place, each in exact.items()}
+    without_ends = lambda mean: Interval(mean, math.nan, math.nan)  # noqa: E731
+    said = {place: format_mean(without_ends(mean), metric.digits) for place, mean in np.ndenumerate(means)}
     for (row, column), text in said.items():
         place, looks = (
             (column - 0.48, row - 0.46),

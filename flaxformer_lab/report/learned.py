@@ -222,7 +222,8 @@ def decide_learned(found: Findings, name: str = "pretrained") -> list[Evidence]:
 def concluded(claim: str, rows: dict[str, Row]) -> tuple[Verdict, str]:
     """The verdict and the reason; undecided where one depends on an answer that is open."""
     rule = functools.partial(first_that_applies, CONCLUSIONS[claim], rows)
-    unclear = [row.question for row in rows.values() if row.answer == "open"]
+    decisive = {name for each in CONCLUSIONS[claim] for name in each.when}
+    unclear = [row.question for name, row in rows.items() if row.answer == "open" and name in decisive]
     return conclude(rule, [row.answer for row in rows.values()]) or ("undecided", f"open: {'; '.join(unclear)}")
 
 

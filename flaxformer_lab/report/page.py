@@ -359,8 +359,8 @@ def _reading(summary: Summary) -> Markup:
             "Below a table and a verdict stands whether test examples are drawn again as well: where all seeds share "
             "them, and the score is their mean. Scores of all examples at once, like an area under a curve, and "
             "measures of mixing have the error of seeds alone. Where each seed has test examples of its own, the "
-            "spread of seeds has their error. Without at "
-            "least two seeds, where they are all alike, or where a run is not finite, there is none. "
+            "spread of seeds has their error. Without at least two seeds, where they are all alike, or where a run is "
+            "not finite, there is none. "
             f"{_coverage(fewest)}",
         ),
         (

@@ -426,7 +426,7 @@ class NextBasket(Task):
 def window(
     items: Int[np.ndarray, " events"], baskets: Int[np.ndarray, " events"], config: NextBasketConfig, more: int
 ) -> tuple[Int[np.ndarray, " last"], Int[np.ndarray, " last"]]:
-    """The last events that fit an example, or `more`, with the basket of each."""
+    """The last events that fit an example, and so many `more`, with the basket of each."""
     items, baskets = items[-config.events - more :], baskets[-config.events - more :]
     number = np.cumsum(np.diff(baskets, prepend=baskets[:1]) != 0)
     fits = number > number[-1] - config.baskets - more if len(number) else slice(None)

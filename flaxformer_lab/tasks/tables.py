@@ -154,7 +154,7 @@ class Tabular(Task):
         return stored_examples(source, functools.partial(self._check_examples, source.name))
 
     def _require_meanings(self, source: Source) -> None:
-        """Raises DataError where own files changed so that columns, levels or classes are others now."""
+        """Raises DataError where own files changed so that columns or levels are others now."""
         now = _schema_of(source.info.metadata or {})
         if self._schema and now and now.meanings != self._schema.meanings:
             raise DataError(

@@ -18,9 +18,9 @@ from flaxformer_lab.training.naming import is_named
 from flaxformer_lab.training.scaling import scale_by_fan_in
 
 Tree = Any  # a pytree of arrays
-# Names of the parameters that weight decay acts on: dense maps and tables (`crossed` is one of pairs of
-# fields), heads of several members, AutoInt's maps, the parts of complex ones, and LoRA's two. The vectors of a table's
-# columns have none, as in FT-Transformer (Gorishniy et al. 2021).
+# Names of the parameters that weight decay acts on: dense maps and tables (`crossed` is one of pairs of fields), heads
+# of several members, AutoInt's maps, the parts of complex ones, and LoRA's two. The vectors of a table's columns have
+# none, as in FT-Transformer (Gorishniy et al. 2021).
 MATRICES = frozenset("kernel table crossed kernels query key value residual real imaginary a b".split())
 
 
@@ -109,8 +109,8 @@ def _muon(
     """Orthogonalised momentum for the matrices of blocks and layers (Jordan et al. 2024), AdamW for the rest.
 
     Of a structured map [blocks, in, out] each block is a matrix. A diagonal map is none, nor is a convolution of each
-    feature by itself, so AdamW trains them: compare them
-    with a dense one under `name=adamw` (`maps_by_rule` tells which rule trains what).
+    feature by itself, so AdamW trains them: compare them with a dense one under `name=adamw` (`maps_by_rule` tells
+    which rule trains what).
 
     Both look ahead as Nesterov does. Updates have the root mean square of Adam's (Liu et al. 2025), so one learning
     rate serves both.

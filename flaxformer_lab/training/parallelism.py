@@ -153,17 +153,16 @@ def make_strategy(config: Config) -> Strategy:
     _refuse_nondeterministic_attention(config)
     options = {"deterministic": config.deterministic}
     strategy = Mesh(mesh, **options) if name == "mesh" else Pmap(**options) if name == "pmap" else Single(**options)
+    or_one = ", or parallelism.strategy=single" if jax.process_count() == 1 else ""
     shards = strategy.num_shards * config.training.accumulate
     if config.training.batch_size % shards:
         raise ConfigError(
             f"training.batch_size={config.training.batch_size} cannot be shared equally by {strategy.num_shards} "
-            f"devices x training.accumulate={config.training.accumulate}; choose a multiple of {shards}, "
-            "or parallelism.strategy=single"
+            f"devices x training.accumulate={config.training.accumulate}; choose a multiple of {shards}{or_one}"
         )
     if config.training.evaluate_batch_size % strategy.num_shards:
         raise ConfigError(
             f"training.evaluate_batch_size={config.training.evaluate_batch_size} cannot be shared equally by "
-            f"{strategy.num_shards} devices; choose a multiple of {strategy.num_shards}, "
-            "or parallelism.strategy=single"
+            f"{strategy.num_shards} devices; choose a multiple of {strategy.num_shards}{or_one}"
         )
     return strategy

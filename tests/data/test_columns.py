@@ -243,6 +243,14 @@ def test_one_cell_of_another_kind_is_named_and_makes_no_category(tmp_path, text,
     assert kinds(table, drop=("a",))["a"] == "left out"
 
 
+def test_dates_without_dashes_are_dates_beside_one_with_them(tmp_path):
+    """They are numbers as well."""
+    days = [f"202401{1 + row % 28:02d}" for row in range(60)]
+    days[40] = "2024-01-30"
+    table = table_of(tmp_path, "a;b\n" + "\n".join(f"{day};{row % 2}" for row, day in enumerate(days)))
+    assert kinds(table)["a"] == kinds(table, dates=("a",))["a"] == "date"
+
+
 @pytest.mark.parametrize(
     ("choices", "message"),
     [

@@ -87,7 +87,7 @@ def fingerprint(address: Address, recorded: str | None) -> str:
 def _readers() -> str:
     """The sha256 of the code that reads own files: of all kinds, since they share how columns and images are read."""
     own = Path(__file__).parent
-    return _digest(own.parent, [*sorted(own.glob("*.py")), own.parent / "image_files.py"])
+    return _digest(own.parent, [*sorted(own.glob("*.py")), own.parent / "image_files.py", own.parent / "builders.py"])
 
 
 def content_digest(path: Path) -> str:

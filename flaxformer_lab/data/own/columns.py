@@ -383,10 +383,10 @@ def column_of(table: Table, name: str, choices: Choices, marks: Mapping[str, str
 
 def _refuse_strays(table: Table, name: str, choices: Choices, kind: str, is_of_kind: Callable[[Any], bool]) -> None:
     """Raises DataError where all but very few texts of a column are of a kind: one makes the column a category."""
-    values = table.columns[name]
-    if name in choices.categories or not all(value is None or isinstance(value, str) for value in values):
+    values, texts = table.columns[name], set(table.columns[name]) - {None}
+    if name in choices.categories or not all(isinstance(text, str) for text in texts) or all(map(_any_date, texts)):
         return
-    of_kind = {text: is_of_kind(text) for text in set(values) - {None}}
+    of_kind = {text: is_of_kind(text) for text in texts}
     strays = [row for row, value in enumerate(values) if value is not None and not of_kind[value]]
     given = sum(value is not None for value in values)
     if strays and sum(of_kind.values()) >= FEW_ROWS and len(strays) <= max(1, STRAY_SHARE * given):

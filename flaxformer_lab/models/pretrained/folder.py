@@ -113,8 +113,8 @@ def read_folder(path: str | Path) -> PretrainedFolder:
     if not (path / "config.json").is_file():
         raise ConfigError(f"pretrained={path} has no config.json; name a folder as save_pretrained writes it")
     settings = _settings(path / "config.json")
-    sentences = path / "sentence_bert_config.json"
-    sentences = _read_json(sentences) if sentences.is_file() else {}
+    about_sentences = path / "sentence_bert_config.json"
+    sentences = _read_json(about_sentences) if about_sentences.is_file() else {}
     positions = settings.get("max_position_embeddings")
     if settings.get("model_type") == "roberta" and isinstance(positions, int):
         positions -= 2  # rows of its table that are of padding

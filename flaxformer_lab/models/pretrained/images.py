@@ -30,12 +30,15 @@ class ImagePreprocessor:
         self._stretched = _rows_and_columns(about, "size", side) if about.get("do_resize", True) else None
         self._cropped = _rows_and_columns(about, "crop_size", side) if crops else None
         made = self._cropped or self._stretched or self._made
-        fits = all(whole >= part for whole, part in zip(self._stretched or made, made, strict=True))
-        if made != self._made or not fits:
+        if self._stretched and any(whole < part for whole, part in zip(self._stretched, made, strict=True)):
             raise ConfigError(
-                f"{NAME} makes images of {made[0]} x {made[1]} pixels"
-                + (f" from {self._stretched[0]} x {self._stretched[1]}" if self._stretched not in (None, made) else "")
-                + f", and the model takes {side} x {side}; use the file that belongs to the weights"
+                f"{NAME}: crop_size is {made[0]} x {made[1]}, more than the size {self._stretched[0]} x "
+                f"{self._stretched[1]}; use the file that belongs to the weights"
+            )
+        if made != self._made:
+            raise ConfigError(
+                f"{NAME} makes images of {made[0]} x {made[1]} pixels, and the model takes {side} x {side}; use the "
+                "file that belongs to the weights"
             )
         resample = about.get("resample", Image.Resampling.BICUBIC if is_deit else Image.Resampling.BILINEAR)
         if resample not in list(Image.Resampling):
