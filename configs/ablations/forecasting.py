@@ -59,6 +59,12 @@ def _trained_for(steps: int) -> dict[str, Any]:
     return {name: model | {"training": training} for name, model in _models().items()}
 
 
+def _longer(steps: int) -> dict[str, Any]:
+    """PatchTST with more updates: with 600 its lead in absolute errors is the threshold itself."""
+    training = {"steps": steps, "evaluate_every": steps // 8, "checkpoint_every": steps}
+    return {f"PatchTST, {steps:,} updates": {"training": training}}
+
+
 def _controls(*names: str) -> dict[str, Any]:
     """What the debate is about, on PatchTST; all by default."""
     controls = {
@@ -105,10 +111,10 @@ def _name(data: str, lookback: int = 96, horizon: int = 96) -> str:
     return f"{data} {lookback} to {horizon}"
 
 
-def _leads(data: str, model: str, error: str = "mse") -> dict[str, Any]:
-    """Is the bar's error above the model's?"""
+def _leads(data: str, model: str, error: str = "mse", variant: str | None = None) -> dict[str, Any]:
+    """Is the bar's error above the model's? variant: by which the model goes there, if not by its name."""
     measure = {} if error == "mse" else {"measure": error}
-    variant = {} if model == "patchtst" else {"variant": model}
+    variant = {"variant": variant or model} if variant or model != "patchtst" else {}
     return {
         "name": f"{model} {data} {error}",
         "question": f"{data}: does {NAMES[model]} lead the closed form in {error.upper()}?",
@@ -123,11 +129,16 @@ def _when(answer: str, *names: str) -> dict[str, str]:
     return dict.fromkeys(names, answer)
 
 
-def _claims(data: tuple[str, ...], models: tuple[str, ...]) -> tuple[dict[str, Any], ...]:
-    """C13 on these data sets; New York decides nothing, since its test season is never trained on."""
+def _claims(
+    data: tuple[str, ...], models: tuple[str, ...], variants: dict[tuple[str, str], str]
+) -> tuple[dict[str, Any], ...]:
+    """C13 on these data sets; New York decides nothing, since its test season is never trained on.
+
+    variants: by which a model goes on a data set, where that is not its name.
+    """
     settled = [each for each in data if each != "New York"]
-    comparisons = [_leads(each, model) for each in settled for model in models]
-    comparisons += [_leads(each, "patchtst", "mae") for each in settled]
+    comparisons = [_leads(each, name, variant=variants.get((each, name))) for each in settled for name in models]
+    comparisons += [_leads(each, "patchtst", "mae", variants.get((each, "patchtst"))) for each in settled]
     comparisons += [_leads(each, "patchtst", error) for each in data if each == "New York" for error in ("mse", "mae")]
     squared, absolute = ([f"patchtst {each} {error}" for each in settled] for error in ("mse", "mae"))
     every = [f"{model} {each} mse" for each in settled for model in models]
@@ -202,7 +213,7 @@ def get_config(size: Literal["device", "cores", "short", "full", "published"] = 
     """The ablation, in one of its forms."""
     if size == "published":
         return _published()
-    data, decided, rates = tuple(DATA), tuple(NAMES), (0.001, 0.003, 0.01)
+    data, decided, decided_by, rates = tuple(DATA), tuple(NAMES), {}, (0.001, 0.003, 0.01)
     if size in ("cores", "short"):
         data, is_short = ("Beijing", "Appliances"), size == "short"
         small = {"validation_stride": 8} | ({"steps": 200, "width": 16} if is_short else {"steps": 600})
@@ -210,7 +221,8 @@ def get_config(size: Literal["device", "cores", "short", "full", "published"] = 
         variants = _closed() | {name: models[name] for name in names}
         tasks = {_name(each): _task(each, variants=variants, **small) for each in data}
         controls = ("attention off", "channels mixed") if is_short else ()
-        tasks[_name("Beijing")]["variants"] = variants | _controls(*controls)
+        tasks[_name("Beijing")]["variants"] = variants | _controls(*controls) | ({} if is_short else _longer(1200))
+        decided_by = {} if is_short else {("Beijing", "patchtst"): next(iter(_longer(1200)))}
     else:
         lengths = [(96, 96)] if size == "device" else [(back, ahead) for back in (96, 336) for ahead in (24, 96, 336)]
         tasks = {
@@ -226,5 +238,5 @@ def get_config(size: Literal["device", "cores", "short", "full", "published"] = 
         "tasks": tasks,
         "learning_rates": rates,
         "seeds": (0, 1, 2, 3, 4),
-        "claims": _claims(data, decided),
+        "claims": _claims(data, decided, decided_by),
     }
