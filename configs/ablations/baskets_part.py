@@ -3,7 +3,7 @@
 By time, the Transformer of baskets with attention and without, and the controls.
 
 Command: python -m flaxformer_lab.ablate --config=configs/ablations/baskets_part.py --workdir=runs/baskets_part
-Time: 25 minutes on 2 cores of an AMD EPYC beside other work. Result: docs/results/baskets.md, whose values are in
+Time: 41 minutes on 2 cores of an AMD EPYC beside much other work. Result: docs/results/baskets.md, whose values are in
 docs/results/baskets.csv.gz.
 """
 
