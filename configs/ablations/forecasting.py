@@ -173,8 +173,8 @@ def _claims(
             (
                 "supported only when",
                 f"the model is PatchTST, the error the absolute one, and the series of the kind of {each}: by squared "
-                f"errors none of them leads a linear map of each channel, in closed form, and on {other} it does not by "
-                "absolute ones either",
+                f"errors none of them leads a linear map of each channel, in closed form, and on {other} it does not "
+                "by absolute ones either",
                 _when("no", *every, f"patchtst {other} mae") | _when("yes", f"patchtst {each} mae"),
             )
             for each, other in (settled, settled[::-1])
