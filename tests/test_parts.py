@@ -92,6 +92,7 @@ def cases(draw_module):
     return functools.cache(lambda kind, name: list(makers[kind](name, build)))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("kind", "name"), PARTS)
 def test_a_part_is_what_it_declares_and_not_the_opposite(cases, kind, name):
     built = cases(kind, name)  # once for both

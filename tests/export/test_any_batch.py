@@ -115,6 +115,7 @@ def program_of(forward):
     return jax.export.deserialize(bytearray(stablehlo.encode(forward)))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("model", list(cases()), ids=name_of)
 def test_each_part(model):
     """Masked where it is a Transformer: the forms with a mask are those with most arithmetic on shapes."""

@@ -255,6 +255,7 @@ def test_score_and_size_of_each_precision(digits, exported):
     assert exported["int8"].description["parity"]["tolerance"] is None
 
 
+@pytest.mark.integration
 def test_weights_are_those_of_products_so_that_a_quantiser_finds_them(digits, exported):
     graph = ONNX.load(exported["float32"].path).graph
     kinds = {node.op_type for node in graph.node}

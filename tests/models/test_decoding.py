@@ -92,6 +92,7 @@ def decoder(name, draw, temperature=0.0):
 SLOW = ("softmax, sinusoidal, no norm", "linear", "mean", "static", "random", "no attention")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in (*CASES, *WITHOUT_CACHE)]
 )

@@ -197,6 +197,7 @@ def case(request, draw_module):
     )
 
 
+@pytest.mark.integration
 def test_theory_says_what_the_model_does(case):
     config, tokens, found = case
     assert found["odd"] < 1e-5 if theory.is_odd(config, tokens) else found["odd"] > 1e-3, "odd"

@@ -292,6 +292,7 @@ def compiled_update(**sizes):
     return lowered.compile({"xla_disable_hlo_passes": "cse_barrier_expander"})
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("sizes", "expected"),
     [
