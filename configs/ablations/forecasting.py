@@ -231,8 +231,9 @@ def get_config(size: Literal["device", "cores", "short", "full", "published"] = 
         variants = _closed() | {name: models[name] for name in names}
         tasks = {_name(each): _task(each, variants=variants, **small) for each in data}
         controls = ("attention off", "channels mixed") if is_short else ()
-        tasks[_name("Beijing")]["variants"] = variants | _controls(*controls) | ({} if is_short else _longer(1200))
-        decided_by = {} if is_short else {("Beijing", "patchtst"): next(iter(_longer(1200)))}
+        longer = {} if is_short else _longer(1200)
+        tasks[_name("Beijing")]["variants"] = variants | _controls(*controls) | longer
+        decided_by = {("Beijing", "patchtst"): next(iter(longer))} if longer else {}
     else:
         lengths = [(96, 96)] if size == "device" else [(back, ahead) for back in (96, 336) for ahead in (24, 96, 336)]
         tasks = {

@@ -20,6 +20,7 @@ from flaxformer_lab.ablation.population import Outcome, save_replica
 from flaxformer_lab.ablation.provenance import provenance
 from flaxformer_lab.ablation.rates import best_learning_rate, finished_parts, joined, progress
 from flaxformer_lab.ablation.store import Result, Store
+from flaxformer_lab.data.own.address import CONTENT
 from flaxformer_lab.errors import ConfigError, DataError
 from flaxformer_lab.tasks import make_task
 
@@ -93,7 +94,7 @@ def _refuse_other_data(grid: Grid, store: Store) -> None:
         if dataset not in contents:
             contents[dataset] = known
             with contextlib.suppress(DataError):  # where the files are gone, what is finished can still be reported
-                contents[dataset] = make_task(cell.config.task).metadata.get("content")
+                contents[dataset] = make_task(cell.config.task).metadata.get(CONTENT)
         if contents[dataset] != known:
             raise ConfigError(
                 f"{store.path} was started with other data: {dataset} has changed since; restore the files, or choose "
@@ -119,7 +120,7 @@ def result_of(cell: Cell, outcome: Outcome) -> Result:
     """An outcome as plain JSON; a value that is not finite becomes null."""
     parameters, flops = cost(cell.config) if cell.control is None else (outcome.parameters, 0)
     task = make_task(cell.config.task)
-    bound, content = None if cell.control else task.bound(cell.config.model), task.metadata.get("content")
+    bound, content = None if cell.control else task.bound(cell.config.model), task.metadata.get(CONTENT)
     measures = outcome.measures | {name: outcome.test[name] for name in cell.primary_metric.beside}
     result = {
         "task": cell.task,

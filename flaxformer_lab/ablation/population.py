@@ -396,7 +396,7 @@ def train_population(config: Config, replicas: Sequence[Replica], **options: Any
 
 
 def save_replica(config: Config, outcome: Outcome, number: int, workdir: str | Path) -> None:
-    """Writes one replica as an ordinary run's folder, for `load_run`, `evaluate`, `measure`, or to go on training.
+    """Writes one replica as an ordinary run's new folder, for `load_run`, `evaluate`, `measure`, or to go on training.
 
     Raises:
         ConfigError, RunError: as for training in that folder.
@@ -407,8 +407,7 @@ def save_replica(config: Config, outcome: Outcome, number: int, workdir: str | P
     folder.claim(own, dict(experiment.task.metadata))
     metrics = {name: float(values[number, -1]) for name, values in outcome.validation.items()}
     with Checkpoints(folder.checkpoints) as checkpoints:
-        if not checkpoints.steps:
-            checkpoints.save(jax.tree.map(jnp.asarray, outcome.states[number]), metrics)
+        checkpoints.save(jax.tree.map(jnp.asarray, outcome.states[number]), metrics)
         checkpoints.wait()
 
 

@@ -16,7 +16,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from flaxformer_lab.data.image_files import read_image, resize_image
-from flaxformer_lab.data.source import CONTENT, open_split
+from flaxformer_lab.data.own.address import CONTENT
+from flaxformer_lab.data.source import open_split
 from flaxformer_lab.errors import ConfigError, DataError
 from flaxformer_lab.functional import detection as formulas
 from flaxformer_lab.functional.average_precision import DetectionScores

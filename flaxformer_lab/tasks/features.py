@@ -10,10 +10,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Array, Int
 
-from flaxformer_lab.data.own.address import parse_address
+from flaxformer_lab.data.own.address import CONTENT, parse_address
 from flaxformer_lab.data.own.builder import content_digest
 from flaxformer_lab.data.own.contents import SOURCE_ROW
-from flaxformer_lab.data.source import CONTENT, Source
+from flaxformer_lab.data.source import Source
 from flaxformer_lab.errors import ConfigError, DataError
 
 Fits = Callable[[tuple[int, ...], np.dtype], bool]  # of a feature's shape and type
@@ -130,10 +130,10 @@ def content_of(source: Source) -> dict[str, str]:
 def content_of_files(dataset: str) -> dict[str, str]:
     """`content_of` series and purchases, whose files are read at each start, without a prepared copy."""
     if dataset.startswith("ett:"):
-        return {"content": content_digest(Path(dataset.removeprefix("ett:")).expanduser())}
+        return {CONTENT: content_digest(Path(dataset.removeprefix("ett:")).expanduser())}
     address = parse_address(dataset)
     is_read = address is not None and address.kind in ("csv", "parquet")
-    return {"content": content_digest(address.path)} if is_read else {}
+    return {CONTENT: content_digest(address.path)} if is_read else {}
 
 
 def warn_of_change(source: Source, metadata: Mapping[str, Any]) -> None:
@@ -147,7 +147,7 @@ def warn_of_changed_files(dataset: str, metadata: Mapping[str, Any]) -> None:
 
 
 def _warn_of_change(name: str, content: Mapping[str, str], metadata: Mapping[str, Any]) -> None:
-    if metadata.get("content") not in (None, content.get("content")):
+    if metadata.get(CONTENT) not in (None, content.get(CONTENT)):
         print(f"{name}: the files changed since this run began; its scaling and classes stay", file=sys.stderr)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flaxformer_lab.config import Config, as_dict, parse_config
+from flaxformer_lab.data.own.address import CONTENT
 from flaxformer_lab.errors import ConfigError, RunError
 from flaxformer_lab.literal_paths import local_folder
 from flaxformer_lab.locking import file_lock
@@ -126,7 +127,7 @@ class RunFolder:
     def _refuse_other_data(self, metadata: dict[str, Any]) -> None:
         """Raises ConfigError where own files changed since the run began; metadata: of the task, with their digest."""
         config, stored = self.read()
-        if stored.get("content", metadata.get("content")) != metadata.get("content"):
+        if stored.get(CONTENT, metadata.get(CONTENT)) != metadata.get(CONTENT):
             raise ConfigError(
                 f"{self.path} was started with other data: {config.task.dataset} has changed since; restore the files, "
                 "or choose another --workdir"

@@ -13,6 +13,7 @@ from typing import Any
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.parsing import nearest
 
+CONTENT = "content"  # the key of the files' digest in metadata, which other data sets lack
 LISTS = ("numbers", "categories", "dates", "drop")  # options of a table that name columns
 SPLIT = {"split": "how examples are divided: `share:60,20,20`, the shares of train, validation and test"}
 TABLE = {

@@ -10,7 +10,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from flaxformer_lab.data.own import coco, images, npz, tables, text
-from flaxformer_lab.data.own.address import Address
+from flaxformer_lab.data.own.address import CONTENT, Address
 from flaxformer_lab.data.own.contents import Contents, files_below
 from flaxformer_lab.errors import DataError
 
@@ -44,7 +44,7 @@ class OwnFiles(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             builder=self,
             description=str(self._address),
             features=tfds.features.FeaturesDict(dict(self._contents.features)),
-            metadata=tfds.core.MetadataDict({**self._contents.metadata, "content": self._content}),
+            metadata=tfds.core.MetadataDict({**self._contents.metadata, CONTENT: self._content}),
             disable_shuffling=True,
         )
 
