@@ -102,7 +102,8 @@ def show_plan(grid: Grid, store: Store | None, console: Console) -> None:
         finished = store is not None and progress(cell, store, grid.config)[1] is None
         training = cell.config.training
         if not finished and cell.control is None:
-            work.append((cell, 3.0 * flops * training.batch_size * training.steps * len(cell.replicas)))
+            others = set(grid.config.seeds_of(cell.task)) - {replica.seed for replica in cell.replicas}
+            work.append((cell, _operations(cell, len(cell.replicas) + len(others))))
         row = (cell.task, cell.variant, f"{parameters:,}", f"{flops:,}", f"{training.steps:,}")
         table.add_row(*map(Text, row), "finished" if finished else "to do")
     console.print(table)
@@ -115,13 +116,20 @@ def show_plan(grid: Grid, store: Store | None, console: Console) -> None:
         console.print(f"where the best learning rate lies at an edge of its grid, {more}", markup=False)
 
 
+def _operations(cell: Cell, replicas: int) -> float:
+    """Of training so many replicas of a cell."""
+    training = cell.config.training
+    return 3.0 * cost(cell.config)[1] * training.batch_size * training.steps * replicas
+
+
 def _estimate(work: list[tuple[Cell, float]]) -> str:
     """From a trial of the cell in the middle: what compiling takes, and the rate of operations."""
-    cell, operations = sorted(work, key=lambda each: each[1])[len(work) // 2]
+    cell, _ = sorted(work, key=lambda each: each[1])[len(work) // 2]
     start = time.perf_counter()
     population = Population(cell.config, cell.replicas)
     compiling = time.perf_counter() - start
-    rate = operations / cell.config.training.steps / population.seconds_per_update(TRIAL_STEPS)
+    training = population.seconds_per_update(TRIAL_STEPS) * cell.config.training.steps
+    rate = _operations(cell, len(cell.replicas)) / training
     seconds = compiling * len(work) + sum(each for _, each in work) / rate
     return (
         f"estimate: {duration(seconds)} (compiling {compiling:.1f} s a cell and {rate / 1e9:.1f} GFLOP/s, "

@@ -185,7 +185,9 @@ def save_kept(
             save_replica(cell.config, outcome, number, folders[-1])
     if config.keep == "chosen" and folders and cell.extension:
         for part, _ in finished_parts(base, store, config):
-            shutil.rmtree(store.run_folder(part, 0).parent, ignore_errors=True)
+            for number, replica in enumerate(part.replicas):
+                if replica.learning_rate != best:
+                    shutil.rmtree(store.run_folder(part, number), ignore_errors=True)
     return folders
 
 

@@ -106,6 +106,8 @@ class AblationConfig:
             the rate beside it, and a validation curve that gains no more in its last quarter is flat.
         noise_tolerance: or no more than so many standard errors of what it gains.
         seeds: those that each variant is trained with, at every learning rate.
+        search_seeds: or only so many of them, the first, at every rate, and the others at the best one alone: half the
+            runs, for a rate found from fewer. 0: all.
         baseline: the variant that the others are compared with; `baseline` is the unchanged recipe.
         match: widen or narrow each variant, and its FFN, until it has the baseline's parameters or forward FLOPs.
         match_tolerance: the largest relative difference that counts as matched; a variant that misses it is left out.
@@ -128,6 +130,7 @@ class AblationConfig:
     score_tolerance: Decay = 0.002
     noise_tolerance: Decay = 2.0
     seeds: Annotated[tuple[Seed, ...], DISTINCT] = (0, 1, 2, 3, 4)
+    search_seeds: NonNegative = 0
     baseline: Name = BASELINE
     match: Match = "none"
     match_tolerance: Decay = 0.02
@@ -175,6 +178,13 @@ class AblationConfig:
                 )
         if self.exports and self.keep == "none":
             raise ConfigError("exports=true reads the replicas of the chosen rate, but keep=none; set keep=chosen")
+        if self.exports and self.search_seeds:
+            raise ConfigError("exports=true measures seeds that trained in one cell; set search_seeds=0")
+        for task in self.tasks:
+            if self.search_seeds >= len(seeds := self.seeds_of(task)):
+                raise ConfigError(
+                    f"search_seeds={self.search_seeds}, but {task} has {len(seeds)} seeds; choose fewer, or 0 for all"
+                )
         self._rules_of_designs({BASELINE} | self.variants.keys() | set(variants_of_tasks))
         claims = [claim.name for claim in self.claims]
         if len(set(claims)) < len(claims):
@@ -218,6 +228,10 @@ class AblationConfig:
         """The seeds that a task's variants are trained with."""
         return self.tasks[task].seeds or self.seeds
 
+    def searching_seeds_of(self, task: str) -> tuple[int, ...]:
+        """Those of them that find the learning rate."""
+        return self.seeds_of(task)[: self.search_seeds or None]
+
     @property
     def decided_claims(self) -> tuple[Claim, ...]:
         """The claims that `decide` chooses."""
@@ -228,7 +242,7 @@ class AblationConfig:
 class Cell:
     """One variant on one task. config: that of every replica, but for seed and learning rate.
 
-    extension: how often its grid of rates was extended before. base_key: the key of the cell that it extends.
+    extension: 0, or its number among what follows a cell: more rates, or more seeds. base_key: of that cell.
     control: what is fitted instead of the config's model (`tasks/controls.py`).
     """
 
@@ -461,7 +475,8 @@ def replicas_of(config: AblationConfig, task: str, variant: str, control: str | 
     entry = config.tasks[task]
     rates = entry.variant_rates.get(variant) or entry.learning_rates or config.learning_rates
     rates = rates if control is None else registry.ask("control", control, "rates") or rates
-    return tuple(Replica(seed, rate) for rate in rates for seed in config.seeds_of(task))
+    seeds = config.searching_seeds_of(task) if len(rates) > 1 else config.seeds_of(task)
+    return tuple(Replica(seed, rate) for rate in rates for seed in seeds)
 
 
 def apply_change(config: Config, change: Change) -> Config:

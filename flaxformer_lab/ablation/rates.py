@@ -3,13 +3,13 @@
 A rate inside has been tried against a lower and a higher one. Where the best is the highest (or the lowest) so far, an
 extension trains as many rates again beyond it, in the grid's own geometric steps. It is a cell of its own, with its own
 key, so it is stored, resumed and shared as all cells are. A rate at which a seed diverges counts as the worst, so it
-bounds the grid above.
+bounds the grid above. Where a few seeds find the rate (`search_seeds`), the last extension trains the others at it.
 """
 
 import collections
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,11 +22,18 @@ Edge = Literal["lowest", "highest"]
 
 
 def mean_scores(result: Result, metric: PrimaryMetric) -> dict[float, float]:
-    """The metric on validation at the end, a mean over seeds, by learning rate; NaN where a seed diverged."""
-    scores: dict[float, list[float]] = collections.defaultdict(list)
+    """The metric on validation at the end, by learning rate; NaN where a seed diverged.
+
+    A mean over the seeds that all rates have: those that only the chosen one was trained with did not search.
+    """
+    scores: dict[float, dict[int, float]] = collections.defaultdict(dict)
     for each in result["replicas"]:
-        scores[each["learning_rate"]].append(from_json(each["validation"][metric.name][-1]))
-    return {rate: float(np.mean(values)) for rate, values in sorted(scores.items())}
+        scores[each["learning_rate"]][each["seed"]] = from_json(each["validation"][metric.name][-1])
+    common = set.intersection(*(set(by_seed) for by_seed in scores.values()))
+    return {
+        rate: float(np.mean([value for seed, value in by_seed.items() if seed in common]))
+        for rate, by_seed in sorted(scores.items())
+    }
 
 
 def best_learning_rate(result: Result, metric: PrimaryMetric, tolerance: float = 0.0) -> float:
@@ -81,7 +88,8 @@ def _search(cell: Cell, store: Store, config: AblationConfig) -> Iterator[tuple[
     part, whole = cell, None
     while part is not None and (result := store.result(part)) is not None:
         whole = result if whole is None else joined([whole, result])
-        following = extension(cell, whole, config, count=part.extension + 1)
+        count = part.extension + 1
+        following = extension(cell, whole, config, count) or other_seeds(cell, whole, config, count)
         yield part, result, whole, following
         part = following
 
@@ -101,10 +109,37 @@ def extension(cell: Cell, whole: Result, config: AblationConfig, count: int) -> 
     return dataclasses.replace(cell, replicas=replicas, extension=count, base_key=cell.key)
 
 
+def other_seeds(cell: Cell, whole: Result, config: AblationConfig, count: int) -> Cell | None:
+    """The cell's extension number `count`, which trains the other seeds at the best rate; None at the end."""
+    rate = best_learning_rate(whole, cell.primary_metric, config.score_tolerance)
+    trained = {each["seed"] for each in whole["replicas"] if each["learning_rate"] == rate}
+    replicas = tuple(Replica(seed, rate) for seed in config.seeds_of(cell.task) if seed not in trained)
+    return dataclasses.replace(cell, replicas=replicas, extension=count, base_key=cell.key) if replicas else None
+
+
 def joined(results: Sequence[Result]) -> Result:
     """The results of a cell's parts as one."""
-    replicas, examples = (
-        [each for one in results for each in one.get(name, ())] for name in ("replicas", "test_examples")
-    )
+    replicas = [each for one in results for each in one["replicas"]]
+    examples = _joined_examples([each for one in results for each in one.get("test_examples", ())])
     seconds = sum(result["seconds"] for result in results)
     return results[0] | {"replicas": replicas, "test_examples": examples, "seconds": round(seconds, 2)}
+
+
+def _joined_examples(parts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sums over seeds by test example, one entry a learning rate; none for a rate whose seeds weigh other examples."""
+    sums: dict[float, dict[str, Any] | None] = {}
+    for part in parts:
+        rate = part["learning_rate"]
+        known = sums.get(rate, part)
+        if known is not part and known is not None:
+            known = _sum_of_examples(known, part)
+        sums[rate] = known
+    return [each for each in sums.values() if each is not None]
+
+
+def _sum_of_examples(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any] | None:
+    if len(one["weights"]) != len(other["weights"]):
+        return None
+    names = ("totals", "weights")
+    plus = lambda a, b: None if a is None or b is None else a + b  # noqa: E731
+    return one | {name: list(map(plus, one[name], other[name])) for name in names}

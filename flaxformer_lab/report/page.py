@@ -352,7 +352,11 @@ def _reading(summary: Summary) -> Markup:
     config, tasks = summary.grid.config, task_ids(summary)
     fewest = min(len(config.seeds_of(task)) for task in tasks)
     notes = (
-        ("Score", "The mean over seeds on test examples, at the learning rate that was best on validation."),
+        (
+            "Score",
+            "The mean over seeds on test examples, at the learning rate that was best on validation"
+            + (f" for the first {config.search_seeds} of them." if config.search_seeds else "."),
+        ),
         (
             "Interval",
             f"95%, by the studentised bootstrap over {format_seeds(config, tasks)}; inside the limits of the score. "

@@ -17,6 +17,7 @@ from flaxformer_lab.ablation.local import train_here
 from flaxformer_lab.ablation.population import Outcome, train_population
 from flaxformer_lab.ablation.store import Store
 from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.report.summary import summarise
 from flaxformer_lab.run import load_run
 from flaxformer_lab.tasks.forecasting import MSE
 from flaxformer_lab.tasks.probes import Delay
@@ -341,6 +342,28 @@ def test_a_grid_grows_until_the_best_rate_lies_inside(grid, store, events, best_
     assert not trained
     more = grid({**ONE, "max_extensions": 9})
     run_cells(more, store, events.append, train_here)  # what is found already is not searched again
+    assert not trained
+
+
+def test_a_few_seeds_find_the_rate_and_the_others_train_at_it(grid, store, events, best_at, monkeypatch):
+    monkeypatch.setattr(engine, "save_replica", lambda config, outcome, number, folder: folder.mkdir(parents=True))
+    tree = {**ONE, "max_extensions": 3, "seeds": (0, 1, 2), "search_seeds": 2, "keep": "chosen"}
+    made = grid({**tree, "tasks": {"near": {"recipe": "delay.py"}}})
+    store.claim(made)
+    trained = best_at(0.25)
+    run_cells(made, store, events.append, train_here)
+    others = (True, [0.27])
+    assert trained == [(True, [0.01, 0.03]), (False, [0.09, 0.27]), (False, [0.81, 2.43]), others]
+    (cell,) = made.cells
+    whole, following = rates.progress(cell, store, made.config)
+    assert following is None
+    assert [each["seed"] for each in whole["replicas"] if each["learning_rate"] == 0.27] == [0, 1, 2]
+    assert summarise(made, store).score("near", "baseline").seeds == (0, 1, 2)
+    assert store.read().cells[0].key == cell.key
+    kept = sorted(path.name for path in store.path.glob("runs/*/*"))
+    assert kept == [f"seed-{seed}-learning_rate-0.27" for seed in (0, 1, 2)]
+    trained.clear()
+    run_cells(made, store, events.append, train_here)
     assert not trained
 
 

@@ -98,6 +98,8 @@ def test_files_are_timed_in_turns():
 def test_what_is_measured_must_be_kept(grid):
     with pytest.raises(ConfigError, match="keep=chosen"):
         grid({"exports": True})
+    with pytest.raises(ConfigError, match="search_seeds=0"):
+        grid({"exports": True, "keep": "chosen", "search_seeds": 2})
 
 
 @pytest.mark.slow

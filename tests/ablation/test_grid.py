@@ -320,6 +320,7 @@ def test_a_config_survives_json(grid):
         ({"tasks": {}}, r"tasks=.* must have at least one entry"),
         ({"seeds": ()}, r"seeds=\(\) must name at least one value"),
         ({"seeds": (0, 0)}, r"seeds=\(0, 0\) .*none of them twice"),
+        ({"seeds": (0, 1), "search_seeds": 2}, r"search_seeds=2, but \w+ has 2 seeds; choose fewer, or 0 for all"),
         ({"seeds": "0,x"}, r"seeds\[1\]='x' must be a whole number"),
         ({"learning_rates": (0.1, -1)}, r"learning_rates\[1\]=-1 must be above 0"),
         ({"learning_rates": 3.0j}, r"must be a list"),

@@ -13,11 +13,12 @@ def result_of(scores):
     replicas = [
         {
             "learning_rate": rate,
+            "seed": seed,
             "validation": {"loss": [0.0, 0.0], "auc": [0.5, value]},
             "test": {"loss": 0.0, "auc": None if value is None else -value},
         }
         for rate, values in scores.items()
-        for value in values
+        for seed, value in enumerate(values)
     ]
     return {"replicas": replicas, "seconds": 1.0}
 
@@ -61,6 +62,27 @@ def test_the_lower_the_better_where_the_metric_says_so():
     result = result_of({0.01: [0.5], 0.1: [0.3], 1.0: [0.2999]})
     loss = PrimaryMetric("auc", "AUC", False)
     assert edge_of(result, loss) == "highest" and edge_of(result, loss, 0.01) is None
+
+
+def test_seeds_that_did_not_search_do_not_change_the_rate():
+    """0.1 is the best of the two seeds that tried all; its third seed alone would take the mean below that of 0.3."""
+    result = result_of({0.03: [0.1, 0.2], 0.1: [0.6, 0.8, 0.0], 0.3: [0.5, 0.7]})
+    assert best_learning_rate(result, AUC) == 0.1 and edge_of(result, AUC) is None
+    assert mean_scores(result, AUC) == pytest.approx({0.03: 0.15, 0.1: 0.7, 0.3: 0.6})
+
+
+def test_what_examples_add_is_summed_over_the_seeds_of_a_rate():
+    parts = [
+        {"learning_rate": rate, "totals": totals, "weights": weights}
+        for rate, totals, weights in [
+            (0.1, [1.0, 2.0], [2.0, 2.0]),
+            (0.3, [4.0, 4.0], [2.0, 2.0]),
+            (0.1, [0.5, None], [1.0, 1.0]),
+            (0.3, [4.0], [1.0]),  # other examples, which cannot be told apart
+        ]
+    ]
+    results = [{"replicas": [], "seconds": 1.0, "test_examples": [part]} for part in parts]
+    assert joined(results)["test_examples"] == [{"learning_rate": 0.1, "totals": [1.5, None], "weights": [3.0, 3.0]}]
 
 
 def test_scores_by_rate_are_means_over_seeds_on_validation():
