@@ -6,6 +6,7 @@ Each fault is one replacement in a copy of the repository, in which the tests of
 them is printed, and makes the exit code 1. What fails without any fault is an error.
 """
 
+import argparse
 import importlib
 import multiprocessing
 import os
@@ -188,7 +189,8 @@ FAULTS = (
             'from_json(each["validation"][metric.name][-1])',
             'from_json(each["validation"]["loss"][-1])',
         ),
-        ("the rate of the best seed", "rate: float(np.mean(values))", "rate: float(np.max(values))"),
+        ("the rate of the best seed", "rate: float(np.mean([", "rate: float(np.max(["),
+        ("all seeds choose", "for seed in common]", "for seed in by_seed]"),
         ("the worst rate", "(1 if metric.higher_is_better else -1)", "(-1 if metric.higher_is_better else 1)"),
         ("divergence is best", "heights, -np.inf)", "heights, np.inf)"),
         ("grows the other way", '"highest" if best == rates[-1]', '"lowest" if best == rates[-1]'),
@@ -275,6 +277,9 @@ def _imported() -> None:
 
 def main(names: list[str]) -> int:
     """Plants the named faults, all by default; returns how many passed all tests."""
+    unknown = set(names) - {fault.name for fault in FAULTS}
+    if unknown:
+        sys.exit(f"error: there is no fault {sorted(unknown)[0]!r}; tools/mutants.py lists them in FAULTS")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     sys.dont_write_bytecode = True  # a fault of the same length would be hidden by an earlier file's bytecode
     _imported()
@@ -303,4 +308,6 @@ def main(names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(1 if main(sys.argv[1:]) else 0)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a fault to plant; all by default")
+    sys.exit(1 if main(parser.parse_args().names) else 0)

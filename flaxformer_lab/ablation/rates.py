@@ -29,11 +29,8 @@ def mean_scores(result: Result, metric: PrimaryMetric) -> dict[float, float]:
     scores: dict[float, dict[int, float]] = collections.defaultdict(dict)
     for each in result["replicas"]:
         scores[each["learning_rate"]][each["seed"]] = from_json(each["validation"][metric.name][-1])
-    common = set.intersection(*(set(by_seed) for by_seed in scores.values()))
-    return {
-        rate: float(np.mean([value for seed, value in by_seed.items() if seed in common]))
-        for rate, by_seed in sorted(scores.items())
-    }
+    common = sorted(set.intersection(*(set(by_seed) for by_seed in scores.values())))
+    return {rate: float(np.mean([by_seed[seed] for seed in common])) for rate, by_seed in sorted(scores.items())}
 
 
 def best_learning_rate(result: Result, metric: PrimaryMetric, tolerance: float = 0.0) -> float:
