@@ -246,10 +246,11 @@ def get_config(size: Literal["device", "cores", "short", "full", "published"] = 
         decided, rates = ("patchtst",), (0.003, 0.01, 0.03)
         for task in tasks.values():  # what is solved has no rate: evaluated for one, it takes a third of the time
             task["variant_rates"] = dict.fromkeys(_closed(), rates[:1])
+    search = {"search_seeds": 2} if size == "short" else {}
     return {
         "question": "Do Transformers lead the forecasting of time series? The baseline is PatchTST",
         "tasks": tasks,
         "learning_rates": rates,
         "seeds": (0, 1, 2, 3, 4),
         "claims": _claims(data, decided, decided_by),
-    }
+    } | search
