@@ -45,10 +45,10 @@ def _marked(tokens: int, distance: int, hidden: int, variants: dict, steps: int,
     return _entry("probes/long_range", steps, task, model, variants, rates)
 
 
-def _recall(length: int, variants: dict) -> dict:
+def _recall(length: int, variants: dict, steps: int = 400) -> dict:
     """Two pairs; the questions come at random places, all as likely."""
     task = {"vocabulary": 16, "sequence_length": length, "pairs": 2, "power": 1.0, "evaluation_examples": 1024}
-    return _entry("probes/recall", 400, task, {"width": 32}, variants, (0.01, 0.03, 0.1))
+    return _entry("probes/recall", steps, task, {"width": 32}, variants, (0.01, 0.03, 0.1))
 
 
 def _more(name: str, question: str, task: str, variant: str, threshold: float = MORE) -> dict:
@@ -178,6 +178,8 @@ def get_config() -> ConfigDict:
                 "far": {"seeds": tuple(range(5, 15))}
                 | _marked(32, 24, 66, kernels | RECURRENT, 1200, (0.003, 0.01, 0.03, 0.1)),
                 "recall": _recall(12, {"cnn_1d, kernel of 5": _convolution(5)} | RECURRENT),
+                # Who only guesses has a flat curve too, so the updates are asked for as well.
+                "recall longer": _recall(12, {"cnn_1d, kernel of 5": _convolution(5)} | RECURRENT, 8 * 400),
                 "recall 3 times as far": _recall(36, RECURRENT),
                 "digits": _entry(
                     "digits",

@@ -1,8 +1,8 @@
 """Do many features in one dot product make attention uniform, and do heads restore diversity? Claim C8.
 
-All variants of a task have the same width, and so the same parameters: heads only divide it. Attention is measured
-where the task asks: at the query. Four pointers want several relations at once, the nearest vector one comparison of
-whole vectors.
+Heads that only divide a width have the same parameters, but then more heads are narrower ones. So on the pointers the
+number of heads and their width also change alone. Attention is measured where the task asks: at the query. Four
+pointers want several relations at once, the nearest vector one comparison of whole vectors.
 
 Command: python -m flaxformer_lab.ablate --config=configs/ablations/heads.py --workdir=runs/heads
 Hardware: 2 cores of an AMD EPYC, no accelerator.
@@ -26,8 +26,9 @@ def _entry(recipe: str, steps: int, rates: tuple[float, ...], *, task: dict, mod
     } | more
 
 
-def _heads(number: int) -> dict:
-    return {"model": {"attention": {"num_heads": number, "head_dim": None}}}
+def _heads(number: int, head_dim: int | None = None) -> dict:
+    """So many heads of so many features; without a number they divide the width."""
+    return {"model": {"attention": {"num_heads": number, "head_dim": head_dim}}}
 
 
 def _measure(measure: str, task: str, variant: str = "baseline") -> dict:
@@ -54,6 +55,22 @@ CLAIMS = (
                 "name": "uniform_many",
                 "question": "four pointers: is one wide head more uniform than four?",
                 "more": _measure("attention_entropy", "pointers", "1 head"),
+                "less": _measure("attention_entropy", "pointers"),
+                "threshold": 0.1,
+                "because": TOKEN,
+            },
+            {
+                "name": "wider_one",
+                "question": "four pointers: is one head of 32 features more uniform than one of 8?",
+                "more": _measure("attention_entropy", "pointers", "1 head"),
+                "less": _measure("attention_entropy", "pointers", "1 head of 8"),
+                "threshold": 0.1,
+                "because": TOKEN,
+            },
+            {
+                "name": "wider_four",
+                "question": "four pointers: are four heads of 32 features more uniform than four of 8?",
+                "more": _measure("attention_entropy", "pointers", "4 heads of 32"),
                 "less": _measure("attention_entropy", "pointers"),
                 "threshold": 0.1,
                 "because": TOKEN,
@@ -92,6 +109,22 @@ CLAIMS = (
             },
         ),
         "conclusions": (
+            {
+                "verdict": "supported only when",
+                "reason": "heads are fewer than the relations that are asked for at once, however many features a dot "
+                "product has: one head of 8 or of 32 spreads over four relations, and four of either stay sharp, look "
+                "at different tokens and score higher; for one comparison of whole vectors one wide head is the "
+                "sharper and the better",
+                "when": {
+                    "uniform_many": "yes",
+                    "wider_one": "no",
+                    "wider_four": "no",
+                    "diverse": "yes",
+                    "better_many": "yes",
+                    "uniform_one": "no",
+                    "better_one": "no",
+                },
+            },
             {
                 "verdict": "supported only when",
                 "reason": "several relations are asked for at once: then one wide head spreads over them, and heads "
@@ -136,7 +169,7 @@ def get_config() -> ConfigDict:
                     (0.001, 0.003, 0.01),
                     task=probe,
                     model={"width": 32, "attention": {"num_heads": 4, "head_dim": None}},
-                    variants={"1 head": _heads(1)},
+                    variants={"1 head": _heads(1), "1 head of 8": _heads(1, 8), "4 heads of 32": _heads(4, 32)},
                     threshold=0.9,
                 ),
                 "nearest": _entry(
