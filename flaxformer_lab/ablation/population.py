@@ -51,7 +51,7 @@ from flaxformer_lab.training.initialization import starting_weights
 from flaxformer_lab.training.optimizer import make_population_optimizer
 from flaxformer_lab.training.parallelism import Pmap, Single
 from flaxformer_lab.training.programs import run_calls, run_steps_of
-from flaxformer_lab.training.state import RngStream, Seed, State, initial_state
+from flaxformer_lab.training.state import RngStream, Seed, State, initial_state, stream_key
 from flaxformer_lab.training.step import example_keys
 
 Tree = Any  # a pytree of arrays
@@ -149,7 +149,7 @@ class Population:
         lowered = (
             run.lower(seeds, state, self._data, feed, count),
             evaluate.lower(state.params, state.model_state, batch),
-            measure.lower(state.params, state.model_state, self._first_examples(batch)),
+            measure.lower(seeds, state.params, state.model_state, self._first_examples(batch)),
         )
         # Compiling a small program takes longer than running it, and its products of matrices are library calls.
         with futures.ThreadPoolExecutor() as threads:
@@ -195,7 +195,7 @@ class Population:
                 curve.append(self._evaluate_split(seeds, state, "validation")[0])
             progress(step)
         few = self._first_examples(self._prepared(seeds, next(host_evaluation(self.config, self._examples["test"]))))
-        measures = self._measure(state.params, state.model_state, few)
+        measures = self._measure(seeds, state.params, state.model_state, few)
         validation = _by_name(curve, lambda *values: np.stack(values, axis=1))
         test = self._evaluate_split(seeds, state, "test")
         return validation, *test, strategy.gather(measures), strategy.gather(state)
@@ -270,7 +270,7 @@ class Population:
             return experiment.task.loss_and_metrics(outputs, prepared)
         return experiment.task.metrics_and_examples(outputs, prepared)
 
-    def _measures(self, params: Tree, model_state: Tree, prepared: Tree) -> dict[str, Array]:
+    def _measures(self, seed: Seed, params: Tree, model_state: Tree, prepared: Tree) -> dict[str, Array]:
         """What a replica mixes, on a few examples of its own; nothing where they are padded or of two sequences."""
         network = self._experiment.network
         vectors = jax.eval_shape(network.embed, params, model_state, prepared["inputs"])
@@ -278,7 +278,7 @@ class Population:
             return {}
         x = network.embed(params, model_state, prepared["inputs"]).astype(jnp.float32)
         body = functools.partial(network.body, params, model_state)
-        looks = self._looks(params, model_state, prepared)
+        looks = self._looks(seed, params, model_state, prepared)
         if jax.eval_shape(body, x).shape != x.shape:  # what reaches what is asked of equal numbers of tokens
             return looks
         features, tokens = cross_shares(body, x, RANDOM_VECTORS, jax.random.key(0))
@@ -296,16 +296,17 @@ class Population:
             | self._attention_measures(body, x, prepared["loss_weights"])
         )
 
-    def _looks(self, params: Tree, model_state: Tree, prepared: Tree) -> dict[str, Array]:
+    def _looks(self, seed: Seed, params: Tree, model_state: Tree, prepared: Tree) -> dict[str, Array]:
         """How much more of the attention and of the gradient lies inside of objects than by their area.
 
-        Of the trained model, and of one with weights that training could have started from; nothing without objects.
+        Of the trained model, and of the weights that its seed draws at first; nothing without objects.
         """
         if "object_pixels" not in prepared:
             return {}
         network, inputs, pixels = self._experiment.network, prepared["inputs"], prepared["object_pixels"]
         found = {}
-        for name, variables in (("", (params, model_state)), ("_untrained", network.init(jax.random.key(0)))):
+        untrained = network.init(stream_key(seed, RngStream.INIT))
+        for name, variables in (("", (params, model_state)), ("_untrained", untrained)):
             _, offered = network.run_with_cache(*variables, inputs, names=("*.attention.weights",))
             given = [concentration.attention_received(weights) for weights in offered.values() if weights.ndim == 4]
             places = [concentration.covered_tokens(pixels, each.shape[1]) for each in given]

@@ -27,6 +27,8 @@ from flaxformer_lab.tasks.task import EXAMPLES
 from flaxformer_lab.training.experiment import make_experiment
 from flaxformer_lab.training.loop import train
 from flaxformer_lab.training.parallelism import Single
+from flaxformer_lab.training.state import RngStream, initial_state
+from flaxformer_lab.training.step import example_keys
 
 PROBE = {
     "task": {"name": "delay", "tokens": 4, "features": 4, "evaluation_examples": 64},
@@ -167,8 +169,28 @@ def test_every_kind_of_weights_is_measured(kind, ready):
     other.config, other._experiment = config, make_experiment(config, strategy=Single())
     state = other._experiment.abstract_state
     prepared = {"inputs": jax.ShapeDtypeStruct((16, 4, 4), jnp.float32), "loss_weights": jnp.ones((16, 4))}
-    found = jax.eval_shape(other._measures, state.params, state.model_state, prepared)
+    found = jax.eval_shape(other._measures, np.uint32(0), state.params, state.model_state, prepared)
     assert len(found) == 6 and {each.shape for each in found.values()} == {()}
+
+
+def test_what_is_untrained_has_the_first_weights_of_its_own_seed(ready):
+    """Where a model looks before training: with the weights of that seed at step 0, which differ from seed to seed."""
+    tree = {
+        "task": {"name": "two_marks", "rows": 2, "columns": 8, "distance": 4},
+        "model": {"width": 8, "depth": 1, "attention": {"num_heads": 2}},
+    }
+    other = copy.copy(ready)
+    other.config = parse_config(tree)
+    other._experiment = experiment = make_experiment(other.config, strategy=Single())
+    batch = {"row": jnp.arange(4), "index": jnp.arange(4), "example_weight": jnp.ones(4)}
+    prepared = experiment.task.prepare(batch, example_keys(0, RngStream.EVALUATE, 0, batch["row"]), training=False)
+    for seed in (0, 1):
+        state = initial_state(experiment.network, experiment.optimizer, seed)
+        looks = [other._looks(np.uint32(each), state.params, state.model_state, prepared) for each in (seed, 7)]
+        found = jax.tree.map(float, looks)
+        for name in ("object_attention", "object_saliency"):
+            assert found[0][name] == pytest.approx(found[0][f"{name}_untrained"], rel=1e-5)
+            assert found[1][name] != pytest.approx(found[1][f"{name}_untrained"], rel=1e-3)
 
 
 def test_a_saved_replica_is_an_ordinary_run_that_can_go_on(population, tmp_path):
