@@ -147,9 +147,20 @@ CLAIMS = (
             {
                 "verdict": "supported",
                 "reason": "wide heads are the more uniform ones, and more heads score higher",
-                "when": {"uniform_many": "yes", "better_many": "yes", "uniform_one": "yes", "better_one": "yes"},
+                "when": {
+                    "uniform_many": "yes",
+                    "wider_one": "yes",
+                    "better_many": "yes",
+                    "uniform_one": "yes",
+                    "better_one": "yes",
+                },
             },
-            {"verdict": "refuted", "reason": "one wide head is no more uniform, or heads do not score higher"},
+            {"verdict": "refuted", "reason": "one wide head is no more uniform", "when": {"uniform_many": "no"}},
+            {"verdict": "refuted", "reason": "more heads do not score higher", "when": {"better_many": "no"}},
+            {
+                "verdict": "supported only when",
+                "reason": "task, width and number of heads are the right ones: some answers agree with it, some do not",
+            },
         ),
     },
 )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from flaxformer_lab.ablation.grid import AblationConfig, Cell, Grid, cost
 from flaxformer_lab.ablation.population import Outcome, save_replica
@@ -142,20 +143,23 @@ def result_of(cell: Cell, outcome: Outcome) -> Result:
         "seconds": round(outcome.seconds, 2),
         "provenance": provenance(outcome.device) | ({} if content is None else {"data": content}),
     }
-    return result | {"test_examples": _test_examples(outcome, task.overlap)}
+    examples = [] if outcome.test_examples is None else _test_examples(outcome, outcome.test_examples, task.overlap)
+    for name, values in outcome.beside_examples.items():
+        examples += [{"metric": name} | each for each in _test_examples(outcome, values, task.overlap)]
+    return result | {"test_examples": examples}
 
 
-def _test_examples(outcome: Outcome, overlap: int) -> list[dict[str, Any]]:
-    """What each test example adds to the score, by learning rate, summed over seeds; empty where each has its own.
+def _test_examples(
+    outcome: Outcome, examples: Float[np.ndarray, "replicas 2 examples"], overlap: int
+) -> list[dict[str, Any]]:
+    """What each test example adds to a metric, by learning rate, summed over seeds.
 
     One that has no weight with any seed is left out: padding, or a text of which none hides a token. overlap: so many
     in a row are summed to one (the blocks of Carlstein 1986), since they share data.
     """
-    if outcome.test_examples is None:
-        return []
     rates = np.array([replica.learning_rate for replica in outcome.replicas])
-    starts = np.arange(0, outcome.test_examples.shape[-1], overlap)
-    blocks = np.add.reduceat(outcome.test_examples, starts, axis=-1) if overlap > 1 else outcome.test_examples
+    starts = np.arange(0, examples.shape[-1], overlap)
+    blocks = np.add.reduceat(examples, starts, axis=-1) if overlap > 1 else examples
     sums = {float(rate): blocks[rates == rate].sum(axis=0) for rate in np.unique(rates)}
     counted = {rate: each[:, each[1] != 0] for rate, each in sums.items()}
     return [

@@ -11,7 +11,7 @@ from flaxformer_lab.ablation.population import Outcome, Replica
 from flaxformer_lab.ablation.provenance import describe_devices
 from flaxformer_lab.config import Config
 from flaxformer_lab.tasks import controls, make_task
-from flaxformer_lab.tasks.task import EXAMPLES
+from flaxformer_lab.tasks.task import EXAMPLES, examples_of
 
 
 class Fitted:
@@ -40,16 +40,18 @@ class Fitted:
             rows.append(known[key])
             progress(self.config.training.steps * (number + 1) // len(self.replicas), self.config.training.steps)
         validation, test = (_stacked([row[place] for row in rows]) for place in (0, 1))
-        validation.pop(EXAMPLES, None)
+        names = task.primary_metric.beside
+        keys = {EXAMPLES, *map(examples_of, names)}
         return Outcome(
             replicas=self.replicas,
             steps=(self.config.training.steps,),
-            validation={name: values[:, None] for name, values in validation.items()},
-            test={name: values for name, values in test.items() if name != EXAMPLES},
+            validation={name: values[:, None] for name, values in validation.items() if name not in keys},
+            test={name: values for name, values in test.items() if name not in keys},
             measures={},
             states=(),
             seconds=time.perf_counter() - begin,
             test_examples=test.get(EXAMPLES),
+            beside_examples={name: test[examples_of(name)] for name in names if examples_of(name) in test},
             device=describe_devices(),
             parameters=rows[-1][2],
         )

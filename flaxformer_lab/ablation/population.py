@@ -13,7 +13,7 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from concurrent import futures
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from flaxformer_lab.models.footprint import program_bytes
 from flaxformer_lab.modules.intermediates import Intermediates
 from flaxformer_lab.task_config import TaskConfig
 from flaxformer_lab.tasks import SPLITS, make_task
-from flaxformer_lab.tasks.task import EXAMPLES, LOSS
+from flaxformer_lab.tasks.task import EXAMPLES, LOSS, examples_of
 from flaxformer_lab.training.checkpoints import Checkpoints
 from flaxformer_lab.training.experiment import Experiment, make_experiment
 from flaxformer_lab.training.feeds import (
@@ -77,7 +77,8 @@ class Outcome:
     """What became of the replicas; NaN where one diverged.
 
     states: one an entry, in the replicas' order. seconds: of compiling and running. test_examples: what each example
-    adds to the primary metric (total, weight), where all seeds are tested on the same ones.
+    adds to the primary metric (total, weight), where all seeds are tested on the same ones; beside_examples: to those
+    beside it, by name.
     """
 
     replicas: tuple[Replica, ...]
@@ -90,6 +91,7 @@ class Outcome:
     test_examples: Float[np.ndarray, "replicas 2 examples"] | None = None
     device: str = ""
     parameters: int = 0  # of a control
+    beside_examples: dict[str, Float[np.ndarray, "replicas 2 examples"]] = field(default_factory=dict)
 
 
 class Population:
@@ -167,7 +169,7 @@ class Population:
             parts.append(self._run_chunk(chunk, lambda done, before=before: progress(before + done, total)))
         join = lambda *leaves: np.concatenate(leaves)[: len(self.replicas)]  # noqa: E731
         validation, test = (_by_name([part[place] for part in parts], join) for place in (0, 1))
-        test_examples, measures, states = jax.tree.map(join, *(part[2:] for part in parts))
+        test_examples, beside_examples, measures, states = jax.tree.map(join, *(part[2:] for part in parts))
         ordinary = dataclasses.replace(states, opt_state=states.opt_state.inner_state)
         return Outcome(
             replicas=self.replicas,
@@ -178,11 +180,12 @@ class Population:
             states=tuple(jax.tree.map(lambda leaf, k=k: leaf[k], ordinary) for k in range(len(self.replicas))),
             seconds=self.preparing_seconds + time.perf_counter() - begin,
             test_examples=test_examples,
+            beside_examples=beside_examples,
             device=describe_devices(),
         )
 
     def _run_chunk(self, replicas: tuple[Replica, ...], progress: Callable[[int], None]) -> tuple[Tree, ...]:
-        """(validation, test, test_examples, measures, states) of one chunk, [replicas, ...] each."""
+        """(validation, test, test_examples, beside_examples, measures, states) of a chunk, [replicas, ...] each."""
         training, strategy = self.config.training, self._strategy
         seeds, rates = self._seeds_and_rates(replicas)
         state = self._start(seeds, rates)
@@ -224,8 +227,8 @@ class Population:
         ends = (begin + count for begin, count in self._schedule)
         return tuple(end for end in ends if should_run(end, training.steps, training.evaluate_every))
 
-    def _evaluate_split(self, seeds: Array, state: State, split: str) -> tuple[Table, np.ndarray | None]:
-        """The metrics, and what each example adds to the primary one, [replicas, 2, examples], where that is known.
+    def _evaluate_split(self, seeds: Array, state: State, split: str) -> tuple[Table, np.ndarray | None, Table]:
+        """The metrics; what each example adds to the primary one, [replicas, 2, examples], where known; and beside it.
 
         A replica whose loss is not finite has diverged: all its metrics are NaN, also those that take NaN for a class
         or for no object.
@@ -239,9 +242,12 @@ class Population:
             for k in range(self.chunk)
         ]
         examples = [each.pop(EXAMPLES, None) for each in values]
+        names = [name for name in self._experiment.task.primary_metric.beside if examples_of(name) in values[0]]
+        beside = {name: np.stack([each.pop(examples_of(name)) for each in values]) for name in names}
         values = [each if np.isfinite(each[LOSS.name]) else dict.fromkeys(each, np.nan) for each in values]
         tables = [{name: np.array(value) for name, value in each.items()} for each in values]
-        return _by_name(tables, lambda *each: np.stack(each)), None if examples[0] is None else np.stack(examples)
+        known = None if examples[0] is None else np.stack(examples)
+        return _by_name(tables, lambda *each: np.stack(each)), known, beside
 
     def _prepared(self, seeds: Array, batch: Tree) -> Tree:
         """Evaluation examples as each replica's seed prepares them."""

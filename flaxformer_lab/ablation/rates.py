@@ -123,14 +123,14 @@ def joined(results: Sequence[Result]) -> Result:
 
 
 def _joined_examples(parts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Sums over seeds by test example, one entry a learning rate; none for a rate whose seeds weigh other examples."""
-    sums: dict[float, dict[str, Any] | None] = {}
+    """Sums over seeds by test example, one entry a metric and rate; none where seeds weigh other examples."""
+    sums: dict[tuple[str | None, float], dict[str, Any] | None] = {}
     for part in parts:
-        rate = part["learning_rate"]
-        known = sums.get(rate, part)
+        key = part.get("metric"), part["learning_rate"]
+        known = sums.get(key, part)
         if known is not part and known is not None:
             known = _sum_of_examples(known, part)
-        sums[rate] = known
+        sums[key] = known
     return [each for each in sums.values() if each is not None]
 
 

@@ -475,4 +475,5 @@ def _values_of_task(quantity: Quantity, summary: Summary) -> _Values | None:
     if quantity.measure is None:
         return _Values(score.values, score.examples, succeeded, score.metric.limits, score.metric.digits)
     values, limits = score.measures.get(quantity.measure), measure_limits(quantity.measure, score.metric)
-    return None if values is None else _Values(values, None, np.ones(len(values), bool), limits, 3)
+    examples = score.beside_examples.get(quantity.measure)
+    return None if values is None else _Values(values, examples, np.ones(len(values), bool), limits, 3)

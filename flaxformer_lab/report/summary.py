@@ -39,8 +39,9 @@ SAME = 1e-6  # curves that differ by less than this come from the same function
 class Score:
     """What one variant reached on one task, at the learning rate that was best on validation. One value per seed.
 
-    examples: what each test example adds to the mean, where all seeds are tested on the same ones. succeeded: the seeds
-    that are finite and reach the task's threshold, where it has one; share: how many do; of_successes: their mean.
+    examples: what each test example adds to the mean, where all seeds are tested on the same ones; beside_examples: to
+    the metrics beside it, by name. succeeded: the seeds that are finite and reach the task's threshold, where it has
+    one; share: how many do; of_successes: their mean.
     curves: on validation, at these steps.
     """
 
@@ -51,6 +52,7 @@ class Score:
     seeds: tuple[int, ...]
     values: Float[np.ndarray, " seeds"]
     examples: Examples
+    beside_examples: dict[str, Examples]
     interval: Interval
     succeeded: Bool[np.ndarray, " seeds"]
     share: Interval
@@ -193,6 +195,7 @@ def score_of(cell: Cell, result: Result, config: AblationConfig) -> Score:
     curves = np.array([[from_json(value) for value in each["validation"][metric.name]] for each in chosen])
     steps = tuple(result["steps"])
     examples = _example_influence(result, rate)
+    beside = ((name, _example_influence(result, rate, name)) for name in metric.beside)
     succeeded = succeeds(values, metric, threshold)
     return Score(
         task=cell.task,
@@ -202,6 +205,7 @@ def score_of(cell: Cell, result: Result, config: AblationConfig) -> Score:
         seeds=tuple(each["seed"] for each in chosen),
         values=values,
         examples=examples,
+        beside_examples={name: each for name, each in beside if each is not None},
         interval=bootstrap_interval(values, examples=examples, limits=metric.limits),
         succeeded=succeeded,
         share=share_interval(float(succeeded.sum()), len(values)),
@@ -239,9 +243,12 @@ def succeeds(
 
 
 def intervals_beside(score: Score) -> list[Interval]:
-    """The test values of the metrics beside the primary one, with the error of seeds alone; NaN where not stored."""
-    known = (score.measures.get(name, np.full(1, np.nan)) for name in score.metric.beside)
-    return [bootstrap_interval(each) for each in known]
+    """The test values of the metrics beside the primary one; NaN where not stored."""
+    names, unknown = score.metric.beside, np.full(1, np.nan)
+    return [
+        bootstrap_interval(score.measures.get(name, unknown), examples=score.beside_examples.get(name))
+        for name in names
+    ]
 
 
 def at_equal_flops(scores: Sequence[Score], threshold: float | None) -> list[Score | None]:
@@ -258,12 +265,15 @@ def at_equal_flops(scores: Sequence[Score], threshold: float | None) -> list[Sco
     ]
 
 
-def _example_influence(result: Result, rate: float) -> Examples:
+def _example_influence(result: Result, rate: float, metric: str | None = None) -> Examples:
     """What each test example adds to the mean score, from the sums over seeds; None where each seed has its own.
+
+    metric: one beside the primary metric.
 
     A score is a quotient, sum of totals / sum of weights; an example moves it by (total - score weight) / mean weight.
     """
-    stored = next((each for each in result.get("test_examples", ()) if each["learning_rate"] == rate), None)
+    known = [each for each in result.get("test_examples", ()) if each.get("metric") == metric]
+    stored = next((each for each in known if each["learning_rate"] == rate), None)
     if stored is None:
         return None
     totals, weights = (np.array([from_json(each) for each in stored[name]]) for name in ("totals", "weights"))

@@ -19,7 +19,12 @@ from flaxformer_lab.tasks.examples import Examples
 
 Batch = dict[str, Any]  # pytrees of arrays whose first axis is the batch
 SPLITS = ("train", "validation", "test")
-EXAMPLES = "examples"  # among the metrics of a split: those of each example
+EXAMPLES = "examples"  # among the metrics of a split: what each example adds to the primary one
+
+
+def examples_of(metric: str) -> str:
+    """Among the metrics of a split: what each example adds to one that stands beside the primary metric."""
+    return f"{EXAMPLES} of {metric}"
 
 
 @dataclass(frozen=True)
@@ -97,12 +102,17 @@ class Task(abc.ABC):
         """`loss`, an `Average`, and other metrics, from the network's outputs and the prepared batch."""
 
     def metrics_and_examples(self, outputs: Any, batch: Batch) -> Metrics:
-        """As `loss_and_metrics`, and EXAMPLES: what each adds to the primary metric, where that is an `Average`."""
-        figures, primary = self.loss_and_metrics(outputs, batch), self.primary_metric.name
-        if not isinstance(figures.get(primary), Average):  # or it is computed of what is gathered
-            return figures
-        average = lambda pair: self.loss_and_metrics(*pair)[primary]  # noqa: E731
-        return figures | {EXAMPLES: PerExample.of(average, (outputs, batch))}
+        """As `loss_and_metrics`, and what each example adds to those that are an `Average`.
+
+        EXAMPLES: to the primary metric; `examples_of(name)`: to one beside it.
+        """
+        figures, primary = self.loss_and_metrics(outputs, batch), self.primary_metric
+        keys = {primary.name: EXAMPLES} | {name: examples_of(name) for name in primary.beside}
+        return figures | {
+            key: PerExample.of(lambda pair, name=name: self.loss_and_metrics(*pair)[name], (outputs, batch))
+            for name, key in keys.items()
+            if isinstance(figures.get(name), Average)  # others are computed of what is gathered
+        }
 
     def facts(self) -> list[list[Any]]:
         """What a user should check of the data before a run, (what, value) in words."""

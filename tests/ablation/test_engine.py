@@ -243,7 +243,9 @@ def test_a_result_tells_validation_from_test_and_sums_each_rates_examples(grid):
     test = {"loss": np.full(4, 2.0), "r2": 1 - good}
     examples = np.arange(24.0).reshape(4, 2, 3)
     outcome = Outcome(cell.replicas, (2, 4), validation, test, {}, (), seconds=0.0, test_examples=examples)
+    beside = engine.result_of(cell, dataclasses.replace(outcome, beside_examples={"mae": -examples}))["test_examples"]
     found = engine.result_of(cell, outcome)
+    assert beside[:2] == found["test_examples"] and [each["metric"] for each in beside[2:]] == ["mae", "mae"]
     assert [each["validation"]["r2"][-1] for each in found["replicas"]] == good.tolist()
     assert [each["test"]["r2"] for each in found["replicas"]] == (1 - good).tolist()
     for each in found["test_examples"]:

@@ -23,6 +23,7 @@ from flaxformer_lab.analysis.jacobian import mixing_energy
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.parsing import override
 from flaxformer_lab.run import load_run
+from flaxformer_lab.tasks.forecasting import MSE
 from flaxformer_lab.tasks.task import EXAMPLES
 from flaxformer_lab.training.experiment import make_experiment
 from flaxformer_lab.training.loop import train
@@ -247,8 +248,14 @@ def test_a_replicas_config_differs_in_two_keys():
 def test_a_replica_whose_loss_is_not_finite_has_no_metric_that_is(monkeypatch):
     """Of NaN logits argmax makes class 0, and a detector finds nothing: neither is a score."""
     found = [
-        {"loss": np.nan, "accuracy": 0.5, "ap_large": 0.0, EXAMPLES: np.zeros((2, 3))},
-        {"loss": 0.7, "accuracy": 0.75, EXAMPLES: np.ones((2, 3))},
+        {
+            "loss": np.nan,
+            "accuracy": 0.5,
+            "ap_large": 0.0,
+            EXAMPLES: np.zeros((2, 3)),
+            "examples of mae": np.zeros((2, 5)),
+        },
+        {"loss": 0.7, "accuracy": 0.75, EXAMPLES: np.ones((2, 3)), "examples of mae": np.ones((2, 5))},
     ]
     monkeypatch.setattr(population_module, "host_evaluation", lambda config, examples: [None])
     monkeypatch.setattr(population_module.metrics, "compute", lambda batches: dict(found[int(batches[0])]))
@@ -258,11 +265,13 @@ def test_a_replica_whose_loss_is_not_finite_has_no_metric_that_is(monkeypatch):
         _evaluate=lambda *arguments: None,
         _prepared=lambda *arguments: None,
         _examples={"test": None},
+        _experiment=types.SimpleNamespace(task=types.SimpleNamespace(primary_metric=MSE)),
         config=None,
         chunk=2,
     )
     state = types.SimpleNamespace(params=None, model_state=None)
-    table, examples = Population._evaluate_split(stub, None, state, "test")
+    table, examples, beside = Population._evaluate_split(stub, None, state, "test")
+    assert not any("examples" in name for name in table) and beside["mae"].shape == (2, 2, 5)
     np.testing.assert_array_equal(table["accuracy"], [np.nan, 0.75])
     np.testing.assert_array_equal(table["ap_large"], [np.nan, np.nan])
     assert examples.shape == (2, 2, 3)

@@ -59,6 +59,7 @@ def score_of():
             "seeds": (0,),
             "values": np.full(1, 0.5),
             "examples": None,
+            "beside_examples": {},
             "interval": Interval(0.5, math.nan, math.nan),
             "succeeded": np.ones(1, bool),
             "share": Interval(1.0, math.nan, math.nan),

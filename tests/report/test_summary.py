@@ -14,7 +14,7 @@ from flaxformer_lab.report.formatting import (
     format_share,
 )
 from flaxformer_lab.report.statistics import bootstrap_interval, share_interval
-from flaxformer_lab.report.summary import at_equal_flops, difference_of_examples, summarise
+from flaxformer_lab.report.summary import at_equal_flops, difference_of_examples, intervals_beside, summarise
 from flaxformer_lab.tasks import PrimaryMetric
 
 RATES, SEEDS = (0.01, 0.03), (0, 1, 2)
@@ -271,6 +271,24 @@ def test_shared_test_examples_widen_intervals(grid, store, result, judged_by):
     freedom = sum(parts) ** 2 / (parts[0] ** 2 / 4 + parts[1] ** 2 / 3)
     assert difference.p_value == pytest.approx(2 * stats.t.sf(0.25 / np.sqrt(sum(parts)), freedom))
     assert difference.p_value > 0.1 > stats.ttest_1samp(d, 0).pvalue
+
+
+def test_a_metric_beside_the_primary_one_has_the_error_of_its_own_examples(grid, store, result, judged_by):
+    judged_by(PrimaryMetric("mse", "MSE", higher_is_better=False, limits=(0.0, None), beside=("mae",)))
+    made = grid(FIVE)
+    store.claim(made)
+    cell, values = made.cell("near", BASELINE), 0.65 + NOISE
+    found = result(cell, values)
+    for each, value in zip(found["replicas"], values, strict=True):
+        each["measures"] = {"mae": value}
+    shared = {"learning_rate": 0.01, "weights": [5, 5, 5, 5]}
+    of_each = [shared | {"totals": [3, 3, 3, 4]}, shared | {"metric": "mae", "totals": [5, 5, 3, 0]}]
+    store.finish(cell, found | {"test_examples": of_each})
+    score = summarise(made, store).score("near", BASELINE)
+    np.testing.assert_allclose(score.beside_examples["mae"], np.array([1, 1, 0.6, 0]) - 0.65)
+    np.testing.assert_allclose(score.examples, np.array([0.6, 0.6, 0.6, 0.8]) - 0.65)
+    (interval,) = intervals_beside(score)
+    assert interval.low < score.interval.low < values.mean() - 0.01
 
 
 def test_two_test_sets_have_the_error_of_both():

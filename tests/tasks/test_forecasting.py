@@ -24,6 +24,7 @@ from flaxformer_lab.model_config import (
 from flaxformer_lab.task_config import ForecastingConfig
 from flaxformer_lab.tasks import make_task
 from flaxformer_lab.tasks.closed_form import BASELINES, evaluate, fit
+from flaxformer_lab.tasks.task import EXAMPLES, examples_of
 from flaxformer_lab.training.experiment import make_experiment
 from flaxformer_lab.training.initialization import starting_weights
 from flaxformer_lab.training.single import Single
@@ -172,6 +173,10 @@ def test_the_metrics_are_those_of_the_papers(make, values):
     for name, each in expected.items():
         np.testing.assert_allclose(found[name], np.mean(each), rtol=1e-4)
     assert found["loss"] == found["mse"]
+    whole = metrics.compute([jax.jit(task.metrics_and_examples)(jnp.zeros_like(batch["targets"]), batch)])
+    for name, examples in (("mse", whole[EXAMPLES]), ("mae", whole[examples_of("mae")])):
+        totals, weights = examples
+        assert totals.shape == (len(batch["targets"]),) and totals.sum() / weights.sum() == pytest.approx(found[name])
     by_absolutes = jax.jit(make(loss="mae").loss_and_metrics)(jnp.zeros_like(batch["targets"]), batch)
     assert float(by_absolutes["loss"].total) == float(by_absolutes["mae"].total)
 
