@@ -59,6 +59,7 @@ class TaskEntry:
         variant_rates: by name, those that single variants begin with here, where others fit them better. A grid that
             extends itself finds the same rates from anywhere; from nearby it needs fewer runs.
         seeds: those of this task; none for the ablation's. Where five leave an answer open, one task may have more.
+        search_seeds: how many of them search for the rate; none for the ablation's number.
         variants: more variants, for this task alone.
         only: of the common variants, these; none for all.
         threshold: the validation score to which the steps are counted.
@@ -72,6 +73,7 @@ class TaskEntry:
     learning_rates: Annotated[tuple[Positive, ...], DISTINCT] | None = None
     variant_rates: dict[str, Annotated[tuple[Positive, ...], DISTINCT]] = field(default_factory=dict)
     seeds: Annotated[tuple[Seed, ...], DISTINCT] | None = None
+    search_seeds: NonNegative | None = None
 
 
 @dataclass(frozen=True)
@@ -178,12 +180,13 @@ class AblationConfig:
                 )
         if self.exports and self.keep == "none":
             raise ConfigError("exports=true reads the replicas of the chosen rate, but keep=none; set keep=chosen")
-        if self.exports and self.search_seeds:
-            raise ConfigError("exports=true measures seeds that trained in one cell; set search_seeds=0")
         for task in self.tasks:
-            if self.search_seeds >= len(seeds := self.seeds_of(task)):
+            searching, seeds = self.search_seeds_of(task), self.seeds_of(task)
+            if self.exports and searching:
+                raise ConfigError("exports=true measures seeds that trained in one cell; set search_seeds=0")
+            if searching >= len(seeds):
                 raise ConfigError(
-                    f"search_seeds={self.search_seeds}, but {task} has {len(seeds)} seeds; choose fewer, or 0 for all"
+                    f"search_seeds={searching}, but {task} has {len(seeds)} seeds; choose fewer, or 0 for all"
                 )
         self._rules_of_designs({BASELINE} | self.variants.keys() | set(variants_of_tasks))
         claims = [claim.name for claim in self.claims]
@@ -228,9 +231,10 @@ class AblationConfig:
         """The seeds that a task's variants are trained with."""
         return self.tasks[task].seeds or self.seeds
 
-    def searching_seeds_of(self, task: str) -> tuple[int, ...]:
-        """Those of them that find the learning rate."""
-        return self.seeds_of(task)[: self.search_seeds or None]
+    def search_seeds_of(self, task: str) -> int:
+        """How many of them find the learning rate, the first; 0: all."""
+        own = self.tasks[task].search_seeds
+        return self.search_seeds if own is None else own
 
     @property
     def decided_claims(self) -> tuple[Claim, ...]:
@@ -475,7 +479,8 @@ def replicas_of(config: AblationConfig, task: str, variant: str, control: str | 
     entry = config.tasks[task]
     rates = entry.variant_rates.get(variant) or entry.learning_rates or config.learning_rates
     rates = rates if control is None else registry.ask("control", control, "rates") or rates
-    seeds = config.searching_seeds_of(task) if len(rates) > 1 else config.seeds_of(task)
+    seeds, searching = config.seeds_of(task), config.search_seeds_of(task)
+    seeds = seeds[:searching] if searching and len(rates) > 1 else seeds
     return tuple(Replica(seed, rate) for rate in rates for seed in seeds)
 
 

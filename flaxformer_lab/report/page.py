@@ -351,11 +351,12 @@ def _provenance(summary: Summary) -> Markup:
 def _reading(summary: Summary) -> Markup:
     config, tasks = summary.grid.config, task_ids(summary)
     fewest = min(len(config.seeds_of(task)) for task in tasks)
+    searching = {number for task in tasks if (number := config.search_seeds_of(task))}
     notes = (
         (
             "Score",
             "The mean over seeds on test examples, at the learning rate that was best on validation"
-            + (f" for the first {config.search_seeds} of them." if config.search_seeds else "."),
+            + (f" for the first {min(searching)} of them." if searching else "."),
         ),
         (
             "Interval",
