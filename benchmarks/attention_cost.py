@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from flaxformer_lab.ablation.claim_config import Verdict
 from flaxformer_lab.report.claims import answer_to, conclude
 from flaxformer_lab.report.statistics import bootstrap_interval
@@ -84,12 +86,15 @@ def _decided(rule, *questions: tuple[str, Ratios, float]) -> dict[str, Any]:
 
 
 def _growth(grown: Rows, kind: str) -> tuple[Ratios, float]:
-    """Time per token of the longest sequence over the shortest, and the threshold."""
+    """Time per token of the longest sequence over the shortest, and the threshold.
+
+    By a power of the length that is fitted to all lengths, so that it does not rest on two of them.
+    """
     own = _whole(grown, kind)
-    short, long = own[0], own[-1]
-    share = short["length"] / long["length"]
-    pairs = zip(long["rounds_in_milliseconds"], short["rounds_in_milliseconds"], strict=True)
-    return [share * a / b for a, b in pairs], FLAT
+    logs = np.log([row["length"] for row in own])
+    times = np.log([row["rounds_in_milliseconds"] for row in own])  # [lengths, rounds]
+    exponents = np.polyfit(logs, times, 1)[0]
+    return list(np.exp((exponents - 1) * (logs[-1] - logs[0]))), FLAT
 
 
 def _beside(wide: Rows, width: int) -> tuple[Ratios, float]:

@@ -2,7 +2,9 @@
 
 import gzip
 import importlib
+import json
 import re
+import runpy
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -108,3 +110,9 @@ def test_the_ablations_are_those_with_claims(tool):
     names = tool.with_claims()
     assert names[-1] == "cross_dimension" and "scales" in names
     assert "real_data" in tool.configs().keys() - {*names}
+
+
+def test_the_claims_on_cost_follow_from_the_times_beside_them():
+    decide = runpy.run_path(str(ROOT / "benchmarks" / "attention_cost.py"))["decide_claims"]
+    stored = json.loads((ROOT / "benchmarks" / "results" / "attention_length_cpu.json").read_text())
+    assert stored["claims"] == decide(stored["grown"], stored["wide"])
