@@ -42,6 +42,7 @@ class Quantity:
     also: more tasks, of which one alone is too small to tell; the value is the mean over all.
     front: in place of a variant, several of one family that cost more and more; the value is that of their Pareto
         front, where the comparison says at equal what (`report/fronts.py`).
+    gain_over: less the same on this task, as on one of fewer updates.
     """
 
     task: Text
@@ -49,17 +50,20 @@ class Quantity:
     measure: Measure | None = None
     also: tuple[Text, ...] = ()
     front: tuple[Text, ...] = ()
+    gain_over: Text | None = None
 
     def __str__(self) -> str:
         what = f"the front of {len(self.front)} that begins with {self.front[0]}" if self.front else self.variant
-        return f"{self.measure or 'score'} of {what} on {' and '.join((self.task, *self.also))}"
+        gained = "" if self.gain_over is None else f", less that on {self.gain_over}"
+        return f"{self.measure or 'score'} of {what} on {' and '.join((self.task, *self.also))}{gained}"
 
     @property
     def parts(self) -> tuple["Quantity", ...]:
         """Its value on each task, and of each variant of a front, alone."""
+        before = () if self.gain_over is None else (self.gain_over,)
         return tuple(
-            dataclasses.replace(self, task=task, variant=variant, also=(), front=())
-            for task in (self.task, *self.also)
+            dataclasses.replace(self, task=task, variant=variant, also=(), front=(), gain_over=None)
+            for task in (self.task, *self.also, *before)
             for variant in self.front or (self.variant,)
         )
 
@@ -98,6 +102,12 @@ class Comparison:
                 f"the comparison {self.name} needs `front` in both `more` and `less`, each on one task, together with "
                 f"`at_equal`, or none of them; at_equal={self.at_equal}"
             )
+        for each in (self.more, self.less):
+            if each is not None and each.gain_over is not None and (each.also or each.front):
+                raise ConfigError(
+                    f"the comparison {self.name} has gain_over={each.gain_over} together with `also` or `front`; what "
+                    "is gained is that of one variant on one task, so leave them out"
+                )
         if self.within and not self.threshold > 0:
             raise ConfigError(
                 f"the comparison {self.name} asks for a difference within threshold={self.threshold:g}, and none can "

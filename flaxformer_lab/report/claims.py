@@ -389,6 +389,8 @@ def values_of(quantity: Quantity, summary: Summary) -> _Values | None:
     found = [_values_of_task(part, summary) for part in quantity.parts]
     if any(each is None for each in found):
         return None
+    if quantity.gain_over is not None:
+        return _difference(*found)
     return _Values(
         np.mean([each.values for each in found], axis=0),
         joined_examples([(1 / len(found), each.examples) for each in found]),

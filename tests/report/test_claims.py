@@ -439,6 +439,32 @@ def test_every_claim_has_several_verdicts_and_says_why(name):
 TRAINED = [path for path in sorted(CONFIGS.glob("*.py")) if not is_learned(read_recipe(str(path)))]
 
 
+def test_a_gain_is_the_difference_of_two_tasks_by_seed(grid, store, result):
+    """From `far` to `near` the baseline gains 0.3 and ffn_off 0.1, with seeds that scatter more than that."""
+    made = grid({"seeds": (0, 1, 2, 3, 4), "learning_rates": (0.01,)})
+    store.claim(made)
+    scatter = np.array([0.0, 0.5, -0.4, 0.2, -0.3])
+    noise = 0.01 * np.array([1, -1, 2, -2, 0.5])
+    for task, variant, values in (
+        ("near", "baseline", 0.6 + scatter + noise),
+        ("far", "baseline", 0.3 + scatter),
+        ("near", "ffn_off", 0.5 + scatter),
+        ("far", "ffn_off", 0.4 + scatter + noise),
+    ):
+        store.finish(cell := made.cell(task, variant), result(cell, values))
+    ours, theirs = (Quantity("near", variant, gain_over="far") for variant in ("baseline", "ffn_off"))
+    comparison = Comparison("gain", "does it gain more?", ours, theirs, threshold=0.1)
+    claim = Claim("C", "It gains more.", (comparison,), (Conclusion("supported", "it does"),))
+    assert set(claim.quantities) == {
+        ("gain", Quantity(task, variant)) for task in ("near", "far") for variant in ("baseline", "ffn_off")
+    }
+    (finding,) = decide([claim], summarise(made, store))[0].findings
+    assert finding.answer == "yes" and finding.interval.mean == pytest.approx(0.2 + 2 * noise.mean())
+    assert str(ours) == "score of baseline on near, less that on far"
+    with pytest.raises(ConfigError, match="gain_over=far together with `also` or `front`"):
+        Comparison("gain", "?", Quantity("near", also=("near",), gain_over="far")).rules()
+
+
 @pytest.mark.parametrize("path", TRAINED, ids=lambda path: path.stem)
 def test_every_threshold_has_its_reason(path):
     claims = parse_ablation(read_recipe(str(path))).claims
