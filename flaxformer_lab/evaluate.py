@@ -25,6 +25,9 @@ def main(overrides: list[str]) -> None:
     """Evaluates what the flags describe."""
     if OUTPUT.value and not CSV.value:
         raise ConfigError(f"--output={OUTPUT.value} is for the scores of --csv; add --csv=FILE, or leave --output out")
+    if SPLIT.value and CSV.value:
+        raise ConfigError(f"--split={SPLIT.value}: a file has no splits; leave --split or --csv={CSV.value} out")
+    split = SPLIT.value or "test"
     with shown_while("evaluating"):
         loaded = load_run(WORKDIR.value, parse_step(STEP.value), changes_of(overrides))
         if CSV.value and hasattr(loaded.task, "histories_in"):
@@ -36,7 +39,7 @@ def main(overrides: list[str]) -> None:
             found, path = predict.write(loaded, CSV.value, OUTPUT.value)
             values, part = found.metrics, CSV.value
         else:
-            values, part = loaded.evaluate(SPLIT.value), SPLIT.value
+            values, part = loaded.evaluate(split), split
     if not values:
         raise DataError(
             f"{CSV.value} has no column {loaded.task.metadata['target_column']}, the target, to evaluate on; "
@@ -56,5 +59,5 @@ if __name__ == "__main__":
     STEP = flags.DEFINE_string("step", None, "Step of the checkpoint, or best; default: the last one.")
     CSV = flags.DEFINE_string("csv", None, "New rows of a table, with the target, instead of a split.")
     OUTPUT = flags.DEFINE_string("output", None, "With --csv: where scores go; default: WORKDIR/predictions/NAME.csv.")
-    SPLIT = flags.DEFINE_enum("split", "test", SPLITS, "Which part of the data.")
+    SPLIT = flags.DEFINE_enum("split", None, SPLITS, "Which part of the data; default: test.")
     run(main)

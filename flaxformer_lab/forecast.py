@@ -14,13 +14,13 @@ from absl import flags
 from jaxtyping import Float, Int64
 
 from flaxformer_lab.command_line import changes_of, parse_step, run
-from flaxformer_lab.data.own.address import parse_address
+from flaxformer_lab.data.own.address import Address, parse_address
 from flaxformer_lab.data.own.columns import Column
 from flaxformer_lab.data.own.series import read_series
 from flaxformer_lab.errors import ConfigError, DataError, RunError
+from flaxformer_lab.predict import write_output
 from flaxformer_lab.run import Run, load_run
 from flaxformer_lab.task_config import ForecastingConfig
-from flaxformer_lab.training.folder import write_atomic
 from flaxformer_lab.training.logging import shown_while
 
 SHOWN = 3  # horizons of history in the figure, at most
@@ -62,17 +62,16 @@ def forecast(loaded: Run, path: str) -> Forecast:
 
     Raises:
         ConfigError: the run is no forecaster.
-        DataError: the file lacks a channel of the model or is too short, time is not even or has another step, or a
-            channel has no value in the rows that the model reads.
+        DataError: the file lacks a channel of the model or is too short, time is not even, has another step, or has a
+            time zone where that of training has none or the other way round, or a channel has no value in the rows that
+            the model reads.
     """
     config = loaded.config.task
     if not isinstance(config, ForecastingConfig):
         raise ConfigError(f"forecast needs a model of task.name=forecasting; this run's task is {config.name}")
-    kind = "parquet" if path.partition("?")[0].endswith(".parquet") else "csv"
     channels, metadata = loaded.task.metadata["channels"], loaded.task.metadata
-    address = parse_address(path if path.startswith(("csv:", "parquet:")) else f"{kind}:{path}")
     known = metadata.get("columns", [{"name": name, "kind": "number"} for name in channels])
-    series = read_series(address, [Column.from_json(each) for each in known])
+    series = read_series(_address(path), [Column.from_json(each) for each in known], metadata.get("has_zone"))
     if series.step != metadata["step"] and len(series.time) > 1:
         raise DataError(
             f"{path} has a row each {series.step} seconds, and the model was trained on one each {metadata['step']}; "
@@ -105,6 +104,12 @@ def forecast(loaded: Run, path: str) -> Forecast:
         has_zone=series.has_zone,
         notes=series.notes,
     )
+
+
+def _address(path: str) -> Address:
+    """A path with options, whose kind may be left out."""
+    kind = "parquet" if path.partition("?")[0].endswith(".parquet") else "csv"
+    return parse_address(path if path.startswith(("csv:", "parquet:")) else f"{kind}:{path}")
 
 
 def draw(found: Forecast, path: Path, title: str) -> None:
@@ -148,11 +153,7 @@ def main(overrides: list[str]) -> None:
         path = Path(OUTPUT.value).expanduser() if OUTPUT.value else loaded.workdir / "forecasts" / f"{name}.csv"
         if path.suffix == ".svg":
             raise ConfigError(f"--output={path} is where the figure goes, beside the forecast; name a CSV file")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, found.as_csv())
-        except OSError as error:
-            raise RunError(f"{path} cannot be written: {error.strerror}; choose another --output") from error
+        write_output(path, found.as_csv(), source=_address(CSV.value).path)
         draw(found, path.with_suffix(".svg"), f"{name}: {len(found.time)} steps ahead, by {loaded.workdir.name}")
     for note in found.notes:
         print(f"note: {note}")

@@ -18,11 +18,13 @@ import numpy as np
 from absl import flags
 
 from flaxformer_lab.command_line import changes_of, parse_step, run
+from flaxformer_lab.data.own.address import parse_address
 from flaxformer_lab.data.own.columns import Table
 from flaxformer_lab.data.own.schema import table_of
 from flaxformer_lab.errors import ConfigError, RunError
 from flaxformer_lab.functional import metrics
 from flaxformer_lab.run import Run, load_run
+from flaxformer_lab.task_config import ForecastingConfig
 from flaxformer_lab.training.folder import write_atomic
 from flaxformer_lab.training.logging import Display, shown_while
 
@@ -58,15 +60,17 @@ def predict(loaded: Run, path: str | Path) -> Scores:
         ConfigError: the run is no model of a table whose columns have names, or the file's columns are others.
         DataError: a file or a value that cannot be used.
     """
-    task = loaded.task
+    task, config = loaded.task, loaded.config.task
     if hasattr(task, "histories_in"):
-        return _ranked(loaded, table_of(path))
+        return _ranked(loaded, table_of(path, parse_address(config.dataset)))
     if not getattr(task, "takes_rows", False):
+        is_series = isinstance(config, ForecastingConfig)
         raise ConfigError(
-            f"predict scores the rows of tables whose columns have names; this run's task is {loaded.config.task.name} "
-            f"of {getattr(loaded.config.task, 'dataset', 'no data set')}; use run.predict of load_run in Python"
+            f"predict scores the rows of tables whose columns have names; this run's task is {config.name} of "
+            f"{getattr(config, 'dataset', 'no data set')}; use "
+            f"{'python -m flaxformer_lab.forecast' if is_series else 'run.predict of load_run in Python'}"
         )
-    table = table_of(path)
+    table = table_of(path, parse_address(config.dataset))
     targets = task.targets_in(table)
     states, parts = [], []
     for first in range(0, len(table), CHUNK):
@@ -100,17 +104,28 @@ def write(loaded: Run, path: str, output: str | None) -> tuple[Scores, Path]:
     """Scores a file and writes WORKDIR/predictions/NAME.csv, or `output`.
 
     Raises:
-        ConfigError, DataError: as `predict`.
-        RunError: the file cannot be written.
+        ConfigError, DataError, RunError: as `predict` and `write_output`.
     """
     found = predict(loaded, path)
     target = Path(output).expanduser() if output else loaded.workdir / "predictions" / f"{Path(path).stem}.csv"
+    write_output(target, found.as_csv(), source=Path(path).expanduser())
+    return found, target
+
+
+def write_output(target: Path, text: str, *, source: Path) -> None:
+    """Writes what follows from the file `source`.
+
+    Raises:
+        ConfigError: the target is that file.
+        RunError: it cannot be written.
+    """
     try:
+        if target.exists() and target.samefile(source):
+            raise ConfigError(f"--output={target} is the file that was read; choose another --output")
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(target, found.as_csv())
+        write_atomic(target, text)
     except OSError as error:
         raise RunError(f"{target} cannot be written: {error.strerror}; choose another --output") from error
-    return found, target
 
 
 def main(overrides: list[str]) -> None:

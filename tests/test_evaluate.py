@@ -172,6 +172,12 @@ def untouched(folder):
         (untouched, ["--step=²"], 2, r"--step=² must be a whole number"),
         (untouched, ["--output=x.csv"], 2, r"--output=x\.csv is for the scores of --csv; add --csv=FILE, or leave"),
         (untouched, ["--split=training"], 2, r"split.*train.*validation.*test"),
+        (
+            untouched,
+            ["--split=test", "--csv=x.csv"],
+            2,
+            r"--split=test: a file has no splits; leave --split or --csv=x",
+        ),
         (untouched, ["--config.seed=1"], 2, r"--config\.seed=1: a checkpoint keeps the config"),
         (untouched, ["--wrokdir=x"], 2, r"wrokdir"),
         (untouched, ["test"], 2, r"test is not understood"),

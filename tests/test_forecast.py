@@ -23,10 +23,10 @@ LOOKBACK, HORIZON, LEVELS = 8, 3, (0.1, 0.5, 0.9)
 START = np.datetime64("2024-03-01T00:00", "m")
 
 
-def write(path, values, names=("load", "wind"), hours=None):
-    """A file with a row an hour; a value that is NaN is left empty."""
+def write(path, values, names=("load", "wind"), hours=None, zone=""):
+    """A file with a row an hour; a value that is NaN is left empty. zone: behind each time."""
     hours = np.arange(len(values)) if hours is None else hours
-    lines = [f"{START + int(60 * hour)}".replace("T", " ") for hour in hours]
+    lines = [f"{START + int(60 * hour)}{zone}".replace("T", " ") for hour in hours]
     fields = [["" if np.isnan(each) else f"{each:.6f}" for each in row] for row in values]
     rows = [",".join([line, *each]) for line, each in zip(lines, fields, strict=True)]
     path.write_text("\n".join([",".join(["when", *names]), *rows]))
@@ -104,6 +104,12 @@ WRONG = {
     "irregular": (np.ones((9, 2)), {"hours": [0, 1, 2, 3, 4, 5, 6, 6, 7]}, r"the same time as"),
     "uneven": (np.ones((9, 2)), {"hours": [0, 1, 2, 3, 4, 5, 6, 6.5, 7]}, r"time is not even"),
     "no value": (np.full((9, 2), [1.0, np.nan]), {}, r"wind"),
+    "a zone": (np.ones((9, 2)), {"zone": "+02:00"}, r"line 2, column when: .* has a time zone, and the training table"),
+    "too large": (
+        np.full((9, 2), [1.0, 1e39]),
+        {},
+        r"line 2, column wind: 1e\+39 is beyond float32; divide the column",
+    ),
 }
 
 
@@ -156,3 +162,25 @@ def test_the_figure_does_not_take_the_table_s_place(run_command, folder, values,
     flags = f"--workdir={folder}", f"--csv={path}", f"--output={tmp_path}/out.svg"
     code, _, err = run_command("flaxformer_lab.forecast", *flags)
     assert code == 2 and "out.svg is where the figure goes" in err[-1] and not (tmp_path / "out.svg").exists()
+
+
+def test_times_without_a_zone_do_not_follow_those_with_one(tmp_path, values):
+    """Otherwise their hours would be others without a word."""
+    folder = trained(tmp_path, write(tmp_path / "past.csv", values, zone="+02:00"))
+    loaded, new = load_run(folder), write(tmp_path / "new.csv", values[:9])
+    with pytest.raises(
+        DataError, match=r"line 2, column when: '2024-03-01 00:00' has no time zone, .* has one; add it"
+    ):
+        forecast(loaded, new)
+    assert forecast(loaded, write(tmp_path / "new.csv", values[:9], zone="+05:00")).has_zone
+    del loaded.task.metadata["has_zone"]  # as a run of an earlier version
+    assert not forecast(loaded, write(tmp_path / "new.csv", values[:9])).has_zone
+
+
+def test_the_file_that_was_read_is_not_written_over(run_command, folder, values, tmp_path):
+    path = write(tmp_path / "new.csv", values[:30])
+    before, flags = (tmp_path / "new.csv").read_bytes(), (f"--workdir={folder}", f"--output={path}")
+    for csv_flag in (f"--csv={path}", f"--csv=csv:{path}?dates=when"):
+        code, _, err = run_command("flaxformer_lab.forecast", *flags, csv_flag)
+        assert code == 2 and "new.csv is the file that was read; choose another --output" in err[-1]
+    assert (tmp_path / "new.csv").read_bytes() == before and not (tmp_path / "new.svg").exists()

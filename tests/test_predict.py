@@ -16,6 +16,7 @@ from flaxformer_lab.data.own.schema import Schema, table_of
 from flaxformer_lab.data.own.tables import read
 from flaxformer_lab.errors import ConfigError, DataError
 from flaxformer_lab.predict import Scores, predict
+from flaxformer_lab.predict import write as write_scores
 from flaxformer_lab.run import Run, load_run
 from flaxformer_lab.tasks import make_task
 from flaxformer_lab.training.checkpoints import Checkpoints
@@ -170,6 +171,46 @@ def test_a_run_reads_the_target_as_training_did(tmp_path, name):
         new = {"size": [1.5, 2.5], "y": ["1.234", "12.345"]}
         targets = run.task.targets_in(table_of(new)) * run.task.metadata["target_spread"]
         np.testing.assert_allclose(targets + run.task.metadata["target_mean"], [1234, 12345], rtol=1e-6)
+
+
+def test_the_file_that_was_read_is_not_written_over(runs, tmp_path):
+    """Whatever leads to it: its name, a link, or the folder where scores go by default."""
+    run = runs["classification"]
+    file, link, scores = tmp_path / "new.csv", tmp_path / "link.csv", run.workdir / "predictions" / "old.csv"
+    link.symlink_to(file)
+    scores.parent.mkdir(exist_ok=True)
+    for path, output in ((file, str(file)), (file, str(link)), (scores, None)):
+        before = write(path, columns_of(3)).read_bytes()
+        with pytest.raises(ConfigError, match=r"--output=.*\.csv is the file that was read; choose another --output"):
+            write_scores(run, str(path), output)
+        assert path.read_bytes() == before
+
+
+def test_a_forecaster_is_sent_to_its_own_command(tmp_path):
+    times = {"when": [f"2024-03-01 {row:02}:00" for row in range(24)], "load": [row % 5 for row in range(24)]}
+    task = {"name": "forecasting", "dataset": f"csv:{write(tmp_path / 'past.csv', times)}", "lookback": 2, "horizon": 1}
+    with pytest.raises(
+        ConfigError, match=r"this run's task is forecasting of .*; use python -m flaxformer_lab.forecast$"
+    ):
+        predict(untrained(tmp_path / "run", task), tmp_path / "past.csv")
+
+
+def test_new_rows_have_the_delimiter_of_the_run(tmp_path):
+    """Of names with more commas than bars the comma would be taken."""
+    columns = {"a, b, c": columns_of(ROWS)["size"], "y": [row % 2 for row in range(ROWS)]}
+    path = write(tmp_path / "past.csv", columns, "|")
+    task = {"name": "tabular_classification", "dataset": f"csv:{path}?target=y&delimiter=|"}
+    run = untrained(tmp_path / "run", task)
+    expected = run.predict({"a, b, c": columns["a, b, c"]})
+    np.testing.assert_array_equal(run.predict(path), expected)
+    assert len(predict(run, path).lines) == ROWS
+
+
+def test_a_missing_number_of_a_new_row_is_no_reason_to_change_the_config(runs, tmp_path):
+    file = write(tmp_path / "new.csv", columns_of(3) | {"size": ["1", "", "2"]})
+    message = "column size of line 3 is missing, and the model was trained with task.missing=error; fill it in"
+    with pytest.raises(DataError, match=message):
+        predict(runs["classification"], file)
 
 
 def test_rows_of_parquet_are_scored(runs, tmp_path):

@@ -38,7 +38,7 @@ class Series:
 
     channels: their names. time: seconds since 1970. values: NaN where one is missing. borders: the rows of each split.
     step: seconds from one row to the next. notes: what a user should know of a file of their own. columns: how such a
-    file's channels are read.
+    file's channels are read. has_zone: whether its times have a time zone; None of other data.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Series:
     step: int
     notes: tuple[str, ...] = ()
     columns: tuple[Column, ...] = ()
+    has_zone: bool | None = None
 
 
 def read_series(dataset: str) -> Series:
@@ -65,7 +66,8 @@ def read_series(dataset: str) -> Series:
     own = read_own_series(address)
     borders = dict(zip(SPLITS, itertools.pairwise([0, *own.ends]), strict=True))
     names = tuple(column.name for column in own.channels)
-    return Series(address.source, names, own.time, own.values, borders, own.step, own.notes, own.channels)
+    facts = own.step, own.notes, own.channels, own.has_zone
+    return Series(address.source, names, own.time, own.values, borders, *facts)
 
 
 def _read_prepared(dataset: str) -> Series:

@@ -215,16 +215,17 @@ class ObjectTask(Task):
 
         Each is stretched to the size that the model was trained on; a coloured one becomes grey where it saw grey ones.
         """
-        raw = [raw] if isinstance(raw, str | os.PathLike) else raw
+        raw = [raw] if isinstance(raw, str | os.PathLike) else list(raw)
         images = [read_image(Path(each)) if isinstance(each, str | os.PathLike) else np.asarray(each) for each in raw]
         rows, columns, channels = self.metadata["image_shape"]
-        for image in images:
+        for given, image in zip(raw, images, strict=True):
             if image.ndim != 3 or 0 in image.shape or image.shape[-1] not in (1, 3):
                 raise ConfigError(
                     f"predict: an image of shape {image.shape} is not (rows, columns, 1 or 3 channels), each at least 1"
                 )
             if image.dtype != np.uint8:
-                raise ConfigError(f"predict: images of {image.dtype}; give whole numbers from 0 to 255 (uint8)")
+                name = given if isinstance(given, str | os.PathLike) else "predict"
+                raise ConfigError(f"{name}: images of {image.dtype}; give whole numbers from 0 to 255 (uint8)")
         if channels == 1:
             images = [np.rint(image.mean(axis=-1, keepdims=True)).astype(np.uint8) for image in images]
         images = [np.broadcast_to(image, (*image.shape[:2], channels)) for image in images]

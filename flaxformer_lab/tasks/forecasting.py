@@ -48,7 +48,7 @@ class Forecasting(Task):
     metadata: `channels`, the names of those that are read; `targets`, which of them are predicted; `mean` and `spread`
     of each in training; `seasonal_error`, the mean error of the seasonal naive forecast there, standardised; `step`,
     seconds from row to row; `season`, rows of a period; of a file of the user's own, `notes`, `columns`, how each
-    channel is read, and `content`, its digest.
+    channel is read, `has_zone`, whether its times have a time zone, and `content`, its digest.
     """
 
     primary_metric = MSE
@@ -91,6 +91,7 @@ class Forecasting(Task):
             }
             | ({"notes": list(series.notes)} if series.notes else {})
             | ({"columns": [column.as_json() for column in series.columns]} if series.columns else {})
+            | ({} if series.has_zone is None else {"has_zone": series.has_zone})
             | content_of_files(config.dataset)
         )
 

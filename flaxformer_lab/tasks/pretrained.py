@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Integer, Key, UInt8
 
 from flaxformer_lab.data.image_files import read_image
+from flaxformer_lab.data.own.address import CONTENT
+from flaxformer_lab.data.own.builder import content_digest
 from flaxformer_lab.data.own.contents import SOURCE_ROW
+from flaxformer_lab.data.own.text import read_text
 from flaxformer_lab.data.source import open_split
 from flaxformer_lab.errors import ConfigError, DataError
 from flaxformer_lab.functional.metrics import Average, Correlation, Metrics
@@ -47,7 +51,8 @@ USUAL_LENGTH = 128
 class Pretrained(Task):
     """Inputs are symbols [batch, tokens], pairs of texts [batch, 2, tokens], or images as the model was made for.
 
-    metadata: what the folder says (settings, shapes of the tensors, tokenizer, ...), so that a run does not need it.
+    metadata: what the folder says (settings, shapes of the tensors, tokenizer, ...), so that a run does not need it; of
+    `tsv:PATH` also `content`, its digest.
     """
 
     primary_metric = LOSS
@@ -69,7 +74,9 @@ class Pretrained(Task):
             "lowercase": folder.lowercase,
             "max_length": folder.max_length,
             "preprocessing": folder.preprocessing,
-        } | ({} if folder.tokenizer is None else _special(folder.tokenizer))
+            **({} if folder.tokenizer is None else _special(folder.tokenizer)),
+            **_content_of_lines(self._config.dataset),
+        }
 
     @functools.cached_property
     def kind(self) -> str:
@@ -178,13 +185,13 @@ class Pretrained(Task):
         path = _file_of(self._config.dataset, split)
         columns = 3 if self.kind == "vectors" else 2
         rows = _read_rows(path, columns)
-        texts = [text for row in rows for text in row[:-1]]
+        texts = [text for row in rows.values() for text in row[:-1]]
         symbols = self.tokenizer.batch(texts, self._tokens)
         arrays = {"symbols": symbols.reshape(len(rows), -1, symbols.shape[1])[:, slice(None) if columns == 3 else 0]}
         if columns == 3:
-            arrays["rating"] = np.array([_number(row[-1], path) for row in rows], np.float32)
+            arrays["rating"] = np.array([_number(row[-1], where) for where, row in rows.items()], np.float32)
         else:
-            arrays["label"] = np.array([self._class(row[-1], path) for row in rows], np.int32)
+            arrays["label"] = np.array([self._class(row[-1], where) for where, row in rows.items()], np.int32)
         take = lambda arrays, chosen: {name: array[chosen] for name, array in arrays.items()}  # noqa: E731
         return Examples(
             number=len(rows),
@@ -194,11 +201,11 @@ class Pretrained(Task):
             read=functools.partial(take, arrays),
         )
 
-    def _class(self, name: str, path: Path) -> int:
+    def _class(self, name: str, where: str) -> int:
         names = self.class_names() or []
         number = names.index(name) if name in names else int(name) if name.isdecimal() else -1
         if not 0 <= number < self._num_classes:
-            raise DataError(f"{path}: {name!r} is no class of this model, which has {self._num_classes}")
+            raise DataError(f"{where}: {name!r} is no class of this model, which has {self._num_classes}")
         return number
 
     @property
@@ -464,6 +471,19 @@ def _special(tokenizer: str) -> dict[str, Any]:
     return {"prefix": made.prefix.tolist(), "suffix": made.suffix.tolist(), "mask": made.mask}
 
 
+def _content_of_lines(dataset: str | None) -> dict[str, str]:
+    """The digest of `tsv:PATH`; nothing for other data.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    kind, _, name = (dataset or "").partition(":")
+    if kind != "tsv" or not name:
+        return {}
+    path = Path(name).expanduser()
+    return {CONTENT: content_digest(path, sorted(path.glob("*.tsv")))}
+
+
 def _file_of(dataset: str | None, split: str) -> Path:
     kind, _, name = (dataset or "").partition(":")
     if kind != "tsv" or not name:
@@ -482,22 +502,27 @@ def _file_of(dataset: str | None, split: str) -> Path:
     return path
 
 
-def _read_rows(path: Path, columns: int) -> list[list[str]]:
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+def _read_rows(path: Path, columns: int) -> dict[str, list[str]]:
+    """What stands between the tabs of each line, by the line's name in errors."""
+    rows = {}
+    # Not `splitlines`, which also cuts at the separators of Unicode that a text may hold.
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip() or line.startswith("#"):
             continue
         row = [part.strip() for part in line.split("\t")]
         if len(row) != columns:
             raise DataError(f"{path}, line {number}: {len(row)} columns between tabs, not {columns}: {line[:60]!r}")
-        rows.append(row)
+        rows[f"{path}, line {number}"] = row
     if not rows:
         raise DataError(f"{path} has no lines")
     return rows
 
 
-def _number(text: str, path: Path) -> float:
+def _number(text: str, where: str) -> float:
     try:
-        return float(text)
-    except ValueError as error:
-        raise DataError(f"{path}: {text!r} is no rating, which is a number") from error
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise DataError(f"{where}: {text!r} is no rating, which is a finite number")
+    return number

@@ -168,11 +168,16 @@ class Tabular(Task):
         if self._feature is not None:
             self._check_columns(name, arrays[self._feature], rows)
 
-    def _check_columns(self, name: str, values: np.ndarray, rows: np.ndarray) -> None:
+    def _check_columns(self, name: str, values: np.ndarray, rows: np.ndarray, *, trained: bool = False) -> None:
+        """Raises DataError where a number cannot be used. trained: whether `task.missing` can no longer be changed."""
         bad = np.isinf(values) if self._config.missing != "error" else ~np.isfinite(values)
         for place, column in np.argwhere(bad)[:1]:
             value = values[place, column]
-            way_out = "; set task.missing=mean or indicator, or correct it" if np.isnan(value) else "; correct it"
+            way_out = "; correct it"
+            if np.isnan(value) and trained:
+                way_out = ", and the model was trained with task.missing=error; fill it in, or leave the row out"
+            elif np.isnan(value):
+                way_out = "; set task.missing=mean or indicator, or correct it"
             where = f"{self._name(int(column))} of {'line' if self._schema else 'row'} {rows[place]}"
             what = "missing" if self._schema and np.isnan(value) else value
             raise DataError(f"{name}: {where} is {what}{way_out}")
@@ -192,8 +197,8 @@ class Tabular(Task):
 
     def inputs_of(self, raw: Any) -> Any:
         if self._schema:
-            columns, categories = self._schema.encode(table := table_of(raw))
-            self._check_columns(table.path, columns, table.lines)
+            columns, categories = self._schema.encode(table := table_of(raw, parse_address(self._config.dataset)))
+            self._check_columns(table.path, columns, table.lines, trained=True)
             return self.preprocess({COLUMNS: jnp.asarray(columns), CATEGORIES: jnp.asarray(categories)})
         if isinstance(raw, Mapping):
             if self._feature not in raw:
@@ -205,7 +210,7 @@ class Tabular(Task):
                 f"predict: rows of shape {values.shape} ({values.dtype}) do not fit this model, which takes (batch, "
                 f"{wanted}) numbers"
             )
-        self._check_columns("predict", values, np.arange(len(values)))
+        self._check_columns("predict", values, np.arange(len(values)), trained=True)
         return self.preprocess({self._feature: jnp.asarray(values)})
 
     @property

@@ -223,6 +223,21 @@ def test_kinds_are_inferred_from_the_values(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        ("true false True", "boolean"),
+        ("T f TRUE", "boolean"),
+        ("y No YES", "boolean"),
+        ("F N T", "category"),
+        ("yes true no", "category"),
+        ("t y", "category"),
+    ],
+)
+def test_booleans_are_words_of_one_pair(tmp_path, words, kind):
+    assert kinds(table_of(tmp_path, column(*words.split())))["a"] == kind
+
+
+@pytest.mark.parametrize(
     ("text", "stray", "kind"),
     [
         ("{}.53", "n.k.", "number"),

@@ -82,6 +82,18 @@ def test_a_config_has_the_absolute_path(tmp_path, monkeypatch):
     assert parse_config(as_dict(config)) == config
 
 
+@pytest.mark.parametrize(
+    "task", [{"name": "forecasting", "dataset": "ett:own/a.csv"}, {"name": "pretrained", "dataset": "tsv:own"}]
+)
+def test_a_config_has_the_absolute_path_of_files_that_one_task_reads(tmp_path, monkeypatch, task):
+    monkeypatch.chdir(tmp_path)
+    kind, _, path = task["dataset"].partition(":")
+    config = parse_config({"task": task | ({"folder": "model"} if kind == "tsv" else {})})
+    assert config.task.dataset == f"{kind}:{tmp_path}/{path}"
+    monkeypatch.chdir("/")
+    assert parse_config(as_dict(config)) == config
+
+
 # ------------------------------------------------------------------------------------ prepared, once and again
 
 

@@ -65,6 +65,16 @@ def test_files_of_splits_keep_them(tmp_path):
         read(parse_address(f"coco:{root}"))
 
 
+@pytest.mark.parametrize(("names", "split"), [(("val", "validation"), "validation"), (("train", "training"), "train")])
+def test_two_files_of_one_split_are_refused(tmp_path, names, split):
+    """Otherwise one of them would be left out without a word."""
+    root = tmp_path / "a"
+    for name in {"train", *names}:
+        folder(root, name=f"{name}.json")
+    with pytest.raises(DataError, match=f"{names[0]}.json and {names[1]}.json are both {split}; keep one"):
+        read(parse_address(f"coco:{root}"))
+
+
 def test_a_category_has_one_number_in_all_files_whatever_their_order(tmp_path):
     root = tmp_path / "a"
     folder(root, name="train.json")

@@ -7,6 +7,8 @@ import pytest
 import flaxformer_lab
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.data.baskets import read_baskets
+from flaxformer_lab.data.own import columns
+from flaxformer_lab.data.own.purchases import new_purchases
 from flaxformer_lab.data.own.schema import table_of
 from flaxformer_lab.errors import ConfigError, DataError
 from flaxformer_lab.predict import predict
@@ -106,6 +108,30 @@ def test_without_baskets_a_minute_is_one(write):
 def test_what_a_file_lacks_is_named(write, text, options, error, message):
     with pytest.raises(error, match=message):
         read_baskets(write(text, options))
+
+
+def test_a_list_in_parquet_is_no_item_and_no_time(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    stored = {"user": ["ann", "bob"], "item": ["tea", "jam"], "tags": [["a"], ["b"]]}
+    stored["when"] = ["2024-03-01 09:30", "2024-03-01 09:31"]
+    parquet.write_table(pyarrow.table(stored), tmp_path / "own.parquet")
+    assert shown(read_baskets(f"parquet:{tmp_path}/own.parquet")) == [("ann", 0, ["tea"]), ("bob", 1, ["jam"])]
+    parquet.write_table(pyarrow.table(stored | {"item": [["tea", "milk"], ["jam"]]}), tmp_path / "own.parquet")
+    with pytest.raises(DataError, match=r"own\.parquet, row 1, column item: it holds a list, not one value"):
+        read_baskets(f"parquet:{tmp_path}/own.parquet")
+
+
+def test_the_time_of_new_purchases_is_found_in_a_pass_over_the_columns(monkeypatch):
+    """Not in one for each of them: twice the columns are twice the values to read."""
+    read, counts = columns.parse_number, []
+    monkeypatch.setattr(columns, "parse_number", lambda *arguments: counts.append(None) or read(*arguments))
+    found = []
+    for others in (10, 20):
+        table = {"user": ["a", "b"], "item": ["x", "y"], "when": ["2024-02-01", "2024-02-02"]}
+        counts.clear()
+        new_purchases(table_of(table | {f"c{number}": [number, 7] for number in range(others)}), None)
+        found.append(len(counts))
+    assert found[1] < 2.5 * found[0]
 
 
 def shop(days=40):

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from flaxformer_lab.data.own import columns
 from flaxformer_lab.data.series import read_series
 from flaxformer_lab.errors import ConfigError, DataError
 from flaxformer_lab.task_config import ForecastingConfig
@@ -65,11 +66,47 @@ UNEVEN = [f"2024-03-31 {at},{at[1]}" for at in ("00:00", "01:00", "02:00", "02:3
             r"no channel: .*; load is left out: it counts the rows",
         ),
         (["when,load", *(f"2024-{month:02}-01,{month % 3}" for month in range(1, 9))], r"months differ in length"),
+        (
+            ["when,load", *(f"2024-03-01 00:00:00.{tenth},{tenth % 3}" for tenth in range(5))],
+            r"line 3, column when: the same second as in line 2; times are rounded to whole seconds; resample",
+        ),
+        (
+            ["when,load", *(f"2024-03-01 00:00:{2.5 * row:04.1f},{row % 3}" for row in range(9))],
+            r"time is not even: .*; times are rounded to whole seconds; resample the file to steps of whole seconds",
+        ),
+        (
+            hours((0, 1, 2.5), (1, "1e39", 3), (2, 2, 4)),
+            r"line 3, column load: 1e\+39 is beyond float32; divide the column by a power of ten",
+        ),
     ],
 )
 def test_a_file_that_is_no_series_is_told(write, lines, message):
     with pytest.raises(DataError, match=message):
         read_series(write(*lines))
+
+
+def test_a_list_in_parquet_is_no_channel(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    stored = {"tags": [["a"], [], None, ["b"]], "when": DAYS[:4], "load": [1.0, 2.5, 0.0, 3.0]}
+    parquet.write_table(pyarrow.table(stored), tmp_path / "own.parquet")
+    series = read_series(f"parquet:{tmp_path}/own.parquet")
+    assert series.channels == ("load",) and series.notes == ("tags is left out: its values are list",)
+
+
+def test_the_time_is_found_in_a_pass_over_the_columns(write, monkeypatch):
+    """Not in one for each of them: twice the columns are twice the values to read."""
+    read, counts = columns.parse_number, []
+    monkeypatch.setattr(columns, "parse_number", lambda *arguments: counts.append(None) or read(*arguments))
+    found = []
+    for channels in (10, 20):
+        names = ",".join(f"c{channel}" for channel in range(channels))
+        rows = [
+            f"{day},{','.join(str(channel + place) for channel in range(channels))}" for place, day in enumerate(DAYS)
+        ]
+        counts.clear()
+        read_series(write(f"when,{names}", *rows))
+        found.append(len(counts))
+    assert found[1] < 2.5 * found[0]
 
 
 def test_options_of_other_tasks_are_refused(write):

@@ -347,6 +347,21 @@ def test_times_in_nanoseconds_are_read_in_microseconds(tmp_path):
     assert table.columns["in zone"] == [noon.replace(tzinfo=datetime.UTC), None]
 
 
+def test_a_list_or_a_struct_in_parquet_is_left_out_and_no_target(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = {"row": [row + 0.5 for row in range(ROWS)], "y": [row % 2 for row in range(ROWS)]}
+    nested = {"tags": [["a"], None, []] * 33 + [["b"]], "place": [{"x": row} for row in range(ROWS)]}
+    parquet.write_table(pyarrow.table(rows | nested), tmp_path / "own.parquet")
+    contents = read(f"parquet:{tmp_path}/own.parquet?target=y")
+    assert [column.name for column in schema_of(contents).columns] == ["row"]
+    assert contents.metadata["notes"] == [
+        "tags is left out: its values are list",
+        "place is left out: its values are dict",
+    ]
+    with pytest.raises(DataError, match=r"own\.parquet, row 1, column tags: it holds a list, not one value"):
+        read(f"parquet:{tmp_path}/own.parquet?target=tags")
+
+
 def test_parquet_without_pyarrow_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(DataError, match=r"needs the package pyarrow; install it .* or write the table as CSV"):

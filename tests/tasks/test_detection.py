@@ -204,6 +204,9 @@ def test_images_are_given_as_files_or_arrays_of_any_size(tmp_path):
         task.inputs_of([np.zeros((0, 4, 1), np.uint8)])
     with pytest.raises(ConfigError, match="images of float64; give whole numbers from 0 to 255"):
         task.inputs_of([np.zeros((4, 4, 1))])
+    Image.fromarray(pixels.astype(np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(ConfigError, match=r"deep\.png: images of uint16; give whole numbers"):
+        task.inputs_of([tmp_path / "a.png", tmp_path / "deep.png"])
 
 
 @pytest.mark.slow

@@ -61,6 +61,60 @@ def test_a_text_that_is_cut_keeps_its_end_and_a_short_one_is_filled_up(tmp_path)
     assert task.input_spec(2).shape == (2, 5)
 
 
+def lines_of(tmp_path, content, name="bert_sequence"):
+    """The task on a file of lines."""
+    path = tmp_path / "test.tsv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    folder = write_sentence_transformer(tmp_path / "m") if name is None else write_golden(tmp_path / "m", name)
+    return task_of(folder, dataset=f"tsv:{path}", sequence_length=5)
+
+
+def test_a_byte_order_mark_and_separators_of_unicode_are_no_part_of_a_line(tmp_path):
+    plain = rows_of(lines_of(tmp_path, "A\t1\nB\u00e9C\t0\n"))
+    marked = rows_of(lines_of(tmp_path, "\ufeffA\t1\r\nB\u2028C\t0\r\n"))
+    for name, expected in plain.items():
+        np.testing.assert_array_equal(marked[name], expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("bert_sequence", "A\t1\ncaf\xe9\t0\n".encode("latin-1"), r"test\.tsv is not UTF-8: byte 0xe9 .* line 2"),
+        ("bert_sequence", "A\t1\nB\tgood\n", r"test\.tsv, line 2: 'good' is no class of this model, which has"),
+        (None, "A\tB\t1\nA\tC\tnan\n", r"test\.tsv, line 2: 'nan' is no rating, which is a finite number"),
+        (None, "# rated\nA\tB\tinf\n", r"test\.tsv, line 2: 'inf' is no rating"),
+        (None, "A\tB\thigh\n", r"test\.tsv, line 1: 'high' is no rating"),
+    ],
+)
+def test_lines_that_cannot_be_used_are_named(tmp_path, name, content, message):
+    with pytest.raises(DataError, match=message):
+        rows_of(lines_of(tmp_path, content, name))
+
+
+def test_a_file_of_lines_that_cannot_be_read_is_named(tmp_path):
+    task = lines_of(tmp_path, "A\t1\n")
+    (tmp_path / "test.tsv").unlink()
+    with pytest.raises(DataError, match=r"test\.tsv does not exist"):
+        rows_of(task)
+    with pytest.raises(DataError, match=r"test\.tsv cannot be read: No such file"):
+        task_of(tmp_path / "m", dataset=f"tsv:{tmp_path / 'test.tsv'}")
+
+
+def test_the_digest_of_lines_is_that_of_their_files(tmp_path):
+    """A run or an ablation is not continued where it differs."""
+    folder = write_golden(tmp_path / "m", "bert_sequence")
+    (tmp_path / "rows").mkdir()
+    digests = []
+    for text in ("A\t1\n", "A\t0\n"):
+        for name in ("train", "test"):
+            (tmp_path / "rows" / f"{name}.tsv").write_text(text)
+            digests.append(task_of(folder, dataset=f"tsv:{tmp_path / 'rows'}").metadata["content"])
+    (tmp_path / "rows" / "notes.md").write_text("more")
+    assert len({*digests}) == 4
+    assert task_of(folder, dataset=f"tsv:{tmp_path / 'rows'}").metadata["content"] == digests[-1]
+    assert "content" not in task_of(folder).metadata
+
+
 def test_texts_are_read_in_lower_case_where_the_folder_says_so(tmp_path):
     folder = write_sentence_transformer(tmp_path)
     expected = task_of(folder).inputs_of(["ab"])

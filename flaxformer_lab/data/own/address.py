@@ -37,6 +37,7 @@ OPTIONS: dict[str, dict[str, str]] = {
     "parquet": TABLE,
     "text": SPLIT,
 }
+OF_TASKS = ("ett", "tsv")  # kinds of a single task, which reads them itself: a path without options
 _OF_TFDS = re.compile(r"[a-z0-9_]+(/[\w.-]+)?(:[\d.*]+)?")
 _ADDRESS = re.compile(r"(?P<kind>\w+):(?P<path>.*?)(\?(?P<options>\w+=.*))?", re.DOTALL)
 _SUFFIXES = {
@@ -116,7 +117,10 @@ def with_absolute_path(task: Any) -> Any:
         ConfigError: as in `parse_address`, but for an unknown kind, which may be the task's own.
     """
     dataset = getattr(task, "dataset", None)
-    if not isinstance(dataset, str) or dataset.partition(":")[0] not in OPTIONS:
+    kind, _, path = dataset.partition(":") if isinstance(dataset, str) else ("", "", "")
+    if kind in OF_TASKS and path:
+        return dataclasses.replace(task, dataset=f"{kind}:{Path(path).expanduser().absolute()}")
+    if kind not in OPTIONS:
         return task
     return dataclasses.replace(task, dataset=str(parse_address(dataset) or dataset))
 

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import tensorflow_datasets as tfds
@@ -90,19 +90,19 @@ def _readers() -> str:
     return _digest(own.parent, [*sorted(own.glob("*.py")), own.parent / "image_files.py", own.parent / "builders.py"])
 
 
-def content_digest(path: Path) -> str:
-    """The sha256 of a file that is read without a prepared copy.
+def content_digest(path: Path, files: Sequence[Path] = ()) -> str:
+    """The sha256 of a file, or of some in a folder, that is read without a prepared copy.
 
     Raises:
         DataError: it is missing or cannot be read.
     """
     try:
-        return _digest(path, [path])
+        return _digest(path, files or [path])
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        raise DataError(f"{error.filename or path} cannot be read: {error.strerror}") from error
 
 
-def _digest(root: Path, files: list[Path]) -> str:
+def _digest(root: Path, files: Sequence[Path]) -> str:
     """The sha256 of the files' names and contents."""
     digest = hashlib.sha256()
     for file in files:

@@ -44,7 +44,11 @@ def read(address: Address) -> Contents:
     files = sorted(root.glob("*.json")) if root.is_dir() else []
     if not files:
         raise DataError(f"{address.source} {'has no .json' if root.is_dir() else 'is no folder'}; {LAYOUT}")
-    by_split = {SPLIT_NAMES.get(file.stem.lower(), file.stem): file for file in files}
+    by_split: dict[str, Path] = {}
+    for file in files:
+        split = SPLIT_NAMES.get(file.stem.lower(), file.stem)
+        if by_split.setdefault(split, file) != file:
+            raise DataError(f"{address.source}: {by_split[split].name} and {file.name} are both {split}; keep one")
     unknown = [name for name in by_split if name not in SPLIT_NAMES.values()]
     if len(files) > 1 and unknown:
         raise DataError(f"{address.source}: {unknown[0]}.json is no split; {LAYOUT}")

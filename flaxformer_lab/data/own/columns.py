@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float64, Int
+from jaxtyping import Float32, Float64, Int
 
 from flaxformer_lab.errors import DataError
 from flaxformer_lab.parsing import nearest
@@ -28,7 +28,7 @@ Kind = Literal["number", "boolean", "date", "category"]
 DECIMALS = {"point": ".", "comma": ","}
 DELIMITERS = {",": ",", ";": ";", "tab": "\t", "|": "|"}
 MISSING = frozenset(("", "na", "n/a", "#n/a", "nan", "nat", "null", "none", "<na>", "?"))
-BOOLEANS = (("false", "true"), ("no", "yes"), ("f", "t"), ("n", "y"))
+BOOLEANS = ({"false": 0.0, "f": 0.0, "true": 1.0, "t": 1.0}, {"no": 0.0, "n": 0.0, "yes": 1.0, "y": 1.0})
 PARTS: dict[str, Callable[[datetime.datetime], int]] = {
     "weekday": lambda when: when.weekday(),  # Monday is 0
     "month": lambda when: when.month,
@@ -264,7 +264,13 @@ def parse_number(value: Any, decimal: str) -> float | None:
 def parse_boolean(value: Any) -> float | None:
     """1 of true, yes, t, y or True, 0 of their opposites; None where it is none."""
     word = str(value).lower()
-    return next((float(pair.index(word)) for pair in BOOLEANS if word in pair), None)
+    return next((words[word] for words in BOOLEANS if word in words), None)
+
+
+def _are_booleans(values: Iterable[Any]) -> bool:
+    """Whether values say true and false, or yes and no, in words of one pair: F, N and T are three categories."""
+    found = {text.lower() for text in set(map(str, values))}
+    return any(found <= words.keys() and {words[word] for word in found} == {0.0, 1.0} for words in BOOLEANS)
 
 
 def _any_number(value: Any) -> bool:
@@ -370,7 +376,7 @@ def column_of(table: Table, name: str, choices: Choices, marks: Mapping[str, str
         column = Column(name, "number", decimal=marks.get(name, "." if choices.decimal != "comma" else ","))
         numbers_of(table, column)
         return column
-    if {parse_boolean(value) for value in set(values)} == {0.0, 1.0} and name not in choices.dates:
+    if _are_booleans(values) and name not in choices.dates:
         return Column(name, "boolean")
     if name in choices.dates or all(map(_any_date, values)):
         column = Column(name, "date", day_first=_day_first(table, name, choices))
@@ -383,8 +389,11 @@ def column_of(table: Table, name: str, choices: Choices, marks: Mapping[str, str
 
 def _refuse_strays(table: Table, name: str, choices: Choices, kind: str, is_of_kind: Callable[[Any], bool]) -> None:
     """Raises DataError where all but very few texts of a column are of a kind: one makes the column a category."""
-    values, texts = table.columns[name], set(table.columns[name]) - {None}
-    if name in choices.categories or not all(isinstance(text, str) for text in texts) or all(map(_any_date, texts)):
+    values = table.columns[name]
+    if name in choices.categories or not all(value is None or isinstance(value, str) for value in values):
+        return
+    texts = set(values) - {None}
+    if all(map(_any_date, texts)):
         return
     of_kind = {text: is_of_kind(text) for text in texts}
     strays = [row for row, value in enumerate(values) if value is not None and not of_kind[value]]
@@ -515,6 +524,26 @@ def numbers_of(table: Table, column: Column) -> Float64[np.ndarray, " rows"]:
             raise table.error(column.name, row, f"{value!r} {problem}; {_WAY_OUT}")
         numbers[row] = number
     return numbers
+
+
+def as_float32(table: Table, name: str, values: Float64[np.ndarray, " rows"]) -> Float32[np.ndarray, " rows"]:
+    """The numbers of a column, rounded.
+
+    Raises:
+        DataError: one is beyond float32.
+    """
+    with np.errstate(over="ignore"):
+        rounded = values.astype(np.float32)
+    for row in np.flatnonzero(np.isinf(rounded))[:1]:
+        raise table.error(name, row, f"{values[row]:g} is beyond float32; divide the column by a power of ten")
+    return rounded
+
+
+def refuse_nested(table: Table, name: str) -> None:
+    """Raises DataError where a parquet column has a list or a struct, which is not one value."""
+    for row, value in enumerate(table.columns[name]):
+        if isinstance(value, list | dict):
+            raise table.error(name, row, f"it holds a {type(value).__name__}, not one value; write one value a row")
 
 
 def _has_zone(table: Table, column: Column) -> bool | None:

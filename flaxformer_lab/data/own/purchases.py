@@ -7,7 +7,16 @@ import numpy as np
 from jaxtyping import Int
 
 from flaxformer_lab.data.own.address import Address
-from flaxformer_lab.data.own.columns import Choices, Column, Table, as_text, column_of, numbers_of
+from flaxformer_lab.data.own.columns import (
+    Choices,
+    Column,
+    Table,
+    as_text,
+    column_of,
+    decimal_marks,
+    numbers_of,
+    refuse_nested,
+)
 from flaxformer_lab.data.own.series import time_column
 from flaxformer_lab.data.own.tables import choices_of, read_table
 from flaxformer_lab.errors import ConfigError, DataError
@@ -69,7 +78,8 @@ def new_purchases(table: Table, address: Address | None) -> Purchases:
     """
     choices = _choices(address)
     among = [name for name in choices.dates or _others(table) if name in table.columns]
-    dates = [name for name in among if column_of(table, name, choices).kind == "date"]
+    marks = decimal_marks(table, choices, ())
+    dates = [name for name in among if column_of(table, name, choices, marks).kind == "date"]
     lacking = [name for name in ("user", "item") if name not in table.columns]
     lacking += ["basket and a time"] * (not dates and "basket" not in table.columns)
     if lacking:
@@ -114,6 +124,7 @@ def _minutes(table: Table, clock: Column) -> Int[np.ndarray, " rows"]:
 
 def _numbered(table: Table, name: str) -> tuple[tuple[str, ...], Int[np.ndarray, " rows"]]:
     """The texts of a column, in their order, and which one each row has."""
+    refuse_nested(table, name)
     values = table.columns[name]
     for row, value in enumerate(values):
         if value is None:

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int, Int32
 
+from flaxformer_lab.data.own.address import Address
 from flaxformer_lab.data.own.columns import (
     Column,
     Table,
+    as_float32,
     is_missing,
     levels_of,
     numbers_of,
@@ -85,12 +87,7 @@ class Schema:
         self._check_names(table)
         numbers = np.empty((len(table), len(self.numbers)), np.float32)
         for place, column in enumerate(self.numbers):
-            with np.errstate(over="ignore"):
-                numbers[:, place] = values = numbers_of(table, column)
-            for row in np.flatnonzero(np.isinf(numbers[:, place]))[:1]:
-                raise table.error(
-                    column.name, row, f"{values[row]:g} is beyond float32; divide the column by a power of ten"
-                )
+            numbers[:, place] = as_float32(table, column.name, numbers_of(table, column))
         texts = {name: values for column in self.columns for name, values in levels_of(table, column).items()}
         codes = np.zeros((len(table), len(self.categories)), np.int32)
         for place, category in enumerate(self.categories):
@@ -149,8 +146,10 @@ def fit_schema(
     return Schema(tuple(kept), tuple(categories), (*others, *rare_alone), target), empty
 
 
-def table_of(raw: Any) -> Table:
+def table_of(raw: Any, address: Address | None = None) -> Table:
     """New rows as a table: the path of a CSV or parquet file, a DataFrame, a mapping to lists, or a list of mappings.
+
+    address: of the file that a model was trained on, whose delimiter is that of a new one; None of other data.
 
     Raises:
         ConfigError: it is something else, or its columns differ in length.
@@ -159,7 +158,8 @@ def table_of(raw: Any) -> Table:
     if isinstance(raw, Table):
         return raw
     if isinstance(raw, str | Path):
-        return read_parquet(raw) if Path(raw).suffix.lower() == ".parquet" else read_csv(raw)
+        delimiter = address.options.get("delimiter") if address else None
+        return read_parquet(raw) if Path(raw).suffix.lower() == ".parquet" else read_csv(raw, delimiter)
     if hasattr(raw, "to_dict") and hasattr(raw, "columns"):
         raw = raw.to_dict("list")
     if isinstance(raw, Mapping):

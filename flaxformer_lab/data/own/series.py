@@ -13,7 +13,9 @@ from flaxformer_lab.data.own.columns import (
     Choices,
     Column,
     Table,
+    as_float32,
     column_of,
+    decimal_marks,
     infer,
     numbers_of,
 )
@@ -28,6 +30,7 @@ MOST_ROWS = 20  # rows of the grid for each row of the file; more mean that time
 DAY = 86400
 MONTH = 28 * DAY  # the shortest one
 MONTHS = "; months differ in length, so a series of months is not read: number them by days of one length"
+WHOLE_SECONDS = "times are rounded to whole seconds; resample the file to steps of whole seconds"
 SAME_TIME = (
     "each row needs its own: keep one of them, write offsets like +02:00 where a clock was set back, and give each "
     "series a file of its own"
@@ -51,14 +54,16 @@ class OwnSeries:
     notes: tuple[str, ...]
 
 
-def read_series(address: Address, channels: Sequence[Column] = ()) -> OwnSeries:
+def read_series(address: Address, channels: Sequence[Column] = (), has_zone: bool | None = None) -> OwnSeries:
     """The series in a file. `dates=NAME` says which column is the time, where there are several.
 
-    channels: to be read as they say, whatever their values; none reads all columns of numbers that change.
+    channels: to be read as they say, whatever their values; none reads all columns of numbers that change. has_zone:
+    whether times must have a time zone; None where both will do.
 
     Raises:
         ConfigError: an option that cannot be, or that another task has.
-        DataError: there is no time or no channel, two rows have the same time, or time is not even.
+        DataError: there is no time or no channel, two rows have the same time, time is not even or has a time zone
+            where it must have none, or none where it must have one, or a value is beyond float32.
     """
     for option in OF_OTHER_TASKS:
         if option in address.options:
@@ -79,13 +84,13 @@ def read_series(address: Address, channels: Sequence[Column] = ()) -> OwnSeries:
         seen = "".join(f"; {note}" for note in notes)
         raise DataError(f"{table.path} has no channel: no column besides {time_name} has numbers to learn from{seen}")
     clock = column_of(table, time_name, choices)
+    clock = clock if has_zone is None else dataclasses.replace(clock, has_zone=has_zone)
     place, time, step = _grid(table, clock)
     values = np.full((len(time), len(channels)), np.nan, np.float32)
-    exact = np.stack([numbers_of(table, column) for column in channels], axis=1)
-    notes += [
-        ROUNDED.format(column.name) for column, each in zip(channels, exact.T, strict=True) if loses_precision(each)
-    ]
-    values[place] = exact
+    for number, column in enumerate(channels):
+        exact = numbers_of(table, column)
+        values[place, number] = as_float32(table, column.name, exact)
+        notes += [ROUNDED.format(column.name)] if loses_precision(exact) else []
     if len(time) > len(table):
         gaps = np.flatnonzero(np.diff(np.sort(place)) > 1)
         first = np.datetime64(int(time[np.sort(place)[gaps[0]]]), "s")
@@ -119,7 +124,8 @@ def time_column(table: Table, choices: Choices, what: str, among: Iterable[str])
     """
     choices.check(table)
     names = [name for name in among if name not in choices.drop]
-    dates = choices.dates or [name for name in names if column_of(table, name, choices).kind == "date"]
+    marks = decimal_marks(table, choices, ())
+    dates = choices.dates or [name for name in names if column_of(table, name, choices, marks).kind == "date"]
     if len(dates) == 1:
         return dates[0]
     if dates:
@@ -135,6 +141,8 @@ def time_column(table: Table, choices: Choices, what: str, among: Iterable[str])
 def _grid(table: Table, clock: Column) -> tuple[np.ndarray, np.ndarray, int]:
     """(where each row is, the times of all rows, seconds of a step): the step is the most frequent one.
 
+    Times are rounded to whole seconds.
+
     Raises:
         DataError: a row without a time, two of the same time, or one between two steps.
     """
@@ -142,21 +150,26 @@ def _grid(table: Table, clock: Column) -> tuple[np.ndarray, np.ndarray, int]:
     for row in np.flatnonzero(np.isnan(days))[:1]:
         raise table.error(name, row, "it has no value, but each row needs its time")
     seconds = np.round(days * DAY).astype(np.int64)
+    in_fractions = bool(np.abs(days * DAY - seconds).max(initial=0) > 1e-3)  # days are exact to a millionth of a second
     order = np.argsort(seconds, kind="stable")
     steps = np.diff(seconds[order])
     if not len(steps):
         raise DataError(f"{table.path} has one row, which is no series")
     for place in np.flatnonzero(steps == 0)[:1]:
         first, second = order[place : place + 2]
-        raise table.error(name, second, f"the same time as in {table.unit} {table.lines[first]}; {SAME_TIME}")
+        where = f"in {table.unit} {table.lines[first]}"
+        if days[first] != days[second]:
+            raise table.error(name, second, f"the same second as {where}; {WHOLE_SECONDS}")
+        raise table.error(name, second, f"the same time as {where}; {SAME_TIME}")
     found, counts = np.unique(steps, return_counts=True)
     step = int(found[counts.argmax()])
     rows, rest = np.divmod(seconds - seconds.min(), step)
+    hint = MONTHS if step >= MONTH else f"; {WHOLE_SECONDS}" if in_fractions else ""
     for place in np.flatnonzero(rest[order])[:1]:
         raise table.error(
             name,
             order[place],
-            f"time is not even: most rows are {step:,} seconds apart, not this one{MONTHS if step >= MONTH else ''}",
+            f"time is not even: most rows are {step:,} seconds apart, not this one{hint}",
         )
     if rows.max() >= MOST_ROWS * len(table):
         raise DataError(

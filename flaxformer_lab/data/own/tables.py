@@ -15,6 +15,7 @@ from flaxformer_lab.data.own.columns import (
     Choices,
     Column,
     Table,
+    as_float32,
     as_text,
     column_of,
     decimal_marks,
@@ -23,6 +24,7 @@ from flaxformer_lab.data.own.columns import (
     parse_number,
     read_csv,
     read_parquet,
+    refuse_nested,
     require_column,
 )
 from flaxformer_lab.data.own.contents import (
@@ -67,6 +69,7 @@ def read(address: Address) -> Contents:
     require_column(table, target, "target")
     choices.check(table)
     notes = []
+    refuse_nested(table, target)
     table, lacking = _with_target(table, target)
     if lacking:
         notes.append(f"{lacking} rows without a value of {target} are left out")
@@ -238,11 +241,7 @@ def _target(
     arrays: dict[str, np.ndarray] = {}
     if column.kind in ("number", "date"):
         numbers = numbers_of(table, column)
-        with np.errstate(over="ignore"):
-            features["target"], arrays["target"] = tfds.features.Scalar(np.float32), numbers.astype(np.float32)
-        if not np.isfinite(arrays["target"]).all():
-            row = int(np.flatnonzero(~np.isfinite(arrays["target"]))[0])
-            raise table.error(target, row, f"{numbers[row]:g} is beyond float32; divide the column by a power of ten")
+        features["target"], arrays["target"] = tfds.features.Scalar(np.float32), as_float32(table, target, numbers)
         whole = column.kind == "number" and bool(np.all(numbers == np.round(numbers)))
         texts = [class_name(value, column) for value in values] if whole else []
         names = sorted(set(texts), key=int)

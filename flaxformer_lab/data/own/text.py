@@ -55,7 +55,7 @@ def _texts(address: Address, path: Path) -> Texts:
         files = [file for file in files if file.suffix.lower() == ".txt"]
         if others:
             print(f"{address.source}: {len(others)} files are no .txt and left out, like {others[0]}", file=sys.stderr)
-    texts = {str(file.relative_to(path) if path.is_dir() else file.name): _text(file) for file in files}
+    texts = {str(file.relative_to(path) if path.is_dir() else file.name): read_text(file) for file in files}
     texts = {name: text for name, text in texts.items() if text.strip()}
     if not texts:
         wanted = "no .txt file with text" if path.is_dir() else "no text"
@@ -63,9 +63,16 @@ def _texts(address: Address, path: Path) -> Texts:
     return texts
 
 
-def _text(file: Path) -> str:
-    """The text of a UTF-8 file, with the ends of lines as Python has them."""
-    content = file.read_bytes()
+def read_text(file: Path) -> str:
+    """The text of a UTF-8 file, with the ends of lines as Python has them.
+
+    Raises:
+        DataError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}") from error
     try:
         return content.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
