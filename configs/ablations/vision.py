@@ -7,8 +7,8 @@ gradients lie on it. All within 8% of the baseline's parameters.
 
 Command: python -m flaxformer_lab.ablate --config=configs/ablations/vision.py --workdir=runs/vision
 The 13 of 23 cells that claims need: --config.claims=C14,C5,C22
-Time: the five cells of marks that claims need took 38 minutes beside other work on 2 cores of an AMD EPYC. The six of
-digits that claims need were trained on one H200.
+Time: the five cells of marks that claims need took 38 minutes beside other work on 2 cores of an AMD EPYC, the six that
+no claim needs half an hour. The six of digits that claims need were trained on one H200.
 Result: docs/results/vision.md, of the values in docs/results/vision.csv.gz.
 """
 
@@ -201,8 +201,8 @@ CLAIMS = (
             ),
             _conclude(
                 "supported only when",
-                "two marks are to be related, nearby or far away: there attention captures more than a convolution of "
-                "either window; on digits it does not",
+                "two marks are to be related, far away or nearby within these updates: there attention captures more "
+                "than a convolution of either window; on digits it does not",
                 near="yes",
                 far="yes",
                 wide="yes",
