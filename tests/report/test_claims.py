@@ -538,7 +538,7 @@ def test_verdicts_follow_from_answers(name, answers, verdict):
 @pytest.mark.parametrize(
     ("name", "answers", "words"),
     [
-        ("C5 of vision", (True, True, True, False), "two marks are to be related, far away or nearby within these updates"),
+        ("C5 of vision", (True, True, True, False), "are to be related, far away or nearby within these updates"),
         ("C5 of vision", (False, True, True, False), "nearby and on digits it does not"),
         ("C6 of clicks", (True, True, True, False, True, True, True), "the vectors meet in a perceptron"),
         ("C6 of clicks", (True, True, False, True, True, True, False), "a perceptron stays behind, and on flights"),
