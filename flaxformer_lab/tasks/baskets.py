@@ -409,7 +409,7 @@ class NextBasket(Task):
     def inputs_of(self, raw: Any) -> Any:
         """The inputs of purchases: a CSV file, or a mapping of lists with `user`, `item`, and `basket` or a time."""
         if isinstance(raw, str | Path) or (isinstance(raw, Mapping) and "item" in raw):
-            return self.histories_in(table_of(raw)).inputs
+            return self.histories_in(table_of(raw, parse_address(self._config.dataset))).inputs
         return raw
 
     def predictions_of(self, outputs: Float[Array, "batch 1 items"]) -> Float[Array, "batch items"]:

@@ -222,6 +222,18 @@ def test_new_rows_of_a_user_are_scored_as_an_evaluation_scores_the_same_history(
         assert found.lines.tolist() == last
 
 
+def test_new_purchases_in_a_file_have_the_delimiter_of_the_run(write, tmp_path):
+    """A name with as many commas as the header has semicolons would be cut there."""
+    text = shop().replace(",", ";").replace("when;user;item;basket", "when;user;item;basket;a, b, c, d, e")
+    text = "\n".join(line if "when" in line else f"{line};1" for line in text.splitlines())
+    task = task_of(write(text, "?delimiter=;"), least_rows=30)
+    new = tmp_path / "new.csv"
+    new.write_text("\n".join(text.splitlines()[:5]))
+    expected = task.histories_in(table_of(new, parse_address("csv:a.csv?delimiter=;"))).inputs
+    for ours, theirs in zip(jax.tree.leaves(task.inputs_of(str(new))), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_new_rows_make_baskets_of_times_or_lack_them(write):
     task = task_of(write(shop()))
     new = {"user": ["a"] * 3, "item": ["item 0", "item 1", "item 2"]}
