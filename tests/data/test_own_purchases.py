@@ -7,8 +7,8 @@ import pytest
 import flaxformer_lab
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.data.baskets import read_baskets
-from flaxformer_lab.data.own.address import parse_address
 from flaxformer_lab.data.own import columns
+from flaxformer_lab.data.own.address import parse_address
 from flaxformer_lab.data.own.purchases import new_purchases
 from flaxformer_lab.data.own.schema import table_of
 from flaxformer_lab.errors import ConfigError, DataError
