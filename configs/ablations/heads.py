@@ -112,12 +112,11 @@ CLAIMS = (
             {
                 "verdict": "supported only when",
                 "reason": "heads are fewer than the relations that are asked for at once, however many features a dot "
-                "product has: one head of 8 or of 32 spreads over four relations, and four of either stay sharp, look "
+                "product has: one head spreads over four relations; four heads, of 32 features as sharp as of 8, look "
                 "at different tokens and score higher; for one comparison of whole vectors one wide head is the "
                 "sharper and the better",
                 "when": {
                     "uniform_many": "yes",
-                    "wider_one": "no",
                     "wider_four": "no",
                     "diverse": "yes",
                     "better_many": "yes",
@@ -149,7 +148,7 @@ CLAIMS = (
                 "reason": "wide heads are the more uniform ones, and more heads score higher",
                 "when": {
                     "uniform_many": "yes",
-                    "wider_one": "yes",
+                    "wider_four": "yes",
                     "better_many": "yes",
                     "uniform_one": "yes",
                     "better_one": "yes",

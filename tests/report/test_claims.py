@@ -497,7 +497,7 @@ def test_every_threshold_has_its_reason(path):
         ("C8 of heads", (True, True, True, True, True, False, False), "supported only when"),
         ("C8 of heads", (True, True, True, True, True, True, False), "supported only when"),
         ("C8 of heads", (True, True, True, True, True, True, True), "supported"),
-        ("C8 of heads", (True, False, True, True, True, True, True), "supported only when"),
+        ("C8 of heads", (True, True, False, True, True, True, True), "supported only when"),
         ("C8 of heads", (False, True, True, True, True, False, False), "refuted"),
         ("C8 of heads", (True, True, True, True, False, True, True), "refuted"),
         ("C5 of context", (False, True, False, True, True, False), "supported only when"),
