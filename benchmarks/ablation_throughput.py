@@ -29,6 +29,8 @@ from pathlib import Path
 from contest import versions, write_result
 from train_step import machine
 
+from flaxformer_lab.compilation import available_cores
+
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "configs" / "probes" / "product.py"
 FIGURES = ROOT / "docs" / "results"
@@ -84,7 +86,7 @@ def population(folder: Path, runs: int) -> int:
 
 def processes(folder: Path, runs: int) -> int:
     """One process for each run, on all cores; at least as many runs as cores."""
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     runs = max(runs, cores)
 
     def one(seed: int) -> None:
@@ -123,7 +125,7 @@ def cost_of_replicas(numbers: Sequence[int]) -> list[dict[str, float]]:
     from flaxformer_lab.compilation import compile_small_programs_briefly
 
     compile_small_programs_briefly()
-    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    jax.config.update("jax_num_cpu_devices", available_cores())
     config = load_config(str(RECIPE), overrides())
     rows = []
     for number in numbers:

@@ -13,7 +13,9 @@ Times and rates are medians over rounds; ratios are taken round by round.
 """
 
 import argparse
+import os
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -123,9 +125,13 @@ def memory(updates: int) -> dict[str, object]:
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process (Linux)."""
-    line = next(each for each in Path("/proc/self/status").read_text().splitlines() if each.startswith("VmRSS"))
-    return 1024 * int(line.split()[1])
+    """Resident memory of this process."""
+    facts = Path("/proc/self/status")  # of Linux alone, where `ps` may be missing
+    if facts.exists():
+        line = next(each for each in facts.read_text().splitlines() if each.startswith("VmRSS"))
+        return 1024 * int(line.split()[1])
+    done = subprocess.run(["ps", "-o", "rss=", "-p", str(os.getpid())], capture_output=True, text=True, check=True)
+    return 1024 * int(done.stdout)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -17,6 +17,7 @@ import platform
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from contest import Contestant, Work, take_turns, timed, versions, write_result
@@ -259,8 +260,10 @@ def machine(device: str) -> str:
         import torch
 
         return torch.cuda.get_device_name()
-    names = [line.partition(":")[2].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
-    return f"{os.cpu_count()} cores of {names[0] if names else platform.processor()}, Linux, float32"
+    facts = Path("/proc/cpuinfo")  # of Linux alone
+    lines = facts.read_text().splitlines() if facts.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{os.cpu_count()} cores of {names[0] if names else platform.processor()}, {platform.system()}, float32"
 
 
 def main() -> None:

@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import itertools
 import json
-import os
 import statistics
 import time
 from concurrent import futures
@@ -25,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from contest import versions, write_result
 
+from flaxformer_lab.compilation import available_cores
 from flaxformer_lab.functional import lightning, lightning_kernel, lightning_launches
 from flaxformer_lab.functional.lightning_kernel import Launch
 from flaxformer_lab.functional.lightning_launches import LAUNCHES
@@ -126,7 +126,7 @@ def main() -> None:
         else:
             candidate.failure = "not compiled in time"
 
-    with futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+    with futures.ThreadPoolExecutor(available_cores()) as threads:
         done = [threads.submit(prepare, candidate) for candidate in candidates]
         heads = [[np.asarray(jax.device_get(x[0, :, head]), np.float32) for x in arrays] for head in (0, -1)]
         by_head = zip(heads, np.asarray(jax.device_get(slopes))[[0, -1]], strict=True)

@@ -2,12 +2,13 @@
 
 Trains variants x tasks x learning rates x seeds, all replicas of a pair in one compiled program, and ends in a report
 with intervals and verdicts. The same command continues where an earlier one stopped; `--dry_run` shows what it would
-do.
+do. A recipe of a pretrained model trains nothing: the model is cut (docs/pretrained.md).
 """
 
 import contextlib
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,7 +36,7 @@ from flaxformer_lab.command_line import (
 )
 from flaxformer_lab.compilation import available_cores, compile_small_programs_briefly
 from flaxformer_lab.errors import ConfigError
-from flaxformer_lab.report.results import restore
+from flaxformer_lab.report.results import RESULTS, restore
 from flaxformer_lab.report.write import print_report, write_report
 
 command_alone(__name__)
@@ -48,24 +49,26 @@ def main(overrides: list[str]) -> None:
             signal.signal(number, _end)
     if RAY_ADDRESS.value and ENGINE.value != "ray":
         raise ConfigError(f"--ray_address={RAY_ADDRESS.value} needs --engine=ray")
+    if FROM_RESULTS.value:
+        _refuse("--from_results trains nothing", "engine", "loggers", "measure_again")
     # Both before anything asks for a device; a population spreads its replicas over the cores of a CPU too.
     compile_small_programs_briefly()
     with contextlib.suppress(RuntimeError):  # inside a process that has chosen its devices already
         jax.config.update("jax_num_cpu_devices", DEVICES.value or available_cores())
-    overrides = _written_out(overrides)
-    tree = overridden(read_recipe(CONFIG.value, changes_of(overrides)), overrides)
-    if is_learned(tree):  # nothing is trained: a pretrained model is cut
-        if PRINT_CONFIG.value:
-            print_config(parse_learned(tree))
-        else:
-            dissect(tree, WORKDIR.value)
+    written = _written_out(overrides)
+    tree = read_recipe(CONFIG.value, changes_of(written))
+    if is_learned(tree):
+        _cut(overridden(tree, overrides))
         return
+    tree = overridden(tree, written)
     if {"task", "model"} & tree.keys() and "tasks" not in tree:
         raise ConfigError(
             f"--config={CONFIG.value} is the recipe of one run: python -m flaxformer_lab.train --config={CONFIG.value} "
             "trains it; an ablation names it in tasks.NAME.recipe, as the files in configs/ablations do"
         )
     config = parse_ablation(tree)
+    if MEASURE_AGAIN.value and not config.exports:
+        raise ConfigError("--measure_again measures exported files, and this ablation has exports=false; leave it out")
     if PRINT_CONFIG.value:
         print_config(config)
         return
@@ -86,6 +89,26 @@ def main(overrides: list[str]) -> None:
     report = run_grid(grid, store, _trainer(), console, split_names(LOGGERS.value), measure_again=again)
     print_report(report)
     raise_failures(report, store)
+
+
+def _cut(tree: Mapping[str, Any]) -> None:
+    """Cuts the pretrained model of a recipe, or prints its config."""
+    reason = f"--config={CONFIG.value} cuts a pretrained model and trains nothing"
+    _refuse(reason, "dry_run", "engine", "from_results", "loggers", "measure_again", "only")
+    if PRINT_CONFIG.value:
+        print_config(parse_learned(tree))
+        return
+    report = dissect(tree, WORKDIR.value)
+    pictures = sorted(report.parent.glob(f"{report.stem}_*.svg"))
+    for path in (report.with_name(RESULTS), report, report.with_suffix(".html"), *pictures):
+        print(f"written: {path}")
+
+
+def _refuse(reason: str, *names: str) -> None:
+    """Raises ConfigError where one of these flags is given."""
+    for name in names:
+        if flags.FLAGS[name].value != flags.FLAGS[name].default:
+            raise ConfigError(f"{reason}, so it takes no --{name}; leave it out")
 
 
 def _written_out(overrides: list[str]) -> list[str]:
@@ -134,4 +157,4 @@ if __name__ == "__main__":
         "How many devices a CPU is shown as; default: its cores. With --engine=ray: the cores of each cell; default 1.",
         lower_bound=1,
     )
-    run(main, AblationConfig)
+    run(main, AblationConfig, goes_on="finished cells are kept, and the same command does the rest")

@@ -37,11 +37,14 @@ IMPORT = flags.DEFINE_multi_string(
 PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the whole config as JSON, and end.")
 
 
-def run(main: Callable[[list[str]], None], config: type | None = None, rest: str | None = None) -> None:
+def run(
+    main: Callable[[list[str]], None], config: type | None = None, rest: str | None = None, goes_on: str | None = None
+) -> None:
     """Runs a command: parses flags, passes the `--config.KEY=VALUE` arguments to `main`, maps errors to exit codes.
 
     config: the dataclass whose keys the command takes; None where it takes none. rest: the flag, one that may be
-    repeated, that takes arguments which are no flags; None where there must be none.
+    repeated, that takes arguments which are no flags; None where there must be none. goes_on: what to say after Ctrl-C
+    of a command that continues its work when it is given again.
     """
     arguments, overrides = _split_overrides(sys.argv[1:])
     try:
@@ -80,7 +83,7 @@ def run(main: Callable[[list[str]], None], config: type | None = None, rest: str
     except LabError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        _fail("interrupted; the same command resumes from the last checkpoint", 130)
+        _fail("; ".join(filter(None, ("interrupted", goes_on))), 130)
     except BrokenPipeError:  # who reads the output has seen enough, like `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it at its end
         sys.exit(0)
@@ -105,22 +108,26 @@ def print_config(config: Any) -> None:
 
 def _import_what_is_named(arguments: Sequence[str]) -> None:
     """Runs the files of `--import`, whose parts the help shows too."""
-    for argument in arguments:
-        if argument.startswith("--import="):
-            import_parts(argument.partition("=")[2])
+    for flag, value in _flags_in(arguments):
+        if flag.name == IMPORT.name:
+            import_parts(value)
 
 
 def _refuse_repeated(arguments: Sequence[str]) -> None:
     """Raises ConfigError where a flag that takes one value is given two; absl would take the last one."""
     seen: dict[str, str] = {}
+    for flag, value in _flags_in(arguments):
+        if not isinstance(flag, flags.MultiFlag) and seen.setdefault(flag.name, value) != value:
+            raise ConfigError(f"--{flag.name} is given twice, as {seen[flag.name]} and as {value}; give it once")
+
+
+def _flags_in(arguments: Sequence[str]) -> Iterator[tuple[flags.Flag, str]]:
+    """Each flag that is known, with its value, in both ways of writing: `--name=value` and `--name value`."""
     for argument, after in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
         name, equals, value = argument.lstrip("-").partition("=")
-        flag = flags.FLAGS[name] if argument.startswith("-") and name in flags.FLAGS else None
-        if flag is None or isinstance(flag, flags.MultiFlag):
-            continue
-        value = value if equals or flag.boolean else after
-        if seen.setdefault(name, value) != value:
-            raise ConfigError(f"--{name} is given twice, as {seen[name]} and as {value}; give it once")
+        if argument.startswith("-") and name in flags.FLAGS:
+            flag = flags.FLAGS[name]
+            yield flag, value if equals or flag.boolean else after
 
 
 def load_config(recipe: str | Mapping[str, Any], overrides: Sequence[str], ablation: Sequence[str] = ()) -> Config:

@@ -1,12 +1,12 @@
 """Finds objects with a trained detector: `python -m flaxformer_lab.detect --workdir=runs/scenes image.png ...`.
 
-Prints one JSON object: each image with its objects (box in pixels, class, score). Draws the boxes, what DETR's queries
-attend to, and the anchors that won, into WORKDIR/detections/STEP/ and into the run's TensorBoard, if it has one.
-Without images it takes the first examples of --split, draws the truth beside, and says how much attention and gradient
-lie inside of objects. Pixels are those of the image before it was stretched.
+Its last line is one JSON object: each image with its objects (box in pixels, class, score). Draws the boxes, what
+DETR's queries attend to, and the anchors that won, into WORKDIR/detections/STEP/ and into the run's TensorBoard, if it
+has one. Without images it takes the first examples of --split, draws the truth beside, and says how much attention and
+gradient lie inside of objects. Pixels are those of the image before it was stretched.
 """
 
-import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,16 @@ from flaxformer_lab.run import Run, load_run
 from flaxformer_lab.tasks import SPLITS
 from flaxformer_lab.tasks.detection import ObjectTask
 from flaxformer_lab.training.evaluation import first_examples
+from flaxformer_lab.training.folder import dump_json
 from flaxformer_lab.training.loggers import add_figures
 from flaxformer_lab.training.logging import Display, shown_while
 
 
 def main(overrides: list[str]) -> None:
     """Detects what the flags describe."""
+    for flag in (SPLIT, EXAMPLES):
+        if IMAGES.value and flag.present:
+            raise ConfigError(f"--{flag.name}={flag.value} is for examples of the data; leave it out, or the images")
     with shown_while("detecting"):
         loaded = load_run(WORKDIR.value, parse_step(STEP.value), changes_of(overrides))
         task = loaded.task
@@ -40,7 +44,7 @@ def main(overrides: list[str]) -> None:
             )
         batch = None if IMAGES.value else first_examples(loaded.experiment, SPLIT.value, EXAMPLES.value)[1]
         inputs = task.inputs_of(list(IMAGES.value)) if batch is None else batch["inputs"]
-        files = [(Path(path).name, read_image(Path(path)).shape[:2]) for path in IMAGES.value]
+        files = [(path, read_image(Path(path)).shape[:2]) for path in IMAGES.value]
         originals = files or task.originals(SPLIT.value, len(inputs))
         outputs, values = loaded.model.run_with_cache(
             loaded.params, loaded.state.model_state, inputs, names=("*cross_attention.weights",)
@@ -64,7 +68,7 @@ def main(overrides: list[str]) -> None:
     if (loaded.workdir / "tensorboard").is_dir():
         add_figures(loaded.workdir, loaded.step, {f"detections/{name}": figure for name, figure in drawn.items()})
     shares = {name: {"trained": trained, "untrained": untrained} for name, (trained, untrained) in inside.items()}
-    print(json.dumps({"step": loaded.step, "images": report} | ({"inside": shares} if shares else {})))
+    print(dump_json({"step": loaded.step, "images": report} | ({"inside": shares} if shares else {})))
 
 
 def objects_of(found: Detections, row: int, size: tuple[int, int], names: list[str]) -> list[dict[str, Any]]:
@@ -119,14 +123,18 @@ def compared(loaded: Run, batch: Any) -> dict[str, tuple[float, float]]:
 
 
 def save(drawn: dict[str, Any], folder: Path) -> list[Path]:
-    """Writes the figures. Raises RunError where the folder cannot be written."""
+    """Writes the figures, each atomically. Raises RunError where the folder cannot be written."""
+    partial = folder.with_name(f"{folder.name}.partial")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        partial.mkdir(parents=True, exist_ok=True)
         for name, figure in drawn.items():
-            figure.savefig(folder / f"{name}.png", dpi=150)
+            figure.savefig(partial / f"{name}.png", dpi=150)
+        folder.mkdir(exist_ok=True)
+        return [(partial / f"{name}.png").replace(folder / f"{name}.png") for name in drawn]
     except OSError as error:
         raise RunError(f"{folder} cannot be written: {error.strerror}; make room for it") from error
-    return [folder / f"{name}.png" for name in drawn]
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 if __name__ == "__main__":

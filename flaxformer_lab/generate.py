@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from absl import flags
 
-from flaxformer_lab.command_line import changes_of, run
+from flaxformer_lab.command_line import changes_of, parse_step, run
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.models.decoding import BATCH_SIZE, Decoder
 from flaxformer_lab.run import Run, load_run
@@ -68,7 +68,7 @@ def generate(
 
 def main(overrides: list[str]) -> None:
     """Generates by the flags: prints one text as it is written, several texts when all are done."""
-    prompts, loaded = PROMPT.value, load_run(WORKDIR.value, changes=changes_of(overrides))
+    prompts, loaded = PROMPT.value, load_run(WORKDIR.value, parse_step(STEP.value), changes_of(overrides))
     options = {"temperature": TEMPERATURE.value, "seed": SEED.value}
     options |= {"weights": WEIGHTS_KIND.value, "batch_size": BATCH.value}
     pieces = generate(loaded, prompts, LENGTH.value, **options)
@@ -85,6 +85,7 @@ def main(overrides: list[str]) -> None:
 
 if __name__ == "__main__":
     WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+    STEP = flags.DEFINE_string("step", None, "Step of the checkpoint, or best; default: the last one.")
     PROMPT = flags.DEFINE_multi_string("prompt", ["My fellow citizens, "], "Text to continue; may be repeated.")
     LENGTH = flags.DEFINE_integer("length", 400, "Symbols to write.", lower_bound=1)
     TEMPERATURE = flags.DEFINE_float(

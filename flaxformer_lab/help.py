@@ -43,7 +43,10 @@ def full_help(main: Main, config: type | None) -> str:
     found = sorted(path for path in Path("configs").rglob("*.py") if ("ablations" in path.parts) == of_ablations)
     if found:
         lines += ["", "recipes (--config=FILE):", *(f"  {path}  {_first_line(path)}" for path in found)]
-    lines += ["", "variants (--ablation=NAME,NAME; in an ablation: variants.NAME):"]
+    given_by = (
+        "--config.variants.NAME=NAME,NAME" if of_ablations else "--ablation=NAME,NAME; in an ablation: variants.NAME"
+    )
+    lines += ["", f"variants ({given_by}):"]
     lines += [f"  {name}: {variant.purpose}" for name, variant in VARIANTS.items()]
     lines += ["", "config keys (--config.KEY=VALUE; of one key given twice the last value counts):"]
     lines += _keys(config)

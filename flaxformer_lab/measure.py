@@ -1,11 +1,12 @@
 """Measures a trained checkpoint: `python -m flaxformer_lab.measure --workdir=runs/digits [--measures=mixing,depth]`.
 
-Prints a table; writes WORKDIR/measures/STEP/measures.json and plots: which inputs reach each feature and each token,
-attention maps by head, and rank and scale by depth.
+Prints a table; writes WORKDIR/measures/STEP/measures.json, which begins with the step, the split and the number of
+examples, and plots: which inputs reach each feature and each token, attention maps by head, rank and scale by depth.
 """
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -38,12 +39,15 @@ def main(overrides: list[str]) -> None:
             display.print(f"left out: {name}: {reason}")
     workdir = RunFolder(WORKDIR.value).path
     title = f"{workdir.name}, step {loaded.step}, {SPLIT.value}"
-    for path in write(values, workdir / "measures" / str(loaded.step), title):
+    of = {"step": loaded.step, "split": SPLIT.value, "examples": len(subject.vectors)}
+    for path in write(values, workdir / "measures" / str(loaded.step), title, of):
         display.print(f"written: {path}")
 
 
-def write(values: Values, folder: Path, title: str) -> list[Path]:
+def write(values: Values, folder: Path, title: str, of: Mapping[str, int | str]) -> list[Path]:
     """Writes measures.json and the plots into `folder`, each atomically; returns them.
+
+    of: what was measured, which measures.json says first.
 
     Plots of an earlier call that were not drawn now are removed, so that all files there belong together.
 
@@ -53,7 +57,8 @@ def write(values: Values, folder: Path, title: str) -> list[Path]:
     partial = folder.with_name(f"{folder.name}.partial")
     try:
         figures = save_figures(values, partial, title)
-        (partial / "measures.json").write_text(json.dumps(as_json(values), allow_nan=False) + "\n", encoding="utf-8")
+        content = json.dumps({**of, **as_json(values)}, allow_nan=False)
+        (partial / "measures.json").write_text(content + "\n", encoding="utf-8")
         folder.mkdir(exist_ok=True)
         paths = [path.replace(folder / path.name) for path in [partial / "measures.json", *figures]]
         for name in FIGURES:

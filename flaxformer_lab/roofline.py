@@ -26,7 +26,7 @@ from flaxformer_lab.command_line import (
 from flaxformer_lab.config import Config
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.training.experiment import make_experiment
-from flaxformer_lab.training.folder import RunFolder, changed
+from flaxformer_lab.training.folder import RunFolder, changed, require_free
 from flaxformer_lab.training.loggers import seconds_per_update
 from flaxformer_lab.training.logging import Display, shown_while
 from flaxformer_lab.training.single import Single
@@ -41,9 +41,15 @@ def main(overrides: list[str]) -> None:
         raise ConfigError("give --config=FILE, a recipe, or --workdir=DIR, a run's folder, and not both")
     reached, metadata = None, None
     if WORKDIR.value:
-        folder = RunFolder(WORKDIR.value)
+        if ABLATION.value:
+            raise ConfigError(
+                f"--ablation={','.join(ABLATION.value)}: the run in --workdir={WORKDIR.value} keeps the config that it "
+                "was trained with; drop --ablation, or give --config=FILE instead of --workdir"
+            )
+        folder, changes = RunFolder(WORKDIR.value), changes_of(overrides)
+        require_free(changes)  # the time that the run took is of its own config
         config, metadata = folder.read()
-        config = changed(config, changes_of(overrides))
+        config = changed(config, changes)
         reached = seconds_per_update(folder.path / "tensorboard")
     else:
         config = load_config(CONFIG.value, overrides, split_names(ABLATION.value))

@@ -5,6 +5,8 @@ overrides at once (`--ablation=ffn_off,single_head`). The same command resumes a
 `python train.py` is the same command; in Python: `flaxformer_lab.train(config, workdir)`.
 """
 
+import os
+
 from absl import flags
 
 from flaxformer_lab.command_line import PRINT_CONFIG, command_alone, load_config, print_config, run, split_names
@@ -30,9 +32,11 @@ def main(overrides: list[str]) -> None:
 
 
 def default_workdir() -> str:
-    """runs/digits, or runs/digits-ffn_off under an ablation."""
-    recipe = CONFIG.value.removesuffix(".py").removeprefix("configs/").replace("/", "-")
-    return "runs/" + "-".join([recipe, *split_names(ABLATION.value)])
+    """runs/digits, runs/probes-product of configs/probes/product.py, runs/digits-ffn_off under an ablation."""
+    file, _, form = CONFIG.value.partition(".py:")
+    recipe = os.path.relpath(file.removesuffix(".py"), "configs")
+    recipe = os.path.basename(recipe) if recipe.startswith(os.pardir) else recipe.replace(os.sep, "-")
+    return "runs/" + "-".join(filter(None, [recipe, form, *split_names(ABLATION.value)]))
 
 
 if __name__ == "__main__":
@@ -62,4 +66,4 @@ if __name__ == "__main__":
     )
     PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes that train together.", lower_bound=1)
     PROCESS = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", lower_bound=0)
-    run(main, Config)
+    run(main, Config, goes_on="the same command resumes from the last checkpoint")

@@ -20,6 +20,7 @@ from flaxformer_lab.ablation.store import Store
 pytestmark = pytest.mark.integration
 
 REPOSITORY = Path(__file__).parents[1]
+PRETRAINED = f"--config={REPOSITORY / 'configs' / 'ablations' / 'pretrained.py'}"
 RECIPE = """
 def get_config():
     return {
@@ -259,6 +260,17 @@ def test_one_claim_plans_the_two_cells_that_it_needs(call, monkeypatch, short):
         (["--workdir=x", "--engine=slurm"], "engine"),
         (["--workdir=x", "--ray_address=auto"], "--ray_address=auto needs --engine=ray"),
         (["--workdir=x", "--cpu_devices=0"], "cpu_devices"),
+        (["--workdir=x", "--measure_again"], "--measure_again measures exported files, and this ablation has exports="),
+        (["--workdir=x", "--from_results=y", "--engine=ray"], "--from_results trains nothing, so it takes no --engine"),
+        (["--workdir=x", "--from_results=y", "--loggers=csv"], "so it takes no --loggers; leave it out"),
+        (["--workdir=x", "--from_results=y", "--measure_again"], "so it takes no --measure_again; leave it out"),
+        ([PRETRAINED, "--workdir=x", "--dry_run"], "a pretrained model and trains nothing, so it takes no --dry_run"),
+        ([PRETRAINED, "--workdir=x", "--from_results=y"], "takes no --from_results"),
+        ([PRETRAINED, "--workdir=x", "--loggers=csv"], "takes no --loggers"),
+        ([PRETRAINED, "--workdir=x", "--engine=ray"], "takes no --engine"),
+        ([PRETRAINED, "--workdir=x", "--only=FFN"], "takes no --only"),
+        ([PRETRAINED, "--workdir=x", "--config.seeds=3"], "unknown key seeds (value '3'): an ablation of a pretrained"),
+        ([PRETRAINED, "--workdir=x", "--config.claims=C18"], "unknown key claims (value 'C18')"),
     ],
 )
 def test_what_is_wrong_is_one_clear_error(call, config, tmp_path, monkeypatch, arguments, message):
@@ -282,3 +294,24 @@ def test_a_report_can_be_had_half_way(call, undisturbed, tmp_path):
     code, _, err = call("flaxformer_lab.report", f"--workdir={tmp_path}")
     assert code == 4 and "no ablation.json" in err[0]
     assert json.loads((half.path / "ablation.json").read_text())["config"]["seeds"] == [0, 1]
+
+
+def test_a_pretrained_model_is_cut_and_what_is_written_is_told(call, tmp_path, monkeypatch):
+    """With a stand-in for the cuts, which take minutes."""
+    made = []
+
+    def cut(config, workdir, facts):
+        made.append((config.passages, workdir))
+        workdir.mkdir()
+        (workdir / "learned.json").write_text("{}")
+        score = {"value": 3.0, "difference": 0.0, "low": 0.0, "high": 0.0, "p": None}
+        return [{"cut": "intact", "layer": "all", "scores": {"nats": score}}, {"cut": "provenance", "layer": ""}]
+
+    monkeypatch.setattr("flaxformer_lab.api.run_cuts", cut)
+    workdir = tmp_path / "cuts"
+    code, out, err = call("flaxformer_lab.ablate", PRETRAINED, f"--workdir={workdir}", "--config.learned.passages=7")
+    assert (code, err, made) == (0, [], [(7, workdir)])
+    names = ("results.csv", "report.md", "report.html")
+    assert out == [f"written: {workdir / name}" for name in names]
+    code, _, err = call("flaxformer_lab.report", f"--workdir={workdir}")
+    assert code == 4 and "has cuts of a pretrained model (learned.json)" in err[0] and "give the `ablate`" in err[0]

@@ -127,11 +127,18 @@ def test_variants_are_laid_upon_the_recipe_and_its_overrides(train):
         (["--config=configs/digits.py", "--ablation=ffn_off,single_head"], "runs/digits-ffn_off-single_head"),
         (["--config.seed=1"], "runs/digits"),
         (["--ablation=ffn_off", "--ablation=single_head"], "runs/digits-ffn_off-single_head"),
+        (["--config=./configs/digits.py"], "runs/digits"),
+        (["--config=configs/probes/product.py"], "runs/probes-product"),
+        (["--config={here}/configs/probes/product.py"], "runs/probes-product"),
+        (["--config={here}/mine/v1.2.py"], "runs/v1.2"),
+        (["--config=mine/v1.2.py:small", "--ablation=ffn_off"], "runs/v1.2-small-ffn_off"),
     ],
 )
 def test_default_folder_names_recipe_and_variants(train, tmp_path, arguments, workdir):
     (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
-    assert train(*arguments)[1] == workdir
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "v1.2.py").write_text("def get_config(size=''):\n    return {}")
+    assert train(*(each.format(here=tmp_path) for each in arguments))[1] == workdir
 
 
 def test_an_override_that_agrees_with_a_variant_is_no_contradiction():
@@ -467,16 +474,24 @@ def test_exit_codes_tell_errors_apart():
     assert [kind.exit_code for kind in (ConfigError, DataError, RunError, NonFiniteError)] == [2, 3, 4, 5]
 
 
-def test_an_interruption_says_how_to_go_on(monkeypatch, capsys):
-    def main(overrides):
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        ("flaxformer_lab.train", "interrupted; the same command resumes from the last checkpoint"),
+        ("flaxformer_lab.ablate", "interrupted; finished cells are kept, and the same command does the rest"),
+        ("flaxformer_lab.evaluate", "interrupted"),
+        ("flaxformer_lab.export", "interrupted"),
+        ("flaxformer_lab.generate", "interrupted"),
+        ("flaxformer_lab.measure", "interrupted"),
+    ],
+)
+def test_an_interruption_says_how_to_go_on_where_that_is_true(monkeypatch, command_texts, module, message):
+    def interrupt():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys, "argv", ["command", "--config.seed=0"])
-    monkeypatch.setattr(command_line, "use_compilation_cache", lambda: None)
-    with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
-        command_line.run(main)
-    assert ended.value.code == 130
-    assert "the same command resumes" in capsys.readouterr().err
+    monkeypatch.setattr(command_line, "use_compilation_cache", interrupt)
+    code, _, err = command_texts(module, f"--{'config' if module.endswith(('train', 'ablate')) else 'workdir'}=x")
+    assert (code, err) == (130, f"error: {message}\n")
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch):

@@ -1,5 +1,6 @@
 """The command `detect`: what it prints and draws, from a run with few updates."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from flaxformer_lab.analysis import detection_figures as figures
@@ -15,7 +17,11 @@ from flaxformer_lab.config import parse_config
 from flaxformer_lab.functional.detection import Objects
 from flaxformer_lab.run import load_run
 from flaxformer_lab.tasks import make_task
+from flaxformer_lab.training.checkpoints import Checkpoints
+from flaxformer_lab.training.experiment import make_experiment
+from flaxformer_lab.training.folder import RunFolder
 from flaxformer_lab.training.loop import train
+from flaxformer_lab.training.state import initial_state
 
 pytestmark = pytest.mark.integration
 
@@ -47,7 +53,7 @@ def test_images_become_boxes_and_pictures(tmp_path):
     found = detect(f"--workdir={tmp_path / 'run'}", str(tmp_path / "a.png"), "--score=0")
     assert found.returncode == 0, found.stderr
     printed = json.loads(found.stdout.splitlines()[-1])
-    assert [each["image"] for each in printed["images"]] == ["a.png"] and printed["step"] == 2
+    assert [each["image"] for each in printed["images"]] == [str(tmp_path / "a.png")] and printed["step"] == 2
     boxes = np.array([each["box"] for each in printed["images"][0]["objects"]])
     assert boxes.shape == (4, 4) and (boxes >= 0).all() and boxes[:, 2].max() > 20  # in the image's own pixels
     folder = tmp_path / "run" / "detections" / "2"
@@ -92,6 +98,53 @@ def test_boxes_of_a_split_are_in_the_pixels_of_the_file(tmp_path, run_command):
         pixels = boxes[: len(each["objects"])] * [width, 20, width, 20]
         assert len(pixels) == 4
         np.testing.assert_allclose([one["box"] for one in each["objects"]], pixels, atol=0.1)
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory):
+    """The folder of a run without updates."""
+    folder = RunFolder(tmp_path_factory.mktemp("scenes") / "run")
+    experiment = make_experiment(parse_config(CONFIG))
+    folder.claim(experiment.config, experiment.task.metadata)
+    state = jax.jit(lambda: initial_state(experiment.network, experiment.optimizer, 0))()
+    with Checkpoints(folder.checkpoints) as checkpoints:
+        checkpoints.save(dataclasses.replace(state, step=jax.numpy.int32(1)), {"loss": 1.0})
+    return folder.path
+
+
+def test_images_of_one_name_are_told_apart_and_the_last_line_is_json(untrained, tmp_path, run_command):
+    paths = [tmp_path / name / "1.png" for name in ("first", "second")]
+    for path in paths:
+        path.parent.mkdir()
+        Image.fromarray(np.arange(20 * 40, dtype=np.uint8).reshape(20, 40)).save(path)
+    code, out, err = run_command("flaxformer_lab.detect", f"--workdir={untrained}", *paths, "--score=0")
+    assert code == 0, err
+    assert [each["image"] for each in json.loads(out[-1])["images"]] == [str(path) for path in paths]
+    assert f"written: {untrained / 'detections' / '1' / 'detections.png'}" in out
+
+
+def test_a_figure_that_cannot_be_written_whole_leaves_the_old_one(untrained, tmp_path, run_command, monkeypatch):
+    Image.fromarray(np.zeros((20, 40), np.uint8)).save(tmp_path / "a.png")
+    arguments = ("flaxformer_lab.detect", f"--workdir={untrained}", str(tmp_path / "a.png"))
+    assert run_command(*arguments)[0] == 0
+    folder = untrained / "detections" / "1"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def full(figure, path, **options):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", full)
+    code, _, err = run_command(*arguments)
+    assert code == 4 and "cannot be written: No space left on device" in err[-1]
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in folder.parent.iterdir()] == ["1"]
+
+
+@pytest.mark.parametrize("flag", ["--split=train", "--examples=3"])
+def test_examples_beside_images_are_refused(run_command, flag):
+    code, out, err = run_command("flaxformer_lab.detect", "--workdir=run", "a.png", flag)
+    assert (code, out) == (2, []) and f"{flag} is for examples of the data; leave it out, or the images" in err[0]
 
 
 def test_attention_and_gradients_inside_are_shares_of_their_sums():

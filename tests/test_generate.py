@@ -1,6 +1,7 @@
 """Writing text: what a run's own model draws, and the command."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import jax
@@ -11,7 +12,7 @@ from flaxformer_lab.config import parse_config
 from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.generate import generate
 from flaxformer_lab.parsing import override
-from flaxformer_lab.run import Run
+from flaxformer_lab.run import Run, load_run
 from flaxformer_lab.training.checkpoints import Checkpoints
 from flaxformer_lab.training.experiment import make_experiment
 from flaxformer_lab.training.folder import RunFolder
@@ -144,6 +145,21 @@ def test_a_config_of_ones_own_is_refused(command_texts, folder):
     code, _, err = command_texts("flaxformer_lab.generate", f"--workdir={folder}", "--config.model.width=9")
     assert code == 2
     assert "keeps the config that it was trained with" in err
+
+
+def test_an_earlier_checkpoint_writes_its_own_text(command_texts, folder, tmp_path):
+    workdir = shutil.copytree(folder, tmp_path / "run")
+    state = load_run(workdir).state
+    later = dataclasses.replace(state, step=jax.numpy.int32(2), params=jax.tree.map(lambda leaf: -leaf, state.params))
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        checkpoints.save(later, {"loss": 1.0})
+    options = ("--length=20", "--prompt=The ")
+    expected = command_texts("flaxformer_lab.generate", f"--workdir={folder}", *options)[1]
+    assert command_texts("flaxformer_lab.generate", f"--workdir={workdir}", *options)[1] != expected
+    code, out, _ = command_texts("flaxformer_lab.generate", f"--workdir={workdir}", *options, "--step=1")
+    assert (code, out) == (0, expected)
+    code, _, err = command_texts("flaxformer_lab.generate", f"--workdir={workdir}", "--step=last")
+    assert code == 2 and "--step=last must be a whole number or best" in err
 
 
 def test_a_run_writes_whole_texts():

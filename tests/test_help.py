@@ -61,6 +61,7 @@ def test_help_has_every_key_of_the_config_with_its_default_and_meaning(command_t
     assert "\n  configs/digits.py  Handwritten digits" in out and "configs/ablations" not in out
     _, out, _ = command_texts("flaxformer_lab.ablate", "--help")
     assert "  configs/ablations/scales.py  Do Transformers" in out and "  learning_rates=0.001,0.003,0.01\n" in out
+    assert "variants (--config.variants.NAME=NAME,NAME):" in out and "--ablation" not in out  # which it does not take
 
 
 OWN = """
@@ -91,8 +92,10 @@ register("model", "mine", config=Mine)(object)
 
 def test_help_has_parts_of_ones_own(command_texts, tmp_path, own_parts):
     (tmp_path / "parts.py").write_text(OWN)
-    _, out, _ = command_texts("train", f"--import={tmp_path / 'parts.py'}", "--help")
-    assert " model.name=mine: My own." in out and "  model.stride=3\n      int, at least 1. of mine\n" in out
+    for written in ([f"--import={tmp_path / 'parts.py'}"], ["--import", str(tmp_path / "parts.py")]):
+        own_parts()  # forgets them
+        _, out, _ = command_texts("train", *written, "--help")
+        assert " model.name=mine: My own." in out and "  model.stride=3\n      int, at least 1. of mine\n" in out
 
 
 def test_the_config_is_printed_as_it_would_run(command_texts, tmp_path, monkeypatch):

@@ -68,6 +68,7 @@ def test_the_command_prints_a_table_and_writes_values_and_figures(measure, folde
 def test_what_is_written_is_what_the_function_finds_and_a_delayed_model_never_looks_ahead(measure, folder):
     measure(f"--workdir={folder}", "--measures=mixing", "--examples=5", "--split=validation")
     written = json.loads((folder / "measures" / "4" / "measures.json").read_text())
+    assert (written["step"], written["split"], written["examples"]) == (4, "validation", 5)
     subject = load_run(folder).subject("validation", 5)
     features, tokens = mixing_energy(subject.body, subject.vectors)
     np.testing.assert_allclose(written["feature_energy"], features.matrix, rtol=1e-5)

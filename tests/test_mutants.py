@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MUTANTS = runpy.run_path(str(ROOT / "tools" / "mutants.py"))
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(str(ROOT / "tools"))
+    MUTANTS = runpy.run_path(str(ROOT / "tools" / "mutants.py"))
 
 
 @pytest.mark.parametrize("file", MUTANTS["TESTS"])

@@ -5,6 +5,7 @@ import graphlib
 import importlib
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -95,6 +96,15 @@ def test_each_folder_has_a_layer():
 def test_a_file_imports_from_its_own_layer_or_below(name):
     higher = {other for other in own_imports(FILES[name], lazy=True) if layer(other) > layer(name)}
     assert not higher
+
+
+def test_contributing_names_every_file_and_folder_in_its_layer():
+    rows = dict(re.findall(r"^\| (\d) \| (.*?) \|", (PACKAGE.parent / "CONTRIBUTING.md").read_text(), re.MULTILINE))
+    for path in PACKAGE.iterdir():
+        if path.suffix == ".py" and path.stem != "__init__":
+            assert f"`{path.name}`" in rows[str(layer(path.stem))], path.name
+        elif (path / "__init__.py").exists():
+            assert f"`{path.name}/`" in rows[str(layer(path.name))], path.name
 
 
 def test_nothing_is_imported_in_a_circle():

@@ -12,6 +12,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from flaxformer_lab import (
@@ -214,6 +215,23 @@ def test_how_it_computes_is_no_part_of_what_is_saved(gpt2, tmp_path, monkeypatch
     assert_close(folder, "gpt2")
     with pytest.raises(ConfigError, match=r"parts of the model were changed, which config\.json cannot"):
         save_pretrained(load_pretrained(gpt2, {"model.skip.ffn": False}), "~/other")
+
+
+def test_a_folder_that_cannot_be_written_is_not_there_and_a_second_try_is_not_refused(gpt2, tmp_path):
+    def full(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise SafetensorError("No space left on device")
+
+    run, target = load_pretrained(gpt2), tmp_path / "saved"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flaxformer_lab.models.pretrained.folder.save_file", full)
+        with pytest.raises(RunError, match="saved cannot be written: No space left on device; make room for it"):
+            save_pretrained(run, target)
+    assert not list(tmp_path.iterdir())
+    assert_close(save_pretrained(run, target), "gpt2")
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+    with pytest.raises(RunError, match=r"cannot be written: .*Not a directory"):
+        save_pretrained(run, target / "config.json" / "inside")
 
 
 def test_a_new_head_s_classes_are_those_of_one_choice(tmp_path):

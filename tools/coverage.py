@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from page_parts import write_lines
 
 from flaxformer_lab.report import statistics
 from flaxformer_lab.report.statistics import COVERAGE, bootstrap_interval, share_interval
 
 PAGE = Path(__file__).parents[1] / "docs" / "science.md"
-BEGIN, END = "<!-- coverage: begin -->\n", "<!-- coverage: end -->\n"
 SEEDS = (5, 10, 15)
 CASES, RESAMPLES = 2000, 400
 FAILING = 0.1  # share of runs that end at 0 instead of near 1
@@ -60,9 +60,7 @@ def main() -> None:
         cells = [f"{share:.3f}" if 0.93 <= share <= 0.97 else f"**{share:.3f}**" for share in shares]
         lines.append(f"| {law} | " + " | ".join(cells) + " |")
         print(lines[-1])
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(before + BEGIN + "\n".join(lines) + "\n" + END + after)
+    write_lines(PAGE, "coverage", lines)
 
 
 if __name__ == "__main__":

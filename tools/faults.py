@@ -17,13 +17,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from page_parts import read_part, write_lines
 
 from flaxformer_lab.errors import LabError
 from flaxformer_lab.run import load_run
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "reliability.md"
-BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 EVERY = 12  # updates between evaluations
 KNOBS = {
     "task.patch_size": 4,
@@ -288,12 +288,9 @@ def main(words: Sequence[str]) -> None:
 
 
 def _keep(name: str, times: int, outcome: str) -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    table, after = rest.split(END)
-    rows = dict(_rows(table)) | {name: f"| {name} | {times} | {outcome} |"}
+    rows = dict(_rows(read_part(PAGE, "faults"))) | {name: f"| {name} | {times} | {outcome} |"}
     lines = ["| fault | times tried | outcome |", "|---|---|---|", *(rows[each] for each in FAULTS if each in rows)]
-    PAGE.write_text(before + BEGIN + "\n" + "\n".join(lines) + "\n" + END + after, encoding="utf-8")
+    write_lines(PAGE, "faults", lines)
 
 
 def _rows(table: str) -> Iterator[tuple[str, str]]:

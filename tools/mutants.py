@@ -16,9 +16,10 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from page_parts import write_part
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "science.md"
-BEGIN, END = "<!-- mutants: begin -->", "<!-- mutants: end -->"
 COPIED = ("flaxformer_lab", "tests", "configs", "tools", "docs", "setup.cfg")
 LIBRARIES = (
     "flax.nnx",
@@ -302,8 +303,7 @@ def main(names: list[str]) -> int:
     said = f"{len(faults) - len(missed)} of {len(faults)}"
     print(f"{said} caught")
     if not names:
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-        PAGE.write_text(before + BEGIN + said + END + rest.partition(END)[2], encoding="utf-8")
+        write_part(PAGE, "mutants", said)
     return len(missed)
 
 

@@ -5,7 +5,6 @@ With names it runs only some probes or rows: `make probes ARGS="P3 'MQAR LSTM, 2
 Each row is one run of a recipe in configs/probes, in a temporary folder; seed 0, the recipe's learning rate.
 """
 
-import json
 import sys
 import tempfile
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from page_parts import read_part, write_lines
 
 from flaxformer_lab.analysis.measures import measure
 from flaxformer_lab.analysis.rank import rank_residual
@@ -24,12 +24,12 @@ from flaxformer_lab.compilation import use_compilation_cache
 from flaxformer_lab.run import load_run
 from flaxformer_lab.tasks import make_task
 from flaxformer_lab.training.folder import RunFolder
+from flaxformer_lab.training.logging import read_metrics
 from flaxformer_lab.training.loop import train
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "science.md"
 HEADER = ("probe", "model", "measured", "bound", "expected", "seconds")
-BEGIN, END = "<!-- probes: begin -->", "<!-- probes: end -->"
 
 
 @dataclass(frozen=True)
@@ -149,9 +149,8 @@ def run(row: Row) -> tuple[str, str, str]:
 
 
 def _steps_to(score: float, metrics: Path) -> str:
-    lines = map(json.loads, metrics.read_text().splitlines())
-    scores = ((line["step"], line["value"]) for line in lines if (line["split"], line["name"]) == ("validation", "r2"))
-    return next((str(step) for step, value in scores if value >= score), "not reached")
+    entries = [each for each in read_metrics(metrics) if (each["split"], each["name"]) == ("validation", "r2")]
+    return next((str(each["step"]) for each in entries if each["value"] >= score), "not reached")
 
 
 def rank_collapse() -> Iterator[tuple[str, ...]]:
@@ -178,16 +177,17 @@ def rank_collapse() -> Iterator[tuple[str, ...]]:
 
 
 def planted_shares() -> Iterator[tuple[str, ...]]:
-    """P8: the two measures of interaction of a trained model, and the planted truth."""
+    """P8: the two measures of interaction of each trained model, and the planted truth."""
     recipe = str(ROOT / "configs" / "probes" / "planted_interactions.py")
-    for truth in (0.1, 0.5, 0.909):
+    rows = [(row.what, row.ablation, truth) for row in ROWS if row.probe == "P8" for truth in (0.1, 0.5, 0.909)]
+    for model, ablation, truth in rows:
         start = time.perf_counter()
-        config = load_config(recipe, [f"--config.task.interaction_share={truth}"], ["factorization_machine"])
+        config = load_config(recipe, [f"--config.task.interaction_share={truth}"], ablation)
         with tempfile.TemporaryDirectory() as folder:
             train(config, folder, quiet=True)
             values = measure(load_run(folder).subject(examples=2048), ["interaction", "hessian"])
         shares = ", ".join(f"{values[name].value:.3f}" for name in ("interaction_share", "hessian_interaction"))
-        what = f"trained, truth {truth}: interaction share, by the Hessian"
+        what = f"{model}, truth {truth}: interaction share, by the Hessian"
         yield "P8", what, shares, "", f"{truth}", f"{time.perf_counter() - start:.0f}"
 
 
@@ -207,17 +207,15 @@ def main(names: list[str]) -> None:
 def _keep(cells: tuple[str, ...]) -> None:
     """Prints a row and writes it into the page, at the row of its probe and model."""
     print("| " + " | ".join(cells) + " |", flush=True)
-    text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    table, after = rest.split(END)
-    rows = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in table.strip().splitlines()[2:]]
+    table = read_part(PAGE, "probes").strip().splitlines()[2:]
+    rows = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in table]
     known = {row[:2]: row for row in rows} | {cells[:2]: cells}
     order = list(dict.fromkeys(row.probe for row in ROWS))
     order.insert(order.index("P8"), "P7")
     places = {(row.probe, row.what): place for place, row in enumerate(ROWS)}
     ranked = sorted(known.values(), key=lambda row: (order.index(row[0]), places.get(row[:2], len(ROWS))))
     lines = ["| " + " | ".join(row) + " |" for row in (HEADER, ("---",) * len(HEADER), *ranked)]
-    PAGE.write_text(before + BEGIN + "\n" + "\n".join(lines) + "\n" + END + after, encoding="utf-8")
+    write_lines(PAGE, "probes", lines)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from page_parts import write_lines
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, RESULTS = ROOT / "docs" / "scaling.md", ROOT / "docs" / "results" / "scaling.json"
 SYMBOLS = 50304
@@ -145,14 +147,6 @@ def rows(of: dict[str, dict[str, float]]) -> list[str]:
     return table
 
 
-def keep(name: str, lines: list[str]) -> None:
-    """Writes a table between its markers in the page."""
-    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split(begin)
-    PAGE.write_text(before + begin + "\n" + "\n".join(lines) + "\n" + end + rest.split(end)[1], encoding="utf-8")
-
-
 def main() -> None:
     """Compiles the requested programs, and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -168,7 +162,7 @@ def main() -> None:
             of[case] = in_a_process(*case.split(" on "))
             print(case, {key: f"{value:.3g}" for key, value in of[case].items()}, flush=True)
             RESULTS.write_text(json.dumps(of, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    keep("absent devices", rows(of))
+    write_lines(PAGE, "absent devices", rows(of))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from page_parts import write_lines
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, RESULTS = ROOT / "docs" / "performance.md", ROOT / "docs" / "results" / "step.json"
 SYMBOLS = 50304
@@ -126,13 +128,6 @@ def remat_rows(of: dict[str, dict[str, Any]]) -> list[str]:
     return table
 
 
-def keep(name: str, lines: list[str]) -> None:
-    """Writes a table between its markers in the page."""
-    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
-    PAGE.write_text(before + begin + "\n" + "\n".join(lines) + "\n" + end + rest.partition(end)[2], encoding="utf-8")
-
-
 def main() -> None:
     """Compiles the requested cases, and writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -149,8 +144,8 @@ def main() -> None:
             print(case, f"{found['bytes'] / 1e9:.1f} GB", f"{found['temporary'] / 1e9:.2f} GB", flush=True)
             RESULTS.write_text(json.dumps(of, indent=1) + "\n", encoding="utf-8")
     shown = {case: of[case] for case in of if "remat" not in case}
-    keep("train step", group_rows(shown))
-    keep("rematerialisation", remat_rows(of))
+    write_lines(PAGE, "train step", group_rows(shown))
+    write_lines(PAGE, "rematerialisation", remat_rows(of))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ One row per run: the keys that differ from the first run, the parameters, the op
 example, and the metrics of the last step. Everything is read from the runs' folders.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -14,13 +13,13 @@ from flaxformer_lab.models.cost import forward_flops, parameters
 from flaxformer_lab.parsing import flatten
 from flaxformer_lab.training.experiment import make_experiment
 from flaxformer_lab.training.folder import RunFolder
+from flaxformer_lab.training.logging import read_metrics
 
 
 def last_metrics(log: Path) -> dict[str, float]:
     """`{"test accuracy": ...}`: the last value of each metric of the validation and test split."""
     metrics = {}
-    for line in log.read_text().splitlines():
-        entry = json.loads(line)
+    for entry in read_metrics(log):
         if entry["split"] != "train":
             metrics[f"{entry['split']} {entry['name']}"] = entry["value"]
     return metrics

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from flaxformer_lab.ablation.grid import Cell, Grid, parse_ablation, replicas_of
+from flaxformer_lab.ablation.learned.config import CONFIG as LEARNED
 from flaxformer_lab.config import as_dict, parse_config
 from flaxformer_lab.errors import ConfigError, RunError
 from flaxformer_lab.literal_paths import local_folder
 from flaxformer_lab.locking import file_lock
-from flaxformer_lab.training.folder import read_json, write_atomic
+from flaxformer_lab.training.folder import is_foreign, read_json, write_atomic
 
 Result = dict[str, Any]  # plain JSON
 
@@ -48,8 +49,8 @@ class Store:
     def _is_ours(self) -> bool:
         """Whether the folder is an ablation's, or empty, or another process is beginning it, or was killed then."""
         # Listed before it is asked for the file: the other process may write it in between.
-        held = [path.name for path in self.path.iterdir()] if self.path.exists() else []
-        return self._config.exists() or all(name.startswith(f"{self._config.name}.") for name in held)
+        held = [*self.path.iterdir()] if self.path.exists() else []
+        return self._config.exists() or not any(is_foreign(path, self._config.name) for path in held)
 
     def read(self) -> Grid:
         """The grid that the folder belongs to.
@@ -57,6 +58,11 @@ class Store:
         Raises:
             RunError: the folder is missing, or damaged.
         """
+        if not self._config.exists() and (self.path / LEARNED).exists():
+            raise RunError(
+                f"{self.path} has cuts of a pretrained model ({LEARNED}) and no {self._config.name}; give the `ablate` "
+                "command that made it again: it writes the report, and judges only what is missing"
+            )
         if not self._config.exists():
             raise RunError(f"{self.path} has no ablation.json; give --workdir the folder of an ablation")
         tree = read_json(self._config)

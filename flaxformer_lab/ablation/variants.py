@@ -163,9 +163,3 @@ def apply_variants(config: Config, names: Sequence[str]) -> Config:
                 "drop the variant or choose another model"
             )
     return parse_config(tree)
-
-
-def changed_keys(config: Config, names: Sequence[str]) -> dict[str, str]:
-    """The keys that the named variants set, each with the variant that sets it."""
-    known = flatten(as_dict(config))
-    return {key: name for name in names for key in VARIANTS[name].overrides if key in known or key == "model"}

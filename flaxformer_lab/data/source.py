@@ -13,10 +13,10 @@ from tensorflow_datasets.core.file_adapters import ArrayRecordFileAdapter
 
 from flaxformer_lab.data.image_files import resize_image
 from flaxformer_lab.data.own.address import CONTENT, parse_address
+from flaxformer_lab.data.own.contents import SPLITS
 from flaxformer_lab.data.prepare import damaged, prepare, quiet
 from flaxformer_lab.errors import DataError, LabError
 
-SPLITS = ("train", "validation", "test")
 PACKED = "packed"  # among a data set's metadata: each of its records holds many rows, along the first axis
 _CHUNK = 1024
 

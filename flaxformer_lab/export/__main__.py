@@ -8,7 +8,8 @@ Formats:
   safetensors  the weights by dotted names and the config: for training.init_from, load_exported and other programs.
 
 The file is read back and compared with the run on examples of the validation split before it gets its name. FILE.json
-beside it describes inputs, outputs and classes. Prints a table and, as its last line, one JSON object. Examples:
+beside it describes inputs, outputs and classes. Prints a table and, as its last line, one JSON object. A figure that is
+NaN is null in both. Examples:
   python -m flaxformer_lab.export --workdir=runs/digits
   python -m flaxformer_lab.export --workdir=runs/digits --step=best --out=digits.stablehlo
   python -m flaxformer_lab.export --workdir=runs/digits --format=onnx --int8
@@ -18,7 +19,6 @@ beside it describes inputs, outputs and classes. Prints a table and, as its last
 In Python: `run.export(path, format="stablehlo")`, `flaxformer_lab.load_exported(path)`; more in docs/export.md.
 """
 
-import json
 from pathlib import Path
 
 from absl import flags
@@ -29,6 +29,7 @@ from flaxformer_lab.export.formats import FORMATS
 from flaxformer_lab.export.write import SPLIT
 from flaxformer_lab.run import load_run
 from flaxformer_lab.tasks.task import PrimaryMetric
+from flaxformer_lab.training.folder import dump_json
 from flaxformer_lab.training.logging import Display
 
 
@@ -66,7 +67,7 @@ def main(overrides: list[str]) -> None:
     rows += [[f"{parity['score']} lost", "", _format_lost(loaded.task.primary_metric, parity["lost"])]]
     display.table(f"checked on {parity['examples']} examples of {SPLIT}", ["", "run", "file"], rows)
     display.print(f"written: {path} and {exported.path.name}.json")
-    print(json.dumps({"path": str(exported.path), **{key: description[key] for key in PRINTED if key in description}}))
+    print(dump_json({"path": str(exported.path), **{key: description[key] for key in PRINTED if key in description}}))
 
 
 def _format_lost(score: PrimaryMetric, lost: float) -> str:

@@ -1,7 +1,6 @@
 """Writes a trained model as one file, and compares what it computes with the run before the file gets its name."""
 
 import contextlib
-import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from flaxformer_lab.parsing import nearest
 from flaxformer_lab.tasks.task import Batch
 from flaxformer_lab.training.evaluation import first_examples
 from flaxformer_lab.training.experiment import Experiment
-from flaxformer_lab.training.folder import write_atomic
+from flaxformer_lab.training.folder import dump_json, write_atomic
 from flaxformer_lab.training.state import State
 from flaxformer_lab.version import __version__
 
@@ -138,7 +137,7 @@ def export(
         description |= _describe(experiment, state, spec, outputs) | {"parity": parity._asdict()}
         description |= {"platforms": list(chosen.platforms)} if chosen.platforms else {}
         with _reports_unwritable(path):
-            write_atomic(description_of(path), json.dumps(description, indent=2) + "\n")
+            write_atomic(description_of(path), dump_json(description, indent=2) + "\n")
             partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

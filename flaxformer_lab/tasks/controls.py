@@ -11,7 +11,7 @@ Where `drawn` is False no seed matters, and each rate is fitted once. A variant 
 task: `{"control": "linear", "task": {"scaling": "quantile"}}`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,10 +88,3 @@ def evaluate(task: Task, fit: Fit, split: str) -> dict[str, Any]:
         batch = {name: jax.tree.map(jnp.asarray, value) for name, value in batch.items() if name != "inputs"}
         states.append(jax.device_get(measure(outputs, batch)))
     return metrics.compute(states)
-
-
-def best_on_validation(task: Task, fits: Sequence[Fit]) -> Fit:
-    """The fit whose primary metric is best on validation; of equals the first."""
-    metric = task.primary_metric
-    sign = 1 if metric.higher_is_better else -1
-    return max(fits, key=lambda fit: sign * evaluate(task, fit, "validation")[metric.name])

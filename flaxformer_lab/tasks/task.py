@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from flaxformer_lab.data.own.contents import SPLITS as SPLITS  # part of the contract
 from flaxformer_lab.functional.losses import accuracy, cross_entropy
 from flaxformer_lab.functional.metrics import Average, Metrics, PerExample
 from flaxformer_lab.model_config import ModelConfig
@@ -18,7 +19,6 @@ from flaxformer_lab.modules.lazy_logits import LazyLogits
 from flaxformer_lab.tasks.examples import Examples
 
 Batch = dict[str, Any]  # pytrees of arrays whose first axis is the batch
-SPLITS = ("train", "validation", "test")
 EXAMPLES = "examples"  # among the metrics of a split: what each example adds to the primary one
 
 

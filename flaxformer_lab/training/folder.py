@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -92,7 +93,7 @@ class RunFolder:
                 self._refuse_other_data(metadata)
                 if self._refuse_another(config):
                     write_atomic(self._config, json.dumps(as_dict(config), indent=2) + "\n")
-            elif self.path.exists() and not {self._metadata, *half_written}.issuperset(self.path.iterdir()):
+            elif self.path.exists() and any(map(self._is_foreign, self.path.iterdir())):
                 raise RunError(f"{self.path} holds files but no config.json, so it is no run; choose another --workdir")
             for path in half_written:
                 path.unlink()
@@ -102,6 +103,11 @@ class RunFolder:
                 write_atomic(self._config, json.dumps(as_dict(config), indent=2) + "\n")
         except OSError as error:
             raise self._unwritable(error) from error
+
+    def _is_foreign(self, path: Path) -> bool:
+        """Whether another one than us wrote a file of a folder without config.json."""
+        own = (self._config.name, self._metadata.name, self.metrics.name)
+        return path != self._metadata and is_foreign(path, *own)
 
     def _unwritable(self, error: OSError) -> RunError:
         return RunError(f"{self.path} cannot be written: {error.strerror}; choose another --workdir")
@@ -175,9 +181,27 @@ def write_atomic(path: Path, contents: str) -> Path:
         raise
 
 
+def dump_json(value: Any, indent: int | None = None) -> str:
+    """A value as JSON's text, with null for each number that is not finite: JSON has no NaN."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: plain(each) for name, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(each) for each in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(plain(value), indent=indent, allow_nan=False)
+
+
 def _half_written(path: Path) -> Iterator[Path]:
     """The files that a process killed in `write_atomic` left beside the path."""
     return path.parent.glob(f"{path.name}.*.partial")
+
+
+def is_foreign(path: Path, *own: str) -> bool:
+    """Whether a file is neither hidden, like .DS_Store, nor left half written by `write_atomic` of one of these."""
+    return not path.name.startswith(".") and not any(path.match(f"{name}.*.partial") for name in own)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What is learned is judged: paired differences against scipy, and whole small ablations, resumed."""
 
 import json
+import types
 from pathlib import Path
 
 import jax
@@ -12,16 +13,18 @@ from flaxformer_lab import command_line, load_config, load_pretrained, save_pret
 from flaxformer_lab.ablation.learned import judges
 from flaxformer_lab.ablation.learned.config import parse_learned
 from flaxformer_lab.ablation.learned.cuts import left_out
+from flaxformer_lab.ablation.learned.measures import _of_vectors
 from flaxformer_lab.ablation.learned.parts import Parts
 from flaxformer_lab.ablation.learned.rated import RatedPairs, rated_pairs
 from flaxformer_lab.ablation.learned.run import read_rows, run_cuts
-from flaxformer_lab.errors import ConfigError
+from flaxformer_lab.errors import ConfigError, RunError
 from flaxformer_lab.functional.trees import leaf_paths, replace_leaves
 from flaxformer_lab.models.conversion import planned
-from flaxformer_lab.report.learned import SETS, decide_learned, findings_of, write_learned
+from flaxformer_lab.report.learned import SETS, Findings, _scales, decide_learned, findings_of, write_learned
 from tests.pretrained_folders import read_golden, tokenizer_of_characters, write_golden, write_sentence_transformer
 
 RNG = np.random.default_rng(0)
+RUN = run_cuts.__module__
 
 
 def rated(name: str, number: int, *, ranks: bool) -> RatedPairs:
@@ -65,6 +68,37 @@ def test_a_verdict_needs_all_three_sets_to_agree():
     assert decide_learned(found) == []
 
 
+def vectors(number, shared):
+    """Measures of `number` vectors of 9 features, each of which has the same share of one common number."""
+    rng = np.random.default_rng(number)
+    x = rng.standard_normal((number, 9)) + shared * rng.standard_normal((number, 1))
+    return _of_vectors(x, rng)
+
+
+@pytest.mark.parametrize(("shared", "correlation"), [(0.0, 0.0), (0.5, 0.2), (2.0, 0.8)])
+def test_whether_features_correlate_does_not_depend_on_how_many_vectors_are_looked_at(shared, correlation):
+    """Of features a + shared b the correlation is shared^2 / (1 + shared^2); 1 / sqrt(9 - 1) is 0.354."""
+    for number in (100, 400, 2000):
+        layers = {"0": vectors(number, 0.0)}
+        measures = {name: vectors(number, shared) for name in ("word vectors", "first block's input")} | layers
+        found = _scales(Findings((), measures))["words correlate"]
+        assert found.interval.mean == pytest.approx(correlation, abs=0.08) and found.threshold == 0.354
+        assert found.answer == ("yes" if correlation > 0.354 else "no")
+
+
+def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    write_learned([row("intact")], tmp_path, "report")
+    before = (tmp_path / "report.md").read_text()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(RunError, match="cannot be written: No space left on device; make room for it"):
+        write_learned([row("intact"), row("a", Lee=0.1)], tmp_path, "report")
+    assert (tmp_path / "report.md").read_text() == before and not list(tmp_path.glob("*.partial"))
+
+
 def test_a_small_ablation_goes_on_where_it_stopped(tmp_path, monkeypatch):
     pytest.importorskip("tokenizers")
     sets = (rated("WordSim", 12, ranks=True), rated("SimLex", 12, ranks=True), rated("Lee", 12, ranks=False))
@@ -82,6 +116,11 @@ def test_a_small_ablation_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert rows[0]["kept"] == 1 and rows[0]["scores"]["Lee"]["p"] is None
     again = run_cuts(config, tmp_path / "out", {"command": "none"}, said.append, only)
     assert len(said) == 6 and again == rows == read_rows(tmp_path / "out" / "results.csv")
+    kept = tmp_path / "out" / judges.Ratings.file
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:-9])  # as a process leaves it that is killed while it writes
+    assert run_cuts(config, tmp_path / "out", {"command": "none"}, said.append, only) == rows
+    assert len(said) == 7 and said[-1].startswith("block removed, layer 1") and kept.read_bytes() == whole
     judge = judges.make_judge(config)
     vectors = [
         np.asarray(judge.model.network.apply(judge.model.params, {}, ids, valid=ids != 0)[0][0])
@@ -92,6 +131,40 @@ def test_a_small_ablation_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert rows[0]["scores"]["WordSim"]["value"] == pytest.approx(expected, abs=1e-6)
     write_learned(rows, tmp_path, "report")
     assert "| block removed | 1 |" in (tmp_path / "report.md").read_text()
+
+
+def test_measures_of_which_some_are_missing_are_all_made_again(tmp_path, monkeypatch):
+    judge = types.SimpleNamespace(file="nats.csv", model=types.SimpleNamespace(config=None))
+    measures = [{"cut": "measures", "layer": each, "correlation": 0.1} for each in ("word vectors", "0")]
+    monkeypatch.setattr(f"{RUN}.make_judge", lambda config: judge)
+    monkeypatch.setattr(f"{RUN}.Parts", lambda judge: None)
+    monkeypatch.setattr(f"{RUN}.left_out", lambda *_: {})
+    monkeypatch.setattr(f"{RUN}.make_cuts", lambda *_: ())
+    monkeypatch.setattr(f"{RUN}.judged_rows", lambda rows, _: list(rows))
+
+    def killed(parts):
+        yield measures[0]
+        raise KeyboardInterrupt
+
+    config = parse_learned({"learned": {}})
+    monkeypatch.setattr(f"{RUN}.measure_rows", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_cuts(config, tmp_path, {}, lambda _: None)
+    monkeypatch.setattr(f"{RUN}.measure_rows", lambda parts: measures)
+    rows = run_cuts(config, tmp_path, {}, lambda _: None)
+    assert rows[:-1] == measures == read_rows(tmp_path / "nats.csv")
+
+
+@pytest.mark.parametrize(
+    ("inside", "message"),
+    [("notes.txt/out", "cannot be written: .*; choose another --workdir"), (".", "holds files but no learned.json")],
+)
+def test_a_folder_that_is_not_ours_is_one_clear_error(tmp_path, monkeypatch, inside, message):
+    (tmp_path / "notes.txt").write_text("mine")
+    monkeypatch.setattr(f"{RUN}.make_judge", lambda config: types.SimpleNamespace(file="nats.csv"))
+    with pytest.raises(RunError, match=message):
+        run_cuts(parse_learned({"learned": {}}), tmp_path / inside, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_rated_texts_are_cut_to_what_the_model_was_made_for(tmp_path, monkeypatch):

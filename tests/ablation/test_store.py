@@ -70,6 +70,20 @@ def test_a_folder_of_something_else_is_refused(grid, store):
     assert [path.name for path in store.path.iterdir()] == ["notes.txt"]
 
 
+def test_a_folder_of_hidden_files_may_be_claimed(grid, store):
+    store.path.mkdir()
+    (store.path / ".DS_Store").write_bytes(b"a Mac's")
+    store.claim(grid())
+    assert store.read() == grid()
+
+
+def test_a_folder_with_cuts_of_a_pretrained_model_says_what_it_is(store):
+    store.path.mkdir()
+    (store.path / "learned.json").write_text("{}")
+    with pytest.raises(RunError, match=r"has cuts of a pretrained model \(learned\.json\) and no ablation\.json"):
+        store.read()
+
+
 def test_a_file_in_the_way_is_refused(grid, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"cannot be written|holds"):

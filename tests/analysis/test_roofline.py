@@ -107,3 +107,15 @@ def test_the_command_says_what_bounds_a_run_and_what_it_reached(roofline_command
 def test_the_command_wants_one_of_recipe_and_folder(roofline_command):
     code, _, err = roofline_command("--device=h100")
     assert code == 2 and "give --config=FILE" in err[0]
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.model.width=512", "--config.model.width=512: a checkpoint keeps the config"),
+        ("--ablation=ffn_off", "--ablation=ffn_off: the run in --workdir=run keeps the config"),
+    ],
+)
+def test_the_time_of_a_run_is_not_divided_by_that_of_another_model(roofline_command, argument, message):
+    code, out, err = roofline_command("--workdir=run", argument)
+    assert (code, out) == (2, None) and message in err[0]

@@ -20,6 +20,7 @@ from flaxformer_lab.data.own.schema import Schema, table_of
 from flaxformer_lab.errors import ConfigError, RunError
 from flaxformer_lab.export import formats
 from flaxformer_lab.export.formats import FORMATS, load_exported
+from flaxformer_lab.functional import metrics
 from flaxformer_lab.functional.trees import leaf_paths
 from flaxformer_lab.run import Run, load_run
 from flaxformer_lab.training.experiment import make_experiment
@@ -391,6 +392,21 @@ def test_the_command_writes_into_the_runs_folder(digits, run_command):
     assert load_run(digits.workdir).step == 1  # the folder is still a run
     code, _, err = run_command("flaxformer_lab.export", f"--workdir={digits.workdir}")
     assert code == 2 and "run-1.stablehlo exists; choose another --out, or pass --overwrite" in err[0]
+
+
+def test_a_metric_that_is_nan_is_null_in_what_is_printed_and_written(digits, run_command, tmp_path, monkeypatch):
+    compute = metrics.compute
+    monkeypatch.setattr(metrics, "compute", lambda states: compute(states) | {"accuracy": float("nan")})
+    out = tmp_path / "file.stablehlo"
+    code, lines, err = run_command("flaxformer_lab.export", f"--workdir={digits.workdir}", f"--out={out}")
+    assert code == 0, err
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    for text in (lines[-1], (tmp_path / "file.stablehlo.json").read_text()):
+        parity = json.loads(text, parse_constant=refuse)["parity"]
+        assert parity["metrics"]["accuracy"] is None and parity["lost"] is None and parity["metrics"]["loss"] > 0
 
 
 def test_what_the_command_refuses(digits, run_command, tmp_path):

@@ -2,7 +2,6 @@
 
 import itertools
 import runpy
-import types
 from pathlib import Path
 
 import numpy as np
@@ -206,7 +205,9 @@ def test_the_interval_holds_the_truth_in_95_of_100_cases(monkeypatch, draw, trut
 @pytest.fixture(scope="module")
 def simulated():
     """The simulation behind the table in docs/science.md."""
-    return types.SimpleNamespace(**runpy.run_path(str(ROOT / "tools" / "coverage.py"))).coverage
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "tools"))
+        return runpy.run_path(str(ROOT / "tools" / "coverage.py"))["coverage"]
 
 
 @pytest.mark.parametrize("law", COVERAGE)

@@ -163,12 +163,6 @@ def test_a_control_that_is_none_or_does_not_fit_is_refused():
         controls.lookup("trees", "delay")
 
 
-def test_the_best_of_several_sizes_is_the_best_on_validation():
-    task = regression()
-    fits = [controls.Fit(lambda inputs, k=k: np.full((len(inputs["columns"]), 1), k, np.float32)) for k in (9, 0, -9)]
-    assert controls.best_on_validation(task, fits) is fits[1]
-
-
 def test_logits_of_two_classes_have_the_scores_as_their_difference():
     found = table_controls._logits(np.array([0.5, -2.0]), np.array([0, 1]), 2)
     np.testing.assert_array_equal(found[:, 1] - found[:, 0], [0.5, -2.0])

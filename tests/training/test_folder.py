@@ -98,6 +98,13 @@ def test_an_empty_folder_may_be_claimed(plain, tmp_path):
     assert RunFolder(tmp_path).read()[0] == plain()
 
 
+def test_a_folder_of_hidden_files_may_be_claimed(plain, tmp_path):
+    (tmp_path / ".DS_Store").write_bytes(b"a Mac's")
+    RunFolder(tmp_path).claim(plain(), FACTS)
+    assert RunFolder(tmp_path).read()[0] == plain()
+    assert (tmp_path / ".DS_Store").read_bytes() == b"a Mac's"
+
+
 @pytest.mark.parametrize("inside", ["", "run"])
 def test_a_file_in_the_way_is_one_clear_error(plain, tmp_path, inside):
     (tmp_path / "file").write_text("here")

@@ -1,10 +1,14 @@
 """The config of an ablation of what is learned."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from flaxformer_lab.errors import ConfigError
 from flaxformer_lab.parsing import AtLeastOne, Name, parse
+
+CONFIG = "learned.json"  # in the folder of its results
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,12 @@ def parse_learned(tree: Mapping[str, Any]) -> LearnedConfig:
     Raises:
         ConfigError: an unknown key or an invalid value.
     """
+    others = [name for name in tree if name != "learned"]
+    if others:
+        known = ", ".join(f"learned.{field.name}" for field in dataclasses.fields(LearnedConfig))
+        raise ConfigError(
+            f"unknown key {others[0]} (value {tree[others[0]]!r}): an ablation of a pretrained model has only {known}"
+        )
     return parse(LearnedConfig, tree["learned"], "learned")
 
 

@@ -86,7 +86,8 @@ def _of_vectors(values: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
     """Measures of token vectors, with 95% intervals by the bootstrap over tokens of those that a claim asks for."""
     values = values[rng.choice(len(values), min(2000, len(values)), replace=False)]
     resampled = [values[rng.integers(len(values), size=len(values))] for _ in range(30)]
-    found: dict[str, Any] = {"participation": learned.participation(values)} | learned.outliers(values)
+    found: dict[str, Any] = {"vectors": len(values), "features": values.shape[1]} | learned.outliers(values)
+    found["participation"] = learned.participation(values)
     for name, measure in (("scale_ratio", learned.scale_ratio), ("correlation", learned.mean_correlation)):
         spread = float(np.std([measure(each) for each in resampled], ddof=1))
         value = measure(values)

@@ -5,6 +5,8 @@ modules.json. What a folder names it must hold: names with a path are refused.
 """
 
 import json
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -255,8 +257,11 @@ def _read_json(file: Path, kind: type = dict) -> Any:
 def write_folder(source: PretrainedFolder, params: Any, path: Path, classes: int | None = None) -> Path:
     """Writes `source` again, with these parameters; classes: of a new head.
 
+    The folder is there as a whole or not at all.
+
     Raises:
         ConfigError: the folder exists and is not empty, or as in `to_huggingface`.
+        RunError: it cannot be written.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"{path} exists and is not empty; choose another folder")
@@ -269,16 +274,29 @@ def write_folder(source: PretrainedFolder, params: Any, path: Path, classes: int
         for key in ("num_labels", "problem_type"):
             settings.pop(key, None)
     written, settings = to_huggingface(params, tensors, settings)
-    root = source.root
-    for file in sorted(root.rglob("*")):
-        small = file.suffix in (".json", ".txt", ".model") and not file.name.endswith(".index.json")
-        if file.is_file() and small and not any(part.startswith(".") for part in file.relative_to(root).parts):
-            target = path / file.relative_to(root)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(file.read_bytes())
-    target = path / source.path.relative_to(root)
-    target.mkdir(parents=True, exist_ok=True)
     settings.pop("pooling", None)
-    (target / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    save_file({name: np.ascontiguousarray(each) for name, each in written.items()}, target / WEIGHTS, {"format": "pt"})
+    whole = path.resolve()  # a link to an empty folder stays one
+    partial = whole.with_name(f"{whole.name}.{os.getpid()}.partial")
+    try:
+        _copy_small_files(source.root, partial)
+        target = partial / source.path.relative_to(source.root)
+        target.mkdir(parents=True, exist_ok=True)
+        (target / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        arrays = {name: np.ascontiguousarray(each) for name, each in written.items()}
+        save_file(arrays, target / WEIGHTS, {"format": "pt"})
+        partial.replace(whole)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path} cannot be written: {error}; make room for it, or choose another folder") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return path
+
+
+def _copy_small_files(source: Path, target: Path) -> None:
+    """Copies settings and vocabularies, but no weights and nothing hidden."""
+    for file in sorted(source.rglob("*")):
+        small = file.suffix in (".json", ".txt", ".model") and not file.name.endswith(".index.json")
+        inside = file.relative_to(source)
+        if file.is_file() and small and not any(part.startswith(".") for part in inside.parts):
+            (target / inside).parent.mkdir(parents=True, exist_ok=True)
+            (target / inside).write_bytes(file.read_bytes())
