@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from flaxformer_lab.functional.products import product
+
 
 def roi_align(
     features: Float[Array, "rows columns features"],
@@ -13,11 +15,12 @@ def roi_align(
     """Each box divided into size x size cells; the mean of samples x samples points of a cell, by linear interpolation.
 
     boxes: (x0, y0, x1, y1) in cells of the features, whose first one reaches from 0 to 1 (torchvision's aligned=True).
-    Interpolation along rows and columns are independent, so both are a product with a matrix of weights.
+    Interpolation along rows and columns are independent, so both are a product with a matrix of weights. Where a point
+    lies is computed in the dtype of the boxes, which should be float32; the result has that of the features.
     """
     along_rows = _weights(boxes[:, 1], boxes[:, 3], features.shape[0], size, samples)
     along_columns = _weights(boxes[:, 0], boxes[:, 2], features.shape[1], size, samples)
-    return jnp.einsum("bsi,ijf,btj->bstf", along_rows, features, along_columns)
+    return product("bsi,ijf,btj->bstf", along_rows, features, along_columns).astype(features.dtype)
 
 
 def _weights(

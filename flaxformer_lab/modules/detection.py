@@ -149,8 +149,8 @@ class RegionHead(nnx.Module):
         propose = jax.vmap(lambda scores, code: detection.propose(scores, code, anchors, self._regions))
         proposals = propose(scores, code)
         cells = jnp.array([self._grid[1], self._grid[0]] * 2, jnp.float32)
-        align = jax.vmap(lambda features, boxes: roi_align(features, boxes * cells[None], self._size))
-        regions = align(image, proposals.boxes.astype(image.dtype))
+        places = proposals.boxes * cells[None, None] + BEFORE_CENTRE / STRIDE
+        regions = jax.vmap(lambda features, boxes: roi_align(features, boxes, self._size))(image, places)
         second = self.deciding(regions.reshape(*regions.shape[:2], -1)).astype(jnp.float32)
         logits, codes = jnp.split(second, (self._classes + 1,), axis=-1)
         return {

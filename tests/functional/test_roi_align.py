@@ -3,6 +3,7 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -35,6 +36,21 @@ def test_every_cell_is_the_mean_of_its_points(samples):
             places = itertools.product(*(shares[samples * k : samples * (k + 1)] for k in (row, column)))
             points = [at(features, y0 + (y1 - y0) * v - 0.5, x0 + (x1 - x0) * u - 0.5) for v, u in places]
             np.testing.assert_allclose(found[box, row, column], np.mean(points, axis=0), atol=1e-5)
+
+
+def test_points_are_as_exact_under_bfloat16_as_under_float32():
+    features = np.random.default_rng(2).integers(-8, 8, (9, 9, 2)).astype(np.float32)
+    boxes = np.array([[1.37, 2.05, 4.11, 7.93]], np.float32)
+    wide, narrow = (roi_align(jnp.asarray(features, dtype), boxes, 4) for dtype in (jnp.float32, jnp.bfloat16))
+    assert narrow.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(narrow, wide.astype(jnp.bfloat16))
+
+
+def test_products_are_of_float32():
+    program = jax.make_jaxpr(lambda x, boxes: roi_align(x, boxes, 2))(np.ones((4, 4, 2), np.float32), np.ones((3, 4)))
+    products = [each for each in program.eqns if each.primitive.name == "dot_general"]
+    highest = (jax.lax.Precision.HIGHEST,) * 2
+    assert products and all(each.params["precision"] == highest for each in products)
 
 
 def test_a_box_around_one_cell_has_its_features():
