@@ -6,6 +6,7 @@ docs/knobs.md is generated from the `Attributes:` of these dataclasses by tools/
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -48,7 +49,7 @@ class AttentionConfig:
         head_dim: features of one head; none means model.width / num_heads.
         num_kv_heads: heads of keys and values, each shared by a group of query heads; none means num_heads.
         window: a token sees the tokens less than this many positions away, itself included; none means all. For
-            `softmax`, `mean` and `static`.
+            `softmax`, `mean`, `static` and `random`.
         slopes: which convention gives the decays of `lightning` (functional/lightning.py).
         activation: applied to query, key and value after the projection.
         norm: of the merged heads, before the output map; model.norm.epsilon is its epsilon.
@@ -131,9 +132,11 @@ class NormConfig:
     Attributes:
         kind: over a token's features, or of each feature over the batch (`batchnorm`). `srmsnorm` is RMSNorm without
             parameters; `off` removes the norms.
-        placement: `pre` normalises the input of attention and FFN, `post` the sum after the skip connection.
+        placement: `pre` normalises the input of attention and FFN, `post` the sum after the skip connection. Models
+            other than Transformers have `pre` alone.
         outer: where one more norm stands: before the first block (`start`), after the last (`end`), nowhere (`off`), or
-            by `auto` at the end with `pre` and at the start with `post`.
+            by `auto` at the end with `pre` and at the start with `post`. Models other than Transformers have it at the
+            end.
         epsilon: added to the variance or to the mean square.
     """
 
@@ -170,7 +173,8 @@ class TransformerConfig(ModelConfig):
         width: features of a token.
         depth: number of blocks.
         position: how tokens know their place: a learned table, one that starts from U(-0.02, 0.02) (`uniform`,
-            PatchTST) or a sinusoidal one, rotary query and key, or not at all.
+            PatchTST) or a sinusoidal one, rotary query and key, or not at all. `rotary` does nothing for `mean`,
+            `static`, `random`, `fourier`, `frequency` and `wavelet`.
         bias: whether maps and norms have biases.
         parallel: attention and FFN of a block read the same input, and both are added to it (GPT-J, GPT-NeoX).
         causal: a token does not see later tokens.
@@ -211,6 +215,11 @@ class TransformerConfig(ModelConfig):
         return self.attention.num_kv_heads or self.attention.num_heads
 
     @property
+    def attention_kinds(self) -> dict[str, str]:
+        """The kinds of attention that the model has, by the knob of model.attention that names each."""
+        return {} if self.attention.kind == "off" else {"kind": self.attention.kind}
+
+    @property
     def rotary_features(self) -> int:
         """How many of a head's features rotary positions turn."""
         return int(self.head_dim * self.attention.rotary_share)
@@ -234,11 +243,7 @@ class TransformerConfig(ModelConfig):
                 f"model.remat_policy={self.remat_policy} with model.remat=false, where blocks keep everything; set "
                 "model.remat=true or leave model.remat_policy at nothing"
             )
-        if self.causal and self.norm.kind == "batchnorm":
-            raise ConfigError(
-                "model.norm.kind=batchnorm with model.causal=true: in training its statistics are those of all tokens, "
-                "later ones included; choose layernorm or rmsnorm"
-            )
+        _check_statistics(self.causal, self.norm)
         if self.parallel and self.norm.placement == "post":
             raise ConfigError(
                 "model.parallel=true with model.norm.placement=post: the norm after attention would be between the two "
@@ -256,12 +261,24 @@ class TransformerConfig(ModelConfig):
             )
         if self.ffn.kind != "off":
             _check_map("ffn", "projection", self.ffn.projection, self.ffn, self.width, self.hidden)
+            if self.causal and registry.ask("ffn", self.ffn.kind, "reach", self) != 0:
+                raise ConfigError(
+                    f"model.ffn.kind={self.ffn.kind} does not declare reach=0, that it works on each token alone, so "
+                    "it cannot be causal; set model.causal=false or choose another"
+                )
+        builds = [registry.lookup("attention", kind).build for kind in self.attention_kinds.values()]
+        if attention.mix_axes and builds and not any(getattr(build, "mixes_axes", False) for build in builds):
+            knob, kind = next(iter(self.attention_kinds.items()))
+            raise ConfigError(
+                f"model.attention.mix_axes=true with model.attention.{knob}={kind}, whose heads are merged in one way "
+                "only; set it to false or choose probsparse or frequency"
+            )
         if attention.kind != "off":
-            self._rules_of_kinds()
+            self._rules_of_kind()
 
-    def _rules_of_kinds(self) -> None:
-        """What the kinds of attention and FFN declare must allow the knobs; an unknown property allows none."""
-        kind, window, ffn = self.attention.kind, self.attention.window, self.ffn.kind
+    def _rules_of_kind(self) -> None:
+        """What the kind of attention to oneself declares must allow the knobs; an unknown property allows none."""
+        kind, window = self.attention.kind, self.attention.window
         windowed, causal = (registry.ask("attention", kind, key, self) for key in ("windowed", "causal"))
         if window is not None and not windowed:
             reason = "sums over all tokens at once" if windowed is False else "does not declare windowed=True"
@@ -275,24 +292,13 @@ class TransformerConfig(ModelConfig):
                 f"model.attention.kind={kind} {reason}, so it cannot be causal; set model.causal=false "
                 f"(and a task that allows it) or choose {_attention_kinds('causal')}"
             )
-        if self.causal and ffn != "off" and registry.ask("ffn", ffn, "reach", self) != 0:
-            raise ConfigError(
-                f"model.ffn.kind={ffn} does not declare reach=0, that it works on each token alone, so it cannot be "
-                "causal; set model.causal=false or choose another"
-            )
-        build = registry.lookup("attention", kind).build
-        if self.attention.mix_axes and not getattr(build, "mixes_axes", False):
-            raise ConfigError(
-                f"model.attention.mix_axes=true with model.attention.kind={kind}, whose heads are merged in one way "
-                "only; set it to false or choose probsparse or frequency"
-            )
         if self.attention.residual_scores and (kind != "softmax" or self.causal):
             raise ConfigError(
                 f"model.attention.residual_scores=true with model.attention.kind={kind} and "
                 f"model.causal={self.causal}: scores are added for softmax attention without a cache; set it to false, "
                 "or kind=softmax and causal=false"
             )
-        turns = getattr(build, "parts", 3) > 1  # there are queries and keys
+        turns = getattr(registry.lookup("attention", kind).build, "parts", 3) > 1  # there are queries and keys
         turned = self.rotary_features
         if turns and self.position == "rotary" and (turned % 2 or not turned):
             share = self.attention.rotary_share
@@ -310,7 +316,7 @@ class TransformerConfig(ModelConfig):
                 f"model.attention.num_heads={heads} does not divide model.width={self.width}; "
                 f"set model.attention.head_dim or choose one of {', '.join(map(str, divisors))}"
             )
-        if attention.kind == "off":
+        if not self.attention_kinds:
             return
         merged = heads * self.head_dim
         for key, value in (("projection", attention.projection), ("output", attention.output)):
@@ -331,6 +337,25 @@ class TransformerConfig(ModelConfig):
             raise ConfigError(
                 f"model.attention.projection={attention.projection} has equal parts, so keys have as many heads as "
                 f"queries, not model.attention.num_kv_heads={shared}; set it to none or choose dense"
+            )
+
+
+def _check_statistics(causal: bool, norm: NormConfig) -> None:
+    """Raises ConfigError where a norm would let a token see later ones."""
+    if causal and norm.kind == "batchnorm":
+        raise ConfigError(
+            "model.norm.kind=batchnorm with model.causal=true: in training its statistics are those of all tokens, "
+            "later ones included; choose layernorm or rmsnorm"
+        )
+
+
+def _check_places(name: str, norm: NormConfig) -> None:
+    """Raises ConfigError where a norm shall stand elsewhere than before each part and after the last block."""
+    for knob, value, fixed in (("placement", norm.placement, ("pre",)), ("outer", norm.outer, ("auto", "end"))):
+        if value not in fixed:
+            raise ConfigError(
+                f"model.norm.{knob}={value} with model.name={name}, whose norms have fixed places; set it to "
+                f"{' or '.join(fixed)}, or choose model.name=transformer"
             )
 
 
@@ -378,8 +403,8 @@ class EncoderDecoderConfig(TransformerConfig):
         causal: of the decoder; the encoder sees its whole sequence.
         encoder_depth: number of blocks of the encoder.
         distil: a convolution with pooling between the encoder's blocks halves its tokens (Informer).
-        masked: the decoder's attention to itself hides later tokens, whether or not its kind claims to be causal
-            (Informer).
+        masked: the decoder's attention to itself hides later tokens. Unlike `causal` it also takes `probsparse`
+            (Informer), which hides their values but lets them decide which queries attend.
         self_attention: the decoder's tokens attend to one another; without it, to the other sequence alone.
     """
 
@@ -389,9 +414,16 @@ class EncoderDecoderConfig(TransformerConfig):
     masked: bool = False
     self_attention: bool = True
 
+    @property
+    def attention_kinds(self) -> dict[str, str]:
+        """Those of the Transformer, and that which attends to the other sequence where it has a knob of its own."""
+        cross = self.attention.cross_kind
+        return super().attention_kinds | ({} if cross in (None, "off") else {"cross_kind": cross})
+
     def rules(self) -> None:
         """Raises ConfigError when knobs contradict one another."""
         super().rules()
+        self._rules_of_masked()
         if self.parallel:
             raise ConfigError(
                 f"model.parallel=true with model.name={self.name}, whose blocks have parts one after another; set it "
@@ -408,6 +440,24 @@ class EncoderDecoderConfig(TransformerConfig):
                 f"model.attention.{key}={kind} cannot attend to another sequence, which "
                 f"model.name={self.name} needs; choose {_attention_kinds('crosses')}"
             )
+
+    def _rules_of_masked(self) -> None:
+        if self.masked and not self.self_attention:
+            raise ConfigError(
+                "model.masked=true with model.self_attention=false: the decoder's tokens do not attend to one another, "
+                "so nothing is hidden; set model.masked=false or model.self_attention=true"
+            )
+        able = [name for name in registry.names("attention") if self._masks(name)]
+        if self.masked and self.attention.kind not in able:
+            raise ConfigError(
+                f"model.masked=true with model.attention.kind={self.attention.kind}, which takes no mask of later "
+                f"tokens; set model.masked=false or choose {_one_of(able)}"
+            )
+
+    def _masks(self, kind: str) -> bool:
+        """Whether a kind of attention hides later tokens where it is asked to."""
+        part = registry.lookup("attention", kind)
+        return registry.ask("attention", kind, "causal", self) is True or getattr(part.build, "masks", False)
 
 
 @dataclass(frozen=True)
@@ -465,7 +515,11 @@ class AutoformerConfig(EncoderDecoderConfig):
 
 def _attention_kinds(key: str) -> str:
     """The kinds that declare `key`: a, b or c."""
-    *most, last = registry.declaring("attention", key)
+    return _one_of(registry.declaring("attention", key))
+
+
+def _one_of(names: Sequence[str]) -> str:
+    *most, last = names
     return f"{', '.join(most)} or {last}" if most else last
 
 
@@ -597,6 +651,8 @@ class ConvolutionConfig(ModelConfig):
                 f"model.dilation={self.dilation} with model.name=cnn_2d: only a sequence is dilated; set "
                 "model.dilation=1 or model.name=cnn_1d"
             )
+        _check_statistics(self.causal, self.norm)
+        _check_places(self.name, self.norm)
 
 
 @dataclass(frozen=True)
@@ -640,6 +696,10 @@ class MixerConfig(ModelConfig):
     precision: Precision = "highest"
 
     causal = False
+
+    def rules(self) -> None:
+        """Raises ConfigError when knobs contradict one another."""
+        _check_places(self.name, self.norm)
 
 
 @dataclass(frozen=True)
@@ -732,6 +792,10 @@ class ConvNeXtConfig(ModelConfig):
     def reach(self) -> int:
         """How many patches up or left an input can still be seen."""
         return self.depth * (self.kernel_size // 2)
+
+    def rules(self) -> None:
+        """Raises ConfigError when knobs contradict one another."""
+        _check_places(self.name, self.norm)
 
 
 @dataclass(frozen=True)

@@ -214,10 +214,15 @@ def weights_or_outputs(module, tokens):
 
 
 def attention_cases(name, build):
-    """Projections that keep features apart, so that it is the kind that mixes them; and masks, asked for or not."""
+    """Projections that keep features apart, so that it is the kind that mixes them; and masks, asked for or not.
+
+    With rotary positions too, where there are queries and keys that they turn.
+    """
     masks = {key: registry.ask("attention", name, key, BARE, TOKENS) is True for key in ("causal", "windowed")}
-    trials = [(2, TOKENS, False, window) for window in (None, 1, 2)] + [(2, TOKENS, True, None)]
-    for heads, tokens, causal, window in [*trials, (WIDTH, TOKENS, False, None), (2, 1, False, None)]:
+    trials = [(2, TOKENS, False, window, "off") for window in (None, 1, 2)] + [(2, TOKENS, True, None, "off")]
+    trials += [(WIDTH, TOKENS, False, None, "off"), (2, 1, False, None, "off")]
+    trials += [(2, TOKENS, False, None, "rotary")] if registry.lookup("attention", name).build.parts > 1 else []
+    for heads, tokens, causal, window, position in trials:
         allowed = (masks["causal"] or not causal) and (masks["windowed"] or window is None)
         if window == 1 and not allowed:  # shows nothing
             continue
@@ -229,7 +234,7 @@ def attention_cases(name, build):
             "wavelet_channels": 2,
         }
         attention = AttentionConfig(kind=name, num_heads=heads, window=window, **knobs)
-        config = dataclasses.replace(BARE, attention=attention, causal=causal)
+        config = dataclasses.replace(BARE, attention=attention, causal=causal, position=position)
         module = build(lambda config=config, tokens=tokens: make_attention(config, tokens=tokens, rngs=AbstractRngs()))
         observe = functools.partial(weights_or_outputs, module, tokens) if allowed else list
         found, seen, whole, observed = numbers(module, (tokens,), observe)
@@ -238,7 +243,7 @@ def attention_cases(name, build):
         if causal:
             found["causal"] = not seen[distance < 0].any() and keeps_its_past(module, whole)
             found["decodes"] = decodes(module, module.decode, whole)
-        if (heads, tokens, causal, window) == trials[0]:
+        if (heads, tokens, causal, window, position) == trials[0]:
             found["crosses"] = crosses(config, build)
         if window == 2:
             found["windowed"] = not seen[np.abs(distance) >= 2].any()

@@ -147,8 +147,8 @@ CLAIMS = (
             ),
             _conclude(
                 "supported only when",
-                "what is asked for is found by its content and updates are few: with sixteen times as many a recurrence "
-                "answers keys among 12 tokens as well, and an LSTM keeps one marked token over 24 others",
+                "what is asked for is found by its content and updates are few: with sixteen times as many a "
+                "recurrence answers keys among 12 tokens as well, and an LSTM keeps one marked token over 24 others",
                 **{"far lstm": "no"},
                 **{f"recall{far} {name}": "yes" for far in ("", " 3 times as far") for name in RECURRENT},
             ),
@@ -190,8 +190,8 @@ def get_config() -> ConfigDict:
                 "far": {"seeds": tuple(range(5, 15))}
                 | _marked(32, 24, 66, kernels | RECURRENT, 1200, (0.003, 0.01, 0.03, 0.1)),
                 "recall": _recall(12, {"cnn_1d, kernel of 5": _convolution(5)} | RECURRENT),
-                # Who only guesses has a flat curve too, so the updates are asked for as well. Eight times of the seeds 0
-                # to 4 left it open: three of five had learned it without attention.
+                # Who only guesses has a flat curve too, so the updates are asked for as well. Eight times those of the
+                # seeds 0 to 4 left it open: three of five had learned it without attention.
                 "recall longer": {
                     "seeds": tuple(range(5, 15)),
                     "search_seeds": 2,

@@ -109,15 +109,42 @@ def _windows(
 def depthwise_2d(
     x: Float[Array, "batch rows columns features"], kernel: Float[Array, "size size features"]
 ) -> Float[Array, "batch rows columns features"]:
-    """Each feature's weighted sum over its own square neighbourhood, with zeros beyond the edges."""
+    """Each feature's weighted sum over its own square neighbourhood, with zeros beyond the edges.
+
+    The kernel's gradient is summed in the kernel's dtype.
+    """
+    return _depthwise(x, kernel) if x.dtype == kernel.dtype else _cast_depthwise(x, kernel)
+
+
+def _depthwise(x: Array, kernel: Array) -> Array:
     size = kernel.shape[0]
     if only_on_cpu():  # where XLA takes several times as long for a convolution by groups as for this sum
         windows = _windows(x.astype(jnp.float32), size, 1, 0.0)
-        weights = kernel.astype(x.dtype).astype(jnp.float32).reshape(size * size, 1, 1, 1, -1)
+        weights = kernel.astype(jnp.float32).reshape(size * size, 1, 1, 1, -1)
         return sum(window * weight for window, weight in zip(windows, weights, strict=True)).astype(x.dtype)
     ends = _beyond_edges(size)
     options = {"padding": (ends, ends), "window_strides": (1, 1), "feature_group_count": x.shape[-1]}
     return _convolve(x, kernel[:, :, None], **options)
+
+
+@jax.custom_vjp
+def _cast_depthwise(x: Array, kernel: Array) -> Array:
+    return _depthwise(x, kernel.astype(x.dtype))
+
+
+def _cast_depthwise_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _cast_depthwise(x, kernel), (x, kernel)
+
+
+def _cast_depthwise_backward(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = residuals
+    wide = x.astype(kernel.dtype), gradient.astype(kernel.dtype)
+    (dx,) = jax.vjp(lambda x: _depthwise(x, kernel.astype(x.dtype)), x)[1](gradient)
+    (dkernel,) = jax.vjp(lambda kernel: _depthwise(wide[0], kernel), kernel)[1](wide[1])
+    return dx, dkernel
+
+
+_cast_depthwise.defvjp(_cast_depthwise_forward, _cast_depthwise_backward)
 
 
 def _beyond_edges(kernel_size: int) -> tuple[int, int]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from flaxformer_lab.functional.linear import broadcast_parameter
 from flaxformer_lab.functional.products import product
 
 Series = Float[Array, "batch tokens features"]
@@ -44,6 +45,7 @@ def decompose_series(
     if weight is None:
         trend = jnp.mean(averages, axis=0)
     else:
-        weight, bias = (parameter[:, None, None, None].astype(x.dtype) for parameter in (weight, bias))
+        shape = (*x.shape, len(kernel_sizes))
+        weight, bias = (jnp.moveaxis(broadcast_parameter(each, shape, x.dtype), -1, 0) for each in (weight, bias))
         trend = jnp.sum(averages * jax.nn.softmax(x[None] * weight + bias, axis=0), axis=0)
     return x - trend, trend

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flaxformer_lab.functional.products import einsum, matmul
+from flaxformer_lab.functional.linear import matmul
+from flaxformer_lab.functional.products import einsum, product
 
 
 def products_with_others(x: Float[Array, "batch fields width"]) -> Float[Array, "batch fields width"]:
@@ -24,10 +25,13 @@ def interacting_layer(
     residual: Float[Array, "width width"],
     heads: int,
 ) -> Float[Array, "batch fields width"]:
-    """Attention over the fields without scaling, plus a linear map of them, then ReLU (Song et al. 2019, eq. 5-8)."""
+    """Attention over the fields without scaling, plus a linear map of them, then ReLU (Song et al. 2019, eq. 5-8).
+
+    Scores and their softmax are float32.
+    """
     q, k, v = (_split(matmul(x, kernel), heads) for kernel in (query, key, value))
-    weights = jax.nn.softmax(einsum("bihd,bjhd->bhij", q, k))
-    attended = einsum("bhij,bjhd->bihd", weights, v).reshape(x.shape)
+    weights = jax.nn.softmax(product("bihd,bjhd->bhij", q, k))
+    attended = einsum("bhij,bjhd->bihd", weights.astype(x.dtype), v).reshape(x.shape)
     return jnp.maximum(attended + matmul(x, residual), 0)
 
 

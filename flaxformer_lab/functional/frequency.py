@@ -81,7 +81,7 @@ def fourier_block(x: Heads, real: Weights, imaginary: Weights, modes: Modes) -> 
 
     The result of the i-th selected mode becomes mode i, not the mode that was selected, as in the authors' code.
     """
-    result = multiply_modes(jnp.moveaxis(fourier(x, modes), 1, 1), real, imaginary)
+    result = multiply_modes(fourier(x, modes), real, imaginary)
     return inverse_fourier(result, jnp.arange(len(modes)), x.shape[1]).astype(x.dtype)
 
 

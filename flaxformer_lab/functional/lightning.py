@@ -86,8 +86,8 @@ def lightning_attention(
             f"queries {query.shape}, keys {key.shape} and values {value.shape} are not one sequence, whose positions "
             "lightning_attention compares; give it as many tokens of each"
         )
-    choice = requested_choice(implementation, IMPLEMENTATIONS) if implementation else choose(query.shape, query.dtype)
     dtype, query, key, value = value.dtype, *map(widened, (query, key, value))
+    choice = requested_choice(implementation, IMPLEMENTATIONS) if implementation else choose(query.shape, query.dtype)
     key = _zero_padding(key, valid)
     if block is None:  # a short sequence is one block of its own length, with nothing padded; a kernel has its sizes
         block = min(block_size(), query.shape[1]) if choice.name == "blockwise" else block_size()

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from flaxformer_lab.functional import lightning
+from flaxformer_lab.functional.choice import requested_choice
 from flaxformer_lab.functional.products import einsum, product, widened
 
 Heads = Float[Array, "batch tokens heads head_dim"]
@@ -46,14 +47,17 @@ def linear_attention(
     causal: bool = False,
     valid: Valid | None = None,
     apply_rope: Rope = identity,
+    implementation: str | None = None,
 ) -> Float[Array, "batch tokens heads value_dim"]:
     """Linear attention; 0 where a query sees no key.
 
     apply_rope: rotary positions, applied to the features of the numerator alone. Rotated numerators over plain
     denominators are eq. 19 of Su et al. 2021: the sum of weights stays above 0.
+    implementation: of causal sums, one of lightning.IMPLEMENTATIONS; by default `lightning.choose` selects one.
 
     Raises:
-        ValueError: there are no tokens.
+        ValueError: there are no tokens, causal queries and keys are not of one sequence, or the implementation is
+            unknown.
     """
     if query.shape[1] == 0 or key.shape[1] == 0:
         raise ValueError("linear_attention needs at least one token; the sequence is empty")
@@ -64,7 +68,15 @@ def linear_attention(
         )
     dtype, value = value.dtype, widened(value)
     query, key = _features(query, key, valid)
-    numerator, denominator = (_causal_sums if causal else _bidirectional_sums)(query, key, value, apply_rope)
+    if causal:
+        choice = (
+            requested_choice(implementation, lightning.IMPLEMENTATIONS)
+            if implementation
+            else lightning.choose(query.shape, value.dtype)
+        )
+        numerator, denominator = _causal_sums(query, key, value, apply_rope, choice.name)
+    else:
+        numerator, denominator = _bidirectional_sums(query, key, value, apply_rope)
     return (numerator / jnp.maximum(denominator, MIN_DENOMINATOR)).astype(dtype)
 
 
@@ -75,9 +87,8 @@ def _bidirectional_sums(query: Heads, key: Keys, value: Values, apply_rope: Rope
     return numerator, _dot(query, jnp.sum(key, axis=1, keepdims=True))
 
 
-def _causal_sums(query: Heads, key: Keys, value: Values, apply_rope: Rope):
+def _causal_sums(query: Heads, key: Keys, value: Values, apply_rope: Rope, implementation: str):
     """Every token sees the sums up to itself."""
-    implementation = lightning.choose(query.shape, value.dtype).name
     options = (jnp.zeros(query.shape[2]), lightning.block_size(), implementation)  # no decay
     rotated = (_rotated(apply_rope, x, value) for x in (query, key))
     numerator = lightning.blockwise(*rotated, value, *options)

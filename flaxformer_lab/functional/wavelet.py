@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from flaxformer_lab.functional import linear
 from flaxformer_lab.functional.frequency import (
     complex_product,
     fourier,
@@ -74,8 +75,7 @@ def multiwavelet_transform(
         x, wavelet = decompose(x, filters)
         kept.append((_convolve(wavelet, c), _convolve(wavelet, a) + _convolve(x, b)))
     matrix, bias = coarsest
-    x = matmul(x, matrix.astype(x.dtype))
-    x = x if bias is None else x + bias[None, None, None].astype(x.dtype)
+    x = linear.add_bias(linear.matmul(x, matrix), bias)
     for scaling, wavelet in reversed(kept):
         x = reconstruct(x + scaling, wavelet, filters)
     return x[:, :tokens]

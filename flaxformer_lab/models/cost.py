@@ -19,10 +19,14 @@ def parameters(params: Tree) -> int:
 
 
 def parameters_by_part(params: Tree) -> dict[str, int]:
-    """Parameters of embedding, attention, ffn, norm, position and head; parts without parameters are left out."""
+    """Parameters of embedding, attention, ffn, norm, position and head; parts without parameters are left out.
+
+    Attention to another sequence counts as attention.
+    """
     parts: dict[str, int] = {}
     for path, leaf in leaf_paths(params).items():
         names = path.split(".")
+        names = ["attention" if name == "cross_attention" else name for name in names]
         part = next((name for name in ("attention", "ffn", "position") if name in names), None)
         part = part or ("norm" if any("norm" in name for name in names) else names[0])
         parts[part] = parts.get(part, 0) + int(np.prod(leaf.shape))

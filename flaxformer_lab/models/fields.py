@@ -51,7 +51,7 @@ class InteractingLayer(nnx.Module):
         )
 
     def __call__(self, x: Fields) -> Fields:
-        kernels = (read(each).astype(x.dtype) for each in (self.query, self.key, self.value, self.residual))
+        kernels = (read(each) for each in (self.query, self.key, self.value, self.residual))
         return interacting_layer(x, *kernels, self._heads)
 
 

@@ -15,8 +15,8 @@ Tree = Any  # a pytree of arrays
 def quantized(network: PureNetwork, params: Tree) -> Tree:
     """The parameters with the kernels of dense maps as `Int8Matrix`: those of every block, LoRA's sum, and the head's.
 
-    Embeddings, of which a step reads one row, biases, norms and other kinds of maps stay as they are. The network takes
-    such parameters like any others, but they have no gradient.
+    So are those of patches and of a stem. Tables of embeddings, of which a step reads one row, biases, norms and other
+    kinds of maps stay as they are. The network takes such parameters like any others, but they have no gradient.
     """
     params = merged(params)
     dense = {name: leaf for name, leaf in leaf_paths(params).items() if name in network.fans and leaf.ndim == 2}

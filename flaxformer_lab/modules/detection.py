@@ -149,6 +149,7 @@ class RegionHead(nnx.Module):
         propose = jax.vmap(lambda scores, code: detection.propose(scores, code, anchors, self._regions))
         proposals = propose(scores, code)
         cells = jnp.array([self._grid[1], self._grid[0]] * 2, jnp.float32)
+        # `roi_align` takes the centre of a cell for where its features are centred.
         places = proposals.boxes * cells[None, None] + BEFORE_CENTRE / STRIDE
         regions = jax.vmap(lambda features, boxes: roi_align(features, boxes, self._size))(image, places)
         second = self.deciding(regions.reshape(*regions.shape[:2], -1)).astype(jnp.float32)

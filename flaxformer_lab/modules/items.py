@@ -5,6 +5,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from flaxformer_lab.functional.linear import add_bias, matmul
+from flaxformer_lab.functional.products import einsum
 from flaxformer_lab.modules.projection import normal, zeros
 from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.modules.sharding import read, take_rows
@@ -53,7 +54,7 @@ def mean_of_groups(
     """The mean over the events of each group, as a product of matrices; 0 of none. Groups outside are left out."""
     belongs = (groups[:, None, :] == jnp.arange(number)[None, :, None]).astype(vectors.dtype)
     counts = jnp.maximum(jnp.sum(belongs, axis=2, keepdims=True), 1)
-    return jnp.einsum("bge,bew->bgw", belongs / counts, vectors)
+    return einsum("bge,bew->bgw", belongs / counts, vectors)
 
 
 class ItemHead(nnx.Module):

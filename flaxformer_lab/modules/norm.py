@@ -33,10 +33,10 @@ class SeasonalLayerNorm(LayerNorm):
     """LayerNorm less its mean over the tokens, so that no trend is left (Wu et al. 2021, in the authors' code)."""
 
     def __call__(self, x: Float[Array, "batch tokens features"], valid: Valid | None = None) -> Features:
-        y = super().__call__(x)
+        y = super().__call__(x.astype(jnp.float32))
         weights = jnp.ones(y.shape[:2]) if valid is None else valid.astype(jnp.float32)
         total = jnp.sum(y * weights[:, :, None], axis=1, keepdims=True)
-        return y - (total / jnp.maximum(jnp.sum(weights, axis=1), 1)[:, None, None]).astype(y.dtype)
+        return (y - total / jnp.maximum(jnp.sum(weights, axis=1), 1)[:, None, None]).astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):

@@ -14,8 +14,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from flaxformer_lab.functional.decomposition import decompose_series
-from flaxformer_lab.functional.products import einsum
+from flaxformer_lab.functional.linear import add_bias
 from flaxformer_lab.functional.series import instance_statistics, num_patches, series_patches
+from flaxformer_lab.functional.structured import block_matmul
 from flaxformer_lab.modules.distilling import CircularConvolution
 from flaxformer_lab.modules.projection import PROJECTIONS, Dense, normal, ones, zeros
 from flaxformer_lab.modules.rngs import Rngs
@@ -166,8 +167,7 @@ class IndividualDense(nnx.Module):
         self.bias = zeros((channels, features_out), (None, None)) if bias else None
 
     def __call__(self, x: Float[Array, "batch channels features_in"]) -> Float[Array, "batch channels features_out"]:
-        y = einsum("bci,cio->bco", x, read(self.kernel).astype(x.dtype))
-        return y if self.bias is None else y + read(self.bias)[None].astype(y.dtype)
+        return add_bias(block_matmul(x, read(self.kernel)), read(self.bias))
 
 
 class ForecastHead(nnx.Module):

@@ -105,7 +105,8 @@ class TrendHead(DecoderHead):
     def __call__(self, x: Mapping[str, Array], inputs: Inputs) -> Forecasts:
         """x: the output of `Autoformer`."""
         mean = jnp.mean(self.norm(inputs)[..., np.array(self._targets)], axis=1, keepdims=True)
-        moved = sum(convolution(x["trends"][:, :, block]) for block, convolution in enumerate(self.trends))
+        none = jnp.zeros((*x["seasonal"].shape[:2], len(self._targets)), x["seasonal"].dtype)  # without any block
+        moved = sum((convolution(x["trends"][:, :, block]) for block, convolution in enumerate(self.trends)), none)
         trend = self._last(moved).astype(jnp.float32) + mean
         values = self._values(x["seasonal"]).astype(jnp.float32)
         values = values + trend.reshape(*trend.shape, *[1] * (values.ndim - 3))  # the trend of all quantiles

@@ -189,7 +189,10 @@ def take_rows(table: nnx.Param, indices: Int[Array, "*batch"], dtype: DTypeLike)
 def take_sharded_rows(
     table: nnx.Param, indices: Int[Array, "batch *rest"], dtype: DTypeLike
 ) -> Float[Array, "batch *rest features"]:
-    """Rows of a table whose axes are ("rows", None): each device takes those that it has, and the sum has all."""
+    """Rows of a table whose axes are ("rows", None): each device takes those that it has, and the sum has all.
+
+    As `linear.take_rows` has it, NaN for an index outside the table.
+    """
     if not sharded_over(LOGICAL_AXIS_RULES["rows"]):
         return linear.take_rows(table[...], indices, dtype)
     place = LOGICAL_AXIS_RULES["rows"]
@@ -202,7 +205,8 @@ def take_sharded_rows(
         return jax.lax.psum(jnp.where(is_own[..., None], taken, 0), place)
 
     specs = {"in_specs": (Spec(place, None), rows), "out_specs": Spec(*rows, None), "check_vma": False}
-    return jax.shard_map(take_own, **specs)(table[...], indices)
+    is_row = (indices >= 0) & (indices < table.shape[0])
+    return jnp.where(is_row[..., None], jax.shard_map(take_own, **specs)(table[...], indices), jnp.nan)
 
 
 def save_all_but_gathered_parameters(primitive: Any, *_: Any, **parameters: Any) -> bool:

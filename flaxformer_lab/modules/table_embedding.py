@@ -6,8 +6,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from flaxformer_lab.functional.linear import broadcast_parameter
+from flaxformer_lab.functional.linear import add_bias, broadcast_parameter
 from flaxformer_lab.functional.number_encoding import periodic, piecewise_linear
+from flaxformer_lab.functional.structured import block_matmul
 from flaxformer_lab.modules.projection import normal, zeros
 from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.modules.sharding import Axes, read
@@ -51,10 +52,8 @@ class PeriodicEmbedding(nnx.Module):
 def _map_each(
     x: Float[Array, "batch columns features"], maps: nnx.Param, offsets: nnx.Param, dtype: jnp.dtype
 ) -> Tokens:
-    shape = (*x.shape[:2], offsets.shape[-1])
-    return jnp.einsum("bcf,cfw->bcw", x.astype(dtype), read(maps).astype(dtype)) + broadcast_parameter(
-        read(offsets), shape, dtype
-    )
+    y = block_matmul(x.astype(dtype), read(maps))
+    return y + broadcast_parameter(read(offsets), y.shape, dtype)
 
 
 class TableTokens(nnx.Module):
@@ -81,8 +80,8 @@ class TableTokens(nnx.Module):
             x = jnp.concatenate([first, x], axis=1)
         if self.scales is None:
             return x
-        scales = read(self.scales).astype(x.dtype)
-        return (x[:, None] * scales[None, :, None]).reshape(-1, *x.shape[1:])
+        scales = broadcast_parameter(read(self.scales), (*x.shape[:2], *self.scales.shape), x.dtype)
+        return jnp.swapaxes(x[:, :, None] * scales, 1, 2).reshape(-1, *x.shape[1:])
 
 
 def _signs(rngs: Rngs, members: int, width: int) -> nnx.Param:
@@ -98,7 +97,5 @@ class MemberHead(nnx.Module):
         self.biases = zeros((members, outputs), (None, None)) if bias else None
 
     def __call__(self, x: Float[Array, "sequences width"]) -> Float[Array, "batch members outputs"]:
-        kernels = read(self.kernels).astype(x.dtype)
-        members = x.reshape(-1, kernels.shape[0], x.shape[-1])
-        outputs = jnp.einsum("bkw,kwo->bko", members, kernels)
-        return outputs if self.biases is None else outputs + read(self.biases).astype(x.dtype)[None]
+        members = x.reshape(-1, self.kernels.shape[0], x.shape[-1])
+        return add_bias(block_matmul(members, read(self.kernels)), read(self.biases))

@@ -1,16 +1,16 @@
 """Two marks of an image, so many cells apart: whoever is near-sighted cannot tell how they are related."""
 
-import math
+import itertools
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from flaxformer_lab import registry
 from flaxformer_lab.functional.metrics import Metrics
 from flaxformer_lab.model_config import ModelConfig
 from flaxformer_lab.models import theory
 from flaxformer_lab.models.network import PureNetwork
-from flaxformer_lab.registry import register
 from flaxformer_lab.task_config import TwoMarksConfig
 from flaxformer_lab.tasks.images import image_network
 from flaxformer_lab.tasks.probe import Probe
@@ -20,7 +20,7 @@ KINDS = 4  # of marks: which pixel of a cell is bright, clockwise
 CORNERS = ((0, 0), (0, 1), (1, 1), (1, 0))
 
 
-@register("task", "two_marks", config=TwoMarksConfig, has_grid=True)
+@registry.register("task", "two_marks", config=TwoMarksConfig, has_grid=True)
 class TwoMarks(Probe):
     """Is the right mark of the left one's kind (`alike`), or does it come after it (`order`)? Two classes.
 
@@ -28,7 +28,9 @@ class TwoMarks(Probe):
     place) + b(right, its place). Either mark alone says nothing of the class, so the cross-entropy, which is convex in
     that difference, is at least log 2: what trains on it stays at chance. Any such sum is right in 3 of 4 cases at
     most, since among four pairs of marks that share their left and right marks crosswise one is wrong. Condition: twice
-    `theory.reach` in patches is less than the distance between the marks' patches, and nothing else joins tokens.
+    `theory.reach` in patches is less than the distance between the marks' patches, and nothing else joins tokens. The
+    distance is that on the grid for a model that needs one; other models read row after row, so that for them the end
+    of one row is near the start of the next one.
 
     Theorem: a network that gives the same for its tokens in every order cannot tell a pair from its mirror image. The
     classes of `alike` do not change with it, those of `order` do: it is right in half of the cases.
@@ -85,13 +87,28 @@ class TwoMarks(Probe):
 
     def bound(self, config: ModelConfig) -> Bound | None:
         rows, columns, _ = self._shape
-        patch_size = self._config.patch_size
-        sight = theory.reach(config, rows * columns // patch_size**2)
-        # The patches of two cells are so many apart at least, wherever the cells lie.
-        apart = math.floor(2 * self._config.distance / patch_size) if patch_size > 1 else 2 * self._config.distance - 1
-        if 2 * sight < apart:
+        sight = theory.reach(config, rows * columns // self._config.patch_size**2)
+        on_grid = registry.ask("model", config.name, "needs_grid", config) is True
+        if 2 * sight < self._least_distance(on_grid=on_grid):
             return Bound("accuracy", 0.75, "no token sees both marks, and no sum over tokens is right more often")
         return None
+
+    def _least_distance(self, *, on_grid: bool) -> int:
+        """Between a patch of the left mark and one of the right mark, wherever these are.
+
+        On the grid the larger one of rows and columns; else of tokens, where one row of patches follows another.
+        """
+        config, size = self._config, self._config.patch_size
+
+        def steps(cells: int, apart: int) -> set[int]:
+            """Patches from a pixel of one cell to a pixel of the one `apart`, along one side of the image."""
+            first, pixels = range(0, 2 * (cells - apart), 2), itertools.product((0, 1), repeat=2)
+            return {(at + 2 * apart + j) // size - (at + i) // size for (i, j), at in itertools.product(pixels, first)}
+
+        pairs = itertools.product(steps(config.rows, 0), steps(config.columns, config.distance))
+        if on_grid:
+            return min(max(abs(down), abs(along)) for down, along in pairs)
+        return min(abs(down * 2 * config.columns // size + along) for down, along in pairs)
 
 
 def _marks() -> Float[Array, "4 2 2"]:

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from scipy.signal import correlate, correlate2d
 
+from flaxformer_lab.functional import convolution
 from flaxformer_lab.functional.convolution import (
     convolution_1d,
     convolution_2d,
+    depthwise_2d,
     neighbourhood_1d,
     neighbourhood_2d,
 )
@@ -88,3 +90,29 @@ def test_a_stride_leaves_rows_and_columns_out():
     images = np.asarray(IMAGES, np.float32)
     whole, strided = neighbourhood_2d(images, 3), neighbourhood_2d(images, 3, 2)
     np.testing.assert_array_equal(strided, np.asarray(whole)[:, ::2, ::2])
+
+
+@pytest.mark.parametrize("platform", ["cpu", "any"])
+def test_the_gradient_of_a_depthwise_kernel_is_a_float32_sum(platform, monkeypatch):
+    """A sum of 8,192 ones in bfloat16 is 256, and 8,191 is none of its numbers."""
+    monkeypatch.setattr(convolution, "only_on_cpu", lambda: platform == "cpu")
+    x = jnp.ones((1, 8191, 1, 2), jnp.bfloat16)
+    total = lambda kernel: jnp.sum(depthwise_2d(x, kernel).astype(jnp.float32))  # noqa: E731
+    gradient = jax.jit(jax.grad(total))(jnp.ones((1, 1, 2)))
+    assert gradient.dtype == jnp.float32 and depthwise_2d(x, jnp.ones((1, 1, 2))).dtype == jnp.bfloat16
+    np.testing.assert_array_equal(gradient, 8191)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "any"])
+def test_gradients_of_a_depthwise_convolution_under_bfloat16_are_those_of_float32(platform, monkeypatch):
+    monkeypatch.setattr(convolution, "only_on_cpu", lambda: platform == "cpu")
+    x, towards = (jnp.asarray(GENERATOR.normal(size=(2, 5, 4, 3)), jnp.bfloat16) for _ in range(2))
+    kernel = jnp.asarray(GENERATOR.normal(size=(3, 3, 3)), jnp.bfloat16).astype(jnp.float32)
+
+    @jax.jit
+    def gradients(x, towards):
+        return jax.vjp(depthwise_2d, x, kernel)[1](towards)
+
+    wide = gradients(x.astype(jnp.float32), towards.astype(jnp.float32))
+    for ours, exact, tolerance in zip(gradients(x, towards), wide, (2e-2, 1e-5), strict=True):
+        np.testing.assert_allclose(ours.astype(jnp.float32), exact, rtol=tolerance, atol=tolerance)

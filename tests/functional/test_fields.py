@@ -29,3 +29,12 @@ def test_an_interacting_layer_is_a_loop_over_heads_and_fields():
                 wanted[row, field, head] += weights @ value[row, :, head]
     found = interacting_layer(*(jnp.asarray(each, jnp.float32) for each in (X, *kernels)), 2)
     np.testing.assert_allclose(found, np.maximum(wanted, 0), rtol=1e-4, atol=1e-5)
+
+
+def test_scores_of_fields_are_float32_under_bfloat16():
+    """300 and 300.5 are one number in bfloat16, whose weights would be equal."""
+    x = jnp.array([[[1.0, 0.0], [1.0, 1.0]]], jnp.bfloat16)
+    query, value = jnp.diag(jnp.array([300.0, 0.5])), jnp.diag(jnp.array([0.0, 1.0]))
+    found = interacting_layer(x, query, jnp.eye(2), value, jnp.zeros((2, 2)), 1)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found[0, 1].astype(jnp.float32), [0, 1 / (1 + np.exp(-0.5))], rtol=5e-3)

@@ -102,6 +102,22 @@ def test_the_kernel_is_chosen_only_where_it_was_measured_to_be_faster(monkeypatc
     assert choice.name == "blockwise" and "has not been measured" in choice.reason
 
 
+def test_float16_is_chosen_for_as_the_float32_in_which_it_is_computed(monkeypatch):
+    monkeypatch.setitem(lightning_kernel.FASTER_FROM, "fast device", 4)
+    monkeypatch.setattr(lightning_kernel, "MIN_PROGRAMS", 1)
+    monkeypatch.setattr(lightning, "target_device_kind", lambda: "fast device")
+    choices = []
+
+    def attend(x):
+        output, choice = lightning.lightning_attention(x, x, x, jnp.ones(2), explain=True)
+        choices.append(choice.name)
+        return output
+
+    for dtype in (jnp.bfloat16, jnp.float16):
+        jax.eval_shape(attend, jax.ShapeDtypeStruct((1, 8, 2, 16), dtype))
+    assert choices == ["kernel", "blockwise"]
+
+
 def test_an_unknown_implementation_is_refused():
     heads = [jnp.asarray(x, jnp.float32) for x in heads_of(4, 2, 2)]
     with pytest.raises(ValueError, match="implementation=cuda is not one of blockwise, kernel, interpreted kernel"):

@@ -116,6 +116,18 @@ def test_on_the_kernel_of_lightning_attention(dtype, tolerance, monkeypatch):
     np.testing.assert_allclose(np.asarray(result, np.float64), expected, atol=tolerance * np.abs(expected).max())
 
 
+def test_the_implementation_may_be_asked_for(monkeypatch):
+    monkeypatch.setattr(formulas.lightning, "choose", lambda *arguments: Choice("interpreted kernel", "for this test"))
+    program = lambda **options: str(  # noqa: E731
+        jax.make_jaxpr(lambda *heads: formulas.linear_attention(*heads, causal=True, **options))(
+            *arrays(QUERY, KEY, VALUE)
+        )
+    )
+    assert "pallas_call" in program() and "pallas_call" not in program(implementation="blockwise")
+    with pytest.raises(ValueError, match="implementation=cuda is not one of blockwise, kernel"):
+        program(implementation="cuda")
+
+
 def test_padding_alone_and_features_that_vanish_stay_finite():
     nothing = jnp.zeros((BATCH, TOKENS), bool)
     assert np.all(np.isfinite(formulas.linear_attention(*arrays(QUERY, KEY, VALUE), valid=nothing)))

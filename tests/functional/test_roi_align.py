@@ -40,7 +40,7 @@ def test_every_cell_is_the_mean_of_its_points(samples):
 
 def test_points_are_as_exact_under_bfloat16_as_under_float32():
     features = np.random.default_rng(2).integers(-8, 8, (9, 9, 2)).astype(np.float32)
-    boxes = np.array([[1.37, 2.05, 4.11, 7.93]], np.float32)
+    boxes = jnp.array([[1.37, 2.05, 4.11, 7.93]])
     wide, narrow = (roi_align(jnp.asarray(features, dtype), boxes, 4) for dtype in (jnp.float32, jnp.bfloat16))
     assert narrow.dtype == jnp.bfloat16
     np.testing.assert_array_equal(narrow, wide.astype(jnp.bfloat16))

@@ -6,13 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from flaxformer_lab.config import parse_config
 from flaxformer_lab.functional.softmax_attention import softmax_attention
+from flaxformer_lab.models.bodies import make_body
 from flaxformer_lab.models.cost import compiled_bytes, forward_flops, parameters, parameters_by_part
 from flaxformer_lab.models.flops import as_counted, count_flops
 from flaxformer_lab.models.network import Network, functionalize
 from flaxformer_lab.modules.embedding import PatchEmbedding
+from flaxformer_lab.modules.rngs import AbstractRngs
 from flaxformer_lab.parsing import override
 
 # 32 x 32 x 3 images in 16 patches, 10 classes. ReLU, since one GELU counts some 60 operations.
@@ -138,6 +141,13 @@ def test_parameters_by_part_are_all_there_is():
         "head": WIDTH * CLASSES + CLASSES,
     }
     assert parameters(abstract(network({}))[0]) == sum(parts.values())
+
+
+def test_attention_to_another_sequence_is_attention():
+    config = parse_config({"model": {"name": "encoder_decoder", "width": 8, "depth": 1, "encoder_depth": 1}}).model
+    grid = {"source": (3,), "target": (4,)}
+    params = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: make_body(config, grid=grid, rngs=AbstractRngs()))))
+    assert parameters_by_part({"body": params})["attention"] == 3 * (4 * 8 * 8 + 4 * 8)  # of one encoder and decoder
 
 
 def test_parts_that_are_off_are_not_listed():

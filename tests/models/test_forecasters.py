@@ -105,6 +105,16 @@ def test_the_trend_of_the_horizon_starts_at_the_mean_of_the_window():
     assert np.abs(moved - head(x, inputs)).max() > 0.1
 
 
+def test_without_a_block_no_trend_moves():
+    """As with other models, depth 0 leaves embedding and head."""
+    head = TrendHead(WIDTH, (0, 2), blocks=0, horizon=3, norm=InstanceNorm("off", 3), rngs=Rngs(0))
+    body = make_body(model_config(name="autoformer", depth=0), grid={"source": (9,), "target": (7,)}, rngs=Rngs(0))
+    inputs = {"series": series(2, 9, 3)}
+    x = body({"source": series(2, 9, WIDTH), "target": series(2, 7, WIDTH)})
+    mean = np.asarray(inputs["series"]).mean(axis=1, keepdims=True)[..., [0, 2]]
+    np.testing.assert_allclose(head(x, inputs) - head.map(x["seasonal"][:, 4:]), np.repeat(mean, 3, axis=1), atol=1e-5)
+
+
 def test_autoformer_takes_no_padding_and_no_positions():
     config = model_config(name="autoformer")
     body = make_body(config, grid={"source": (6,), "target": (5,)}, rngs=Rngs(0))

@@ -194,7 +194,7 @@ def test_rotary_turns_query_and_key_and_leaves_the_value(make):
 
 
 @pytest.mark.parametrize(
-    "kind", [*registry.declaring("attention", "has_token_weights"), "lightning", "channel", "probsparse"]
+    "kind", [*registry.declaring("attention", "has_token_weights"), "linear", "lightning", "channel", "probsparse"]
 )
 def test_tapped_weights_give_the_output_again(make, kind):
     valid = np.array([[True] * TOKENS, [True] * (TOKENS - 1) + [False]])
@@ -266,6 +266,34 @@ def test_shared_heads_are_those_of_an_attention_whose_keys_and_values_are_equal(
     whole.projection.kernel[...] = jnp.asarray(spread(p["projection.kernel"]), jnp.float32)
     whole.projection.bias[...] = jnp.asarray(spread(p["projection.bias"]), jnp.float32)
     np.testing.assert_allclose(run(shared), run(whole), rtol=1e-4, atol=1e-5)
+
+
+CROSSING = [kind for kind in registry.names("attention") if registry.ask("attention", kind, "crosses")]
+
+
+@pytest.mark.parametrize("kind", CROSSING)
+@pytest.mark.parametrize("shares", [1, 2])
+def test_shared_heads_of_another_sequence_are_written_out_ones(draw_module, kind, shares):
+    """Of the other sequence alone: each head has a query of its own."""
+
+    def make(**knobs):
+        attention = {"kind": kind, "num_heads": 4, "head_dim": 2, "wavelet_order": 2, "wavelet_channels": 2} | knobs
+        config = parse_config({"model": {"width": WIDTH, "attention": attention}}).model
+        options = {"tokens": TOKENS, "memory_tokens": 6, "crosses": True}
+        build = registry.lookup("attention", kind).build
+        drawn = draw_module(lambda: build(config, **options, rngs=AbstractRngs()))
+        return drawn.module, drawn.exact
+
+    (shared, p), (whole, _) = make(num_kv_heads=shares), make()
+    parts = shared.parts - 1
+    for name in ("kernel", "bias"):
+        ours, theirs = (getattr(each.query_projection, name) for each in (shared, whole))
+        theirs[...] = ours[...]
+        heads = p[f"projection.{name}"].reshape(*ours.shape[:-1], shares, 1, parts, 2)
+        spread = np.repeat(heads, 4 // shares, axis=-3).reshape(*ours.shape[:-1], -1)
+        getattr(whole.projection, name)[...] = jnp.asarray(spread, jnp.float32)
+    memory = jnp.asarray(np.random.default_rng(1).normal(size=(2, 6, WIDTH)), jnp.float32)
+    np.testing.assert_allclose(run(shared, memory=memory), run(whole, memory=memory), rtol=1e-4, atol=1e-5)
 
 
 def test_activation_norm_and_gate_stand_where_the_paper_has_them(make):

@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from flaxformer_lab.models.pretrained.heads import DistilledEmbedding
 from flaxformer_lab.modules.embedding import FeatureEmbedding, PatchEmbedding, TokenEmbedding, patches
 from flaxformer_lab.modules.rngs import AbstractRngs, Rngs
 
@@ -46,6 +48,16 @@ def test_token_embedding_is_the_row_of_each_symbol():
     expected = np.eye(7)[symbols] @ table
     np.testing.assert_allclose(embedding(jnp.asarray(symbols)), expected, rtol=1e-6)
     assert len(np.unique(table, axis=0)) == 7
+
+
+def test_gradients_of_class_and_distillation_tokens_are_float32_sums():
+    """A sum of 1,001 ones in bfloat16 is 256, and none of its numbers is 1,001."""
+    embedding = DistilledEmbedding(2, 1, 4, bias=False, class_token=True, dtype="bfloat16", rngs=Rngs(0))
+    graph, params = nnx.split(embedding)
+    total = lambda params, images: jnp.sum(nnx.merge(graph, params)(images).astype(jnp.float32))  # noqa: E731
+    gradient = jax.jit(jax.grad(total))(params, jnp.zeros((1001, 2, 2, 1)))
+    for name in ("class_token", "distillation_token"):
+        np.testing.assert_array_equal(gradient[name][...], 1001)
 
 
 @pytest.mark.parametrize("bias", [True, False])

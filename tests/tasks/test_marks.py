@@ -88,6 +88,41 @@ def test_a_convolution_that_sees_one_mark_at_a_time_adds_what_it_sees():
 
 
 @pytest.mark.parametrize(
+    ("depth", "patch_size", "bound"),
+    [
+        (1, 1, 0.75),  # sees 2 tokens each way; the end of a row of 32 pixels is 7 before the next row's other mark
+        (2, 1, None),
+        (5, 1, None),
+        (2, 2, 0.75),  # a row of marks is a row of patches: 12 apart
+        (3, 2, None),
+    ],
+)
+def test_a_model_of_a_sequence_sees_the_next_row_near_the_end_of_one(depth, patch_size, bound):
+    task = make_task(TwoMarksConfig(rows=2, columns=16, distance=12, patch_size=patch_size))
+    found = task.bound(parse_config({"model": {"name": "cnn_1d", "depth": depth}}).model)
+    assert (found and found.value) == bound
+    on_grid = task.bound(parse_config({"model": {"name": "cnn_2d", "depth": depth}}).model)
+    assert (on_grid is not None) == (4 * depth < (23 if patch_size == 1 else 12))
+
+
+def test_a_convolution_over_a_sequence_of_pixels_joins_marks_of_two_rows():
+    """What the bound would deny: logits of a pair that are no sum over its marks."""
+    task = make_task(TwoMarksConfig(rows=1, columns=4, distance=3, patch_size=1))
+    model = parse_config({"model": {"name": "cnn_1d", "depth": 1, "width": 8, "norm": {"kind": "off"}}}).model
+    assert task.bound(model) is None
+    network = task.network(model)
+    params, state = network.init(jax.random.key(0))
+    images = np.zeros((4, 2, 8, 1), np.float32)
+    for number, (left, right) in enumerate(itertools.product((1, 3), repeat=2)):
+        for column, kind in ((0, left), (3, right)):
+            images[number, 0:2, 2 * column : 2 * column + 2, 0] = -1
+            row, place = CLOCKWISE[kind]
+            images[number, row, 2 * column + place, 0] = 1
+    same, different, other, alike = np.asarray(jax.jit(network.apply)(params, state, jnp.asarray(images))[0])
+    assert np.abs(same + alike - different - other).max() > 1e-4
+
+
+@pytest.mark.parametrize(
     ("knobs", "message"),
     [
         ({"columns": 4, "distance": 4}, r"task\.distance=4 .* at most 3"),

@@ -5,6 +5,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from flaxformer_lab.functional.feedforward import ACTIVATIONS
+from flaxformer_lab.functional.linear import broadcast_parameter
 from flaxformer_lab.model_config import TransformerConfig
 from flaxformer_lab.modules.embedding import PatchEmbedding
 from flaxformer_lab.modules.norm import LayerNorm
@@ -57,7 +58,7 @@ class DistilledEmbedding(PatchEmbedding):
 
     def __call__(self, images: Float[Array, "batch rows columns channels"]) -> Float[Array, "batch tokens width"]:
         tokens = super().__call__(images)
-        second = jnp.broadcast_to(read(self.distillation_token).astype(tokens.dtype), tokens[:, :1].shape)
+        second = broadcast_parameter(read(self.distillation_token), tokens[:, :1].shape, tokens.dtype)
         return jnp.concatenate([tokens[:, :1], second, tokens[:, 1:]], axis=1)
 
 

@@ -62,6 +62,7 @@ class Attention(nnx.Module):
     draws = False
     room: int | None = None  # tokens that a new cache has slots for; None: as many as a sequence has
     mixes_axes = False  # whether it knows attention.mix_axes
+    masks = False  # whether model.masked hides values of later tokens, though it is not causal
 
     def __init__(
         self,
@@ -81,8 +82,9 @@ class Attention(nnx.Module):
         self._rotation = {"base": attention.rotary_base, "features": config.rotary_features}
         self._slots = min(attention.window or tokens, tokens)
         self._activation = ACTIVATIONS[attention.activation]
-        # For each head of the key: heads of the query (where there is one), of the key, of the value.
-        counts = (self._heads // config.num_kv_heads, 1, 1)[-self.parts :]
+        # For each head of the key: heads of the query, of the key, of the value. One part alone has no others to share.
+        group, names = self._heads // config.num_kv_heads, self.names[-self.parts :]
+        counts = tuple(group if name == "q" and self.parts > 1 else 1 for name in names)
         self._layout = HeadLayout(config.num_kv_heads, counts, self._head_dim)
         if crosses:
             self._query_layout = self._layout._replace(counts=counts[:1])

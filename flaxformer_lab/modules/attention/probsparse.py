@@ -41,7 +41,7 @@ class ProbSparseAttention(Attention):
     With config.causal, as Informer's decoder has it, weights and sums are masked.
     """
 
-    draws = mixes_axes = True
+    draws = mixes_axes = masks = True
 
     def __init__(self, config: TransformerConfig, *, crosses: bool = False, layer: int = 0, **options):
         super().__init__(config, crosses=crosses, layer=layer, **options)
