@@ -66,8 +66,7 @@ class ProgressDisplay:
         elif event.what == "finished" and event.following is not None:
             self._updates += cell.config.training.steps
             self._count_finished(cell, whole=False)
-            rates = sorted({replica.learning_rate for replica in event.following.replicas})
-            self._print(f"     {name}: {event.seconds:.1f} s; goes on with rates from {rates[0]:g} to {rates[-1]:g}")
+            self._print(f"     {name}: {event.seconds:.1f} s; goes on with {_what_follows(event.following)}")
         elif event.what == "finished":
             self._count_finished(cell)
             self._print(f"{self._done}/{self._all} {name}: {event.seconds:.1f} s{self._remaining()}")
@@ -114,6 +113,14 @@ def show_plan(grid: Grid, store: Store | None, console: Console) -> None:
         console.print(_estimate(work), markup=False)
         more = f"up to {grid.config.max_extensions} times as many replicas again"
         console.print(f"where the best learning rate lies at an edge of its grid, {more}", markup=False)
+
+
+def _what_follows(extension: Cell) -> str:
+    """More rates, or the seeds that did not search."""
+    rates = sorted({replica.learning_rate for replica in extension.replicas})
+    if len(rates) > 1:
+        return f"rates from {rates[0]:g} to {rates[-1]:g}"
+    return f"{len(extension.replicas)} more seeds at {rates[0]:g}"
 
 
 def _operations(cell: Cell, replicas: int) -> float:
