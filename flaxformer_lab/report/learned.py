@@ -242,7 +242,8 @@ def _features(found: Findings) -> dict[str, Row]:
     """What C18 asks; nothing where a cut is missing."""
     attention, values = found.cut("per-dimension QK and OV"), found.cut("per-dimension OV")
     ffn, energies = found.cut("FFN of single features"), [found.measures[layer]["energy"] for layer in found.layers]
-    if attention is None or ffn is None or values is None:
+    outputs = found.cut("attention zero"), found.cut("FFN zero")
+    if any(each is None for each in (attention, ffn, values, *outputs)):
         return {}
     of_attention, of_ffn = (_over([each[k] for each in energies]) for k in (0, 1))
     keep = "does it cost more than 0.05 to keep"
@@ -254,6 +255,9 @@ def _features(found: Findings) -> dict[str, Row]:
             "is more than half of attention's Jacobian between different features?", of_attention, 0.5
         ),
         "FFN's Jacobian": _row("is more than half of the FFN's?", of_ffn, 0.5),
+        # What is not needed at all cannot show that its mixing is.
+        "attention's output": _row("does it cost more than 0.05 to have no attention at all?", outputs[0].cost, COST),
+        "FFN's output": _row("does it cost more than 0.05 to have no FFN at all?", outputs[1].cost, COST),
     }
 
 
