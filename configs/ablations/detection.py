@@ -8,7 +8,7 @@ asks every place. `few longer` has six times the updates of `few`.
 `many`, with more items, which overlap more.
 
 Command: python -m flaxformer_lab.ablate --config=configs/ablations/detection.py --workdir=runs/detection
-Time: 8 minutes on 2 cores of an Intel Xeon.
+Time: half an hour beside other work on 2 cores of an AMD EPYC.
 Result: docs/results/detection.md, of the values in docs/results/detection.csv.gz.
 """
 
