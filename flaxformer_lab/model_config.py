@@ -755,7 +755,7 @@ class ResNetConfig(ModelConfig):
         return len(self.depths) == 1 and self.block == "basic"
 
     @property
-    def reach(self) -> float:
+    def reach(self) -> int | float:
         """How many patches up or left an input can still be seen; all of them through the statistics of an image."""
         if self.norm.kind == "groupnorm":
             return math.inf

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from absl import flags
@@ -176,6 +177,12 @@ def body() -> Callable[..., Drawn]:
 def stream() -> np.ndarray:
     """Token vectors [2, 4, 8]."""
     return np.random.default_rng(0).normal(size=(2, TOKENS, WIDTH)).astype(np.float32)
+
+
+@pytest.fixture
+def unchecked(monkeypatch) -> None:
+    """Annotations are not checked: for a test of what the lab says of arguments that contradict them."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture(scope="module")

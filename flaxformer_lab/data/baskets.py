@@ -42,7 +42,7 @@ class Baskets:
     def event_times(self) -> Int[np.ndarray, " events"]:
         return self.time[self.basket]
 
-    def items_of(self, basket: int) -> Int[np.ndarray, " size"]:
+    def items_of(self, basket: int | np.integer) -> Int[np.ndarray, " size"]:
         """In the order of the invoice."""
         return self.item[self.first[basket] : self.first[basket + 1]]
 

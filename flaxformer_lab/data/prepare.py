@@ -6,6 +6,7 @@ import errno
 import functools
 import hashlib
 import inspect
+import io
 import logging
 import os
 import re
@@ -16,7 +17,7 @@ import urllib.error
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import requests
 import tensorflow_datasets as tfds
@@ -251,7 +252,7 @@ def _check_digests(folder: Path) -> None:
 class _Muted:
     """A stream that drops what this thread writes to it."""
 
-    def __init__(self, stream: IO[str]):
+    def __init__(self, stream: "io.TextIOBase | _Muted"):
         self._stream, self._thread = stream, threading.get_ident()
 
     def write(self, text: str) -> int:

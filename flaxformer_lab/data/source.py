@@ -22,12 +22,33 @@ _CHUNK = 1024
 
 
 @dataclasses.dataclass(frozen=True)
+class _RowInfo:
+    """What a task reads of TFDS's description, with the features of a row instead of those of a packed record."""
+
+    features: tfds.features.FeaturesDict
+    metadata: Mapping[str, object]
+    data_dir: str
+
+    @classmethod
+    def of(cls, info: tfds.core.DatasetInfo) -> "_RowInfo":
+        features = {}
+        for name, packed in info.features.items():
+            is_sequence = isinstance(packed, tfds.features.Sequence)
+            row = tfds.features.Tensor(shape=packed.shape[1:], dtype=packed.np_dtype)
+            features[name] = packed.feature if is_sequence else row
+        return cls(tfds.features.FeaturesDict(features), info.metadata, info.data_dir)
+
+
+Info = tfds.core.DatasetInfo | _RowInfo
+
+
+@dataclasses.dataclass(frozen=True)
 class Source:
     """The examples of one split, with random access.
 
     Attributes:
       name: its name in errors, like `lab_digits/1.0.0 train`.
-      info: TFDS's description of the data set.
+      info: TFDS's description of the data set, or that of its rows.
       examples: the examples as TFDS decodes them.
       capacity: for each feature whose size differs from example to example, the size that it is padded to along the
         axes that differ. A part of a sequence of records has the name of both, like `objects/bbox`.
@@ -35,7 +56,7 @@ class Source:
     """
 
     name: str
-    info: tfds.core.DatasetInfo
+    info: Info
     examples: Sequence
     capacity: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     image_size: tuple[int, int] | None = None
@@ -190,24 +211,6 @@ def open_split(dataset: str, split: str, capacity: Mapping[str, tuple[int, ...]]
     return source
 
 
-@dataclasses.dataclass(frozen=True)
-class _RowInfo:
-    """What a task reads of TFDS's description, with the features of a row instead of those of a packed record."""
-
-    features: tfds.features.FeaturesDict
-    metadata: Mapping[str, object]
-    data_dir: str
-
-    @classmethod
-    def of(cls, info: tfds.core.DatasetInfo) -> "_RowInfo":
-        features = {}
-        for name, packed in info.features.items():
-            is_sequence = isinstance(packed, tfds.features.Sequence)
-            row = tfds.features.Tensor(shape=packed.shape[1:], dtype=packed.np_dtype)
-            features[name] = packed.feature if is_sequence else row
-        return cls(tfds.features.FeaturesDict(features), info.metadata, info.data_dir)
-
-
 class _Rows(Sequence):
     """The rows of packed records, one after the other; decoded once."""
 
@@ -265,7 +268,7 @@ def some_rows(source: Source, number: int) -> Int[np.ndarray, " number"]:
 class _Chosen(Sequence):
     """Examples of several sources, each by its source and its row there; read as TFDS's sources are."""
 
-    def __init__(self, places: Sequence[tuple[Sequence, int]]):
+    def __init__(self, places: Sequence[tuple[Sequence, int | np.integer]]):
         self._places = places
 
     def __len__(self) -> int:
@@ -322,7 +325,7 @@ def _check_sizes(shards: Sequence) -> None:
 
 
 @contextlib.contextmanager
-def _reading(name: str, info: tfds.core.DatasetInfo) -> Iterator[None]:
+def _reading(name: str, info: Info) -> Iterator[None]:
     """Turns errors while TFDS reads into a DataError; array_record checks the hashes of its records."""
     try:
         yield

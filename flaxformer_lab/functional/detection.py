@@ -82,7 +82,7 @@ def by_class(boxes: Float[Array, "number *classes 4"], scores: Float[Array, "num
 
 
 def set_matching(
-    logits: Float[Array, "queries classes+1"], boxes: Float[Array, "queries 4"], objects: Objects
+    logits: Float[Array, "queries classes_and_none"], boxes: Float[Array, "queries 4"], objects: Objects
 ) -> Int[Array, " capacity"]:
     """The query of each object, of the least cost in all: class, L1 and GIoU (Carion et al. 2020, eq. 1 and 2).
 
@@ -94,7 +94,9 @@ def set_matching(
     return linear_sum_assignment(jax.lax.stop_gradient(cost), objects.valid)
 
 
-def set_losses(logits: Float[Array, "queries classes+1"], boxes: Float[Array, "queries 4"], objects: Objects) -> Losses:
+def set_losses(
+    logits: Float[Array, "queries classes_and_none"], boxes: Float[Array, "queries 4"], objects: Objects
+) -> Losses:
     """DETR's: the class of every query, and the boxes of those that `set_matching` gives an object."""
     queries, none = logits.shape[0], logits.shape[1] - 1
     query = set_matching(logits, boxes, objects)
@@ -112,7 +114,11 @@ def set_losses(logits: Float[Array, "queries classes+1"], boxes: Float[Array, "q
 
 
 def set_detections(
-    logits: Float[Array, "queries classes+1"], boxes: Float[Array, "queries 4"], *, number: int, nms: float | None
+    logits: Float[Array, "queries classes_and_none"],
+    boxes: Float[Array, "queries 4"],
+    *,
+    number: int,
+    nms: float | None,
 ) -> Detections:
     """Of each query the best class but "no object", and its probability."""
     probability = jax.nn.softmax(logits)[:, :-1]
@@ -251,7 +257,7 @@ def _expected_sample(positive: Bool[Array, " places"], negative: Bool[Array, " p
 
 
 def region_losses(
-    logits: Float[Array, "proposals classes+1"],
+    logits: Float[Array, "proposals {code.shape[1]}+1"],
     code: Float[Array, "proposals classes 4"],
     proposals: Detections,
     objects: Objects,
@@ -276,7 +282,7 @@ def region_losses(
 
 
 def region_detections(
-    logits: Float[Array, "proposals classes+1"],
+    logits: Float[Array, "proposals {code.shape[1]}+1"],
     code: Float[Array, "proposals classes 4"],
     proposals: Detections,
     *,

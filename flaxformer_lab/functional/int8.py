@@ -20,8 +20,8 @@ from flaxformer_lab.functional.products import product
 class Int8Matrix:
     """A pytree that stands for a matrix where parameters are read: it has a matrix's shape, `[...]` and `astype`."""
 
-    values: Int8[Array, "rows columns"]
-    scale: Float[Array, " columns"]
+    values: Int8[Array | jax.ShapeDtypeStruct, "rows columns"]
+    scale: Float[Array | jax.ShapeDtypeStruct, " columns"]
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ where the computation has 16 bits: a sum of 8,192 ones in bfloat16 is 256.
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from flaxformer_lab.functional.int8 import Int8Matrix, int8_matmul
 from flaxformer_lab.functional.products import cast_for_product, product_precision
@@ -24,15 +24,15 @@ def diagonal(
 
 
 def add_bias(
-    x: Float[Array, "*batch features"], bias: Float[Array, " features"] | None
+    x: Float[Array, "*batch features"], bias: Float[Array, "*own features"] | None
 ) -> Float[Array, "*batch features"]:
-    """x + b, or x where there is none."""
+    """x + b, or x where there is none. The last axes of x are those of b."""
     return x if bias is None else x + broadcast_parameter(bias, x.shape, x.dtype)
 
 
 def over_features(
-    vector: Float[Array, " features"], x: Float[Array, "*batch features"]
-) -> Float[Array, "*ones features"]:
+    vector: Shaped[Array, " features"], x: Float[Array, "*batch features"]
+) -> Shaped[Array, "*ones features"]:
     """Returns `vector` with the rank of x, so that it broadcasts along x's last axis (rank promotion is an error)."""
     return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
 

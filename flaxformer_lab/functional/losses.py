@@ -2,14 +2,14 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Integer
 
 from flaxformer_lab.functional.metrics import Average, counts_outside
 
 
 @jax.jit
 def cross_entropy(
-    logits: Float[Array, "*batch classes"], targets: Int[Array, "*batch"], weights: Float[Array, "*batch"]
+    logits: Float[Array, "*batch classes"], targets: Integer[Array, "*batch"], weights: Float[Array, "*batch"]
 ) -> Average:
     """-log softmax(logits)[target] in nats. NaN where a target that has a weight is not one of the classes."""
     logits, targets = logits.astype(jnp.float32), targets.astype(jnp.int32)

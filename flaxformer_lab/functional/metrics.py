@@ -29,11 +29,12 @@ class Metric(Protocol):
     @classmethod
     def merge(cls, states: Sequence["Metric"]) -> "Metric": ...
 
-    def compute(self) -> float | dict[str, float]: ...
+    def compute(self) -> "Value | dict[str, float]": ...
 
 
 Metrics = dict[str, Any]  # a Metric by name
 Leaf = Any  # [examples]: an array here or on the host, or its shape
+Value = float | Float[np.ndarray, "2 examples"]  # two numbers of each example: `PerExample`
 
 
 class Average(NamedTuple):
@@ -336,7 +337,7 @@ def reduce_over(metrics: Metrics, axis_name: str | None) -> Metrics:
     return {name: reduced(metric) for name, metric in metrics.items()}
 
 
-def compute(batches: Sequence[Mapping[str, Metric]]) -> dict[str, float]:
+def compute(batches: Sequence[Mapping[str, Metric]]) -> dict[str, Value]:
     """The value of each metric over all batches; a metric of several values gives each by its own name."""
     values: dict[str, Any] = {}
     for name, first in batches[0].items():

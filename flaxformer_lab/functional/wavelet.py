@@ -22,6 +22,7 @@ from flaxformer_lab.functional.frequency import (
 from flaxformer_lab.functional.products import matmul
 
 Coefficients = Float[Array, "batch tokens channels order"]
+Half = Float[Array, "batch tokens//2 channels order"]
 Kernel = tuple[Float[Array, "features features modes"], Float[Array, "features features modes"]]  # real, imaginary
 
 
@@ -42,14 +43,16 @@ def multiwavelet_filters(order: int) -> Float[np.ndarray, "2*{order} 2*{order}"]
     return (basis * np.sign(np.diag(triangle))).T
 
 
-def decompose(x: Coefficients, filters: Float[np.ndarray, "both both"]) -> tuple[Coefficients, Coefficients]:
+def decompose(x: Coefficients, filters: Float[np.ndarray, "both both"]) -> tuple[Half, Half]:
     """(scaling, wavelet) coefficients of half as many tokens."""
     pairs = jnp.concatenate([x[:, ::2], x[:, 1::2]], axis=-1)
     both = matmul(pairs, jnp.asarray(filters.T, x.dtype))
     return tuple(jnp.split(both, 2, axis=-1))
 
 
-def reconstruct(scaling: Coefficients, wavelet: Coefficients, filters: Float[np.ndarray, "both both"]) -> Coefficients:
+def reconstruct(
+    scaling: Coefficients, wavelet: Coefficients, filters: Float[np.ndarray, "both both"]
+) -> Float[Array, "batch 2*tokens channels order"]:
     """The inverse of `decompose`: twice as many tokens."""
     pairs = matmul(jnp.concatenate([scaling, wavelet], axis=-1), jnp.asarray(filters, scaling.dtype))
     batch, tokens, channels, both = pairs.shape
@@ -105,7 +108,7 @@ def multiwavelet_cross_attention(
     return x[:, :tokens]
 
 
-def _fill_up(x: Coefficients) -> Coefficients:
+def _fill_up(x: Coefficients) -> Float[Array, "batch _ channels order"]:
     """As many tokens as the next power of two, the first ones again at the end."""
     tokens = x.shape[1]
     return jnp.concatenate([x, x[:, : 2 ** math.ceil(math.log2(tokens)) - tokens]], axis=1)

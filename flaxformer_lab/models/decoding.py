@@ -149,7 +149,7 @@ class Decoder:
         lengths, texts, drawn = np.ones((3, size), np.int32)
         for i, row in enumerate(rows[number] for number in group):
             lengths[i], texts[i], drawn[i], row.is_read = row.length, row.text, row.drawn, True
-        padded = min(self._context, _doubled(SHORTEST, max(lengths)))
+        padded = min(self._context, _doubled(SHORTEST, int(max(lengths))))
         if rows[group[0]].unread is None:
             symbols = self._last_half(state.known, jnp.asarray(where), size=padded)
         else:

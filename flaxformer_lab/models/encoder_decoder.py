@@ -46,11 +46,13 @@ class DistillingTransformer(Transformer):
             tokens = (tokens + 1) // 2
         return tokens
 
-    def between_blocks(self, number: int, x: TokenVectors, valid: Valid | None) -> tuple[TokenVectors, Valid | None]:
+    def between_blocks(
+        self, number: int, x: TokenVectors, valid: Valid | None
+    ) -> tuple[Float[Array, "batch fewer width"], Bool[Array, "batch fewer"] | None]:
         """Pooled tokens, but for the last block."""
         return self.distilling[number](x, valid) if number < len(self.distilling) else (x, valid)
 
-    def valid_of_output(self, valid: Valid | None) -> Valid | None:
+    def valid_of_output(self, valid: Valid | None) -> Bool[Array, "batch fewer"] | None:
         """Which of the output's tokens have seen a valid one."""
         for _ in self.distilling:
             valid = valid if valid is None else pool_valid(valid)

@@ -84,12 +84,12 @@ class Network(nnx.Module):
         outputs = self._head(x, inputs)
         return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), outputs)
 
-    def _head(self, x: Array, inputs: Tree) -> Tree:
+    def _head(self, x: Array | dict[str, Array], inputs: Tree) -> Tree:
         return self.head(x, inputs) if getattr(self.head, "reads_inputs", False) else self.head(x)
 
     def _pool(
-        self, x: Float[Array, "batch tokens width"], valid: Bool[Array, "batch tokens"] | None
-    ) -> Float[Array, "batch *tokens width"]:
+        self, x: Float[Array, "batch tokens width"] | dict[str, Array], valid: Bool[Array, "batch tokens"] | None
+    ) -> Float[Array, "batch *tokens width"] | dict[str, Array]:
         if self._pooling == "mean":
             return jnp.mean(x, axis=1) if valid is None else _mean_of_valid(x, valid)
         if self._pooling == "class_token":

@@ -99,7 +99,7 @@ class Transformer(nnx.Module):
         memory_valid: Bool[Array, "batch memory"] | None = None,
         keys: Key[Array, " batch"] | None = None,
         intermediates: Intermediates = DISABLED,
-    ) -> TokenVectors:
+    ) -> Float[Array, "batch _ width"]:  # fewer tokens where `between_blocks` pools them
         run, remat = Block.__call__, self._config.remat
         if (remat or sharded_over("fsdp")) and not intermediates.hooks:  # which would see tracers inside
             policy = REMAT_POLICIES[self._config.remat_policy] if remat else save_all_but_gathered_parameters

@@ -1,7 +1,6 @@
 """Convolutions over images, [batch, rows, columns, features]."""
 
 import itertools
-from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,13 +18,14 @@ from flaxformer_lab.functional.convolution import (
 from flaxformer_lab.functional.feedforward import ACTIVATIONS
 from flaxformer_lab.functional.linear import add_bias
 from flaxformer_lab.functional.platform import in_portable_forms
-from flaxformer_lab.model_config import ModelConfig, NormConfig
-from flaxformer_lab.modules.norm import BatchNorm, LayerNorm
+from flaxformer_lab.model_config import ModelConfig
+from flaxformer_lab.modules.norm import BatchNorm, LayerNorm, NormKnobs
 from flaxformer_lab.modules.projection import Dense, normal, zeros
 from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.modules.sharding import read
 
 Image = Float[Array, "batch rows columns features"]
+Convolved = Float[Array, "batch rows_out columns_out features_out"]
 
 
 def map_windows_1d(
@@ -38,7 +38,7 @@ def map_windows_1d(
     return dense(neighbourhood_1d(x, kernel_size, causal=causal, **options))
 
 
-def map_windows_2d(dense: Dense, x: Image, kernel_size: int, stride: int = 1) -> Image:
+def map_windows_2d(dense: Dense, x: Image, kernel_size: int, stride: int = 1) -> Convolved:
     """A dense map of the square neighbourhood of every `stride`-th position."""
     if in_portable_forms():
         return add_bias(convolution_2d(x, read(dense.kernel), kernel_size, stride), read(dense.bias))
@@ -58,7 +58,7 @@ class Convolution2D(nnx.Module):
         inputs = kernel_size**2 * features_in
         self.map = Dense(inputs, features_out, axes=(None, "width"), bias=bias, rngs=rngs)
 
-    def __call__(self, x: Image) -> Image:
+    def __call__(self, x: Image) -> Convolved:
         return map_windows_2d(self.map, x, self._kernel_size, self._stride)
 
 
@@ -71,18 +71,6 @@ class DepthwiseConvolution2D(nnx.Module):
 
     def __call__(self, x: Image) -> Image:
         return add_bias(depthwise_2d(x, read(self.kernel)), read(self.bias))
-
-
-@dataclass(frozen=True)
-class _NormKnobs:
-    """What a norm reads of a model's config, also where the model has no norm itself."""
-
-    bias: bool
-    norm: Any
-
-    @classmethod
-    def of(cls, config: ModelConfig) -> "_NormKnobs":
-        return cls(config.bias, getattr(config, "norm", NormConfig()))
 
 
 class ConvolutionStem(nnx.Module):
@@ -98,10 +86,10 @@ class ConvolutionStem(nnx.Module):
         options = {"stride": 1 if patch_size == 1 else 2, "bias": config.bias, "rngs": rngs}
         pairs = itertools.pairwise(sizes)
         self.convolutions = nnx.List([Convolution2D(before, after, 3, **options) for before, after in pairs])
-        self.norms = nnx.List([LayerNorm(_NormKnobs.of(config), features) for features in sizes[1:]])
+        self.norms = nnx.List([LayerNorm(NormKnobs.of(config), features) for features in sizes[1:]])
         self.output = Dense(config.width, config.width, axes=(None, "width"), bias=config.bias, rngs=rngs)
 
-    def __call__(self, x: Image) -> Image:
+    def __call__(self, x: Image) -> Convolved:
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             x = ACTIVATIONS["gelu"](norm(convolution(x)))
         return self.output(x)
@@ -115,7 +103,7 @@ class PoolingStem(nnx.Module):
 
     def __init__(self, config: ModelConfig, channels: int, *, rngs: Rngs):
         self.convolution = Convolution2D(channels, config.width, 7, stride=2, bias=False, rngs=rngs)
-        self.norm = BatchNorm(_NormKnobs.of(config), config.width)
+        self.norm = BatchNorm(NormKnobs.of(config), config.width)
 
-    def __call__(self, x: Image) -> Image:
+    def __call__(self, x: Image) -> Convolved:
         return max_pool_2d(jnp.maximum(self.norm(self.convolution(x)), 0), 3, 2)

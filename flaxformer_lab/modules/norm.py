@@ -1,6 +1,8 @@
 """Normalisation layers, selected by name."""
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from flaxformer_lab.functional import normalization
-from flaxformer_lab.model_config import ModelConfig
+from flaxformer_lab.model_config import ModelConfig, NormConfig
 from flaxformer_lab.modules.projection import ones, zeros
 from flaxformer_lab.modules.sharding import read
 
@@ -17,10 +19,22 @@ Valid = Bool[Array, "*batch"]  # which tokens are not padding; only BatchNorm as
 BATCH_MOMENTUM = 0.9  # of the running averages
 
 
+@dataclass(frozen=True)
+class NormKnobs:
+    """What a norm reads of a model's config, also where the model has no norm itself."""
+
+    bias: bool
+    norm: Any
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> "NormKnobs":
+        return cls(config.bias, getattr(config, "norm", NormConfig()))
+
+
 class LayerNorm(nnx.Module):
     """(x - mean) / sd * scale + bias over a token's features."""
 
-    def __init__(self, config: ModelConfig, features: int | None = None, axis: str = "width"):
+    def __init__(self, config: ModelConfig | NormKnobs, features: int | None = None, axis: str = "width"):
         self._epsilon = config.norm.epsilon
         self.scale = ones((features or config.width,), (axis,))
         self.bias = zeros((features or config.width,), (axis,)) if config.bias else None
@@ -42,7 +56,7 @@ class SeasonalLayerNorm(LayerNorm):
 class RMSNorm(nnx.Module):
     """x / rms(x) * scale over a token's features."""
 
-    def __init__(self, config: ModelConfig, features: int | None = None, axis: str = "width"):
+    def __init__(self, config: ModelConfig | NormKnobs, features: int | None = None, axis: str = "width"):
         self._epsilon = config.norm.epsilon
         self.scale = ones((features or config.width,), (axis,))
 
@@ -53,7 +67,7 @@ class RMSNorm(nnx.Module):
 class SimpleRMSNorm(nnx.Module):
     """x / rms(x) over a token's features, without parameters."""
 
-    def __init__(self, config: ModelConfig, features: int | None = None, axis: str = "width"):
+    def __init__(self, config: ModelConfig | NormKnobs, features: int | None = None, axis: str = "width"):
         del features, axis
         self._epsilon = config.norm.epsilon
 
@@ -68,7 +82,7 @@ class BatchNorm(nnx.Module):
     these averages are used. `use_running_average` and `axis_name` are set by `PureNetwork.apply`.
     """
 
-    def __init__(self, config: ModelConfig, features: int | None = None, axis: str = "width"):
+    def __init__(self, config: ModelConfig | NormKnobs, features: int | None = None, axis: str = "width"):
         features = features or config.width
         self._epsilon = config.norm.epsilon
         self.scale = ones((features,), (axis,))
@@ -93,7 +107,7 @@ class BatchNorm(nnx.Module):
 class GroupNorm(nnx.Module):
     """Each image is normalised by itself, over all positions and a group of `config.norm.groups`."""
 
-    def __init__(self, config: ModelConfig, features: int | None = None, axis: str = "width"):
+    def __init__(self, config: ModelConfig | NormKnobs, features: int | None = None, axis: str = "width"):
         features = features or config.width
         self._epsilon, self._groups = config.norm.epsilon, math.gcd(config.norm.groups, features)
         self.scale = ones((features,), (axis,))

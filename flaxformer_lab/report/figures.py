@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -262,6 +262,7 @@ def _side(interval: Interval, threshold: float, *, within: bool) -> str:
     return f"{'above' if low > threshold else 'below' if high <= threshold else 'around'} the threshold of"
 
 
+@runtime_checkable
 class Compared(Protocol):
     """A difference or a ratio that was compared with a threshold."""
 

@@ -37,7 +37,7 @@ from flaxformer_lab.registry import register
 from flaxformer_lab.task_config import NextBasketConfig
 from flaxformer_lab.tasks.examples import Arrays, Examples
 from flaxformer_lab.tasks.features import content_of_files, warn_of_changed_files
-from flaxformer_lab.tasks.task import Batch, PrimaryMetric, Task
+from flaxformer_lab.tasks.task import Batch, Keys, PrimaryMetric, Task
 
 TOP = 10
 DAY = 24 * 60  # minutes
@@ -72,7 +72,7 @@ class Sequences:
     asked: Mapping[str, Int[np.ndarray, "queries 3"]]
     cut: float
 
-    def history(self, user: int, until: int) -> slice:
+    def history(self, user: int | np.integer, until: int | np.integer) -> slice:
         """The events of a user before event number `until` of theirs."""
         return slice(self.first[user], self.first[user] + until)
 
@@ -296,7 +296,7 @@ class NextBasket(Task):
 
         return functionalize(build)
 
-    def prepare(self, examples: Batch, keys: Key[Array, " batch"], *, training: bool) -> Batch:
+    def prepare(self, examples: Batch, keys: Keys, *, training: bool) -> Batch:
         if training or not examples["target"].shape[1]:
             asked = self._masked(examples, keys) if self._masks else self._next(examples)
             return asked | {"loss_weights": asked["loss_weights"] * examples["example_weight"][:, None]}

@@ -187,7 +187,7 @@ class ImageClassification(Task):
             )
         return self.preprocess({self._feature: jnp.asarray(images)})
 
-    def _raw_images(self, raw: Any) -> Shaped[np.ndarray, "batch ..."]:
+    def _raw_images(self, raw: Any) -> Shaped[np.ndarray, "..."]:
         """An array from images, or from the path of an image file, or from a list of these."""
         raw = [raw] if isinstance(raw, str | os.PathLike) else raw
         raw = raw if isinstance(raw, list | tuple) else np.asarray(raw)

@@ -21,7 +21,7 @@ from flaxformer_lab.registry import register
 from flaxformer_lab.task_config import ClickConfig
 from flaxformer_lab.tasks.examples import Arrays
 from flaxformer_lab.tasks.tables import Tabular, TabularClassification
-from flaxformer_lab.tasks.task import AUC, Batch, PrimaryMetric
+from flaxformer_lab.tasks.task import AUC, Batch, Keys, PrimaryMetric
 
 
 @register("task", "click", config=ClickConfig)
@@ -55,7 +55,7 @@ class Click(TabularClassification):
     def network(self, config: ModelConfig) -> PureNetwork:
         return field_network(self._config, config, self._num_columns, self.levels)
 
-    def prepare(self, examples: Batch, keys: Any, *, training: bool) -> Batch:
+    def prepare(self, examples: Batch, keys: Keys, *, training: bool) -> Batch:
         batch = super().prepare(examples, keys, training=training)
         if training:
             return batch

@@ -88,7 +88,7 @@ def linear_maps(
     return [each.solve() for each in fits]
 
 
-def _seen(series: Windows, kind: str, target: int) -> Float[np.ndarray, "batch features"]:
+def _seen(series: Windows, kind: str, target: int | np.integer) -> Float[np.ndarray, "batch features"]:
     """What the map for a target sees."""
     return series.reshape(len(series), -1) if kind == "linear_all" else series[..., target]
 

@@ -32,7 +32,7 @@ from flaxformer_lab.task_config import DetectionConfig, DetectorConfig, ScenesCo
 from flaxformer_lab.tasks.examples import Arrays, Examples, stored_examples
 from flaxformer_lab.tasks.features import content_of, require_classes, warn_of_change
 from flaxformer_lab.tasks.scenes import Scenes
-from flaxformer_lab.tasks.task import Batch, PrimaryMetric, Task
+from flaxformer_lab.tasks.task import Batch, Keys, PrimaryMetric, Task
 
 AP = PrimaryMetric("ap", "AP", higher_is_better=True, limits=(0.0, 1.0))
 FILE_NAMES = ("file", "image/filename")  # features of coco:FOLDER and of tensorflow-datasets
@@ -342,7 +342,7 @@ class ImageDetection(ObjectTask):
     def _is_own(self) -> bool:
         return CONTENT in self.metadata
 
-    def prepare(self, examples: Batch, keys: Key[Array, " batch"], *, training: bool) -> Batch:
+    def prepare(self, examples: Batch, keys: Keys, *, training: bool) -> Batch:
         del keys, training
         y0, x0, y1, x1 = jnp.moveaxis(examples["objects/bbox"], -1, 0)
         shown = jnp.arange(self._config.capacity)[None] < examples["objects/bbox_shape"]

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Key
+from jaxtyping import Array, Float, Float32
 
 from flaxformer_lab.data.series import (
     DAY,
@@ -35,7 +35,7 @@ from flaxformer_lab.task_config import ForecastingConfig
 from flaxformer_lab.tasks import closed_form
 from flaxformer_lab.tasks.examples import Examples, series_windows
 from flaxformer_lab.tasks.features import content_of_files, warn_of_changed_files
-from flaxformer_lab.tasks.task import Batch, PrimaryMetric, Task
+from flaxformer_lab.tasks.task import Batch, Keys, PrimaryMetric, Task
 
 MSE = PrimaryMetric("mse", "MSE", higher_is_better=False, limits=(0.0, None), beside=("mae",))
 SHOWN_STEPS = 4  # of the horizon, whose errors are reported: the first, and the end of each quarter
@@ -303,7 +303,7 @@ class Forecasting(Task):
 
         return functionalize(build)
 
-    def prepare(self, examples: Batch, keys: Key[Array, " batch"], *, training: bool) -> Batch:
+    def prepare(self, examples: Batch, keys: Keys, *, training: bool) -> Batch:
         del keys, training
         lookback, targets = self._config.lookback, np.array(self._targets)
         series, observed = examples["series"], examples["observed"]

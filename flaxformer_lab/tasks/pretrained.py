@@ -32,7 +32,7 @@ from flaxformer_lab.registry import register
 from flaxformer_lab.task_config import PretrainedConfig
 from flaxformer_lab.tasks.examples import Arrays, Examples, stored_examples, token_windows
 from flaxformer_lab.tasks.features import check_labels, find_feature, find_text, is_image, is_label
-from flaxformer_lab.tasks.task import LOSS, Batch, Task, loss_and_accuracy
+from flaxformer_lab.tasks.task import LOSS, Batch, Keys, Task, loss_and_accuracy
 
 KINDS = {  # of heads, by the end of the architecture's name
     "LMHeadModel": "next_token",
@@ -246,7 +246,7 @@ class Pretrained(Task):
 
     # ------------------------------------------------------------------------------------ loss and metrics
 
-    def prepare(self, examples: Batch, keys: Key[Array, " batch"], *, training: bool) -> Batch:
+    def prepare(self, examples: Batch, keys: Keys, *, training: bool) -> Batch:
         del training
         weights = examples["example_weight"]
         if self.kind == "images":

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from flaxformer_lab.data.own.address import parse_address
 from flaxformer_lab.data.own.columns import Choices, Column, Table, column_of, decimal_marks, numbers_of
@@ -44,7 +44,7 @@ from flaxformer_lab.tasks.features import (
     require_classes,
     warn_of_change,
 )
-from flaxformer_lab.tasks.task import ACCURACY, AUC, R_SQUARED, Batch, PrimaryMetric, Task, loss_and_accuracy
+from flaxformer_lab.tasks.task import ACCURACY, AUC, R_SQUARED, Batch, Keys, PrimaryMetric, Task, loss_and_accuracy
 
 COLUMNS, CATEGORIES = "columns", "categories"
 
@@ -297,7 +297,7 @@ class Tabular(Task):
             columns = columns * jnp.asarray(10**exponents, jnp.float32)[None]
         return columns
 
-    def prepare(self, examples: Batch, keys: Key[Array, " batch"], *, training: bool) -> Batch:
+    def prepare(self, examples: Batch, keys: Keys, *, training: bool) -> Batch:
         del keys, training
         return {
             "inputs": self.preprocess(examples),

@@ -19,6 +19,7 @@ from flaxformer_lab.modules.lazy_logits import LazyLogits
 from flaxformer_lab.tasks.examples import Examples
 
 Batch = dict[str, Any]  # pytrees of arrays whose first axis is the batch
+Keys = Key[Array, " batch"] | None  # None where a task draws nothing
 EXAMPLES = "examples"  # among the metrics of a split: what each example adds to the primary one
 
 
@@ -90,11 +91,11 @@ class Task(abc.ABC):
         """The pure network that fits this task's inputs and outputs."""
 
     @abc.abstractmethod
-    def prepare(self, examples: Batch, keys: Key[Array, " batch"], *, training: bool) -> Batch:
+    def prepare(self, examples: Batch, keys: Keys, *, training: bool) -> Batch:
         """Stored examples become `inputs` (a pytree that the network's embedding takes) and what the loss needs.
 
         `valid`, if there is one, goes to the network: [batch, tokens], False for padding; a pytree of such where the
-        body takes several sequences. Pure, on the device.
+        body takes several sequences. Pure, on the device. keys: None where nothing is drawn.
         """
 
     @abc.abstractmethod

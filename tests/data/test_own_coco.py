@@ -3,6 +3,8 @@
 import contextlib
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -168,7 +170,8 @@ def test_the_task_pads_objects_and_sets_crowds_aside(tmp_path):
     assert found.metadata["image_shape"] == [16, 32, 3] and found.class_names() == ["cat", "dog"]
     source = found.examples("train")
     stored = source.read(np.arange(source.number))
-    batch = found.prepare(stored | {"example_weight": np.ones(source.number)}, None, training=True)
+    stored = jax.tree.map(jnp.asarray, stored | {"example_weight": np.ones(source.number)})
+    batch = found.prepare(stored, None, training=True)
     assert batch["inputs"].shape == (source.number, 16, 32, 3)
     counts = np.asarray(batch["kind"] > 0).sum(axis=1)
     assert set(counts) == {0, 1, 2} and np.array_equal(batch["kind"] == 1, batch["objects"].valid)
@@ -267,7 +270,8 @@ def test_a_data_set_like_voc_is_read_by_the_same_task(own_parts, monkeypatch, tm
     registry.register("dataset", "like_voc")(LikeVOC)
     found = task("like_voc", capacity=2, queries=2)
     source = found.examples("test")
-    batch = found.prepare(source.read(np.arange(6)) | {"example_weight": np.ones(6)}, None, training=False)
+    stored = jax.tree.map(jnp.asarray, source.read(np.arange(6)) | {"example_weight": np.ones(6)})
+    batch = found.prepare(stored, None, training=False)
     kinds = np.asarray(batch["kind"])
     # A difficult one is set aside, and so is one without area.
     assert sorted(kinds.tolist()) == sorted([[0, 0], [1, 0], [1, 2], [2, 0], [1, 0], [1, 2]])

@@ -174,7 +174,9 @@ def test_huge_scores_stay_finite(size):
         lambda *heads, valid: softmax_attention(*heads, valid=valid),
         lambda *heads, valid: attention.softmax_weights(*heads[:2], valid=valid),
         lambda *heads, valid: attention.mean_attention(heads[2], valid=valid),
-        lambda *heads, valid: attention.apply_weights(attention.mean_weights(2, TOKENS, valid=valid), heads[2]),
+        lambda *heads, valid: attention.apply_weights(
+            jnp.repeat(attention.mean_weights(2, TOKENS, valid=valid), HEADS, axis=1), heads[2]
+        ),
         lambda *heads, valid: attention.apply_weights(
             attention.static_weights(*arrays(SCORES), TOKENS, valid=valid), heads[2]
         ),

@@ -1,6 +1,7 @@
 """Changes of training images against loops, and from which keys they follow."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -85,7 +86,9 @@ def test_an_even_part_of_a_batch_is_mixed_as_in_the_whole():
 
 
 def test_nothing_changes_where_nothing_is_asked():
-    assert augmentation.shifted(IMAGES, KEYS, 0) is IMAGES
-    assert augmentation.cropped(IMAGES, KEYS, 1.0) is IMAGES
-    assert augmentation.cut_out(IMAGES, KEYS, 0) is IMAGES
-    assert augmentation.mixed(BATCH, KEYS, 0.0) is BATCH
+    images = jnp.asarray(IMAGES)
+    assert augmentation.shifted(images, KEYS, 0) is images
+    assert augmentation.cropped(images, KEYS, 1.0) is images
+    assert augmentation.cut_out(images, KEYS, 0) is images
+    batch = jax.tree.map(jnp.asarray, BATCH)
+    assert augmentation.mixed(batch, KEYS, 0.0) is batch

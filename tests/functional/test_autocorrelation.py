@@ -61,6 +61,6 @@ def test_keys_become_as_many_as_queries():
     np.testing.assert_array_equal(longer[:, 4:], 0)
 
 
-@pytest.mark.parametrize(("factor", "tokens", "count"), [(3, 96, 13), (1, 96, 4), (1, 1, 1), (9, 4, 4)])
+@pytest.mark.parametrize(("factor", "tokens", "count"), [(3.0, 96, 13), (1.0, 96, 4), (1.0, 1, 1), (9.0, 4, 4)])
 def test_how_many_delays(factor, tokens, count):
     assert autocorrelation.num_delays(factor, tokens) == count

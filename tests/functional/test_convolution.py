@@ -87,7 +87,7 @@ def test_windows_by_hand():
 
 
 def test_a_stride_leaves_rows_and_columns_out():
-    images = np.asarray(IMAGES, np.float32)
+    images = jnp.asarray(IMAGES, jnp.float32)
     whole, strided = neighbourhood_2d(images, 3), neighbourhood_2d(images, 3, 2)
     np.testing.assert_array_equal(strided, np.asarray(whole)[:, ::2, ::2])
 

@@ -30,7 +30,7 @@ def generator():
 
 
 def iou(a, b):
-    return float(formulas.iou(a[None], b[None])[0, 0])
+    return float(formulas.iou(jnp.asarray(a[None]), jnp.asarray(b[None]))[0, 0])
 
 
 # ---------------------------------------------------------------------------------------------- a set of queries
@@ -49,12 +49,13 @@ def test_losses_of_a_set_are_the_papers(generator, queries):
     found = jax.device_get(SET_LOSSES(*queries, truth))
     for image, (logits, boxes) in enumerate(zip(*queries, strict=True)):
         shown = np.flatnonzero(truth.valid[image])
-        probability, corners = special.softmax(logits, axis=-1), np.asarray(formulas.to_corners(boxes))
-        centres = np.asarray(formulas.to_centres(truth.boxes[image]))
+        probability, corners = special.softmax(logits, axis=-1), np.asarray(formulas.to_corners(jnp.asarray(boxes)))
+        centres = np.asarray(formulas.to_centres(jnp.asarray(truth.boxes[image])))
         cost, general = np.zeros((len(shown), 6)), np.zeros((len(shown), 6))
         for (row, which), query in itertools.product(enumerate(shown), range(6)):
             l1 = np.abs(boxes[query] - centres[which]).sum()
-            general[row, query] = formulas.giou(corners[query][None], truth.boxes[image][which][None])[0, 0]
+            pair = (jnp.asarray(box[None]) for box in (corners[query], truth.boxes[image][which]))
+            general[row, query] = formulas.giou(*pair)[0, 0]
             cost[row, query] = 5 * l1 - 2 * general[row, query] - probability[query, truth.labels[image][which]]
         rows, columns = optimize.linear_sum_assignment(cost)
         target = np.full(6, CLASSES)
@@ -121,8 +122,8 @@ def test_the_true_code_of_a_place_leads_to_its_box():
 
 
 def test_focal_loss_is_the_papers():
-    logits, target = np.array([-2.0, 0.5, 3.0], np.float32), np.array([1.0, 0.0, 1.0], np.float32)
-    p = special.expit(logits)
+    logits, target = jnp.array([-2.0, 0.5, 3.0]), jnp.array([1.0, 0.0, 1.0])
+    p = special.expit(np.asarray(logits))
     expected = [
         -0.25 * (1 - p[0]) ** 2 * np.log(p[0]),
         -0.75 * p[1] ** 2 * np.log(1 - p[1]),
@@ -149,7 +150,7 @@ def test_losses_of_anchors_are_the_papers(generator):
     truth = objects(generator)
     scores = generator.normal(size=(16, 16)).astype(np.float32)
     code = generator.normal(size=(16, 16, 4)).astype(np.float32)
-    found = jax.jit(jax.vmap(lambda s, c, o: of.anchor_losses(s, c, ANCHORS, o)))(scores, code, truth)
+    found = jax.jit(jax.vmap(lambda s, c, o: of.anchor_losses(s, c, jnp.asarray(ANCHORS), o)))(scores, code, truth)
     for image in range(16):
         shown = np.flatnonzero(truth.valid[image])
         overlap = np.array([[iou(anchor, truth.boxes[image, which]) for which in shown] for anchor in ANCHORS])
@@ -165,7 +166,7 @@ def test_losses_of_anchors_are_the_papers(generator):
         errors = []
         for anchor in np.flatnonzero(positive):
             box = truth.boxes[image, shown[overlap[anchor].argmax()]]
-            apart = np.abs(code[image, anchor] - np.asarray(formulas.encode(box, ANCHORS[anchor])))
+            apart = np.abs(code[image, anchor] - formulas.encode(jnp.asarray(box), jnp.asarray(ANCHORS[anchor])))
             errors.append(np.where(apart < 1, apart**2 / 2, apart - 0.5).sum())
         assert found["proposal_box_loss"][image] == pytest.approx(np.mean(errors) if errors else 0, rel=1e-3, abs=1e-5)
 
@@ -196,8 +197,8 @@ def test_losses_of_regions_are_the_papers(generator):
             if overlaps and max(overlaps) >= 0.5:
                 which = shown[int(np.argmax(overlaps))]
                 label, positives = truth.labels[image, which], positives + 1
-                target = np.asarray(formulas.encode(truth.boxes[image, which], box)) * [10, 10, 5, 5]
-                apart = np.abs(code[image, place, label] - target)
+                target = formulas.encode(jnp.asarray(truth.boxes[image, which]), jnp.asarray(box))
+                apart = np.abs(code[image, place, label] - np.asarray(target) * [10, 10, 5, 5])
                 errors.append(np.where(apart < 1, apart**2 / 2, apart - 0.5).sum())
             nats.append(-special.log_softmax(logits[image, place])[label])
         assert found["class_loss"][image] == pytest.approx(np.mean(nats), rel=1e-4)

@@ -246,6 +246,7 @@ def test_a_query_that_sees_no_key_becomes_0_and_gives_no_gradient(form):
         assert not np.asarray(array[1]).any() and not np.asarray(array[0, :4]).any() and np.asarray(array[0, 4:]).any()
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("part", range(3))
 def test_queries_keys_and_values_are_of_one_sequence(part):
     heads = arrays(QUERY, KEY, VALUE, SLOPES)

@@ -135,13 +135,13 @@ def test_what_has_no_value_is_nan():
     scores[7] = np.nan
     ones = np.ones(90, np.float32)
     nothing = np.zeros(90, np.float32)
-    logits, targets = jnp.asarray(RNG.normal(size=(90, 4)), jnp.float32), np.arange(90) % 4
+    logits, targets = jnp.asarray(RNG.normal(size=(90, 4)), jnp.float32), jnp.arange(90) % 4
     for state in (
         Average(np.float32(0), np.float32(0)),
         RootMean(np.float32(0), np.float32(0)),
         RSquared.of(*map(jnp.asarray, (SCORES, SCORES, nothing))),
-        MacroF1.of(logits, targets, nothing),
-        MacroF1.of(logits, np.where(targets == 2, -1, targets), ones),
+        MacroF1.of(logits, targets, jnp.asarray(nothing)),
+        MacroF1.of(logits, jnp.where(targets == 2, -1, targets), jnp.asarray(ones)),
         AUC(SCORES, np.zeros(90, int), ones),
         AUC(SCORES, odd, ones),
         AUC(scores, LABELS, ones),

@@ -91,6 +91,8 @@ def test_samples_are_drawn_from_the_key():
     assert (np.asarray(draws[0]) != draws[2]).any() and np.asarray(draws[0]).max() == 47
 
 
-@pytest.mark.parametrize(("factor", "tokens", "count"), [(5, 96, 25), (3, 7, 6), (3, 8, 8), (1, 1, 1), (0.1, 9, 1)])
+@pytest.mark.parametrize(
+    ("factor", "tokens", "count"), [(5.0, 96, 25), (3.0, 7, 6), (3.0, 8, 8), (1.0, 1, 1), (0.1, 9, 1)]
+)
 def test_how_many_are_sampled(factor, tokens, count):
     assert probsparse.num_sampled(factor, tokens) == count

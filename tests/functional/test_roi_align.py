@@ -55,5 +55,5 @@ def test_products_are_of_float32():
 
 def test_a_box_around_one_cell_has_its_features():
     features = np.random.default_rng(1).normal(size=(4, 4, 2)).astype(np.float32)
-    found = roi_align(features, np.array([[2, 1, 3, 2]], np.float32), 1, 1)
+    found = roi_align(jnp.asarray(features), jnp.array([[2.0, 1.0, 3.0, 2.0]]), 1, 1)
     np.testing.assert_allclose(found[0, 0, 0], features[1, 2], atol=1e-6)

@@ -282,6 +282,7 @@ def test_the_kernel_for_tpus_means_the_same_by_its_masks(causal, window):
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -13,7 +13,7 @@ GENERATOR = np.random.default_rng(0)
 
 
 def draw(*shape):
-    return GENERATOR.normal(size=shape).astype(np.float32)
+    return jnp.asarray(GENERATOR.normal(size=shape), jnp.float32)
 
 
 def exact(x, matrix):
@@ -23,13 +23,13 @@ def exact(x, matrix):
 @pytest.mark.parametrize("shape", [(4, 2, 2), (4, 2, 3), (2, 4, 1), (1, 8, 8), (8, 1, 1)])
 def test_a_block_maps_its_own_features(shape):
     x, kernel = draw(2, 3, 8), draw(*shape)
-    dense = scipy.linalg.block_diag(*kernel.astype(np.float64))
+    dense = scipy.linalg.block_diag(*np.asarray(kernel, np.float64))
     np.testing.assert_allclose(block_diagonal(x, kernel), exact(x, dense), rtol=1e-5, atol=1e-5)
 
 
 def test_parts_of_a_block_diagonal_map_stand_one_after_another():
     x, kernels = draw(2, 3, 8), draw(3, 4, 2, 2)
-    one = block_diagonal(x, np.concatenate(list(kernels), axis=-1), 3)
+    one = block_diagonal(x, jnp.concatenate(list(kernels), axis=-1), 3)
     each = [exact(x, scipy.linalg.block_diag(*kernel)) for kernel in kernels]
     np.testing.assert_allclose(one, np.concatenate(each, axis=-1), rtol=1e-5, atol=1e-5)
 
@@ -43,15 +43,15 @@ def shuffle(rows, columns):
 def test_monarch_is_two_block_diagonal_maps_with_a_shuffle_between(blocks, middle, features_out):
     x, first = draw(2, 3, 8), draw(blocks, 8 // blocks, middle)
     second = draw(middle, blocks, features_out // middle)
-    dense = scipy.linalg.block_diag(*first.astype(np.float64)) @ shuffle(blocks, middle)
-    dense = dense @ scipy.linalg.block_diag(*second.astype(np.float64)) @ shuffle(middle, features_out // middle)
+    dense = scipy.linalg.block_diag(*np.asarray(first, np.float64)) @ shuffle(blocks, middle)
+    dense = dense @ scipy.linalg.block_diag(*np.asarray(second, np.float64)) @ shuffle(middle, features_out // middle)
     assert (dense != 0).all()  # each input reaches each output
     np.testing.assert_allclose(monarch(x, first, second), exact(x, dense), rtol=1e-5, atol=1e-5)
 
 
 def test_parts_of_a_monarch_map_stand_one_after_another():
     x, firsts, seconds = draw(2, 8), draw(3, 4, 2, 2), draw(3, 2, 4, 4)
-    one = monarch(x, np.concatenate(list(firsts), axis=-1), np.concatenate(list(seconds)), 3)
+    one = monarch(x, jnp.concatenate(list(firsts), axis=-1), jnp.concatenate(list(seconds)), 3)
     each = [monarch(x, first, second) for first, second in zip(firsts, seconds, strict=True)]
     np.testing.assert_allclose(one, np.concatenate(each, axis=-1), rtol=1e-5, atol=1e-5)
 

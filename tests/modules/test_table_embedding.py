@@ -54,6 +54,7 @@ def test_a_class_token_comes_first_and_is_read():
 def test_each_column_has_a_map_of_its_own(numbers, shape):
     _, network, (params, state) = network_of(numbers=numbers, num_bins=2)
     assert leaf_paths(params)["embedding.directions"].shape == shape
+    params, state = jax.tree.map(jnp.asarray, (params, state))
     moved = jax.jit(jax.jacobian(lambda x: network.embed(params, state, x[None])[0].sum(axis=1)))(X[0])
     np.testing.assert_array_equal(np.asarray(moved) != 0, np.eye(3, dtype=bool))
 
@@ -63,7 +64,7 @@ def test_members_share_the_body_and_have_heads_of_their_own():
     assert set(np.unique(params["embedding"]["scales"])) == {-1.0, 1.0}
 
     def outputs_and_gradient(params):
-        total = lambda p: (lambda y: (y[:, 1].sum(), y))(network.apply(p, state, X)[0])  # noqa: E731
+        total = lambda p: (lambda y: (y[:, 1].sum(), y))(network.apply(p, state, jnp.asarray(X))[0])  # noqa: E731
         return jax.grad(total, has_aux=True)(params)
 
     grads, outputs = jax.device_get(jax.jit(outputs_and_gradient)(params))

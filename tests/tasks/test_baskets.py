@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -168,6 +169,8 @@ def test_every_place_that_an_evaluation_asks_is_trained(knobs):
     network, batch = network_of(task), prepared(task, "train", training=True)
     params, _ = jax.jit(network.init)(jax.random.key(1))
 
+    batch = jax.tree.map(jnp.asarray, batch)
+
     def loss(params):
         scores, _ = network.apply(params, {}, batch["inputs"], valid=batch["valid"])
         found = task.loss_and_metrics(scores, batch)["loss"]
@@ -193,8 +196,8 @@ def test_every_event_but_those_of_the_first_basket_or_item_trains_once(tokens):
 
 
 def test_a_half_life_halves_the_weight_of_a_basket_that_many_days_before_the_cut():
-    _, sequences = (task := make_task(config_of(half_life=10.0))).divided
-    assert task._weights(np.array([sequences.cut, sequences.cut - 10 * 1440]), sequences.cut) == pytest.approx([1, 0.5])
+    task, cut = make_task(config_of(half_life=10.0)), 20_000
+    assert task._weights(np.array([cut, cut - 10 * 1440]), float(cut)) == pytest.approx([1, 0.5])
 
 
 def test_masks_hide_a_share_of_the_items_and_an_evaluation_appends_one():

@@ -105,9 +105,9 @@ def test_a_linear_model_of_fields_is_scikit_learns_logistic_regression(table):
     params, _ = jax.jit(network.init)(jax.random.key(0))
     assert params.keys() == {"embedding", "head"} and params["head"].keys() == {"bias"}
     stored = task.examples("train").load()
-    inputs = jax.device_get(jax.jit(task.preprocess)({name: stored[name] for name in ("columns", "categories")}))
-    levels = np.asarray(inputs["categories"])
-    design = np.concatenate([inputs["columns"], *(np.eye(5)[levels[:, place]] for place in range(3))], axis=1)
+    inputs = jax.jit(task.preprocess)({name: stored[name] for name in ("columns", "categories")})
+    columns, levels = np.asarray(inputs["columns"]), np.asarray(inputs["categories"])
+    design = np.concatenate([columns, *(np.eye(5)[levels[:, place]] for place in range(3))], axis=1)
     peer = LogisticRegression(C=1e4, max_iter=2000).fit(design, stored["label"])
 
     @jax.jit

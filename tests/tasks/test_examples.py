@@ -203,6 +203,6 @@ def test_a_metric_that_is_computed_of_what_is_gathered_has_no_figure_for_each_ex
     """As the average precision of stored images with objects: it has no entry among the metrics of a batch."""
     figures = {"loss": Average(jnp.float32(1), jnp.float32(2)), "detections": object()}
     task = types.SimpleNamespace(
-        loss_and_metrics=lambda outputs, batch: figures, primary_metric=types.SimpleNamespace(name="ap")
+        loss_and_metrics=lambda outputs, batch: figures, primary_metric=types.SimpleNamespace(name="ap", beside=())
     )
-    assert Task.metrics_and_examples(task, None, None) is figures
+    assert Task.metrics_and_examples(task, None, {}) == figures

@@ -227,7 +227,7 @@ def test_quantiles_are_scored_by_the_pinball_loss(make, standardised):
     spread = np.ones(3) if standardised else np.array(task.metadata["spread"])
     outputs = targets[..., None] + spread[:, None] * np.random.default_rng(0).normal(size=(*targets.shape, 3))
     outputs = np.asarray(outputs, np.float32)
-    found = metrics.compute([task.loss_and_metrics(jnp.asarray(outputs), batch)])
+    found = metrics.compute([task.loss_and_metrics(jnp.asarray(outputs), jax.tree.map(jnp.asarray, batch))])
     losses, inside, squares = [], [], []
     for place in np.argwhere(known):
         window, step, channel = place
@@ -248,7 +248,7 @@ def test_a_head_of_quantiles_has_a_map_for_each_level(make, individual):
     knobs = {"instance_norm": "last", "tokens": "variate", "embedding": "identity", "individual": individual}
     task, params, forecast = built(make, LINEAR, targets=("c", "a"), marks=False, quantiles=(0.2, 0.5), **knobs)
     single, _, _ = built(make, LINEAR, targets=("c", "a"), marks=False, **knobs)
-    inputs, network = random_inputs(task), single.network(LINEAR)
+    inputs, network = jax.tree.map(jnp.asarray, random_inputs(task)), single.network(LINEAR)
     apply = jax.jit(lambda weights: network.apply(weights, network.shapes[1], inputs)[0])
     found = np.asarray(forecast(inputs))
     assert found.shape == (2, HORIZON, 2, 2)
@@ -265,7 +265,7 @@ def test_predictions_are_in_the_units_of_the_data(make, values):
     train = values[:360].astype(float)
     np.testing.assert_allclose(found[0, 1], np.nanmean(train, axis=0)[[2, 0]], rtol=1e-5)
     np.testing.assert_allclose(found[0, 0, 1], (np.nanmean(train, axis=0) + 2 * np.nanstd(train, axis=0))[0], rtol=1e-5)
-    np.testing.assert_allclose(task.outputs_of(found), outputs, atol=1e-5)
+    np.testing.assert_allclose(task.outputs_of(jnp.asarray(found)), outputs, atol=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------- the baselines
@@ -309,7 +309,8 @@ def test_a_solution_makes_the_network_that_ridge_regression(make, individual, la
     task = make(targets=("c", "a"), instance_norm=last, **knobs)
     network, batch = task.network(LINEAR), batch_of(task)
     weights = replace_leaves(network.shapes[0], task.solution(LINEAR, 3.0))
-    found, _ = network.apply(weights, network.shapes[1], batch["inputs"])
+    weights, inputs = jax.tree.map(jnp.asarray, (weights, batch["inputs"]))
+    found, _ = network.apply(weights, network.shapes[1], inputs)
     name = ("linear" if individual else "linear_shared") + ("_last" if last == "last" else "")
     expected = fit(task, name, alpha=3.0)(np.asarray(batch["inputs"]["series"]))
     np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -489,7 +490,7 @@ def test_revin_takes_mean_and_deviation_of_what_was_observed(make):
     params, state = jax.jit(network.init)(jax.random.key(0))
     inputs = random_inputs(task)
     inputs["observed"][0, 4, 1] = False
-    tokens = np.asarray(network.embed(params, state, inputs))
+    tokens = np.asarray(network.embed(params, state, jax.tree.map(jnp.asarray, inputs)))
     for channel in range(3):
         known = inputs["series"][0, inputs["observed"][0, :, channel], channel]
         expected = (inputs["series"][0, :, channel] - known.mean()) / np.sqrt(known.var() + 1e-5)

@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from flaxformer_lab.ablation.learned.config import CONFIG, LearnedConfig
 from flaxformer_lab.ablation.learned.cuts import left_out, make_cuts
@@ -130,7 +130,7 @@ def _as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return file.getvalue()
 
 
-def _write_rows(file: IO[str], rows: Sequence[Mapping[str, Any]]) -> None:
+def _write_rows(file: io.TextIOBase, rows: Sequence[Mapping[str, Any]]) -> None:
     """A line for each row."""
     writer = csv.writer(file, lineterminator="\n")
     for row in rows:

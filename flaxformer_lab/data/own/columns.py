@@ -58,7 +58,7 @@ class Table:
     def __len__(self) -> int:
         return len(self.lines)
 
-    def error(self, name: str, row: int, problem: str) -> DataError:
+    def error(self, name: str, row: int | np.integer, problem: str) -> DataError:
         """The error that a cell causes."""
         return DataError(f"{self.path}, {self.unit} {self.lines[row]}, column {name}: {problem}")
 

@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from flaxformer_lab import registry
 from flaxformer_lab.errors import ConfigError
@@ -18,6 +19,8 @@ from flaxformer_lab.modules.intermediates import Intermediates
 from flaxformer_lab.modules.projection import Dense, Fans
 from flaxformer_lab.modules.rngs import Rngs
 from flaxformer_lab.modules.sharding import Axes, read
+
+EqualHeads = Float[Array, "batch _ heads head_dim"]  # of queries, and of keys of as many heads
 
 # Of attention to oneself, which is a linear map; attention to another sequence is not.
 _LINEAR_MAP = {
@@ -114,7 +117,7 @@ class FrequencyAttention(_FixedLength):
         """Takes the modes and weights of another."""
         self.modes, self.kernel = other.modes, other.kernel
 
-    def transform(self, *heads: Heads) -> Heads:
+    def transform(self, *heads: EqualHeads) -> Heads:
         """Selected modes of the queries; with keys, of what they find there."""
         formula = frequency.fourier_cross_attention if self._crosses else frequency.fourier_block
         mixed = formula(*heads, *self.kernel(), *(modes[...] for modes in self.modes))
@@ -148,7 +151,7 @@ class WaveletAttention(_FixedLength):
         for name in ("inward", "outward", *(() if self._crosses else ("kernels", "coarsest"))):
             setattr(self, name, getattr(other, name))
 
-    def transform(self, *heads: Heads) -> Heads:
+    def transform(self, *heads: EqualHeads) -> Heads:
         """A linear map on each level; with keys, attention on each level."""
         tokens, filters = heads[0].shape[1], wavelet.multiwavelet_filters(self._shape[1])
         series = [
