@@ -1,7 +1,7 @@
 """Do Transformers lead the forecasting of time series? What C13 needs, for 2 cores: form `cores` of forecasting.py.
 
 Command: python -m flaxformer_lab.ablate --config=configs/ablations/forecasting_cores.py --workdir=runs/C13
-Time: three and a half hours on 2 cores of an AMD EPYC beside much other work, for the 12 cells of C13.
+Time: four hours on 2 cores of an AMD EPYC beside much other work, for the 15 cells of C13.
 Result: docs/results/forecasting_cores.md, of the values in docs/results/forecasting_cores.csv.gz.
 """
 

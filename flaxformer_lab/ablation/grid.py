@@ -36,7 +36,8 @@ from flaxformer_lab.parsing import (
     override,
     parse,
 )
-from flaxformer_lab.tasks import PrimaryMetric, controls, make_task, primary_metric
+from flaxformer_lab.task_config import TaskConfig
+from flaxformer_lab.tasks import PrimaryMetric, Task, controls, make_task, primary_metric
 from flaxformer_lab.training.optimizer import maps_by_rule
 
 # Named variants with commas between them, or a table of overrides. Its key `ablation` may name variants too, `recipe`
@@ -337,7 +338,7 @@ def make_grid(config: AblationConfig, folder: Path, read_recipe: ReadRecipe) -> 
     cells: list[Cell] = []
     dropped: list[tuple[str, str, str]] = []
     needed = _needed(config)
-    cost_of = functools.cache(functools.partial(_cost_of, match=config.match))
+    cost_of = functools.cache(functools.partial(_cost_of, match=config.match, task_of=functools.cache(make_task)))
     for task, entry in config.tasks.items():
         if config.only is not None and task not in config.only:
             continue
@@ -515,9 +516,9 @@ def cost(config: Config) -> tuple[int, int]:
     return parameters(params), forward_flops(network, params, model_state, task.input_spec(1))
 
 
-def _cost_of(config: Config, match: str) -> int:
+def _cost_of(config: Config, match: str, task_of: Callable[[TaskConfig], Task]) -> int:
     """The one of both that `match` names; counting the operations of a forward pass takes longer."""
-    return cost(config)[1] if match == "flops" else parameters(make_task(config.task).network(config.model).shapes[0])
+    return cost(config)[1] if match == "flops" else parameters(task_of(config.task).network(config.model).shapes[0])
 
 
 def _matched(
@@ -542,12 +543,17 @@ def _matched(
         widened = parse_config(override(as_dict(recipe if grows else variant), "model.width", units * unit))
         return apply_change(widened, change) if grows else widened
 
-    low, high = 1, max(2, 2 * variant.model.width // unit)
-    while cost_of(at(high)) < wanted:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if cost_of(at(middle)) < wanted else (low, middle)
+    low, high, below = 1, max(2, 2 * variant.model.width // unit), 0
+    while (above := cost_of(at(high))) < wanted:
+        low, high, below = high, 2 * high, above
+    for guesses in itertools.cycle((True, False)):
+        if high - low <= 1:
+            break
+        # A cost grows about with the square of the width: a line through the roots is a good guess where it does.
+        line = (math.sqrt(wanted) - math.sqrt(below)) / (math.sqrt(above) - math.sqrt(below))
+        middle = min(max(low + round((line if guesses else 0.5) * (high - low)), low + 1), high - 1)
+        found = cost_of(at(middle))
+        low, below, high, above = (middle, found, high, above) if found < wanted else (low, below, middle, found)
     miss = lambda config: abs(cost_of(config) / wanted - 1)  # noqa: E731
     nearest_one = min((at(low), at(high)), key=miss)
     if miss(nearest_one) > ablation.match_tolerance:
