@@ -55,6 +55,7 @@ def test_every_kind_of_attention_is_here():
 # ------------------------------------------------------------------------------------------- reading, replacing
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("kind", "valid"),
     [pytest.param(kind, None, id=f"{kind}-whole", marks=() if kind in OF_EACH_SORT else SLOW) for kind in KINDS]
@@ -80,6 +81,7 @@ def test_values_replaced_by_themselves_change_nothing(network, kind, valid):
         close(seen[name], value)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "knobs",
     [pytest.param({"attention.kind": kind}, marks=() if kind in OF_EACH_SORT else SLOW) for kind in KINDS]

@@ -1,5 +1,7 @@
 """Where a detector's second stage reads the features of a box, by the pixels that features stand for."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from flaxformer_lab.modules.rngs import Rngs
 PIXELS, GRID = 96, (12, 12)
 
 
+@functools.cache
 def pixels_of(cell):
     """(x, y): the centre of the pixels that the features of a cell (row, column) see, counted from an edge."""
     backbone = Backbone(1, 2, bias=False, dtype="float32", rngs=Rngs(0))

@@ -65,6 +65,11 @@ METADATA = {
 }
 
 
+# Those with a task of their own take seconds each.
+OF_TASKS = [pytest.param(name, marks=pytest.mark.integration) for name in TASKS]
+EVERY = [*(name for name in MODELS if name not in TASKS), *OF_TASKS]
+
+
 def experiment_of(name, parts=None, **knobs):
     """The experiment of a small model, other knobs of it, and other parts of its config.
 
@@ -128,7 +133,7 @@ def float32_precisions(name, parts=None, **knobs):
     return {each.params["precision"] for each in products if dtypes(each) == {"float32"}}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EVERY)
 def test_float32_is_multiplied_as_float32(name):
     highest = jax.lax.Precision.HIGHEST
     assert float32_precisions(name, {"optimizer": {"name": "muon"}}) == {(highest, highest)}
@@ -141,7 +146,7 @@ def test_less_precision_is_one_flag_away(name):
         assert float32_precisions(model, precision=name) == {(precision, precision)}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EVERY)
 def test_no_sum_over_examples_or_tokens_has_16_bits(name):
     def is_sum(equation):
         if equation.primitive.name == "reduce_sum":
@@ -189,7 +194,7 @@ def assert_gradients_agree(name, size, parts=None):
     assert max(errors.values()) < 0.03, errors
 
 
-@pytest.mark.parametrize("name", ["autoint", *TASKS])
+@pytest.mark.parametrize("name", ["autoint", *OF_TASKS])
 def test_no_gradient_is_rounded_to_16_bits(name):
     experiment = experiment_of(name, dtype="bfloat16")
     task, network, batch = experiment.task, experiment.network, batch_of(experiment, 8)
