@@ -251,7 +251,7 @@ def test_predictions_for_a_table_score_what_evaluation_says(decoded_once, tmp_pa
         == reported(tmp_path / "run", "test", 12)["accuracy"]
     )
     assert not np.allclose(run.predict(data["columns"]), run.predict_preprocessed(data["columns"]))
-    with pytest.raises(DataError, match=r"predict: columns\[2\] of row 1 is nan; set task\.missing"):
+    with pytest.raises(DataError, match=r"predict: columns\[2\] of row 1 is nan, .* task\.missing=error; fill it in"):
         run.predict(np.where(np.arange(26).reshape(2, 13) == 15, np.nan, 1.0))
     for rows in (np.ones((2, 12)), np.ones(13), [["a"] * 13]):
         with pytest.raises(ConfigError, match=r"which takes \(batch, 13\) numbers"):
