@@ -60,6 +60,7 @@ def baseline(subject):
     return measure(subject())
 
 
+@pytest.mark.integration
 def test_a_transformer_has_every_measure(baseline):
     assert set(baseline) == EVERYWHERE | DEPTH | of_the_block(ATTENTION) | of_the_block({"head_importance"})
     assert np.all(np.isfinite(numbers(baseline)))

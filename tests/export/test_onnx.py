@@ -406,7 +406,6 @@ def test_a_weight_that_stays_float32_is_named(monkeypatch):
         onnx_int8.quantise(content, None)
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize(
     ("options", "error"),
     [

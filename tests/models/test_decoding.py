@@ -177,6 +177,7 @@ def test_greedy_texts_are_those_of_the_whole_forward_pass(draw, name):
         assert text.tolist() == greedy(name, draw, prompt, 23)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("name", "lengths"),
     [

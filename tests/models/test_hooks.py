@@ -108,6 +108,7 @@ def test_other_models_are_hooked_too(network, name):
         assert np.any(small.run_with_hooks(params, {}, SYMBOLS, {each: jnp.cos}) != outputs), each
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("kind", "point"), [(k, "scores" if k == "lightning" else "weights") for k in KINDS if k not in WITHOUT_WEIGHTS]
 )
@@ -177,6 +178,7 @@ def test_a_network_with_hooks_measures_and_does_not_decode(network):
 # ---------------------------------------------------------------------------------------------------- ablations
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_head_set_to_zero_is_one_whose_rows_of_the_output_map_are_zero(network, kind):
     small, params = network({"attention.kind": kind})

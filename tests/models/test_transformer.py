@@ -362,6 +362,7 @@ def test_rematerialisation_recomputes_in_the_backward_pass(transformer, stream):
     assert checkpoints(transformer({"remat": True})) > 0 == checkpoints(transformer())
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_policy_keeps_products_and_leaves_the_gradient_as_it_is(transformer, stream, dtype):
     def of(knobs):

@@ -271,6 +271,7 @@ def test_shared_heads_are_those_of_an_attention_whose_keys_and_values_are_equal(
 CROSSING = [kind for kind in registry.names("attention") if registry.ask("attention", kind, "crosses")]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", CROSSING)
 @pytest.mark.parametrize("shares", [1, 2])
 def test_shared_heads_of_another_sequence_are_written_out_ones(draw_module, kind, shares):

@@ -521,7 +521,6 @@ def test_the_same_results_make_the_same_bytes(made, grid, store):
 # ------------------------------------------------------------------------------------------------ every state
 
 
-@pytest.mark.integration
 def test_every_state_makes_a_sound_page(state):
     document = read(state.page)
     ids = [node.attributes["id"] for node in document.all() if "id" in node.attributes]

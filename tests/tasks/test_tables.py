@@ -54,6 +54,7 @@ def lines_of(split):
 # ------------------------------------------------------------------------------------------------- inputs
 
 
+@pytest.mark.integration
 def test_mixed_columns_are_tokens(run):
     task = run.task
     spec = task.input_spec(3)

@@ -195,6 +195,7 @@ KINDS = (
 )
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("attention", KINDS, ids=str)
 def test_every_kind_of_attention_works_on_tokens_in_shares(attention):
     config = parse_config(ONE_BLOCK | {"model": ONE_BLOCK["model"] | {"attention": {"num_heads": 4} | attention}})
@@ -319,6 +320,7 @@ def test_nothing_is_sent_that_theory_does_not_ask_for(sizes, expected):
     assert {kind: number for kind, number in sent.items() if number} == expected
 
 
+@pytest.mark.integration
 def test_the_state_takes_a_quarter_of_the_memory_on_four_devices():
     whole, shared = (compiled_update(**{axis: 4}).memory_analysis().argument_size_in_bytes for axis in ("data", "fsdp"))
     assert shared < 0.3 * whole
