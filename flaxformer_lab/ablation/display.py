@@ -95,14 +95,15 @@ def show_plan(grid: Grid, store: Store | None, console: Console) -> None:
     table = Table(title=f"{len(grid.cells)} cells x {len(grid.cells[0].replicas)} replicas", title_justify="left")
     for column in ("task", "variant", "parameters", "forward FLOPs", "updates", "state"):
         table.add_column(column, justify="right" if column in ("parameters", "forward FLOPs", "updates") else "left")
-    work: list[tuple[Cell, float]] = []
+    work: list[tuple[Cell, float, int]] = []  # with the operations of one replica, and the replicas to train
     for cell in grid.cells:
         parameters, flops = cost(cell.config) if cell.control is None else (0, 0)
         finished = store is not None and progress(cell, store, grid.config)[1] is None
         training = cell.config.training
         if not finished and cell.control is None:
             others = set(grid.config.seeds_of(cell.task)) - {replica.seed for replica in cell.replicas}
-            work.append((cell, _operations(cell, len(cell.replicas) + len(others))))
+            operations = 3.0 * flops * training.batch_size * training.steps
+            work.append((cell, operations, len(cell.replicas) + len(others)))
         row = (cell.task, cell.variant, f"{parameters:,}", f"{flops:,}", f"{training.steps:,}")
         table.add_row(*map(Text, row), "finished" if finished else "to do")
     console.print(table)
@@ -123,21 +124,15 @@ def _what_follows(extension: Cell) -> str:
     return f"{len(extension.replicas)} more seeds at {rates[0]:g}"
 
 
-def _operations(cell: Cell, replicas: int) -> float:
-    """Of training so many replicas of a cell."""
-    training = cell.config.training
-    return 3.0 * cost(cell.config)[1] * training.batch_size * training.steps * replicas
-
-
-def _estimate(work: list[tuple[Cell, float]]) -> str:
+def _estimate(work: list[tuple[Cell, float, int]]) -> str:
     """From a trial of the cell in the middle: what compiling takes, and the rate of operations."""
-    cell, _ = sorted(work, key=lambda each: each[1])[len(work) // 2]
+    cell, operations, _ = sorted(work, key=lambda each: each[1] * each[2])[len(work) // 2]
     start = time.perf_counter()
     population = Population(cell.config, cell.replicas)
     compiling = time.perf_counter() - start
     training = population.seconds_per_update(TRIAL_STEPS) * cell.config.training.steps
-    rate = _operations(cell, len(cell.replicas)) / training
-    seconds = compiling * len(work) + sum(each for _, each in work) / rate
+    rate = operations * len(cell.replicas) / training
+    seconds = compiling * len(work) + sum(each * replicas for _, each, replicas in work) / rate
     return (
         f"estimate: {duration(seconds)} (compiling {compiling:.1f} s a cell and {rate / 1e9:.1f} GFLOP/s, "
         f"from a trial of {cell.task} / {cell.variant}; compiling overlaps with training, so expect less)"

@@ -124,19 +124,12 @@ def joined(results: Sequence[Result]) -> Result:
 
 def _joined_examples(parts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Sums over seeds by test example, one entry a metric and rate; none where seeds weigh other examples."""
-    sums: dict[tuple[str | None, float], dict[str, Any] | None] = {}
+    alike: dict[tuple[str | None, float], list[dict[str, Any]]] = collections.defaultdict(list)
     for part in parts:
-        key = part.get("metric"), part["learning_rate"]
-        known = sums.get(key, part)
-        if known is not part and known is not None:
-            known = _sum_of_examples(known, part)
-        sums[key] = known
-    return [each for each in sums.values() if each is not None]
-
-
-def _sum_of_examples(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any] | None:
-    if len(one["weights"]) != len(other["weights"]):
-        return None
-    names = ("totals", "weights")
-    plus = lambda a, b: None if a is None or b is None else a + b  # noqa: E731
-    return one | {name: list(map(plus, one[name], other[name])) for name in names}
+        alike[part.get("metric"), part["learning_rate"]].append(part)
+    plus = lambda *values: None if None in values else sum(values)  # noqa: E731
+    return [
+        same[0] | {name: list(map(plus, *(part[name] for part in same))) for name in ("totals", "weights")}
+        for same in alike.values()
+        if len({len(part["weights"]) for part in same}) == 1
+    ]
