@@ -71,18 +71,24 @@ def test_the_bound_holds_for_what_does_not_see_both(model, bound):
     assert (found and found.value) == bound
 
 
+def pairs(shape, kinds, distance):
+    """An image for each pair of these kinds: the left mark in the first column of cells, the right one so far on."""
+    images = np.zeros((len(kinds) ** 2, *shape, 1), np.float32)
+    for number, (left, right) in enumerate(itertools.product(kinds, repeat=2)):
+        for column, kind in ((0, left), (distance, right)):
+            images[number, 0:2, 2 * column : 2 * column + 2, 0] = -1
+            row, place = CLOCKWISE[kind]
+            images[number, row, 2 * column + place, 0] = 1
+    return jnp.asarray(images)
+
+
 def test_a_convolution_that_sees_one_mark_at_a_time_adds_what_it_sees():
     """The logits of a pair are a sum over its marks: exchanging the right marks of two images changes no sum."""
     task = make_task(TwoMarksConfig(rows=ROWS, columns=8, distance=5))
     network = task.network(parse_config({"model": {"name": "cnn_2d", "depth": 1, "width": 8}}).model)
     params, state = network.init(jax.random.key(0))
-    images = np.zeros((4, 2 * ROWS, 16, 1), np.float32)
-    for number, (left, right) in enumerate(itertools.product((0, 2), repeat=2)):
-        for column, kind in ((0, left), (5, right)):
-            images[number, 0:2, 2 * column : 2 * column + 2, 0] = -1
-            row, place = CLOCKWISE[kind]
-            images[number, row, 2 * column + place, 0] = 1
-    same, different, other, alike = np.asarray(jax.jit(network.apply)(params, state, jnp.asarray(images))[0])
+    images = pairs((2 * ROWS, 16), kinds=(0, 2), distance=5)
+    same, different, other, alike = np.asarray(jax.jit(network.apply)(params, state, images)[0])
     assert np.abs(same - different).max() > 1e-4
     np.testing.assert_allclose(same + alike, different + other, atol=1e-5)
 
@@ -112,13 +118,8 @@ def test_a_convolution_over_a_sequence_of_pixels_joins_marks_of_two_rows():
     assert task.bound(model) is None
     network = task.network(model)
     params, state = network.init(jax.random.key(0))
-    images = np.zeros((4, 2, 8, 1), np.float32)
-    for number, (left, right) in enumerate(itertools.product((1, 3), repeat=2)):
-        for column, kind in ((0, left), (3, right)):
-            images[number, 0:2, 2 * column : 2 * column + 2, 0] = -1
-            row, place = CLOCKWISE[kind]
-            images[number, row, 2 * column + place, 0] = 1
-    same, different, other, alike = np.asarray(jax.jit(network.apply)(params, state, jnp.asarray(images))[0])
+    images = pairs((2, 8), kinds=(1, 3), distance=3)
+    same, different, other, alike = np.asarray(jax.jit(network.apply)(params, state, images)[0])
     assert np.abs(same + alike - different - other).max() > 1e-4
 
 
